@@ -1,0 +1,172 @@
+"""The configuration: where it lies, what its values may be, and how a mistake in it is told."""
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from bnstudy.errors import UserError
+
+PACKAGE = Path(__file__).parent
+# In a wheel the configurations lie inside the package, in a checkout beside it.
+CONFIG_FOLDER = next(
+    folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir()
+)
+
+SITES = ("conv", "norm", "act")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a configuration key may hold."""
+
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _integer(minimum: int) -> Rule:
+    return Rule(
+        f"an integer of at least {minimum}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= minimum,
+    )
+
+
+def _optional(rule: Rule) -> Rule:
+    return Rule(f"{rule.allowed}, or null", lambda value: value is None or rule.accepts(value))
+
+
+def _choice(*options: str) -> Rule:
+    return Rule(", ".join(options), lambda value: value in options)
+
+
+_boolean = Rule("true or false", lambda value: isinstance(value, bool))
+_not_negative = Rule("a number of at least 0", lambda value: _number(value) and value >= 0)
+_positive = Rule("a number above 0", lambda value: _number(value) and value > 0)
+_fraction = Rule("a number from 0 to below 1", lambda value: _number(value) and 0 <= value < 1)
+
+RULES: dict[str, Rule] = {
+    "seed": _integer(0),
+    "study": Rule(
+        "a folder's name", lambda value: isinstance(value, str) and Path(value).name == value
+    ),
+    "model.depth": _integer(1),
+    "model.width": _integer(1),
+    "norm.eps": _positive,
+    "norm.momentum": _fraction,
+    "norm.num_groups": _integer(1),
+    "optim.lr": _positive,
+    "optim.momentum": _fraction,
+    "optim.weight_decay": _not_negative,
+    "optim.betas": Rule(
+        "two numbers from 0 to below 1, such as [0.9,0.999]",
+        lambda value: isinstance(value, list)
+        and len(value) == 2
+        and all(map(_fraction.accepts, value)),
+    ),
+    "optim.schedule": _choice(*SCHEDULES),
+    "data.batch_size": _integer(1),
+    "data.flip": _boolean,
+    "data.shift": _integer(0),
+    "data.image_size": _optional(_integer(1)),
+    "trainer.max_epochs": _integer(1),
+    "metrics.every_n_epochs": _integer(1),
+    "metrics.sites": Rule(
+        f"a list of {', '.join(SITES)}, such as [act]",
+        lambda value: isinstance(value, list) and value != [] and set(value) <= set(SITES),
+    ),
+    "metrics.names": Rule("a list of metrics' names", lambda value: isinstance(value, list)),
+    "probe.train": _optional(_integer(1)),
+    "probe.test": _optional(_integer(1)),
+    "checkpoint_epochs": Rule(
+        "a list of epochs such as [0,5,10], or all",
+        lambda value: value == "all"
+        or (isinstance(value, list) and all(map(_integer(0).accepts, value))),
+    ),
+}
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain values, every interpolation resolved.
+
+    A learning rate given for each norm is replaced by the one of this run's norm, so that the
+    result says what is used.
+
+    Raises:
+        UserError: A value is missing, or the learning rate of this run's norm is.
+    """
+    try:
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
+    rate = config["optim"]["lr"]
+    if isinstance(rate, dict):
+        norm = config["norm"]["name"]
+        if norm not in rate:
+            raise UserError(
+                f"optim.lr={rate} has no learning rate for norm={norm}; add {norm}: NUMBER to it"
+            )
+        config["optim"]["lr"] = rate[norm]
+    return config
+
+
+def validate(config: dict[str, Any]) -> None:
+    """Check the values of a resolved configuration.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
+    for key, rule in RULES.items():
+        group, _, name = key.rpartition(".")
+        values = config.get(group, {}) if group else config
+        if name in values and not rule.accepts(values[name]):
+            raise UserError(f"{key}={values[name]} is not allowed; it takes {rule.allowed}")
+
+
+def explain(error: BaseException) -> str | None:
+    """A user's mistake in one or two lines; None for anything that is a bug of ours."""
+    cause: BaseException | None = error
+    while cause is not None:  # resolvers and Hydra wrap what went wrong
+        match cause:
+            case UserError():
+                return str(cause)
+            case MissingConfigException(missing_cfg_file=str(missing), options=list(options)):
+                group, _, value = missing.rpartition("/")
+                return f"{group}={value} does not exist; it takes {', '.join(options)}"
+            case OmegaConfBaseException(full_key=str(key)) if key:
+                return _explain_key(key, cause)
+            case OSError(filename=str(path)):
+                return (
+                    f"{path}: {cause.strerror}\n"
+                    "Check that the folder can be written to and has room, or set output_root=FOLDER"
+                )
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, HydraException):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return str(error)
+    return None
+
+
+def _explain_key(key: str, error: OmegaConfBaseException) -> str:
+    given = next((word for word in sys.argv if word.lstrip("+~").startswith(f"{key}=")), key)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is missing: set it with {key}=..."
+    if not isinstance(error, AttributeError | KeyError):
+        return f"{given}: {str(error).splitlines()[0]}"
+    parent = error.parent_node
+    allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
+    near = difflib.get_close_matches(key.rpartition(".")[2], allowed)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(allowed)}"
+    return f"{given}: there is no such key; {hint}"
+

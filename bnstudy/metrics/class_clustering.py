@@ -1,0 +1,118 @@
+"""How well the classes are clusters: scores of scikit-learn's kind, clusters = classes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bnstudy.metrics.registry import Invariance, Need, Undefined, metric
+from bnstudy.representations import Layer
+
+NEIGHBOURS = 10
+DISTANCES: tuple[Invariance, ...] = ("rotation", "scale", "translation")
+NEEDS: tuple[Need, ...] = ("classes", "distances")
+
+
+def _distance_sums(layer: Layer) -> Tensor:
+    """Sum of a sample's distances to each class: float32, N x C."""
+    return layer.distances @ layer.membership
+
+
+@metric(
+    direction="higher",
+    bounds=(-1, 1),
+    invariant_to=DISTANCES,
+    needs=NEEDS,
+    source="Rousseeuw 1987, doi 10.1016/0377-0427(87)90125-7",
+)
+def silhouette(layer: Layer) -> float:
+    """Mean over samples of (b - a) / max(a, b).
+
+    a is the mean distance to the others of the sample's class, b that to the nearest other class. A
+    sample that is alone in its class counts 0.
+    """
+    sums, sizes = layer.shared(_distance_sums), layer.class_sizes
+    if layer.num_classes == layer.num_samples:
+        raise Undefined("every sample is a class of its own")
+    own = layer.classes[:, None]
+    within = sums.gather(1, own) / (sizes[own] - 1).clamp_min(1)
+    nearest = (sums / sizes).scatter(1, own, math.inf).amin(1, keepdim=True)
+    score = (nearest - within) / torch.maximum(nearest, within)
+    score = score.masked_fill(sizes[own] == 1, 0).nan_to_num(0)  # 0 / 0: a and b are both 0
+    return score.double().mean().item()
+
+
+@metric(
+    direction="lower",
+    bounds=(0, math.inf),
+    invariant_to=DISTANCES,
+    needs=NEEDS,
+    source="Davies and Bouldin 1979, doi 10.1109/TPAMI.1979.4766909",
+)
+def davies_bouldin(layer: Layer) -> float:
+    """Mean over classes of the worst (s_a + s_b) / d_ab.
+
+    s is the mean distance to the class mean, d the distance between class means.
+    """
+    spread = (layer.membership / layer.class_sizes).T @ layer.residual_norms_squared.sqrt()
+    distances = layer.class_mean_distances_squared.sqrt()
+    distances = distances.masked_fill(distances == 0, math.inf)  # as in scikit-learn
+    if not spread.any() or distances.isinf().all():
+        raise Undefined("all class means are the same, or no class has any spread")
+    worst = ((spread[:, None] + spread) / distances).amax(1)
+    return worst.double().mean().item()
+
+
+@metric(
+    direction="higher",
+    bounds=(0, math.inf),
+    invariant_to=DISTANCES,
+    needs=NEEDS,
+    source="Calinski and Harabasz 1974, doi 10.1080/03610927408827101",
+)
+def calinski_harabasz(layer: Layer) -> float:
+    """(between-class dispersion / (C - 1)) / (within-class dispersion / (N - C))."""
+    between = (layer.class_sizes * layer.class_mean_products.diagonal().double()).sum().item()
+    within = layer.residual_norms_squared.double().sum().item()
+    if within == 0:
+        raise Undefined("no class has any spread: the index is infinite")
+    freedom = (layer.num_samples - layer.num_classes) / (layer.num_classes - 1)
+    return between / within * freedom
+
+
+@metric(
+    direction="lower",
+    bounds=(0, math.inf),
+    invariant_to=DISTANCES,
+    needs=NEEDS,
+    source="mean within-class distance / mean between-class distance",
+)
+def within_between_ratio(layer: Layer) -> float:
+    """Mean distance of two samples of a class over that of two samples of different classes."""
+    sums, sizes = layer.shared(_distance_sums).double(), layer.class_sizes
+    within = sums.gather(1, layer.classes[:, None]).sum().item()
+    pairs_within = (sizes * (sizes - 1)).sum().item()
+    pairs_between = layer.num_samples**2 - sizes.square().sum().item()
+    if pairs_within == 0:
+        raise Undefined("every sample is a class of its own")
+    between = sums.sum().item() - within
+    if between == 0:
+        raise Undefined("samples of different classes have the same representation")
+    return within / pairs_within / (between / pairs_between)
+
+
+@metric(
+    direction="higher",
+    bounds=(0, 1),
+    invariant_to=DISTANCES,
+    needs=NEEDS,
+    source=f"share of the {NEIGHBOURS} nearest neighbours with the sample's class, leave one out",
+)
+def knn_purity(layer: Layer) -> float:
+    """Share of the 10 nearest neighbours that are of the sample's class, mean over samples."""
+    if layer.num_samples <= NEIGHBOURS:
+        raise Undefined(f"there are not more than {NEIGHBOURS} samples")
+    others = layer.squared_distances.clone().fill_diagonal_(math.inf)
+    neighbours = others.topk(NEIGHBOURS, largest=False, sorted=False).indices
+    same = layer.classes[neighbours] == layer.classes[:, None]
+    return same.double().mean().item()

@@ -1,0 +1,92 @@
+"""The LightningModule that trains any network to classify."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from bnstudy.errors import UserError
+
+SPLITS = ("train", "test")  # in the order of the evaluation loaders
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+class Classifier(L.LightningModule):
+    """Cross-entropy training, and loss and accuracy of both splits at each epoch's end.
+
+    Logs `train/loss`, `train/accuracy`, `test/loss` and `test/accuracy`, measured in eval mode with
+    the same weights, and `train/loss_step` while it trains.
+
+    Args:
+        network: Maps images N x C x H x W to logits N x `num_classes`.
+        num_classes: How many classes there are.
+        optim: The optimizer's `name`, its `lr` and other options, and the `schedule`.
+    """
+
+    diverged: Tensor
+
+    def __init__(self, network: nn.Module, num_classes: int, optim: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.optim = optim
+        # Whether the training loss was ever not finite; kept in checkpoints.
+        self.register_buffer("diverged", torch.tensor(False))
+        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
+        self.accuracies = nn.ModuleList(
+            MulticlassAccuracy(num_classes, average="micro") for _ in SPLITS
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits, N x `num_classes`."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean cross-entropy of a batch."""
+        images, labels = batch
+        loss = functional.cross_entropy(self(images), labels)
+        self.diverged |= ~loss.detach().isfinite()
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Add a batch of the split `SPLITS[dataloader_idx]` to its loss and accuracy."""
+        images, labels = batch
+        if len(labels) == 0:  # a process's share of a small last batch
+            return
+        logits = self(images)
+        loss = functional.cross_entropy(logits, labels)
+        self.losses[dataloader_idx].update(loss, weight=len(labels))
+        self.accuracies[dataloader_idx].update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log both splits' loss and accuracy, over all processes, and start anew."""
+        for split, loss, accuracy in zip(SPLITS, self.losses, self.accuracies, strict=True):
+            self.log(f"{split}/loss", loss.compute(), sync_dist=False)
+            self.log(f"{split}/accuracy", accuracy.compute(), sync_dist=False)
+            loss.reset()
+            accuracy.reset()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and, unless it is constant, the schedule, stepped after each batch."""
+        options = {key: self.optim[key] for key in self.optim if key not in ("name", "schedule")}
+        if self.optim["name"] not in OPTIMIZERS:
+            raise UserError(
+                f"optim.name={self.optim['name']} is not known; it takes {', '.join(OPTIMIZERS)}"
+            )
+        optimizer = OPTIMIZERS[self.optim["name"]](self.parameters(), **options)
+        if self.optim["schedule"] == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = CosineAnnealingLR(optimizer, T_max=steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

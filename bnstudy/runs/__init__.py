@@ -1,0 +1,1 @@
+"""A run's identity, its record on disk, its environment."""

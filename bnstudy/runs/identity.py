@@ -1,0 +1,64 @@
+"""What a run *is*: everything that can change its numbers, and nothing that cannot."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bnstudy.config import resolve
+
+# Of the groups that shape the numbers, the keys that do not. What else a group holds counts, also
+# what the user adds to it.
+WITHOUT_EFFECT = {
+    "data": {"root", "cache"},
+    "trainer": {
+        "_target_",
+        "accelerator",
+        "benchmark",
+        "default_root_dir",
+        "detect_anomaly",
+        "enable_progress_bar",
+        "log_every_n_steps",
+        "profiler",
+        "strategy",
+    },
+}
+GROUPS = ("model", "norm", "data", "optim", "trainer", "probe")
+
+
+def identity(config: dict[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of what can change the numbers of a run.
+
+    Args:
+        config: The resolved configuration, of `bnstudy.config.resolve`.
+    """
+    essence = {
+        group: {
+            key: value
+            for key, value in config[group].items()
+            if key not in WITHOUT_EFFECT.get(group, ())
+        }
+        for group in GROUPS
+    } | {"seed": config["seed"]}
+    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
+
+
+def cell_folder(cfg: DictConfig) -> str:
+    """The name of the run's folder: `cell` for people, then 8 digits of the identity."""
+    config = resolve(cfg)
+    return f"{config['cell']}-{identity(config)[:8]}"
+
+
+def _cell_folder_of(*, _root_: DictConfig) -> str:
+    experiment = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
+    return cell_folder(experiment)
+
+
+def register_resolvers() -> None:
+    """Make `${cell_folder:}` and `${folder_name:PATH}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("cell_folder", _cell_folder_of, replace=True)
+    OmegaConf.register_new_resolver(
+        "folder_name", lambda path: Path(path).expanduser().resolve().name, replace=True
+    )
