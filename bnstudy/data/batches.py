@@ -29,7 +29,7 @@ class Normalize:
         counts = torch.stack(
             [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
         )
-        weights = counts / counts.sum(1, keepdim=True)
+        weights = counts.double() / counts.sum(1, keepdim=True)
         mean = weights @ levels
         variance = (weights * (levels - mean[:, None]) ** 2).sum(1)
         std = torch.where(variance > 0, variance.sqrt(), 1.0)

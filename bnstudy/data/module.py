@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -78,6 +78,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.data.class_names)
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says of its data."""
+        return {
+            "sha256": self.data.fingerprint(),
+            "train": len(self.data.labels["train"]),
+            "test": len(self.data.labels["test"]),
+            "classes": list(self.data.class_names),
+            "probe": {split: len(self.probe_indices[split]) for split in SPLITS},
+        }
 
     def train_dataloader(self) -> Batches:
         """The training split, in the order of (seed, epoch), augmented as asked."""

@@ -19,8 +19,8 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 class Classifier(L.LightningModule):
     """Cross-entropy training, and loss and accuracy of both splits at each epoch's end.
 
-    Logs `train/loss`, `train/accuracy`, `test/loss` and `test/accuracy`, measured in eval mode with
-    the same weights, and `train/loss_step` while it trains.
+    `trainer.callback_metrics` has `train/loss`, `train/accuracy`, `test/loss` and `test/accuracy`,
+    measured in eval mode with the same weights; the loggers get `train/loss_step` as it trains.
 
     Args:
         network: Maps images N x C x H x W to logits N x `num_classes`.
@@ -54,6 +54,11 @@ class Classifier(L.LightningModule):
         self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Start both splits' loss and accuracy anew."""
+        for metric in (*self.losses, *self.accuracies):
+            metric.reset()
+
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -67,12 +72,10 @@ class Classifier(L.LightningModule):
         self.accuracies[dataloader_idx].update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log both splits' loss and accuracy, over all processes, and start anew."""
+        """Give out both splits' loss and accuracy, over all processes."""
         for split, loss, accuracy in zip(SPLITS, self.losses, self.accuracies, strict=True):
-            self.log(f"{split}/loss", loss.compute(), sync_dist=False)
-            self.log(f"{split}/accuracy", accuracy.compute(), sync_dist=False)
-            loss.reset()
-            accuracy.reset()
+            self.log(f"{split}/loss", loss.compute(), logger=False)
+            self.log(f"{split}/accuracy", accuracy.compute(), logger=False)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, unless it is constant, the schedule, stepped after each batch."""

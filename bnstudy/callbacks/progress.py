@@ -1,0 +1,99 @@
+"""What the terminal shows of a run."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+
+class Progress(L.Callback):
+    """One line: epoch, loss and accuracy, and what is being measured; gone when the run ends.
+
+    Where the output is no terminal (a log file), a line for each epoch instead.
+
+    Args:
+        title: What is trained.
+        console: Where to.
+    """
+
+    def __init__(self, title: str, console: Console) -> None:
+        self.title = title
+        self.console = console
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("batches"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self.task = self.bar.add_task(title, total=None)
+        self.numbers = ""
+
+    def say(self, message: str) -> None:
+        """Show what is going on."""
+        self.bar.update(self.task, description=f"{self.title} · {message}{self.numbers}")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Start to show."""
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.bar.start()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the terminal as it was."""
+        self.bar.stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the terminal as it was."""
+        self.bar.stop()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show which epoch it is."""
+        total = int(trainer.estimated_stepping_batches)
+        self.bar.update(self.task, total=total, completed=trainer.global_step)
+        self.say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: torch.Tensor | Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move on."""
+        self.bar.update(self.task, completed=trainer.global_step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show that the splits are evaluated."""
+        self.say("evaluating")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the new loss and accuracy."""
+        metrics = trainer.callback_metrics
+        self.numbers = (
+            f" · loss {metrics['train/loss']:.3f}"
+            f" · accuracy train {metrics['train/accuracy']:.2%} test {metrics['test/accuracy']:.2%}"
+        )
+        if trainer.is_global_zero and not self.console.is_terminal:
+            epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
+            self.console.print(
+                f"{self.title} · epoch {epoch}/{trainer.max_epochs}{self.numbers}",
+                soft_wrap=True,
+                highlight=False,
+            )

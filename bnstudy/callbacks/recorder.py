@@ -1,0 +1,97 @@
+"""Keeping the record of a run while it is trained."""
+
+import pickle
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch
+
+from bnstudy.callbacks.representation_metrics import RepresentationMetrics
+from bnstudy.errors import UserError
+from bnstudy.files import replacing
+from bnstudy.models.classifier import SPLITS
+from bnstudy.runs.record import WHOLE_MODEL, Record, Row
+
+
+class Recorder(L.Callback):
+    """Writes each epoch's part of the long table, and after it what the run can go on from.
+
+    Loss and accuracy go to the trainer's loggers as well, as `<split>/loss` and `<split>/accuracy`.
+
+    Part first: a run that is killed between the two trains that epoch again and writes the same
+    part again, and a checkpoint never stands for an epoch that has not been recorded.
+
+    Args:
+        record: Of this run.
+        measured: Measures the layers, before this callback is called.
+        checkpoint_epochs: Whose weights are kept besides the last ones.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        measured: RepresentationMetrics,
+        checkpoint_epochs: list[int] | Literal["all"],
+    ) -> None:
+        self.record = record
+        self.measured = measured
+        self.checkpoint_epochs = checkpoint_epochs
+        self.performance: dict[tuple[str, str], float] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note loss and accuracy: before training, then at each epoch's end."""
+        self.performance = {
+            (split, metric): trainer.callback_metrics[f"{split}/{metric}"].item()
+            for split in SPLITS
+            for metric in ("loss", "accuracy")
+        }
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record what was measured before the first step."""
+        if trainer.global_step == 0:
+            self._record(trainer, epoch=0)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record the epoch, then save what the run can go on from."""
+        self._record(trainer, trainer.current_epoch + 1)
+        self._save(trainer, self.record.last_checkpoint, weights_only=False)
+
+    def _record(self, trainer: L.Trainer, epoch: int) -> None:
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            rows = [
+                Row(epoch, step, split, -1, WHOLE_MODEL, None, metric, value, None)
+                for (split, metric), value in self.performance.items()
+            ]
+            rows += [row for row in self.measured.rows if row.epoch == epoch]
+            self.record.write_part(epoch, rows)
+            values = {f"{split}/{name}": value for (split, name), value in self.performance.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(values | {"epoch": epoch}, step=step)
+        if self.checkpoint_epochs == "all" or epoch in self.checkpoint_epochs:
+            self._save(trainer, self.record.checkpoint(epoch), weights_only=True)
+
+    def _save(self, trainer: L.Trainer, path: Path, weights_only: bool) -> None:
+        """Save a checkpoint, atomically; in a distributed run every process has to take part."""
+        if trainer.is_global_zero:
+            with replacing(path) as temporary:
+                trainer.save_checkpoint(temporary, weights_only)
+        else:
+            trainer.save_checkpoint(path, weights_only)  # writes nothing
+
+
+def epochs_done(checkpoint: Path) -> int:
+    """How many epochs of training a checkpoint holds.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        epoch: int = torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{checkpoint} is damaged ({str(error).splitlines()[0]})\n"
+            "Remove it and run the same command again: the cell is then trained from its beginning"
+        ) from error
+    return epoch + 1

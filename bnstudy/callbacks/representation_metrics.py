@@ -1,0 +1,117 @@
+"""Measuring every layer's representation while a network is trained."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import lightning as L
+from torch import Tensor
+
+from bnstudy.metrics import METRICS, check_names, evaluate
+from bnstudy.representations import Layer, Tap, capture
+from bnstudy.runs.record import Row
+
+Probe = Iterable[tuple[Tensor, Tensor]]
+
+
+class RepresentationMetrics(L.Callback):
+    """Measures the layers of any LightningModule, before training and at epochs' ends.
+
+    The module is run on each split's probe set in eval mode, and left as it was. Values go to the
+    trainer's loggers as `rep/<split>/<layer>/<metric>`, and `rep/<split>/<layer>.<site>/<metric>`
+    for the sites conv and norm; the latest ones stay in `rows`. In a distributed run the first
+    process measures, and the others wait for it.
+
+    Args:
+        probes: By split, batches (inputs, labels) that can be passed through again and again.
+        names: The metrics to compute, of `bnstudy.metrics.METRICS`; none: nothing is measured.
+        sites: Where in a layer: any of conv, norm and act.
+        every_n_epochs: Measured are epoch 0 (before training), every n-th and the last one.
+        on_layer: Told what is measured next, for a progress bar.
+
+    Attributes:
+        rows: The latest measurement.
+        seconds: What all measurements took together.
+
+    Raises:
+        UserError: A name is no metric's.
+    """
+
+    def __init__(
+        self,
+        probes: Mapping[str, Probe],
+        names: Sequence[str],
+        sites: Sequence[str] = ("act",),
+        every_n_epochs: int = 1,
+        on_layer: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        check_names(names)
+        self.probes = probes
+        self.metrics = [METRICS[name] for name in names]
+        self.sites = sites
+        self.every_n_epochs = every_n_epochs
+        self.on_layer = on_layer
+        self.rows: list[Row] = []
+        self.seconds = 0.0
+        self._warned: set[tuple[str, str]] = set()
+
+    def directions(self) -> dict[str, str | None]:
+        """By metric, which values mean better clustered classes."""
+        return {metric.name: metric.direction for metric in self.metrics}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure before the first step; a run that is resumed has that already."""
+        if trainer.global_step == 0:
+            self._measure_and_log(trainer, pl_module, epoch=0)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the epochs that are due."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
+            self._measure_and_log(trainer, pl_module, epoch)
+
+    def measure(self, module: L.LightningModule, epoch: int, step: int) -> list[Row]:
+        """Every metric of every layer on every probe set."""
+        started = time.monotonic()
+        rows = []
+        for split, batches in self.probes.items():
+            self.on_layer(f"reading representations, {split}")
+            on_device = (
+                (inputs.to(module.device, module.dtype), labels.to(module.device))
+                for inputs, labels in batches
+            )
+            activations, labels = capture(module, on_device, self.sites)
+            for tap in list(activations):
+                self.on_layer(f"measuring {tap.layer}, {split}")
+                layer = Layer(activations.pop(tap), labels)  # let go of after it is measured
+                rows.extend(self._rows(layer, tap, epoch, step, split))
+        self.seconds += time.monotonic() - started
+        return rows
+
+    def _rows(self, layer: Layer, tap: Tap, epoch: int, step: int, split: str) -> Iterable[Row]:
+        for metric in self.metrics:
+            value, reason = evaluate(metric, layer)
+            if reason is not None and (metric.name, reason) not in self._warned:
+                self._warned.add((metric.name, reason))
+                warnings.warn(
+                    f"{metric.name} of {tap.layer} is undefined at epoch {epoch}: {reason}",
+                    stacklevel=2,
+                )
+            yield Row(
+                epoch, step, split, tap.layer_index, tap.layer, tap.site, metric.name, value, reason
+            )
+
+    def _measure_and_log(
+        self, trainer: L.Trainer, module: L.LightningModule, epoch: int
+    ) -> None:
+        if trainer.is_global_zero and self.metrics:
+            self.rows = self.measure(module, epoch, trainer.global_step)
+            values = {_name(row): row.value for row in self.rows} | {"epoch": epoch}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)
+        trainer.strategy.barrier("measured")
+
+
+def _name(row: Row) -> str:
+    layer = row.layer if row.site == "act" else f"{row.layer}.{row.site}"
+    return f"rep/{row.split}/{layer}/{row.metric}"

@@ -1,0 +1,32 @@
+"""The processes of a distributed run."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.core.hydra_config import HydraConfig
+
+
+def is_first_process() -> bool:
+    """Whether this process keeps the record: the only one, or the first of a distributed run."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return all(rank == "0" for rank in ranks)
+
+
+@contextmanager
+def job_of_its_own() -> Iterator[None]:
+    """Let Lightning start a distributed run's other processes for this job of a multirun alone.
+
+    It starts them with this process's command line, so that becomes the job's own; and it leaves
+    environment variables behind by which the next job would take itself for one of them.
+    """
+    arguments, variables = sys.argv[:], dict(os.environ)
+    sys.argv[1:] = list(HydraConfig.get().overrides.task)
+    try:
+        yield
+    finally:
+        sys.argv[:] = arguments
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)

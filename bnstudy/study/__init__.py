@@ -1,0 +1,1 @@
+"""From many records to tables: reads what lies on disk, knows nothing of torch."""

@@ -1,0 +1,219 @@
+"""The normalizations of a study beside each other, in one table for the terminal."""
+
+import json
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from bnstudy.runs.record import ENDED, WHOLE_MODEL
+
+# Of what was measured, what the table shows: the most telling of each family.
+MAIN_METRICS = (
+    "unit_sparsity",
+    "channel_sparsity",
+    "silhouette",
+    "davies_bouldin",
+    "within_between_ratio",
+    "knn_purity",
+    "kmeans_nmi",
+)
+PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
+    ("test", "accuracy"): "higher",
+    ("train", "accuracy"): "higher",
+    ("test", "loss"): "lower",
+    ("train", "loss"): "lower",
+}
+ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
+
+Key = tuple[str, str, int, str]  # split, metric, layer's index, layer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run that has ended, as the table sees it.
+
+    Attributes:
+        group: What it shares with the runs it is compared with, but for the seed.
+        variant: Its normalization.
+        diverged: Whether its loss was ever not finite.
+        values: Of its last epoch, by split, metric and layer.
+    """
+
+    group: str
+    variant: str
+    diverged: bool
+    values: dict[Key, float]
+
+
+def show(study: Path, console: Console) -> None:
+    """Print the comparison of a study's runs, and where everything lies."""
+    records = [json.loads(path.read_text()) for path in sorted(study.glob("*/run.json"))]
+    ended = [record for record in records if record["status"] in ENDED]
+    if ended:
+        table = _table(study, ended)
+        # Whole also where the terminal is narrow or there is none.
+        width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+        Console(file=console.file, width=max(console.width, width)).print(table)
+        console.print(
+            "Layers: representations of the training split's probe set. "
+            "* the better mean by the metric's direction; no test of significance.",
+            style="dim",
+        )
+    counts = Counter(record["status"] for record in records)
+    told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    for what, where in (
+        ("Study", f"{study}/ ({len(records)} cells: {told})"),
+        ("Records", f"{study}/*/run.json"),
+        ("Tables", f"{study}/*/metrics.parquet"),
+        ("W&B", f"{study}/*/wandb/" if next(study.glob("*/wandb"), None) else None),
+    ):
+        if where:
+            console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)
+
+
+def _table(study: Path, records: Sequence[dict[str, Any]]) -> Table:
+    cells = _cells(study, records)
+    directions: dict[str, str | None] = {}
+    for record in records:
+        directions |= record["metrics"]
+    groups = sorted({cell.group for cell in cells})
+    variants = list(dict.fromkeys(cell.variant for cell in cells))
+
+    table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: mean ± standard deviation over seeds")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("layer", no_wrap=True)
+    for variant in variants:
+        table.add_column(variant, justify="right", no_wrap=True)
+    for group in groups:
+        table.add_section()
+        of_variant = {
+            variant: [c for c in cells if (c.group, c.variant) == (group, variant)]
+            for variant in variants
+        }
+        table.add_row(Text(group, "bold"), "", *(_count(of_variant[name]) for name in variants))
+        shown = None
+        for key, direction in _rows(cells, directions):
+            split, metric, index, layer = key
+            label = f"{split} {metric}" if index < 0 else metric
+            columns = [[cell.values.get(key, math.nan) for cell in of_variant[v]] for v in variants]
+            if not any(columns) or all(math.isnan(value) for c in columns for value in c):
+                continue
+            table.add_row(
+                "" if label == shown else label + ARROWS[direction],
+                "" if index < 0 else layer,
+                *_formatted(columns, direction),
+            )
+            shown = label
+    return table
+
+
+def _cells(study: Path, records: Sequence[dict[str, Any]]) -> list[Cell]:
+    values = _last_values([study / record["cell"] / "metrics.parquet" for record in records])
+    flat = [_flatten(record["config"]) for record in records]
+    keys = {key for config in flat for key in config}
+    varying = sorted(key for key in keys if len({str(config.get(key)) for config in flat}) > 1)
+    # A learning rate may be the norm's own; then it belongs to the variant.
+    rates = defaultdict(set)
+    for record in records:
+        rates[record["choices"]["norm"]].add(record["config"]["optim"]["lr"])
+    by_norm = ("norm.",) if max(map(len, rates.values())) > 1 else ("norm.", "optim.lr")
+
+    def describe(config: dict[str, Any], of_variant: bool) -> str:
+        return " ".join(
+            f"{key.rpartition('.')[2]}={config[key]}"
+            for key in varying
+            if key in config and key != "norm.name" and key.startswith(by_norm) == of_variant
+        )
+
+    return [
+        Cell(
+            group=describe(config, of_variant=False) or f"{config['trainer.max_epochs']} epochs",
+            variant=f"{record['choices']['norm']} {describe(config, of_variant=True)}".strip(),
+            diverged=record["status"] == "diverged",
+            values=values[record["cell"]],
+        )
+        for record, config in zip(records, flat, strict=True)
+    ]
+
+
+def _flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """The values that tell runs apart, by dotted key."""
+    return {
+        f"{group}.{key}": value
+        for group in ("data", "model", "norm", "optim", "probe", "trainer")
+        for key, value in config[group].items()
+        if key not in ("_target_", "root", "cache")
+    }
+
+
+def _last_values(tables: Sequence[Path]) -> dict[str, dict[Key, float]]:
+    """By cell, the numbers of the last epoch: the model's, and the layers' on the training split."""
+    rows = duckdb.execute(
+        """
+        select filename, split, metric, layer_index,
+               case when site is null or site = 'act' then layer else layer || '.' || site end, value
+        from read_parquet($tables, filename = true)
+        where layer_index < 0 or split = 'train'
+        qualify epoch = max(epoch) over (partition by filename)
+        order by layer_index
+        """,
+        {"tables": [str(path) for path in tables]},
+    ).fetchall()
+    values: dict[str, dict[Key, float]] = defaultdict(dict)
+    for filename, *key, value in rows:
+        values[Path(filename).parent.name][tuple(key)] = value  # type: ignore[index]
+    return values
+
+
+def _rows(
+    cells: Sequence[Cell], directions: dict[str, str | None]
+) -> list[tuple[Key, str | None]]:
+    """What the table has a row for, in order, with the metric's direction."""
+    performance = [
+        ((*key, -1, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()
+    ]
+    measured = dict.fromkeys(key for cell in cells for key in cell.values if key[2] >= 0)
+    names = [name for name in MAIN_METRICS if any(key[1] == name for key in measured)]
+    layers = [
+        (key, directions.get(name))
+        for name in names or sorted({key[1] for key in measured})
+        for key in sorted(measured, key=lambda key: (key[2], key[3]))
+        if key[1] == name
+    ]
+    return [*performance, *layers]
+
+
+def _count(cells: Sequence[Cell]) -> str:
+    diverged = sum(cell.diverged for cell in cells)
+    count = f"{len(cells)} seed{'s' if len(cells) != 1 else ''}"
+    return f"{count}, {diverged} diverged" if diverged else count
+
+
+def _formatted(columns: Sequence[Sequence[float]], direction: str | None) -> list[Text]:
+    """Mean and standard deviation of each column, the better mean marked."""
+    known = [[value for value in column if math.isfinite(value)] for column in columns]
+    means = [statistics.fmean(column) if column else math.nan for column in known]
+    finite = [mean for mean in means if math.isfinite(mean)]
+    best = None
+    if direction and len(finite) > 1 and len(set(finite)) > 1:
+        best = max(finite) if direction == "higher" else min(finite)
+    texts = []
+    for column, mean in zip(known, means, strict=True):
+        if not column:
+            texts.append(Text("–  "))
+            continue
+        spread = f" ± {statistics.stdev(column):.3f}" if len(column) > 1 else ""
+        better = mean == best
+        texts.append(Text(f"{mean:.3f}{spread}{' *' if better else '  '}", "bold" if better else ""))
+    return texts

@@ -1,0 +1,1 @@
+"""Many runs at once: what the terminal shows of them."""

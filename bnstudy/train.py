@@ -1,0 +1,174 @@
+"""One run: compose, build data and network, fit, record. `python -m bnstudy.train --help`."""
+
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from bnstudy.config import CONFIG_FOLDER, explain, resolve, validate
+from bnstudy.errors import UserError
+from bnstudy.runs.environment import environment
+from bnstudy.runs.identity import register_resolvers
+from bnstudy.runs.processes import is_first_process, job_of_its_own
+from bnstudy.runs.record import Record
+from bnstudy.sweeps.progress import SweepProgress
+
+# torch and Lightning are imported where they are needed: they take seconds, and a cell that is
+# complete is skipped without them.
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        record: Of the run.
+        trained: Whether anything was trained; a complete cell is not trained again.
+    """
+
+    record: Record
+    trained: bool
+
+
+def run(cfg: DictConfig) -> Outcome:
+    """Train and measure one cell; go on where it was interrupted; skip it where it is complete.
+
+    Args:
+        cfg: The composed configuration, of a Hydra job.
+
+    Raises:
+        UserError: The configuration, the data or the cell's folder needs the user's hand.
+    """
+    config = resolve(cfg)
+    validate(config)
+    job = HydraConfig.get()
+    record = Record.open(
+        Path(job.runtime.output_dir), config, dict(job.runtime.choices), list(job.overrides.task)
+    )
+    with record.lock() if is_first_process() else nullcontext():
+        if record.has_ended:
+            measure_what_is_missing(record, config)
+            return Outcome(record, trained=False)
+        fit(record, config)
+        return Outcome(record, trained=True)
+
+
+def fit(record: Record, config: dict[str, Any]) -> None:
+    """Train a cell from its last checkpoint, or from the beginning, to its end."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from bnstudy.build import build
+    from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics, epochs_done
+    from bnstudy.data.images import SPLITS
+
+    checkpoint = record.last_checkpoint if record.last_checkpoint.exists() else None
+    first = is_first_process()
+    attempt = record.attempt(environment()) if first else nullcontext({})
+    with attempt as facts, job_of_its_own():
+        facts["resumed_from_epoch"] = epochs_done(checkpoint) if checkpoint else None
+        data, classifier = build(config, record)
+        progress = Progress(record.description["cell"], console)
+        metrics = RepresentationMetrics(
+            {split: data.probe(split) for split in SPLITS},
+            **config["metrics"],
+            on_layer=progress.say,
+        )
+        recorder = Recorder(record, metrics, config["checkpoint_epochs"])
+        record.description["metrics"] = metrics.directions()
+        logger = config["logger"] if first else {"_target_": "bnstudy.loggers.no_logger"}
+        with instantiate(logger, record=record, resumed=checkpoint is not None) as loggers:
+            try:
+                trainer = instantiate(
+                    config["trainer"],
+                    callbacks=[metrics, recorder, progress],
+                    logger=loggers,
+                    default_root_dir=record.folder,
+                    enable_checkpointing=False,  # the recorder does it
+                    enable_model_summary=False,
+                    enable_progress_bar=False,
+                    num_sanity_val_steps=0,
+                    use_distributed_sampler=False,  # batches are shared out as they are made
+                )
+            except MisconfigurationException as error:
+                raise UserError(f"trainer: {error}") from error
+            if checkpoint is None:
+                trainer.validate(classifier, datamodule=data, verbose=False)  # before training
+            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
+        facts["measure_seconds"] = metrics.seconds
+        facts["diverged"] = bool(classifier.diverged)
+        if first:
+            record.join_parts()
+    if first:
+        record.remove_parts()
+
+
+def measure_what_is_missing(record: Record, config: dict[str, Any]) -> None:
+    """Say that a cell is complete; measure its checkpoints where more is asked for than it has."""
+    final = record.description["final"]
+    accuracy = f"test accuracy {final['test_accuracy']:.2%}"
+    console.print(f"{record.folder}: {record.status}, {accuracy} after {final['epoch']} epochs")
+    asked = {
+        (site, name) for site in config["metrics"]["sites"] for name in config["metrics"]["names"]
+    }
+    if missing := asked - record.measured(final["epoch"]):
+        from bnstudy.measure import measure_checkpoints
+
+        names = ", ".join(sorted({name for _, name in missing}))
+        measured, without = measure_checkpoints(record, config, missing)
+        console.print(f"  {names}: measured from the checkpoints of epochs {measured}")
+        if without:
+            console.print(f"  no checkpoint, so not measured: epochs {without}", style="yellow")
+
+
+@hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
+def job(cfg: DictConfig) -> Outcome:
+    """A Hydra job: one run."""
+    try:
+        return run(cfg)
+    except Exception as error:
+        message = explain(error)
+        job = HydraConfig.get()
+        if isinstance(error, UserError):
+            Record.discard_if_empty(Path(job.runtime.output_dir))
+        if job.mode is RunMode.RUN and message:
+            sys.exit(message)  # raised, Hydra would add to it
+        told = message or f"{type(error).__name__}: {error}"
+        console.print(f"Failed: {' '.join(job.overrides.task)}\n{told}", style="red")
+        raise  # Hydra goes on with the other jobs, then raises the first error
+
+
+def main() -> None:
+    """The command line."""
+    # Hydra then raises its errors, and they are told in the user's words here.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    register_resolvers()
+    failure: Exception | None = None
+    try:
+        job()
+    except Exception as error:
+        failure = error
+    if SweepProgress.current:
+        from bnstudy.study.comparison import show
+
+        for study in SweepProgress.current.studies():
+            show(study, console)
+    if failure:
+        message = explain(failure)
+        if message is None:
+            raise failure
+        sys.exit(message)
+
+
+if __name__ == "__main__":
+    main()
