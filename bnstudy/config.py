@@ -70,9 +70,9 @@ RULES: dict[str, Rule] = {
     "optim.weight_decay": _not_negative,
     "optim.betas": Rule(
         "two numbers from 0 to below 1, such as [0.9,0.999]",
-        lambda value: isinstance(value, list)
-        and len(value) == 2
-        and all(map(_fraction.accepts, value)),
+        lambda value: (
+            isinstance(value, list) and len(value) == 2 and all(map(_fraction.accepts, value))
+        ),
     ),
     "optim.schedule": _choice(*SCHEDULES),
     "data.batch_size": _integer(1),
@@ -90,8 +90,9 @@ RULES: dict[str, Rule] = {
     "probe.test": _optional(_integer(1)),
     "checkpoint_epochs": Rule(
         "a list of epochs such as [0,5,10], or all",
-        lambda value: value == "all"
-        or (isinstance(value, list) and all(map(_integer(0).accepts, value))),
+        lambda value: (
+            value == "all" or (isinstance(value, list) and all(map(_integer(0).accepts, value)))
+        ),
     ),
 }
 
@@ -169,4 +170,3 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
     near = difflib.get_close_matches(key.rpartition(".")[2], allowed)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(allowed)}"
     return f"{given}: there is no such key; {hint}"
-

@@ -1,7 +1,9 @@
 """One run: compose, build data and network, fit, record. `python -m bnstudy.train --help`."""
 
+import logging
 import os
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,19 +55,21 @@ def run(cfg: DictConfig) -> Outcome:
     config = resolve(cfg)
     validate(config)
     job = HydraConfig.get()
-    record = Record.open(
-        Path(job.runtime.output_dir), config, dict(job.runtime.choices), list(job.overrides.task)
-    )
+    record = Record.open(cell_of_job(), config, dict(job.runtime.choices), list(job.overrides.task))
     with record.lock() if is_first_process() else nullcontext():
         if record.has_ended:
+            tell_result(record)
             measure_what_is_missing(record, config)
             return Outcome(record, trained=False)
         fit(record, config)
+        if is_first_process():
+            tell_result(record)
         return Outcome(record, trained=True)
 
 
 def fit(record: Record, config: dict[str, Any]) -> None:
     """Train a cell from its last checkpoint, or from the beginning, to its end."""
+    quieten_lightning()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from bnstudy.build import build
@@ -114,14 +118,11 @@ def fit(record: Record, config: dict[str, Any]) -> None:
 
 
 def measure_what_is_missing(record: Record, config: dict[str, Any]) -> None:
-    """Say that a cell is complete; measure its checkpoints where more is asked for than it has."""
-    final = record.description["final"]
-    accuracy = f"test accuracy {final['test_accuracy']:.2%}"
-    console.print(f"{record.folder}: {record.status}, {accuracy} after {final['epoch']} epochs")
+    """Measure a complete cell's checkpoints where more is asked for than its record has."""
     asked = {
         (site, name) for site in config["metrics"]["sites"] for name in config["metrics"]["names"]
     }
-    if missing := asked - record.measured(final["epoch"]):
+    if missing := asked - record.measured(record.description["final"]["epoch"]):
         from bnstudy.measure import measure_checkpoints
 
         names = ", ".join(sorted({name for _, name in missing}))
@@ -131,6 +132,29 @@ def measure_what_is_missing(record: Record, config: dict[str, Any]) -> None:
             console.print(f"  no checkpoint, so not measured: epochs {without}", style="yellow")
 
 
+def quieten_lightning() -> None:
+    """Silence what Lightning says of itself at every run; its warnings still reach the user."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Lightning 2.6 calls what torch 2.15 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    # Every process of a distributed run evaluates its share, and the shares are counted exactly.
+    warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
+    warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
+
+
+def tell_result(record: Record) -> None:
+    """Say how a run ended."""
+    final = record.description["final"]
+    accuracy = f"test accuracy {final['test_accuracy']:.2%}"
+    console.print(f"{record.folder}: {record.status}, {accuracy} after {final['epoch']} epochs")
+
+
+def cell_of_job() -> Path:
+    """The folder of the Hydra job that runs, as the user would write it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
 def job(cfg: DictConfig) -> Outcome:
     """A Hydra job: one run."""
@@ -138,14 +162,15 @@ def job(cfg: DictConfig) -> Outcome:
         return run(cfg)
     except Exception as error:
         message = explain(error)
-        job = HydraConfig.get()
         if isinstance(error, UserError):
-            Record.discard_if_empty(Path(job.runtime.output_dir))
-        if job.mode is RunMode.RUN and message:
-            sys.exit(message)  # raised, Hydra would add to it
-        told = message or f"{type(error).__name__}: {error}"
-        console.print(f"Failed: {' '.join(job.overrides.task)}\n{told}", style="red")
-        raise  # Hydra goes on with the other jobs, then raises the first error
+            Record.discard_if_empty(cell_of_job())
+        if HydraConfig.get().mode is RunMode.RUN:
+            if message:
+                sys.exit(message)  # raised, Hydra would add to it
+        else:
+            told = message or f"{type(error).__name__}: {error}"
+            console.print(f"Failed: {told}", style="red")
+        raise  # in a multirun Hydra goes on with the other jobs, then raises the first error
 
 
 def main() -> None:

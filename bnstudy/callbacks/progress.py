@@ -54,13 +54,13 @@ class Progress(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the terminal as it was."""
-        self.bar.stop()
+        self._stop()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Leave the terminal as it was."""
-        self.bar.stop()
+        self._stop()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show which epoch it is."""
@@ -97,3 +97,7 @@ class Progress(L.Callback):
                 soft_wrap=True,
                 highlight=False,
             )
+
+    def _stop(self) -> None:
+        if self.bar.live.is_started:
+            self.bar.stop()

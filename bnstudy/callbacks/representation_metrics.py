@@ -101,9 +101,7 @@ class RepresentationMetrics(L.Callback):
                 epoch, step, split, tap.layer_index, tap.layer, tap.site, metric.name, value, reason
             )
 
-    def _measure_and_log(
-        self, trainer: L.Trainer, module: L.LightningModule, epoch: int
-    ) -> None:
+    def _measure_and_log(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
         if trainer.is_global_zero and self.metrics:
             self.rows = self.measure(module, epoch, trainer.global_step)
             values = {_name(row): row.value for row in self.rows} | {"epoch": epoch}

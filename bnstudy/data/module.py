@@ -13,7 +13,7 @@ from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 
 PROBE_SAMPLES = 5_000  # by default, as in the paper
-EVALUATION_BATCH = 500  # larger than a training batch: no gradients are kept
+EVALUATION_BATCH = 250
 
 
 class ImageDataModule(L.LightningDataModule, ABC):

@@ -7,7 +7,7 @@ from bnstudy.metrics.kmeans import kmeans
 from bnstudy.metrics.registry import metric
 from bnstudy.representations import Layer
 
-RESTARTS = 10
+RESTARTS = 5
 
 
 def _contingency(layer: Layer) -> Tensor:
@@ -36,7 +36,9 @@ def normalized_mutual_information(contingency: Tensor) -> float:
 def adjusted_rand_index(contingency: Tensor) -> float:
     """Rand index corrected for chance (Hubert and Arabie 1985): 0 expected for random clusters."""
     pairs = (contingency * (contingency - 1)).sum() / 2
-    rows, columns = ((sums * (sums - 1)).sum() / 2 for sums in (contingency.sum(1), contingency.sum(0)))
+    rows, columns = (
+        (sums * (sums - 1)).sum() / 2 for sums in (contingency.sum(1), contingency.sum(0))
+    )
     count = contingency.sum()
     expected = rows * columns / (count * (count - 1) / 2)
     return ((pairs - expected) / ((rows + columns) / 2 - expected)).item()

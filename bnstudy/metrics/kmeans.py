@@ -1,6 +1,7 @@
 """k-means that reads squared distances alone, all restarts at once."""
 
 import math
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -42,27 +43,41 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> Tensor:
     Returns:
         The clusters of the start with the least sum of squared distances, int64, N.
     """
-    restarts, count = clusters.shape
-    clusters = clusters.clone()
-    members = squared_distances.new_zeros(restarts, k, count)
-    members.scatter_(1, clusters[:, None], 1)
-    sums = (members.view(-1, count) @ squared_distances).view_as(members)
-    for _ in range(ITERATIONS):
-        sizes = members.sum(2, keepdim=True)
-        pairs = (sums * members).sum(2, keepdim=True)
-        to_mean = (sums / sizes - pairs / (2 * sizes**2)).nan_to_num(math.inf, math.inf)
-        nearest = to_mean.argmin(1)
-        changed = (nearest != clusters).any(0).nonzero().flatten()
-        if len(changed) == 0:
+    best = (math.inf, clusters[0])
+    change = squared_distances.new_zeros(len(clusters), k, clusters.shape[1])
+    change.scatter_(1, clusters[:, None], 1)
+    sums = (change.flatten(0, 1) @ squared_distances).view_as(change)  # of distances to a cluster
+    for iteration in range(ITERATIONS):
+        sizes = sums.new_zeros(sums.shape[:2])
+        sizes.scatter_add_(1, clusters, sizes.new_ones(clusters.shape))
+        own = sums.gather(1, clusters[:, None]).squeeze(1)
+        spread = torch.zeros_like(sizes).scatter_add_(1, clusters, own) / (2 * sizes**2)
+        # An empty cluster is infinitely far: 0 / 0 + inf.
+        offset = torch.where(sizes > 0, -spread, math.inf)[:, :, None]
+        to_mean = torch.addcmul(offset, sums, 1 / sizes.clamp_min(1)[:, :, None])
+        least, nearest = to_mean.min(1)
+        moved = nearest != clusters
+        done = ~moved.any(1) | (iteration == ITERATIONS - 1)
+        for start in done.nonzero().flatten():
+            best = min(
+                best, (least[start].double().sum().item(), nearest[start]), key=itemgetter(0)
+            )
+        if done.all():
             break
+        clusters_before, clusters, moved = clusters[~done], nearest[~done], moved[~done]
         # Late iterations move few samples: only their part of the sums is brought up to date.
-        before = members[:, :, changed]
-        members.zero_().scatter_(1, nearest[:, None], 1)
-        difference = (members[:, :, changed] - before).view(-1, len(changed))
-        sums.view(-1, count).addmm_(difference, squared_distances[changed])
-        clusters = nearest
-    inertia = to_mean.gather(1, clusters[:, None]).sum((1, 2))
-    return clusters[inertia.argmin()]
+        columns = moved.any(0).nonzero().flatten()
+        change = sums.new_zeros(len(clusters), k, len(columns))
+        change.scatter_(1, clusters[:, None, columns], 1)
+        change.scatter_add_(
+            1,
+            clusters_before[:, None, columns],
+            change.new_full((1,), -1).expand(len(clusters), 1, len(columns)),
+        )
+        sums = torch.addmm(
+            sums[~done].flatten(0, 1), change.flatten(0, 1), squared_distances[columns]
+        ).view(len(clusters), k, -1)
+    return best[1]
 
 
 def _plus_plus(squared_distances: Tensor, k: int, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,10 @@ def _zeros(layer: Layer) -> Tensor:
     """Zeros in each channel's map of each sample: int64, N x C; a unit of N x D is a channel."""
     # By parts of a few samples: what == allocates stays in the processor's cache.
     return torch.cat(
-        [(part == 0).flatten(2).sum(2) for part in _maps(layer).split(_samples_at_once(layer))]
+        [
+            (part == 0).sum(tuple(range(2, part.ndim)))
+            for part in _maps(layer).split(_samples_at_once(layer))
+        ]
     )
 
 

@@ -58,8 +58,11 @@ class Layer:
 
     @cached_property
     def flat(self) -> Tensor:
-        """A sample's activations as one vector: float32, N x D."""
-        return self.activations.flatten(1).float()
+        """A sample's activations as one vector, in the order in which they lie: float32, N x D."""
+        activations = self.activations
+        if activations.ndim == 4 and activations.is_contiguous(memory_format=torch.channels_last):
+            activations = activations.permute(0, 2, 3, 1)  # flattened without a copy
+        return activations.flatten(1).float()
 
     @cached_property
     def is_finite(self) -> bool:

@@ -121,30 +121,41 @@ def _table(study: Path, records: Sequence[dict[str, Any]]) -> Table:
 def _cells(study: Path, records: Sequence[dict[str, Any]]) -> list[Cell]:
     values = _last_values([study / record["cell"] / "metrics.parquet" for record in records])
     flat = [_flatten(record["config"]) for record in records]
-    keys = {key for config in flat for key in config}
-    varying = sorted(key for key in keys if len({str(config.get(key)) for config in flat}) > 1)
-    # A learning rate may be the norm's own; then it belongs to the variant.
-    rates = defaultdict(set)
-    for record in records:
-        rates[record["choices"]["norm"]].add(record["config"]["optim"]["lr"])
-    by_norm = ("norm.",) if max(map(len, rates.values())) > 1 else ("norm.", "optim.lr")
-
-    def describe(config: dict[str, Any], of_variant: bool) -> str:
-        return " ".join(
-            f"{key.rpartition('.')[2]}={config[key]}"
-            for key in varying
-            if key in config and key != "norm.name" and key.startswith(by_norm) == of_variant
-        )
+    norms = [record["choices"]["norm"] for record in records]
+    # A variant is a norm with its options, where those were swept. A learning rate that each norm
+    # has one of belongs to it as well: it may be the norm's own.
+    of_norm = [
+        [config for config, name in zip(flat, norms, strict=True) if name == norm]
+        for norm in set(norms)
+    ]
+    variant_keys = {
+        key for configs in of_norm for key in _varying(configs) if key.startswith("norm.")
+    }
+    if not any("optim.lr" in _varying(configs) for configs in of_norm):
+        variant_keys |= _varying(flat) & {"optim.lr"}
+    group_keys = {key for key in _varying(flat) if not key.startswith("norm.")} - variant_keys
 
     return [
         Cell(
-            group=describe(config, of_variant=False) or f"{config['trainer.max_epochs']} epochs",
-            variant=f"{record['choices']['norm']} {describe(config, of_variant=True)}".strip(),
+            group=_describe(config, group_keys) or f"{config['trainer.max_epochs']} epochs",
+            variant=f"{norm} {_describe(config, variant_keys)}".strip(),
             diverged=record["status"] == "diverged",
             values=values[record["cell"]],
         )
-        for record, config in zip(records, flat, strict=True)
+        for record, config, norm in zip(records, flat, norms, strict=True)
     ]
+
+
+def _varying(configs: Sequence[dict[str, Any]]) -> set[str]:
+    """The keys that do not have the same value everywhere."""
+    keys = {key for config in configs for key in config}
+    return {key for key in keys if len({str(config.get(key)) for config in configs}) > 1}
+
+
+def _describe(config: dict[str, Any], keys: set[str]) -> str:
+    return " ".join(
+        f"{key.rpartition('.')[2]}={config[key]}" for key in sorted(keys) if key in config
+    )
 
 
 def _flatten(config: dict[str, Any]) -> dict[str, Any]:
@@ -176,13 +187,9 @@ def _last_values(tables: Sequence[Path]) -> dict[str, dict[Key, float]]:
     return values
 
 
-def _rows(
-    cells: Sequence[Cell], directions: dict[str, str | None]
-) -> list[tuple[Key, str | None]]:
+def _rows(cells: Sequence[Cell], directions: dict[str, str | None]) -> list[tuple[Key, str | None]]:
     """What the table has a row for, in order, with the metric's direction."""
-    performance = [
-        ((*key, -1, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()
-    ]
+    performance = [((*key, -1, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
     measured = dict.fromkeys(key for cell in cells for key in cell.values if key[2] >= 0)
     names = [name for name in MAIN_METRICS if any(key[1] == name for key in measured)]
     layers = [
@@ -215,5 +222,7 @@ def _formatted(columns: Sequence[Sequence[float]], direction: str | None) -> lis
             continue
         spread = f" ± {statistics.stdev(column):.3f}" if len(column) > 1 else ""
         better = mean == best
-        texts.append(Text(f"{mean:.3f}{spread}{' *' if better else '  '}", "bold" if better else ""))
+        texts.append(
+            Text(f"{mean:.3f}{spread}{' *' if better else '  '}", "bold" if better else "")
+        )
     return texts
