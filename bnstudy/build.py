@@ -1,9 +1,12 @@
-"""The data and the network that a configuration describes."""
+"""The data, the network and the trainer that a configuration describes."""
 
 from functools import partial
 from typing import Any
 
+import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from bnstudy.data import ImageDataModule
 from bnstudy.errors import UserError
@@ -20,9 +23,9 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
         record: Of the run; told what the data are.
 
     Raises:
-        UserError: The data cannot be had, are not those the record knows, or do not fit the network.
+        UserError: The data cannot be had, are not the record's, or do not fit the network.
     """
-    data: ImageDataModule = instantiate(config["data"], seed=config["seed"], probe=config["probe"])
+    data: ImageDataModule = _make(config["data"], seed=config["seed"], probe=config["probe"])
     data.setup()
     facts = data.facts()
     if record.description.setdefault("data", facts) != facts:
@@ -30,7 +33,7 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
             f"data: not the images that {record.folder} was trained on (their SHA-256 differs)\n"
             "Put those back, or choose another study=NAME"
         )
-    network = instantiate(
+    network = _make(
         config["model"],
         input_shape=data.input_shape,
         num_classes=data.num_classes,
@@ -38,3 +41,34 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
     )
     initialize(network, config["seed"])
     return data, Classifier(network, data.num_classes, config["optim"])
+
+
+def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's trainer, without the parts whose work the callbacks do.
+
+    Raises:
+        UserError: This machine does not have what the configuration asks for.
+    """
+    trainer: L.Trainer = _make(
+        config["trainer"],
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # batches are shared out as they are made
+    )
+    return trainer
+
+
+def _make(node: dict[str, Any], **arguments: Any) -> Any:
+    """Hydra's instantiate, but a mistake of the user's is told as that."""
+    try:
+        return instantiate(node, **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, MisconfigurationException):
+            raise UserError(f"trainer: {error.__cause__}") from error
+        raise

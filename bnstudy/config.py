@@ -136,11 +136,12 @@ def validate(config: dict[str, Any]) -> None:
 
 def explain(error: BaseException) -> str | None:
     """A user's mistake in one or two lines; None for anything that is a bug of ours."""
-    cause: BaseException | None = error
-    while cause is not None:  # resolvers and Hydra wrap what went wrong
+    chain = _causes(error)  # resolvers and Hydra wrap what went wrong
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return str(cause)
+    for cause in chain:
         match cause:
-            case UserError():
-                return str(cause)
             case MissingConfigException(missing_cfg_file=str(missing), options=list(options)):
                 group, _, value = missing.rpartition("/")
                 return f"{group}={value} does not exist; it takes {', '.join(options)}"
@@ -149,14 +150,21 @@ def explain(error: BaseException) -> str | None:
             case OSError(filename=str(path)):
                 return (
                     f"{path}: {cause.strerror}\n"
-                    "Check that the folder can be written to and has room, or set output_root=FOLDER"
+                    "Make sure it can be written to and has room, or set output_root=FOLDER"
                 )
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, HydraException):
+    if isinstance(error, HydraException | OSError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError):
-        return str(error)
     return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it came of, and so on."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:  # one raised again can be its own context
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
 
 
 def _explain_key(key: str, error: OmegaConfBaseException) -> str:
@@ -169,4 +177,5 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
     allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
     near = difflib.get_close_matches(key.rpartition(".")[2], allowed)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(allowed)}"
-    return f"{given}: there is no such key; {hint}"
+    add = f", or add it to Lightning's with +{given}" if key.startswith("trainer.") else ""
+    return f"{given}: there is no such key; {hint}{add}"

@@ -4,6 +4,7 @@ import netrc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -26,7 +27,11 @@ def csv_file(record: Record, resumed: bool) -> Iterator[list[Logger]]:
 
 @contextmanager
 def wandb_run(
-    record: Record, resumed: bool, project: str, entity: str | None, mode: str | None
+    record: Record,
+    resumed: bool,
+    project: str,
+    entity: str | None,
+    mode: Literal["online", "offline", "disabled"] | None,
 ) -> Iterator[list[Logger]]:
     """A W&B run of its own for the cell, marked as failed if the body raises.
 
@@ -59,7 +64,7 @@ def wandb_run(
         tags=[choices[group] for group in ("norm", "model", "data")],
         config=description["config"],
         dir=record.folder,
-        mode=mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),
+        mode=mode or _mode(),
         reinit="finish_previous",  # a leaked run of another job is never gone on with
         settings=wandb.Settings(
             console="off",
@@ -78,14 +83,17 @@ def wandb_run(
         yield [WandbLogger(experiment=run, log_model=False)]
 
 
-def _logged_in() -> bool:
-    """Whether W&B has a key, found without asking for one."""
+def _mode() -> Literal["online", "offline"] | None:
+    """None where the environment says it; else online if W&B has a key, without asking for one."""
+    if os.environ.get("WANDB_MODE"):
+        return None
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
+        return "online"
     import wandb
 
-    host = urlsplit(wandb.setup().settings.base_url).hostname
+    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
-        return False
+        logged_in = False
+    return "online" if logged_in else "offline"

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +69,14 @@ def run(cfg: DictConfig) -> Outcome:
 
 def fit(record: Record, config: dict[str, Any]) -> None:
     """Train a cell from its last checkpoint, or from the beginning, to its end."""
-    quieten_lightning()
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from bnstudy.build import build
+    from bnstudy.build import build, build_trainer
     from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics, epochs_done
     from bnstudy.data.images import SPLITS
 
+    quieten_lightning()
     checkpoint = record.last_checkpoint if record.last_checkpoint.exists() else None
     first = is_first_process()
+    attempt: AbstractContextManager[dict[str, Any]]
     attempt = record.attempt(environment()) if first else nullcontext({})
     with attempt as facts, job_of_its_own():
         facts["resumed_from_epoch"] = epochs_done(checkpoint) if checkpoint else None
@@ -90,22 +89,10 @@ def fit(record: Record, config: dict[str, Any]) -> None:
         )
         recorder = Recorder(record, metrics, config["checkpoint_epochs"])
         record.description["metrics"] = metrics.directions()
+        trainer = build_trainer(config, callbacks=[metrics, recorder, progress])
         logger = config["logger"] if first else {"_target_": "bnstudy.loggers.no_logger"}
         with instantiate(logger, record=record, resumed=checkpoint is not None) as loggers:
-            try:
-                trainer = instantiate(
-                    config["trainer"],
-                    callbacks=[metrics, recorder, progress],
-                    logger=loggers,
-                    default_root_dir=record.folder,
-                    enable_checkpointing=False,  # the recorder does it
-                    enable_model_summary=False,
-                    enable_progress_bar=False,
-                    num_sanity_val_steps=0,
-                    use_distributed_sampler=False,  # batches are shared out as they are made
-                )
-            except MisconfigurationException as error:
-                raise UserError(f"trainer: {error}") from error
+            trainer.loggers = loggers
             if checkpoint is None:
                 trainer.validate(classifier, datamodule=data, verbose=False)  # before training
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
@@ -133,7 +120,10 @@ def measure_what_is_missing(record: Record, config: dict[str, Any]) -> None:
 
 
 def quieten_lightning() -> None:
-    """Silence what Lightning says of itself at every run; its warnings still reach the user."""
+    """Silence what Lightning says of itself at every run; its warnings still reach the user.
+
+    To be called once Lightning is imported: that sets its logger's level.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Lightning 2.6 calls what torch 2.15 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")

@@ -73,14 +73,10 @@ class RepresentationMetrics(L.Callback):
     def measure(self, module: L.LightningModule, epoch: int, step: int) -> list[Row]:
         """Every metric of every layer on every probe set."""
         started = time.monotonic()
-        rows = []
+        rows: list[Row] = []
         for split, batches in self.probes.items():
             self.on_layer(f"reading representations, {split}")
-            on_device = (
-                (inputs.to(module.device, module.dtype), labels.to(module.device))
-                for inputs, labels in batches
-            )
-            activations, labels = capture(module, on_device, self.sites)
+            activations, labels = capture(module, batches, self.sites)
             for tap in list(activations):
                 self.on_layer(f"measuring {tap.layer}, {split}")
                 layer = Layer(activations.pop(tap), labels)  # let go of after it is measured

@@ -40,7 +40,7 @@ class ImageFolder(ImageDataModule):
             if not files[split]:
                 raise UserError(
                     f"data.root={self.root}: there are no images in {root / split}/<class>/\n"
-                    f"Expected: train/<class>/* and test/<class>/*, each {', '.join(IMG_EXTENSIONS)}"
+                    f"Expected: train/<class>/* and test/<class>/*: {', '.join(IMG_EXTENSIONS)}"
                 )
         if unknown := set(classes["test"]) - set(classes["train"]):
             raise UserError(

@@ -4,7 +4,7 @@ import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,11 +58,13 @@ class Images:
         Raises:
             UserError: The file cannot be written.
         """
-        arrays = {f"{split}_images": self.images[split].numpy() for split in SPLITS}
-        arrays |= {f"{split}_labels": self.labels[split].numpy() for split in SPLITS}
+        arrays: dict[str, Any] = {"class_names": np.array(self.class_names)}
+        for split in SPLITS:
+            arrays[f"{split}_images"] = self.images[split].numpy()
+            arrays[f"{split}_labels"] = self.labels[split].numpy()
         try:
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, class_names=np.array(self.class_names), **arrays)
+                np.savez(file, **arrays)
         except OSError as error:
             raise UserError(
                 f"{path}: {error.strerror}\n"

@@ -97,5 +97,5 @@ class TorchvisionImages(ImageDataModule):
 
 def _channels_first(images: Any) -> torch.Tensor:
     """N x H x W or N x H x W x C to N x C x H x W."""
-    images = torch.as_tensor(images)
-    return images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    pixels: torch.Tensor = torch.as_tensor(images)
+    return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()

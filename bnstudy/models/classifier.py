@@ -38,8 +38,8 @@ class Classifier(L.LightningModule):
         self.optim = optim
         # Whether the training loss was ever not finite; kept in checkpoints.
         self.register_buffer("diverged", torch.tensor(False))
-        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
-        self.accuracies = nn.ModuleList(
+        self.train_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in SPLITS)
+        self.train_accuracy, self.test_accuracy = (
             MulticlassAccuracy(num_classes, average="micro") for _ in SPLITS
         )
 
@@ -58,8 +58,9 @@ class Classifier(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start both splits' loss and accuracy anew."""
-        for metric in (*self.losses, *self.accuracies):
-            metric.reset()
+        for loss, accuracy in self._performance():
+            loss.reset()
+            accuracy.reset()
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -69,13 +70,13 @@ class Classifier(L.LightningModule):
         if len(labels) == 0:  # a process's share of a small last batch
             return
         logits = self(images)
-        loss = functional.cross_entropy(logits, labels)
-        self.losses[dataloader_idx].update(loss, weight=len(labels))
-        self.accuracies[dataloader_idx].update(logits, labels)
+        loss, accuracy = self._performance()[dataloader_idx]
+        loss.update(functional.cross_entropy(logits, labels), weight=len(labels))
+        accuracy.update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Give out both splits' loss and accuracy, over all processes."""
-        for split, loss, accuracy in zip(SPLITS, self.losses, self.accuracies, strict=True):
+        for split, (loss, accuracy) in zip(SPLITS, self._performance(), strict=True):
             self.log(f"{split}/loss", loss.compute(), logger=False)
             self.log(f"{split}/accuracy", accuracy.compute(), logger=False)
 
@@ -95,3 +96,9 @@ class Classifier(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _performance(self) -> list[tuple[MeanMetric, MulticlassAccuracy]]:
+        return [
+            (self.train_loss, self.train_accuracy),
+            (self.test_loss, self.test_accuracy),
+        ]

@@ -14,9 +14,10 @@ def initialize(network: nn.Module, seed: int) -> None:
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            gain = "relu" if isinstance(module, nn.Conv2d) else "linear"
             nn.init.kaiming_normal_(
-                module.weight, nonlinearity=gain, generator=generator_for(seed, "weights", name)
+                module.weight,
+                nonlinearity="relu" if isinstance(module, nn.Conv2d) else "linear",
+                generator=generator_for(seed, "weights", name),
             )
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

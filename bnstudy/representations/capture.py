@@ -1,9 +1,9 @@
 """Reading the activations of a network's layers."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ def capture(
     The model is left as it was: its mode, its hooks, its gradients.
 
     Args:
-        model: Called with the inputs of each batch.
-        batches: (inputs, labels), on the model's device.
+        model: Called with the inputs of each batch, on its device and in its floating type.
+        batches: (inputs, labels).
         sites: Any of conv, norm and act.
 
     Returns:
@@ -58,7 +58,9 @@ def capture(
         TypeError: A module at one of the sites puts out something that is no tensor.
     """
     labels: list[Tensor] = []
-    pieces: dict[tuple[str, int], list[Tensor]] = {}  # by module's name and which call it is
+    outputs: dict[tuple[str, int], _Rows] = {}  # by module's name and which call it is
+    # What is there to come, at most; the memory is taken up only as it is written to.
+    batch_count = len(batches) if isinstance(batches, Sized) else 1
     modules = _modules_at(model, sites)
     training = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
@@ -67,23 +69,59 @@ def capture(
         model.eval()
         calls: dict[str, int] = {}
         for name in modules:
-            hook = model.get_submodule(name).register_forward_hook(_keep(name, calls, pieces))
+            hook = model.get_submodule(name).register_forward_hook(
+                _keep(name, calls, outputs, batch_count)
+            )
             stack.callback(hook.remove)
+        parameter = next(model.parameters())
         for inputs, batch_labels in batches:
             calls.clear()
-            model(inputs)
+            dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
+            model(inputs.to(parameter.device, dtype))
             labels.append(batch_labels)
 
-    shared = len(os.path.commonprefix([layer.split(".")[:-1] for layer, _ in modules.values()]))
+    parents = [layer.split(".")[:-1] for layer, _ in modules.values()]
+    shared = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))))
     layers: dict[str, int] = {}
     activations: dict[Tap, Tensor] = {}
-    for (name, call), tensors in pieces.items():
+    for (name, call), rows in outputs.items():
         layer, site = modules[name]
         layer = ".".join(layer.split(".")[shared:]) + (f"#{call}" if call > 1 else "")
         index = layers.setdefault(layer, len(layers))
-        activations[Tap(index, layer, site)] = torch.cat(tensors)
-        tensors.clear()  # one layer at a time is held twice, not all
+        activations[Tap(index, layer, site)] = rows.tensor()
     return activations, torch.cat(labels)
+
+
+class _Rows:
+    """A tensor that grows by batches, in the memory format of the first one."""
+
+    def __init__(self, batch: Tensor, batch_count: int) -> None:
+        self.count = 0
+        self.buffer = self._empty(batch, len(batch) * batch_count)
+
+    def append(self, batch: Tensor) -> None:
+        """Copy a batch behind the others."""
+        end = self.count + len(batch)
+        if end > len(self.buffer):
+            larger = self._empty(batch, 2 * end)
+            larger[: self.count] = self.buffer[: self.count]
+            self.buffer = larger
+        self.buffer[self.count : end] = batch
+        self.count = end
+
+    def tensor(self) -> Tensor:
+        """All batches."""
+        return self.buffer[: self.count]
+
+    @staticmethod
+    def _empty(batch: Tensor, count: int) -> Tensor:
+        channels_last = batch.ndim == 4 and batch.is_contiguous(memory_format=torch.channels_last)
+        return torch.empty(
+            (count, *batch.shape[1:]),
+            dtype=batch.dtype,
+            device=batch.device,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
 
 
 def _modules_at(model: nn.Module, sites: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -101,12 +139,15 @@ def _modules_at(model: nn.Module, sites: Sequence[str]) -> dict[str, tuple[str, 
 
 
 def _keep(
-    name: str, calls: dict[str, int], pieces: dict[tuple[str, int], list[Tensor]]
+    name: str, calls: dict[str, int], outputs: dict[tuple[str, int], _Rows], batch_count: int
 ) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
             raise TypeError(f"{name} puts out a {type(output).__name__} and not a tensor")
         calls[name] = calls.get(name, 0) + 1
-        pieces.setdefault((name, calls[name]), []).append(output.clone())
+        key = (name, calls[name])
+        if key not in outputs:
+            outputs[key] = _Rows(output, batch_count)
+        outputs[key].append(output)
 
     return hook

@@ -77,7 +77,7 @@ class Layer:
 
     @cached_property
     def _classes(self) -> tuple[Tensor, Tensor]:
-        _, members, sizes = self.labels.unique(return_inverse=True, return_counts=True)
+        _, members, sizes = torch.unique(self.labels, return_inverse=True, return_counts=True)
         return members, sizes
 
     @property
@@ -107,9 +107,9 @@ class Layer:
 
     @cached_property
     def _products(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Residuals by residuals (N x N) and by centred class means (N x C), these by themselves."""
+        """Of residuals, N x N; of them and the centred class means, N x C; of these, C x C."""
         means = self.class_means - self.mean
-        residuals = self.flat - self.class_means[self.classes]
+        residuals = torch.addmm(self.flat, self.membership, self.class_means, alpha=-1)
         return _gram(residuals), residuals @ means.T, means @ means.T
 
     @property

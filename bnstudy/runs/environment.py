@@ -6,7 +6,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("bnstudy", "hydra-core", "lightning", "numpy", "torch", "torchmetrics", "torchvision", "wandb")  # fmt: skip
+PACKAGES = (
+    "bnstudy",
+    "hydra-core",
+    "lightning",
+    "numpy",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+    "wandb",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -163,6 +163,7 @@ class Record:
                 (folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # something else is in it
                 folder.rmdir()
+                folder.parent.rmdir()
 
     @property
     def status(self) -> str | None:

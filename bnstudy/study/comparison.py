@@ -169,11 +169,12 @@ def _flatten(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last_values(tables: Sequence[Path]) -> dict[str, dict[Key, float]]:
-    """By cell, the numbers of the last epoch: the model's, and the layers' on the training split."""
+    """By cell, the numbers of the last epoch; those of layers on the training split."""
     rows = duckdb.execute(
         """
         select filename, split, metric, layer_index,
-               case when site is null or site = 'act' then layer else layer || '.' || site end, value
+               case when site is null or site = 'act' then layer else layer || '.' || site end,
+               value
         from read_parquet($tables, filename = true)
         where layer_index < 0 or split = 'train'
         qualify epoch = max(epoch) over (partition by filename)
@@ -183,7 +184,7 @@ def _last_values(tables: Sequence[Path]) -> dict[str, dict[Key, float]]:
     ).fetchall()
     values: dict[str, dict[Key, float]] = defaultdict(dict)
     for filename, *key, value in rows:
-        values[Path(filename).parent.name][tuple(key)] = value  # type: ignore[index]
+        values[Path(filename).parent.name][tuple(key)] = value
     return values
 
 

@@ -59,7 +59,7 @@ class SweepProgress(Callback):
             self.seconds.append(time.monotonic() - self.started)
 
     def studies(self) -> list[Path]:
-        """The studies with a cell that this multirun came to, also with launchers of other processes.
+        """The studies with a cell that this multirun came to, whatever process ran it.
 
         Hydra writes a cell's .hydra/ anew whenever a job begins there.
         """

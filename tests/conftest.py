@@ -1,0 +1,94 @@
+"""Runs as users run them, small enough for a test."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from bnstudy.config import CONFIG_FOLDER
+from bnstudy.runs.identity import register_resolvers
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"  # real images, on machines that have them
+
+# A run of seconds: two small blocks, two epochs, 400 digits measured.
+SMALL = (
+    "model.depth=2",
+    "model.width=4",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=8",
+    "trainer.limit_val_batches=2",
+    "probe.train=400",
+    "probe.test=200",
+    "logger=none",
+)
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No W&B account, no prompt, whatever the machine has; two threads, as in CI."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("COLUMNS", "120")
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def command_line(tmp_path: Path) -> CommandLine:
+    """`python -m bnstudy.train` with the given arguments, in an empty folder."""
+
+    def call(*arguments: str, module: str = "bnstudy.train") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    return call
+
+
+@pytest.fixture
+def composed() -> Iterator[Callable[..., DictConfig]]:
+    """The configuration of a Hydra job with the given overrides, as `bnstudy.train.run` gets it."""
+    register_resolvers()
+
+    def compose_job(*overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
+            HydraConfig.instance().set_config(cfg)
+            del cfg["hydra"]
+        return cfg
+
+    yield compose_job
+    HydraConfig.instance().cfg = None
+
+
+def only_cell(root: Path) -> Path:
+    """The folder of the only cell below an output root."""
+    (record,) = root.glob("*/*/run.json")
+    return record.parent
+
+
+def description(cell: Path) -> dict[str, Any]:
+    """A cell's run.json."""
+    content: dict[str, Any] = json.loads((cell / "run.json").read_text())
+    return content

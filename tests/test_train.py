@@ -1,0 +1,257 @@
+"""The command line, as users call it."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from bnstudy.runs.record import SCHEMA
+from tests.conftest import SMALL, CommandLine, description, only_cell
+
+
+def weights(cell: Path) -> dict[str, torch.Tensor]:
+    return torch.load(cell / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_two_norms_are_trained_measured_and_compared(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    result = command_line("norm=batchnorm,none", *SMALL, "-m")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "Cell 2 of 2: norm=none" in result.stdout
+    for shown in ("batchnorm", "none", "test accuracy ↑", "silhouette ↑", "block02", "run.json"):
+        assert shown in result.stdout
+
+    cells = sorted((tmp_path / "multirun" / "mnist5k_cnn").glob("*/"))
+    assert [cell.name.rpartition("-")[0] for cell in cells] == [
+        "batchnorm-depth2-width4-seed0",
+        "none-depth2-width4-seed0",
+    ]
+    for cell in cells:
+        run = description(cell)
+        assert run["status"] == "completed"
+        assert run["identity"].startswith(cell.name.rpartition("-")[2])
+        assert run["config"]["optim"]["lr"] == 0.01
+        assert run["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+        assert run["data"]["probe"] == {"train": 400, "test": 200}
+        assert run["final"].keys() == {
+            "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"
+        }  # fmt: skip
+        table = pq.read_table(cell / "metrics.parquet")
+        assert table.schema == SCHEMA
+        assert not (cell / "metrics").exists()
+
+    query = (
+        "select layer, metric, avg(value) from 'multirun/*/*/metrics.parquet' "
+        "where split='train' group by all order by all"
+    )
+    with duckdb.connect() as connection:
+        rows = connection.sql(query.replace("multirun", str(tmp_path / "multirun"))).fetchall()
+    layers = {layer for layer, _, _ in rows}
+    assert layers == {"block01", "block02", "model"}
+    assert len(rows) == 2 * 11 + 2
+    # Epoch 0 is before training, every epoch has every metric, on both splits.
+    counts = duckdb.sql(
+        f"select epoch, split, count(*) from '{cells[0]}/metrics.parquet' group by all order by all"
+    ).fetchall()
+    assert counts == [
+        (epoch, split, 2 * 11 + 2) for epoch in (0, 1, 2) for split in ("test", "train")
+    ]
+
+    # Again: nothing is trained, and torch is not even loaded.
+    started = time.monotonic()
+    again = command_line("norm=batchnorm,none", *SMALL, "-m")
+    assert again.returncode == 0
+    assert again.stdout.count("completed, test accuracy") == 2
+    assert "epoch 1/2" not in again.stdout
+    assert time.monotonic() - started < 30
+    assert all(len(description(cell)["attempts"]) == 1 for cell in cells)
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    arguments = (*SMALL, "trainer.max_epochs=4", "optim.schedule=cosine", "data.shift=2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bnstudy.train", *arguments, "study=killed"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    parts = tmp_path.glob("multirun/killed/*/metrics/epoch=0002.parquet")
+    while not list(tmp_path.glob("multirun/killed/*/metrics/epoch=0002.parquet")):
+        assert time.monotonic() < deadline, list(parts)
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (killed,) = (tmp_path / "multirun" / "killed").glob("*/")
+    assert description(killed)["status"] == "running"
+
+    resumed = command_line(*arguments, "study=killed")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = command_line(*arguments, "study=whole")
+    assert whole.returncode == 0, whole.stderr
+
+    (uninterrupted,) = (tmp_path / "multirun" / "whole").glob("*/")
+    first, second = description(killed)["attempts"]
+    assert (first["status"], second["status"]) == ("interrupted", "completed")
+    assert second["resumed_from_epoch"] in (1, 2)
+    assert pq.read_table(killed / "metrics.parquet").equals(
+        pq.read_table(uninterrupted / "metrics.parquet")
+    )
+    ours, theirs = weights(killed), weights(uninterrupted)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_terminated_run_is_recorded_as_interrupted(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bnstudy.train", *SMALL, "trainer.max_epochs=200"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("multirun/*/*/metrics/epoch=0001.parquet")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    run = description(only_cell(tmp_path / "multirun"))
+    assert run["status"] == run["attempts"][0]["status"] == "interrupted"
+
+
+def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line("norm=none", "optim.lr=1e6", *SMALL)
+    assert result.returncode == 0, result.stderr
+    cell = only_cell(tmp_path / "multirun")
+    assert description(cell)["status"] == "diverged"
+    rows = pq.read_table(cell / "metrics.parquet").to_pylist()
+    assert {row["epoch"] for row in rows} == {0, 1, 2}
+    undefined = [row for row in rows if row["epoch"] == 2 and row["layer_index"] >= 0]
+    assert {row["reason"] for row in undefined} == {"an activation is not finite"}
+    assert "diverged, test accuracy" in command_line("norm=none", "optim.lr=1e6", *SMALL).stdout
+
+
+def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    assert command_line(*SMALL, "checkpoint_epochs=[1]", "metrics=none").returncode == 0
+    result = command_line(*SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "measured from the checkpoints of epochs [1, 2]" in result.stdout
+    assert "no checkpoint, so not measured: epochs [0]" in result.stdout
+    again = command_line(*SMALL)
+    assert "measured from" not in again.stdout
+
+    cell = only_cell(tmp_path / "multirun")
+    assert len(description(cell)["attempts"]) == 1
+    later = pq.read_table(cell / "metrics.parquet").to_pylist()
+    assert command_line(*SMALL, "study=at_once").returncode == 0
+    (at_once,) = (tmp_path / "multirun" / "at_once").glob("*/metrics.parquet")
+
+    def by_key(rows: list[dict[str, object]]) -> dict[tuple[object, ...], object]:
+        return {
+            (row["epoch"], row["split"], row["layer"], row["metric"]): row["value"]
+            for row in rows
+            if row["epoch"] in (1, 2)
+        }
+
+    assert by_key(later) == by_key(pq.read_table(at_once).to_pylist())
+
+
+def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line(
+        "norm=batchnorm,none", "optim.lr={batchnorm:0.1,none:0.02}", "metrics=none", *SMALL, "-m"
+    )
+    assert result.returncode == 0, result.stderr
+    used = {
+        run["choices"]["norm"]: run["config"]["optim"]["lr"]
+        for run in map(description, (tmp_path / "multirun" / "mnist5k_cnn").glob("*/"))
+    }
+    assert used == {"batchnorm": 0.1, "none": 0.02}
+    assert "batchnorm lr=0.1" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["norm=bogus"], ["norm=bogus", "batchnorm", "none"]),
+        (["model.depth=0"], ["model.depth=0", "at least 1"]),
+        (["model.width=-3"], ["model.width=-3", "at least 1"]),
+        (["model.depth=40"], ["model.depth=40", "28x28", "1 to 9"]),
+        (["model.dept=3"], ["model.dept=3", "depth"]),
+        (["optim.lr=abc"], ["optim.lr=abc", "above 0"]),
+        (["optim.lr={none:0.1}"], ["optim.lr", "norm=batchnorm"]),
+        (["seed=-1"], ["seed=-1", "at least 0"]),
+        (["data.root=FILE"], ["data.root", "is a file"]),
+        (["data=cifar10", "data.root=."], ["CIFAR10", "data.root", "cifar-10-python.tar.gz"]),
+        (["data=image_folder"], ["data.root is missing"]),
+        (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere", "train/<class>/"]),
+        (["probe.train=4001"], ["probe.train=4001", "4000"]),
+        (["metrics.names=[silhouete]"], ["silhouete", "silhouette"]),
+        (["norm=groupnorm", "norm.num_groups=3"], ["norm.num_groups=3", "16 channels"]),
+        (["output_root=FILE"], ["FILE", "output_root=FOLDER"]),
+        (["study=a/b"], ["study=a/b", "folder"]),
+        (["trainer.max_epochs"], ["trainer.max_epochs"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_told_in_two_lines(
+    command_line: CommandLine, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    (tmp_path / "FILE").touch()
+    result = command_line(*arguments)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert 1 <= len(lines) <= 2, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert not list(tmp_path.glob("multirun/*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told(command_line: CommandLine) -> None:
+    result = command_line("trainer=gpu")
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == ["trainer: No supported gpu backend found!"]
+
+
+def test_a_mistake_in_a_multirun_does_not_stop_the_other_cells(command_line: CommandLine) -> None:
+    result = command_line("model.depth=0,1", "metrics=none", *SMALL[1:], "-m")
+    assert result.returncode == 1
+    assert "Failed: model.depth=0 is not allowed" in result.stdout
+    assert "(1 cells: 1 completed)" in result.stdout
+    assert result.stderr.endswith("model.depth=0 is not allowed; it takes an integer of at least 1\n")
+
+
+def test_a_damaged_checkpoint_is_told(command_line: CommandLine, tmp_path: Path) -> None:
+    assert command_line(*SMALL, "metrics=none").returncode == 0
+    cell = only_cell(tmp_path / "multirun")
+    (cell / "metrics.parquet").unlink()  # as if it had been interrupted
+    checkpoint = cell / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    result = command_line(*SMALL, "metrics=none")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 2
+    assert "last.ckpt is damaged" in result.stderr
+    assert "Remove it" in result.stderr
+    checkpoint.unlink()
+    assert command_line(*SMALL, "metrics=none").returncode == 0
+
+
+def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:
+    result = command_line("--help")
+    assert result.returncode == 0
+    for words in ("norm: batchnorm, groupnorm", "data: cifar10", "model.depth=", "seed=0,1,2,3"):
+        assert words in result.stdout
