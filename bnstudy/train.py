@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -161,6 +162,10 @@ def job(cfg: DictConfig) -> Outcome:
             told = message or f"{type(error).__name__}: {error}"
             console.print(f"Failed: {told}", style="red")
         raise  # in a multirun Hydra goes on with the other jobs, then raises the first error
+    except SystemExit as stop:
+        if stop.code is None:  # Lightning's answer to SIGTERM, which would look like success
+            sys.exit(128 + signal.SIGTERM)
+        raise
 
 
 def main() -> None:

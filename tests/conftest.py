@@ -2,9 +2,9 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from omegaconf import DictConfig, open_dict
 
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.runs.identity import register_resolvers
+from bnstudy.sweeps.progress import SweepProgress
+from bnstudy.train import main
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"  # real images, on machines that have them
@@ -32,7 +34,17 @@ SMALL = (
     "logger=none",
 )
 
-CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+CommandLine = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
@@ -46,19 +58,24 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def command_line(tmp_path: Path) -> CommandLine:
-    """`python -m bnstudy.train` with the given arguments, in an empty folder."""
+def command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> CommandLine:
+    """`python -m bnstudy.train` with the given arguments, in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str, module: str = "bnstudy.train") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["bnstudy.train", *arguments])
+        monkeypatch.setattr(SweepProgress, "current", None)
+        capsys.readouterr()
+        code, message = 0, ""
+        try:
+            main()
+        except SystemExit as stop:  # a string is printed by Python itself, with exit status 1
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            message = f"{stop.code}\n" if isinstance(stop.code, str) else ""
+        printed = capsys.readouterr()
+        return Result(code, printed.out, printed.err + message)
 
     return call
 
@@ -73,8 +90,6 @@ def composed() -> Iterator[Callable[..., DictConfig]]:
             cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
-            cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
-            HydraConfig.instance().set_config(cfg)
             del cfg["hydra"]
         return cfg
 

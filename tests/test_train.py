@@ -65,13 +65,11 @@ def test_two_norms_are_trained_measured_and_compared(
         (epoch, split, 2 * 11 + 2) for epoch in (0, 1, 2) for split in ("test", "train")
     ]
 
-    # Again: nothing is trained, and torch is not even loaded.
-    started = time.monotonic()
+    # Again: nothing is trained.
     again = command_line("norm=batchnorm,none", *SMALL, "-m")
     assert again.returncode == 0
     assert again.stdout.count("completed, test accuracy") == 2
     assert "epoch 1/2" not in again.stdout
-    assert time.monotonic() - started < 30
     assert all(len(description(cell)["attempts"]) == 1 for cell in cells)
 
 
@@ -86,9 +84,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    parts = tmp_path.glob("multirun/killed/*/metrics/epoch=0002.parquet")
     while not list(tmp_path.glob("multirun/killed/*/metrics/epoch=0002.parquet")):
-        assert time.monotonic() < deadline, list(parts)
+        assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -125,11 +122,12 @@ def test_a_terminated_run_is_recorded_as_interrupted(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
     run = description(only_cell(tmp_path / "multirun"))
     assert run["status"] == run["attempts"][0]["status"] == "interrupted"
 
 
+@pytest.mark.filterwarnings("ignore:block01 at epoch 1. an activation is not finite")
 def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line("norm=none", "optim.lr=1e6", *SMALL)
     assert result.returncode == 0, result.stderr
@@ -232,7 +230,9 @@ def test_a_mistake_in_a_multirun_does_not_stop_the_other_cells(command_line: Com
     assert result.returncode == 1
     assert "Failed: model.depth=0 is not allowed" in result.stdout
     assert "(1 cells: 1 completed)" in result.stdout
-    assert result.stderr.endswith("model.depth=0 is not allowed; it takes an integer of at least 1\n")
+    assert result.stderr.endswith(
+        "model.depth=0 is not allowed; it takes an integer of at least 1\n"
+    )
 
 
 def test_a_damaged_checkpoint_is_told(command_line: CommandLine, tmp_path: Path) -> None:
@@ -248,6 +248,21 @@ def test_a_damaged_checkpoint_is_told(command_line: CommandLine, tmp_path: Path)
     assert "Remove it" in result.stderr
     checkpoint.unlink()
     assert command_line(*SMALL, "metrics=none").returncode == 0
+
+
+def test_a_complete_cell_is_skipped_without_loading_torch(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    assert command_line(*SMALL, "metrics=none").returncode == 0
+    program = (
+        "import runpy, sys; sys.argv[0] = 'bnstudy.train'; "
+        "runpy.run_module('bnstudy.train', run_name='__main__'); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    again = subprocess.run(
+        [sys.executable, "-c", program, *SMALL, "metrics=none"], cwd=tmp_path, check=False
+    )
+    assert again.returncode == 0
 
 
 def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:

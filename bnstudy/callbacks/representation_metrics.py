@@ -53,7 +53,7 @@ class RepresentationMetrics(L.Callback):
         self.on_layer = on_layer
         self.rows: list[Row] = []
         self.seconds = 0.0
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: set[str] = set()  # of each reason once
 
     def directions(self) -> dict[str, str | None]:
         """By metric, which values mean better clustered classes."""
@@ -85,17 +85,18 @@ class RepresentationMetrics(L.Callback):
         return rows
 
     def _rows(self, layer: Layer, tap: Tap, epoch: int, step: int, split: str) -> Iterable[Row]:
+        undefined: dict[str, list[str]] = {}
         for metric in self.metrics:
             value, reason = evaluate(metric, layer)
-            if reason is not None and (metric.name, reason) not in self._warned:
-                self._warned.add((metric.name, reason))
-                warnings.warn(
-                    f"{metric.name} of {tap.layer} is undefined at epoch {epoch}: {reason}",
-                    stacklevel=2,
-                )
+            if reason is not None:
+                undefined.setdefault(reason, []).append(metric.name)
             yield Row(
                 epoch, step, split, tap.layer_index, tap.layer, tap.site, metric.name, value, reason
             )
+        for reason in undefined.keys() - self._warned:
+            self._warned.add(reason)
+            names = ", ".join(undefined[reason])
+            warnings.warn(f"{tap.layer} at epoch {epoch}: {reason}; NaN for {names}", stacklevel=2)
 
     def _measure_and_log(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
         if trainer.is_global_zero and self.metrics:

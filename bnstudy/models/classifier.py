@@ -77,8 +77,8 @@ class Classifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Give out both splits' loss and accuracy, over all processes."""
         for split, (loss, accuracy) in zip(SPLITS, self._performance(), strict=True):
-            self.log(f"{split}/loss", loss.compute(), logger=False)
-            self.log(f"{split}/accuracy", accuracy.compute(), logger=False)
+            self.log(f"{split}/loss", loss.compute(), logger=False, sync_dist=True)
+            self.log(f"{split}/accuracy", accuracy.compute(), logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, unless it is constant, the schedule, stepped after each batch."""

@@ -19,13 +19,17 @@ def job_of_its_own() -> Iterator[None]:
     """Let Lightning start a distributed run's other processes for this job of a multirun alone.
 
     It starts them with this process's command line, so that becomes the job's own; and it leaves
-    environment variables behind by which the next job would take itself for one of them.
+    behind their connection, and variables by which the next job would take itself for one of them.
     """
+    import torch  # here: a process that trains nothing does without
+
     arguments, variables = sys.argv[:], dict(os.environ)
     sys.argv[1:] = list(HydraConfig.get().overrides.task)
     try:
         yield
     finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         sys.argv[:] = arguments
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]

@@ -162,8 +162,7 @@ class Record:
             for name in (".lock", "train.log"):
                 (folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # something else is in it
-                folder.rmdir()
-                folder.parent.rmdir()
+                os.removedirs(folder)
 
     @property
     def status(self) -> str | None:

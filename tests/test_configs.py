@@ -1,0 +1,133 @@
+"""Every shipped configuration composes and runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from bnstudy.config import CONFIG_FOLDER, RULES, resolve, validate
+from bnstudy.runs.identity import identity
+from tests.conftest import SMALL, CommandLine, description, only_cell
+
+Compose = Callable[..., DictConfig]
+
+FAST = ("debug=fast", "model.depth=1", "model.width=4", "metrics.names=[unit_sparsity,silhouette]")
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+
+
+ALL = [
+    f"{group.name}={option}"
+    for group in sorted(CONFIG_FOLDER.iterdir())
+    if group.is_dir() and group.name != "hydra"
+    for option in options(group.name)
+]
+DOWNLOADED = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+
+
+@pytest.mark.parametrize("choice", ALL)
+def test_it_composes(composed: Compose, choice: str) -> None:
+    root = ["data.root=."] if choice.startswith("data=") else []
+    config = resolve(composed(choice, *root))
+    validate(config)
+    assert len(identity(config)) == 64
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        choice
+        for choice in ALL
+        # torchvision's data sets run in tests/data/test_torchvision.py, on files made there;
+        # several processes in tests/test_ddp.py.
+        if choice not in [f"data={name}" for name in DOWNLOADED]
+        and choice != "trainer=ddp"
+        and (choice != "trainer=gpu" or torch.cuda.is_available())
+    ],
+)
+def test_it_runs(command_line: CommandLine, tmp_path: Path, choice: str) -> None:
+    extra = []
+    if choice == "data=image_folder":
+        for split in ("train", "test"):
+            for shade in (0, 255):
+                folder = tmp_path / "images" / split / str(shade)
+                folder.mkdir(parents=True)
+                for number in range(6):
+                    Image.new("L", (8, 8), abs(shade - number)).save(folder / f"{number}.png")
+        extra = [
+            "data.root=images",
+            f"data.cache={tmp_path}/cache",
+            "probe.train=12",
+            "probe.test=12",
+        ]
+    result = command_line(*FAST, choice, *extra)
+    assert result.returncode == 0, result.stderr
+    assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"
+
+
+def test_every_rule_is_about_a_key_that_exists(composed: Compose) -> None:
+    known: set[str] = set()
+    for choice in ALL:
+        config = resolve(composed(choice, "data.root=."))
+        known |= config.keys()
+        known |= {
+            f"{group}.{key}"
+            for group, values in config.items()
+            if isinstance(values, dict)
+            for key in values
+        }
+    assert RULES.keys() <= known
+
+
+def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Compose) -> None:
+    plain = identity(resolve(composed()))
+    for same in (
+        "logger=csv",
+        "metrics=none",
+        "data.root=elsewhere",
+        "study=other",
+        "trainer.accelerator=cpu",
+        "optim.lr={batchnorm:0.01,none:0.5}",
+        "checkpoint_epochs=all",
+        "output_root=elsewhere",
+        "experiment=quickstart",
+    ):
+        assert identity(resolve(composed(same))) == plain, same
+    others = [
+        "norm=none",
+        "norm.momentum=0.2",
+        "model.depth=2",
+        "model.width=8",
+        "optim=adam",
+        "optim.lr=0.02",
+        "data.batch_size=32",
+        "data.flip=true",
+        "trainer.max_epochs=7",
+        "trainer.precision=bf16-mixed",
+        "trainer.devices=2",
+        "trainer=ddp",
+        "probe.train=1000",
+        "seed=1",
+    ]
+    identities = {identity(resolve(composed(other))) for other in others}
+    assert len(identities | {plain}) == len(others) + 1
+
+
+def test_an_image_folder_is_told_apart_by_its_name_and_not_by_its_path(composed: Compose) -> None:
+    def of(root: str) -> str:
+        return identity(resolve(composed("data=image_folder", f"data.root={root}")))
+
+    assert of("/here/cats") == of("/there/cats") != of("/here/dogs")
+
+
+def test_a_sweep_over_precision_and_sites(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line(
+        *SMALL, "trainer.precision=bf16-mixed", "metrics.sites=[conv,norm,act]", "norm=none"
+    )
+    assert result.returncode == 0, result.stderr
+    assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"

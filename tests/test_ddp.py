@@ -1,0 +1,49 @@
+"""Two processes on one machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import SMALL, description
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_multirun_on_two_processes(tmp_path: Path) -> None:
+    arguments = [*SMALL, "trainer.limit_val_batches=1.0", "norm=none,batchnorm", "-m"]
+    for trainer in ("default", "ddp"):
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "bnstudy.train"),
+                *(f"trainer={trainer}", f"study={trainer}", "trainer.accelerator=cpu"),
+                *arguments,
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+    values = {}
+    for trainer in ("default", "ddp"):
+        for cell in (tmp_path / "multirun" / trainer).glob("*/"):
+            run = description(cell)
+            assert run["status"] == "completed"
+            assert len(run["attempts"]) == 1
+            for row in pq.read_table(cell / "metrics.parquet").to_pylist():
+                key = (
+                    run["choices"]["norm"],
+                    *(row[k] for k in ("epoch", "split", "layer", "metric")),
+                )
+                values.setdefault(key, {})[trainer] = row["value"]
+    assert len(values) == 2 * 3 * 2 * (2 * 11 + 2)
+    for (norm, epoch, *what), value in values.items():
+        # Without BatchNorm two halves of a batch give the gradient of the whole; with it, each
+        # process has its own statistics, and only the start is the same.
+        if norm == "none" or epoch == 0:
+            close = 0.03 if str(what[2]).startswith(("kmeans", "knn")) else 1e-3
+            assert value["ddp"] == pytest.approx(value["default"], rel=close, abs=1e-5), what
