@@ -4,7 +4,7 @@ from torch import Tensor
 
 from bnstudy.metrics.class_clustering import DISTANCES, NEEDS
 from bnstudy.metrics.kmeans import kmeans
-from bnstudy.metrics.registry import metric
+from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.representations import Layer
 
 RESTARTS = 5
@@ -12,6 +12,8 @@ RESTARTS = 5
 
 def _contingency(layer: Layer) -> Tensor:
     """Samples of each class in each of C clusters of k-means: float64, C x C."""
+    if layer.num_classes == layer.num_samples:
+        raise Undefined("every sample is a class of its own")
     clusters = kmeans(layer.squared_distances, layer.num_classes, RESTARTS)
     in_cluster = layer.membership.new_zeros(layer.num_samples, layer.num_classes)
     in_cluster.scatter_(1, clusters[:, None], 1)

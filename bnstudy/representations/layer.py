@@ -98,7 +98,7 @@ class Layer:
     @cached_property
     def class_means(self) -> Tensor:
         """Float32, C x D."""
-        return (self.membership / self.class_sizes).T @ self.flat
+        return self.membership.T @ self.flat / self.class_sizes[:, None]
 
     @cached_property
     def mean(self) -> Tensor:
@@ -141,7 +141,7 @@ class Layer:
 
     @cached_property
     def squared_distances(self) -> Tensor:
-        """Between samples: float32, N x N, symmetric, with an exact 0 on the diagonal."""
+        """Between samples: float32, N x N, with an exact 0 on the diagonal."""
         residuals, with_means, _ = self._products
         own = with_means.gather(1, self.classes[:, None])
         extra = 2 * (own - with_means) + self.class_mean_distances_squared[self.classes] / 2
