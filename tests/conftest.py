@@ -29,6 +29,7 @@ SMALL = (
     "trainer.max_epochs=2",
     "trainer.limit_train_batches=8",
     "trainer.limit_val_batches=2",
+    "trainer.log_every_n_steps=1",
     "probe.train=400",
     "probe.test=200",
     "logger=none",

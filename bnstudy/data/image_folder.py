@@ -98,13 +98,13 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
+            return image
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable image ({error})\nMend or remove it, then run the same again"
         ) from error
-    return image
 
 
 def _pixels(path: Path, size: tuple[int, int]) -> Any:

@@ -75,11 +75,11 @@ class Images:
     def load(cls, path: Path) -> "Images | None":
         """Read what `save` wrote; None where there is no such file or it is damaged."""
         try:
-            with np.load(path) as file:
+            with path.open("rb") as file, np.load(file) as content:
                 return cls(
-                    {split: torch.from_numpy(file[f"{split}_images"]) for split in SPLITS},
-                    {split: torch.from_numpy(file[f"{split}_labels"]) for split in SPLITS},
-                    tuple(map(str, file["class_names"])),
+                    {split: torch.from_numpy(content[f"{split}_images"]) for split in SPLITS},
+                    {split: torch.from_numpy(content[f"{split}_labels"]) for split in SPLITS},
+                    tuple(map(str, content["class_names"])),
                 )
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return None

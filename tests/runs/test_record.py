@@ -1,0 +1,115 @@
+"""The record survives whatever happens to the process."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from bnstudy.errors import UserError
+from bnstudy.runs.record import CellInUse, Record, Row
+from tests.test_configs import Compose
+
+CHOICES = {"norm": "batchnorm", "model": "cnn", "data": "mnist5k"}
+
+
+def rows(epoch: int) -> list[Row]:
+    return [
+        Row(epoch, 10 * epoch, split, -1, "model", None, metric, 0.5, None)
+        for split in ("train", "test")
+        for metric in ("loss", "accuracy")
+    ]
+
+
+@pytest.fixture
+def record(composed: Compose, tmp_path: Path) -> Record:
+    from bnstudy.config import resolve
+
+    return Record.open(tmp_path / "cell", resolve(composed()), CHOICES, ["seed=0"])
+
+
+def stored(record: Record) -> dict[str, object]:
+    return json.loads((record.folder / "run.json").read_text())
+
+
+def test_parts_become_the_long_table(record: Record) -> None:
+    with record.lock(), record.attempt({}):
+        for epoch in (0, 1, 2):
+            record.write_part(epoch, rows(epoch))
+        record.write_part(2, rows(2))  # again, after a resume
+        assert stored(record)["status"] == "running"
+        record.join_parts()
+    record.remove_parts()
+    assert pq.read_table(record.table_path)["epoch"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert stored(record)["status"] == "completed"
+    assert stored(record)["final"] == {
+        "epoch": 2,
+        **{f"{split}_{m}": 0.5 for split in ("train", "test") for m in ("loss", "accuracy")},
+    }
+    assert not list(record.folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RuntimeError("out of memory"), "failed"), (KeyboardInterrupt(), "interrupted")],
+)
+def test_how_an_attempt_ended_is_recorded(
+    record: Record, error: BaseException, status: str
+) -> None:
+    with pytest.raises(type(error)), record.lock(), record.attempt({}):
+        raise error
+    assert stored(record)["status"] == status
+    (attempt,) = record.description["attempts"]
+    assert attempt["status"] == status
+    assert attempt.get("error") == (f"RuntimeError: {error}" if status == "failed" else None)
+    assert not record.has_ended
+
+
+def test_a_mistake_of_the_users_leaves_nothing(record: Record) -> None:
+    with pytest.raises(UserError), record.lock(), record.attempt({}):
+        raise UserError("no such data")
+    Record.discard_if_empty(record.folder)
+    assert not record.folder.exists()
+
+
+def test_a_mistake_of_the_users_does_not_undo_an_earlier_attempt(record: Record) -> None:
+    with pytest.raises(RuntimeError), record.lock(), record.attempt({}):
+        raise RuntimeError
+    with pytest.raises(UserError), record.lock(), record.attempt({}):
+        raise UserError("no such data")
+    assert stored(record)["status"] == "failed"
+    assert len(record.description["attempts"]) == 1
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with Record(folder, {}).lock():
+            return False
+    except CellInUse:
+        return True
+
+
+def test_two_processes_never_work_in_one_cell(record: Record) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with record.lock():
+            assert pool.apply(_in_use, (record.folder,))
+        assert not pool.apply(_in_use, (record.folder,))
+
+
+def test_another_runs_record_is_not_touched(
+    record: Record, composed: Compose, tmp_path: Path
+) -> None:
+    from bnstudy.config import resolve
+
+    record.folder.mkdir()
+    record.save()
+    with pytest.raises(UserError, match="holds another run"):
+        Record.open(tmp_path / "cell", resolve(composed("seed=1")), CHOICES, [])
+
+
+def test_a_record_that_cannot_be_read_is_told(record: Record) -> None:
+    record.folder.mkdir()
+    (record.folder / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json cannot be read"):
+        Record.read(record.folder)

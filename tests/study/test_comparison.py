@@ -1,0 +1,104 @@
+"""The table at a multirun's end, over records with known numbers."""
+
+import json
+import math
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bnstudy.config import resolve
+from bnstudy.runs.record import Record, Row
+from bnstudy.study.comparison import show
+from tests.test_configs import Compose
+
+DIRECTIONS = {"silhouette": "higher", "davies_bouldin": "lower", "unit_sparsity": None}
+
+
+@pytest.fixture
+def add(composed: Compose, tmp_path: Path) -> Any:
+    def add_run(*overrides: str, norm: str, status: str = "completed", **values: float) -> None:
+        config = resolve(composed(f"norm={norm}", *overrides))
+        name = "-".join([norm, *overrides])
+        record = Record.open(
+            tmp_path / "study" / name, config, {"norm": norm, "model": "cnn", "data": "x"}, []
+        )
+        record.description |= {"status": status, "metrics": DIRECTIONS}
+        performance = [
+            Row(5, 9, split, -1, "model", None, metric, values.get(metric, 0.5), None)
+            for split in ("train", "test")
+            for metric in ("loss", "accuracy")
+        ]
+        layers = [
+            Row(epoch, 9, "train", 0, "block01", "act", metric, values[metric] * epoch / 5, None)
+            for metric in DIRECTIONS
+            if metric in values
+            for epoch in (0, 5)
+        ]
+        record.write_part(5, performance + layers)
+        record.join_parts()
+        record.remove_parts()
+        record.save()
+
+    return add_run
+
+
+def table(tmp_path: Path) -> list[str]:
+    output = StringIO()
+    show(tmp_path / "study", Console(file=output, width=60))
+    return [" ".join(line.split()) for line in output.getvalue().splitlines()]
+
+
+def test_mean_and_standard_deviation_over_seeds(add: Any, tmp_path: Path) -> None:
+    for seed, (ours, theirs) in enumerate([(0.1, 0.3), (0.2, 0.5)]):
+        add(f"seed={seed}", norm="batchnorm", silhouette=ours, davies_bouldin=ours, accuracy=0.9)
+        add(f"seed={seed}", norm="none", silhouette=theirs, davies_bouldin=theirs, accuracy=0.9)
+    lines = table(tmp_path)
+    assert "metric layer batchnorm none" in lines
+    assert "5 epochs 2 seeds 2 seeds" in lines
+    assert "silhouette ↑ block01 0.150 ± 0.071 0.400 ± 0.141 *" in lines
+    assert "davies_bouldin ↓ block01 0.150 ± 0.071 * 0.400 ± 0.141" in lines
+    assert "test accuracy ↑ 0.900 ± 0.000 0.900 ± 0.000" in lines  # a tie is nobody's
+
+
+def test_each_point_of_the_grid_is_compared_for_itself(add: Any, tmp_path: Path) -> None:
+    for depth, sparsity in ((2, 0.2), (4, 0.4)):
+        for norm in ("batchnorm", "none"):
+            add(f"model.depth={depth}", norm=norm, unit_sparsity=sparsity)
+    lines = table(tmp_path)
+    assert lines.index("depth=2 1 seed 1 seed") < lines.index("unit_sparsity block01 0.200 0.200")
+    assert lines.index("depth=4 1 seed 1 seed") < lines.index("unit_sparsity block01 0.400 0.400")
+
+
+def test_options_of_a_norm_are_variants_of_it(add: Any, tmp_path: Path) -> None:
+    for momentum in (0.1, 0.5):
+        add(f"norm.momentum={momentum}", norm="batchnorm", silhouette=momentum)
+    add(norm="none", silhouette=0.2)
+    lines = table(tmp_path)
+    assert "metric layer batchnorm momentum=0.1 batchnorm momentum=0.5 none" in lines
+
+
+def test_runs_that_diverged_or_have_not_ended_are_told(add: Any, tmp_path: Path) -> None:
+    add("seed=0", norm="none", silhouette=0.1)
+    add("seed=1", norm="none", silhouette=math.nan, status="diverged")
+    add("seed=2", norm="none", silhouette=0.9, status="failed")
+    lines = table(tmp_path)
+    assert "5 epochs 2 seeds, 1 diverged" in lines
+    assert "silhouette ↑ block01 0.100" in lines
+    assert any("3 cells: 1 completed, 1 diverged, 1 failed" in line for line in lines)
+
+
+def test_a_study_without_a_complete_cell_has_no_table(add: Any, tmp_path: Path) -> None:
+    add(norm="none", status="failed")
+    assert table(tmp_path)[0].endswith("(1 cells: 1 failed)")
+
+
+def test_directions_come_from_the_record(add: Any, tmp_path: Path) -> None:
+    add(norm="none", silhouette=0.1)
+    record = tmp_path / "study" / "none" / "run.json"
+    content = json.loads(record.read_text())
+    content["metrics"]["silhouette"] = "lower"
+    record.write_text(json.dumps(content))
+    assert any(line.startswith("silhouette ↓") for line in table(tmp_path))
