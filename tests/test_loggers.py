@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,21 @@ QUICK = (
 def inspect(cell: Path) -> dict[str, list[dict[str, Any]]]:
     """What W&B's own viewer reads of a cell's only run: its entries by type."""
     (folder,) = cell.glob("wandb/offline-run-*")
-    printed = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    entries: dict[str, list[dict[str, Any]]] = {}
-    for entry in map(json.loads, printed.splitlines()):
-        entries.setdefault(entry["type"], []).append(entry[entry["type"]])
-    return entries
+    deadline = time.monotonic() + 30
+    while True:  # W&B's service is a process of its own, and may still be writing the last entries
+        viewer = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        entries: dict[str, list[dict[str, Any]]] = {}
+        for entry in map(json.loads, viewer.stdout.splitlines()):
+            entries.setdefault(entry["type"], []).append(entry[entry["type"]])
+        if "exit" in entries:
+            return entries
+        assert time.monotonic() < deadline, viewer.stderr
+        time.sleep(0.2)
 
 
 def test_each_job_is_its_own_run(command_line: CommandLine, tmp_path: Path) -> None:
