@@ -63,7 +63,7 @@ def wandb_run(
         job_type="train",
         tags=[choices[group] for group in ("norm", "model", "data")],
         config=description["config"],
-        dir=record.folder,
+        dir=record.folder.absolute(),  # W&B writes from a process of its own
         mode=mode or _mode(),
         reinit="finish_previous",  # a leaked run of another job is never gone on with
         settings=wandb.Settings(
