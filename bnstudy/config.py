@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bnstudy.errors import UserError
+from bnstudy.files import CANNOT_WRITE, cannot_write
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations lie inside the package, in a checkout beside it.
@@ -50,6 +51,12 @@ def _choice(*options: str) -> Rule:
     return Rule(", ".join(options), lambda value: value in options)
 
 
+_folder_name = Rule(
+    "a folder's name, without / and not beginning with a dot",
+    lambda value: (
+        isinstance(value, str) and Path(value).name == value and not value.startswith(".")
+    ),
+)
 _boolean = Rule("true or false", lambda value: isinstance(value, bool))
 _not_negative = Rule("a number of at least 0", lambda value: _number(value) and value >= 0)
 _positive = Rule("a number above 0", lambda value: _number(value) and value > 0)
@@ -57,9 +64,8 @@ _fraction = Rule("a number from 0 to below 1", lambda value: _number(value) and 
 
 RULES: dict[str, Rule] = {
     "seed": _integer(0),
-    "study": Rule(
-        "a folder's name", lambda value: isinstance(value, str) and Path(value).name == value
-    ),
+    "study": _folder_name,
+    "cell": _folder_name,
     "model.depth": _integer(1),
     "model.width": _integer(1),
     "norm.eps": _positive,
@@ -94,6 +100,29 @@ RULES: dict[str, Rule] = {
             value == "all" or (isinstance(value, list) and all(map(_integer(0).accepts, value)))
         ),
     ),
+}
+
+
+# Of Lightning's Trainer: a run goes to the end of its last epoch, and is evaluated, measured and
+# recorded at each one's end, by callbacks of ours.
+FIXED = {
+    "barebones",
+    "callbacks",
+    "check_val_every_n_epoch",
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "fast_dev_run",
+    "logger",
+    "max_steps",
+    "max_time",
+    "min_epochs",
+    "min_steps",
+    "num_sanity_val_steps",
+    "reload_dataloaders_every_n_epochs",
+    "use_distributed_sampler",
+    "val_check_interval",
 }
 
 
@@ -132,6 +161,11 @@ def validate(config: dict[str, Any]) -> None:
         values = config.get(group, {}) if group else config
         if name in values and not rule.accepts(values[name]):
             raise UserError(f"{key}={values[name]} is not allowed; it takes {rule.allowed}")
+    for key in FIXED & config["trainer"].keys():
+        raise UserError(
+            f"trainer.{key} cannot be set: a run goes on to the end of trainer.max_epochs, and is "
+            "evaluated and recorded at the end of each epoch"
+        )
 
 
 def explain(error: BaseException) -> str | None:
@@ -147,12 +181,9 @@ def explain(error: BaseException) -> str | None:
                 return f"{group}={value} does not exist; it takes {', '.join(options)}"
             case OmegaConfBaseException(full_key=str(key)) if key:
                 return _explain_key(key, cause)
-            case OSError(filename=str(path)):
-                return (
-                    f"{path}: {cause.strerror}\n"
-                    "Make sure it can be written to and has room, or set output_root=FOLDER"
-                )
-    if isinstance(error, HydraException | OSError):
+            case OSError(filename=str(path), errno=number) if number in CANNOT_WRITE:
+                return cannot_write(path, cause)
+    if isinstance(error, HydraException):
         return " ".join(str(error).split())
     return None
 
@@ -161,9 +192,9 @@ def _causes(error: BaseException) -> list[BaseException]:
     """The error, what it came of, and so on."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and cause not in chain:  # one raised again can be its own context
+    while cause is not None:
         chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__
     return chain
 
 

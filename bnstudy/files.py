@@ -1,9 +1,32 @@
 """Files that are either whole or not there."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from bnstudy.errors import UserError
+
+# What the user can put right: permissions, room, a file where a folder should be.
+CANNOT_WRITE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def cannot_write(path: str | Path, error: OSError) -> str:
+    """What to tell the user of a path that cannot be written."""
+    return (
+        f"{path}: {error.strerror}\n"
+        "Make sure it can be written to and has room, or choose another folder: output_root=FOLDER "
+        "for runs, the environment variable BNSTUDY_DATA for data"
+    )
 
 
 @contextmanager
@@ -11,11 +34,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; rename it to `path` once all went well.
 
     A process killed at any moment leaves the old file or the new one, never half of one.
+
+    Raises:
+        UserError: The disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in CANNOT_WRITE:
+            raise UserError(cannot_write(path, error)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from bnstudy.errors import UserError
 from bnstudy.runs.environment import environment
 from bnstudy.runs.identity import register_resolvers
 from bnstudy.runs.processes import is_first_process, job_of_its_own
-from bnstudy.runs.record import Record
+from bnstudy.runs.record import CellInUse, Record, cell_lock, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
 
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
@@ -56,16 +56,17 @@ def run(cfg: DictConfig) -> Outcome:
     config = resolve(cfg)
     validate(config)
     job = HydraConfig.get()
-    record = Record.open(cell_of_job(), config, dict(job.runtime.choices), list(job.overrides.task))
-    with record.lock() if is_first_process() else nullcontext():
-        if record.has_ended:
+    folder, first = cell_of_job(), is_first_process()
+    lock: AbstractContextManager[None] = cell_lock(folder) if first else nullcontext()
+    with lock:
+        record = Record.open(folder, config, dict(job.runtime.choices), list(job.overrides.task))
+        trained = not record.has_ended
+        if trained:
+            fit(record, config)
+        if first:
             tell_result(record)
             measure_what_is_missing(record, config)
-            return Outcome(record, trained=False)
-        fit(record, config)
-        if is_first_process():
-            tell_result(record)
-        return Outcome(record, trained=True)
+        return Outcome(record, trained)
 
 
 def fit(record: Record, config: dict[str, Any]) -> None:
@@ -89,7 +90,7 @@ def fit(record: Record, config: dict[str, Any]) -> None:
             on_layer=progress.say,
         )
         recorder = Recorder(record, metrics, config["checkpoint_epochs"])
-        record.description["metrics"] = metrics.directions()
+        record.description["metrics"] |= metrics.directions()
         trainer = build_trainer(config, callbacks=[metrics, recorder, progress])
         logger = config["logger"] if first else {"_target_": "bnstudy.loggers.no_logger"}
         with instantiate(logger, record=record, resumed=checkpoint is not None) as loggers:
@@ -97,7 +98,6 @@ def fit(record: Record, config: dict[str, Any]) -> None:
             if checkpoint is None:
                 trainer.validate(classifier, datamodule=data, verbose=False)  # before training
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
-        facts["measure_seconds"] = metrics.seconds
         facts["diverged"] = bool(classifier.diverged)
         if first:
             record.join_parts()
@@ -107,17 +107,17 @@ def fit(record: Record, config: dict[str, Any]) -> None:
 
 def measure_what_is_missing(record: Record, config: dict[str, Any]) -> None:
     """Measure a complete cell's checkpoints where more is asked for than its record has."""
-    asked = {
-        (site, name) for site in config["metrics"]["sites"] for name in config["metrics"]["names"]
-    }
-    if missing := asked - record.measured(record.description["final"]["epoch"]):
+    missing = record.missing(**config["metrics"])
+    possible = {epoch: missing[epoch] for epoch in missing if epoch in record.checkpoints()}
+    if possible:
         from bnstudy.measure import measure_checkpoints
 
-        names = ", ".join(sorted({name for _, name in missing}))
-        measured, without = measure_checkpoints(record, config, missing)
-        console.print(f"  {names}: measured from the checkpoints of epochs {measured}")
-        if without:
-            console.print(f"  no checkpoint, so not measured: epochs {without}", style="yellow")
+        measure_checkpoints(record, config, possible)
+        names = ", ".join(sorted({name for what in possible.values() for _, name in what}))
+        console.print(f"  measured from checkpoints: {names} of epochs {sorted(possible)}")
+    if without := sorted(missing.keys() - possible.keys()):
+        names = ", ".join(sorted({name for epoch in without for _, name in missing[epoch]}))
+        console.print(f"  no checkpoint to measure: {names} of epochs {without}", style="yellow")
 
 
 def quieten_lightning() -> None:
@@ -153,8 +153,10 @@ def job(cfg: DictConfig) -> Outcome:
         return run(cfg)
     except Exception as error:
         message = explain(error)
-        if isinstance(error, UserError):
-            Record.discard_if_empty(cell_of_job())
+        if isinstance(error, UserError) and not isinstance(error, CellInUse):
+            discard_if_empty(cell_of_job(), Path(cfg.output_root))
+        if message is None:
+            logging.getLogger(__name__).exception("This run failed")  # to the cell's train.log
         if HydraConfig.get().mode is RunMode.RUN:
             if message:
                 sys.exit(message)  # raised, Hydra would add to it

@@ -96,6 +96,8 @@ def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Co
         "checkpoint_epochs=all",
         "output_root=elsewhere",
         "experiment=quickstart",
+        "optim.weight_decay=0",
+        "trainer.devices=[1]",
     ):
         assert identity(resolve(composed(same))) == plain, same
     others = [

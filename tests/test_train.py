@@ -1,5 +1,6 @@
 """The command line, as users call it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -146,8 +149,9 @@ def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
     assert command_line(*SMALL, "checkpoint_epochs=[1]", "metrics=none").returncode == 0
     result = command_line(*SMALL)
     assert result.returncode == 0, result.stderr
-    assert "measured from the checkpoints of epochs [1, 2]" in result.stdout
-    assert "no checkpoint, so not measured: epochs [0]" in result.stdout
+    assert "of epochs [1, 2]" in result.stdout
+    assert "no checkpoint to measure: calinski_harabasz, " in result.stdout
+    assert result.stdout.endswith("of epochs [0]\n")
     again = command_line(*SMALL)
     assert "measured from" not in again.stdout
 
@@ -186,7 +190,7 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["norm=bogus"], ["norm=bogus", "batchnorm", "none"]),
         (["model.depth=0"], ["model.depth=0", "at least 1"]),
         (["model.width=-3"], ["model.width=-3", "at least 1"]),
-        (["model.depth=40"], ["model.depth=40", "28x28", "1 to 9"]),
+        (["model.depth=40"], ["model.depth=40", "28x28", "1 to 8"]),
         (["model.dept=3"], ["model.dept=3", "depth"]),
         (["optim.lr=abc"], ["optim.lr=abc", "above 0"]),
         (["optim.lr={none:0.1}"], ["optim.lr", "norm=batchnorm"]),
@@ -200,7 +204,10 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["norm=groupnorm", "norm.num_groups=3"], ["norm.num_groups=3", "16 channels"]),
         (["output_root=FILE"], ["FILE", "output_root=FOLDER"]),
         (["study=a/b"], ["study=a/b", "folder"]),
+        (["study=.."], ["study=..", "folder"]),
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
+        (["+trainer.max_steps=5"], ["trainer.max_steps", "trainer.max_epochs"]),
+        (["+optim.foo=1", *SMALL], ["optim", "foo"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -263,6 +270,70 @@ def test_a_complete_cell_is_skipped_without_loading_torch(
         [sys.executable, "-c", program, *SMALL, "metrics=none"], cwd=tmp_path, check=False
     )
     assert again.returncode == 0
+
+
+def test_a_second_process_neither_enters_nor_disturbs_a_cell(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-m", "bnstudy.train", *SMALL, "metrics=none"]
+    first = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("multirun/*/*/.lock")):  # long before it has recorded anything
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    second = command_line(*SMALL, "metrics=none")
+    assert second.returncode == 1
+    assert "another process works in this cell" in second.stderr
+    assert first.wait(timeout=120) == 0
+    run = description(only_cell(tmp_path / "multirun"))
+    assert run["status"] == "completed"
+    assert len(run["attempts"]) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "none", disk], check=False
+    ).returncode:
+        pytest.skip("this machine does not let itself mount")
+    try:
+        arguments = (*SMALL, "metrics=none", f"output_root={disk}", "checkpoint_epochs=all")
+        arguments = (*arguments, "trainer.max_epochs=40", "model.width=16")
+        result = command_line(*arguments)
+        assert result.returncode == 1
+        assert len(result.stderr.splitlines()) == 2, result.stderr
+        assert "No space left on device" in result.stderr
+        subprocess.run(["mount", "-o", "remount,size=40m", disk], check=True)
+        assert command_line(*arguments).returncode == 0
+        attempts = description(only_cell(disk))["attempts"]
+        assert attempts[-1]["resumed_from_epoch"] > 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_what_was_not_measured_on_the_way_is_measured_or_told(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    names = "metrics.names=[unit_sparsity]"
+    assert command_line(*SMALL, names, "checkpoint_epochs=[0,1]").returncode == 0
+    cell = only_cell(tmp_path / "multirun")
+    table = pq.read_table(cell / "metrics.parquet")
+    layers = table.filter(pc.greater_equal(table["layer_index"], 0))
+    holes = pa.concat_tables(  # as of a run that was measured from its second epoch on
+        [
+            table.filter(pc.less(table["layer_index"], 0)),
+            layers.filter(pc.equal(layers["epoch"], 2)),
+        ]
+    )
+    pq.write_table(holes, cell / "metrics.parquet")
+    assert "unit_sparsity of epochs [0, 1]" in command_line(*SMALL, names).stdout
+    mended = pq.read_table(cell / "metrics.parquet")
+    order = [(name, "ascending") for name in ("epoch", "split", "layer_index", "metric")]
+    assert mended.sort_by(order).equals(table.sort_by(order))
 
 
 def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:

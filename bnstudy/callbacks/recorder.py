@@ -66,9 +66,11 @@ class Recorder(L.Callback):
             ]
             rows += [row for row in self.measured.rows if row.epoch == epoch]
             self.record.write_part(epoch, rows)
+            self.record.note(measure_seconds=self.measured.seconds)
             values = {f"{split}/{name}": value for (split, name), value in self.performance.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": epoch}, step=step)
+        self.performance = {}
         if self.checkpoint_epochs == "all" or epoch in self.checkpoint_epochs:
             self._save(trainer, self.record.checkpoint(epoch), weights_only=True)
 

@@ -47,7 +47,7 @@ class RepresentationMetrics(L.Callback):
     ) -> None:
         check_names(names)
         self.probes = probes
-        self.metrics = [METRICS[name] for name in names]
+        self.metrics = [METRICS[name] for name in dict.fromkeys(names)]
         self.sites = sites
         self.every_n_epochs = every_n_epochs
         self.on_layer = on_layer

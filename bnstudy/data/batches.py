@@ -94,21 +94,26 @@ class Batches:
     world_size: int = 1
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.size)
+        whole, rest = divmod(len(self.labels), self.size)
+        return whole + (rest >= self._smallest())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = self.shuffle() if self.shuffle else None
         count = len(self.labels)
         order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
         for batch in order.to(self.labels.device).split(self.size):
-            if generator and len(batch) < self.world_size:
-                return  # too few left for every process to train on one
+            if len(batch) < self._smallest():
+                return
             # The whole batch is augmented before a process takes its share, so that the images do
             # not depend on how many processes there are.
             images, labels = self.normalize(self.images[batch]), self.labels[batch]
             if generator:
                 images = self.augment(images, generator)
             yield images[self.rank :: self.world_size], labels[self.rank :: self.world_size]
+
+    def _smallest(self) -> int:
+        """Of a last batch: where it is trained on, every process needs a sample of it."""
+        return self.world_size if self.shuffle else 1
 
 
 def balanced(labels: Tensor, count: int) -> Tensor:

@@ -53,23 +53,13 @@ class Images:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write everything to one file, atomically.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
+        """Write everything to one file, atomically."""
         arrays: dict[str, Any] = {"class_names": np.array(self.class_names)}
         for split in SPLITS:
             arrays[f"{split}_images"] = self.images[split].numpy()
             arrays[f"{split}_labels"] = self.labels[split].numpy()
-        try:
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **arrays)
-        except OSError as error:
-            raise UserError(
-                f"{path}: {error.strerror}\n"
-                "Set the environment variable BNSTUDY_DATA to a folder with room to keep data in"
-            ) from error
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Images | None":

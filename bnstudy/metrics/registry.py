@@ -14,6 +14,10 @@ Invariance = Literal["rotation", "scale", "translation"]
 Need = Literal["classes", "distances"]
 
 
+# Largest activations between which float32 holds the sums of squares without overflow or underflow.
+REPRESENTABLE = (1e-12, 1e12)
+
+
 class Undefined(Exception):
     """A metric has no value for this layer; the message says why."""
 
@@ -86,12 +90,16 @@ def evaluate(metric: Metric, layer: Layer) -> tuple[float, str | None]:
 def _check(metric: Metric, layer: Layer) -> None:
     if layer.num_samples == 0:
         raise Undefined("there are no samples")
-    if not layer.is_finite:
+    if not math.isfinite(layer.largest):
         raise Undefined("an activation is not finite")
     if "classes" in metric.needs and layer.num_classes < 2:
         raise Undefined("there is only one class")
-    if "distances" in metric.needs and layer.is_constant:
-        raise Undefined("all samples have the same representation")
+    if "distances" in metric.needs:
+        if layer.is_constant:
+            raise Undefined("all samples have the same representation")
+        low, high = REPRESENTABLE
+        if not low < layer.largest < high:
+            raise Undefined(f"distances of activations up to {layer.largest:.0e} exceed float32")
 
 
 def check_names(names: Iterable[str]) -> None:

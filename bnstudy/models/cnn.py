@@ -56,11 +56,13 @@ class CNN(nn.Sequential):
     ) -> None:
         channels, height, width_of_image = input_shape
         poolings = depth // CONVOLUTIONS_PER_STAGE
+        stages = -(-depth // CONVOLUTIONS_PER_STAGE)
         possible = min(height, width_of_image).bit_length() - 1
-        if poolings > possible:
+        if stages > possible:  # none works on 1x1 maps, which some norms cannot normalize
             raise UserError(
-                f"model.depth={depth} pools {poolings} times, and {height}x{width_of_image} images "
-                f"allow {possible}; it takes 1 to {possible * CONVOLUTIONS_PER_STAGE + 1}"
+                f"model.depth={depth} has {stages} stages, each of half the size, and "
+                f"{height}x{width_of_image} images allow {possible}; "
+                f"it takes 1 to {possible * CONVOLUTIONS_PER_STAGE}"
             )
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for index in range(depth):

@@ -65,10 +65,10 @@ class Layer:
         return activations.flatten(1).float()
 
     @cached_property
-    def is_finite(self) -> bool:
-        """Whether no activation is NaN or infinite."""
-        # A sum is not finite if a term is not; where it overflowed, every term is looked at.
-        return bool(self.flat.sum().isfinite()) or bool(self.flat.isfinite().all())
+    def largest(self) -> float:
+        """The largest absolute activation; NaN if one is NaN."""
+        smallest, largest = torch.aminmax(self.flat)
+        return torch.maximum(-smallest, largest).item()
 
     @cached_property
     def is_constant(self) -> bool:

@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnstudy.config import resolve
 
-# Of the groups that shape the numbers, the keys that do not. What else a group holds counts, also
-# what the user adds to it.
+# Of the groups that shape the numbers, the keys that do not, but for rounding: a study can be begun
+# on one machine and go on on another, and the record says where each run ran. What else a group
+# holds counts, also what the user adds to it.
 WITHOUT_EFFECT = {
     "data": {"root", "cache"},
     "trainer": {
@@ -28,21 +29,34 @@ WITHOUT_EFFECT = {
 GROUPS = ("model", "norm", "data", "optim", "trainer", "probe")
 
 
+def essence(config: dict[str, Any]) -> dict[str, Any]:
+    """What can change the numbers of a run, by dotted key.
+
+    Args:
+        config: The resolved configuration, of `bnstudy.config.resolve`.
+    """
+    values = {
+        f"{group}.{key}": value
+        for group in GROUPS
+        for key, value in config[group].items()
+        if key not in WITHOUT_EFFECT.get(group, ())
+    }
+    for key, value in values.items():
+        # 0 and 0.0 are the same, but to Lightning 1 batch and 1.0 of all of them are not.
+        if isinstance(value, float) and value.is_integer() and not key.startswith("trainer."):
+            values[key] = int(value)
+    if isinstance(devices := values["trainer.devices"], list):
+        values["trainer.devices"] = len(devices)  # which ones they are does not matter
+    return values | {"seed": config["seed"]}
+
+
 def identity(config: dict[str, Any]) -> str:
     """SHA-256, in hexadecimal, of what can change the numbers of a run.
 
     Args:
         config: The resolved configuration, of `bnstudy.config.resolve`.
     """
-    essence = {
-        group: {
-            key: value
-            for key, value in config[group].items()
-            if key not in WITHOUT_EFFECT.get(group, ())
-        }
-        for group in GROUPS
-    } | {"seed": config["seed"]}
-    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()
 
 
 def cell_folder(cfg: DictConfig) -> str:

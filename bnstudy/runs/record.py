@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -79,6 +80,37 @@ class CellInUse(UserError):
     """Another process works in this cell."""
 
 
+@contextmanager
+def cell_lock(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a cell's folder, as long as this one lives.
+
+    Raises:
+        CellInUse: One is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise CellInUse(
+            f"{folder}: another process works in this cell; wait for it, or stop it"
+        ) from error
+
+
+def discard_if_empty(folder: Path, root: Path) -> None:
+    """Remove the folder that Hydra made for a cell of which nothing came, up to the output root."""
+    with suppress(CellInUse), cell_lock(folder):
+        if not (folder / "run.json").exists():
+            shutil.rmtree(folder / ".hydra", ignore_errors=True)
+            for name in (".lock", "train.log"):
+                (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something is in it
+        for empty in (folder, *folder.parents):
+            if empty.absolute() == root.absolute():
+                break
+            empty.rmdir()
+
+
 class Record:
     """The record in one cell's folder.
 
@@ -132,6 +164,7 @@ class Record:
                 "status": None,
                 "attempts": [],
                 "config": config,
+                "metrics": {},  # by name, which values are better
                 "final": {},
                 "timing": {},
                 "environment": {},
@@ -153,16 +186,6 @@ class Record:
                 f"{path} cannot be read ({error})\n"
                 "Remove the cell's folder to train it anew, or put the file back"
             ) from error
-
-    @staticmethod
-    def discard_if_empty(folder: Path) -> None:
-        """Remove the folder that Hydra made of a cell that nothing was recorded of."""
-        if not (folder / "run.json").exists():
-            shutil.rmtree(folder / ".hydra", ignore_errors=True)
-            for name in (".lock", "train.log"):
-                (folder / name).unlink(missing_ok=True)
-            with suppress(OSError):  # something else is in it
-                os.removedirs(folder)
 
     @property
     def status(self) -> str | None:
@@ -200,22 +223,6 @@ class Record:
         return kept
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes out of the cell, as long as this one lives.
-
-        Raises:
-            CellInUse: One is in it.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise CellInUse(
-                f"{self.folder}: another process works in this cell; wait for it, or stop it"
-            ) from error
-
-    @contextmanager
     def attempt(self, environment: dict[str, Any], **facts: Any) -> Iterator[dict[str, Any]]:
         """Build and train in the body, and record how it went, whatever happens.
 
@@ -240,26 +247,40 @@ class Record:
         for earlier in self.description["attempts"]:
             if earlier["status"] == "running":  # it was killed: nothing else leaves that behind
                 earlier["status"] = "interrupted"
+        for leftover in self.folder.rglob(".*.tmp"):  # of a process that was killed
+            leftover.unlink()
         self.description["attempts"].append(attempt)
         self.description["environment"] = environment
+        self._began = time.monotonic()
         self._set_status("running")
-        started = time.monotonic()
         try:
             yield attempt
-        except UserError:
-            self.description["attempts"].remove(attempt)
-            self._set_status(status_before)
-            if status_before is None:
-                (self.folder / "run.json").unlink()
+        except UserError as error:
+            if self._part(0).exists():  # it was trained, so it counts: the disk is full, say
+                self._end(attempt, "failed", error)
+            else:
+                self.description["attempts"].remove(attempt)
+                self._set_status(status_before)
+                if status_before is None:
+                    (self.folder / "run.json").unlink()
             raise
         except Exception as error:
-            attempt["error"] = f"{type(error).__name__}: {error}"
-            self._end(attempt, "failed", started)
+            self._end(attempt, "failed", error)
             raise
         except BaseException:  # SIGINT and SIGTERM
-            self._end(attempt, "interrupted", started)
+            self._end(attempt, "interrupted")
             raise
-        self._end(attempt, "diverged" if attempt.get("diverged") else "completed", started)
+        self._end(attempt, "diverged" if attempt.get("diverged") else "completed")
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the attempt that goes on, and its time so far: it may yet be killed."""
+        attempt = self.description["attempts"][-1]
+        attempt |= {"seconds": time.monotonic() - self._began} | facts
+        for key in ("seconds", "measure_seconds"):
+            self.description["timing"][key] = sum(
+                one.get(key, 0.0) for one in self.description["attempts"]
+            )
+        self.save()
 
     def write_part(self, epoch: int, rows: Iterable[Row]) -> None:
         """Write an epoch's part of the long table."""
@@ -273,7 +294,9 @@ class Record:
         rows = [row for row in table.to_pylist() if row["layer_index"] == -1]
         last = max(row["epoch"] for row in rows)
         self.description["final"] = {"epoch": last} | {
-            f"{row['split']}_{row['metric']}": row["value"] for row in rows if row["epoch"] == last
+            f"{row['split']}_{row['metric']}": row["value"] if isfinite(row["value"]) else None
+            for row in rows
+            if row["epoch"] == last
         }
 
     def remove_parts(self) -> None:
@@ -285,18 +308,25 @@ class Record:
         whole = pa.concat_tables([pq.read_table(self.table_path), _table(rows)])
         _write(self.table_path, whole.sort_by([("epoch", "ascending")]))
 
-    def measured(self, epoch: int) -> set[tuple[str, str]]:
-        """The (site, metric) that the long table has of layers at an epoch."""
-        columns = ["epoch", "layer_index", "site", "metric"]
-        return {
-            (row["site"], row["metric"])
-            for row in pq.read_table(self.table_path, columns=columns).to_pylist()
-            if row["epoch"] == epoch and row["layer_index"] >= 0
-        }
+    def missing(
+        self, names: Sequence[str], sites: Sequence[str], every_n_epochs: int
+    ) -> dict[int, set[tuple[str, str]]]:
+        """By epoch, the (site, metric) that are asked for and not in the long table.
 
-    def measured_epochs(self) -> set[int]:
-        """The epochs that the long table knows."""
-        return set(pq.read_table(self.table_path, columns=["epoch"])["epoch"].to_pylist())
+        Args:
+            names: Of the metrics.
+            sites: Where in a layer.
+            every_n_epochs: Asked for are epoch 0, every n-th and the last one.
+        """
+        keys = pq.read_table(self.table_path, columns=["epoch", "site", "metric"])
+        present = {tuple(row.values()) for row in keys.to_pylist()}
+        last = self.description["final"]["epoch"]
+        asked = {
+            epoch: {(site, name) for site in sites for name in names}
+            - {(site, name) for at, site, name in present if at == epoch}
+            for epoch in sorted({*range(0, last, every_n_epochs), last})
+        }
+        return {epoch: what for epoch, what in asked.items() if what}
 
     def save(self) -> None:
         """Write run.json."""
@@ -310,12 +340,11 @@ class Record:
         self.description["status"] = status
         self.save()
 
-    def _end(self, attempt: dict[str, Any], status: str, started: float) -> None:
-        attempt |= {"ended": _now(), "status": status, "seconds": time.monotonic() - started}
-        attempts = self.description["attempts"]
-        for key in ("seconds", "measure_seconds"):
-            self.description["timing"][key] = sum(one.get(key, 0.0) for one in attempts)
-        self._set_status(status)
+    def _end(self, attempt: dict[str, Any], status: str, error: Exception | None = None) -> None:
+        if error is not None:
+            attempt["error"] = f"{type(error).__name__}: {error}"
+        self.description["status"] = status
+        self.note(ended=_now(), status=status)
 
 
 def _table(rows: Iterable[Row]) -> pa.Table:

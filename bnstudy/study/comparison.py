@@ -1,6 +1,5 @@
 """The normalizations of a study beside each other, in one table for the terminal."""
 
-import json
 import math
 import statistics
 from collections import Counter, defaultdict
@@ -16,7 +15,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from bnstudy.runs.record import ENDED, WHOLE_MODEL
+from bnstudy.errors import UserError
+from bnstudy.runs.identity import essence
+from bnstudy.runs.record import WHOLE_MODEL, Record
 
 # Of what was measured, what the table shows: the most telling of each family.
 MAIN_METRICS = (
@@ -58,8 +59,13 @@ class Cell:
 
 def show(study: Path, console: Console) -> None:
     """Print the comparison of a study's runs, and where everything lies."""
-    records = [json.loads(path.read_text()) for path in sorted(study.glob("*/run.json"))]
-    ended = [record for record in records if record["status"] in ENDED]
+    records = []
+    for path in sorted(study.glob("*/run.json")):
+        try:
+            records.append(Record.read(path.parent))
+        except UserError as error:
+            console.print(str(error), style="red")
+    ended = [record for record in records if record.has_ended]
     if ended:
         table = _table(study, ended)
         # Whole also where the terminal is narrow or there is none.
@@ -70,7 +76,7 @@ def show(study: Path, console: Console) -> None:
             "* the better mean by the metric's direction; no test of significance.",
             style="dim",
         )
-    counts = Counter(record["status"] for record in records)
+    counts = Counter(record.status for record in records)
     told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     for what, where in (
         ("Study", f"{study}/ ({len(records)} cells: {told})"),
@@ -82,11 +88,11 @@ def show(study: Path, console: Console) -> None:
             console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)
 
 
-def _table(study: Path, records: Sequence[dict[str, Any]]) -> Table:
-    cells = _cells(study, records)
+def _table(study: Path, records: Sequence[Record]) -> Table:
+    cells = _cells(records)
     directions: dict[str, str | None] = {}
     for record in records:
-        directions |= record["metrics"]
+        directions |= record.description["metrics"]
     groups = sorted({cell.group for cell in cells})
     variants = list(dict.fromkeys(cell.variant for cell in cells))
 
@@ -118,10 +124,10 @@ def _table(study: Path, records: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _cells(study: Path, records: Sequence[dict[str, Any]]) -> list[Cell]:
-    values = _last_values([study / record["cell"] / "metrics.parquet" for record in records])
-    flat = [_flatten(record["config"]) for record in records]
-    norms = [record["choices"]["norm"] for record in records]
+def _cells(records: Sequence[Record]) -> list[Cell]:
+    values = _last_values([record.table_path for record in records])
+    flat = [essence(record.description["config"]) for record in records]
+    norms = [record.description["choices"]["norm"] for record in records]
     # A variant is a norm with its options, where those were swept. A learning rate that each norm
     # has one of belongs to it as well: it may be the norm's own.
     of_norm = [
@@ -133,14 +139,16 @@ def _cells(study: Path, records: Sequence[dict[str, Any]]) -> list[Cell]:
     }
     if not any("optim.lr" in _varying(configs) for configs in of_norm):
         variant_keys |= _varying(flat) & {"optim.lr"}
-    group_keys = {key for key in _varying(flat) if not key.startswith("norm.")} - variant_keys
+    group_keys = (
+        {key for key in _varying(flat) if not key.startswith("norm.")} - variant_keys - {"seed"}
+    )
 
     return [
         Cell(
             group=_describe(config, group_keys) or f"{config['trainer.max_epochs']} epochs",
             variant=f"{norm} {_describe(config, variant_keys)}".strip(),
-            diverged=record["status"] == "diverged",
-            values=values[record["cell"]],
+            diverged=record.status == "diverged",
+            values=values[record.folder.name],
         )
         for record, config, norm in zip(records, flat, norms, strict=True)
     ]
@@ -156,16 +164,6 @@ def _describe(config: dict[str, Any], keys: set[str]) -> str:
     return " ".join(
         f"{key.rpartition('.')[2]}={config[key]}" for key in sorted(keys) if key in config
     )
-
-
-def _flatten(config: dict[str, Any]) -> dict[str, Any]:
-    """The values that tell runs apart, by dotted key."""
-    return {
-        f"{group}.{key}": value
-        for group in ("data", "model", "norm", "optim", "probe", "trainer")
-        for key, value in config[group].items()
-        if key not in ("_target_", "root", "cache")
-    }
 
 
 def _last_values(tables: Sequence[Path]) -> dict[str, dict[Key, float]]:
@@ -209,21 +207,27 @@ def _count(cells: Sequence[Cell]) -> str:
 
 
 def _formatted(columns: Sequence[Sequence[float]], direction: str | None) -> list[Text]:
-    """Mean and standard deviation of each column, the better mean marked."""
+    """Mean and standard deviation of each column, the better mean marked.
+
+    Where a run has no value, as one that diverged, the rest of its column is not comparable: it
+    says how many values it is of, and is never the better one.
+    """
     known = [[value for value in column if math.isfinite(value)] for column in columns]
     means = [statistics.fmean(column) if column else math.nan for column in known]
-    finite = [mean for mean in means if math.isfinite(mean)]
+    whole = [
+        mean for mean, had, column in zip(means, known, columns, strict=True) if had == column != []
+    ]
     best = None
-    if direction and len(finite) > 1 and len(set(finite)) > 1:
-        best = max(finite) if direction == "higher" else min(finite)
+    if direction and len(set(whole)) > 1:
+        best = max(whole) if direction == "higher" else min(whole)
     texts = []
-    for column, mean in zip(known, means, strict=True):
-        if not column:
+    for column, had, mean in zip(columns, known, means, strict=True):
+        if not had:
             texts.append(Text("–  "))
             continue
-        spread = f" ± {statistics.stdev(column):.3f}" if len(column) > 1 else ""
-        better = mean == best
-        texts.append(
-            Text(f"{mean:.3f}{spread}{' *' if better else '  '}", "bold" if better else "")
-        )
+        spread = f" ± {statistics.stdev(had):.3f}" if len(had) > 1 else ""
+        some = f" ({len(had)} of {len(column)})" if len(had) < len(column) else ""
+        better = not some and mean == best
+        text = f"{mean:.3f}{spread}{some}{' *' if better else '  '}"
+        texts.append(Text(text, "bold" if better else ""))
     return texts

@@ -118,6 +118,16 @@ def test_processes_share_out_the_same_batches() -> None:
         assert torch.equal(torch.stack([x0, x1], 1).flatten(0, 1), x)
 
 
+@pytest.mark.parametrize(("size", "batches"), [(7, 8), (10, 5), (16, 4)])
+def test_an_epoch_has_as_many_batches_as_it_says(size: int, batches: int) -> None:
+    pixels, labels = images()
+    options = {"images": pixels, "labels": labels, "size": size, "normalize": Normalize.of(pixels)}
+    assert len(list(Batches(**options))) == len(Batches(**options)) == batches
+    # 50 = 7 x 7 + 1: the last batch is too small for three processes to train on.
+    shared = Batches(**options, shuffle=lambda: generator_for(0), rank=2, world_size=3)
+    assert len(list(shared)) == len(shared) == 50 // size + (50 % size >= 3)
+
+
 def test_augmentation_mirrors_and_moves() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.arange(64.0).view(1, 1, 8, 8).repeat(200, 1, 1, 1) + 1

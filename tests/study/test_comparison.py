@@ -84,10 +84,12 @@ def test_runs_that_diverged_or_have_not_ended_are_told(add: Any, tmp_path: Path)
     add("seed=0", norm="none", silhouette=0.1)
     add("seed=1", norm="none", silhouette=math.nan, status="diverged")
     add("seed=2", norm="none", silhouette=0.9, status="failed")
+    add("seed=0", norm="batchnorm", silhouette=0.2)
+    add("seed=1", norm="batchnorm", silhouette=0.2)
     lines = table(tmp_path)
-    assert "5 epochs 2 seeds, 1 diverged" in lines
-    assert "silhouette ↑ block01 0.100" in lines
-    assert any("3 cells: 1 completed, 1 diverged, 1 failed" in line for line in lines)
+    assert "5 epochs 2 seeds 2 seeds, 1 diverged" in lines
+    assert "silhouette ↑ block01 0.200 ± 0.000 0.100 (1 of 2)" in lines  # which is not marked
+    assert any("5 cells: 3 completed, 1 diverged, 1 failed" in line for line in lines)
 
 
 def test_a_study_without_a_complete_cell_has_no_table(add: Any, tmp_path: Path) -> None:
