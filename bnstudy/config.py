@@ -86,6 +86,8 @@ RULES: dict[str, Rule] = {
     "data.shift": _integer(0),
     "data.image_size": _optional(_integer(1)),
     "trainer.max_epochs": _integer(1),
+    "trainer.limit_train_batches": _positive,
+    "trainer.limit_val_batches": _positive,
     "metrics.every_n_epochs": _integer(1),
     "metrics.sites": Rule(
         f"a list of {', '.join(SITES)}, such as [act]",

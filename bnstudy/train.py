@@ -64,6 +64,7 @@ def run(cfg: DictConfig) -> Outcome:
         if trained:
             fit(record, config)
         if first:
+            record.remove_parts()  # now: a run killed before this line has its table, and its parts
             tell_result(record)
             measure_what_is_missing(record, config)
         return Outcome(record, trained)
@@ -83,7 +84,7 @@ def fit(record: Record, config: dict[str, Any]) -> None:
     with attempt as facts, job_of_its_own():
         facts["resumed_from_epoch"] = epochs_done(checkpoint) if checkpoint else None
         data, classifier = build(config, record)
-        progress = Progress(record.description["cell"], console)
+        progress = Progress(config["cell"], console)
         metrics = RepresentationMetrics(
             {split: data.probe(split) for split in SPLITS},
             **config["metrics"],
@@ -101,8 +102,6 @@ def fit(record: Record, config: dict[str, Any]) -> None:
         facts["diverged"] = bool(classifier.diverged)
         if first:
             record.join_parts()
-    if first:
-        record.remove_parts()
 
 
 def measure_what_is_missing(record: Record, config: dict[str, Any]) -> None:

@@ -8,11 +8,18 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+
+class _TimeLeftColumn(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return Text.assemble(super().render(task), " left") if task.total else Text("")
 
 
 class Progress(L.Callback):
@@ -34,8 +41,7 @@ class Progress(L.Callback):
             MofNCompleteColumn(),
             TextColumn("batches"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeLeftColumn(),
             console=console,
             transient=True,
             refresh_per_second=4,
