@@ -3,7 +3,7 @@
     python benchmarks/metrics.py [--samples 4000] [--width 16] [--json FILE]
 
 Both compute silhouette, Davies-Bouldin, Calinski-Harabasz and the share of the 10 nearest
-neighbours of the same class, in alternation in one process; ours starts from the activations each time.
+neighbours of the same class, in alternation in one process; ours starts from the activations.
 """
 
 import argparse
