@@ -49,16 +49,26 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
     Raises:
         UserError: This machine does not have what the configuration asks for.
     """
-    trainer: L.Trainer = _make(
-        config["trainer"],
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # batches are shared out as they are made
-    )
+    try:
+        trainer: L.Trainer = instantiate(
+            config["trainer"],
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # batches are shared out as they are made
+        )
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError):
+            asked = ", ".join(
+                f"trainer.{key}={config['trainer'][key]}"
+                for key in ("accelerator", "devices", "precision")
+            )
+            told = " ".join(str(error.__cause__).split())
+            raise UserError(f"{told}\nAsked for: {asked}; see also trainer=default") from error
+        raise
     return trainer
 
 
@@ -69,6 +79,4 @@ def _make(node: dict[str, Any], **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        if isinstance(error.__cause__, MisconfigurationException):
-            raise UserError(f"trainer: {error.__cause__}") from error
         raise

@@ -88,6 +88,7 @@ RULES: dict[str, Rule] = {
     "trainer.max_epochs": _integer(1),
     "trainer.limit_train_batches": _positive,
     "trainer.limit_val_batches": _positive,
+    "logger.mode": _optional(_choice("online", "offline", "disabled")),
     "metrics.every_n_epochs": _integer(1),
     "metrics.sites": Rule(
         f"a list of {', '.join(SITES)}, such as [act]",
@@ -194,9 +195,10 @@ def _causes(error: BaseException) -> list[BaseException]:
     """The error, what it came of, and so on."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and cause not in chain:
         chain.append(cause)
-        cause = cause.__cause__
+        wrapped = isinstance(cause, OmegaConfBaseException | HydraException)
+        cause = cause.__cause__ or (cause.__context__ if wrapped else None)
     return chain
 
 

@@ -163,10 +163,12 @@ def job(cfg: DictConfig) -> Outcome:
             told = message or f"{type(error).__name__}: {error}"
             console.print(f"Failed: {told}", style="red")
         raise  # in a multirun Hydra goes on with the other jobs, then raises the first error
-    except SystemExit as stop:
-        if stop.code is None:  # Lightning's answer to SIGTERM, which would look like success
-            sys.exit(128 + signal.SIGTERM)
-        raise
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if is_first_process():
+            console.print("Interrupted: the same command goes on from the last finished epoch")
+        # Lightning answers SIGTERM with an exit status that would look like success.
+        terminated = isinstance(stop, SystemExit) and stop.code is None
+        sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
 
 
 def main() -> None:

@@ -140,7 +140,17 @@ def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -
     assert {row["epoch"] for row in rows} == {0, 1, 2}
     undefined = [row for row in rows if row["epoch"] == 2 and row["layer_index"] >= 0]
     assert {row["reason"] for row in undefined} == {"an activation is not finite"}
+    losses = [row for row in rows if row["metric"] == "loss" and row["epoch"] == 2]
+    assert {row["reason"] for row in losses} == {"the loss is not finite"}
     assert "diverged, test accuracy" in command_line("norm=none", "optim.lr=1e6", *SMALL).stdout
+
+
+def test_weights_that_the_last_step_blew_up_are_a_divergence(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    arguments = (*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "metrics=none")
+    assert command_line(*arguments, "norm=none", "optim.lr=1e30").returncode == 0
+    assert description(only_cell(tmp_path / "multirun"))["status"] == "diverged"
 
 
 def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
@@ -208,6 +218,9 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
         (["+trainer.max_steps=5"], ["trainer.max_steps", "trainer.max_epochs"]),
         (["+optim.foo=1", *SMALL], ["optim", "foo"]),
+        (["logger.mode=foo"], ["logger.mode=foo", "offline"]),
+        (["trainer.precision=foo", *SMALL], ["trainer.precision=foo", "16-mixed"]),
+        (["trainer.accelerator=foo", *SMALL], ["trainer.accelerator=foo"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -222,6 +235,8 @@ def test_a_mistake_is_told_in_two_lines(
     assert 1 <= len(lines) <= 2, result.stderr
     for word in words:
         assert word in result.stderr
+    assert "interpolation" not in result.stderr
+    assert "Error in call" not in result.stderr
     assert not list(tmp_path.glob("multirun/*"))
 
 
@@ -229,7 +244,9 @@ def test_a_mistake_is_told_in_two_lines(
 def test_a_missing_gpu_is_told(command_line: CommandLine) -> None:
     result = command_line("trainer=gpu")
     assert result.returncode == 1
-    assert result.stderr.splitlines() == ["trainer: No supported gpu backend found!"]
+    told, asked = result.stderr.splitlines()
+    assert told == "No supported gpu backend found!"
+    assert "trainer.accelerator=gpu" in asked
 
 
 def test_a_mistake_in_a_multirun_does_not_stop_the_other_cells(command_line: CommandLine) -> None:

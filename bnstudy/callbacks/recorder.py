@@ -1,6 +1,7 @@
 """Keeping the record of a run while it is trained."""
 
 import pickle
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -61,7 +62,10 @@ class Recorder(L.Callback):
         if trainer.is_global_zero:
             step = trainer.global_step
             rows = [
-                Row(epoch, step, split, -1, WHOLE_MODEL, None, metric, value, None)
+                Row(
+                    *(epoch, step, split, -1, WHOLE_MODEL, None, metric, value),
+                    reason=None if isfinite(value) else f"the {metric} is not finite",
+                )
                 for (split, metric), value in self.performance.items()
             ]
             rows += [row for row in self.measured.rows if row.epoch == epoch]

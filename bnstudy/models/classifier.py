@@ -56,7 +56,7 @@ class Classifier(L.LightningModule):
         # time, a forward pass 0.5.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer, self.schedule = make_optimizer(self.network, **optim), optim["schedule"]
-        # Whether the training loss was ever not finite; kept in checkpoints.
+        # Whether a loss was ever not finite, in training or evaluation; kept in checkpoints.
         self.register_buffer("diverged", torch.tensor(False))
         self.train_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in SPLITS)
         self.train_accuracy, self.test_accuracy = (
@@ -97,7 +97,9 @@ class Classifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Give out both splits' loss and accuracy, over all processes."""
         for split, (loss, accuracy) in zip(SPLITS, self._performance(), strict=True):
-            self.log(f"{split}/loss", loss.compute(), logger=False, sync_dist=True)
+            mean_loss = loss.compute()
+            self.diverged |= ~mean_loss.isfinite()
+            self.log(f"{split}/loss", mean_loss, logger=False, sync_dist=True)
             self.log(f"{split}/accuracy", accuracy.compute(), logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
