@@ -22,6 +22,26 @@ def weights(cell: Path) -> dict[str, torch.Tensor]:
     return torch.load(cell / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+def stopped(
+    folder: Path, arguments: tuple[str, ...], epoch: int, how: signal.Signals
+) -> subprocess.Popen[bytes]:
+    """A run in a process of its own that gets a signal once an epoch is recorded, and has ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bnstudy.train", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(f"multirun/*/*/metrics/epoch={epoch:04d}.parquet")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(how)
+    process.wait(timeout=60)
+    return process
+
+
 def test_two_norms_are_trained_measured_and_compared(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -80,19 +100,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     arguments = (*SMALL, "trainer.max_epochs=4", "optim.schedule=cosine", "data.shift=2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bnstudy.train", *arguments, "study=killed"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("multirun/killed/*/metrics/epoch=0002.parquet")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    stopped(tmp_path, (*arguments, "study=killed"), epoch=2, how=signal.SIGKILL)
     (killed,) = (tmp_path / "multirun" / "killed").glob("*/")
     assert description(killed)["status"] == "running"
 
@@ -114,18 +122,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
 
 
 def test_a_terminated_run_is_recorded_as_interrupted(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bnstudy.train", *SMALL, "trainer.max_epochs=200"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("multirun/*/*/metrics/epoch=0001.parquet")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    arguments = (*SMALL, "trainer.max_epochs=200")
+    process = stopped(tmp_path, arguments, epoch=1, how=signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
     run = description(only_cell(tmp_path / "multirun"))
     assert run["status"] == run["attempts"][0]["status"] == "interrupted"
 

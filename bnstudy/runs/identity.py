@@ -18,9 +18,7 @@ WITHOUT_EFFECT = {
         "_target_",
         "accelerator",
         "benchmark",
-        "default_root_dir",
         "detect_anomaly",
-        "enable_progress_bar",
         "log_every_n_steps",
         "profiler",
         "strategy",
@@ -59,20 +57,15 @@ def identity(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()
 
 
-def cell_folder(cfg: DictConfig) -> str:
+def _cell_folder(*, _root_: DictConfig) -> str:
     """The name of the run's folder: `cell` for people, then 8 digits of the identity."""
-    config = resolve(cfg)
+    config = resolve(OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"]))
     return f"{config['cell']}-{identity(config)[:8]}"
-
-
-def _cell_folder_of(*, _root_: DictConfig) -> str:
-    experiment = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    return cell_folder(experiment)
 
 
 def register_resolvers() -> None:
     """Make `${cell_folder:}` and `${folder_name:PATH}` known to OmegaConf."""
-    OmegaConf.register_new_resolver("cell_folder", _cell_folder_of, replace=True)
+    OmegaConf.register_new_resolver("cell_folder", _cell_folder, replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(path).expanduser().resolve().name, replace=True
     )

@@ -223,17 +223,16 @@ class Record:
         return kept
 
     @contextmanager
-    def attempt(self, environment: dict[str, Any], **facts: Any) -> Iterator[dict[str, Any]]:
+    def attempt(self, environment: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Build and train in the body, and record how it went, whatever happens.
 
         A mistake of the user's, found before training, is no attempt: nothing is recorded of it.
 
         Args:
             environment: Of `bnstudy.runs.environment`.
-            facts: What else is known of the attempt, such as the epoch it goes on from.
 
         Yields:
-            The attempt's entry in run.json.
+            The attempt's entry in run.json, for what else is to be said of it.
         """
         attempt: dict[str, Any] = {
             "started": _now(),
@@ -241,7 +240,6 @@ class Record:
             "status": "running",
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            **facts,
         }
         status_before = self.status
         for earlier in self.description["attempts"]:
