@@ -13,6 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bnstudy.errors import UserError
 from bnstudy.files import CANNOT_WRITE, cannot_write
+from bnstudy.terms import SITES
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations lie inside the package, in a checkout beside it.
@@ -20,7 +21,6 @@ CONFIG_FOLDER = next(
     folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir()
 )
 
-SITES = ("conv", "norm", "act")
 SCHEDULES = ("constant", "cosine")
 
 
@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
         f"a list of {', '.join(SITES)}, such as [act]",
         lambda value: isinstance(value, list) and value != [] and set(value) <= set(SITES),
     ),
+    "metrics.memory_budget": _positive,
     "metrics.names": Rule("a list of metrics' names", lambda value: isinstance(value, list)),
     "probe.train": _optional(_integer(1)),
     "probe.test": _optional(_integer(1)),

@@ -6,8 +6,8 @@ import torch
 
 from bnstudy.build import build
 from bnstudy.callbacks import RepresentationMetrics
-from bnstudy.data.images import SPLITS
 from bnstudy.runs.record import Record
+from bnstudy.terms import SPLITS
 
 
 def measure_checkpoints(

@@ -74,7 +74,7 @@ def fit(record: Record, config: dict[str, Any]) -> None:
     """Train a cell from its last checkpoint, or from the beginning, to its end."""
     from bnstudy.build import build, build_trainer
     from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics, epochs_done
-    from bnstudy.data.images import SPLITS
+    from bnstudy.terms import SPLITS
 
     quieten_lightning()
     checkpoint = record.last_checkpoint if record.last_checkpoint.exists() else None

@@ -11,8 +11,8 @@ import torch
 from bnstudy.callbacks.representation_metrics import RepresentationMetrics
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
-from bnstudy.models.classifier import SPLITS
 from bnstudy.runs.record import WHOLE_MODEL, Record, Row
+from bnstudy.terms import SPLITS
 
 
 class Recorder(L.Callback):

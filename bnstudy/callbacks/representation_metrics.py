@@ -2,13 +2,13 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import lightning as L
 from torch import Tensor
 
-from bnstudy.metrics import METRICS, check_names, evaluate
-from bnstudy.representations import Layer, Tap, capture
+from bnstudy.metrics import chosen, evaluate
+from bnstudy.representations import Layer, capture
 from bnstudy.runs.record import Row
 
 Probe = Iterable[tuple[Tensor, Tensor]]
@@ -19,14 +19,16 @@ class RepresentationMetrics(L.Callback):
 
     The module is run on each split's probe set in eval mode, and left as it was. Values go to the
     trainer's loggers as `rep/<split>/<layer>/<metric>`, and `rep/<split>/<layer>.<site>/<metric>`
-    for the sites conv and norm; the latest ones stay in `rows`. In a distributed run the first
-    process measures, and the others wait for it.
+    for other sites than act; the latest ones stay in `rows`. In a distributed run the first process
+    measures, and the others wait for it.
 
     Args:
         probes: By split, batches (inputs, labels) that can be passed through again and again.
         names: The metrics to compute, of `bnstudy.metrics.METRICS`; none: nothing is measured.
-        sites: Where in a layer: any of conv, norm and act.
+        sites: Where in a layer: any of conv, norm, act and features (what the last linear layer
+            reads).
         every_n_epochs: Measured are epoch 0 (before training), every n-th and the last one.
+        memory_budget: GiB that activations and the distances between samples may take.
         on_layer: Told what is measured next, for a progress bar.
 
     Attributes:
@@ -43,13 +45,14 @@ class RepresentationMetrics(L.Callback):
         names: Sequence[str],
         sites: Sequence[str] = ("act",),
         every_n_epochs: int = 1,
+        memory_budget: float = 2,
         on_layer: Callable[[str], None] = lambda message: None,
     ) -> None:
-        check_names(names)
         self.probes = probes
-        self.metrics = [METRICS[name] for name in dict.fromkeys(names)]
+        self.metrics = chosen(names)
         self.sites = sites
         self.every_n_epochs = every_n_epochs
+        self.memory_budget = memory_budget
         self.on_layer = on_layer
         self.rows: list[Row] = []
         self.seconds = 0.0
@@ -74,25 +77,31 @@ class RepresentationMetrics(L.Callback):
         """Every metric of every layer on every probe set."""
         started = time.monotonic()
         rows: list[Row] = []
+        distances = any("distances" in metric.needs for metric in self.metrics)
         for split, batches in self.probes.items():
             self.on_layer(f"reading representations, {split}")
-            activations, labels = capture(module, batches, self.sites)
-            for tap in list(activations):
-                self.on_layer(f"measuring {tap.layer}, {split}")
-                layer = Layer(activations.pop(tap), labels)  # let go of after it is measured
-                rows.extend(self._rows(layer, tap, epoch, step, split))
+            for layer in capture(
+                module,
+                batches,
+                sites=self.sites,
+                memory_budget=self.memory_budget,
+                distances=distances,
+            ):
+                self.on_layer(f"measuring {layer.name}, {split}")
+                rows.extend(self._rows(layer, epoch, step, split))
+                del layer  # before the next one is read
         self.seconds += time.monotonic() - started
-        return rows
+        return sorted(rows, key=lambda row: (row.split != "train", row.layer_index))
 
-    def _rows(self, layer: Layer, tap: Tap, epoch: int, step: int, split: str) -> Iterable[Row]:
+    def _rows(self, layer: Layer, epoch: int, step: int, split: str) -> Iterator[Row]:
+        tap = layer.tap
+        assert tap is not None
         undefined: dict[str, list[str]] = {}
-        for metric in self.metrics:
-            value, reason = evaluate(metric, layer)
-            if reason is not None:
-                undefined.setdefault(reason, []).append(metric.name)
-            yield Row(
-                epoch, step, split, tap.layer_index, tap.layer, tap.site, metric.name, value, reason
-            )
+        for name, value in evaluate(self.metrics, layer).items():
+            if value.reason is not None and value.is_applicable:
+                undefined.setdefault(value.reason, []).append(name)
+            where = (tap.layer_index, tap.layer, tap.site)
+            yield Row(epoch, step, split, *where, name, value.number, value.reason)
         for reason in undefined.keys() - self._warned:
             self._warned.add(reason)
             names = ", ".join(undefined[reason])

@@ -13,9 +13,10 @@ from PIL import Image
 from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from bnstudy.data.images import SPLITS, Images, Split, existing_folder
+from bnstudy.data.images import Images, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
+from bnstudy.terms import SPLITS, Split
 
 
 class ImageFolder(ImageDataModule):

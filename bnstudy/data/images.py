@@ -4,7 +4,7 @@ import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from torch import Tensor
 
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
-
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, Split] = ("train", "test")
+from bnstudy.terms import SPLITS, Split
 
 
 @dataclass(frozen=True)

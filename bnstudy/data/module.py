@@ -8,9 +8,10 @@ import lightning as L
 import torch
 
 from bnstudy.data.batches import Augment, Batches, Normalize, balanced
-from bnstudy.data.images import SPLITS, Images, Split
+from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
+from bnstudy.terms import SPLITS, Split
 
 PROBE_SAMPLES = 5_000  # by default, as in the paper
 EVALUATION_BATCH = 250

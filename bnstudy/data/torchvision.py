@@ -13,9 +13,10 @@ import torch
 from filelock import FileLock
 from torchvision import datasets
 
-from bnstudy.data.images import SPLITS, Images, Split, existing_folder
+from bnstudy.data.images import Images, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
+from bnstudy.terms import SPLITS, Split
 
 IDX_FILES = (
     "train-images-idx3-ubyte",

@@ -1,6 +1,25 @@
 """Pure functions from a layer's representations to a number, and their registry."""
 
-from bnstudy.metrics import class_clustering, implicit_clustering, sparsity  # noqa: F401
-from bnstudy.metrics.registry import METRICS, Metric, Undefined, check_names, evaluate
+from bnstudy.metrics import (  # noqa: F401  (they declare the metrics, in this order)
+    class_clustering,
+    geometry,
+    implicit_clustering,
+    neural_collapse,
+    quality,
+    separability,
+    sparsity,
+    statistics,
+)
+from bnstudy.metrics.registry import METRICS, Metric, Undefined, Value, chosen, evaluate
+from bnstudy.metrics.similarity import SIMILARITIES, Similarity
 
-__all__ = ["METRICS", "Metric", "Undefined", "check_names", "evaluate"]
+__all__ = [
+    "METRICS",
+    "SIMILARITIES",
+    "Metric",
+    "Similarity",
+    "Undefined",
+    "Value",
+    "chosen",
+    "evaluate",
+]

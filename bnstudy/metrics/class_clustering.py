@@ -7,10 +7,32 @@ from torch import Tensor
 
 from bnstudy.metrics.registry import Invariance, Need, Undefined, metric
 from bnstudy.representations import Layer
+from bnstudy.representations.layer import NEIGHBOURS
 
-NEIGHBOURS = 10
-DISTANCES: tuple[Invariance, ...] = ("rotation", "scale", "translation")
+MOTIONS: tuple[Invariance, ...] = ("rotation", "scale", "translation")
 NEEDS: tuple[Need, ...] = ("classes", "distances")
+
+
+def silhouette_score(sums: Tensor, clusters: Tensor) -> float:
+    """Mean over samples of (b - a) / max(a, b), for any clusters (Rousseeuw 1987).
+
+    Args:
+        sums: Of each sample's distances to the samples of each cluster: N x k.
+        clusters: Of each sample, int64, N. A cluster may be empty.
+
+    Returns:
+        From -1 to 1; NaN where there is only one cluster.
+    """
+    sizes = torch.bincount(clusters, minlength=sums.shape[1])
+    own = clusters[:, None]
+    within = sums.gather(1, own) / (sizes[own] - 1).clamp_min(1)
+    means = torch.where(sizes > 0, sums / sizes, math.inf)
+    nearest = means.scatter(1, own, math.inf).amin(1, keepdim=True)
+    if nearest.isinf().any():
+        return math.nan
+    score = (nearest - within) / torch.maximum(nearest, within)
+    score = score.masked_fill(sizes[own] == 1, 0).nan_to_num(0)  # 0 / 0: a and b are both 0
+    return score.double().mean().item()
 
 
 def _distance_sums(layer: Layer) -> Tensor:
@@ -21,7 +43,7 @@ def _distance_sums(layer: Layer) -> Tensor:
 @metric(
     direction="higher",
     bounds=(-1, 1),
-    invariant_to=DISTANCES,
+    invariant_to=MOTIONS,
     needs=NEEDS,
     source="Rousseeuw 1987, doi 10.1016/0377-0427(87)90125-7",
 )
@@ -31,22 +53,16 @@ def silhouette(layer: Layer) -> float:
     a is the mean distance to the others of the sample's class, b that to the nearest other class. A
     sample that is alone in its class counts 0.
     """
-    sums, sizes = layer.shared(_distance_sums), layer.class_sizes
     if layer.num_classes == layer.num_samples:
         raise Undefined("every sample is a class of its own")
-    own = layer.classes[:, None]
-    within = sums.gather(1, own) / (sizes[own] - 1).clamp_min(1)
-    nearest = (sums / sizes).scatter(1, own, math.inf).amin(1, keepdim=True)
-    score = (nearest - within) / torch.maximum(nearest, within)
-    score = score.masked_fill(sizes[own] == 1, 0).nan_to_num(0)  # 0 / 0: a and b are both 0
-    return score.double().mean().item()
+    return silhouette_score(layer.shared(_distance_sums), layer.classes)
 
 
 @metric(
     direction="lower",
     bounds=(0, math.inf),
-    invariant_to=DISTANCES,
-    needs=NEEDS,
+    invariant_to=MOTIONS,
+    needs=["classes", "variation"],
     source="Davies and Bouldin 1979, doi 10.1109/TPAMI.1979.4766909",
 )
 def davies_bouldin(layer: Layer) -> float:
@@ -54,26 +70,26 @@ def davies_bouldin(layer: Layer) -> float:
 
     s is the mean distance to the class mean, d the distance between class means.
     """
-    spread = (layer.membership / layer.class_sizes).T @ layer.residual_norms_squared.sqrt()
-    distances = layer.class_mean_distances_squared.sqrt()
+    sums = layer.class_sums
+    spread = (layer.membership / layer.class_sizes).T @ sums.residual_norms_squared.sqrt()
+    distances = sums.mean_distances_squared.sqrt()
     distances = distances.masked_fill(distances == 0, math.inf)  # as in scikit-learn
     if not spread.any() or distances.isinf().all():
         raise Undefined("all class means are the same, or no class has any spread")
-    worst = ((spread[:, None] + spread) / distances).amax(1)
-    return worst.double().mean().item()
+    return ((spread[:, None] + spread) / distances).amax(1).mean().item()
 
 
 @metric(
     direction="higher",
     bounds=(0, math.inf),
-    invariant_to=DISTANCES,
-    needs=NEEDS,
+    invariant_to=MOTIONS,
+    needs=["classes", "variation"],
     source="Calinski and Harabasz 1974, doi 10.1080/03610927408827101",
 )
 def calinski_harabasz(layer: Layer) -> float:
     """(between-class dispersion / (C - 1)) / (within-class dispersion / (N - C))."""
-    between = (layer.class_sizes * layer.class_mean_products.diagonal().double()).sum().item()
-    within = layer.residual_norms_squared.double().sum().item()
+    between = (layer.class_sizes * layer.class_sums.of_means.diagonal()).sum().item()
+    within = layer.class_sums.residual_norms_squared.double().sum().item()
     if within == 0:
         raise Undefined("no class has any spread: the index is infinite")
     freedom = (layer.num_samples - layer.num_classes) / (layer.num_classes - 1)
@@ -81,9 +97,29 @@ def calinski_harabasz(layer: Layer) -> float:
 
 
 @metric(
+    direction="higher",
+    bounds=(0, math.inf),
+    invariant_to=MOTIONS,
+    needs=NEEDS,
+    source="Dunn 1974, doi 10.1080/01969727408546059",
+)
+def dunn(layer: Layer) -> float:
+    """Least distance between samples of two classes / greatest distance within a class."""
+    between, within = math.inf, 0.0
+    for number in range(layer.num_classes):
+        same = layer.classes == number
+        rows = layer.squared_distances[same]
+        within = max(within, rows[:, same].max().item())
+        between = min(between, rows[:, ~same].min().item())
+    if within == 0:
+        raise Undefined("no class has any spread: the index is infinite")
+    return math.sqrt(between / within)
+
+
+@metric(
     direction="lower",
     bounds=(0, math.inf),
-    invariant_to=DISTANCES,
+    invariant_to=MOTIONS,
     needs=NEEDS,
     source="mean within-class distance / mean between-class distance",
 )
@@ -104,7 +140,7 @@ def within_between_ratio(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(0, 1),
-    invariant_to=DISTANCES,
+    invariant_to=MOTIONS,
     needs=NEEDS,
     source=f"share of the {NEIGHBOURS} nearest neighbours with the sample's class, leave one out",
 )
@@ -112,7 +148,5 @@ def knn_purity(layer: Layer) -> float:
     """Share of the 10 nearest neighbours that are of the sample's class, mean over samples."""
     if layer.num_samples <= NEIGHBOURS:
         raise Undefined(f"there are not more than {NEIGHBOURS} samples")
-    others = layer.squared_distances.clone().fill_diagonal_(math.inf)
-    neighbours = others.topk(NEIGHBOURS, largest=False, sorted=False).indices
-    same = layer.classes[neighbours] == layer.classes[:, None]
+    same = layer.classes[layer.neighbours.indices] == layer.classes[:, None]
     return same.double().mean().item()

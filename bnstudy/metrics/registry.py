@@ -4,15 +4,14 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bnstudy.errors import UserError
 from bnstudy.representations import Layer
 
 Direction = Literal["higher", "lower"]
 Invariance = Literal["rotation", "scale", "translation"]
-Need = Literal["classes", "distances"]
-
+Need = Literal["classes", "representable", "variation", "distances", "network"]
 
 # Largest activations between which float32 holds the sums of squares without overflow or underflow.
 REPRESENTABLE = (1e-12, 1e12)
@@ -22,31 +21,68 @@ class Undefined(Exception):
     """A metric has no value for this layer; the message says why."""
 
 
+class NotApplicable(Undefined):
+    """The metric is not about layers of this kind; nothing is wrong with the layer."""
+
+
 @dataclass(frozen=True)
-class Metric:
-    """A number that describes a layer's representations.
+class Declaration:
+    """What a number that describes representations says of itself.
 
     Attributes:
         name: As in a record.
-        function: Computes it; raises `Undefined` where there is no such number.
-        direction: Which values mean better clustered classes; None where neither is better.
+        family: Which of the modules here it is in.
+        direction: Which values mean better clustered, or more alike; None where neither is better.
         bounds: Smallest and largest possible value.
-        invariant_to: What the representations can undergo without a change of the value.
-        needs: What must be there: two `classes` or more; `distances` that are not all 0.
+        invariant_to: What the representations can undergo without a change of the value: any
+            rotation, any positive scale, any translation.
         source: Who defined it, and as what.
     """
 
     name: str
-    function: Callable[[Layer], float]
+    family: str
     direction: Direction | None
     bounds: tuple[float, float]
     invariant_to: frozenset[Invariance]
-    needs: frozenset[Need]
     source: str
+
+
+@dataclass(frozen=True)
+class Metric(Declaration):
+    """A number that describes a layer's representations.
+
+    Attributes:
+        function: Computes it; raises `Undefined` where there is no such number.
+        needs: What must be there: two `classes` or more; activations whose powers are
+            `representable`; samples that differ (`variation`); the `distances` between these; the
+            `network` that the layer is of.
+    """
+
+    function: Callable[[Layer], float]
+    needs: frozenset[Need]
+
+    @property
+    def description(self) -> str:
+        """What it is, in a line."""
+        return (self.function.__doc__ or "").splitlines()[0]
 
     def __call__(self, layer: Layer) -> float:
         """The value for a layer; NaN where it is undefined."""
-        return evaluate(self, layer)[0]
+        return evaluate([self], layer)[self.name].number
+
+
+class Value(NamedTuple):
+    """What a metric is of a layer.
+
+    Attributes:
+        number: NaN where it is undefined.
+        reason: Why it is undefined; None where it is not.
+        is_applicable: Whether the metric is about layers of this kind.
+    """
+
+    number: float
+    reason: str | None = None
+    is_applicable: bool = True
 
 
 METRICS: dict[str, Metric] = {}
@@ -65,12 +101,13 @@ def metric(
     def declare(function: Callable[[Layer], float]) -> Metric:
         declared = Metric(
             function.__name__,
-            function,
+            function.__module__.rpartition(".")[2].replace("_", " "),
             direction,
             bounds,
             frozenset(invariant_to),
-            frozenset(needs),
             source,
+            function,
+            frozenset(needs),
         )
         METRICS[declared.name] = declared
         return declared
@@ -78,37 +115,54 @@ def metric(
     return declare
 
 
-def evaluate(metric: Metric, layer: Layer) -> tuple[float, str | None]:
-    """A metric's value and None, or NaN and the reason why it has none."""
-    try:
-        _check(metric, layer)
-        return metric.function(layer), None
-    except Undefined as reason:
-        return math.nan, str(reason)
+def evaluate(metrics: Iterable[Metric], layer: Layer) -> dict[str, Value]:
+    """The metrics' values for a layer, by name."""
+    metrics = list(metrics)
+    values = {}
+    # Those that need distances come first: the one pass that computes these gives what the others
+    # need as well.
+    for one in sorted(metrics, key=lambda one: "distances" not in one.needs):
+        try:
+            check(one.needs, layer)
+            values[one.name] = Value(one.function(layer))
+        except Undefined as reason:
+            applicable = not isinstance(reason, NotApplicable)
+            values[one.name] = Value(math.nan, str(reason), applicable)
+    return {one.name: values[one.name] for one in metrics}
 
 
-def _check(metric: Metric, layer: Layer) -> None:
-    if layer.num_samples == 0:
-        raise Undefined("there are no samples")
-    if not math.isfinite(layer.largest):
-        raise Undefined("an activation is not finite")
-    if "classes" in metric.needs and layer.num_classes < 2:
-        raise Undefined("there is only one class")
-    if "distances" in metric.needs:
-        if layer.is_constant:
-            raise Undefined("all samples have the same representation")
-        low, high = REPRESENTABLE
-        if not low < layer.largest < high:
-            raise Undefined(f"distances of activations up to {layer.largest:.0e} exceed float32")
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Make sure that every name is a metric's.
+def check(needs: Iterable[Need], layer: Layer) -> None:
+    """Make sure that a layer has what is needed of it, and finite activations.
 
     Raises:
-        UserError: One is not; the message lists the near ones.
+        Undefined: It has not; the message says what.
+    """
+    needs = set(needs)
+    if layer.num_samples == 0:
+        raise Undefined("there are no samples")
+    largest = layer.activity.largest
+    if not math.isfinite(largest):
+        raise Undefined("an activation is not finite")
+    if "network" in needs and layer.network is None:
+        raise NotApplicable("it is not known what network the layer is of")
+    if "classes" in needs and layer.num_classes < 2:
+        raise Undefined("there is only one class")
+    if needs & {"variation", "distances"} and layer.activity.is_constant:
+        raise Undefined("all samples have the same representation")
+    if needs & {"representable", "variation", "distances"}:
+        low, high = REPRESENTABLE
+        if largest and not low < largest < high:
+            raise Undefined(f"powers of activations up to {largest:.0e} exceed float32")
+
+
+def chosen(names: Iterable[str]) -> list[Metric]:
+    """The metrics of the given names, each once.
+
+    Raises:
+        UserError: There is none of a name; the message lists the near ones.
     """
     for name in names:
         if name not in METRICS:
             near = difflib.get_close_matches(str(name), METRICS) or sorted(METRICS)
             raise UserError(f"metrics.names: there is no metric {name}; near: {', '.join(near)}")
+    return [METRICS[name] for name in dict.fromkeys(names)]

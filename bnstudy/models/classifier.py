@@ -12,8 +12,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bnstudy.errors import UserError
+from bnstudy.terms import SPLITS
 
-SPLITS = ("train", "test")  # in the order of the evaluation loaders
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,

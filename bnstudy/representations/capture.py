@@ -1,109 +1,252 @@
-"""Reading the activations of a network's layers."""
+"""Reading the representations of a network's layers, within a budget of memory."""
 
-from collections.abc import Callable, Iterable, Sequence, Sized
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-SITE_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
-    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    "norm": (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
-    "act": (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh),
-}
+from bnstudy.errors import UserError
+from bnstudy.representations.layer import Layer
+from bnstudy.representations.network import Batch, NetworkView, View, is_logits
+from bnstudy.representations.sums import (
+    BLOCK,
+    Activity,
+    Classes,
+    ClassSums,
+    Moments,
+    Products,
+    Sums,
+)
+from bnstudy.representations.taps import Call, Taps
 
-
-@dataclass(frozen=True)
-class Tap:
-    """A place in a network where representations are read.
-
-    Attributes:
-        layer_index: From 0, in the order in which the layers are computed.
-        layer: The layer's name, without the part that all layers' names begin with. The second
-            call of one module in a forward pass has `#2` after it, and so on.
-        site: Where in the layer: conv, norm or act.
-    """
-
-    layer_index: int
-    layer: str
-    site: str
+GIBIBYTE = 2**30
+MATRICES = 6  # of N x N in float32 that a layer's metrics hold at once
+FORWARD_SHARE = 32  # of the budget, what the largest activation of a forward pass may take
 
 
-@torch.no_grad()
 def capture(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], sites: Sequence[str]
-) -> tuple[dict[Tap, Tensor], Tensor]:
-    """Run a model in eval mode and keep what its modules at the given sites put out.
+    model: nn.Module,
+    batches: Iterable[Batch],
+    layers: Sequence[str] | None = None,
+    sites: Sequence[str] | None = None,
+    *,
+    memory_budget: float = 2,
+    distances: bool = True,
+) -> Iterator[Layer]:
+    """Run a model in eval mode and read what its modules put out, layer by layer.
 
-    A module's site is the last part of its name where that is `conv`, `norm` or `act`, as in
-    `bnstudy.models.cnn.ConvBlock`, and the block is the layer. Any other module's site follows from
-    its type (convolution, normalization, activation function), and it is a layer of its own.
+    Which modules: see `Taps`. Layers are read together as far as they fit into the budget, with as
+    few forward passes as possible; a layer that does not fit alone is read in blocks of channels,
+    and what its metrics need is added up on the way. Ask for the next layer only when you are done
+    with one, and let go of it, and the budget holds.
 
     The model is left as it was: its mode, its hooks, its gradients.
 
     Args:
         model: Called with the inputs of each batch, on its device and in its floating type.
-        batches: (inputs, labels).
-        sites: Any of conv, norm and act.
+        batches: (inputs, labels), the same ones each time they are passed through.
+        layers: Patterns of modules' names, as in a shell, such as `layer4.*`.
+        sites: Any of conv, norm, act and features; `act`, where neither layers nor sites are given.
+        memory_budget: GiB that activations and the distances between samples may take.
+        distances: Whether metrics will be asked for that need the distances between samples.
 
-    Returns:
-        By tap, in the order of computation, the activations of all samples, copied before anything
-        can overwrite them; and the labels.
+    Yields:
+        The layers, in the order of computation where one forward pass is enough.
 
     Raises:
-        TypeError: A module at one of the sites puts out something that is no tensor.
+        TypeError: A module puts out something that is no tensor.
+        UserError: The budget is too small for so many samples.
+        ValueError: There is no such layer, or no layer at such a site.
     """
-    labels: list[Tensor] = []
-    outputs: dict[tuple[str, int], _Rows] = {}  # by module's name and which call it is
-    # What is there to come, at most; the memory is taken up only as it is written to.
-    batch_count = len(batches) if isinstance(batches, Sized) else 1
-    modules = _modules_at(model, sites)
-    training = {module: module.training for module in model.modules()}
-    with ExitStack() as stack:
-        for module, mode in training.items():
-            stack.callback(setattr, module, "training", mode)
-        model.eval()
-        calls: dict[str, int] = {}
-        for name in modules:
-            hook = model.get_submodule(name).register_forward_hook(
-                _keep(name, calls, outputs, batch_count)
-            )
-            stack.callback(hook.remove)
-        parameter = next(model.parameters())
-        for inputs, batch_labels in batches:
-            calls.clear()
-            dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
-            model(inputs.to(parameter.device, dtype))
-            labels.append(batch_labels)
+    batches = batches if _has_length(batches) else list(batches)
+    taps = Taps(model, layers, sites)
+    outputs, largest = _outputs(taps, batches)
+    samples = max(output.samples for output in outputs.values())
+    apart = MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK
+    smallest = max(output.samples * output.channel_bytes for output in outputs.values())
+    budget = memory_budget * GIBIBYTE
+    if budget < apart + smallest:
+        raise UserError(
+            f"metrics.memory_budget={memory_budget} is too small: for {samples} samples it takes "
+            f"at least {(apart + smallest) / GIBIBYTE:.2f} (GiB)\n"
+            "Raise it, or measure fewer samples with probe.train=... and probe.test=..."
+        )
+    rows = max(1, int(budget / FORWARD_SHARE / largest))
+    return _read(taps, _Split(batches, rows), outputs, budget - apart, distances)
 
-    parents = [layer.split(".")[:-1] for layer, _ in modules.values()]
-    shared = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))))
-    layers: dict[str, int] = {}
-    activations: dict[Tap, Tensor] = {}
-    for (name, call), rows in outputs.items():
-        layer, site = modules[name]
-        layer = ".".join(layer.split(".")[shared:]) + (f"#{call}" if call > 1 else "")
-        index = layers.setdefault(layer, len(layers))
-        activations[Tap(index, layer, site)] = rows.tensor()
-    return activations, torch.cat(labels)
+
+@dataclass(frozen=True)
+class _Output:
+    """What a call puts out: at most so many samples, channels, positions, of a type."""
+
+    samples: int
+    channels: int
+    positions: int
+    dtype: torch.dtype
+
+    @property
+    def channel_bytes(self) -> int:
+        return self.positions * self.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        return self.samples * self.channels * self.channel_bytes
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Some channels of what a call puts out, to be held in memory at once."""
+
+    call: Call
+    first: int
+    last: int
+    bytes: int
+
+
+class _Split:
+    """Batches split so that a forward pass takes little memory."""
+
+    def __init__(self, batches: Iterable[Batch], rows: int) -> None:
+        self.batches = batches
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        for inputs, labels in self.batches:
+            yield from zip(inputs.split(self.rows), labels.split(self.rows), strict=True)
+
+
+def _has_length(batches: Iterable[Batch]) -> bool:
+    try:
+        return isinstance(batches, Sized) and len(batches) > 0
+    except TypeError:  # a DataLoader over an iterable data set
+        return False
+
+
+def _outputs(taps: Taps, batches: Iterable[Batch]) -> tuple[dict[Call, _Output], int]:
+    """What the calls of a forward pass put out, in their order; bytes a sample of the largest."""
+    inputs, labels = next(iter(batches))
+    samples = len(labels) * len(batches)  # type: ignore[arg-type]
+    outputs: dict[Call, _Output] = {}
+    sizes = [1]
+
+    def note(call: Call, output: Tensor) -> None:
+        shape = output.shape
+        if len(shape) < 2:
+            raise TypeError(f"{call.module} puts out a tensor of {len(shape)} dimensions")
+        outputs[call] = _Output(samples, shape[1], shape[2:].numel(), output.dtype)
+
+    def measure(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    handles = [module.register_forward_hook(measure) for module in taps.modules.values()]
+    try:
+        with torch.no_grad(), taps.hooked(note) as run:
+            run(inputs[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, max(sizes)
+
+
+def _passes(outputs: dict[Call, _Output], limit: float) -> list[list[_Item]]:
+    """What to hold in memory in each forward pass over the samples: first fit, largest first."""
+    items = []
+    for call, output in outputs.items():
+        at_once = min(output.channels, int(limit // (output.samples * output.channel_bytes)))
+        for first in range(0, output.channels, at_once):
+            last = min(first + at_once, output.channels)
+            size = (last - first) * output.samples * output.channel_bytes
+            items.append(_Item(call, first, last, size))
+    passes: list[list[_Item]] = []
+    for item in sorted(items, key=lambda item: -item.bytes):
+        for held in passes:
+            if sum(other.bytes for other in held) + item.bytes <= limit:
+                held.append(item)
+                break
+        else:
+            passes.append([item])
+    order = {call: number for number, call in enumerate(outputs)}
+    for held in passes:
+        held.sort(key=lambda item: order[item.call])
+    return sorted(passes, key=lambda held: order[held[0].call])
+
+
+def _read(
+    taps: Taps,
+    batches: Iterable[Batch],
+    outputs: dict[Call, _Output],
+    limit: float,
+    distances: bool,
+) -> Iterator[Layer]:
+    network = NetworkView(taps, batches)
+    tap_of = taps.taps(list(outputs))
+    unread = {call: output.channels for call, output in outputs.items()}
+    in_blocks: dict[Call, list[Sums]] = {}
+    for items in _passes(outputs, limit):
+        held, labels = _hold(network, items)
+        for item in items:
+            call, output = item.call, outputs[item.call]
+            view = View(network, item.call)
+            if item.last - item.first == output.channels:
+                yield Layer(held.pop(item).tensor(), labels, tap_of[call], view)
+                continue
+            shape = (len(labels), output.channels, output.positions)
+            kinds = (Activity, Moments, Products if distances else ClassSums)
+            sums = in_blocks.setdefault(call, [kind(shape, Classes(labels)) for kind in kinds])
+            values = held.pop(item).tensor()
+            for one in sums:
+                one.add_all(values, item.first)
+            del values
+            unread[call] -= item.last - item.first
+            if not unread[call]:
+                yield Layer.of_sums(in_blocks.pop(call), labels, tap_of[call], view)
+
+
+def _hold(network: NetworkView, items: Sequence[_Item]) -> tuple[dict[_Item, "_Rows"], Tensor]:
+    """Run the model over all batches: what the items ask for, copied; and the labels."""
+    wanted: dict[Call, list[_Item]] = {}
+    for item in items:
+        wanted.setdefault(item.call, []).append(item)
+    held: dict[_Item, _Rows] = {}
+    all_labels: list[Tensor] = []
+    logits: list[Tensor] = []
+
+    def keep(call: Call, output: Tensor) -> None:
+        for item in wanted.get(call, ()):
+            part = output[:, item.first : item.last]
+            part = part.flatten(2) if part.ndim > 2 else part.unsqueeze(2)
+            if item not in held:
+                held[item] = _Rows(part, item.bytes)
+            held[item].append(part)
+
+    with torch.no_grad(), network.taps.hooked(keep) as run:
+        for inputs, labels in network.batches:
+            output = run(inputs)
+            all_labels.append(labels)
+            if is_logits(output, labels):
+                logits.append(output)
+    if len(logits) == len(all_labels):
+        network.logits = torch.cat(logits)
+    return held, torch.cat(all_labels)
 
 
 class _Rows:
-    """A tensor that grows by batches, in the memory format of the first one."""
+    """A tensor that grows by batches, channels first in memory; it starts with so many bytes."""
 
-    def __init__(self, batch: Tensor, batch_count: int) -> None:
+    def __init__(self, batch: Tensor, size: int) -> None:
         self.count = 0
-        self.buffer = self._empty(batch, len(batch) * batch_count)
+        # Memory is taken up only as it is written to.
+        rows = max(1, size // (batch[:1].numel() * batch.element_size()))
+        self.buffer = batch.new_empty(rows, *batch.shape[1:])
 
     def append(self, batch: Tensor) -> None:
         """Copy a batch behind the others."""
         end = self.count + len(batch)
         if end > len(self.buffer):
-            larger = self._empty(batch, 2 * end)
+            larger = batch.new_empty(2 * end, *batch.shape[1:])
             larger[: self.count] = self.buffer[: self.count]
             self.buffer = larger
         self.buffer[self.count : end] = batch
@@ -112,42 +255,3 @@ class _Rows:
     def tensor(self) -> Tensor:
         """All batches."""
         return self.buffer[: self.count]
-
-    @staticmethod
-    def _empty(batch: Tensor, count: int) -> Tensor:
-        channels_last = batch.ndim == 4 and batch.is_contiguous(memory_format=torch.channels_last)
-        return torch.empty(
-            (count, *batch.shape[1:]),
-            dtype=batch.dtype,
-            device=batch.device,
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        )
-
-
-def _modules_at(model: nn.Module, sites: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """By name of each module at one of the sites, the layer's name and the site."""
-    modules = {}
-    for name, module in model.named_modules():
-        block, _, last = name.rpartition(".")
-        if block and last in SITE_TYPES:
-            modules[name] = (block, last)
-        else:
-            for site, types in SITE_TYPES.items():
-                if isinstance(module, types):
-                    modules[name] = (name, site)
-    return {name: place for name, place in modules.items() if place[1] in sites}
-
-
-def _keep(
-    name: str, calls: dict[str, int], outputs: dict[tuple[str, int], _Rows], batch_count: int
-) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            raise TypeError(f"{name} puts out a {type(output).__name__} and not a tensor")
-        calls[name] = calls.get(name, 0) + 1
-        key = (name, calls[name])
-        if key not in outputs:
-            outputs[key] = _Rows(output, batch_count)
-        outputs[key].append(output)
-
-    return hook

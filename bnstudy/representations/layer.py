@@ -1,22 +1,39 @@
 """One layer's activations, and what the metrics share of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
+from bnstudy.representations.network import View
+from bnstudy.representations.sums import Activity, Classes, ClassSums, Moments, Products, Sums
+from bnstudy.representations.taps import Tap
 
-GRAM_ROWS = 500  # of one block: large enough for the product's full speed
+T = TypeVar("T")
+S = TypeVar("S", bound=Sums)
+
+NEIGHBOURS = 10
+
+
+class Neighbours(NamedTuple):
+    """The nearest other samples of each sample, the nearest first.
+
+    Attributes:
+        squared_distances: Float32, N x k.
+        indices: int64, N x k.
+    """
+
+    squared_distances: Tensor
+    indices: Tensor
 
 
 class Layer:
     """The representations of N samples at one layer, with their classes.
 
-    What metrics share is computed when first asked for, then kept: no two metrics compute the same
-    distances.
+    What metrics share is computed when first asked for, then kept: no two metrics pass over the
+    activations for the same thing, or compute the same distances.
 
     Distances do not suffer from cancellation where it would matter most, within tight classes: the
     one N x N product is that of the *residuals*, each sample's difference from its class mean, and
@@ -29,15 +46,56 @@ class Layer:
     Args:
         activations: N x C x H x W (or any N x C x ...) or N x D, of any floating type.
         labels: Integers, N.
+        tap: Where in a network it is.
+        network: What the network makes of it, for the metrics that need to know.
     """
 
-    def __init__(self, activations: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self,
+        activations: Tensor,
+        labels: Tensor,
+        tap: Tap | None = None,
+        network: View | None = None,
+    ) -> None:
         if len(activations) != len(labels) or activations.ndim < 2:
             raise ValueError(
                 f"{tuple(activations.shape)} activations and {tuple(labels.shape)} labels"
             )
-        self.activations = activations
-        self.labels = labels.to(activations.device)
+        # Channels first in memory as well: a block of channels is then read in long runs.
+        self.activations: Tensor | None = activations.contiguous().reshape(
+            *activations.shape[:2], activations.shape[2:].numel()
+        )
+        self._set(self.activations.shape, labels.to(activations.device), tap, network)
+
+    @classmethod
+    def of_sums(
+        cls, sums: Iterable[Sums], labels: Tensor, tap: Tap | None, network: View | None
+    ) -> "Layer":
+        """A layer whose activations are not held: all that is known of them has been added up.
+
+        Args:
+            sums: To which all blocks have been added.
+            labels: Integers, N.
+            tap: Where in a network it is.
+            network: What the network makes of it.
+        """
+        layer = cls.__new__(cls)
+        layer.activations = None
+        finished = list(sums)
+        layer._set(finished[0].shape, labels, tap, network)
+        for one in finished:
+            one.finish()
+            layer._sums[type(one)] = one
+        return layer
+
+    def _set(
+        self, shape: Iterable[int], labels: Tensor, tap: Tap | None, network: View | None
+    ) -> None:
+        self.num_samples, self.num_channels, self.num_positions = shape
+        self.labels = labels
+        self.tap = tap
+        self.network = network
+        self._sums: dict[type[Sums], Sums] = {}
         self._shared: dict[Callable[[Layer], Any], Any] = {}
 
     def shared(self, compute: Callable[["Layer"], T]) -> T:
@@ -46,10 +104,25 @@ class Layer:
             self._shared[compute] = compute(self)
         return cast(T, self._shared[compute])
 
+    def _added_up(self, kind: type[S]) -> S:
+        if kind not in self._sums:
+            if self.activations is None:
+                raise RuntimeError(f"{kind.__name__} was not added up while the layer was read")
+            sums = kind((self.num_samples, self.num_channels, self.num_positions), self._classes)
+            sums.add_all(self.activations)
+            sums.finish()
+            self._sums[kind] = sums
+        return cast(S, self._sums[kind])
+
     @property
-    def num_samples(self) -> int:
-        """N."""
-        return len(self.activations)
+    def name(self) -> str:
+        """The layer's name in its network; empty where that is not known."""
+        return self.tap.layer if self.tap else ""
+
+    @property
+    def num_units(self) -> int:
+        """D: channels x positions."""
+        return self.num_channels * self.num_positions
 
     @property
     def num_classes(self) -> int:
@@ -57,84 +130,75 @@ class Layer:
         return len(self.class_sizes)
 
     @cached_property
-    def flat(self) -> Tensor:
-        """A sample's activations as one vector, in the order in which they lie: float32, N x D."""
-        activations = self.activations
-        if activations.ndim == 4 and activations.is_contiguous(memory_format=torch.channels_last):
-            activations = activations.permute(0, 2, 3, 1)  # flattened without a copy
-        return activations.flatten(1).float()
-
-    @cached_property
-    def largest(self) -> float:
-        """The largest absolute activation; NaN if one is NaN."""
-        smallest, largest = torch.aminmax(self.flat)
-        return torch.maximum(-smallest, largest).item()
-
-    @cached_property
-    def is_constant(self) -> bool:
-        """Whether all samples have the same representation, as at a dead layer."""
-        return all(bool((row == self.flat[0]).all()) for row in self.flat)
-
-    @cached_property
-    def _classes(self) -> tuple[Tensor, Tensor]:
-        _, members, sizes = torch.unique(self.labels, return_inverse=True, return_counts=True)
-        return members, sizes
+    def _classes(self) -> Classes:
+        return Classes(self.labels)
 
     @property
     def classes(self) -> Tensor:
         """The class of each sample, numbered from 0 without gaps: int64, N."""
-        return self._classes[0]
+        return self._classes.index
+
+    @property
+    def class_labels(self) -> Tensor:
+        """The label of each class: int64, C."""
+        return self._classes.labels
 
     @property
     def class_sizes(self) -> Tensor:
         """Samples in each class: int64, C."""
-        return self._classes[1]
+        return self._classes.sizes
 
-    @cached_property
+    @property
     def membership(self) -> Tensor:
         """1 where a sample is in a class: float32, N x C."""
-        return torch.nn.functional.one_hot(self.classes, self.num_classes).float()
-
-    @cached_property
-    def class_means(self) -> Tensor:
-        """Float32, C x D."""
-        return self.membership.T @ self.flat / self.class_sizes[:, None]
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """Of all samples: float32, D."""
-        return (self.class_sizes / self.num_samples) @ self.class_means
-
-    @cached_property
-    def _products(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of residuals, N x N; of them and the centred class means, N x C; of these, C x C."""
-        means = self.class_means - self.mean
-        residuals = torch.addmm(self.flat, self.membership, self.class_means, alpha=-1)
-        return _gram(residuals), residuals @ means.T, means @ means.T
+        return self._classes.membership
 
     @property
-    def residual_norms_squared(self) -> Tensor:
-        """Squared distance of each sample to its class mean: float32, N."""
-        return self._products[0].diagonal()
+    def activity(self) -> Activity:
+        """Where the layer is silent, how large it gets."""
+        return self._added_up(Activity)
 
     @property
-    def class_mean_products(self) -> Tensor:
-        """Inner products of the class means after the mean of all is subtracted: C x C."""
-        return self._products[2]
+    def moments(self) -> Moments:
+        """Sums of powers, by sample, by unit and by channel."""
+        return self._added_up(Moments)
+
+    @property
+    def class_sums(self) -> ClassSums:
+        """What follows from the class means, without any N x N product."""
+        if Products in self._sums:
+            return self._added_up(Products)
+        return self._added_up(ClassSums)
+
+    @property
+    def total_variation(self) -> float:
+        """Mean squared distance to the mean of all samples: the trace of the covariance."""
+        between = self.class_sums.of_means.diagonal() @ self.class_sizes.double()
+        within = self.class_sums.residual_norms_squared.double().sum()
+        return (between + within).item() / self.num_samples
 
     @cached_property
-    def class_mean_distances_squared(self) -> Tensor:
-        """Float32, C x C."""
-        means = self.class_means - self.mean
-        return torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+    def _beyond(self) -> Tensor:
+        """u_ib of the formula above: float32, N x C, 0 where b is the sample's own class."""
+        sums = self.class_sums
+        own = sums.with_means.gather(1, self.classes[:, None])
+        apart = sums.mean_distances_squared.float()[self.classes]
+        return 2 * (own - sums.with_means) + apart / 2
+
+    @property
+    def squared_distances_to_means(self) -> Tensor:
+        """Of each sample to each class mean: float32, N x C."""
+        sums = self.class_sums
+        apart = sums.mean_distances_squared.float()[self.classes]
+        return (sums.residual_norms_squared[:, None] + self._beyond + apart / 2).clamp_min_(0)
 
     @cached_property
     def gram(self) -> Tensor:
         """Inner products of the samples after the mean of all is subtracted: float32, N x N."""
-        residuals, with_means, of_means = self._products
-        half = with_means + of_means[self.classes] / 2
+        sums = self._added_up(Products)
+        half = sums.with_means + sums.of_means.float()[self.classes] / 2
         return torch.addmm(
-            residuals,
+            sums.residuals,
             torch.cat([half, self.membership], 1),
             torch.cat([self.membership, half], 1).T,
         )
@@ -142,15 +206,13 @@ class Layer:
     @cached_property
     def squared_distances(self) -> Tensor:
         """Between samples: float32, N x N, with an exact 0 on the diagonal."""
-        residuals, with_means, _ = self._products
-        own = with_means.gather(1, self.classes[:, None])
-        extra = 2 * (own - with_means) + self.class_mean_distances_squared[self.classes] / 2
-        norms = self.residual_norms_squared[:, None]
+        sums = self._added_up(Products)
+        norms = sums.residual_norms_squared[:, None]
         one = torch.ones_like(norms)
         squared = torch.addmm(
-            residuals,
-            torch.cat([extra, self.membership, norms, one], 1),
-            torch.cat([self.membership, extra, one, norms], 1).T,
+            sums.residuals,
+            torch.cat([self._beyond, self.membership, norms, one], 1),
+            torch.cat([self.membership, self._beyond, one, norms], 1).T,
             beta=-2,
         )
         return squared.clamp_min_(0).fill_diagonal_(0)
@@ -160,14 +222,23 @@ class Layer:
         """Between samples: float32, N x N."""
         return self.squared_distances.sqrt()
 
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """The 10 nearest other samples of each, or all others where there are fewer."""
+        squared = self.squared_distances.fill_diagonal_(torch.inf)  # for now, without a copy
+        nearest = squared.topk(min(NEIGHBOURS, self.num_samples - 1), largest=False)
+        squared.fill_diagonal_(0)
+        return Neighbours(*nearest)
 
-def _gram(vectors: Tensor) -> Tensor:
-    """All inner products, N x N, of N x D; the upper blocks are computed, the lower ones copied."""
-    count = len(vectors)
-    gram = vectors.new_empty(count, count)
-    for start in range(0, count, GRAM_ROWS):
-        stop = min(start + GRAM_ROWS, count)
-        strip = vectors[start:stop] @ vectors[start:].T
-        gram[start:stop, start:] = strip
-        gram[stop:, start:stop] = strip[:, stop - start :].T
-    return gram
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Eigenvalues of the centred Gram matrix, the largest first: float64, min(N, D).
+
+        Where D < N they are those of the D x D scatter matrix. Eigenvalues that are rounding errors
+        of a float32 product are 0.
+        """
+        centred = self.class_sums.centred
+        products = self.gram if centred is None else centred.T @ centred
+        values: Tensor = torch.linalg.eigvalsh(products).flip(0).double()
+        resolution = torch.finfo(torch.float32).eps * values[0]
+        return values.masked_fill_(values < resolution, 0)

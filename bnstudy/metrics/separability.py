@@ -1,0 +1,49 @@
+"""What a linear classifier can read from a layer."""
+
+import torch
+from torch import Tensor
+
+from bnstudy.metrics.class_clustering import MOTIONS
+from bnstudy.metrics.registry import metric
+from bnstudy.representations import Layer
+
+REGULARIZATION = 0.1  # of the mean squared distance to the mean
+
+
+@metric(
+    direction="higher",
+    bounds=(0, 1),
+    invariant_to=MOTIONS,
+    needs=["classes", "distances"],
+    source="ridge classifier, leave one out in closed form; Rifkin and Lippert 2007, MIT-CSAIL-TR",
+)
+def linear_probe(layer: Layer) -> float:
+    """Accuracy of a ridge classifier on each sample when it is trained on all the others.
+
+    One-against-all, targets of +1 and -1, an intercept that is not penalized, and a penalty of 0.1
+    times the mean squared distance to the mean. With the hat matrix H of all samples, the
+    prediction for a sample that is left out is y - (y - H y) / (1 - h).
+    """
+    targets = 2 * layer.membership - 1
+    penalty = REGULARIZATION * layer.total_variation
+    hat_targets, leverage = _centred_hat(layer, targets, penalty)
+    residuals = targets - hat_targets - targets.mean(0)
+    left_out = targets - residuals / (1 - leverage - 1 / layer.num_samples)[:, None]
+    return (left_out.argmax(1) == layer.classes).double().mean().item()
+
+
+def _centred_hat(layer: Layer, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Ridge regression on the centred representations: the fitted targets, N x C; leverages, N."""
+    centred = layer.class_sums.centred
+    if centred is not None:  # X (X^T X + p I)^-1 X^T
+        half = centred @ _inverse(centred.T @ centred, penalty)
+        return half @ (centred.T @ targets), (half * centred).sum(1)
+    inverse = _inverse(layer.gram, penalty)  # G (G + p I)^-1 = I - p (G + p I)^-1
+    return targets - penalty * (inverse @ targets), 1 - penalty * inverse.diagonal()
+
+
+def _inverse(products: Tensor, penalty: float) -> Tensor:
+    """(P + p I)^-1 of a positive semidefinite matrix."""
+    regularized = products.clone()
+    regularized.diagonal().add_(penalty)
+    return torch.cholesky_inverse(torch.linalg.cholesky(regularized))

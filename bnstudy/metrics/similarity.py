@@ -1,0 +1,145 @@
+"""How alike two layers' representations of the same samples are, of one network or of two."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnstudy.metrics.class_clustering import MOTIONS
+from bnstudy.metrics.registry import Declaration, Direction, Undefined, check
+from bnstudy.representations import Layer
+
+STRIP = 500  # rows of a product that are summed at once
+
+
+@dataclass(frozen=True)
+class Similarity(Declaration):
+    """A number that compares two layers' representations of the same samples; symmetric.
+
+    Attributes:
+        function: Computes it; raises `Undefined` where there is no such number.
+    """
+
+    function: Callable[[Layer, Layer], float]
+
+    def __call__(self, one: Layer, other: Layer) -> float:
+        """The value for two layers; NaN where it is undefined.
+
+        Raises:
+            ValueError: They are not of the same number of samples.
+        """
+        if one.num_samples != other.num_samples:
+            raise ValueError(f"{one.num_samples} samples and {other.num_samples}: not the same")
+        try:
+            for layer in (one, other):
+                check(["distances"], layer)
+            return self.function(one, other)
+        except Undefined:
+            return math.nan
+
+
+SIMILARITIES: dict[str, Similarity] = {}
+
+
+def similarity(
+    *, direction: Direction, bounds: tuple[float, float], source: str
+) -> Callable[[Callable[[Layer, Layer], float]], Similarity]:
+    """Declare a function of two layers as the similarity of its name."""
+
+    def declare(function: Callable[[Layer, Layer], float]) -> Similarity:
+        declared = Similarity(
+            function.__name__,
+            "similarity",
+            direction,
+            bounds,
+            frozenset(MOTIONS),
+            source,
+            function,
+        )
+        SIMILARITIES[declared.name] = declared
+        return declared
+
+    return declare
+
+
+def _inner(one: Tensor, other: Tensor) -> float:
+    """Sum of the products of two matrices' entries, in float64."""
+    strips = zip(one.split(STRIP), other.split(STRIP), strict=True)
+    return sum(float((a * b).sum(dtype=torch.float64)) for a, b in strips)
+
+
+def _hsic(one: Layer, other: Layer) -> float:
+    """|X^T Y|^2 of the centred representations, from whichever side is the smaller one."""
+    x, y = one.class_sums.centred, other.class_sums.centred
+    if x is not None and y is not None:
+        return float((x.T @ y).square().sum(dtype=torch.float64))
+    return _inner(one.gram, other.gram)
+
+
+def _self_hsic(layer: Layer) -> float:
+    return _hsic(layer, layer)
+
+
+@similarity(direction="higher", bounds=(0, 1), source="Kornblith et al. 2019, arXiv 1905.00414")
+def cka(one: Layer, other: Layer) -> float:
+    """Linear centred kernel alignment: |X^T Y|^2 / (|X^T X| |Y^T Y|)."""
+    return _hsic(one, other) / math.sqrt(one.shared(_self_hsic) * other.shared(_self_hsic))
+
+
+def _without_diagonal(layer: Layer) -> Tensor:
+    return layer.gram.clone().fill_diagonal_(0)
+
+
+def _unbiased_hsic(one: Layer, other: Layer) -> float:
+    """Song et al. 2012, JMLR 13:1393, equation 5, times n (n - 3)."""
+    n = one.num_samples
+    if n < 4:
+        raise Undefined("there are fewer than 4 samples")
+    products = one.shared(_without_diagonal), other.shared(_without_diagonal)
+    rows, others = (matrix.sum(1, dtype=torch.float64) for matrix in products)
+    sums = (rows.sum() * others.sum() / ((n - 1) * (n - 2))).item()
+    return _inner(*products) + sums - 2 / (n - 2) * (rows @ others).item()
+
+
+def _self_unbiased_hsic(layer: Layer) -> float:
+    value = _unbiased_hsic(layer, layer)
+    if value <= 0:
+        raise Undefined("the layer is not more like itself than like noise")
+    return value
+
+
+@similarity(
+    direction="higher",
+    bounds=(-1, 1),
+    source="Song et al. 2012, JMLR 13:1393; Nguyen et al. 2021, arXiv 2010.15327",
+)
+def cka_debiased(one: Layer, other: Layer) -> float:
+    """Linear CKA with the unbiased estimator of HSIC: 0 expected for unrelated representations."""
+    norms = one.shared(_self_unbiased_hsic) * other.shared(_self_unbiased_hsic)
+    return _unbiased_hsic(one, other) / math.sqrt(norms)
+
+
+def _factor(layer: Layer) -> Tensor:
+    """Z with Z Z^T = the centred Gram matrix, and |Z| = 1: float64, N x min(N, D)."""
+    centred = layer.class_sums.centred
+    if centred is None:
+        values, vectors = torch.linalg.eigh(layer.gram.double())
+        kept = values > torch.finfo(torch.float32).eps * values[-1]
+        centred = vectors[:, kept] * values[kept].sqrt()
+    factor: Tensor = centred.double()
+    return factor / float(torch.linalg.norm(factor))
+
+
+@similarity(
+    direction="lower", bounds=(0, math.pi / 2), source="Williams et al. 2021, arXiv 2110.14739"
+)
+def procrustes(one: Layer, other: Layer) -> float:
+    """Angle between the representations after the best rotation: arccos of |X^T Y|_* / (|X| |Y|).
+
+    A metric of shapes: 0 where one is the other rotated, scaled and shifted; it keeps the triangle
+    inequality. In radians.
+    """
+    products = one.shared(_factor).T @ other.shared(_factor)
+    return math.acos(min(1.0, torch.linalg.svdvals(products).sum().item()))

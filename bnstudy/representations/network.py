@@ -1,0 +1,147 @@
+"""What a network makes of its representations, for the metrics that need to know."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from bnstudy.representations.taps import FEATURES, Call, Taps
+
+Batch = tuple[Tensor, Tensor]
+
+
+class NetworkView:
+    """A network and the samples that it is probed with.
+
+    Args:
+        taps: Of the network.
+        batches: (inputs, labels), which can be passed through again and again.
+
+    Attributes:
+        logits: What the network puts out: N x classes; None where that is not so.
+    """
+
+    def __init__(self, taps: Taps, batches: Iterable[Batch]) -> None:
+        self.taps = taps
+        self.batches = batches
+        self.logits: Tensor | None = None
+
+    @cached_property
+    def margins(self) -> dict[Call, Tensor]:
+        """First-order margins of each sample at each place: float64, N; infinite where flat.
+
+        The logit of the sample's class minus the largest other one, over the norm of that
+        difference's gradient with respect to the representation (Elsayed et al. 2018, arXiv
+        1803.05598; Jiang et al. 2019, arXiv 1810.00113).
+        """
+        margins: dict[Call, list[Tensor]] = {}
+        for inputs, labels in self.batches:
+            kept: dict[Call, Tensor] = {}
+
+            def keep(call: Call, output: Tensor, kept: dict[Call, Tensor] = kept) -> Tensor:
+                kept[call] = output if output.requires_grad else output.requires_grad_()
+                return kept[call].clone()  # may be overwritten in place; what is kept is not
+
+            with torch.enable_grad(), self.taps.hooked(keep) as run:
+                logits = run(inputs)
+                own = labels.to(logits.device)[:, None]
+                others = logits.scatter(1, own, -torch.inf).amax(1)
+                gaps = logits.gather(1, own).squeeze(1) - others
+                gradients = torch.autograd.grad(
+                    gaps.sum(), list(kept.values()), materialize_grads=True
+                )
+            for call, gradient in zip(kept, gradients, strict=True):
+                slope = gradient.flatten(1).double().norm(dim=1)
+                margins.setdefault(call, []).append(gaps.detach().double() / slope)
+        return {call: torch.cat(parts) for call, parts in margins.items()}
+
+    def mixed_accuracy(self, at: Call) -> float:
+        """Accuracy when two representations of a class are averaged at one place and sent on.
+
+        Each sample is mixed with the next one of its class. What does not pass through the layer, a
+        shortcut around it, stays the first sample's. NaN where no class has two samples.
+        """
+        correct = count = 0
+        for inputs, labels, partners in _pairs(self.batches):
+
+            def mix(call: Call, output: Tensor, partners: Tensor = partners) -> Tensor | None:
+                return (output + output[partners]) / 2 if call == at else None
+
+            with torch.no_grad(), self.taps.hooked(mix) as run:
+                predicted = run(inputs).argmax(1)
+            correct += int((predicted == labels.to(predicted.device)).sum())
+            count += len(labels)
+        return correct / count if count else torch.nan
+
+
+@dataclass(frozen=True)
+class View:
+    """What a network makes of the representations at one place.
+
+    Attributes:
+        of: The network.
+        call: The place.
+    """
+
+    of: NetworkView
+    call: Call
+
+    @property
+    def logits(self) -> Tensor | None:
+        """What the network puts out: N x classes; None where that is not so."""
+        return self.of.logits
+
+    @property
+    def margins(self) -> Tensor:
+        """First-order margins of each sample here: float64, N."""
+        return self.of.margins[self.call]
+
+    @property
+    def mixed_accuracy(self) -> float:
+        """Accuracy when two representations of a class are averaged here and sent on."""
+        return self.of.mixed_accuracy(self.call)
+
+    @property
+    def classifier_weights(self) -> Tensor | None:
+        """Classes x D, where what is read here is what the last linear layer reads; else None."""
+        taps = self.of.taps
+        module = taps.modules[self.call.module]
+        is_features = taps.places[self.call.module][1] == FEATURES
+        return module.weight.detach() if is_features and isinstance(module, nn.Linear) else None
+
+
+def is_logits(output: object, labels: Tensor) -> bool:
+    """Whether an output is a number for each sample and class."""
+    return (
+        isinstance(output, Tensor)
+        and output.ndim == 2
+        and len(output) == len(labels)
+        and bool((labels >= 0).all() and (labels < output.shape[1]).all())
+    )
+
+
+def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches with, for each sample, the position of the next one of its class, cyclically.
+
+    A sample that is alone of its class in a batch waits for the next batch; one that stays alone is
+    left out.
+    """
+    waiting: Batch | None = None
+    for inputs, labels in batches:
+        if waiting is not None:
+            inputs, labels = torch.cat([waiting[0], inputs]), torch.cat([waiting[1], labels])
+        order = labels.argsort(stable=True)
+        _, index, sizes = labels[order].unique_consecutive(return_inverse=True, return_counts=True)
+        first = (sizes.cumsum(0) - sizes)[index]
+        place = torch.arange(len(order), device=order.device) - first
+        following = first + (place + 1) % sizes[index]
+        partner = torch.empty_like(order)
+        partner[order] = order[following]
+        alone = torch.empty_like(order, dtype=torch.bool)
+        alone[order] = sizes[index] == 1
+        waiting = inputs[alone], labels[alone]
+        position = (~alone).cumsum(0) - 1
+        if not alone.all():
+            yield inputs[~alone], labels[~alone], position[partner[~alone]]
