@@ -1,9 +1,11 @@
 """The data, the network and the trainer that a configuration describes."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -28,7 +30,7 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
     data: ImageDataModule = _make(config["data"], seed=config["seed"], probe=config["probe"])
     data.setup()
     facts = data.facts()
-    if record.description.setdefault("data", facts) != facts:
+    if record.description.setdefault("data", facts)["sha256"] != facts["sha256"]:
         raise UserError(
             f"data: not the images that {record.folder} was trained on (their SHA-256 differs)\n"
             "Put those back, or choose another study=NAME"
@@ -41,6 +43,21 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
     )
     initialize(network, config["seed"])
     return data, Classifier(network, data.num_classes, config["optim"])
+
+
+def load_weights(classifier: Classifier, checkpoint: Path) -> int:
+    """Give a network the weights of a checkpoint, in their precision; on a GPU where there is one.
+
+    Returns:
+        Batches of training before it was saved.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    weights = content["state_dict"]
+    # Measured in the precision that the run was trained in, as it would have been then.
+    classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
+    classifier.load_state_dict(weights)
+    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+    return int(content["global_step"])
 
 
 def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:

@@ -155,7 +155,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def validate(config: dict[str, Any]) -> None:
-    """Check the values of a resolved configuration.
+    """Check the values of a resolved configuration, or of some of its groups.
 
     Raises:
         UserError: A value is not allowed.
@@ -165,7 +165,7 @@ def validate(config: dict[str, Any]) -> None:
         values = config.get(group, {}) if group else config
         if name in values and not rule.accepts(values[name]):
             raise UserError(f"{key}={values[name]} is not allowed; it takes {rule.allowed}")
-    for key in FIXED & config["trainer"].keys():
+    for key in FIXED & config.get("trainer", {}).keys():
         raise UserError(
             f"trainer.{key} cannot be set: a run goes on to the end of trainer.max_epochs, and is "
             "evaluated and recorded at the end of each epoch"

@@ -1,42 +1,266 @@
-"""Measuring the checkpoints of a run that has been trained."""
+"""Measuring runs that have been trained. `python -m bnstudy.measure --help`."""
 
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bnstudy.build import build
-from bnstudy.callbacks import RepresentationMetrics
-from bnstudy.runs.record import Record
-from bnstudy.terms import SPLITS
+from bnstudy.config import CONFIG_FOLDER, explain, validate
+from bnstudy.errors import UserError
+from bnstudy.runs.environment import environment
+from bnstudy.runs.record import Record, cell_lock
+from bnstudy.terms import SPLITS, Split
+
+# torch is imported where it is needed: bnstudy.train tells that nothing is missing without it.
+
+console = Console(highlight=False, soft_wrap=True)
+
+MOST_NAMES = 5  # that are listed
+
+HELP = """\
+Measure runs that have been trained, from the checkpoints they kept, without training.
+
+  python -m bnstudy.measure multirun/mnist5k_cnn metrics=full
+  python -m bnstudy.measure multirun/mnist5k_cnn/CELL metrics.names=[dunn,hoyer] --split test
+  python -m bnstudy.measure similarity RUN_A RUN_B       how alike the layers of two runs are
+
+What a run's record has already is not measured again, so that the same command goes on where it was
+interrupted. A run keeps the weights of its last epoch, and of those that checkpoint_epochs=... of
+bnstudy.train asked for.
+"""
+
+
+def measure_missing(
+    record: Record,
+    metrics: dict[str, Any],
+    splits: Sequence[Split] = SPLITS,
+    epochs: Sequence[int] | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> bool:
+    """Measure what is asked for and not in a run's record, and tell what was and what was not.
+
+    Args:
+        record: Of a run that has ended; it is added to after each epoch.
+        metrics: The configuration group of that name.
+        splits: Whose probe sets are measured.
+        epochs: The only ones of interest; None: those that `metrics` asks for.
+        say: Told what is measured next.
+
+    Returns:
+        Whether anything was missing.
+    """
+    missing = record.missing(metrics["names"], metrics["sites"], metrics["every_n_epochs"], splits)
+    if epochs is not None:
+        missing = {epoch: missing[epoch] for epoch in epochs if epoch in missing}
+    kept = record.checkpoints()
+    possible = {epoch: what for epoch, what in missing.items() if epoch in kept}
+    if possible:
+        measure_checkpoints(record, possible, metrics["memory_budget"], say)
+        console.print(f"  measured from checkpoints: {_told(possible)}")
+    if without := {epoch: what for epoch, what in missing.items() if epoch not in kept}:
+        console.print(f"  no checkpoint to measure: {_told(without)}", style="yellow")
+    return bool(missing)
 
 
 def measure_checkpoints(
-    record: Record, config: dict[str, Any], wanted: dict[int, set[tuple[str, str]]]
+    record: Record,
+    wanted: dict[int, set[tuple[str, str, str]]],
+    memory_budget: float,
+    say: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Add to the record what is wanted of epochs whose weights were kept.
+    """Add to the record what is wanted of epochs whose weights were kept, epoch by epoch.
 
     Args:
         record: Of a run that has ended.
-        config: Its resolved configuration.
-        wanted: By epoch, (site, metric).
+        wanted: By epoch, (split, site, metric).
+        memory_budget: GiB that activations and the distances between samples may take.
+        say: Told what is measured next.
     """
-    data, classifier = build(config, record)
-    what = set().union(*wanted.values())
-    metrics = RepresentationMetrics(
-        {split: data.probe(split) for split in SPLITS},
-        sorted({name for _, name in what}),
-        sorted({site for site, _ in what}),
+    from bnstudy.build import build, load_weights
+    from bnstudy.callbacks import RepresentationMetrics
+
+    data, classifier = build(record.description["config"], record)
+    record.description.setdefault("measured_later", []).append(
+        {"epochs": [*wanted], "metrics": _names(wanted), "environment": environment()}
     )
-    rows = []
-    for epoch, path in record.checkpoints().items():
-        if epoch in wanted:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            weights = checkpoint["state_dict"]
-            # Measured in the precision that the run was trained in, as it would have been then.
-            classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
-            classifier.load_state_dict(weights)
-            measured = metrics.measure(classifier, epoch, checkpoint["global_step"])
-            rows += [row for row in measured if (row.site, row.metric) in wanted[epoch]]
-    record.description["metrics"] |= metrics.directions()
-    record.save()
-    record.add_rows(rows)
+    for epoch, what in wanted.items():
+
+        def say_which(message: str, epoch: int = epoch) -> None:
+            say(f"epoch {epoch}: {message}")
+
+        step = load_weights(classifier, record.checkpoints()[epoch])
+        metrics = RepresentationMetrics(
+            {split: data.probe(split) for split in SPLITS if any(split == one for one, *_ in what)},
+            sorted({name for _, _, name in what}),
+            sorted({site for _, site, _ in what}),
+            memory_budget=memory_budget,
+            on_layer=say_which,
+        )
+        rows = metrics.measure(classifier, epoch, step)
+        record.description["metrics"] |= metrics.directions()
+        record.save()  # first: a direction without a value does no harm
+        record.add_rows(row for row in rows if (row.split, row.site, row.metric) in what)
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The cells in a study's folder, or the one that the folder is.
+
+    Raises:
+        UserError: There is none.
+    """
+    if (folder / "run.json").exists():
+        return [folder]
+    cells = sorted(path.parent for path in folder.glob("*/run.json"))
+    if not cells:
+        raise UserError(
+            f"{folder}: no run.json in it or in its folders; give the folder of a run or of a "
+            "study, such as multirun/mnist5k_cnn"
+        )
+    return cells
+
+
+def asked_metrics(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration group `metrics` with overrides as on the command line of bnstudy.train.
+
+    Raises:
+        UserError: Something else is overridden, or a value is not allowed.
+    """
+    for override in overrides:
+        if not override.startswith(("metrics=", "metrics.")):
+            raise UserError(
+                f"{override}: of a run that has been trained only metrics=... and metrics.KEY=... "
+                "can be chosen; train another run for the rest"
+            )
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides))
+    metrics: dict[str, Any] = OmegaConf.to_container(cfg.metrics)  # type: ignore[assignment]
+    validate({"metrics": metrics})
+    from bnstudy.metrics import chosen
+
+    chosen(metrics["names"])
+    return metrics
+
+
+def measure(arguments: Sequence[str]) -> None:
+    """Measure runs and studies.
+
+    Raises:
+        UserError: Something is asked for that is not there; a run's own trouble is told, and the
+            others are measured.
+    """
+    parser = argparse.ArgumentParser(
+        "bnstudy.measure", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN_OR_STUDY_DIR | metrics=...",
+        help="folders; metrics=default (default), fast, full or paper; metrics.KEY=VALUE",
+    )
+    parser.add_argument("--split", choices=SPLITS, help="only this one")
+    parser.add_argument(
+        "--epochs",
+        type=_epochs,
+        metavar="N,N",
+        help="only these; 0 is before training",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    metrics = asked_metrics([word for word in options.words if _is_override(word)])
+    folders = [Path(word) for word in options.words if not _is_override(word)]
+    cells = [cell for folder in folders for cell in runs_below(folder)]
+    if not cells:
+        parser.error("give the folder of a run or of a study")
+    splits = [options.split] if options.split else SPLITS
+
+    failed = 0
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=len(cells))
+        for cell in cells:
+
+            def say(message: str, cell: Path = cell) -> None:
+                bar.update(task, description=f"{cell.name} · {message}")
+
+            say("reading the record")
+            try:
+                _measure_cell(cell, metrics, splits, options.epochs, say)
+            except UserError as error:
+                console.print(str(error), style="red")
+                failed += 1
+            bar.advance(task)
+    if failed:
+        sys.exit(f"{failed} of {len(cells)} runs were not measured")
+
+
+def _measure_cell(
+    cell: Path,
+    metrics: dict[str, Any],
+    splits: Sequence[Split],
+    epochs: Sequence[int] | None,
+    say: Callable[[str], None],
+) -> None:
+    with cell_lock(cell):
+        record = Record.read(cell)
+        if not record.has_ended:
+            raise UserError(f"{cell}: {record.status}; train it to its end first")
+        console.print(str(cell))
+        if not measure_missing(record, metrics, splits, epochs, say):
+            console.print("  nothing is missing")
+
+
+def _names(wanted: dict[int, set[tuple[str, str, str]]]) -> list[str]:
+    return sorted({name for what in wanted.values() for _, _, name in what})
+
+
+def _told(wanted: dict[int, set[tuple[str, str, str]]]) -> str:
+    names = _names(wanted)
+    what = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} metrics"
+    return f"{what} of epochs {', '.join(map(str, wanted))}"
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not Path(word).exists()
+
+
+def _epochs(text: str) -> list[int]:
+    try:
+        return [int(epoch) for epoch in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: it takes epochs such as 0,5") from error
+
+
+def main() -> None:
+    """The command line."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["similarity"]:
+            from bnstudy.similarity import compare
+
+            compare(arguments[1:])
+        else:
+            measure(arguments)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the same command goes on from the last measured epoch")
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        sys.exit(message)
+
+
+if __name__ == "__main__":
+    main()

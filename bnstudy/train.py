@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bnstudy.config import CONFIG_FOLDER, explain, resolve, validate
 from bnstudy.errors import UserError
+from bnstudy.measure import measure_missing
 from bnstudy.runs.environment import environment
 from bnstudy.runs.identity import register_resolvers
 from bnstudy.runs.processes import is_first_process, job_of_its_own
@@ -66,7 +67,7 @@ def run(cfg: DictConfig) -> Outcome:
         if first:
             record.remove_parts()  # now: a run killed before this line has its table, and its parts
             tell_result(record)
-            measure_what_is_missing(record, config)
+            measure_missing(record, config["metrics"])
         return Outcome(record, trained)
 
 
@@ -102,21 +103,6 @@ def fit(record: Record, config: dict[str, Any]) -> None:
         facts["diverged"] = bool(classifier.diverged)
         if first:
             record.join_parts()
-
-
-def measure_what_is_missing(record: Record, config: dict[str, Any]) -> None:
-    """Measure a complete cell's checkpoints where more is asked for than its record has."""
-    missing = record.missing(**config["metrics"])
-    possible = {epoch: missing[epoch] for epoch in missing if epoch in record.checkpoints()}
-    if possible:
-        from bnstudy.measure import measure_checkpoints
-
-        measure_checkpoints(record, config, possible)
-        names = ", ".join(sorted({name for what in possible.values() for _, name in what}))
-        console.print(f"  measured from checkpoints: {names} of epochs {sorted(possible)}")
-    if without := sorted(missing.keys() - possible.keys()):
-        names = ", ".join(sorted({name for epoch in without for _, name in missing[epoch]}))
-        console.print(f"  no checkpoint to measure: {names} of epochs {without}", style="yellow")
 
 
 def quieten_lightning() -> None:

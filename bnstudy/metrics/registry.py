@@ -36,7 +36,11 @@ class Declaration:
         bounds: Smallest and largest possible value.
         invariant_to: What the representations can undergo without a change of the value: any
             rotation, any positive scale, any translation.
+        needs: What must be there: two `classes` or more; activations whose powers are
+            `representable`; samples that differ (`variation`); the `distances` between these; the
+            `network` that the layer is of.
         source: Who defined it, and as what.
+        function: Computes it; raises `Undefined` where there is no such number.
     """
 
     name: str
@@ -44,27 +48,21 @@ class Declaration:
     direction: Direction | None
     bounds: tuple[float, float]
     invariant_to: frozenset[Invariance]
-    source: str
-
-
-@dataclass(frozen=True)
-class Metric(Declaration):
-    """A number that describes a layer's representations.
-
-    Attributes:
-        function: Computes it; raises `Undefined` where there is no such number.
-        needs: What must be there: two `classes` or more; activations whose powers are
-            `representable`; samples that differ (`variation`); the `distances` between these; the
-            `network` that the layer is of.
-    """
-
-    function: Callable[[Layer], float]
     needs: frozenset[Need]
+    source: str
+    function: Callable[..., float]
 
     @property
     def description(self) -> str:
         """What it is, in a line."""
         return (self.function.__doc__ or "").splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Metric(Declaration):
+    """A number that describes a layer's representations."""
+
+    function: Callable[[Layer], float]
 
     def __call__(self, layer: Layer) -> float:
         """The value for a layer; NaN where it is undefined."""
@@ -105,9 +103,9 @@ def metric(
             direction,
             bounds,
             frozenset(invariant_to),
+            frozenset(needs),
             source,
             function,
-            frozenset(needs),
         )
         METRICS[declared.name] = declared
         return declared

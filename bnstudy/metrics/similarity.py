@@ -16,11 +16,7 @@ STRIP = 500  # rows of a product that are summed at once
 
 @dataclass(frozen=True)
 class Similarity(Declaration):
-    """A number that compares two layers' representations of the same samples; symmetric.
-
-    Attributes:
-        function: Computes it; raises `Undefined` where there is no such number.
-    """
+    """A number that compares two layers' representations of the same samples; symmetric."""
 
     function: Callable[[Layer, Layer], float]
 
@@ -34,7 +30,7 @@ class Similarity(Declaration):
             raise ValueError(f"{one.num_samples} samples and {other.num_samples}: not the same")
         try:
             for layer in (one, other):
-                check(["distances"], layer)
+                check(self.needs, layer)
             return self.function(one, other)
         except Undefined:
             return math.nan
@@ -55,6 +51,7 @@ def similarity(
             direction,
             bounds,
             frozenset(MOTIONS),
+            frozenset(["distances"]),
             source,
             function,
         )

@@ -225,7 +225,7 @@ def _hold(network: NetworkView, items: Sequence[_Item]) -> tuple[dict[_Item, "_R
     with torch.no_grad(), network.taps.hooked(keep) as run:
         for inputs, labels in network.batches:
             output = run(inputs)
-            all_labels.append(labels)
+            all_labels.append(labels.to(next(iter(held.values())).buffer.device))
             if is_logits(output, labels):
                 logits.append(output)
     if len(logits) == len(all_labels):

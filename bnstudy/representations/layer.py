@@ -114,10 +114,21 @@ class Layer:
             self._sums[kind] = sums
         return cast(S, self._sums[kind])
 
+    def let_go_of_activations(self) -> None:
+        """Add up what metrics of geometry and similarity need, then hold no activations."""
+        self._added_up(Activity)
+        self._added_up(Products)
+        self.activations = None
+
     @property
     def name(self) -> str:
         """The layer's name in its network; empty where that is not known."""
         return self.tap.layer if self.tap else ""
+
+    @property
+    def index(self) -> int:
+        """In the order in which its network computes its layers, from 0; 0 if not known."""
+        return self.tap.layer_index if self.tap else 0
 
     @property
     def num_units(self) -> int:

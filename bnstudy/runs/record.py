@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.identity import identity
+from bnstudy.terms import SPLITS
 
 ENDED = ("completed", "diverged")  # a diverged run is a result as well
 
@@ -307,21 +308,31 @@ class Record:
         _write(self.table_path, whole.sort_by([("epoch", "ascending")]))
 
     def missing(
-        self, names: Sequence[str], sites: Sequence[str], every_n_epochs: int
-    ) -> dict[int, set[tuple[str, str]]]:
-        """By epoch, the (site, metric) that are asked for and not in the long table.
+        self,
+        names: Sequence[str],
+        sites: Sequence[str],
+        every_n_epochs: int,
+        splits: Sequence[str] = SPLITS,
+    ) -> dict[int, set[tuple[str, str, str]]]:
+        """By epoch, the (split, site, metric) that are asked for and not in the long table.
 
         Args:
             names: Of the metrics.
             sites: Where in a layer.
             every_n_epochs: Asked for are epoch 0, every n-th and the last one.
+            splits: Of the data.
         """
-        keys = pq.read_table(self.table_path, columns=["epoch", "site", "metric"])
+        keys = pq.read_table(self.table_path, columns=["epoch", "split", "site", "metric"])
         present = {tuple(row.values()) for row in keys.to_pylist()}
         last = self.description["final"]["epoch"]
         asked = {
-            epoch: {(site, name) for site in sites for name in names}
-            - {(site, name) for at, site, name in present if at == epoch}
+            epoch: {
+                (split, site, name)
+                for split in splits
+                for site in sites
+                for name in names
+                if (epoch, split, site, name) not in present
+            }
             for epoch in sorted({*range(0, last, every_n_epochs), last})
         }
         return {epoch: what for epoch, what in asked.items() if what}

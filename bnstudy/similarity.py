@@ -1,0 +1,212 @@
+"""How alike the layers of two runs are. `python -m bnstudy.measure similarity --help`."""
+
+import argparse
+import csv
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bnstudy.build import build, load_weights
+from bnstudy.errors import UserError
+from bnstudy.files import replacing
+from bnstudy.metrics import SIMILARITIES, Similarity
+from bnstudy.representations import Layer, capture
+from bnstudy.runs.environment import environment
+from bnstudy.runs.record import Record
+from bnstudy.study.heat_map import draw
+from bnstudy.terms import SITES, SPLITS, Split
+
+console = Console(highlight=False, soft_wrap=True)
+
+HELP = """\
+How alike the layers of two runs are, or those of one run to each other: linear CKA, debiased CKA
+and the Procrustes shape distance (in radians), as matrices, layers of RUN_A x layers of RUN_B.
+
+  python -m bnstudy.measure similarity multirun/STUDY/CELL_A multirun/STUDY/CELL_B
+  python -m bnstudy.measure similarity multirun/STUDY/CELL_A
+
+Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
+"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The run whose layers are the rows of a matrix, or its columns.
+
+    Attributes:
+        record: Of the run.
+        epoch: Whose weights.
+    """
+
+    record: Record
+    epoch: int
+
+    @classmethod
+    def of(cls, folder: Path, epoch: int | None) -> "Side":
+        """The run in a folder, at an epoch or, where that is None, at its last one.
+
+        Raises:
+            UserError: It has not ended, or has not kept the weights of that epoch.
+        """
+        record = Record.read(folder)
+        if not record.has_ended:
+            raise UserError(f"{folder}: {record.status}; train it to its end first")
+        kept = record.checkpoints()
+        chosen = record.description["final"]["epoch"] if epoch is None else epoch
+        if chosen not in kept:
+            raise UserError(
+                f"--epoch {epoch}: {folder} has the weights of epochs {', '.join(map(str, kept))}; "
+                "checkpoint_epochs=all makes bnstudy.train keep every epoch's"
+            )
+        return cls(record, chosen)
+
+    @property
+    def name(self) -> str:
+        """The cell's."""
+        return self.record.folder.resolve().name
+
+    def layers(self, split: Split, samples: int, sites: Sequence[str]) -> list[Layer]:
+        """The layers, in the order of computation: their inner products, without activations.
+
+        Args:
+            split: Of whose probe set.
+            samples: Of that set, class-balanced; the same ones for every run of a data set.
+            sites: Where in a layer.
+
+        Raises:
+            UserError: The data cannot be had, or are fewer than that.
+        """
+        probe = {one: samples if one == split else 1 for one in SPLITS}
+        data, classifier = build(self.record.description["config"] | {"probe": probe}, self.record)
+        load_weights(classifier, self.record.checkpoints()[self.epoch])
+        layers = []
+        for layer in capture(classifier, data.probe(split), sites=sites):
+            layer.let_go_of_activations()
+            layers.append(layer)
+        return sorted(layers, key=lambda layer: layer.index)
+
+
+def matrix(
+    similarity: Similarity,
+    rows: Sequence[Layer],
+    columns: Sequence[Layer],
+    advance: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """A similarity of some layers to others: float64, rows x columns; NaN where undefined."""
+    values = np.empty((len(rows), len(columns)))
+    for i, j in itertools.product(range(len(rows)), range(len(columns))):
+        known = rows is columns and j < i  # similarities are symmetric
+        values[i, j] = values[j, i] if known else similarity(rows[i], columns[j])
+        advance()
+    return values
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """The command line.
+
+    Raises:
+        UserError: A run cannot be compared.
+    """
+    parser = argparse.ArgumentParser(
+        "bnstudy.measure similarity",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="the folder of a run")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="another; else RUN_A")
+    parser.add_argument("--epoch", type=int, metavar="N", help="whose weights; the last one's")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="whose samples; test")
+    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="how many; 1000")
+    parser.add_argument("--sites", nargs="+", choices=SITES, default=["act"], help="act")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
+    )
+    options = parser.parse_args(arguments)
+    sides = [Side.of(options.run_a, options.epoch)]
+    if options.run_b is not None:
+        sides.append(Side.of(options.run_b, options.epoch))
+    if len({side.record.description["data"]["sha256"] for side in sides}) > 1:
+        raise UserError(
+            f"{options.run_a} and {options.run_b} were trained on different images; similarities "
+            "compare representations of the same samples"
+        )
+    output: Path = options.output or (
+        options.run_a.parent / "similarity" / "~".join(side.name for side in sides)
+    )
+    matrices, labels = _matrices(sides, options.split, options.samples, options.sites)
+    axes = (
+        f"{sides[0].name}, epoch {sides[0].epoch}",
+        f"{sides[-1].name}, epoch {sides[-1].epoch}",
+    )
+    for name, values in matrices.items():
+        _write_table(output / f"{name}.csv", values, *labels)
+        low, high = SIMILARITIES[name].bounds
+        draw(
+            values,
+            *labels,
+            title=f"{name}, {options.samples} samples of the {options.split} split",
+            axes=axes,
+            bounds=(max(low, 0), high),
+            lower_is_brighter=SIMILARITIES[name].direction == "lower",  # alike is bright
+            path=output / name,
+        )
+    facts = {
+        "runs": [
+            {"folder": str(side.record.folder), "id": side.record.description["id"]}
+            | {"epoch": side.epoch}
+            for side in sides
+        ],
+        "split": options.split,
+        "samples": options.samples,
+        "sites": options.sites,
+        "environment": environment(),
+    }
+    with replacing(output / "similarity.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    for what, ending in (("Tables", "csv"), ("Figures", "svg"), ("Figures", "png")):
+        console.print(f"{what:<8} {output}/{{{','.join(matrices)}}}.{ending}")
+
+
+def _matrices(
+    sides: Sequence[Side], split: Split, samples: int, sites: Sequence[str]
+) -> tuple[dict[str, np.ndarray], tuple[list[str], list[str]]]:
+    """By similarity, its matrix; and the names of the rows and columns."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("reading representations", total=None)
+        of_sides = [side.layers(split, samples, sites) for side in sides]
+        rows, columns = of_sides[0], of_sides[-1]
+        bar.update(task, total=len(SIMILARITIES) * len(rows) * len(columns))
+        matrices = {}
+        for name, similarity in SIMILARITIES.items():
+            bar.update(task, description=name)
+            matrices[name] = matrix(similarity, rows, columns, lambda: bar.advance(task))
+    return matrices, ([_label(layer) for layer in rows], [_label(layer) for layer in columns])
+
+
+def _label(layer: Layer) -> str:
+    site = layer.tap.site if layer.tap else "act"
+    return layer.name if site == "act" else f"{layer.name}.{site}"
+
+
+def _write_table(
+    path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["layer", *columns])
+        for name, row in zip(rows, values.tolist(), strict=True):
+            table.writerow([name, *row])
