@@ -229,7 +229,7 @@ def _names(wanted: dict[int, set[tuple[str, str, str]]]) -> list[str]:
 def _told(wanted: dict[int, set[tuple[str, str, str]]]) -> str:
     names = _names(wanted)
     what = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} metrics"
-    return f"{what} of epochs {', '.join(map(str, wanted))}"
+    return f"{what} of epoch{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))}"
 
 
 def _is_override(word: str) -> bool:

@@ -62,11 +62,14 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 def command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> CommandLine:
-    """`python -m bnstudy.train` with the given arguments, in an empty folder, in this process."""
+    """`python -m bnstudy.train` with the given arguments, in an empty folder, in this process.
+
+    Or that of another module whose `main` is given.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["bnstudy.train", *arguments])
+    def call(*arguments: str, main: Callable[[], None] = main) -> Result:
+        monkeypatch.setattr(sys, "argv", ["bnstudy", *arguments])
         monkeypatch.setattr(SweepProgress, "current", None)
         capsys.readouterr()
         code, message = 0, ""

@@ -14,6 +14,7 @@ from bnstudy.config import CONFIG_FOLDER
 from bnstudy.metrics import METRICS, SIMILARITIES
 from bnstudy.metrics.registry import Declaration
 
+WIDTH = 160  # at least, but where less is enough
 SETS = ("default", "fast", "paper")  # all are in full
 
 
@@ -35,7 +36,7 @@ def table() -> Table:
                 " ".join(name[0].upper() for name in sorted(one.invariant_to)),
                 ", ".join(sorted(one.needs)),
                 ", ".join(name for name in SETS if one.name in sets[name]),
-                Text.assemble(one.description, "\n", (one.source, "dim")),
+                Text.assemble(one.description.rstrip("."), "\n", (one.source, "dim")),
             )
     return shown
 
@@ -49,10 +50,15 @@ def main() -> None:
     console, shown = Console(), table()
     # Legible also where the terminal is narrow or there is none.
     least = Measurement.get(console, console.options.update(max_width=1000), shown).maximum
-    Console(width=max(console.width, min(least, 160))).print(shown)
-    Console().print(
-        "Invariant: to R rotation, S scale, T translation of the representations. Choose with metrics=default, fast, full (all but similarity) or paper, or by name: "
-        "metrics.names=[silhouette,hoyer]. Similarity: python -m bnstudy.measure similarity"
+    Console(width=max(console.width, min(least, WIDTH))).print(shown)
+    console.print(
+        "Invariant: to R rotation, S scale, T translation of the representations.\n"
+        "Choose with metrics=default, fast, full (all but similarity) or paper; or by name, "
+        "metrics.names=[silhouette,hoyer].\n"
+        "Similarity: python -m bnstudy.measure similarity",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -121,7 +121,7 @@ def dunn(layer: Layer) -> float:
     bounds=(0, math.inf),
     invariant_to=MOTIONS,
     needs=NEEDS,
-    source="mean within-class distance / mean between-class distance",
+    source="wb.ratio of cluster.stats in R's fpc",
 )
 def within_between_ratio(layer: Layer) -> float:
     """Mean distance of two samples of a class over that of two samples of different classes."""
@@ -142,10 +142,10 @@ def within_between_ratio(layer: Layer) -> float:
     bounds=(0, 1),
     invariant_to=MOTIONS,
     needs=NEEDS,
-    source=f"share of the {NEIGHBOURS} nearest neighbours with the sample's class, leave one out",
+    source="Cover and Hart 1967, doi 10.1109/TIT.1967.1053964, leave one out",
 )
 def knn_purity(layer: Layer) -> float:
-    """Share of the 10 nearest neighbours that are of the sample's class, mean over samples."""
+    """Share of the 10 nearest other samples that are of a sample's class, mean over samples."""
     if layer.num_samples <= NEIGHBOURS:
         raise Undefined(f"there are not more than {NEIGHBOURS} samples")
     same = layer.classes[layer.neighbours.indices] == layer.classes[:, None]

@@ -29,8 +29,9 @@ def _share(layer: Layer) -> Tensor:
 )
 def participation_ratio(layer: Layer) -> float:
     """(sum of the covariance's eigenvalues)^2 / sum of their squares."""
+    gram = layer.gram
     total: float = layer.total_variation * layer.num_samples
-    squares = torch.linalg.vector_norm(layer.gram, dtype=torch.float64).item() ** 2
+    squares = torch.linalg.vector_norm(gram, dtype=torch.float64).item() ** 2
     return float(total**2 / squares)
 
 
@@ -67,9 +68,10 @@ def _ratios(layer: Layer) -> Tensor:
     nearest = layer.neighbours.squared_distances[:, :2].double()
     nearest = nearest[nearest[:, 0] > 0]  # a sample that is there twice has no ratio
     ratios = (nearest[:, 1] / nearest[:, 0]).log() / 2
-    if int(KEPT * len(ratios)) < 2 or not ratios.any():
-        raise Undefined("too few samples differ from their nearest neighbour")
-    return ratios.sort().values
+    ratios = ratios.sort().values
+    if not ratios[: int(KEPT * len(ratios))].any():
+        raise Undefined("too few samples have neighbours at different distances")
+    return ratios
 
 
 def two_nn(ratios: Tensor) -> Tensor:
@@ -109,7 +111,10 @@ def intrinsic_dimension_error(layer: Layer) -> float:
     draws = torch.randint(
         len(ratios), (RESAMPLES, len(ratios)), generator=generator_for("bootstrap", "TwoNN")
     )
-    return two_nn(ratios[draws.sort(1).values.to(ratios.device)]).std().item()
+    dimensions = two_nn(ratios[draws.sort(1).values.to(ratios.device)])
+    if not dimensions.isfinite().all():
+        raise Undefined("too few samples have neighbours at different distances")
+    return dimensions.std().item()
 
 
 @metric(
@@ -126,7 +131,7 @@ def anisotropy(layer: Layer) -> float:
     if count < 2:
         raise Undefined("fewer than 2 samples have activations other than 0")
     weights = torch.where(active, layer.moments.squares, 1).rsqrt() * active
-    sums = layer.class_sums
+    sums = layer.products
     with_mean = sums.residuals_with_mean.double() + sums.means_with_mean[layer.classes]
     centred = weights @ (layer.gram @ weights.float()).double()
     total = centred + 2 * weights.sum() * (weights @ with_mean)

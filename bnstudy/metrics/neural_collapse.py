@@ -92,7 +92,8 @@ def nc3(layer: Layer) -> float:
     if layer.num_classes != len(weights):
         raise Undefined("not every class of the last layer has a sample")
     sums = layer.class_sums
-    means = (sums.class_means - layer.class_sizes / layer.num_samples @ sums.class_means).double()
+    means = sums.class_means.double()
+    means = means - layer.class_sizes.double() @ means / layer.num_samples
     weights = weights.double()
     difference = weights / torch.linalg.norm(weights) - means / torch.linalg.norm(means)
     return float(torch.linalg.norm(difference))

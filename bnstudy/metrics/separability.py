@@ -24,22 +24,28 @@ def linear_probe(layer: Layer) -> float:
     times the mean squared distance to the mean. With the hat matrix H of all samples, the
     prediction for a sample that is left out is y - (y - H y) / (1 - h).
     """
+    centred = layer.products.centred
     targets = 2 * layer.membership - 1
     penalty = REGULARIZATION * layer.total_variation
-    hat_targets, leverage = _centred_hat(layer, targets, penalty)
+    if centred is None:
+        hat_targets, leverage = _hat_of_gram(layer.gram, targets, penalty)
+    else:
+        hat_targets, leverage = _hat_of_units(centred, targets, penalty)
     residuals = targets - hat_targets - targets.mean(0)
     left_out = targets - residuals / (1 - leverage - 1 / layer.num_samples)[:, None]
     return (left_out.argmax(1) == layer.classes).double().mean().item()
 
 
-def _centred_hat(layer: Layer, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression on the centred representations: the fitted targets, N x C; leverages, N."""
-    centred = layer.class_sums.centred
-    if centred is not None:  # X (X^T X + p I)^-1 X^T
-        half = centred @ _inverse(centred.T @ centred, penalty)
-        return half @ (centred.T @ targets), (half * centred).sum(1)
-    inverse = _inverse(layer.gram, penalty)  # G (G + p I)^-1 = I - p (G + p I)^-1
+def _hat_of_gram(gram: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """H y and the diagonal of H = G (G + p I)^-1 = I - p (G + p I)^-1."""
+    inverse = _inverse(gram, penalty)
     return targets - penalty * (inverse @ targets), 1 - penalty * inverse.diagonal()
+
+
+def _hat_of_units(centred: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """H y and the diagonal of H = X (X^T X + p I)^-1 X^T."""
+    half = centred @ _inverse(centred.T @ centred, penalty)
+    return half @ (centred.T @ targets), (half * centred).sum(1)
 
 
 def _inverse(products: Tensor, penalty: float) -> Tensor:

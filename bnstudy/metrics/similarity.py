@@ -64,14 +64,14 @@ def similarity(
 def _inner(one: Tensor, other: Tensor) -> float:
     """Sum of the products of two matrices' entries, in float64."""
     strips = zip(one.split(STRIP), other.split(STRIP), strict=True)
-    return sum(float((a * b).sum(dtype=torch.float64)) for a, b in strips)
+    return sum(float((a.double() * b).sum()) for a, b in strips)
 
 
 def _hsic(one: Layer, other: Layer) -> float:
     """|X^T Y|^2 of the centred representations, from whichever side is the smaller one."""
-    x, y = one.class_sums.centred, other.class_sums.centred
+    x, y = one.products.centred, other.products.centred
     if x is not None and y is not None:
-        return float((x.T @ y).square().sum(dtype=torch.float64))
+        return float((x.T @ y).double().square().sum())
     return _inner(one.gram, other.gram)
 
 
@@ -120,7 +120,7 @@ def cka_debiased(one: Layer, other: Layer) -> float:
 
 def _factor(layer: Layer) -> Tensor:
     """Z with Z Z^T = the centred Gram matrix, and |Z| = 1: float64, N x min(N, D)."""
-    centred = layer.class_sums.centred
+    centred = layer.products.centred
     if centred is None:
         values, vectors = torch.linalg.eigh(layer.gram.double())
         kept = values > torch.finfo(torch.float32).eps * values[-1]

@@ -5,7 +5,7 @@ from torch import Tensor
 from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.representations import Layer
 
-MOMENTS = "moments over samples and positions of each channel, averaged over channels"
+MOMENTS = "over the samples and positions of a channel; as in scipy.stats"
 
 
 @metric(direction=None, bounds=(-float("inf"), float("inf")), source=MOMENTS)
@@ -39,7 +39,7 @@ def _varying(layer: Layer) -> Tensor:
     bounds=(-float("inf"), float("inf")),
     invariant_to=["scale"],
     needs=["representable"],
-    source=MOMENTS + "; third central moment over variance^1.5",
+    source=MOMENTS,
 )
 def skewness(layer: Layer) -> float:
     """Skewness of each channel's activations, averaged over the channels that vary."""
@@ -52,7 +52,7 @@ def skewness(layer: Layer) -> float:
     bounds=(-2, float("inf")),
     invariant_to=["scale"],
     needs=["representable"],
-    source=MOMENTS + "; fourth central moment over variance^2, minus 3",
+    source=MOMENTS,
 )
 def kurtosis(layer: Layer) -> float:
     """Excess kurtosis of each channel's activations, averaged over the channels that vary."""

@@ -58,7 +58,7 @@ def capture(
     Raises:
         TypeError: A module puts out something that is no tensor.
         UserError: The budget is too small for so many samples.
-        ValueError: There is no such layer, or no layer at such a site.
+        ValueError: There is no such layer, no layer at such a site, or no sample.
     """
     batches = batches if _has_length(batches) else list(batches)
     taps = Taps(model, layers, sites)
@@ -126,7 +126,9 @@ def _has_length(batches: Iterable[Batch]) -> bool:
 
 def _outputs(taps: Taps, batches: Iterable[Batch]) -> tuple[dict[Call, _Output], int]:
     """What the calls of a forward pass put out, in their order; bytes a sample of the largest."""
-    inputs, labels = next(iter(batches))
+    inputs, labels = next(iter(batches), (None, ()))
+    if inputs is None or not len(labels):
+        raise ValueError("batches: there are no samples, or none in the first batch")
     samples = len(labels) * len(batches)  # type: ignore[arg-type]
     outputs: dict[Call, _Output] = {}
     sizes = [1]

@@ -8,13 +8,22 @@ import torch
 from torch import Tensor
 
 from bnstudy.representations.network import View
-from bnstudy.representations.sums import Activity, Classes, ClassSums, Moments, Products, Sums
+from bnstudy.representations.sums import (
+    BLOCK,
+    Activity,
+    Classes,
+    ClassSums,
+    Moments,
+    Products,
+    Sums,
+)
 from bnstudy.representations.taps import Tap
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Sums)
 
 NEIGHBOURS = 10
+CANCELLATION = 1e-3  # of two squared norms: below it, float32 products tell too little
 
 
 class Neighbours(NamedTuple):
@@ -177,9 +186,12 @@ class Layer:
     @property
     def class_sums(self) -> ClassSums:
         """What follows from the class means, without any N x N product."""
-        if Products in self._sums:
-            return self._added_up(Products)
-        return self._added_up(ClassSums)
+        return self._added_up(Products if Products in self._sums else ClassSums)
+
+    @property
+    def products(self) -> Products:
+        """The same, and the inner products of the residuals, N x N."""
+        return self._added_up(Products)
 
     @property
     def total_variation(self) -> float:
@@ -206,7 +218,7 @@ class Layer:
     @cached_property
     def gram(self) -> Tensor:
         """Inner products of the samples after the mean of all is subtracted: float32, N x N."""
-        sums = self._added_up(Products)
+        sums = self.products
         half = sums.with_means + sums.of_means.float()[self.classes] / 2
         return torch.addmm(
             sums.residuals,
@@ -217,7 +229,7 @@ class Layer:
     @cached_property
     def squared_distances(self) -> Tensor:
         """Between samples: float32, N x N, with an exact 0 on the diagonal."""
-        sums = self._added_up(Products)
+        sums = self.products
         norms = sums.residual_norms_squared[:, None]
         one = torch.ones_like(norms)
         squared = torch.addmm(
@@ -235,11 +247,26 @@ class Layer:
 
     @cached_property
     def neighbours(self) -> Neighbours:
-        """The 10 nearest other samples of each, or all others where there are fewer."""
-        squared = self.squared_distances.fill_diagonal_(torch.inf)  # for now, without a copy
-        nearest = squared.topk(min(NEIGHBOURS, self.num_samples - 1), largest=False)
-        squared.fill_diagonal_(0)
-        return Neighbours(*nearest)
+        """The 10 nearest other samples of each, or all others where there are fewer.
+
+        Where two samples are so near that rounding errors of the products tell in their distance,
+        as along a line, it is computed from their difference (unless the layer is held in blocks).
+        """
+        matrix = self.squared_distances.fill_diagonal_(torch.inf)  # for now, without a copy
+        squared, indices = matrix.topk(min(NEIGHBOURS, self.num_samples - 1), largest=False)
+        matrix.fill_diagonal_(0)
+        if self.activations is not None:
+            norms = self.class_sums.residual_norms_squared
+            near = squared < CANCELLATION * (norms[:, None] + norms[indices])
+            at_once = max(1, BLOCK // self.num_units)
+            for pairs in near.nonzero().split(at_once):
+                rows, columns = pairs.unbind(1)
+                one, other = self.activations[rows], self.activations[indices[rows, columns]]
+                difference = (one.float() - other.float()).flatten(1)
+                squared[rows, columns] = difference.square().sum(1)
+            squared, order = squared.sort()
+            indices = indices.gather(1, order)
+        return Neighbours(squared, indices)
 
     @cached_property
     def spectrum(self) -> Tensor:
@@ -248,7 +275,7 @@ class Layer:
         Where D < N they are those of the D x D scatter matrix. Eigenvalues that are rounding errors
         of a float32 product are 0.
         """
-        centred = self.class_sums.centred
+        centred = self.products.centred
         products = self.gram if centred is None else centred.T @ centred
         values: Tensor = torch.linalg.eigvalsh(products).flip(0).double()
         resolution = torch.finfo(torch.float32).eps * values[0]

@@ -49,9 +49,11 @@ class NetworkView:
                 own = labels.to(logits.device)[:, None]
                 others = logits.scatter(1, own, -torch.inf).amax(1)
                 gaps = logits.gather(1, own).squeeze(1) - others
-                gradients = torch.autograd.grad(
-                    gaps.sum(), list(kept.values()), materialize_grads=True
-                )
+                at = list(kept.values())
+                if gaps.requires_grad:
+                    gradients = torch.autograd.grad(gaps.sum(), at, materialize_grads=True)
+                else:  # the logits depend on none of these places
+                    gradients = tuple(map(torch.zeros_like, at))
             for call, gradient in zip(kept, gradients, strict=True):
                 slope = gradient.flatten(1).double().norm(dim=1)
                 margins.setdefault(call, []).append(gaps.detach().double() / slope)
@@ -60,19 +62,22 @@ class NetworkView:
     def mixed_accuracy(self, at: Call) -> float:
         """Accuracy when two representations of a class are averaged at one place and sent on.
 
-        Each sample is mixed with the next one of its class. What does not pass through the layer, a
-        shortcut around it, stays the first sample's. NaN where no class has two samples.
+        Each two consecutive samples of a class are mixed. What does not pass through the layer, a
+        shortcut around it, stays each sample's own. NaN where no class has two samples.
         """
+
+        def mix(call: Call, output: Tensor) -> Tensor | None:
+            if call != at:
+                return None
+            mixed: Tensor = output.unflatten(0, (-1, 2)).mean(1)
+            return mixed.repeat_interleave(2, 0)
+
         correct = count = 0
-        for inputs, labels, partners in _pairs(self.batches):
-
-            def mix(call: Call, output: Tensor, partners: Tensor = partners) -> Tensor | None:
-                return (output + output[partners]) / 2 if call == at else None
-
-            with torch.no_grad(), self.taps.hooked(mix) as run:
+        with torch.no_grad(), self.taps.hooked(mix) as run:
+            for inputs, labels in _pairs(self.batches):
                 predicted = run(inputs).argmax(1)
-            correct += int((predicted == labels.to(predicted.device)).sum())
-            count += len(labels)
+                correct += int((predicted == labels.to(predicted.device)).sum())
+                count += len(labels)
         return correct / count if count else torch.nan
 
 
@@ -122,26 +127,22 @@ def is_logits(output: object, labels: Tensor) -> bool:
     )
 
 
-def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches with, for each sample, the position of the next one of its class, cyclically.
+def _pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The samples in another order: the first two of a class, the next two of a class, and so on.
 
-    A sample that is alone of its class in a batch waits for the next batch; one that stays alone is
-    left out.
+    However they are shared out over the batches: a sample whose partner is still to come waits for
+    it, and one that stays alone is left out.
     """
     waiting: Batch | None = None
     for inputs, labels in batches:
         if waiting is not None:
             inputs, labels = torch.cat([waiting[0], inputs]), torch.cat([waiting[1], labels])
         order = labels.argsort(stable=True)
-        _, index, sizes = labels[order].unique_consecutive(return_inverse=True, return_counts=True)
-        first = (sizes.cumsum(0) - sizes)[index]
-        place = torch.arange(len(order), device=order.device) - first
-        following = first + (place + 1) % sizes[index]
-        partner = torch.empty_like(order)
-        partner[order] = order[following]
-        alone = torch.empty_like(order, dtype=torch.bool)
-        alone[order] = sizes[index] == 1
-        waiting = inputs[alone], labels[alone]
-        position = (~alone).cumsum(0) - 1
-        if not alone.all():
-            yield inputs[~alone], labels[~alone], position[partner[~alone]]
+        _, sizes = labels[order].unique_consecutive(return_counts=True)
+        last = sizes.cumsum(0) - 1
+        alone = torch.zeros_like(order, dtype=torch.bool)
+        alone[last[sizes % 2 == 1]] = True
+        waiting = inputs[order[alone]], labels[order[alone]]
+        paired = order[~alone]
+        if len(paired):
+            yield inputs[paired], labels[paired]

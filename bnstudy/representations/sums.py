@@ -210,7 +210,7 @@ class ClassSums(Sums):
         """Add one block."""
         values = self._copied(block)
         means = self.classes.membership.T @ values / self.classes.sizes[:, None]
-        mean = (self.classes.sizes / len(values)).double() @ means.double()
+        mean = self.classes.sizes.double() @ means.double() / len(values)
         self._class_means[first] = means
         if self.shape[1] * self.shape[2] <= self.shape[0]:
             self._centred.append(values - mean.float())

@@ -73,9 +73,12 @@ class Taps:
         layers: Sequence[str] | None = None,
         sites: Sequence[str] | None = None,
     ) -> None:
-        parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        self.model: nn.Module = model.module if isinstance(model, parallel) else model
-        self.modules = {_clean(name): module for name, module in self.model.named_modules() if name}
+        self.model = _unwrapped(model)
+        self.modules = {
+            _clean(name): module
+            for name, module in self.model.named_modules(remove_duplicate=False)
+            if name
+        }
         self.places = self._places(layers, sites)
 
     def _places(
@@ -88,12 +91,13 @@ class Taps:
                 raise ValueError(f"layers: no module matches {pattern}; near: {', '.join(near)}")
         if layers is None and sites is None:
             sites = ["act"]
-        places = {}
+        places: dict[str, tuple[str, str]] = {}
         linear = [name for name, module in self.modules.items() if isinstance(module, nn.Linear)]
         for name, module in self.modules.items():
             if layers is None or any(fnmatchcase(name, pattern) for pattern in layers):
                 block, site = _place(name, module)
-                if sites is None or site in sites:
+                known = any(module is self.modules[other] for other in places)  # by another name
+                if (sites is None or site in sites) and not known:
                     places[name] = (block, site)
         if sites is not None and FEATURES in sites and linear:
             places[linear[-1]] = (linear[-1], FEATURES)
@@ -180,6 +184,17 @@ def _place(name: str, module: nn.Module) -> tuple[str, str]:
         if isinstance(module, types):
             return name, site
     return name, OUTPUT
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """A network without what compiles it or runs it in parallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def _clean(name: str) -> str:

@@ -1,97 +1,379 @@
 """Reading activations without leaving a trace."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from bnstudy.models.cnn import CNN
-from bnstudy.representations import capture
+from bnstudy.metrics import METRICS, evaluate
+from bnstudy.representations import Layer, capture
+from tests.representations.networks import Batches, batches, cnn, state
 
 
-def batches(count: int = 10, size: int = 4, channels: int = 1) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(count, channels, 16, 16, generator=generator)
-    labels = torch.arange(count) % 3
-    return list(zip(images.split(size), labels.split(size), strict=True))
+def names(layers: list[Layer]) -> list[tuple[int, str, str]]:
+    return [(one.tap.layer_index, one.tap.layer, one.tap.site) for one in layers]
 
 
-def cnn(norm: type[nn.Module] = nn.BatchNorm2d) -> CNN:
-    return CNN(3, 4, input_shape=(1, 16, 16), num_classes=3, norm=norm)
+def read(model: nn.Module, *arguments: object, **options: object) -> list[Layer]:
+    return list(capture(model, batches(), *arguments, **options))  # type: ignore[arg-type]
 
 
 def test_blocks_are_layers_and_their_parts_sites() -> None:
     model = cnn().eval()
-    activations, labels = capture(model, batches(), ["conv", "norm", "act"])
-    names = [(tap.layer_index, tap.layer, tap.site) for tap in activations]
-    assert names == [
+    layers = read(model, sites=["conv", "norm", "act"])
+    assert names(layers) == [
         (index, f"block0{index + 1}", site)
         for index in range(3)
         for site in ("conv", "norm", "act")
     ]
-    assert torch.equal(labels, torch.arange(10) % 3)
-    by_name = {(tap.layer, tap.site): values for tap, values in activations.items()}
-    first = model.block01.conv(torch.cat([images for images, _ in batches()]))
-    torch.testing.assert_close(by_name["block01", "conv"], first)
-    torch.testing.assert_close(by_name["block01", "act"], torch.relu(by_name["block01", "norm"]))
+    by_name = {(one.name, one.tap.site): one.activations for one in layers}
+    images = torch.cat([images for images, _ in batches()])
+    with torch.no_grad():
+        first = model.block01.conv(images)
+    torch.testing.assert_close(by_name["block01", "conv"], first.flatten(2))
+    assert torch.equal(by_name["block01", "act"], by_name["block01", "norm"].relu())
+    for layer in layers:
+        assert torch.equal(layer.labels, torch.arange(10) % 3)
+        assert layer.activations.is_contiguous()
+
+
+def test_the_act_sites_are_read_unless_said_otherwise() -> None:
+    assert names(read(cnn())) == names(read(cnn(), sites=["act"]))
+    assert [site for *_, site in names(read(cnn()))] == ["act"] * 3
 
 
 def test_names_do_not_depend_on_the_norm() -> None:
-    with_norm, _ = capture(cnn(), batches(), ["norm", "act"])
-    without, _ = capture(cnn(nn.Identity), batches(), ["norm", "act"])
-    assert list(with_norm) == list(without)
+    sites = ["norm", "act", "features"]
+    assert names(read(cnn(), sites=sites)) == names(read(cnn(nn.Identity), sites=sites))
+
+
+def test_features_are_what_the_last_linear_layer_reads() -> None:
+    model = cnn().eval()
+    *_, last = layers = read(model, sites=["act", "features"])
+    assert names(layers)[-1] == (3, "classifier", "features")
+    images = torch.cat([images for images, _ in batches()])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.classifier(last.activations.squeeze(2)), model(images), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("patterns", "sites", "expected"),
+    [
+        (["block02.*"], None, [("block02", "conv"), ("block02", "norm"), ("block02", "act")]),
+        (["block0?.act"], None, [("block01", "act"), ("block02", "act"), ("block03", "act")]),
+        (["block02"], None, [("block02", "output")]),
+        (["flatten", "classifier"], None, [("flatten", "output"), ("classifier", "output")]),
+        (["block0[13]*"], ["norm"], [("block01", "norm"), ("block03", "norm")]),
+        (
+            ["*.conv", "*.act"],
+            ["act"],
+            [("block01", "act"), ("block02", "act"), ("block03", "act")],
+        ),
+        (["pool02"], ["features"], [("classifier", "features")]),
+    ],
+)
+def test_modules_are_chosen_by_name(
+    patterns: list[str], sites: list[str] | None, expected: list[tuple[str, str]]
+) -> None:
+    assert [name[1:] for name in names(read(cnn(), patterns, sites))] == expected
+
+
+def test_any_module_can_be_read() -> None:
+    (block,) = read(cnn(), ["block02"])
+    (act,) = read(cnn(), ["block02.act"])
+    assert torch.equal(block.activations, act.activations)
+    (logits,) = read(cnn(), ["classifier"])
+    assert torch.equal(logits.activations.squeeze(2), logits.network.logits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((["blok02.act"], None), r"no module matches blok02.act; near: .*block02\.act"),
+        ((["block01.*", "xyz"], None), "no module matches xyz; near: block01"),
+        ((["pool02"], ["act"]), "no module of the network is at act"),
+        ((None, ["nonsense"]), "no module of the network is at nonsense"),
+    ],
+)
+def test_what_is_not_there_is_told(arguments: tuple[object, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        capture(cnn(), batches(), *arguments)  # type: ignore[arg-type]
+
+
+def test_a_residual_network_and_modules_that_are_called_again() -> None:
+    model = resnet18(num_classes=3)
+    layers = list(capture(model, batches(channels=3), sites=["act", "features"]))
+    blocks = [f"layer{stage}.{block}.relu" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    expected = ["relu", *(name + call for name in blocks for call in ("", "#2")), "fc"]
+    assert names(layers) == [
+        (index, name, "features" if name == "fc" else "act") for index, name in enumerate(expected)
+    ]
+    convolutions = list(capture(model, batches(channels=3), sites=["conv"]))
+    assert [one.name for one in convolutions][:4] == [
+        "conv1",
+        "layer1.0.conv1",
+        "layer1.0.conv2",
+        "layer1.1.conv1",
+    ]
+    (stage,) = capture(model, batches(channels=3), ["layer2"])
+    assert torch.equal(stage.activations, layers[8].activations)
+
+
+class Shared(nn.Module):
+    """A module that is there under two names, and is called three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.first = self.second = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(self.linear(self.second(self.linear(self.first(x)))))
+
+
+def test_a_module_that_is_there_under_two_names_is_read_at_each_call() -> None:
+    data = [(torch.randn(3, 4), torch.arange(3)), (torch.randn(2, 4), torch.arange(2))]
+    model = Shared()
+    layers = list(capture(model, data, sites=["act"]))
+    assert [one.name for one in layers] == ["first", "first#2", "first#3"]
+    inputs = torch.cat([inputs for inputs, _ in data])
+    assert torch.equal(layers[0].activations.squeeze(2), inputs.relu())
+    with torch.no_grad():
+        again = model.linear(inputs.relu()).relu()
+    torch.testing.assert_close(layers[1].activations.squeeze(2), again)
+
+
+def test_either_name_of_a_module_finds_it() -> None:
+    data = [(torch.randn(3, 4), torch.arange(3))]
+    assert len(list(capture(Shared(), data, ["second"]))) == 3
+
+
+def changed(model: nn.Module) -> nn.Module:
+    """A model of which much is not as usual."""
+    model.train()
+    model.block02.norm.eval()
+    model.block03.eval()
+    model.block01.conv.weight.requires_grad_(False)
+    model.classifier.weight.grad = torch.ones_like(model.classifier.weight)
+    model.block01.register_forward_hook(lambda *_: None)
+    model.classifier.register_forward_pre_hook(lambda *_: None)
+    return model
+
+
+SITES = ["conv", "norm", "act", "features"]
 
 
 def test_the_model_is_left_as_it_was() -> None:
+    model = changed(cnn())
+    before = state(model)
+    for layer in capture(model, batches(), sites=SITES):
+        assert state(model) == before
+        evaluate(METRICS.values(), layer)
+        assert state(model) == before
+    assert state(model) == before
+
+
+def test_a_generator_that_is_abandoned_leaves_the_model_as_it_was() -> None:
+    model = changed(cnn())
+    before = state(model)
+    layers = capture(model, batches(), sites=SITES)
+    assert state(model) == before
+    next(layers)
+    assert state(model) == before
+    layers.close()
+    assert state(model) == before
+
+
+class Failing(nn.Module):
+    """Fails at a given call."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.calls, self.at = 0, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise RuntimeError("as planned")
+        return x
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_error_leaves_the_model_as_it_was(at: int) -> None:
+    model = changed(cnn())
+    model.block03.act = Failing(at)
+    before = state(model)
+    with pytest.raises(RuntimeError, match="as planned"):
+        list(capture(model, batches(), sites=SITES))
+    assert state(model) == before
+
+
+def test_an_error_in_a_metric_leaves_the_model_as_it_was() -> None:
+    model = changed(cnn())
+    model.block03.act = Failing(at=5)  # the shapes, three batches, then this
+    before = state(model)
+    (layer,) = capture(model, batches(), ["block01.act"])
+    with pytest.raises(RuntimeError, match="as planned"):
+        METRICS["margin_mean"](layer)
+    assert state(model) == before
+    model.block03.act.at = model.block03.act.calls + 1
+    with pytest.raises(RuntimeError, match="as planned"):
+        METRICS["mixup_accuracy"](layer)
+    assert state(model) == before
+
+
+def test_batch_statistics_are_neither_used_nor_moved() -> None:
     model = cnn().train()
-    model.block02.norm.eval()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    capture(model, batches(), ["act"])
-    assert model.training
-    assert not model.block02.norm.training
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not any(module._forward_hooks for module in model.modules())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_an_error_leaves_the_model_as_it_was() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(5, 2)).train()
-    with pytest.raises(RuntimeError):
-        capture(model, batches(), ["conv"])
-    assert model.training
-    assert not any(module._forward_hooks for module in model.modules())
+    one, many = (list(capture(model, batches(size=size))) for size in (1, 10))
+    for single, together in zip(one, many, strict=True):
+        torch.testing.assert_close(single.activations, together.activations, rtol=1e-4, atol=1e-5)
+    assert model.block01.norm.num_batches_tracked == 0
 
 
 def test_an_activation_is_copied_before_an_in_place_layer_overwrites_it() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True))
-    activations, _ = capture(model, batches(), ["norm", "act"])
-    norm, act = activations.values()
-    assert (norm < 0).any()
-    assert torch.equal(norm.relu(), act)
+    conv, norm, act = read(model, sites=["conv", "norm", "act"])
+    assert (norm.activations < 0).any()
+    assert torch.equal(norm.activations.relu(), act.activations)
+    assert not torch.equal(conv.activations, norm.activations)
+    alone = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True))
+    assert (read(alone, ["0"])[0].activations < 0).any()
 
 
-def test_any_network_and_modules_that_are_called_again() -> None:
-    activations, _ = capture(resnet18(num_classes=3), batches(channels=3), ["act"])
-    names = [tap.layer for tap in activations]
-    assert names[:4] == ["relu", "layer1.0.relu", "layer1.0.relu#2", "layer1.1.relu"]
-    assert [tap.layer_index for tap in activations] == list(range(17))
+@pytest.mark.parametrize("sizes", [(2, 7, 1), (10,), (1, 9), (9, 1)])
+def test_batches_may_come_from_a_generator_and_be_uneven(sizes: tuple[int, ...]) -> None:
+    model = cnn()
+    images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    uneven = zip(images.split(sizes), labels.split(sizes), strict=True)
+    layers = list(capture(model, uneven, sites=["act", "features"]))
+    for ours, expected in zip(layers, read(model, sites=["act", "features"]), strict=True):
+        torch.testing.assert_close(ours.activations, expected.activations)
+        assert torch.equal(ours.labels, expected.labels)
+        assert METRICS["margin_mean"](ours) == pytest.approx(METRICS["margin_mean"](expected))
+        torch.testing.assert_close(ours.network.logits, expected.network.logits)
 
 
-def test_batches_may_come_from_a_generator_and_grow() -> None:
-    model = cnn().eval()
-    images = torch.cat([images for images, _ in batches()])
-    uneven = ((images[a:b], torch.zeros(b - a)) for a, b in [(0, 2), (2, 9), (9, 10)])
-    activations, labels = capture(model, uneven, ["act"])
-    expected, _ = capture(model, [(images, torch.zeros(10))], ["act"])
-    assert len(labels) == 10
-    for tap, values in activations.items():
-        torch.testing.assert_close(values, expected[tap])
+def test_a_data_loader_is_read() -> None:
+    images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 4)
+    for ours, expected in zip(capture(cnn(), loader), read(cnn()), strict=True):
+        torch.testing.assert_close(ours.activations, expected.activations)
+
+
+@pytest.mark.parametrize("none", [[], [(torch.zeros(0, 1, 16, 16), torch.zeros(0).long())]])
+def test_that_there_are_no_samples_is_told(none: Batches) -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        list(capture(cnn(), none))
+
+
+@pytest.mark.parametrize(("dtype", "rel"), [(torch.float64, 1e-4), (torch.bfloat16, 0.15)])
+def test_a_model_of_another_type(dtype: torch.dtype, rel: float) -> None:
+    layers = read(cnn().to(dtype), sites=["act", "features"])
+    for ours, expected in zip(layers, read(cnn(), sites=["act", "features"]), strict=True):
+        assert ours.activations.dtype == dtype
+        values = evaluate(METRICS.values(), ours)
+        for name in ("silhouette", "participation_ratio", "norm_mean", "margin_normalized"):
+            assert values[name].number == pytest.approx(METRICS[name](expected), rel=rel)
+        for name, (number, reason, _) in values.items():
+            assert (number != number) == (reason is not None), name
+
+
+class Two(nn.Module):
+    """Puts out a tuple."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
 
 
 def test_an_output_that_is_no_tensor_is_told() -> None:
-    class Pair(nn.ReLU):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-            return x, x
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two, self.act = Two(), nn.ReLU()
 
-    with pytest.raises(TypeError, match="0 puts out a tuple"):
-        capture(nn.Sequential(Pair(), nn.Identity()).append(nn.Conv2d(1, 1, 1)), batches(), ["act"])
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.two(x)[0])
+
+    model = Model().train()
+    before = state(model)
+    with pytest.raises(TypeError, match=r"two puts out a tuple and not a tensor; leave it out"):
+        read(model, ["*"])
+    assert state(model) == before
+    assert [one.name for one in read(model)] == ["act"]
+
+
+def test_an_output_without_channels_is_told() -> None:
+    with pytest.raises(TypeError, match="1 puts out a tensor of 1 dimensions"):
+        read(nn.Sequential(nn.Flatten(), nn.Flatten(0)), ["1"])
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+def with_a_compiled_part(model: nn.Module) -> nn.Module:
+    model.block02 = compiled(model.block02)
+    return model
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def with_a_part_compiled_in_place(model: nn.Module) -> nn.Module:
+    model.block02.compile(backend="eager")
+    return model
+
+
+WRAPPINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": compiled,
+    "a compiled part": with_a_compiled_part,
+    "compiled in place": compiled_in_place,
+    "a part compiled in place": with_a_part_compiled_in_place,
+    "data-parallel": nn.DataParallel,
+    "distributed": nn.parallel.DistributedDataParallel,
+    "compiled and distributed": lambda model: nn.parallel.DistributedDataParallel(compiled(model)),
+}
+
+
+@pytest.fixture
+def _process_group(tmp_path: Path) -> Iterator[None]:
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("_process_group")
+@pytest.mark.parametrize("used_before", [False, True])
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_a_wrapping_changes_nothing(wrapping: str, used_before: bool) -> None:
+    plain, model = cnn().train(), WRAPPINGS[wrapping](cnn()).train()
+    if used_before:
+        with torch.no_grad():
+            for one in (plain, model):
+                one(batches()[0][0])
+    before = state(model)
+    for arguments in ({"sites": SITES}, {"layers": ["*block*"]}, {"layers": ["*"]}):
+        layers, expected = read(model, **arguments), read(plain, **arguments)
+        assert names(layers) == names(expected)
+        for ours, theirs in zip(layers, expected, strict=True):
+            torch.testing.assert_close(ours.activations, theirs.activations)
+    assert METRICS["margin_mean"](layers[0]) == pytest.approx(
+        METRICS["margin_mean"](expected[0]), rel=1e-4
+    )
+    assert state(model) == before
+
+
+@pytest.mark.usefixtures("_process_group")
+def test_a_distributed_network_that_is_compiled_has_its_own_names() -> None:
+    model = compiled(nn.parallel.DistributedDataParallel(cnn()))
+    assert names(read(model, sites=SITES)) == names(read(cnn(), sites=SITES))
+    assert names(read(model, ["block02.*"])) == names(read(cnn(), ["block02.*"]))

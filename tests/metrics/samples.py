@@ -1,0 +1,80 @@
+"""Representations that the tests measure, and what can be done to them."""
+
+import torch
+from torch import Tensor, nn
+
+from bnstudy.metrics import METRICS
+from bnstudy.representations import Layer, capture
+from bnstudy.representations.sums import Activity, Classes, Moments, Products
+
+NETWORK = {name for name, metric in METRICS.items() if "network" in metric.needs}
+ALONE = [name for name in METRICS if name not in NETWORK]  # what a layer alone is enough for
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def classes(count: int, num_classes: int, seed: int = 0) -> Tensor:
+    """Classes of different sizes, of 2 samples or more where that is possible."""
+    drawn = torch.randint(num_classes, (count,), generator=generator(seed))
+    twice = torch.cat([torch.arange(num_classes).repeat(2), drawn])[:count]
+    return twice[torch.randperm(count, generator=generator(seed + 1))]
+
+
+def sample(
+    num_classes: int,
+    spread: float,
+    count: int = 400,
+    offset: float = 0.0,
+    seed: int = 0,
+    shape: tuple[int, ...] = (6, 5, 5),
+) -> tuple[Tensor, Tensor]:
+    """Activations after a ReLU around a centre for each class; their labels."""
+    random = generator(seed)
+    labels = classes(count, num_classes, seed)
+    centres = torch.randn(num_classes, *shape, generator=random)
+    noise = torch.randn(count, *shape, generator=random)
+    return torch.relu(centres[labels] + spread * noise) + offset, labels
+
+
+def partly_dead(seed: int) -> tuple[Tensor, Tensor]:
+    """A channel is silent on every sample, and another on one class."""
+    activations, labels = sample(4, 0.3, count=90, seed=seed % 1000, shape=(6, 4, 4))
+    activations[:, 5] = 0
+    activations[labels == 0, 4] = 0
+    return activations, labels
+
+
+def rotate(x: Tensor, seed: int) -> Tensor:
+    flat = x.flatten(1).double()
+    square = torch.randn(flat.shape[1], flat.shape[1], generator=generator(seed)).double()
+    return (flat @ torch.linalg.qr(square).Q).float().view_as(x)
+
+
+def scale(x: Tensor, seed: int) -> Tensor:
+    return x * 10 ** (20 * torch.rand((), generator=generator(seed)) - 10)
+
+
+def translate(x: Tensor, seed: int) -> Tensor:
+    return x + torch.randn(x.shape[1:], generator=generator(seed))
+
+
+def streamed(activations: Tensor, labels: Tensor) -> Layer:
+    """The layer as it is when it was read a channel at a time, and not held."""
+    x = activations.contiguous().reshape(*activations.shape[:2], activations.shape[2:].numel())
+    sums = [kind(tuple(x.shape), Classes(labels)) for kind in (Activity, Moments, Products)]
+    for one in sums:
+        for channel in range(x.shape[1]):
+            one.add(x[:, channel : channel + 1], channel)
+    return Layer.of_sums(sums, labels, None, None)
+
+
+def read_from_a_network(activations: Tensor, labels: Tensor, num_classes: int = 5) -> Layer:
+    """The layer as it is in a network that puts out logits of it."""
+    torch.manual_seed(0)
+    units = activations.shape[1:].numel()
+    network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(units, num_classes))
+    halves = list(zip(activations.split(30), labels.split(30), strict=True))
+    (layer,) = capture(network, halves, ["0"])
+    return layer

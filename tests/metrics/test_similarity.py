@@ -1,0 +1,237 @@
+"""How alike two layers are, against naive formulas and by property."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.spatial
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy import ndarray
+from torch import Tensor
+
+from bnstudy.metrics import SIMILARITIES
+from bnstudy.representations import Layer
+from tests.metrics.samples import generator, rotate, sample, streamed, translate
+
+SEEDS = st.integers(0, 2**31)
+
+
+def layer(values: Tensor) -> Layer:
+    return Layer(values, torch.arange(len(values)) % 10)
+
+
+def of_the_same_samples(count: int, units: int, others: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two representations that share some of what they represent."""
+    random = generator(seed)
+    common = torch.randn(count, 5, generator=random)
+    return tuple(  # type: ignore[return-value]
+        common @ torch.randn(5, size, generator=random)
+        + torch.randn(count, size, generator=random)
+        + 3
+        for size in (units, others)
+    )
+
+
+def scaled(x: Tensor, seed: int) -> Tensor:
+    """By far; by how much further see below."""
+    return x * 10 ** (8 * torch.rand((), generator=generator(seed)) - 4)
+
+
+def centred(x: Tensor) -> ndarray:
+    values = x.double().numpy()
+    return values - values.mean(0)
+
+
+def kornblith(x: Tensor, y: Tensor) -> float:
+    a, b = centred(x), centred(y)
+    norms = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
+    return float(np.linalg.norm(a.T @ b) ** 2 / norms)
+
+
+def hsic_1(x: Tensor, y: Tensor) -> float:
+    """Nguyen et al. 2021, equation 3."""
+    k, m = (values @ values.T for values in (x.double().numpy(), y.double().numpy()))
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(m, 0)
+    n, one = len(k), np.ones(len(k))
+    second = one @ k @ one * (one @ m @ one) / ((n - 1) * (n - 2))
+    third = 2 / (n - 2) * (one @ k @ m @ one)
+    return float((np.trace(k @ m) + second - third) / (n * (n - 3)))
+
+
+def u_statistic(x: Tensor, y: Tensor) -> float:
+    """HSIC as the mean over all quadruples of different samples."""
+    k, m = (x @ x.T).double(), (y @ y.T).double()
+    terms = [
+        k[i, j] * m[i, j] + k[i, j] * m[q, r] - 2 * k[i, j] * m[i, q]
+        for i, j, q, r in itertools.permutations(range(len(x)), 4)
+    ]
+    return torch.stack(terms).mean().item()
+
+
+def debiased(hsic: Callable[[Tensor, Tensor], float]) -> Callable[[Tensor, Tensor], float]:
+    return lambda x, y: hsic(x, y) / math.sqrt(hsic(x, x) * hsic(y, y))
+
+
+def scipys_procrustes(x: Tensor, y: Tensor) -> float:
+    """SciPy's disparity is the squared sine of the angle."""
+    units = max(x.shape[1], y.shape[1])
+    padded = [np.pad(centred(one), ((0, 0), (0, units - one.shape[1]))) for one in (x, y)]
+    disparity = scipy.spatial.procrustes(*padded)[2]
+    return math.asin(math.sqrt(min(1.0, disparity)))
+
+
+def nuclear_norm(x: Tensor, y: Tensor) -> float:
+    """Williams et al. 2021, equation 8, as in netrep."""
+    a, b = (centred(one) / np.linalg.norm(centred(one)) for one in (x, y))
+    return math.acos(min(1.0, np.linalg.svd(a.T @ b, compute_uv=False).sum()))
+
+
+REFERENCES = [
+    ("cka", kornblith),
+    ("cka_debiased", debiased(hsic_1)),
+    ("procrustes", scipys_procrustes),
+    ("procrustes", nuclear_norm),
+]
+SHAPES = [(200, 30, 30), (200, 30, 80), (60, 100, 20), (60, 100, 200)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("name", "reference"), REFERENCES)
+def test_a_similarity_is_what_it_says(
+    name: str, reference: Callable[[Tensor, Tensor], float], shape: tuple[int, int, int]
+) -> None:
+    x, y = of_the_same_samples(*shape, seed=0)
+    expected = reference(x, y)
+    similarity = SIMILARITIES[name]
+    assert similarity(layer(x), layer(y)) == pytest.approx(expected, rel=1e-4)
+    assert similarity(streamed(x, torch.zeros(len(x))), layer(y)) == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("count", [4, 7])
+def test_debiased_cka_is_of_u_statistics(count: int) -> None:
+    x, y = of_the_same_samples(count, 6, 9, seed=1)
+    ours = SIMILARITIES["cka_debiased"](layer(x), layer(y))
+    assert ours == pytest.approx(debiased(u_statistic)(x, y), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+@settings(max_examples=8, deadline=None)
+@given(seed=SEEDS)
+def test_nothing_changes_with_a_rotation_scale_or_translation(name: str, seed: int) -> None:
+    x, y = of_the_same_samples(50, 20, 70, seed)
+    similarity = SIMILARITIES[name]
+    expected = similarity(layer(x), layer(y))
+    order = torch.randperm(50, generator=generator(seed))
+    assert similarity(layer(x[order]), layer(y[order])) == pytest.approx(expected, rel=1e-3)
+    for change in (rotate, scaled, translate):
+        assert similarity(layer(change(x, seed)), layer(y)) == pytest.approx(expected, rel=1e-3)
+        assert similarity(layer(y), layer(change(x, seed))) == pytest.approx(expected, rel=1e-3)
+        itself = similarity(layer(x), layer(change(x, seed)))
+        assert itself == pytest.approx(0 if name == "procrustes" else 1, abs=2e-3)
+
+
+@pytest.mark.parametrize("units", [20, 70])
+@pytest.mark.parametrize("factor", [1e-10, 1e9, 1e10])
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_neither_tiny_nor_large_activations_matter(name: str, factor: float, units: int) -> None:
+    x, y = of_the_same_samples(50, units, units, seed=0)
+    expected = SIMILARITIES[name](layer(x), layer(y))
+    assert SIMILARITIES[name](layer(factor * x), layer(y)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+@settings(max_examples=10, deadline=None)
+@given(seed=SEEDS, count=st.integers(4, 60), units=st.integers(1, 40))
+def test_the_bounds_are_kept(name: str, seed: int, count: int, units: int) -> None:
+    x = torch.randn(count, units, generator=generator(seed))
+    y = torch.relu(torch.randn(count, 20, generator=generator(seed + 1)))
+    similarity = SIMILARITIES[name]
+    low, high = similarity.bounds
+    value = similarity(layer(x), layer(y))
+    assert similarity(layer(y), layer(x)) == pytest.approx(value, rel=1e-5, nan_ok=True)
+    assert math.isnan(value) or low - 1e-6 <= value <= high + 1e-6
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=SEEDS, near=st.floats(0.01, 2))
+def test_the_way_around_is_no_shorter(seed: int, near: float) -> None:
+    random = generator(seed)
+    x, noise = torch.randn(2, 40, 12, generator=random)
+    y = x + near * noise
+    z = torch.relu(y + near * torch.randn(40, 12, generator=random))
+    xy, yz, xz = (
+        SIMILARITIES["procrustes"](layer(a), layer(b)) for a, b in [(x, y), (y, z), (x, z)]
+    )
+    assert xz <= xy + yz + 1e-4
+
+
+def test_noise_is_like_noise_to_cka_but_not_to_the_debiased_one() -> None:
+    noise = torch.randn(10, 2, 60, 200, generator=generator(0))
+    pairs = [(layer(x), layer(y)) for x, y in noise]
+    biased = [SIMILARITIES["cka"](*pair) for pair in pairs]
+    unbiased = [SIMILARITIES["cka_debiased"](*pair) for pair in pairs]
+    assert min(biased) > 0.6
+    assert abs(np.mean(unbiased)) < 0.02
+    assert max(map(abs, unbiased)) < 0.15
+
+
+def test_the_bounds_are_reached() -> None:
+    basis = torch.eye(8) - 1 / 8
+    halves = torch.linalg.svd(basis).U[:, :4], torch.linalg.svd(basis).U[:, 4:7]
+    x, y = (layer(half) for half in halves)  # of spaces that are orthogonal
+    assert SIMILARITIES["cka"](x, y) == pytest.approx(0, abs=1e-6)
+    assert SIMILARITIES["cka"](x, x) == pytest.approx(1)
+    assert SIMILARITIES["procrustes"](x, y) == pytest.approx(math.pi / 2, abs=1e-6)
+    assert SIMILARITIES["procrustes"](x, x) == pytest.approx(0, abs=1e-3)
+
+
+def test_an_image_and_a_vector_can_be_compared() -> None:
+    activations, labels = sample(10, 1.0, count=100)
+    image, vector = Layer(activations, labels), Layer(activations.flatten(1), labels)
+    assert SIMILARITIES["cka"](image, vector) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.zeros(50, 20),
+        torch.full((50, 20), 0.1),
+        torch.full((50, 20), math.nan),
+        torch.full((50, 20), 1e30),
+    ],
+    ids=["dead", "constant", "NaN", "huge"],
+)
+def test_a_degenerate_layer_is_like_nothing(name: str, values: Tensor) -> None:
+    other = layer(torch.randn(50, 30, generator=generator(0)))
+    assert math.isnan(SIMILARITIES[name](layer(values), other))
+    assert math.isnan(SIMILARITIES[name](other, layer(values)))
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+def test_few_samples_give_a_number_or_none(name: str, count: int) -> None:
+    x, y = torch.randn(2, count, 7, generator=generator(0))
+    value = SIMILARITIES[name](layer(x), layer(y))
+    assert math.isnan(value) == (count < 2 or (count < 4 and name == "cka_debiased"))
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_different_samples_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="50 samples and 40"):
+        SIMILARITIES[name](layer(torch.zeros(50, 3)), layer(torch.zeros(40, 3)))
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_every_similarity_says_where_it_is_from(name: str) -> None:
+    similarity = SIMILARITIES[name]
+    assert similarity.source
+    assert similarity.function.__doc__
+    assert similarity.direction == ("lower" if name == "procrustes" else "higher")

@@ -1,0 +1,164 @@
+"""Reading a network within a budget of memory."""
+
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from bnstudy.errors import UserError
+from bnstudy.metrics import METRICS, evaluate
+from bnstudy.representations import capture
+from tests.representations.networks import Batches, batches, cnn, state
+
+GIBIBYTE = 2**30
+SITES = ["conv", "act", "features"]
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is worked in would be more than these layers."""
+    for module in ("sums", "capture"):
+        monkeypatch.setattr(sys.modules[f"bnstudy.representations.{module}"], "BLOCK", 2**12)
+
+
+def fixed(count: int, distances: bool = True) -> int:
+    """Bytes that the metrics take, whatever the layer."""
+    return 6 * 4 * count**2 * distances + 2 * 4 * 2**12
+
+
+def budget(count: int, activations: int, distances: bool = True) -> float:
+    return (fixed(count, distances) + activations) / GIBIBYTE
+
+
+def passes_of(model: nn.Module) -> list[int]:
+    """How many samples each forward pass from here on is of."""
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    return passes
+
+
+DATA = batches(40, 15, num_classes=4)
+LAYER = 40 * 4 * 16 * 16 * 4  # bytes of the largest layer
+
+
+@pytest.mark.parametrize("share", [5, 1, 0.6, 0.25])
+def test_a_small_budget_gives_the_same_numbers(share: float) -> None:
+    model = cnn()
+    whole = list(capture(model, DATA, sites=SITES))
+    before = state(model)
+    layers = {}
+    held = []
+    for layer in capture(
+        model, DATA, sites=SITES, memory_budget=budget(45, int(share * 1.2 * LAYER))
+    ):
+        held.append(layer.activations is not None)
+        layers[layer.tap] = evaluate(METRICS.values(), layer)
+    assert state(model) == before
+    assert all(held) == (share >= 1)
+    assert {one.tap for one in whole} == set(layers)
+    for one in whole:
+        for name, expected in evaluate(METRICS.values(), one).items():
+            number, reason, is_applicable = layers[one.tap][name]
+            assert number == pytest.approx(expected.number, rel=1e-3, abs=1e-5, nan_ok=True), (
+                one.tap,
+                name,
+            )
+            assert (reason, is_applicable) == (expected.reason, expected.is_applicable)
+
+
+def test_layers_come_in_the_order_of_computation_where_one_pass_is_enough() -> None:
+    layers = list(capture(cnn(depth=4), DATA, sites=SITES))
+    indices = [one.tap.layer_index for one in layers]
+    assert indices == sorted(indices)
+
+
+@pytest.mark.parametrize("room", [20, 3, 2, 1])
+def test_as_few_passes_as_possible(room: int) -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1) for i in range(6)]
+    model = nn.Sequential(*convolutions)
+    data = batches(20, 20)
+    layer = 20 * 4 * 16 * 16 * 4
+    passes = passes_of(model)
+    layers = capture(model, data, sites=["conv"], memory_budget=budget(20, room * layer + 100))
+    assert len(list(layers)) == 6
+    _, *after_the_first = passes  # that one is of one sample, for the shapes
+    assert sum(after_the_first) == 20 * math.ceil(6 / room)
+
+
+def test_without_distances_there_is_more_room() -> None:
+    count = 60
+    data = batches(count, 30)
+    largest = count * 4 * 16 * 16 * 4
+    tight = budget(count, largest, distances=False)
+    assert fixed(count) - fixed(count, distances=False) > 80_000
+    layers = list(capture(cnn(), data, memory_budget=tight, distances=False))
+    assert len(layers) == 3
+    assert all(one.activations is not None for one in layers)
+
+
+@pytest.mark.parametrize("distances", [True, False])
+def test_a_budget_that_is_too_small_is_told(distances: bool) -> None:
+    channel = 45 * 16 * 16 * 4
+    enough = budget(45, channel, distances)
+    with pytest.raises(UserError, match=r"metrics.memory_budget=.* 45 samples .*\n.*probe.test"):
+        capture(cnn(), DATA, memory_budget=0.99 * enough, distances=distances)
+    layers = list(capture(cnn(), DATA, memory_budget=1.001 * enough, distances=distances))
+    assert len(layers) == 3
+    assert any(one.activations is None for one in layers)
+
+
+def test_a_layer_read_in_blocks_without_distances_has_the_other_metrics() -> None:
+    data = batches(40, 20)
+    tight = budget(40, LAYER // 2, distances=False)
+    first, *_ = capture(cnn(), data, memory_budget=tight, distances=False)
+    assert first.activations is None
+    expected, *_ = capture(cnn(), data)
+    others = [one for one in METRICS.values() if "distances" not in one.needs]
+    others.remove(METRICS["mixup_accuracy"])  # see below
+    theirs = evaluate(others, expected)
+    for name, value in evaluate(others, first).items():
+        assert value.number == pytest.approx(theirs[name].number, rel=1e-3, abs=1e-5, nan_ok=True)
+
+
+def test_no_more_is_held_than_the_budget_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["bnstudy.representations.capture"]
+    room, held, hold = LAYER // 2, [], module._hold
+
+    def weigh(*arguments: object) -> object:
+        rows, labels = hold(*arguments)
+        held.append(sum(one.buffer.nbytes for one in rows.values()))
+        return rows, labels
+
+    monkeypatch.setattr(module, "_hold", weigh)
+    assert len(list(capture(cnn(), DATA, sites=["conv"], memory_budget=budget(45, room)))) == 3
+    assert 0 < max(held) <= room
+
+
+def test_the_pairs_of_mixup_do_not_depend_on_the_budget() -> None:
+    data = batches(40, 20)
+    values = []
+    for size in (2, budget(40, LAYER, distances=False), budget(40, LAYER // 2, distances=False)):
+        layer, *_ = capture(cnn(), data, memory_budget=size, distances=False)
+        values.append(METRICS["mixup_accuracy"](layer))
+    assert len(set(values)) == 1
+
+
+def uneven() -> Batches:
+    return [(images.repeat(7, 1, 1, 1), labels.repeat(7)) for images, labels in batches(2, 1)] + [
+        (images, labels) for images, labels in batches(40, 40)
+    ]
+
+
+def test_batches_that_grow_may_be_read_in_blocks() -> None:
+    data = uneven()
+    small = list(capture(cnn(), data, memory_budget=budget(54, LAYER // 2)))
+    whole = list(capture(cnn(), data))
+    by_tap = {one.tap: one for one in small}
+    for one in whole:
+        assert METRICS["norm_mean"](by_tap[one.tap]) == pytest.approx(METRICS["norm_mean"](one))
+        assert METRICS["silhouette"](by_tap[one.tap]) == pytest.approx(
+            METRICS["silhouette"](one), rel=1e-4
+        )
