@@ -1,87 +1,511 @@
-"""The class-clustering metrics of one layer, against scikit-learn's on the same arrays.
+"""How fast bnstudy measures, each row against a named reference.
 
-    python benchmarks/metrics.py [--samples 4000] [--width 16] [--json FILE]
+    python benchmarks/metrics.py [--json FILE] [--only ROW ...] [--plot FOLDER]
 
-Both compute silhouette, Davies-Bouldin, Calinski-Harabasz and the share of the 10 nearest
-neighbours of the same class, in alternation in one process; ours starts from the activations.
+Rows:
+
+    suite    silhouette, Davies-Bouldin, Calinski-Harabasz, 10 neighbours and k-means (k = 10, 10
+             restarts) of 5,000 x 25,088 activations, against scikit-learn on the same arrays; ours
+             begins with the raw activations. Goal: 15 times as fast.
+    best_k   k-means for k = 2 to 30, 3 restarts each, and the silhouette of each, on as many,
+             against scikit-learn; ours includes the products. Goal: 100 times. The reference takes
+             about half an hour; with --quick it is timed for 5 of the ks and extrapolated.
+    epoch    the `default` metrics of 2,000 samples of both splits and every layer of the 4-layer
+             CNN of width 32, against training it for an epoch of 60,000 digits, batch 64. Goal: at
+             most 10 %. The epoch is run by Lightning, with evaluation, in three parts of a third of
+             its steps each (with --quick, a thirtieth), and each is followed by a measurement; its
+             time is three (thirty) times the median.
+    full     the `full` metrics of one split, for the same network after 30 steps,
+             against the bare products x @ x.T
+             of the same layers. Goal: at most 3 times as long.
+    memory   the peak of resident memory while `default` and `full` are measured, against
+             metrics.memory_budget, for several networks, one with a layer that does not fit. Goal:
+             at most 1.25 of the budget.
+
+Ours and the reference alternate in one process and share its threads; times are medians, after a
+warm-up; best_k's reference is run once. Agreement is the largest relative difference. --samples
+makes every row smaller, to try things; --plot draws how time and memory grow (see plot.py).
 """
 
 import argparse
 import json
-import statistics
+import os
+import platform
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
 
-import numpy as np
+import lightning as L
+import reference
+import sklearn
 import torch
-from sklearn import metrics
-from sklearn.neighbors import NearestNeighbors
+from footprint import footprint
+from reference import Answers
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import adjusted_rand_score
+from subject import (
+    CLASSES,
+    TRAIN_IMAGES,
+    RepeatedDigits,
+    cnn,
+    measuring,
+    planted,
+    probes,
+    settings,
+)
+from torch import Tensor
 
+from bnstudy.build import build_trainer
+from bnstudy.callbacks import RepresentationMetrics
+from bnstudy.data.batches import Batches
 from bnstudy.metrics import METRICS
-from bnstudy.representations import Layer
+from bnstudy.metrics.implicit_clustering import best_number_of_clusters
+from bnstudy.metrics.kmeans import kmeans
+from bnstudy.models import Classifier
+from bnstudy.representations import Layer, capture
+from bnstudy.train import quieten_lightning
 
-NAMES = ("silhouette", "davies_bouldin", "calinski_harabasz", "knn_purity")
+S = TypeVar("S")
+T = TypeVar("T")
+
+CHANNELS = 32
+SCORES = ("silhouette", "davies_bouldin", "calinski_harabasz", "knn_purity")
+RESTARTS = 10
+SUITE_SEPARATION = 1.0  # clusters overlap, and 10 restarts of either find them
+BEST_K_SEPARATION = 2.0  # 3 restarts do
+KS = range(2, 31)
+QUICK_KS = (2, 10, 16, 22, 30)  # their mean is that of all; time grows with k about linearly
+BATCH = 64
+PARTS = 3  # of an epoch
+QUIET = 0.5  # load of the machine
+NETWORKS = ((4, 32), (8, 32), (4, 64), (8, 64))  # depth, width
 
 
-def ours(activations: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """From one Gram matrix."""
-    layer = Layer(activations, labels)
-    return [METRICS[name](layer) for name in NAMES]
+@dataclass
+class Line:
+    """A line of the table."""
+
+    name: str
+    reference: str
+    ours: str = ""
+    ratio: str = ""
+    goal: str = ""
+    agreement: str = ""
 
 
-def theirs(x: np.ndarray, y: np.ndarray) -> list[float]:
-    """scikit-learn's."""
-    neighbours = NearestNeighbors(n_neighbors=10).fit(x).kneighbors(return_distance=False)
-    return [
-        metrics.silhouette_score(x, y),
-        metrics.davies_bouldin_score(x, y),
-        metrics.calinski_harabasz_score(x, y),
-        (y[neighbours] == y[:, None]).mean(),
+@dataclass
+class Row:
+    """What a row found: lines of the table, headline numbers and the raw ones."""
+
+    lines: list[Line]
+    headline: dict[str, float]
+    raw: dict[str, Any] = field(default_factory=dict)
+    error: float | None = None
+
+
+def suite(options: argparse.Namespace) -> Row:
+    """Scores, neighbours and k-means of one layer, against scikit-learn."""
+    samples = options.samples or 5000
+    activations, labels = planted(samples, CHANNELS, SUITE_SEPARATION)
+    x, y = activations.flatten(1).numpy(), labels.numpy()
+    on_device = activations.to(options.device)
+
+    def ours() -> Answers:
+        layer = Layer(on_device, labels)
+        answers = Answers({name: METRICS[name](layer) for name in SCORES})
+        (clusters,) = kmeans(layer.squared_distances, [CLASSES], RESTARTS)
+        answers.clusters = clusters.cpu().numpy()
+        return answers
+
+    _warm_up(activations[:200], labels[:200], options.device)
+    (own, found), (theirs, expected) = _alternated(
+        ours, lambda: reference.suite(x, y, CLASSES, RESTARTS), options.rounds
+    )
+    for answers in (found, expected):
+        answers.values["kmeans"] = _inertia(activations, torch.from_numpy(answers.clusters))
+    agreement = adjusted_rand_score(expected.clusters, found.clusters)
+    errors = _errors(found, expected)
+    speedup = median(theirs) / median(own)
+    lines = [
+        Line(
+            f"suite, {samples:,} × {x.shape[1]:,}",
+            *(_seconds(median(theirs)), _seconds(median(own)), f"{speedup:.1f} ×", "≥ 15 ×"),
+            f"{max(errors.values()):.0e}",
+        )
     ]
+    for name, error in errors.items():
+        note = f", ARI {agreement:.4f}" if name == "kmeans" else ""
+        lines.append(
+            Line(f"  {name}", _seconds(expected.seconds[name]), agreement=f"{error:.0e}{note}")
+        )
+    raw = {
+        "shape": list(x.shape),
+        "reference": theirs,
+        "ours": own,
+        "reference_parts": expected.seconds,
+        "values": {"reference": expected.values, "ours": found.values},
+        "errors": errors,
+        "kmeans_ari": agreement,
+    }
+    return Row(lines, {"suite_speedup": speedup}, raw, max(errors.values()))
 
 
-def timed(function: Callable[..., list[float]], *arguments: object) -> tuple[float, list[float]]:
-    """Seconds, and what came out."""
-    started = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - started, result
+def best_k(options: argparse.Namespace) -> Row:
+    """The number of clusters of the highest silhouette, against scikit-learn."""
+    samples = options.samples or 5000
+    activations, labels = planted(samples, CHANNELS, BEST_K_SEPARATION)
+    x = activations.flatten(1).numpy()
+    on_device = activations.to(options.device)
+
+    def ours() -> Answers:
+        layer = Layer(on_device, labels)
+        best = best_number_of_clusters(layer.squared_distances, layer.distances, max(KS))
+        return Answers(dict(zip(("best_k", "best_k_silhouette"), best, strict=True)))
+
+    _warm_up(activations[:200], labels[:200], options.device)
+    ks = QUICK_KS if options.quick else KS
+    before, found = _timed(ours)
+    expected = reference.best_k(x, ks, restarts=3)
+    own = [before, *(_timed(ours)[0] for _ in range(options.rounds - 1))]
+    theirs = sum(expected.seconds.values()) * len(KS) / len(ks)
+    extrapolated = f", reference extrapolated from {len(ks)} of {len(KS)} ks" * options.quick
+    errors = _errors(found, expected)
+    speedup = theirs / median(own)
+    lines = [
+        Line(
+            f"best_k, {samples:,} × {x.shape[1]:,}{extrapolated}",
+            *(_seconds(theirs), _seconds(median(own)), f"{speedup:.0f} ×", "≥ 100 ×"),
+            f"{max(errors.values()):.0e}, k = {found.values['best_k']:.0f}",
+        )
+    ]
+    raw = {
+        "shape": list(x.shape),
+        "reference": theirs,
+        "reference_is_extrapolated": options.quick,
+        "reference_parts": expected.seconds,
+        "ours": own,
+        "values": {"reference": expected.values, "ours": found.values},
+        "errors": errors,
+    }
+    return Row(lines, {"best_k_speedup": speedup}, raw, max(errors.values()))
+
+
+def epoch(options: argparse.Namespace) -> Row:
+    """The default metrics, against an epoch of training."""
+    samples = options.samples or 2000
+    classifier = cnn(depth=4, width=32)
+    metrics = measuring("default", probes(samples, options.device))
+    watch = Watch(metrics)
+    share = 1 / (30 if options.quick else PARTS)
+    _fit(classifier, [watch], options.device, epochs=PARTS, share=share)
+    training = median(watch.training) / watch.training_steps * -(-TRAIN_IMAGES // BATCH)
+    evaluation = median(watch.evaluation) / share
+    ours = median(watch.measuring)
+    overhead = {
+        "epoch_overhead": ours / training,
+        "epoch_overhead_with_evaluation": ours / (training + evaluation),
+    }
+    timed = f", {PARTS * share:.0%} of it timed" if options.quick else ""
+    lines = [
+        Line(
+            f"default metrics, 2 × {samples:,} / training epoch{timed}",
+            *(_seconds(training), _seconds(ours)),
+            *(f"{overhead['epoch_overhead']:.1%}", "≤ 10 %"),
+        ),
+        Line(
+            "  … / training and evaluation of both splits",
+            *(_seconds(training + evaluation), _seconds(ours)),
+            f"{overhead['epoch_overhead_with_evaluation']:.1%}",
+        ),
+    ]
+    raw = {
+        "samples": samples,
+        "training_parts": watch.training,
+        "evaluation_parts": watch.evaluation,
+        "steps_of_a_part": watch.training_steps,
+        "training": training,
+        "evaluation": evaluation,
+        "ours": watch.measuring,
+    }
+    return Row(lines, overhead, raw)
+
+
+class Watch(L.Callback):
+    """Times training, evaluation and measurement of each epoch that the trainer runs.
+
+    Args:
+        metrics: Measured once as a warm-up, then after each epoch.
+    """
+
+    def __init__(self, metrics: RepresentationMetrics) -> None:
+        self.metrics = metrics
+        self.training: list[float] = []
+        self.evaluation: list[float] = []
+        self.measuring: list[float] = []
+        self.training_steps = 0
+        self._last = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warm up."""
+        self.metrics.measure(pl_module, epoch=0, step=0)
+        self.training_steps = int(trainer.num_training_batches)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Training begins."""
+        self._lap()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Training ends, evaluation begins."""
+        self.training.append(self._lap())
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluation ends."""
+        self.evaluation.append(self._lap())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure."""
+        self._lap()
+        self.metrics.measure(pl_module, epoch=0, step=0)
+        self.measuring.append(self._lap())
+
+    def _lap(self) -> float:
+        _wait()
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
+
+
+def full(options: argparse.Namespace) -> Row:
+    """All metrics, against the bare products of the layers."""
+    samples = options.samples or 2000
+    classifier = cnn(depth=4, width=32)
+    _fit(classifier, [], options.device, epochs=1, share=1 / 30)
+    classifier.to(options.device)
+    batches = probes(samples, options.device)["train"]
+    metrics = measuring("full", {"train": batches})
+    flat = _flat_layers(classifier, batches, metrics.sites)
+
+    def products() -> None:
+        for x in flat:
+            x @ x.T
+
+    products()
+    metrics.measure(classifier, epoch=0, step=0)
+    (own, _), (bare, _) = _alternated(
+        lambda: metrics.measure(classifier, epoch=0, step=0), products, options.rounds
+    )
+    ratio = median(own) / median(bare)
+    lines = [
+        Line(
+            f"full metrics ({len(metrics.metrics)}), {samples:,} / bare products",
+            *(_seconds(median(bare)), _seconds(median(own)), f"{ratio:.2f} ×", "≤ 3 ×"),
+        )
+    ]
+    raw = {"samples": samples, "units": [x.shape[1] for x in flat], "reference": bare, "ours": own}
+    return Row(lines, {"full_over_gram": ratio}, raw)
+
+
+def memory(options: argparse.Namespace) -> Row:
+    """The peak of memory, against the budget."""
+    samples = options.samples or 2000
+    lines, cases = [], []
+    for budget in options.budgets:
+        for depth, width in NETWORKS:
+            for group in ("default", "full"):
+                case = {"metrics": group, "depth": depth, "width": width, "budget": budget}
+                found = footprint(**case, samples=samples, device=options.device)
+                ratio = found["peak"] / 2**30 / budget
+                largest = samples * width * 28 * 28 * 4 / 2**30
+                cases.append(case | found | {"ratio": ratio, "largest_layer": largest})
+                lines.append(
+                    Line(
+                        f"memory: {group}, {depth} layers, the largest {largest:.2f} GiB",
+                        f"{budget:.2f} GiB",
+                        f"{found['peak'] / 2**30:.2f} GiB",
+                        f"{ratio:.2f}",
+                        "≤ 1.25",
+                    )
+                )
+    worst = max(case["ratio"] for case in cases)
+    return Row(lines, {"peak_over_budget": worst}, {"samples": samples, "cases": cases})
+
+
+ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {
+    "suite": suite,
+    "best_k": best_k,
+    "epoch": epoch,
+    "full": full,
+    "memory": memory,
+}
+HEADLINES = (
+    *("suite_speedup", "best_k_speedup", "epoch_overhead", "epoch_overhead_with_evaluation"),
+    *("full_over_gram", "max_rel_error", "peak_over_budget"),
+)
 
 
 def main() -> None:
-    """Time both in alternation, and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=4000)
-    parser.add_argument("--width", type=int, default=16, help="channels, of 28x28")
+    """Run the rows that are asked for; show them, write them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", default=list(ROWS))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="and no rows, unless --only")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of our side")
+    parser.add_argument("--samples", type=int, help="of every row; default: as above")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 2], help="GiB")
+    parser.add_argument("--quick", action="store_true", help="less of the slow references")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU here")
+    quieten_lightning()
+    warnings.filterwarnings("ignore", module="lightning|torch")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 130
+    load = os.getloadavg()[0]
+    if load > QUIET:
+        console.print(f"Others keep this machine busy (load {load:.1f}): times will mislead")
 
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(10, (options.samples,), generator=generator)
-    centres = torch.randn(10, options.width, 28, 28, generator=generator)
-    noise = torch.randn(options.samples, options.width, 28, 28, generator=generator)
-    activations = torch.relu(0.2 * centres[labels] + noise)
-    x, y = activations.flatten(1).numpy(), labels.numpy()
+    rows = {}
+    for name in options.only:
+        with console.status(f"{name} …"):
+            started = time.perf_counter()
+            rows[name] = ROWS[name](options)
+        console.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
+        if options.json:
+            options.json.write_text(json.dumps(_summary(rows, options, load), indent=2) + "\n")
+    console.print(_table(rows.values(), options))
+    if options.plot:
+        from plot import draw
 
-    seconds: dict[str, list[float]] = {"ours": [], "scikit-learn": []}
-    for _ in range(options.rounds):
-        for name, (duration, values) in (
-            ("ours", timed(ours, activations, labels)),
-            ("scikit-learn", timed(theirs, x, y)),
-        ):
-            seconds[name].append(duration)
-            print(name, f"{duration:.2f} s", [round(float(value), 5) for value in values])
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    result = {
-        "shape": list(activations.shape),
+        draw(options.plot, options.device, machine(options.device))
+
+
+def machine(device: str) -> str:
+    """The processor and its threads; the GPU's name where ours ran on one."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()
+    described = f"{processor}, {torch.get_num_threads()} threads"
+    gpu = f"{torch.cuda.get_device_name()}; reference: " if device == "cuda" else ""
+    return f"{gpu}{described}; torch {torch.__version__}, scikit-learn {sklearn.__version__}"
+
+
+def _table(rows: Iterable[Row], options: argparse.Namespace) -> Table:
+    table = Table(title=machine(options.device), title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("", min_width=56)
+    for heading in ("reference", "ours", "ratio", "goal"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("agreement")
+    for row in rows:
+        for line in row.lines:
+            table.add_row(*astuple(line))
+        table.add_section()
+    return table
+
+
+def _summary(rows: Mapping[str, Row], options: argparse.Namespace, load: float) -> dict[str, Any]:
+    """What is written as JSON: a headline is null where its row was not run."""
+    found = {name: value for row in rows.values() for name, value in row.headline.items()}
+    errors = [row.error for row in rows.values() if row.error is not None]
+    found["max_rel_error"] = max(errors) if errors else None
+    return {
+        **{name: found.get(name) for name in HEADLINES},
+        "machine": machine(options.device),
+        "device": options.device,
         "threads": torch.get_num_threads(),
-        "seconds": medians,
-        "speedup": medians["scikit-learn"] / medians["ours"],
+        "load_before": load,
+        "quick": options.quick,
+        "raw": {name: row.raw for name, row in rows.items()},
     }
-    print(f"{result['speedup']:.1f} times as fast as scikit-learn")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _timed(run: Callable[[], T]) -> tuple[float, T]:
+    """Seconds, and what came out."""
+    _wait()
+    started = time.perf_counter()
+    result = run()
+    _wait()
+    return time.perf_counter() - started, result
+
+
+def _alternated(
+    ours: Callable[[], T], theirs: Callable[[], S], rounds: int
+) -> tuple[tuple[list[float], T], tuple[list[float], S]]:
+    """Seconds of both, in turn, and what came out last."""
+    own, others = [], []
+    for _ in range(rounds):
+        seconds, found = _timed(ours)
+        own.append(seconds)
+        seconds, expected = _timed(theirs)
+        others.append(seconds)
+    return (own, found), (others, expected)
+
+
+def _wait() -> None:
+    """Let a GPU finish."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _warm_up(activations: Tensor, labels: Tensor, device: str) -> None:
+    """Both sides once, on little."""
+    layer = Layer(activations.to(device), labels)
+    for name in SCORES:
+        METRICS[name](layer)
+    best_number_of_clusters(layer.squared_distances, layer.distances, 5)
+    reference.suite(activations.flatten(1).numpy(), labels.numpy(), CLASSES, 1)
+
+
+def _inertia(activations: Tensor, clusters: Tensor) -> float:
+    """Sum of the squared distances to the clusters' means."""
+    total = 0.0
+    for cluster in clusters.unique():
+        members = activations[clusters == cluster].flatten(1)
+        total += (members - members.mean(0)).square_().sum(dtype=torch.float64).item()
+    return total
+
+
+def _errors(found: Answers, expected: Answers) -> dict[str, float]:
+    """Relative difference of each number."""
+    return {
+        name: abs(found.values[name] - value) / abs(value)
+        for name, value in expected.values.items()
+    }
+
+
+def _fit(
+    classifier: Classifier, callbacks: list[L.Callback], device: str, epochs: int, share: float
+) -> None:
+    """Train by bnstudy's trainer, so many epochs of a share of the steps each."""
+    options = settings("trainer", "default") | {
+        "accelerator": device if device == "cuda" else "cpu",
+        "max_epochs": epochs,
+        "limit_train_batches": share,
+        "limit_val_batches": share,
+    }
+    data = settings("data", "mnist5k") | {"batch_size": BATCH, "seed": 0}
+    data["probe"] = {"train": None, "test": None}
+    del data["_target_"]
+    trainer = build_trainer({"trainer": options}, callbacks)
+    trainer.fit(classifier, datamodule=RepeatedDigits(**data))
+
+
+def _flat_layers(classifier: Classifier, batches: Batches, sites: Sequence[str]) -> list[Tensor]:
+    """The activations of all layers, each samples x units."""
+    layers = capture(classifier, batches, sites=sites, memory_budget=1000, distances=False)
+    return [layer.activations.flatten(1) for layer in layers if layer.activations is not None]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f} s" if value >= 100 else f"{value:.2f} s"
 
 
 if __name__ == "__main__":

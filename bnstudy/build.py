@@ -1,5 +1,6 @@
 """The data, the network and the trainer that a configuration describes."""
 
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,34 @@ def load_weights(classifier: Classifier, checkpoint: Path) -> int:
 
     Returns:
         Batches of training before it was saved.
+
+    Raises:
+        UserError: It cannot be read.
     """
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content = load_checkpoint(checkpoint)
     weights = content["state_dict"]
     # Measured in the precision that the run was trained in, as it would have been then.
     classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
     classifier.load_state_dict(weights)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     return int(content["global_step"])
+
+
+def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content["epoch"]
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{checkpoint} is damaged ({str(error).splitlines()[0]})\n"
+            "Remove it; a run that would go on from it is then trained from its beginning"
+        ) from error
+    return content
 
 
 def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:

@@ -49,15 +49,16 @@ def measure_missing(
         record: Of a run that has ended; it is added to after each epoch.
         metrics: The configuration group of that name.
         splits: Whose probe sets are measured.
-        epochs: The only ones of interest; None: those that `metrics` asks for.
+        epochs: Which ones; None: every n-th, as `metrics` says, and the last one.
         say: Told what is measured next.
 
     Returns:
         Whether anything was missing.
     """
-    missing = record.missing(metrics["names"], metrics["sites"], metrics["every_n_epochs"], splits)
-    if epochs is not None:
-        missing = {epoch: missing[epoch] for epoch in epochs if epoch in missing}
+    if epochs is None:
+        last = record.description["final"]["epoch"]
+        epochs = sorted({*range(0, last, metrics["every_n_epochs"]), last})
+    missing = record.missing(metrics["names"], metrics["sites"], epochs, splits)
     kept = record.checkpoints()
     possible = {epoch: what for epoch, what in missing.items() if epoch in kept}
     if possible:
@@ -86,8 +87,9 @@ def measure_checkpoints(
     from bnstudy.callbacks import RepresentationMetrics
 
     data, classifier = build(record.description["config"], record)
+    done: list[int] = []
     record.description.setdefault("measured_later", []).append(
-        {"epochs": [*wanted], "metrics": _names(wanted), "environment": environment()}
+        {"epochs": done, "metrics": _names(wanted), "environment": environment()}
     )
     for epoch, what in wanted.items():
 
@@ -106,6 +108,8 @@ def measure_checkpoints(
         record.description["metrics"] |= metrics.directions()
         record.save()  # first: a direction without a value does no harm
         record.add_rows(row for row in rows if (row.split, row.site, row.metric) in what)
+        done.append(epoch)
+        record.save()
 
 
 def runs_below(folder: Path) -> list[Path]:
@@ -217,6 +221,7 @@ def _measure_cell(
         record = Record.read(cell)
         if not record.has_ended:
             raise UserError(f"{cell}: {record.status}; train it to its end first")
+        record.remove_leftovers()
         console.print(str(cell))
         if not measure_missing(record, metrics, splits, epochs, say):
             console.print("  nothing is missing")
@@ -246,15 +251,17 @@ def _epochs(text: str) -> list[int]:
 def main() -> None:
     """The command line."""
     arguments = sys.argv[1:]
+    again = "the same command goes on from the last measured epoch"
     try:
         if arguments[:1] == ["similarity"]:
             from bnstudy.similarity import compare
 
+            again = "nothing was written"
             compare(arguments[1:])
         else:
             measure(arguments)
     except KeyboardInterrupt:
-        sys.exit("Interrupted: the same command goes on from the last measured epoch")
+        sys.exit(f"Interrupted: {again}")
     except Exception as error:
         message = explain(error)
         if message is None:

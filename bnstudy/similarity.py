@@ -54,6 +54,8 @@ class Side:
         Raises:
             UserError: It has not ended, or has not kept the weights of that epoch.
         """
+        if not (folder / "run.json").exists():
+            raise UserError(f"{folder}: no run.json in it; give the folder of one run")
         record = Record.read(folder)
         if not record.has_ended:
             raise UserError(f"{folder}: {record.status}; train it to its end first")
@@ -122,7 +124,9 @@ def compare(arguments: Sequence[str]) -> None:
     parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="another; else RUN_A")
     parser.add_argument("--epoch", type=int, metavar="N", help="whose weights; the last one's")
     parser.add_argument("--split", choices=SPLITS, default="test", help="whose samples; test")
-    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="how many; 1000")
+    parser.add_argument(
+        "--samples", type=_positive, default=1000, metavar="N", help="how many; 1000"
+    )
     parser.add_argument("--sites", nargs="+", choices=SITES, default=["act"], help="act")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
@@ -137,7 +141,7 @@ def compare(arguments: Sequence[str]) -> None:
             "compare representations of the same samples"
         )
     output: Path = options.output or (
-        options.run_a.parent / "similarity" / "~".join(side.name for side in sides)
+        options.run_a.resolve().parent / "similarity" / "~".join(side.name for side in sides)
     )
     matrices, labels = _matrices(sides, options.split, options.samples, options.sites)
     axes = (
@@ -195,6 +199,12 @@ def _matrices(
             bar.update(task, description=name)
             matrices[name] = matrix(similarity, rows, columns, lambda: bar.advance(task))
     return matrices, ([_label(layer) for layer in rows], [_label(layer) for layer in columns])
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least 1")
+    return int(text)
 
 
 def _label(layer: Layer) -> str:

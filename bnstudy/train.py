@@ -73,8 +73,8 @@ def run(cfg: DictConfig) -> Outcome:
 
 def fit(record: Record, config: dict[str, Any]) -> None:
     """Train a cell from its last checkpoint, or from the beginning, to its end."""
-    from bnstudy.build import build, build_trainer
-    from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics, epochs_done
+    from bnstudy.build import build, build_trainer, load_checkpoint
+    from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
     from bnstudy.terms import SPLITS
 
     quieten_lightning()
@@ -83,7 +83,8 @@ def fit(record: Record, config: dict[str, Any]) -> None:
     attempt: AbstractContextManager[dict[str, Any]]
     attempt = record.attempt(environment()) if first else nullcontext({})
     with attempt as facts, job_of_its_own():
-        facts["resumed_from_epoch"] = epochs_done(checkpoint) if checkpoint else None
+        epochs_done = load_checkpoint(checkpoint)["epoch"] + 1 if checkpoint else None
+        facts["resumed_from_epoch"] = epochs_done
         data, classifier = build(config, record)
         progress = Progress(config["cell"], console)
         metrics = RepresentationMetrics(

@@ -85,7 +85,7 @@ def test_what_cannot_be_compared_is_told(
     command_line: CommandLine, tmp_path: Path, cells: list[Path]
 ) -> None:
     for arguments, words in (
-        (("nowhere",), "nowhere/run.json cannot be read"),
+        (("nowhere",), "nowhere: no run.json in it"),
         ((str(cells[0]), "--epoch", "1"), "has the weights of epochs 0, 2"),
         ((str(cells[0]), "--samples", "9999"), "more than there is"),
     ):

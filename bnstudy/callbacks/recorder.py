@@ -1,15 +1,12 @@
 """Keeping the record of a run while it is trained."""
 
-import pickle
 from math import isfinite
 from pathlib import Path
 from typing import Literal
 
 import lightning as L
-import torch
 
 from bnstudy.callbacks.representation_metrics import RepresentationMetrics
-from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.record import WHOLE_MODEL, Record, Row
 from bnstudy.terms import SPLITS
@@ -85,19 +82,3 @@ class Recorder(L.Callback):
                 trainer.save_checkpoint(temporary, weights_only)
         else:
             trainer.save_checkpoint(path, weights_only)  # writes nothing
-
-
-def epochs_done(checkpoint: Path) -> int:
-    """How many epochs of training a checkpoint holds.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        epoch: int = torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{checkpoint} is damaged ({str(error).splitlines()[0]})\n"
-            "Remove it and run the same command again: the cell is then trained from its beginning"
-        ) from error
-    return epoch + 1

@@ -74,8 +74,8 @@ def davies_bouldin(layer: Layer) -> float:
     spread = (layer.membership / layer.class_sizes).T @ sums.residual_norms_squared.sqrt()
     distances = sums.mean_distances_squared.sqrt()
     distances = distances.masked_fill(distances == 0, math.inf)  # as in scikit-learn
-    if not spread.any() or distances.isinf().all():
-        raise Undefined("all class means are the same, or no class has any spread")
+    if distances.isinf().all():
+        raise Undefined("all class means are the same")
     return ((spread[:, None] + spread) / distances).amax(1).mean().item()
 
 
@@ -88,7 +88,7 @@ def davies_bouldin(layer: Layer) -> float:
 )
 def calinski_harabasz(layer: Layer) -> float:
     """(between-class dispersion / (C - 1)) / (within-class dispersion / (N - C))."""
-    between = (layer.class_sizes * layer.class_sums.of_means.diagonal()).sum().item()
+    between = (layer.class_sizes * layer.class_sums.means_gram.diagonal()).sum().item()
     within = layer.class_sums.residual_norms_squared.double().sum().item()
     if within == 0:
         raise Undefined("no class has any spread: the index is infinite")

@@ -132,7 +132,7 @@ def anisotropy(layer: Layer) -> float:
         raise Undefined("fewer than 2 samples have activations other than 0")
     weights = torch.where(active, layer.moments.squares, 1).rsqrt() * active
     sums = layer.products
-    with_mean = sums.residuals_with_mean.double() + sums.means_with_mean[layer.classes]
+    with_mean = sums.residuals_dot_mean.double() + sums.means_dot_mean[layer.classes]
     centred = weights @ (layer.gram @ weights.float()).double()
     total = centred + 2 * weights.sum() * (weights @ with_mean)
     total = total + weights.sum() ** 2 * sums.mean_norm_squared

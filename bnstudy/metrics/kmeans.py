@@ -1,7 +1,7 @@
 """k-means that reads squared distances alone: every k and all restarts at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch import Tensor
 from bnstudy.randomness import generator_for
 
 ITERATIONS = 100
+TOLERANCE = 1e-4
+CACHED = 2**19  # numbers
 
 
 def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[Tensor]:
@@ -30,19 +32,39 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
     generator = generator_for("k-means")
     most = max(ks)
     centres = [_plus_plus(squared_distances, most, generator) for _ in range(restarts)]
-    starts = torch.stack([squared_distances[one[:k]].argmin(0) for k in ks for one in centres])
-    clusters, spreads = lloyd(squared_distances, starts, most)
-    best = spreads.view(len(ks), restarts).argmin(1)
-    return list(clusters.view(len(ks), restarts, -1)[range(len(ks)), best])
+    found = []
+    for some in _groups(ks, restarts * len(squared_distances)):
+        starts = torch.stack(
+            [squared_distances[one[:k]].argmin(0) for k in some for one in centres]
+        )
+        clusters, spreads = lloyd(squared_distances, starts, max(some), TOLERANCE)
+        best = spreads.view(len(some), restarts).argmin(1)
+        found += list(clusters.view(len(some), restarts, -1)[range(len(some)), best])
+    return found
 
 
-def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from given clusters until none changes.
+def _groups(ks: Sequence[int], times: int) -> Iterator[list[int]]:
+    """Consecutive ks that are worked on at once: as many as stay in the processor's cache."""
+    group: list[int] = []
+    for k in ks:
+        if group and (len(group) + 1) * k * times > CACHED:
+            yield group
+            group = []
+        group.append(k)
+    yield group
+
+
+def lloyd(
+    squared_distances: Tensor, clusters: Tensor, k: int, tolerance: float = 0
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from given clusters until none changes, or little is gained.
 
     Args:
         squared_distances: Between N samples, N x N, symmetric.
         clusters: Of each start, int64, starts x N, from 0 to k - 1. Empty ones stay empty.
         k: How many clusters, at most.
+        tolerance: A start is done when an iteration makes its sum of squared distances less by at
+            most this share of it.
 
     Returns:
         The clusters that each start leads to, int64, starts x N; and the sum of the samples'
@@ -50,6 +72,7 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
     """
     found = clusters.clone()
     spreads = clusters.new_empty(len(clusters), dtype=torch.float64)
+    before = torch.full_like(spreads, math.inf)
     going = torch.arange(len(clusters), device=clusters.device)
     change = squared_distances.new_zeros(len(clusters), k, clusters.shape[1])
     change.scatter_(1, clusters[:, None], 1)
@@ -63,12 +86,13 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
         offset = torch.where(sizes > 0, -spread, math.inf)[:, :, None]
         least, nearest = torch.addcmul(offset, sums, 1 / sizes.clamp_min(1)[:, :, None]).min(1)
         moved = nearest != clusters
-        done = ~moved.any(1) | (iteration == ITERATIONS - 1)
+        total = least.double().sum(1)
+        done = ~moved.any(1) | (before - total <= tolerance * total) | (iteration == ITERATIONS - 1)
         found[going[done]] = nearest[done]
-        spreads[going[done]] = least[done].double().sum(1)
+        spreads[going[done]] = total[done]
         if done.all():
             break
-        going, moved = going[~done], moved[~done]
+        going, moved, before = going[~done], moved[~done], total[~done]
         clusters_before, clusters = clusters[~done], nearest[~done]
         # Late iterations move few samples: only their part of the sums is brought up to date.
         columns = moved.any(0).nonzero().flatten()

@@ -15,7 +15,7 @@ PAPYAN = "Papyan, Han and Donoho 2020, doi 10.1073/pnas.2015509117"
 
 def _norms(layer: Layer) -> Tensor:
     """Norms of the class means after the mean of all is subtracted: float64, C."""
-    norms: Tensor = layer.class_sums.of_means.diagonal().sqrt()
+    norms: Tensor = layer.class_sums.means_gram.diagonal().sqrt()
     if not norms.any():
         raise Undefined("all class means are the same")
     return norms
@@ -38,9 +38,9 @@ def nc1(layer: Layer) -> float:
     sums, share = layer.class_sums, layer.class_sizes.double() / layer.num_samples
     weights = share.sqrt()
     # S_B = B^T B with B = sqrt(W) M; tr(S_W S_B^+) = mean over samples of |(B B^T)^+ B r|^2.
-    between = weights[:, None] * sums.of_means * weights
+    between = weights[:, None] * sums.means_gram * weights
     inverse = torch.linalg.pinv(between, rtol=RESOLUTION, hermitian=True)
-    ratios = ((sums.with_means.double() * weights) @ inverse).square().sum(1)
+    ratios = ((sums.residuals_dot_means.double() * weights) @ inverse).square().sum(1)
     return float(ratios.mean()) / layer.num_classes
 
 
@@ -69,7 +69,7 @@ def nc2_angle(layer: Layer) -> float:
     norms, count = layer.shared(_norms), layer.num_classes
     if not norms.all():
         raise Undefined("a class mean is the mean of all samples")
-    cosines = layer.class_sums.of_means / norms / norms[:, None]
+    cosines = layer.class_sums.means_gram / norms / norms[:, None]
     away = (cosines + 1 / (count - 1)).abs()
     return ((away.sum() - away.diagonal().sum()) / (count * (count - 1))).item()
 
@@ -91,6 +91,8 @@ def nc3(layer: Layer) -> float:
         raise NotApplicable("it is not what the last linear layer reads")
     if layer.num_classes != len(weights):
         raise Undefined("not every class of the last layer has a sample")
+    if layer.num_units != weights.shape[1]:
+        raise NotApplicable("the last linear layer reads only a part of it at a time")
     sums = layer.class_sums
     means = sums.class_means.double()
     means = means - layer.class_sizes.double() @ means / layer.num_samples

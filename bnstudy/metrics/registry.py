@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from bnstudy.errors import UserError
 from bnstudy.representations import Layer
+from bnstudy.representations.sums import in_float32
 
 Direction = Literal["higher", "lower"]
 Invariance = Literal["rotation", "scale", "translation"]
@@ -122,7 +123,8 @@ def evaluate(metrics: Iterable[Metric], layer: Layer) -> dict[str, Value]:
     for one in sorted(metrics, key=lambda one: "distances" not in one.needs):
         try:
             check(one.needs, layer)
-            values[one.name] = Value(one.function(layer))
+            with in_float32(layer.labels.device):
+                values[one.name] = Value(one.function(layer))
         except Undefined as reason:
             applicable = not isinstance(reason, NotApplicable)
             values[one.name] = Value(math.nan, str(reason), applicable)

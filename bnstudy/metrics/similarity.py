@@ -10,6 +10,7 @@ from torch import Tensor
 from bnstudy.metrics.class_clustering import MOTIONS
 from bnstudy.metrics.registry import Declaration, Direction, Undefined, check
 from bnstudy.representations import Layer
+from bnstudy.representations.sums import in_float32
 
 STRIP = 500  # rows of a product that are summed at once
 
@@ -31,7 +32,8 @@ class Similarity(Declaration):
         try:
             for layer in (one, other):
                 check(self.needs, layer)
-            return self.function(one, other)
+            with in_float32(one.labels.device):
+                return self.function(one, other)
         except Undefined:
             return math.nan
 
@@ -68,7 +70,7 @@ def _inner(one: Tensor, other: Tensor) -> float:
 
 
 def _hsic(one: Layer, other: Layer) -> float:
-    """|X^T Y|^2 of the centred representations, from whichever side is the smaller one."""
+    """|X^T Y|^2 of the centred representations; from the units where both layers have few."""
     x, y = one.products.centred, other.products.centred
     if x is not None and y is not None:
         return float((x.T @ y).double().square().sum())
@@ -82,11 +84,8 @@ def _self_hsic(layer: Layer) -> float:
 @similarity(direction="higher", bounds=(0, 1), source="Kornblith et al. 2019, arXiv 1905.00414")
 def cka(one: Layer, other: Layer) -> float:
     """Linear centred kernel alignment: |X^T Y|^2 / (|X^T X| |Y^T Y|)."""
-    return _hsic(one, other) / math.sqrt(one.shared(_self_hsic) * other.shared(_self_hsic))
-
-
-def _without_diagonal(layer: Layer) -> Tensor:
-    return layer.gram.clone().fill_diagonal_(0)
+    norms = math.sqrt(one.shared(_self_hsic) * other.shared(_self_hsic))
+    return min(1.0, _hsic(one, other) / norms)
 
 
 def _unbiased_hsic(one: Layer, other: Layer) -> float:
@@ -94,10 +93,14 @@ def _unbiased_hsic(one: Layer, other: Layer) -> float:
     n = one.num_samples
     if n < 4:
         raise Undefined("there are fewer than 4 samples")
-    products = one.shared(_without_diagonal), other.shared(_without_diagonal)
-    rows, others = (matrix.sum(1, dtype=torch.float64) for matrix in products)
+    k, m = one.gram.diagonal().double(), other.gram.diagonal().double()
+    inner = _inner(one.gram, other.gram) - (k @ m).item()  # of the matrices without diagonals
+    rows, others = (
+        (one.gram.sum(1, dtype=torch.float64) - k),
+        (other.gram.sum(1, dtype=torch.float64) - m),
+    )
     sums = (rows.sum() * others.sum() / ((n - 1) * (n - 2))).item()
-    return _inner(*products) + sums - 2 / (n - 2) * (rows @ others).item()
+    return inner + sums - 2 / (n - 2) * (rows @ others).item()
 
 
 def _self_unbiased_hsic(layer: Layer) -> float:

@@ -10,28 +10,27 @@ PAPER = "Potgieter, Mouton and Davel 2025, arXiv 2501.14441"
 SPARSENESS = "Treves and Rolls 1991; Vinje and Gallant 2000, doi 10.1126/science.287.5456.1273"
 
 
-def _silent_maps(layer: Layer) -> Tensor:
-    """Whether a channel's whole map is 0: bool, N x channels; a unit of N x D is a channel."""
-    return layer.activity.zeros == layer.num_positions
+def _share_of_zeros(layer: Layer) -> Tensor:
+    """Of each channel's activations: float64, channels; a unit of N x D is a channel."""
+    return layer.activity.zeros.double() / (layer.num_samples * layer.num_positions)
 
 
 @metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=PAPER)
 def unit_sparsity(layer: Layer) -> float:
     """Share of activations that are exactly 0."""
-    return layer.activity.zeros.sum().item() / (layer.num_samples * layer.num_units)
+    return _share_of_zeros(layer).mean().item()
 
 
 @metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=PAPER)
 def channel_sparsity(layer: Layer) -> float:
     """Share of the channels whose whole map is 0 for a sample, mean over samples."""
-    return layer.shared(_silent_maps).double().mean().item()
+    return layer.activity.silent_maps.double().mean().item() / layer.num_samples
 
 
 @metric(direction=None, bounds=(0, 0.5), invariant_to=["scale"], source=PAPER)
 def unit_sparsity_channel_std(layer: Layer) -> float:
     """Standard deviation over channels of each channel's share of zeros."""
-    share = layer.activity.zeros.double().mean(0) / layer.num_positions
-    return share.std(correction=0).item()
+    return _share_of_zeros(layer).std(correction=0).item()
 
 
 @metric(
@@ -39,7 +38,7 @@ def unit_sparsity_channel_std(layer: Layer) -> float:
 )
 def dead_channels(layer: Layer) -> float:
     """Share of the channels that are 0 everywhere on every sample."""
-    return layer.shared(_silent_maps).all(0).double().mean().item()
+    return (layer.activity.silent_maps == layer.num_samples).double().mean().item()
 
 
 @metric(

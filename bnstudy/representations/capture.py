@@ -24,6 +24,7 @@ from bnstudy.representations.taps import Call, Taps
 GIBIBYTE = 2**30
 MATRICES = 6  # of N x N in float32 that a layer's metrics hold at once
 FORWARD_SHARE = 32  # of the budget, what the largest activation of a forward pass may take
+BACKWARD_SHARE = 8  # of the budget, what is kept for gradients
 
 
 def capture(
@@ -58,23 +59,29 @@ def capture(
     Raises:
         TypeError: A module puts out something that is no tensor.
         UserError: The budget is too small for so many samples.
-        ValueError: There is no such layer, no layer at such a site, or no sample.
+        ValueError: There is no such layer, no layer at such a site, or no sample; or the samples
+            come in another order when they are passed through again.
     """
     batches = batches if _has_length(batches) else list(batches)
     taps = Taps(model, layers, sites)
-    outputs, largest = _outputs(taps, batches)
+    outputs, sizes = _outputs(taps, batches)
     samples = max(output.samples for output in outputs.values())
     apart = MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK
     smallest = max(output.samples * output.channel_bytes for output in outputs.values())
     budget = memory_budget * GIBIBYTE
     if budget < apart + smallest:
         raise UserError(
-            f"metrics.memory_budget={memory_budget} is too small: for {samples} samples it takes "
-            f"at least {(apart + smallest) / GIBIBYTE:.2f} (GiB)\n"
-            "Raise it, or measure fewer samples with probe.train=... and probe.test=..."
+            f"memory_budget={memory_budget} (GiB) is too small: what is measured of {samples} "
+            f"samples takes at least {(apart + smallest) / GIBIBYTE:.2f}\n"
+            "Raise it (metrics.memory_budget), or measure fewer samples"
         )
-    rows = max(1, int(budget / FORWARD_SHARE / largest))
-    return _read(taps, _Split(batches, rows), outputs, budget - apart, distances)
+    network = NetworkView(
+        taps,
+        _Split(batches, max(1, int(budget / FORWARD_SHARE / max(sizes)))),
+        # A forward pass that keeps everything for its gradients, and these.
+        _Split(batches, max(1, int(budget / BACKWARD_SHARE / (3 * sum(sizes))))),
+    )
+    return _read(network, outputs, budget - apart, distances)
 
 
 @dataclass(frozen=True)
@@ -124,20 +131,26 @@ def _has_length(batches: Iterable[Batch]) -> bool:
         return False
 
 
-def _outputs(taps: Taps, batches: Iterable[Batch]) -> tuple[dict[Call, _Output], int]:
-    """What the calls of a forward pass put out, in their order; bytes a sample of the largest."""
+def _outputs(taps: Taps, batches: Iterable[Batch]) -> tuple[dict[Call, _Output], list[int]]:
+    """What the calls of a forward pass put out, in order; bytes a sample of every activation."""
     inputs, labels = next(iter(batches), (None, ()))
     if inputs is None or not len(labels):
         raise ValueError("batches: there are no samples, or none in the first batch")
-    samples = len(labels) * len(batches)  # type: ignore[arg-type]
+    if isinstance(batches, list):
+        samples = sum(len(labels) for _, labels in batches)
+    else:
+        samples = len(labels) * len(batches)  # type: ignore[arg-type]
     outputs: dict[Call, _Output] = {}
     sizes = [1]
 
     def note(call: Call, output: Tensor) -> None:
         shape = output.shape
-        if len(shape) < 2:
-            raise TypeError(f"{call.module} puts out a tensor of {len(shape)} dimensions")
-        outputs[call] = _Output(samples, shape[1], shape[2:].numel(), output.dtype)
+        if len(shape) < 2 or shape[0] != 1:
+            raise TypeError(
+                f"{call.module} puts out {tuple(shape)} for one sample, not (1, channels, ...); "
+                "leave it out with layers=[...]"
+            )
+        outputs[call] = _Output(samples, shape[1], shape[2:].numel(), _held_as(output.dtype))
 
     def measure(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -150,7 +163,9 @@ def _outputs(taps: Taps, batches: Iterable[Batch]) -> tuple[dict[Call, _Output],
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, max(sizes)
+    if not outputs:
+        raise ValueError(f"the network does not call any of {', '.join(taps.places)}")
+    return outputs, sizes
 
 
 def _passes(outputs: dict[Call, _Output], limit: float) -> list[list[_Item]]:
@@ -176,19 +191,22 @@ def _passes(outputs: dict[Call, _Output], limit: float) -> list[list[_Item]]:
     return sorted(passes, key=lambda held: order[held[0].call])
 
 
+def _held_as(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float64 else dtype
+
+
 def _read(
-    taps: Taps,
-    batches: Iterable[Batch],
-    outputs: dict[Call, _Output],
-    limit: float,
-    distances: bool,
+    network: NetworkView, outputs: dict[Call, _Output], limit: float, distances: bool
 ) -> Iterator[Layer]:
-    network = NetworkView(taps, batches)
-    tap_of = taps.taps(list(outputs))
+    tap_of = network.taps.taps(list(outputs))
+    first_labels: Tensor | None = None
     unread = {call: output.channels for call, output in outputs.items()}
     in_blocks: dict[Call, list[Sums]] = {}
     for items in _passes(outputs, limit):
         held, labels = _hold(network, items)
+        first_labels = labels if first_labels is None else first_labels
+        if not torch.equal(labels, first_labels):
+            raise ValueError("batches: not the same samples in the same order again")
         for item in items:
             call, output = item.call, outputs[item.call]
             view = View(network, item.call)
@@ -220,6 +238,7 @@ def _hold(network: NetworkView, items: Sequence[_Item]) -> tuple[dict[_Item, "_R
         for item in wanted.get(call, ()):
             part = output[:, item.first : item.last]
             part = part.flatten(2) if part.ndim > 2 else part.unsqueeze(2)
+            part = part.to(_held_as(part.dtype))
             if item not in held:
                 held[item] = _Rows(part, item.bytes)
             held[item].append(part)

@@ -70,6 +70,9 @@ class Layer:
             raise ValueError(
                 f"{tuple(activations.shape)} activations and {tuple(labels.shape)} labels"
             )
+        activations = activations.detach()
+        if activations.dtype == torch.float64:
+            activations = activations.float()
         # Channels first in memory as well: a block of channels is then read in long runs.
         self.activations: Tensor | None = activations.contiguous().reshape(
             *activations.shape[:2], activations.shape[2:].numel()
@@ -196,7 +199,7 @@ class Layer:
     @property
     def total_variation(self) -> float:
         """Mean squared distance to the mean of all samples: the trace of the covariance."""
-        between = self.class_sums.of_means.diagonal() @ self.class_sizes.double()
+        between = self.class_sums.means_gram.diagonal() @ self.class_sizes.double()
         within = self.class_sums.residual_norms_squared.double().sum()
         return (between + within).item() / self.num_samples
 
@@ -204,9 +207,9 @@ class Layer:
     def _beyond(self) -> Tensor:
         """u_ib of the formula above: float32, N x C, 0 where b is the sample's own class."""
         sums = self.class_sums
-        own = sums.with_means.gather(1, self.classes[:, None])
+        own = sums.residuals_dot_means.gather(1, self.classes[:, None])
         apart = sums.mean_distances_squared.float()[self.classes]
-        return 2 * (own - sums.with_means) + apart / 2
+        return 2 * (own - sums.residuals_dot_means) + apart / 2
 
     @property
     def squared_distances_to_means(self) -> Tensor:
@@ -219,7 +222,7 @@ class Layer:
     def gram(self) -> Tensor:
         """Inner products of the samples after the mean of all is subtracted: float32, N x N."""
         sums = self.products
-        half = sums.with_means + sums.of_means.float()[self.classes] / 2
+        half = sums.residuals_dot_means + sums.means_gram.float()[self.classes] / 2
         return torch.addmm(
             sums.residuals,
             torch.cat([half, self.membership], 1),
@@ -272,8 +275,8 @@ class Layer:
     def spectrum(self) -> Tensor:
         """Eigenvalues of the centred Gram matrix, the largest first: float64, min(N, D).
 
-        Where D < N they are those of the D x D scatter matrix. Eigenvalues that are rounding errors
-        of a float32 product are 0.
+        Where D < N they are those of the D x D scatter matrix. Below float32's resolution of the
+        largest one they count as 0.
         """
         centred = self.products.centred
         products = self.gram if centred is None else centred.T @ centred

@@ -18,14 +18,18 @@ class NetworkView:
     Args:
         taps: Of the network.
         batches: (inputs, labels), which can be passed through again and again.
+        small_batches: The same samples, in batches that are small enough for gradients.
 
     Attributes:
         logits: What the network puts out: N x classes; None where that is not so.
     """
 
-    def __init__(self, taps: Taps, batches: Iterable[Batch]) -> None:
+    def __init__(
+        self, taps: Taps, batches: Iterable[Batch], small_batches: Iterable[Batch]
+    ) -> None:
         self.taps = taps
         self.batches = batches
+        self.small_batches = small_batches
         self.logits: Tensor | None = None
 
     @cached_property
@@ -37,16 +41,20 @@ class NetworkView:
         1803.05598; Jiang et al. 2019, arXiv 1810.00113).
         """
         margins: dict[Call, list[Tensor]] = {}
-        for inputs, labels in self.batches:
+        for inputs, labels in self.small_batches:
             kept: dict[Call, Tensor] = {}
 
             def keep(call: Call, output: Tensor, kept: dict[Call, Tensor] = kept) -> Tensor:
                 kept[call] = output if output.requires_grad else output.requires_grad_()
                 return kept[call].clone()  # may be overwritten in place; what is kept is not
 
-            with torch.enable_grad(), self.taps.hooked(keep) as run:
-                logits = run(inputs)
-                own = labels.to(logits.device)[:, None]
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                self.taps.hooked(keep) as run,
+            ):
+                logits = run(inputs.clone())
+                own = labels.to(logits.device).clone()[:, None]
                 others = logits.scatter(1, own, -torch.inf).amax(1)
                 gaps = logits.gather(1, own).squeeze(1) - others
                 at = list(kept.values())

@@ -5,6 +5,7 @@ well, so that what is computed on the way stays small.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -13,6 +14,20 @@ from torch import Tensor
 BLOCK = 2**24  # values: 64 MiB in float32; large enough for a matrix product's full speed
 PART = 2**18  # values that stay in the processor's cache
 STRIP = 250  # rows of the Gram matrix computed at once, so that little is computed twice
+LARGEST = 1e15  # what the largest activation is scaled to before it is squared
+SILENT = 1e-30  # mean square of a unit, so scaled, below which float32 does not tell it from 0
+
+
+@contextmanager
+def in_float32(device: torch.device) -> Iterator[None]:
+    """Compute in full float32, whatever precision the surroundings have chosen; no gradients."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Classes:
@@ -50,22 +65,25 @@ class Sums:
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
         self.shape = shape
         self.classes = classes
-        self.device = classes.index.device
 
     def add_all(self, activations: Tensor, first: int = 0) -> None:
         """Add activations of any floating type, N x channels x positions, from a first channel."""
         at_once = max(1, BLOCK // max(1, len(activations) * activations.shape[2]))
-        for block in activations.split(at_once, dim=1):
-            self.add(block, first)
-            first += block.shape[1]
+        with in_float32(activations.device):
+            for block in activations.split(at_once, dim=1):
+                block = block.float() if block.dtype == torch.float64 else block
+                self.add(block, slice(first, first + block.shape[1]))
+                first += block.shape[1]
 
-    def add(self, block: Tensor, first: int) -> None:
-        """Add one block, N x some of the channels x positions, from a first channel."""
+    def add(self, block: Tensor, channels: slice) -> None:
+        """Add one block: the given channels, N x channels x positions."""
         raise NotImplementedError
 
     def finish(self) -> None:
         """Settle what can only be known once all blocks have been added."""
-        raise NotImplementedError
+
+    def _zeros(self, *size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros(*size, dtype=dtype, device=self.classes.index.device)
 
 
 def _parts(block: Tensor) -> Iterator[Tensor]:
@@ -77,7 +95,8 @@ class Activity(Sums):
     """Where a layer is silent, how large it gets, and whether it is the same for all samples.
 
     Attributes:
-        zeros: Zeros in each channel's map of each sample: int32, N x channels.
+        zeros: How many activations of each channel are 0: int64, channels.
+        silent_maps: For how many samples each channel's whole map is 0: int64, channels.
         dead_units: How many units are 0 on every sample.
         largest: The largest absolute activation; NaN if one is NaN.
         is_constant: Whether all samples have the same representation.
@@ -85,29 +104,28 @@ class Activity(Sums):
 
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
         super().__init__(shape, classes)
+        self.zeros = self._zeros(shape[1], dtype=torch.int64)
+        self.silent_maps = self._zeros(shape[1], dtype=torch.int64)
         self.dead_units = 0
         self.largest = 0.0
         self.is_constant = True
-        self.zeros = torch.empty(0)
-        self._zeros: list[Tensor] = []
 
-    def add(self, block: Tensor, first: int) -> None:
+    def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
-        zeros, smallest, largest = [], [], []  # the last two of each unit, over samples
+        low = high = block[:0].sum(0)  # of each unit over samples, from 0
+        first = True
         for part in _parts(block):
-            zeros.append((part == 0).sum(2, dtype=torch.int32))
-            smallest.append(part.amin(0))
-            largest.append(part.amax(0))
-        self._zeros.append(torch.cat(zeros))
-        low, high = torch.stack(smallest).amin(0), torch.stack(largest).amax(0)
+            zeros = (part == 0).sum(2, dtype=torch.int32)
+            self.zeros[channels] += zeros.sum(0)
+            self.silent_maps[channels] += (zeros == part.shape[2]).sum(0)
+            smallest, largest = part.amin(0), part.amax(0)
+            low = smallest if first else torch.minimum(low, smallest)
+            high = largest if first else torch.maximum(high, largest)
+            first = False
         self.is_constant = self.is_constant and bool((low == high).all())
         self.dead_units += int(((low == 0) & (high == 0)).sum())
         most = torch.maximum(-low, high).amax().float()
         self.largest = torch.maximum(most, most.new_tensor(self.largest)).item()
-
-    def finish(self) -> None:
-        """Join what was counted."""
-        self.zeros = torch.cat(self._zeros, 1)
 
 
 class Moments(Sums):
@@ -117,55 +135,58 @@ class Moments(Sums):
         absolute: Sum of a sample's absolute activations: float64, N.
         squares: Sum of their squares: float64, N.
         lifetime: By unit, (mean |x|)^2 / mean x^2 over samples; NaN where it is 0 on all of them:
-            float64, D.
+            float64, channels x positions.
         channels: By channel, mean, variance, third and fourth central moment, share of values of 0
             and below: float64, channels x 5.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
         super().__init__(shape, classes)
-        self.absolute = torch.zeros(shape[0], dtype=torch.float64, device=self.device)
-        self.squares = torch.zeros_like(self.absolute)
-        self.lifetime = self.channels = torch.empty(0)
-        self._lifetime: list[Tensor] = []
-        self._channels: list[Tensor] = []
+        samples, channels, positions = shape
+        self.absolute, self.squares = self._zeros(samples), self._zeros(samples)
+        self.lifetime = self._zeros(channels, positions)
+        self.channels = self._zeros(channels, 5)
 
-    def add(self, block: Tensor, first: int) -> None:
+    def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
-        samples, channels, positions = block.shape
-        of_unit = block.new_zeros(2, channels, positions, dtype=torch.float64)
-        sums = block.new_zeros(5, channels, dtype=torch.float64)
-        largest = block.new_zeros(channels, dtype=torch.float32)
+        samples, count, positions = block.shape
+        largest = block.new_zeros(count, dtype=torch.float32)
+        for part in _parts(block):
+            low, high = part.amin((0, 2)).float(), part.amax((0, 2)).float()
+            largest = torch.maximum(largest, torch.maximum(-low, high))
+        # So that no square, of the smallest unit or the largest, leaves the range of float32.
+        scale = min(LARGEST / max(largest.amax().item(), 1e-30), 1e30)
+        of_unit, sums = self._zeros(2, count, positions), self._zeros(5, count)
         start = 0
         for part in _parts(block):
-            part = part.float()
-            size, square = part.abs(), part.square()
+            scaled = part.float() * scale
             stop = start + len(part)
-            self.absolute[start:stop] += size.sum((1, 2))
-            self.squares[start:stop] += square.sum((1, 2))
+            sums[0] += scaled.sum((0, 2))
+            sums[4] += (scaled <= 0).sum((0, 2))
+            square = scaled.square()
+            size = scaled.abs_()
+            self.absolute[start:stop] += size.sum((1, 2)).double() / scale
+            self.squares[start:stop] += square.sum((1, 2)).double() / scale**2
             of_unit[0] += size.sum(0)
             of_unit[1] += square.sum(0)
-            largest = torch.maximum(largest, size.amax((0, 2)))
-            sums[0] += part.sum((0, 2))
-            sums[4] += (part <= 0).sum((0, 2))
             start = stop
-        mean = (sums[0] / (samples * positions)).float()[:, None]
-        # By the largest value, so that no fourth power leaves the range of float32.
-        scale = torch.where(largest > 0, largest, 1)
+        sums[0] /= samples * positions
+        # By the channel's largest value, so that no fourth power leaves it either.
+        unit = torch.where(largest > 0, largest, 1) * scale
+        mean = sums[0].float()[:, None]
         for part in _parts(block):
-            centred = (part.float() - mean).div_(scale[:, None])
+            centred = (part.float() * scale).sub_(mean).div_(unit[:, None])
             square = centred.square()
             sums[1] += square.sum((0, 2))
-            sums[2] += (square * centred).sum((0, 2))
+            sums[2] += centred.mul_(square).sum((0, 2))
             sums[3] += square.square_().sum((0, 2))
-        sums[1:4] *= scale.double() ** torch.tensor([[2], [3], [4]], device=scale.device)
-        self._lifetime.append((of_unit[0] / samples).square() / (of_unit[1] / samples))
-        self._channels.append(sums.T / (samples * positions))
-
-    def finish(self) -> None:
-        """Join what was added up."""
-        self.lifetime = torch.cat([part.flatten() for part in self._lifetime])
-        self.channels = torch.cat(self._channels)
+        sums[0] /= scale
+        sums[1:] /= samples * positions
+        sums[1:4] *= (unit.double() / scale) ** torch.tensor([[2], [3], [4]], device=unit.device)
+        silent = of_unit[1] < SILENT * samples
+        lifetime = of_unit[0].square() / (samples * of_unit[1])
+        self.lifetime[channels] = lifetime.masked_fill(silent, torch.nan)
+        self.channels[channels] = sums.T
 
 
 class ClassSums(Sums):
@@ -178,51 +199,46 @@ class ClassSums(Sums):
         class_means: Float32, C x D.
         centred: The activations minus their mean: float32, N x D; None where D > N.
         residual_norms_squared: Float32, N.
-        with_means: Inner products of residuals and the centred class means: float32, N x C.
-        of_means: Inner products of the centred class means: float64, C x C.
+        residuals_dot_means: Inner products of residuals and centred class means: float32, N x C.
+        means_gram: Inner products of the centred class means: float64, C x C.
         mean_distances_squared: Between class means: float64, C x C.
-        residuals_with_mean: Inner products of residuals and the mean of all: float32, N.
-        means_with_mean: Of the centred class means and the mean of all: float64, C.
+        residuals_dot_mean: Inner products of residuals and the mean of all: float32, N.
+        means_dot_mean: Of the centred class means and the mean of all: float64, C.
         mean_norm_squared: Of the mean of all.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
         super().__init__(shape, classes)
-        samples, count = len(classes.index), len(classes.sizes)
-
-        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(*size, dtype=dtype, device=self.device)
-
-        self.residual_norms_squared = zeros(samples)
-        self.with_means = zeros(samples, count)
-        self.of_means = zeros(count, count, dtype=torch.float64)
-        self.mean_distances_squared = zeros(count, count, dtype=torch.float64)
-        self.residuals_with_mean = zeros(samples)
-        self.means_with_mean = zeros(count, dtype=torch.float64)
-        self.mean_norm_squared = 0.0
-        self.class_means = zeros(0)
+        samples, count, units = shape[0], len(classes.sizes), shape[1] * shape[2]
+        self.class_means = self._zeros(count, units, dtype=torch.float32)
         self.centred: Tensor | None = None
-        self._class_means: dict[int, Tensor] = {}  # by first channel
-        self._centred: list[Tensor] = []
-        self._buffer = zeros(0)
+        if units <= samples:
+            self.centred = self._zeros(samples, units, dtype=torch.float32)
+        self.residual_norms_squared = self._zeros(samples, dtype=torch.float32)
+        self.residuals_dot_means = self._zeros(samples, count, dtype=torch.float32)
+        self.means_gram = self._zeros(count, count)
+        self.mean_distances_squared = self._zeros(count, count)
+        self.residuals_dot_mean = self._zeros(samples, dtype=torch.float32)
+        self.means_dot_mean = self._zeros(count)
+        self.mean_norm_squared = 0.0
+        self._buffer = self._zeros(0, dtype=torch.float32)
 
-    def add(self, block: Tensor, first: int) -> None:
+    def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
         values = self._copied(block)
-        means = self.classes.membership.T @ values / self.classes.sizes[:, None]
-        mean = self.classes.sizes.double() @ means.double() / len(values)
-        self._class_means[first] = means
-        if self.shape[1] * self.shape[2] <= self.shape[0]:
-            self._centred.append(values - mean.float())
-        residuals = values.addmm_(self.classes.membership, means, alpha=-1)
-        means = means.double() - mean
-        self.with_means.addmm_(residuals, means.float().T)
-        self.residuals_with_mean.addmv_(residuals, mean.float())
-        self.of_means.addmm_(means, means.T)
-        self.means_with_mean.addmv_(means, mean)
+        units = slice(channels.start * self.shape[2], channels.stop * self.shape[2])
+        class_means = self.classes.membership.T @ values / self.classes.sizes[:, None]
+        self.class_means[:, units] = class_means
+        mean = self.classes.sizes.double() @ class_means.double() / len(values)
+        if self.centred is not None:
+            self.centred[:, units] = values - mean.float()
+        residuals = values.addmm_(self.classes.membership, class_means, alpha=-1)
+        means = class_means.double() - mean
+        self.residuals_dot_means.addmm_(residuals, means.float().T)
+        self.residuals_dot_mean.addmv_(residuals, mean.float())
+        self.means_gram.addmm_(means, means.T)
+        self.means_dot_mean.addmv_(means, mean)
         self.mean_norm_squared += mean.square().sum().item()
-        apart = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist")
-        self.mean_distances_squared += apart.square_()
         self._add_products(residuals)
 
     def _add_products(self, residuals: Tensor) -> None:
@@ -231,16 +247,16 @@ class ClassSums(Sums):
     def _copied(self, block: Tensor) -> Tensor:
         """A block as float32, N x units, in memory that is used for the next block again."""
         if self._buffer.numel() < block.numel():
-            self._buffer = torch.empty(block.numel(), device=self.device)
+            self._buffer = self._zeros(block.numel(), dtype=torch.float32)
         values = self._buffer[: block.numel()].view(block.shape)
         return values.copy_(block).flatten(1)
 
     def finish(self) -> None:
-        """Join what is kept, and let go of the memory that was worked in."""
-        self.class_means = torch.cat([self._class_means[at] for at in sorted(self._class_means)], 1)
-        self.centred = torch.cat(self._centred, 1) if self._centred else None
-        self._buffer = self._buffer.new_empty(0)
-        self._class_means, self._centred = {}, []
+        """The distances between class means; let go of the memory that was worked in."""
+        norms = self.means_gram.diagonal()
+        apart = (norms[:, None] + norms - 2 * self.means_gram).clamp_min_(0)
+        self.mean_distances_squared = apart.fill_diagonal_(0)
+        self._buffer = self._zeros(0, dtype=torch.float32)
 
 
 class Products(ClassSums):
@@ -252,8 +268,7 @@ class Products(ClassSums):
 
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
         super().__init__(shape, classes)
-        samples = len(classes.index)
-        self.residuals = torch.zeros(samples, samples, device=self.device)
+        self.residuals = self._zeros(shape[0], shape[0], dtype=torch.float32)
 
     def _add_products(self, residuals: Tensor) -> None:
         # Only what lies on and above the diagonal, in strips; the rest is its mirror image.

@@ -45,7 +45,7 @@ class Row(NamedTuple):
         split: train or test.
         layer_index: In the order of computation, from 0; -1 for the whole model.
         layer: The layer's name.
-        site: conv, norm or act; None for the whole model.
+        site: conv, norm, act or features; None for the whole model.
         metric: Its name.
         value: NaN where it is undefined.
         reason: Why it is undefined; None where it is not.
@@ -181,7 +181,10 @@ class Record:
         """
         path = folder / "run.json"
         try:
-            return cls(folder, json.loads(path.read_text()))
+            description = json.loads(path.read_text())
+            if not isinstance(description, dict) or "identity" not in description:
+                raise ValueError("it is not a run's")
+            return cls(folder, description)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error})\n"
@@ -246,8 +249,7 @@ class Record:
         for earlier in self.description["attempts"]:
             if earlier["status"] == "running":  # it was killed: nothing else leaves that behind
                 earlier["status"] = "interrupted"
-        for leftover in self.folder.rglob(".*.tmp"):  # of a process that was killed
-            leftover.unlink()
+        self.remove_leftovers()
         self.description["attempts"].append(attempt)
         self.description["environment"] = environment
         self._began = time.monotonic()
@@ -298,6 +300,11 @@ class Record:
             if row["epoch"] == last
         }
 
+    def remove_leftovers(self) -> None:
+        """Remove what a process that was killed had begun to write."""
+        for leftover in self.folder.rglob(".*.tmp"):
+            leftover.unlink()
+
     def remove_parts(self) -> None:
         """Remove the parts of the long table, which now holds them."""
         shutil.rmtree(self._part(0).parent, ignore_errors=True)
@@ -311,7 +318,7 @@ class Record:
         self,
         names: Sequence[str],
         sites: Sequence[str],
-        every_n_epochs: int,
+        epochs: Iterable[int],
         splits: Sequence[str] = SPLITS,
     ) -> dict[int, set[tuple[str, str, str]]]:
         """By epoch, the (split, site, metric) that are asked for and not in the long table.
@@ -319,12 +326,11 @@ class Record:
         Args:
             names: Of the metrics.
             sites: Where in a layer.
-            every_n_epochs: Asked for are epoch 0, every n-th and the last one.
+            epochs: That are asked for.
             splits: Of the data.
         """
         keys = pq.read_table(self.table_path, columns=["epoch", "split", "site", "metric"])
         present = {tuple(row.values()) for row in keys.to_pylist()}
-        last = self.description["final"]["epoch"]
         asked = {
             epoch: {
                 (split, site, name)
@@ -333,7 +339,7 @@ class Record:
                 for name in names
                 if (epoch, split, site, name) not in present
             }
-            for epoch in sorted({*range(0, last, every_n_epochs), last})
+            for epoch in epochs
         }
         return {epoch: what for epoch, what in asked.items() if what}
 

@@ -66,7 +66,7 @@ def streamed(activations: Tensor, labels: Tensor) -> Layer:
     sums = [kind(tuple(x.shape), Classes(labels)) for kind in (Activity, Moments, Products)]
     for one in sums:
         for channel in range(x.shape[1]):
-            one.add(x[:, channel : channel + 1], channel)
+            one.add_all(x[:, channel : channel + 1], channel)
     return Layer.of_sums(sums, labels, None, None)
 
 

