@@ -353,7 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", default=list(ROWS))
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="and no rows, unless --only")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of our side")
@@ -362,6 +362,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 2], help="GiB")
     parser.add_argument("--quick", action="store_true", help="less of the slow references")
     options = parser.parse_args()
+    options.only = options.only or ([] if options.plot else list(ROWS))
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU here")
     quieten_lightning()
@@ -381,7 +382,8 @@ def main() -> None:
         console.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
         if options.json:
             options.json.write_text(json.dumps(_summary(rows, options, load), indent=2) + "\n")
-    console.print(_table(rows.values(), options))
+    if rows:
+        console.print(_table(rows.values(), options))
     if options.plot:
         from plot import draw
 
@@ -393,7 +395,8 @@ def machine(device: str) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor()
-    described = f"{processor}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    described = f"{processor}, {threads} thread{'s' * (threads > 1)}"
     gpu = f"{torch.cuda.get_device_name()}; reference: " if device == "cuda" else ""
     return f"{gpu}{described}; torch {torch.__version__}, scikit-learn {sklearn.__version__}"
 

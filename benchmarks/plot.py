@@ -79,16 +79,17 @@ def figure(folder: Path, machine: str, points: dict[str, dict[str, list[Point]]]
     )
     times = [point[1] for sets in points.values() for found in sets.values() for point in found]
     peaks = [point[2] / 2**30 for sets in points.values() for one in sets.values() for point in one]
-    ticks = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
+    ticks = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
     _vertical(axes[0, 0], ticks, times)
     _vertical(axes[1, 0], (0.01, 0.03, 0.1, 0.3, 1, 3), [*peaks, BUDGET])
     for one in axes.flat:
         one.grid(True, color="0.9", linewidth=0.7)
         one.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, loc="upper left", fontsize=8)
+    lines = axes[0, 0].get_lines()
+    drawn.legend(handles=lines, frameon=False, loc="upper right", ncols=2, fontsize=9)
     drawn.suptitle("What measuring one split costs", x=0.01, ha="left", fontsize=11)
     caption = f"Convolutional layers of one size (D = 784 × channels), 10 classes. {machine}."
-    drawn.text(0.01, 0.01, textwrap.fill(caption, 140), fontsize=7.5, color="0.25")
+    drawn.text(0.01, 0.01, textwrap.fill(caption, 165), fontsize=7, color="0.25")
     drawn.tight_layout(rect=(0, 0.05, 1, 1))
     for kind in ("svg", "png"):
         options = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
