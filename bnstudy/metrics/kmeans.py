@@ -9,7 +9,6 @@ from torch import Tensor
 from bnstudy.randomness import generator_for
 
 ITERATIONS = 100
-TOLERANCE = 1e-4
 CACHED = 2**19  # numbers
 
 
@@ -37,7 +36,7 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
         starts = torch.stack(
             [squared_distances[one[:k]].argmin(0) for k in some for one in centres]
         )
-        clusters, spreads = lloyd(squared_distances, starts, max(some), TOLERANCE)
+        clusters, spreads = lloyd(squared_distances, starts, max(some))
         best = spreads.view(len(some), restarts).argmin(1)
         found += list(clusters.view(len(some), restarts, -1)[range(len(some)), best])
     return found
@@ -54,17 +53,13 @@ def _groups(ks: Sequence[int], times: int) -> Iterator[list[int]]:
     yield group
 
 
-def lloyd(
-    squared_distances: Tensor, clusters: Tensor, k: int, tolerance: float = 0
-) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from given clusters until none changes, or little is gained.
+def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from given clusters until none changes.
 
     Args:
         squared_distances: Between N samples, N x N, symmetric.
         clusters: Of each start, int64, starts x N, from 0 to k - 1. Empty ones stay empty.
         k: How many clusters, at most.
-        tolerance: A start is done when an iteration makes its sum of squared distances less by at
-            most this share of it.
 
     Returns:
         The clusters that each start leads to, int64, starts x N; and the sum of the samples'
@@ -72,7 +67,6 @@ def lloyd(
     """
     found = clusters.clone()
     spreads = clusters.new_empty(len(clusters), dtype=torch.float64)
-    before = torch.full_like(spreads, math.inf)
     going = torch.arange(len(clusters), device=clusters.device)
     change = squared_distances.new_zeros(len(clusters), k, clusters.shape[1])
     change.scatter_(1, clusters[:, None], 1)
@@ -86,13 +80,12 @@ def lloyd(
         offset = torch.where(sizes > 0, -spread, math.inf)[:, :, None]
         least, nearest = torch.addcmul(offset, sums, 1 / sizes.clamp_min(1)[:, :, None]).min(1)
         moved = nearest != clusters
-        total = least.double().sum(1)
-        done = ~moved.any(1) | (before - total <= tolerance * total) | (iteration == ITERATIONS - 1)
+        done = ~moved.any(1) | (iteration == ITERATIONS - 1)
         found[going[done]] = nearest[done]
-        spreads[going[done]] = total[done]
+        spreads[going[done]] = least[done].double().sum(1)
         if done.all():
             break
-        going, moved, before = going[~done], moved[~done], total[~done]
+        going, moved = going[~done], moved[~done]
         clusters_before, clusters = clusters[~done], nearest[~done]
         # Late iterations move few samples: only their part of the sums is brought up to date.
         columns = moved.any(0).nonzero().flatten()
