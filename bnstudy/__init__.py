@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from bnstudy.metrics import METRICS, SIMILARITIES, chosen, evaluate
     from bnstudy.representations import Layer, Tap, capture
 
+__version__ = "0.1.0"
+
 __all__ = ["METRICS", "SIMILARITIES", "Layer", "Tap", "capture", "chosen", "evaluate"]
 
 

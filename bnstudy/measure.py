@@ -112,6 +112,23 @@ def measure_checkpoints(
         record.save()
 
 
+def progress_bar(of: str) -> Progress:
+    """How many are done, gone when all are.
+
+    Args:
+        of: What is counted.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(of),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
 def runs_below(folder: Path) -> list[Path]:
     """The cells in a study's folder, or the one that the folder is.
 
@@ -183,16 +200,7 @@ def measure(arguments: Sequence[str]) -> None:
     splits = [options.split] if options.split else SPLITS
 
     failed = 0
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("runs"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    with bar:
+    with progress_bar("runs") as bar:
         task = bar.add_task("", total=len(cells))
         for cell in cells:
 

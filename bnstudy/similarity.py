@@ -9,20 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bnstudy.build import build, load_weights
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
+from bnstudy.measure import console, progress_bar
 from bnstudy.metrics import SIMILARITIES, Similarity
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.environment import environment
 from bnstudy.runs.record import Record
 from bnstudy.study.heat_map import draw
 from bnstudy.terms import SITES, SPLITS, Split
-
-console = Console(highlight=False, soft_wrap=True)
 
 HELP = """\
 How alike the layers of two runs are, or those of one run to each other: linear CKA, debiased CKA
@@ -181,15 +178,7 @@ def _matrices(
     sides: Sequence[Side], split: Split, samples: int, sites: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], tuple[list[str], list[str]]]:
     """By similarity, its matrix; and the names of the rows and columns."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    with bar:
+    with progress_bar("pairs of layers") as bar:
         task = bar.add_task("reading representations", total=None)
         of_sides = [side.layers(split, samples, sites) for side in sides]
         rows, columns = of_sides[0], of_sides[-1]

@@ -1,6 +1,6 @@
 """Pure functions from a layer's representations to a number, and their registry."""
 
-from bnstudy.metrics import (  # noqa: F401  (they declare the metrics, in this order)
+from bnstudy.metrics import (  # noqa: F401  (they declare the metrics)
     class_clustering,
     geometry,
     implicit_clustering,

@@ -95,10 +95,8 @@ def _unbiased_hsic(one: Layer, other: Layer) -> float:
         raise Undefined("there are fewer than 4 samples")
     k, m = one.gram.diagonal().double(), other.gram.diagonal().double()
     inner = _inner(one.gram, other.gram) - (k @ m).item()  # of the matrices without diagonals
-    rows, others = (
-        (one.gram.sum(1, dtype=torch.float64) - k),
-        (other.gram.sum(1, dtype=torch.float64) - m),
-    )
+    rows = one.gram.sum(1, dtype=torch.float64) - k
+    others = other.gram.sum(1, dtype=torch.float64) - m
     sums = (rows.sum() * others.sum() / ((n - 1) * (n - 2))).item()
     return inner + sums - 2 / (n - 2) * (rows @ others).item()
 

@@ -71,8 +71,6 @@ class Layer:
                 f"{tuple(activations.shape)} activations and {tuple(labels.shape)} labels"
             )
         activations = activations.detach()
-        if activations.dtype == torch.float64:
-            activations = activations.float()
         # Channels first in memory as well: a block of channels is then read in long runs.
         self.activations: Tensor | None = activations.contiguous().reshape(
             *activations.shape[:2], activations.shape[2:].numel()
