@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from bnstudy.randomness import generator_for
 
 ITERATIONS = 100
-CACHED = 2**19  # numbers
+CACHED = 2**20  # numbers
 
 
 def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[Tensor]:
@@ -30,12 +31,12 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
     """
     generator = generator_for("k-means")
     most = max(ks)
-    centres = [_plus_plus(squared_distances, most, generator) for _ in range(restarts)]
+    nearest = torch.stack(
+        [_plus_plus(squared_distances, most, generator) for _ in range(restarts)], 1
+    )
     found = []
     for some in _groups(ks, restarts * len(squared_distances)):
-        starts = torch.stack(
-            [squared_distances[one[:k]].argmin(0) for k in some for one in centres]
-        )
+        starts = torch.cat([nearest[k - 1] for k in some])
         clusters, spreads = lloyd(squared_distances, starts, max(some))
         best = spreads.view(len(some), restarts).argmin(1)
         found += list(clusters.view(len(some), restarts, -1)[range(len(some)), best])
@@ -68,55 +69,67 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
     found = clusters.clone()
     spreads = clusters.new_empty(len(clusters), dtype=torch.float64)
     going = torch.arange(len(clusters), device=clusters.device)
-    change = squared_distances.new_zeros(len(clusters), k, clusters.shape[1])
-    change.scatter_(1, clusters[:, None], 1)
-    sums = (change.flatten(0, 1) @ squared_distances).view_as(change)  # of distances to a cluster
+    clusters = clusters.clone()
+    start, sample = torch.ones_like(clusters).nonzero(as_tuple=True)
+    bags = start * k + clusters.flatten()
+    # Of each sample's distances to those of a cluster: (starts k) x N.
+    sums = _sums_of_rows(squared_distances, sample, bags, len(clusters) * k)
     for iteration in range(ITERATIONS):
-        sizes = sums.new_zeros(sums.shape[:2])
+        sums_by_start = sums.unflatten(0, (-1, k))
+        sizes = sums.new_zeros(len(clusters), k)
         sizes.scatter_add_(1, clusters, sizes.new_ones(clusters.shape))
-        own = sums.gather(1, clusters[:, None]).squeeze(1)
+        own = sums_by_start.gather(1, clusters[:, None]).squeeze(1)
         spread = torch.zeros_like(sizes).scatter_add_(1, clusters, own) / (2 * sizes**2)
         # An empty cluster is infinitely far: 0 / 0 + inf.
-        offset = torch.where(sizes > 0, -spread, math.inf)[:, :, None]
-        least, nearest = torch.addcmul(offset, sums, 1 / sizes.clamp_min(1)[:, :, None]).min(1)
-        moved = nearest != clusters
+        offset = torch.where(sizes > 0, -spread, math.inf)
+        to_means = (sums_by_start / sizes.clamp_min(1)[:, :, None]).add_(offset[:, :, None])
+        least = to_means.amin(1)  # many times as fast as argmin, which only few samples need
+        moved = to_means.gather(1, clusters[:, None]).squeeze(1) > least
+        start, sample = moved.nonzero(as_tuple=True)
+        before = clusters[start, sample]
+        after = to_means[start, :, sample].argmin(1)
+        clusters[start, sample] = after
         done = ~moved.any(1) | (iteration == ITERATIONS - 1)
-        found[going[done]] = nearest[done]
-        spreads[going[done]] = least[done].double().sum(1)
-        if done.all():
-            break
-        going, moved = going[~done], moved[~done]
-        clusters_before, clusters = clusters[~done], nearest[~done]
-        # Late iterations move few samples: only their part of the sums is brought up to date.
-        columns = moved.any(0).nonzero().flatten()
-        change = sums.new_zeros(len(clusters), k, len(columns))
-        change.scatter_(1, clusters[:, None, columns], 1)
-        change.scatter_add_(
-            1,
-            clusters_before[:, None, columns],
-            change.new_full((1,), -1).expand(len(clusters), 1, len(columns)),
-        )
-        sums = torch.addmm(
-            sums[~done].flatten(0, 1), change.flatten(0, 1), squared_distances[columns]
-        ).view(len(clusters), k, -1)
+        if done.any():
+            found[going[done]] = clusters[done]
+            spreads[going[done]] = least[done].double().sum(1)
+            if done.all():
+                break
+            going, clusters = going[~done], clusters[~done]
+            sums = sums_by_start[~done].flatten(0, 1)
+            start = (~done).cumsum(0)[start] - 1
+        # Only the moved samples' part of the sums is brought up to date.
+        bags = start * k
+        sums += _sums_of_rows(squared_distances, sample, bags + after, len(sums))
+        sums -= _sums_of_rows(squared_distances, sample, bags + before, len(sums))
     return found, spreads
 
 
+def _sums_of_rows(matrix: Tensor, rows: Tensor, bags: Tensor, count: int) -> Tensor:
+    """For each of so many bags, the sum of the rows that are in it: count x columns."""
+    order = bags.argsort()
+    first = torch.searchsorted(bags[order], torch.arange(count, device=bags.device))
+    return embedding_bag(rows[order], matrix, first, mode="sum")
+
+
 def _plus_plus(squared_distances: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++: of a few candidates each time the one that helps most; int64, k."""
+    """Greedy k-means++: of a few candidates each time the one that helps most.
+
+    Returns:
+        For the first centre, the first two, ... the first k, which one is nearest: int64, k x N.
+    """
     count = len(squared_distances)
     candidates = 2 + int(math.log(k))
     # Drawn on the CPU, so that every device draws the same.
     draws = torch.rand(k, candidates, generator=generator, dtype=torch.float64)
     draws = draws.to(squared_distances.device)
-    centres = squared_distances.new_empty(k, dtype=torch.int64)
-    centres[0] = (draws[0, 0] * count).long()
-    closest = squared_distances[centres[0]]
+    nearest = squared_distances.new_zeros(k, count, dtype=torch.int64)
+    closest = squared_distances[(draws[0, 0] * count).long()]
     for number in range(1, k):
         total = closest.double().cumsum(0)
         drawn = torch.searchsorted(total, draws[number] * total[-1]).clamp_max(count - 1)
         improved = torch.minimum(closest, squared_distances[drawn])
-        best = improved.double().sum(1).argmin()
-        centres[number] = drawn[best]
-        closest = improved[best]
-    return centres
+        best = improved[improved.double().sum(1).argmin()]
+        nearest[number] = torch.where(best < closest, number, nearest[number - 1])
+        closest = best
+    return nearest

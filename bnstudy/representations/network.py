@@ -1,5 +1,6 @@
 """What a network makes of its representations, for the metrics that need to know."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from bnstudy.representations.taps import FEATURES, Call, Taps
 
 Batch = tuple[Tensor, Tensor]
+
+TRIED = 16  # samples with which it is tried whether all places can be mixed in one pass
+SAME = 0.01  # of the spread of the logits over samples: by how much two ways may differ
 
 
 class NetworkView:
@@ -63,7 +67,8 @@ class NetworkView:
                 else:  # the logits depend on none of these places
                     gradients = tuple(map(torch.zeros_like, at))
             for call, gradient in zip(kept, gradients, strict=True):
-                slope = gradient.flatten(1).double().norm(dim=1)
+                dims = list(range(1, gradient.ndim))
+                slope = torch.linalg.vector_norm(gradient, dim=dims, dtype=torch.float64)
                 margins.setdefault(call, []).append(gaps.detach().double() / slope)
         return {call: torch.cat(parts) for call, parts in margins.items()}
 
@@ -73,20 +78,77 @@ class NetworkView:
         Each two consecutive samples of a class are mixed. What does not pass through the layer, a
         shortcut around it, stays each sample's own. NaN where no class has two samples.
         """
+        if self._mixed_accuracies is not None:
+            return self._mixed_accuracies[at]
+        correct = count = 0
+        for inputs, labels in _pairs(self.batches):
+            correct += _correct(self._mixed_at(at, inputs), labels)
+            count += len(labels)
+        return correct / count if count else torch.nan
+
+    @cached_property
+    def _mixed_accuracies(self) -> dict[Call, float] | None:
+        """The accuracies at all places from one pass; None where the network does not allow it."""
+        correct: Counter[Call] = Counter()
+        count = 0
+        for inputs, labels in _pairs(self.small_batches):
+            if count == 0 and not self._mixes_together(inputs[:TRIED]):
+                return None
+            for call, logits in self._mixed_everywhere(inputs).items():
+                correct[call] += _correct(logits, labels[::2])
+            count += len(labels) // 2
+        return {call: correct[call] / count for call in correct} or None
+
+    def _mixed_at(self, at: Call, inputs: Tensor) -> Tensor:
+        """Logits of N inputs, each two consecutive ones mixed at one place: N x classes."""
 
         def mix(call: Call, output: Tensor) -> Tensor | None:
             if call != at:
                 return None
-            mixed: Tensor = output.unflatten(0, (-1, 2)).mean(1)
-            return mixed.repeat_interleave(2, 0)
+            instead = torch.empty_like(output)
+            instead[0::2] = instead[1::2] = _mixed(output)
+            return instead
 
-        correct = count = 0
         with torch.no_grad(), self.taps.hooked(mix) as run:
-            for inputs, labels in _pairs(self.batches):
-                predicted = run(inputs).argmax(1)
-                correct += int((predicted == labels.to(predicted.device)).sum())
-                count += len(labels)
-        return correct / count if count else torch.nan
+            logits: Tensor = run(inputs)
+        return logits
+
+    def _mixed_everywhere(self, inputs: Tensor) -> dict[Call, Tensor]:
+        """Logits of the mixed pairs of N inputs, by place: N/2 x classes each.
+
+        At each place the samples are mixed, and the pairs go on behind the samples, and behind the
+        pairs that were mixed before, as if they were more samples.
+
+        Raises:
+            RuntimeError: There is a way around one of the places.
+        """
+        pairs = len(inputs) // 2
+        places: list[Call] = []
+
+        def mix(call: Call, output: Tensor) -> Tensor:
+            places.append(call)
+            if len(output) != (len(places) + 1) * pairs:
+                raise RuntimeError(f"{call.module} does not read what the places before it put out")
+            return torch.cat([output, _mixed(output[: 2 * pairs])])
+
+        with torch.no_grad(), self.taps.hooked(mix) as run:
+            logits: Tensor = run(inputs)
+        if len(logits) != (len(places) + 2) * pairs:
+            raise RuntimeError("the output does not depend on the last place")
+        return dict(zip(places, logits.split(pairs)[2:], strict=True))
+
+    def _mixes_together(self, inputs: Tensor) -> bool:
+        """Whether mixing at all places at once comes to the same as at one after the other."""
+        try:
+            together = self._mixed_everywhere(inputs)
+        except Exception:  # whatever a network makes of more samples than it was given
+            return False
+        for call, logits in together.items():
+            alone = self._mixed_at(call, inputs)[::2]
+            spread = (alone.amax(0) - alone.amin(0)).amax()
+            if not (logits - alone).abs().amax() <= SAME * spread:
+                return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -123,6 +185,15 @@ class View:
         module = taps.modules[self.call.module]
         is_features = taps.places[self.call.module][1] == FEATURES
         return module.weight.detach() if is_features and isinstance(module, nn.Linear) else None
+
+
+def _mixed(output: Tensor) -> Tensor:
+    """The mean of each two consecutive samples."""
+    return (output[0::2] + output[1::2]) / 2  # keeps the memory format that convolutions like
+
+
+def _correct(logits: Tensor, labels: Tensor) -> int:
+    return int((logits.argmax(1) == labels.to(logits.device)).sum())
 
 
 def is_logits(output: object, labels: Tensor) -> bool:

@@ -4,7 +4,7 @@ A layer that does not fit in memory is read a block at a time; one that does is 
 well, so that what is computed on the way stays small.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -91,6 +91,11 @@ def _parts(block: Tensor) -> Iterator[Tensor]:
     return iter(block.split(max(1, PART // max(1, block[:1].numel()))))
 
 
+def _as_numbers(compare: Callable[..., Tensor], part: Tensor) -> Tensor:
+    """1.0 where a comparison with 0 holds, 0.0 elsewhere: several times as fast as a bool."""
+    return compare(part, 0, out=torch.empty_like(part))
+
+
 class Activity(Sums):
     """Where a layer is silent, how large it gets, and whether it is the same for all samples.
 
@@ -115,8 +120,8 @@ class Activity(Sums):
         low = high = block[:0].sum(0)  # of each unit over samples, from 0
         first = True
         for part in _parts(block):
-            zeros = (part == 0).sum(2, dtype=torch.int32)
-            self.zeros[channels] += zeros.sum(0)
+            zeros = _as_numbers(torch.eq, part).sum(2, dtype=torch.float32)
+            self.zeros[channels] += zeros.sum(0).long()
             self.silent_maps[channels] += (zeros == part.shape[2]).sum(0)
             smallest, largest = part.amin(0), part.amax(0)
             low = smallest if first else torch.minimum(low, smallest)
@@ -162,7 +167,7 @@ class Moments(Sums):
             scaled = part.float() * scale
             stop = start + len(part)
             sums[0] += scaled.sum((0, 2))
-            sums[4] += (scaled <= 0).sum((0, 2))
+            sums[4] += _as_numbers(torch.le, scaled).sum((0, 2))
             square = scaled.square()
             size = scaled.abs_()
             self.absolute[start:stop] += size.sum((1, 2)).double() / scale

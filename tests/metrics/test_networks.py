@@ -123,6 +123,95 @@ def test_mixup_accuracy_is_that_of_a_naive_forward_pass(size: int, num_classes: 
         assert ours == pytest.approx(naive_mixup(model, place, batches), abs=1e-6)
 
 
+class Shortcut(nn.Module):
+    """What it puts out has passed some of its layers, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.classifier = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.one(x)
+        return self.classifier(x + self.other(x))
+
+
+class Parallel(nn.Module):
+    """Two layers read the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.classifier = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.cat([self.one(x), self.other(x)], 1))
+
+
+class OwnBatchSize(nn.Module):
+    """It remembers how many samples there are, and makes sure of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(6, 6)
+        self.classifier = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        assert len(y) == len(x)
+        return self.classifier(y)
+
+
+class AcrossSamples(nn.Module):
+    """The samples of a batch are not independent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(6, 6)
+        self.classifier = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.classifier(y - 3 * y.mean(0))
+
+
+@pytest.mark.parametrize("network", [Shortcut, Parallel, OwnBatchSize, AcrossSamples])
+def test_mixup_accuracy_where_it_takes_a_pass_for_each_layer(network: type[nn.Module]) -> None:
+    torch.manual_seed(3)
+    model = network().eval()
+    inputs, labels = torch.randn(80, 6), torch.arange(4).repeat_interleave(20)  # pairs in order
+    for layer in capture(
+        model, [(inputs, labels)], ["one", "other"][: hasattr(model, "other") + 1]
+    ):
+
+        def mix(module: nn.Module, _: object, output: Tensor) -> Tensor:
+            return output.unflatten(0, (-1, 2)).mean(1).repeat_interleave(2, 0)
+
+        handle = model.get_submodule(layer.name).register_forward_hook(mix)
+        with torch.no_grad():
+            expected = (model(inputs).argmax(1) == labels).double().mean().item()
+        handle.remove()
+        assert METRICS["mixup_accuracy"](layer) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.Identity])
+def test_all_layers_of_a_network_without_shortcuts_are_mixed_in_one_pass(
+    norm: type[nn.Module],
+) -> None:
+    model, batches = trained(10, norm), images(150, 10, 50)
+    passes: list[int] = []
+    handle = model.register_forward_hook(lambda *_: passes.append(1))
+    layers = layers_of(model, batches)
+    assert len(layers) == 7
+    for place, layer in layers.items():
+        if place != "flatten":
+            expected = naive_mixup(model, place, batches)
+            assert METRICS["mixup_accuracy"](layer) == pytest.approx(expected, abs=1e-6)
+    handle.remove()
+    # To know the shapes; to read; to try it once with all layers and with each; to mix.
+    assert sum(passes) <= 2 * (1 + 3) + (1 + 6) + 3
+
+
 def test_a_class_that_is_alone_in_its_batches_is_mixed_as_well() -> None:
     inputs = torch.eye(3).repeat(2, 1)
     labels = torch.arange(3).repeat(2)
