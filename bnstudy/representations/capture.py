@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
+from bnstudy.representations.memory import give_back_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
 from bnstudy.representations.sums import (
     BLOCK,
@@ -203,7 +204,9 @@ def _read(
     unread = {call: output.channels for call, output in outputs.items()}
     in_blocks: dict[Call, list[Sums]] = {}
     for items in _passes(outputs, limit):
+        give_back_memory()
         held, labels = _hold(network, items)
+        give_back_memory()
         first_labels = labels if first_labels is None else first_labels
         if not torch.equal(labels, first_labels):
             raise ValueError("batches: not the same samples in the same order again")

@@ -8,11 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from bnstudy.representations.memory import give_back_memory
 from bnstudy.representations.taps import FEATURES, Call, Taps
 
 Batch = tuple[Tensor, Tensor]
 
 TRIED = 16  # samples with which it is tried whether all places can be mixed in one pass
+BATCHES = 8  # after which memory is given back: it takes a while, and so does getting it again
 SAME = 0.01  # of the spread of the logits over samples: by how much two ways may differ
 
 
@@ -45,7 +47,7 @@ class NetworkView:
         1803.05598; Jiang et al. 2019, arXiv 1810.00113).
         """
         margins: dict[Call, list[Tensor]] = {}
-        for inputs, labels in self.small_batches:
+        for number, (inputs, labels) in enumerate(self.small_batches, start=1):
             kept: dict[Call, Tensor] = {}
 
             def keep(call: Call, output: Tensor, kept: dict[Call, Tensor] = kept) -> Tensor:
@@ -70,6 +72,9 @@ class NetworkView:
                 dims = list(range(1, gradient.ndim))
                 slope = torch.linalg.vector_norm(gradient, dim=dims, dtype=torch.float64)
                 margins.setdefault(call, []).append(gaps.detach().double() / slope)
+            del kept, at, logits, others, gaps, gradients, gradient
+            if number % BATCHES == 0:
+                give_back_memory()
         return {call: torch.cat(parts) for call, parts in margins.items()}
 
     def mixed_accuracy(self, at: Call) -> float:
@@ -91,12 +96,14 @@ class NetworkView:
         """The accuracies at all places from one pass; None where the network does not allow it."""
         correct: Counter[Call] = Counter()
         count = 0
-        for inputs, labels in _pairs(self.small_batches):
-            if count == 0 and not self._mixes_together(inputs[:TRIED]):
+        for number, (inputs, labels) in enumerate(_pairs(self.small_batches), start=1):
+            if number == 1 and not self._mixes_together(inputs[:TRIED]):
                 return None
             for call, logits in self._mixed_everywhere(inputs).items():
                 correct[call] += _correct(logits, labels[::2])
             count += len(labels) // 2
+            if number % BATCHES == 0:
+                give_back_memory()
         return {call: correct[call] / count for call in correct} or None
 
     def _mixed_at(self, at: Call, inputs: Tensor) -> Tensor:
