@@ -1,7 +1,6 @@
 """The data, the network and the trainer that a configuration describes."""
 
 import pickle
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,14 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from bnstudy.data import ImageDataModule
 from bnstudy.errors import UserError
-from bnstudy.models import Classifier, initialize
-from bnstudy.models.normalization import normalization
+from bnstudy.models import Classifier, FrozenBatchNorm, Normalization, initialize, recalibrate
+from bnstudy.models.regularizers import Regularizer, regularizer
 from bnstudy.runs.record import Record
+from bnstudy.runs.twin import final_sparsity, find_twin
 
 
 def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Classifier]:
@@ -36,14 +37,37 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
             f"data: not the images that {record.folder} was trained on (their SHA-256 differs)\n"
             "Put those back, or choose another study=NAME"
         )
-    network = _make(
+    network: nn.Module = _make(
         config["model"],
         input_shape=data.input_shape,
         num_classes=data.num_classes,
-        norm=partial(normalization, **config["norm"]),
+        norm=Normalization(
+            **config["norm"], synchronized=config["trainer"].get("sync_batchnorm", False)
+        ),
     )
     initialize(network, config["seed"])
-    return data, Classifier(network, data.num_classes, config["optim"])
+    if any(isinstance(module, FrozenBatchNorm) for module in network.modules()):
+        recalibrate(network, data.probe("train"))
+    classifier = Classifier(
+        network,
+        data.num_classes,
+        config["optim"],
+        config["seed"],
+        _regularizer(network, config, record),
+        config["trainer"]["compile"],
+    )
+    return data, classifier
+
+
+def _regularizer(network: nn.Module, config: dict[str, Any], record: Record) -> Regularizer | None:
+    """The run's regularizer; a target that is another run's is noted in the record."""
+    options = dict(config["regularizer"])
+    if isinstance(norm := options.get("target"), str):
+        if "target_sparsity" not in record.description:
+            twin = find_twin(record.folder.parent, config, norm)
+            record.description["target_sparsity"] = final_sparsity(twin)
+        options["target"] = record.description["target_sparsity"]
+    return regularizer(network, **options)
 
 
 def load_weights(classifier: Classifier, checkpoint: Path) -> int:
@@ -89,7 +113,7 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
     """
     try:
         trainer: L.Trainer = instantiate(
-            config["trainer"],
+            {key: value for key, value in config["trainer"].items() if key != "compile"},
             callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,

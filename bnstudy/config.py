@@ -22,6 +22,8 @@ CONFIG_FOLDER = next(
 )
 
 SCHEDULES = ("constant", "cosine")
+# What may be given for each norm, as {batchnorm: 0.1, none: 0.01}.
+OF_EACH_NORM = (("optim", "lr"), ("model", "residual_init"))
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Rule:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _integer(minimum: int) -> Rule:
@@ -67,10 +73,22 @@ RULES: dict[str, Rule] = {
     "study": _folder_name,
     "cell": _folder_name,
     "model.depth": _integer(1),
-    "model.width": _integer(1),
+    "model.width": _positive,
+    "model.residual_init": _choice("he", "zero", "fixup"),
     "norm.eps": _positive,
     "norm.momentum": _fraction,
     "norm.num_groups": _integer(1),
+    "norm.ghost_size": _integer(2),
+    "norm.position": _choice("pre", "post"),
+    "regularizer.strength": _not_negative,
+    "regularizer.layers": Rule(
+        "a list of layers' names or patterns, such as [block04]",
+        lambda value: isinstance(value, list) and value != [] and all(map(_is_text, value)),
+    ),
+    "regularizer.target": Rule(
+        "a share from 0 to 1, or a norm's name",
+        lambda value: _is_text(value) or (_number(value) and 0 <= value <= 1),
+    ),
     "optim.lr": _positive,
     "optim.momentum": _fraction,
     "optim.weight_decay": _not_negative,
@@ -81,6 +99,7 @@ RULES: dict[str, Rule] = {
         ),
     ),
     "optim.schedule": _choice(*SCHEDULES),
+    "optim.trainable": _choice("all", "norm"),
     "data.batch_size": _integer(1),
     "data.flip": _boolean,
     "data.shift": _integer(0),
@@ -88,6 +107,7 @@ RULES: dict[str, Rule] = {
     "trainer.max_epochs": _integer(1),
     "trainer.limit_train_batches": _positive,
     "trainer.limit_val_batches": _positive,
+    "trainer.compile": _boolean,
     "logger.mode": _optional(_choice("online", "offline", "disabled")),
     "metrics.every_n_epochs": _integer(1),
     "metrics.sites": Rule(
@@ -133,24 +153,25 @@ FIXED = {
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain values, every interpolation resolved.
 
-    A learning rate given for each norm is replaced by the one of this run's norm, so that the
+    Where a value is given for each norm, the one of this run's norm takes its place, so that the
     result says what is used.
 
     Raises:
-        UserError: A value is missing, or the learning rate of this run's norm is.
+        UserError: A value is missing, or that of this run's norm is.
     """
     try:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
-    rate = config["optim"]["lr"]
-    if isinstance(rate, dict):
-        norm = config["norm"]["name"]
-        if norm not in rate:
-            raise UserError(
-                f"optim.lr={rate} has no learning rate for norm={norm}; add {norm}: NUMBER to it"
-            )
-        config["optim"]["lr"] = rate[norm]
+    norm = config["norm"]["name"]
+    for group, key in OF_EACH_NORM:
+        value = config[group].get(key)
+        if isinstance(value, dict):
+            if norm not in value:
+                raise UserError(
+                    f"{group}.{key}={value} says nothing for norm={norm}; add {norm}: ... to it"
+                )
+            config[group][key] = value[norm]
     return config
 
 

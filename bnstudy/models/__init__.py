@@ -1,7 +1,23 @@
 """The networks, their normalization layers, and the LightningModule that trains them."""
 
+from bnstudy.models.batchnorm_parts import FrozenBatchNorm
 from bnstudy.models.classifier import Classifier
 from bnstudy.models.cnn import CNN
 from bnstudy.models.initialization import initialize
+from bnstudy.models.normalization import Normalization
+from bnstudy.models.recalibration import recalibrate
+from bnstudy.models.resnet import ResNet
+from bnstudy.models.torchvision import torchvision_network
+from bnstudy.models.vgg import VGG
 
-__all__ = ["CNN", "Classifier", "initialize"]
+__all__ = [
+    "CNN",
+    "VGG",
+    "Classifier",
+    "FrozenBatchNorm",
+    "Normalization",
+    "ResNet",
+    "initialize",
+    "recalibrate",
+    "torchvision_network",
+]

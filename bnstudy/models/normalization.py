@@ -1,10 +1,91 @@
-"""The normalization layers, by name."""
+"""The normalization of a network: what conf/norm describes."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from bnstudy.errors import UserError
+from bnstudy.models.batchnorm_parts import (
+    CenteringBatchNorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    ScalingBatchNorm,
+)
+from bnstudy.models.norm_layers import (
+    ChannelAffine,
+    FilterResponseNorm,
+    WeightStandardizedConv2d,
+)
+
+
+Position = Literal["pre", "post"]
+
+
+class Normalization:
+    """Makes a network's normalization layers, and its convolutions, which one norm changes.
+
+    Args:
+        name: One of the files in conf/norm.
+        position: Where in a block the layer stands: before the activation or after it.
+        synchronized: Whether batch statistics are those of all processes of a distributed run.
+        options: What else that file says.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        position: Position = "pre",
+        synchronized: bool = False,
+        **options: Any,
+    ) -> None:
+        self.name = name
+        self.position = position
+        self.synchronized = synchronized
+        self.options = options
+
+    def layer(self, num_channels: int) -> nn.Module:
+        """The layer that normalizes N x `num_channels` x H x W activations, of the same shape.
+
+        `none` is the identity: its module stays in place, so that names do not depend on the norm.
+
+        Raises:
+            UserError: The options do not fit the number of channels.
+        """
+        options = self.options
+        match self.name:
+            case "none":
+                return nn.Identity()
+            case "batchnorm":
+                return nn.BatchNorm2d(num_channels, **options)
+            case "batchnorm_noaffine":
+                return nn.BatchNorm2d(num_channels, affine=False, **options)
+            case "batchnorm_centering":
+                return CenteringBatchNorm(num_channels, self.synchronized, **options)
+            case "batchnorm_scaling":
+                return ScalingBatchNorm(num_channels, self.synchronized, **options)
+            case "batchnorm_frozen":
+                return FrozenBatchNorm(num_channels, **options)
+            case "ghostbatchnorm":
+                return GhostBatchNorm(num_channels, **options)
+            case "affine":
+                return ChannelAffine(num_channels)
+            case "layernorm":  # over channels and positions: one group
+                return _group_norm(num_channels, num_groups=1, **options)
+            case "groupnorm" | "weightstandardization":
+                return _group_norm(num_channels, **options)
+            case "instancenorm":
+                return nn.InstanceNorm2d(num_channels, affine=True, **options)
+            case "filterresponse":
+                return FilterResponseNorm(num_channels, **options)
+            case _:
+                raise UserError(f"norm.name={self.name} is not known; choose a norm with norm=...")
+
+    def convolution(self, *args: Any, **kwargs: Any) -> nn.Conv2d:
+        """A convolution with the arguments of `torch.nn.Conv2d`."""
+        if self.name == "weightstandardization":
+            return WeightStandardizedConv2d(*args, **kwargs)
+        return nn.Conv2d(*args, **kwargs)
 
 
 def _group_norm(num_channels: int, num_groups: int, eps: float) -> nn.Module:
@@ -14,31 +95,3 @@ def _group_norm(num_channels: int, num_groups: int, eps: float) -> nn.Module:
             "set norm.num_groups or model.width so that it does"
         )
     return nn.GroupNorm(num_groups, num_channels, eps)
-
-
-def normalization(num_channels: int, name: str, **options: Any) -> nn.Module:
-    """The layer that normalizes N x `num_channels` x H x W activations, of the same shape.
-
-    `none` is the identity: its module stays in place, so that names do not depend on the norm.
-
-    Args:
-        num_channels: C.
-        name: One of the files in conf/norm.
-        options: What else that file says.
-
-    Raises:
-        UserError: The options do not fit the number of channels.
-    """
-    match name:
-        case "batchnorm":
-            return nn.BatchNorm2d(num_channels, **options)
-        case "none":
-            return nn.Identity(**options)
-        case "layernorm":  # over channels and positions: one group
-            return _group_norm(num_channels, num_groups=1, **options)
-        case "groupnorm":
-            return _group_norm(num_channels, **options)
-        case "instancenorm":
-            return nn.InstanceNorm2d(num_channels, affine=True, **options)
-        case _:
-            raise UserError(f"norm.name={name} is not known; choose a norm with norm=...")

@@ -45,6 +45,10 @@ class Call:
     module: str
     number: int
 
+    def within(self, layer: str) -> str:
+        """The name of the layer that this call computes, in a layer that may have several."""
+        return f"{layer}#{self.number}" if self.number > 1 else layer
+
 
 Hook = Callable[[Call, Tensor], Tensor | None]
 
@@ -53,9 +57,9 @@ class Taps:
     """The modules of a network whose representations are read.
 
     A module's site is the last part of its name where that is `conv`, `norm` or `act`, as in
-    `bnstudy.models.cnn.ConvBlock`, and the block is the layer. Any other module's site follows from
-    its type (convolution, normalization, activation function), and it is a layer of its own. The
-    site `features` is the input of the last linear layer.
+    `bnstudy.models.blocks.ConvBlock`, and the block is the layer. Any other module is a layer of
+    its own, and its site is what its attribute `site` says or follows from its type (convolution,
+    normalization, activation function). The site `features` is the input of the last linear layer.
 
     Args:
         model: The network; `torch.compile`d and data-parallel ones are run without their wrapping.
@@ -110,17 +114,24 @@ class Taps:
 
     def taps(self, calls: Sequence[Call]) -> dict[Call, Tap]:
         """The taps of the calls that a forward pass makes, given in their order."""
-        parents = [layer.split(".")[:-1] for layer, _ in self.places.values()]
-        same = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
-        shared = len(list(same))
+        names = self.layer_names()
         indices: dict[str, int] = {}
         taps = {}
         for call in calls:
-            layer, site = self.places[call.module]
-            again = f"#{call.number}" if call.number > 1 else ""
-            layer = ".".join(layer.split(".")[shared:]) + again
+            layer = call.within(names[call.module])
+            site = self.places[call.module][1]
             taps[call] = Tap(indices.setdefault(layer, len(indices)), layer, site)
         return taps
+
+    def layer_names(self) -> dict[str, str]:
+        """By name of each module that is read, its layer's, without what all begin with."""
+        parents = [layer.split(".")[:-1] for layer, _ in self.places.values()]
+        same = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+        shared = len(list(same))
+        return {
+            module: ".".join(layer.split(".")[shared:])
+            for module, (layer, _) in self.places.items()
+        }
 
     @contextmanager
     def hooked(self, hook: Hook) -> Iterator[Callable[[Tensor], Any]]:
@@ -180,6 +191,8 @@ def _place(name: str, module: nn.Module) -> tuple[str, str]:
     block, _, last = name.rpartition(".")
     if block and last in SITE_TYPES:
         return block, last
+    if (declared := getattr(module, "site", None)) in SITE_TYPES:
+        return name, declared
     for site, types in SITE_TYPES.items():
         if isinstance(module, types):
             return name, site

@@ -18,13 +18,14 @@ WITHOUT_EFFECT = {
         "_target_",
         "accelerator",
         "benchmark",
+        "compile",
         "detect_anomaly",
         "log_every_n_steps",
         "profiler",
         "strategy",
     },
 }
-GROUPS = ("model", "norm", "data", "optim", "trainer", "probe")
+GROUPS = ("model", "norm", "data", "optim", "regularizer", "trainer", "probe")
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +58,16 @@ def identity(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()
 
 
+def _cell_name(*, _root_: DictConfig) -> str:
+    """What people tell a cell by, of what its model has: none-depth4-width16-seed0."""
+    model, regularizer = _root_.model, _root_.regularizer.name
+    parts = [_root_.norm.name]
+    parts += [regularizer] if regularizer != "none" else []
+    parts += [model.name] if "name" in model else []
+    parts += [f"{key}{model[key]}" for key in ("depth", "width") if key in model]
+    return "-".join([*parts, f"seed{_root_.seed}"])
+
+
 def _cell_folder(*, _root_: DictConfig) -> str:
     """The name of the run's folder: `cell` for people, then 8 digits of the identity."""
     config = resolve(OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"]))
@@ -64,7 +75,8 @@ def _cell_folder(*, _root_: DictConfig) -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${cell_folder:}` and `${folder_name:PATH}` known to OmegaConf."""
+    """Make `${cell_name:}`, `${cell_folder:}` and `${folder_name:PATH}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("cell_name", _cell_name, replace=True)
     OmegaConf.register_new_resolver("cell_folder", _cell_folder, replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(path).expanduser().resolve().name, replace=True

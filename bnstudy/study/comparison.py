@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from bnstudy.config import OF_EACH_NORM
 from bnstudy.errors import UserError
 from bnstudy.runs.identity import essence
 from bnstudy.runs.record import WHOLE_MODEL, Record
@@ -37,6 +38,8 @@ PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
 }
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
+TREATMENT = ("norm.", "regularizer.")  # keys of what is compared
+
 Key = tuple[str, str, int, str]  # split, metric, layer's index, layer
 
 
@@ -46,7 +49,7 @@ class Cell:
 
     Attributes:
         group: What it shares with the runs it is compared with, but for the seed.
-        variant: Its normalization.
+        variant: Its normalization, and its regularizer if it has one.
         diverged: Whether its loss was ever not finite.
         values: Of its last epoch, by split, metric and layer.
     """
@@ -127,31 +130,35 @@ def _table(study: Path, records: Sequence[Record]) -> Table:
 def _cells(records: Sequence[Record]) -> list[Cell]:
     values = _last_values([record.table_path for record in records])
     flat = [essence(record.description["config"]) for record in records]
-    norms = [record.description["choices"]["norm"] for record in records]
-    # A variant is a norm with its options, where those were swept. A learning rate that each norm
-    # has one of belongs to it as well: it may be the norm's own.
-    of_norm = [
-        [config for config, name in zip(flat, norms, strict=True) if name == norm]
-        for norm in set(norms)
+    names = [_treatment(record) for record in records]
+    # A variant is a norm, with a regularizer where there is one, and their options where those were
+    # swept. What each has one value of, as a learning rate, belongs to it: it may be its own.
+    of_name = [
+        [config for config, other in zip(flat, names, strict=True) if other == name]
+        for name in set(names)
     ]
-    variant_keys = {
-        key for configs in of_norm for key in _varying(configs) if key.startswith("norm.")
-    }
-    if not any("optim.lr" in _varying(configs) for configs in of_norm):
-        variant_keys |= _varying(flat) & {"optim.lr"}
+    swept = {key for configs in of_name for key in _varying(configs)}
+    variant_keys = {key for key in swept if key.startswith(TREATMENT)}
+    variant_keys |= _varying(flat) & {f"{group}.{key}" for group, key in OF_EACH_NORM} - swept
     group_keys = (
-        {key for key in _varying(flat) if not key.startswith("norm.")} - variant_keys - {"seed"}
+        {key for key in _varying(flat) if not key.startswith(TREATMENT)} - variant_keys - {"seed"}
     )
 
     return [
         Cell(
             group=_describe(config, group_keys) or f"{config['trainer.max_epochs']} epochs",
-            variant=f"{norm} {_describe(config, variant_keys)}".strip(),
+            variant=f"{name} {_describe(config, variant_keys)}".strip(),
             diverged=record.status == "diverged",
             values=values[record.folder.name],
         )
-        for record, config, norm in zip(records, flat, norms, strict=True)
+        for record, config, name in zip(records, flat, names, strict=True)
     ]
+
+
+def _treatment(record: Record) -> str:
+    """The norm of a run, and what its training was regularized by."""
+    norm, regularizer = (record.description["choices"][key] for key in ("norm", "regularizer"))
+    return str(norm) if regularizer == "none" else f"{norm} + {regularizer}"
 
 
 def _varying(configs: Sequence[dict[str, Any]]) -> set[str]:

@@ -1,0 +1,140 @@
+"""Residual networks in their form for CIFAR, and the same without their shortcuts."""
+
+from collections import OrderedDict
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bnstudy.errors import UserError
+from bnstudy.models.blocks import ConvBlock, scaled
+from bnstudy.models.normalization import Normalization
+
+CHANNELS = (16, 32, 64)  # of the stages
+CONVOLUTIONS_PER_BLOCK = 2
+SMALLEST_IMAGE = 5  # the last stage's maps are then 2x2: some norms cannot normalize 1x1
+
+ResidualInit = Literal["he", "zero", "fixup"]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, and around them a shortcut without parameters, or none.
+
+    The shortcut takes every `stride`-th position and has zeros in the channels that are new (option
+    A of He et al. 2016).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: Normalization,
+        stride: int,
+        has_shortcut: bool,
+    ) -> None:
+        super().__init__()
+        self.first = ConvBlock(in_channels, out_channels, norm, stride)
+        self.second = ConvBlock(out_channels, out_channels, norm)
+        self.stride, self.new_channels = stride, out_channels - in_channels
+        self.has_shortcut = has_shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up."""
+        shortcut = self.shortcut(x) if self.has_shortcut else None
+        activations: Tensor = self.second(self.first(x), shortcut)
+        return activations
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The input in the shape of the output."""
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if self.new_channels:
+            x = functional.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        return x
+
+
+class ResNet(nn.Sequential):
+    """The CIFAR networks of He, Zhang, Ren and Sun 2016, arXiv 1512.03385, section 4.2.
+
+    One convolution, then three stages of n residual blocks, of 16, 32 and 64 channels, the later
+    two halving the size; the mean over positions; one linear layer. The published parameter counts
+    (Table 6: 0.27 million at depth 20, 0.85 at 56, 1.7 at 110) are without the convolutions'
+    biases, which are kept here for the norms that have no shift: 688 at depth 20.
+
+    Args:
+        depth: 6n + 2 layers: 20, 32, 44, 56, 110, ...
+        width: Multiplies the channels of all layers; 1 is the paper's.
+        shortcuts: Without them it is the paper's plain network, with the same weights.
+        residual_init: How the residual branches start: `he` as every layer; `zero` with the last
+            convolution of each branch at 0; `fixup` with that, the first one scaled by one over the
+            square root of the number of branches, and the linear layer at 0 (rules 1 and 2 of
+            Zhang, Dauphin and Ma 2019, arXiv 1901.09321; the convolutions' biases stand for the
+            scalar biases of rule 3, whose multipliers are left out).
+        input_shape: Channels, height and width of an image.
+        num_classes: Length of the output.
+        norm: Makes the normalization layers.
+
+    Raises:
+        UserError: There is no such depth, the images are too small, or a plain network is asked to
+            begin with zeros.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: float,
+        *,
+        shortcuts: bool = True,
+        residual_init: ResidualInit = "he",
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        norm: Normalization,
+    ) -> None:
+        blocks, rest = divmod(depth - 2, len(CHANNELS) * CONVOLUTIONS_PER_BLOCK)
+        if blocks < 1 or rest:
+            near = max(blocks, 1) * 6 + 2
+            raise UserError(
+                f"model.depth={depth} is not allowed; it takes 6n + 2, such as {near} or {near + 6}"
+            )
+        if residual_init != "he" and not shortcuts:
+            raise UserError(
+                f"model.residual_init={residual_init} needs shortcuts: without them nothing would "
+                "get through; leave it at he"
+            )
+        channels, height, width_of_image = input_shape
+        if min(height, width_of_image) < SMALLEST_IMAGE:
+            raise UserError(
+                f"{height}x{width_of_image} images are too small for this network; it takes at "
+                f"least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}"
+            )
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["stem"] = ConvBlock(channels, scaled(CHANNELS[0], width), norm)
+        channels = scaled(CHANNELS[0], width)
+        for stage, stage_channels in enumerate(CHANNELS, start=1):
+            stage_blocks: OrderedDict[str, nn.Module] = OrderedDict()
+            for number in range(1, blocks + 1):
+                stride = 2 if stage > 1 and number == 1 else 1
+                out_channels = scaled(stage_channels, width)
+                stage_blocks[f"block{number:02d}"] = ResidualBlock(
+                    channels, out_channels, norm, stride, shortcuts
+                )
+                channels = out_channels
+            layers[f"stage{stage}"] = nn.Sequential(stage_blocks)
+        layers["pool"] = nn.AdaptiveAvgPool2d(1)
+        layers["flatten"] = nn.Flatten()
+        layers["classifier"] = nn.Linear(channels, num_classes)
+        super().__init__(layers)
+        self.num_branches = len(CHANNELS) * blocks
+        self.residual_init = residual_init
+
+    def initial_scales(self) -> dict[str, float]:
+        """By a layer's name, the factor to its initial weights, where it is not 1."""
+        if self.residual_init == "he":
+            return {}
+        branches = [name for name, part in self.named_modules() if isinstance(part, ResidualBlock)]
+        scales = {f"{name}.second.conv": 0.0 for name in branches}
+        if self.residual_init == "fixup":
+            # L^(-1/(2m - 2)) for L branches of m = 2 convolutions
+            first = self.num_branches ** (-1 / (2 * CONVOLUTIONS_PER_BLOCK - 2))
+            scales |= {f"{name}.first.conv": first for name in branches} | {"classifier": 0.0}
+        return scales
