@@ -17,7 +17,6 @@ from bnstudy.models.norm_layers import (
     WeightStandardizedConv2d,
 )
 
-
 Position = Literal["pre", "post"]
 
 

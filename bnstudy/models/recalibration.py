@@ -35,7 +35,8 @@ def recalibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
         batches: (inputs, labels).
     """
     layers = with_running_statistics(network).values()
-    if not layers:
+    place = next((layer.running_mean for layer in layers), None)
+    if place is None:
         return
     with ExitStack() as stack:
         for module in network.modules():
@@ -46,8 +47,6 @@ def recalibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
             layer.reset_running_stats()
             layer.momentum = None  # of all batches alike
             layer.train()
-        place = next(buffer for layer in layers for buffer in (layer.running_mean,))
-        assert place is not None
         with torch.no_grad():
             for inputs, _ in batches:
                 network(inputs.to(place.device, place.dtype))

@@ -17,7 +17,8 @@ from torch.nn import functional
 from bnstudy.errors import UserError
 from bnstudy.representations.taps import Call, Taps
 
-SURROGATE_WIDTH = 0.2  # of the sigmoid that stands for the ReLU's step, in standard deviations
+SURROGATE_WIDTH = 0.2  # of the sigmoid that stands for the ReLU's step, in root mean squares
+MULTIPLIER_RATE = 0.01  # a batch's part in a multiplier: at 1 the shares of zeros oscillate
 
 
 class Activation(NamedTuple):
@@ -126,10 +127,10 @@ class Cluster(Regularizer):
 class TargetSparsity(Regularizer):
     """Steers each layer's share of zeros to a target: the method of multipliers.
 
-    For the gap g between a layer's share and its target, m g + g^2 / 2 is added, and after each
-    batch its multiplier m grows by g: it settles where the gap is 0 on average. (Hestenes 1969,
-    doi 10.1007/BF00927673, with one gradient step instead of a minimization.) The share is counted
-    exactly; its gradient is that of a sigmoid in the place of the step (a straight-through
+    For the gap g between a layer's share and its target, m g + g^2 / 2 is added, and with each
+    batch its multiplier m grows by a part of g: it settles where the gap is 0 on average. (Hestenes
+    1969, doi 10.1007/BF00927673, with one gradient step instead of a minimization.) The share is
+    counted exactly; its gradient is that of a sigmoid in the place of the step (a straight-through
     estimator: Bengio, Leonard and Courville 2013, arXiv 1308.3432), so that silent units can be
     brought back, which an L1 penalty cannot do.
 
@@ -161,13 +162,14 @@ class TargetSparsity(Regularizer):
             gaps[one.layer].append(_share_of_zeros(one) - target)
         gap = torch.stack([torch.stack(of_layer).mean() for of_layer in gaps.values()])
         penalty = self.multipliers.clone() @ gap + gap.square().sum() / 2
-        self.multipliers += gap.detach()
+        self.multipliers += MULTIPLIER_RATE * gap.detach()
         return penalty
 
 
 def _share_of_zeros(activation: Activation) -> Tensor:
     before = activation.before.float()
-    smooth = torch.sigmoid(-before / (SURROGATE_WIDTH * before.detach().std() + 1e-12)).mean()
+    size = before.detach().square().mean().sqrt().clamp_min(torch.finfo(before.dtype).tiny)
+    smooth = torch.sigmoid(-before / (SURROGATE_WIDTH * size)).mean()
     exact = (activation.after == 0).float().mean()
     return smooth + (exact - smooth).detach()
 

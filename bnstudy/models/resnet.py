@@ -75,8 +75,8 @@ class ResNet(nn.Sequential):
         norm: Makes the normalization layers.
 
     Raises:
-        UserError: There is no such depth, the images are too small, or a plain network is asked to
-            begin with zeros.
+        UserError: There is no such depth, the images are too small, a plain network is asked to
+            begin with zeros, or the norm would leave nothing of the image.
     """
 
     def __init__(
@@ -106,6 +106,11 @@ class ResNet(nn.Sequential):
             raise UserError(
                 f"{height}x{width_of_image} images are too small for this network; it takes at "
                 f"least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}"
+            )
+        if (norm.name, norm.position) == ("instancenorm", "post"):
+            raise UserError(
+                "norm=instancenorm norm.position=post leaves nothing to learn from here: the mean "
+                "over positions, which the last layer reads, is the same for every image"
             )
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["stem"] = ConvBlock(channels, scaled(CHANNELS[0], width), norm)

@@ -33,10 +33,15 @@ class SweepProgress(Callback):
         SweepProgress.current = self
         self.output_root = Path(config.output_root)
         self.began = time.time()
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        # An experiment's own grid, of which the command line takes the place key by key.
+        grid = [
+            f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()
+        ]
+        overrides = OverridesParser.create().parse_overrides([*grid, *config.hydra.overrides.task])
+        axes = {override.key_or_group: override for override in overrides}
         self.total = math.prod(
             len(list(override.sweep_string_iterator()))
-            for override in overrides
+            for override in axes.values()
             if override.is_sweep_override()
         )
 

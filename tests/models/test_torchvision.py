@@ -1,0 +1,82 @@
+"""torchvision's classifiers with another normalization."""
+
+from collections import Counter
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from bnstudy.errors import UserError
+from bnstudy.models import initialize, torchvision_network
+from bnstudy.models.norm_layers import ChannelAffine, WeightStandardizedConv2d
+from bnstudy.representations import capture
+from tests.models.conftest import COLOUR, GREY, normalization, weighted
+
+
+def kinds(model: nn.Module) -> Counter[type]:
+    return Counter(type(module) for module in model.modules())
+
+
+def test_batchnorm_is_the_network_as_it_comes() -> None:
+    ours = torchvision_network("resnet18", norm=normalization("batchnorm"), **COLOUR)
+    theirs = torchvision.models.resnet18(weights=None, num_classes=10)
+    assert kinds(ours) == kinds(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("norm", "instead"),
+    [
+        ("none", nn.Identity),
+        ("groupnorm", nn.GroupNorm),
+        ("affine", ChannelAffine),
+        ("weightstandardization", nn.GroupNorm),
+    ],
+)
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
+def test_every_batchnorm_is_replaced(name: str, norm: str, instead: type) -> None:
+    reference = torchvision_network(name, norm=normalization("batchnorm"), **COLOUR)
+    ours = torchvision_network(name, norm=normalization(norm), **COLOUR)
+    for model in (reference, ours):
+        initialize(model, 0)
+    found, expected = kinds(ours), kinds(reference)
+    assert nn.BatchNorm2d not in found
+    assert found[instead] - expected[instead] == expected[nn.BatchNorm2d] > 0
+    convolution = WeightStandardizedConv2d if norm == "weightstandardization" else nn.Conv2d
+    assert found[convolution] == expected[nn.Conv2d]
+    for (layer, one), other in zip(
+        weighted(ours).items(), weighted(reference).values(), strict=True
+    ):
+        assert torch.equal(one.weight, other.weight), layer
+    assert ours(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_grey_images_are_shown_in_colour_and_norms_are_read() -> None:
+    ours = torchvision_network("resnet18", norm=normalization("affine"), **GREY)
+    batches = [(torch.randn(6, 1, 28, 28), torch.arange(6) % 2)]
+    names = [layer.name for layer in capture(ours, batches, sites=["norm"])]
+    assert names[:2] == ["bn1", "layer1.0.bn1"]
+    assert len(names) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "words"),
+    [
+        ("resnet81", "none", "resnet81 is not one of torchvision's classifiers; near: .*resnet18"),
+        ("alexnet", "none", "alexnet has no BatchNorm"),
+        ("convnext_tiny", "none", "LayerNorm beside it"),
+        ("densenet121", "groupnorm", "cannot take 28x28 images"),
+        ("resnet18", "instancenorm", "with norm=instancenorm cannot take 28x28 images"),
+    ],
+)
+def test_what_cannot_be_is_refused(name: str, norm: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        torchvision_network(name, norm=normalization(norm), **GREY)
+
+
+def test_the_position_is_torchvisions() -> None:
+    with pytest.raises(UserError, match=r"norm.position=post is not possible"):
+        torchvision_network("resnet18", norm=normalization("batchnorm", position="post"), **COLOUR)
