@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from bnstudy.data import ImageDataModule
+from bnstudy.data.module import EVALUATION_BATCH
 from bnstudy.errors import UserError
 from bnstudy.models import Classifier, FrozenBatchNorm, Normalization, initialize, recalibrate
 from bnstudy.models.regularizers import Regularizer, regularizer
@@ -47,7 +48,7 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
     )
     initialize(network, config["seed"])
     if any(isinstance(module, FrozenBatchNorm) for module in network.modules()):
-        recalibrate(network, data.probe("train"))
+        recalibrate(network, data.probe("train").mixed(EVALUATION_BATCH))
     classifier = Classifier(
         network,
         data.num_classes,

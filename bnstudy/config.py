@@ -115,6 +115,15 @@ RULES: dict[str, Rule] = {
         lambda value: isinstance(value, list) and value != [] and set(value) <= set(SITES),
     ),
     "metrics.memory_budget": _positive,
+    "callbacks.loss_landscape.every_n_steps": _integer(1),
+    "callbacks.loss_landscape.step_sizes": Rule(
+        "a list of numbers above 0, such as [0.01,0.1]",
+        lambda value: (
+            isinstance(value, list) and value != [] and all(map(_positive.accepts, value))
+        ),
+    ),
+    "callbacks.gradient_norms.every_n_steps": _integer(1),
+    "callbacks.activation_drift.memory_budget": _positive,
     "metrics.names": Rule("a list of metrics' names", lambda value: isinstance(value, list)),
     "probe.train": _optional(_integer(1)),
     "probe.test": _optional(_integer(1)),
@@ -182,8 +191,10 @@ def validate(config: dict[str, Any]) -> None:
         UserError: A value is not allowed.
     """
     for key, rule in RULES.items():
-        group, _, name = key.rpartition(".")
-        values = config.get(group, {}) if group else config
+        *groups, name = key.split(".")
+        values = config
+        for group in groups:
+            values = values.get(group, {})
         if name in values and not rule.accepts(values[name]):
             raise UserError(f"{key}={values[name]} is not allowed; it takes {rule.allowed}")
     for key in FIXED & config.get("trainer", {}).keys():
@@ -233,6 +244,10 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
     parent = error.parent_node
     allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
     near = difflib.get_close_matches(key.rpartition(".")[2], allowed)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(allowed)}"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"there are {', '.join(allowed) or 'none'}"
+    )
     add = f", or add it to Lightning's with +{given}" if key.startswith("trainer.") else ""
     return f"{given}: there is no such key; {hint}{add}"

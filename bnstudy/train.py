@@ -68,6 +68,7 @@ def run(cfg: DictConfig) -> Outcome:
             record.remove_parts()  # now: a run killed before this line has its table, and its parts
             tell_result(record)
             measure_missing(record, config["metrics"])
+            tell_not_measured(record, list(config["callbacks"]))
         return Outcome(record, trained)
 
 
@@ -92,9 +93,13 @@ def fit(record: Record, config: dict[str, Any]) -> None:
             **config["metrics"],
             on_layer=progress.say,
         )
-        recorder = Recorder(record, metrics, config["checkpoint_epochs"])
+        optimization = [instantiate(node) for node in config["callbacks"].values()]
+        recorder = Recorder(record, [metrics, *optimization], config["checkpoint_epochs"])
         record.description["metrics"] |= metrics.directions()
-        trainer = build_trainer(config, callbacks=[metrics, recorder, progress])
+        asked = list(config["callbacks"])
+        had = record.description.get("callbacks", []) if checkpoint else asked
+        record.description["callbacks"] = [name for name in asked if name in had]
+        trainer = build_trainer(config, callbacks=[metrics, *optimization, recorder, progress])
         logger = config["logger"] if first else {"_target_": "bnstudy.loggers.no_logger"}
         with instantiate(logger, record=record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
@@ -124,6 +129,17 @@ def tell_result(record: Record) -> None:
     final = record.description["final"]
     accuracy = f"test accuracy {final['test_accuracy']:.2%}"
     console.print(f"{record.folder}: {record.status}, {accuracy} after {final['epoch']} epochs")
+
+
+def tell_not_measured(record: Record, callbacks: list[str]) -> None:
+    """Say which of the callbacks now asked for a run did not have from its beginning to its end."""
+    had = record.description.get("callbacks", [])
+    if without := [name for name in callbacks if name not in had]:
+        console.print(
+            f"  trained without callbacks={','.join(without)}, which cannot be measured later; "
+            "choose another study=NAME to train it with them",
+            style="yellow",
+        )
 
 
 def cell_of_job() -> Path:

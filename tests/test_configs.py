@@ -14,7 +14,14 @@ from tests.conftest import SMALL, CommandLine, description, only_cell
 
 Compose = Callable[..., DictConfig]
 
-FAST = ("debug=fast", "model.depth=1", "model.width=4", "metrics.names=[unit_sparsity,silhouette]")
+FAST = ("debug=fast", "metrics.names=[unit_sparsity,silhouette]")
+SMALLEST = {
+    "model=cnn": ("model.depth=1", "model.width=4"),
+    "model=vgg": ("model.depth=11", "model.width=0.0625"),
+    "model=resnet": ("model.depth=8", "model.width=0.25"),
+    "model=plain": ("model.depth=8", "model.width=0.25"),
+    "model=torchvision": ("data=mnist5k",),
+}
 
 
 def options(group: str) -> list[str]:
@@ -44,14 +51,17 @@ def test_it_composes(composed: Compose, choice: str) -> None:
         choice
         for choice in ALL
         # torchvision's data sets run in tests/data/test_torchvision.py, on files made there;
-        # several processes in tests/test_ddp.py.
+        # several processes in tests/test_ddp.py; experiments in tests/test_experiments.py.
         if choice not in [f"data={name}" for name in DOWNLOADED]
         and choice != "trainer=ddp"
+        and not choice.startswith("experiment=")
         and (choice != "trainer=gpu" or torch.cuda.is_available())
     ],
 )
 def test_it_runs(command_line: CommandLine, tmp_path: Path, choice: str) -> None:
-    extra = []
+    extra = list(SMALLEST.get(choice, SMALLEST["model=cnn"]))
+    if choice == "regularizer=target_sparsity":
+        extra.append("regularizer.target=0.4")
     if choice == "data=image_folder":
         for split in ("train", "test"):
             for shade in (0, 255):
@@ -59,7 +69,7 @@ def test_it_runs(command_line: CommandLine, tmp_path: Path, choice: str) -> None
                 folder.mkdir(parents=True)
                 for number in range(6):
                     Image.new("L", (8, 8), abs(shade - number)).save(folder / f"{number}.png")
-        extra = [
+        extra += [
             "data.root=images",
             f"data.cache={tmp_path}/cache",
             "probe.train=12",
@@ -81,6 +91,11 @@ def test_every_rule_is_about_a_key_that_exists(composed: Compose) -> None:
             if isinstance(values, dict)
             for key in values
         }
+        known |= {
+            f"callbacks.{name}.{key}"
+            for name, options in config["callbacks"].items()
+            for key in options
+        }
     assert RULES.keys() <= known
 
 
@@ -89,6 +104,7 @@ def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Co
     for same in (
         "logger=csv",
         "metrics=none",
+        "callbacks=all",
         "data.root=elsewhere",
         "study=other",
         "trainer.accelerator=cpu",

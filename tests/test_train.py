@@ -197,7 +197,16 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
     [
         (["norm=bogus"], ["norm=bogus", "batchnorm", "none"]),
         (["model.depth=0"], ["model.depth=0", "at least 1"]),
-        (["model.width=-3"], ["model.width=-3", "at least 1"]),
+        (["model=vgg", "model.depth=12"], ["model.depth=12", "11, 13, 16, 19"]),
+        (["model=resnet", "model.depth=21"], ["model.depth=21", "20 or 26"]),
+        (["model=torchvision", "model.name=resnet81"], ["model.name=resnet81", "resnet18"]),
+        (["model=resnet", "model.residual_init={none:he}"], ["residual_init", "norm=batchnorm"]),
+        (["norm=none", "optim.trainable=norm"], ["optim.trainable=norm", "take another norm"]),
+        (["norm.position=mid"], ["norm.position=mid", "pre, post"]),
+        (["regularizer=cluster", "regularizer.layers=[block9]"], ["block9", "block01"]),
+        (["norm=none", "regularizer=target_sparsity"], ["regularizer.target=batchnorm", "first"]),
+        (["regularizer=target_sparsity", "regularizer.target=2"], ["target=2", "from 0 to 1"]),
+        (["model.width=-3"], ["model.width=-3", "above 0"]),
         (["model.depth=40"], ["model.depth=40", "28x28", "1 to 8"]),
         (["model.dept=3"], ["model.dept=3", "depth"]),
         (["optim.lr=abc"], ["optim.lr=abc", "above 0"]),
@@ -354,5 +363,10 @@ def test_what_was_not_measured_on_the_way_is_measured_or_told(
 def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:
     result = command_line("--help")
     assert result.returncode == 0
-    for words in ("norm: batchnorm, groupnorm", "data: cifar10", "model.depth=", "seed=0,1,2,3"):
+    for words in (
+        "norm: affine, batchnorm, batchnorm_centering",
+        "data: cifar10",
+        "model.depth=",
+        "seed=0,1,2,3",
+    ):
         assert words in result.stdout

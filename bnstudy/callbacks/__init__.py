@@ -1,7 +1,19 @@
-"""What happens at an epoch's end: measure, record, show."""
+"""What happens while a network is trained: measure, record, show."""
 
+from bnstudy.callbacks.activation_drift import ActivationDrift
+from bnstudy.callbacks.batch_statistics import BatchStatistics
+from bnstudy.callbacks.gradient_norms import GradientNorms
+from bnstudy.callbacks.loss_landscape import LossLandscape
 from bnstudy.callbacks.progress import Progress
 from bnstudy.callbacks.recorder import Recorder
 from bnstudy.callbacks.representation_metrics import RepresentationMetrics
 
-__all__ = ["Progress", "Recorder", "RepresentationMetrics"]
+__all__ = [
+    "ActivationDrift",
+    "BatchStatistics",
+    "GradientNorms",
+    "LossLandscape",
+    "Progress",
+    "Recorder",
+    "RepresentationMetrics",
+]

@@ -1,15 +1,27 @@
 """Keeping the record of a run while it is trained."""
 
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import lightning as L
 
-from bnstudy.callbacks.representation_metrics import RepresentationMetrics
 from bnstudy.files import replacing
 from bnstudy.runs.record import WHOLE_MODEL, Record, Row
 from bnstudy.terms import SPLITS
+
+
+class Measurement(Protocol):
+    """What measures, before the recorder is called.
+
+    Attributes:
+        rows: The latest ones.
+        seconds: What all of it took so far.
+    """
+
+    rows: list[Row]
+    seconds: float
 
 
 class Recorder(L.Callback):
@@ -22,18 +34,18 @@ class Recorder(L.Callback):
 
     Args:
         record: Of this run.
-        measured: Measures the layers, before this callback is called.
+        measurements: Whose rows are recorded: callbacks that are called before this one.
         checkpoint_epochs: Whose weights are kept besides the last ones.
     """
 
     def __init__(
         self,
         record: Record,
-        measured: RepresentationMetrics,
+        measurements: Sequence[Measurement],
         checkpoint_epochs: list[int] | Literal["all"],
     ) -> None:
         self.record = record
-        self.measured = measured
+        self.measurements = measurements
         self.checkpoint_epochs = checkpoint_epochs
         self.performance: dict[tuple[str, str], float] = {}
 
@@ -65,9 +77,9 @@ class Recorder(L.Callback):
                 )
                 for (split, metric), value in self.performance.items()
             ]
-            rows += [row for row in self.measured.rows if row.epoch == epoch]
+            rows += [row for one in self.measurements for row in one.rows if row.epoch == epoch]
             self.record.write_part(epoch, rows)
-            self.record.note(measure_seconds=self.measured.seconds)
+            self.record.note(measure_seconds=sum(one.seconds for one in self.measurements))
             values = {f"{split}/{name}": value for (split, name), value in self.performance.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": epoch}, step=step)

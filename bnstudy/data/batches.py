@@ -111,6 +111,19 @@ class Batches:
                 images = self.augment(images, generator)
             yield images[self.rank :: self.world_size], labels[self.rank :: self.world_size]
 
+    def mixed(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples in an order of no meaning, always the same, in batches of nearly one size.
+
+        A data set may be sorted by class, and a batch of one class has other statistics.
+
+        Args:
+            size: Of a batch: as near to it as possible and, with enough samples, not below.
+        """
+        count = len(self.labels)
+        order = torch.randperm(count, generator=generator_for("mixed")).to(self.labels.device)
+        for batch in order.tensor_split(max(1, count // size)):
+            yield self.normalize(self.images[batch]), self.labels[batch]
+
     def _smallest(self) -> int:
         """Of a last batch: where it is trained on, every process needs a sample of it."""
         return self.world_size if self.shuffle else 1

@@ -45,7 +45,7 @@ class Row(NamedTuple):
         split: train or test.
         layer_index: In the order of computation, from 0; -1 for the whole model.
         layer: The layer's name.
-        site: conv, norm, act or features; None for the whole model.
+        site: conv, norm, act, features or linear; None for the whole model.
         metric: Its name.
         value: NaN where it is undefined.
         reason: Why it is undefined; None where it is not.

@@ -1,0 +1,84 @@
+"""How large the gradient is in each layer."""
+
+from collections import defaultdict
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bnstudy.callbacks.optimization import (
+    OptimizationMetrics,
+    network_of,
+    probe_of,
+    rows_of,
+    taps_of,
+)
+from bnstudy.representations import Tap
+
+SITES = {nn.Conv1d: "conv", nn.Conv2d: "conv", nn.Conv3d: "conv", nn.Linear: "linear"}
+
+
+class GradientNorms(OptimizationMetrics):
+    """`gradient_norm`: L2 norm of a layer's weight gradient, mean over an epoch's steps.
+
+    Of every convolution and linear layer whose weights are trained, at the sites `conv` and
+    `linear`. The gradient is that of the whole loss, as it reaches the optimizer but before it is
+    clipped: of all processes, and in mixed precision unscaled.
+
+    Args:
+        every_n_steps: Counted are step 0, n, 2n, ... of the training.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        super().__init__()
+        self.every_n_steps = every_n_steps
+        self.taps: dict[str, Tap] = {}
+        self.weights: dict[str, nn.Parameter] = {}
+        self.norms: dict[str, list[Tensor]] = defaultdict(list)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the layers."""
+        network = network_of(pl_module)
+        inputs, _ = next(iter(probe_of(trainer, "train")))
+        sites = {
+            name: site
+            for name, module in network.named_modules()
+            for kind, site in SITES.items()
+            if isinstance(module, kind)
+        }
+        self.taps = {
+            name: Tap(tap.layer_index, tap.layer, sites[name])
+            for name, tap in taps_of(network, sites, inputs[:1]).items()
+        }
+        self.weights = {
+            name: module.weight for name, module in network.named_modules() if name in self.taps
+        }
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start anew."""
+        self.norms.clear()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Take the norms of the step if it is due."""
+        if trainer.global_step % self.every_n_steps:
+            return
+        with self.timed():
+            for name, weight in self.weights.items():
+                if weight.grad is not None:
+                    norm = torch.linalg.vector_norm(weight.grad, dtype=torch.float64)
+                    self.norms[name].append(norm)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Average over the epoch's steps."""
+        epoch = trainer.current_epoch + 1
+        rows = []
+        for name, tap in self.taps.items():
+            if name in self.norms:
+                mean = {"gradient_norm": torch.stack(self.norms[name]).mean().item()}
+                rows += rows_of(
+                    mean, tap, epoch, trainer.global_step, reason="a gradient is not finite"
+                )
+        self.publish(trainer, epoch, rows)

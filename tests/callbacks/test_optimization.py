@@ -1,0 +1,251 @@
+"""The callbacks of the optimization side, as users ask for them."""
+
+import csv
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from bnstudy.callbacks import ActivationDrift, BatchStatistics, GradientNorms, LossLandscape
+from bnstudy.config import resolve
+from bnstudy.models import Classifier
+from tests.callbacks.training import small_network, train
+from tests.conftest import SMALL, CommandLine, Result, description, only_cell
+
+RUN = (*SMALL, "metrics.names=[unit_sparsity,mean]", "metrics.sites=[conv,act]")
+ALL = ("callbacks=all", "callbacks.loss_landscape.every_n_steps=3")
+WHOLE_MODEL = ["loss_range", "first_order_error", "gradient_change", "beta_smoothness"]
+BY_LAYER = {"gradient_norm", "mean_drift", "std_drift", "running_mean_error"}
+BY_LAYER |= {"running_variance_error"}
+PERFORMANCE = {
+    f"{name}_{metric}"
+    for name in ("probe", "recalibrated", "batch_statistics")
+    for metric in ("loss", "accuracy")
+}
+
+
+def table(cell: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(cell / "metrics.parquet").to_pylist()
+    return rows
+
+
+def weights(cell: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(cell / "checkpoints" / "last.ckpt", weights_only=True)
+    state: dict[str, torch.Tensor] = content["state_dict"]
+    return state
+
+
+def is_optimization(row: dict[str, Any]) -> bool:
+    return row["metric"] in {*WHOLE_MODEL, *BY_LAYER, *PERFORMANCE}
+
+
+def cell_of(tmp_path: Path, study: str) -> Path:
+    (cell,) = (tmp_path / "multirun" / study).glob("*/")
+    return cell
+
+
+def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    for study, callbacks in (("without", ()), ("with", ALL)):
+        result = command_line(*RUN, *callbacks, f"study={study}", "logger=csv")
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+    without, having = cell_of(tmp_path, "without"), cell_of(tmp_path, "with")
+    assert without.name == having.name  # the same identity
+    assert description(without)["callbacks"] == []
+    assert description(having)["callbacks"] == [
+        *("loss_landscape", "gradient_norms", "activation_drift", "batch_statistics")
+    ]
+    ours, theirs = weights(having), weights(without)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    rows = table(having)
+    assert [row for row in rows if not is_optimization(row)] == table(without)
+
+    added = [row for row in rows if is_optimization(row)]
+    assert all(row["reason"] is None and math.isfinite(row["value"]) for row in added)
+    for name in WHOLE_MODEL:
+        found = [row for row in added if row["metric"] == name]
+        assert [(row["epoch"], row["layer"], row["layer_index"]) for row in found] == [
+            (epoch, "model", -1) for epoch in (1, 2)
+        ]
+    for name in PERFORMANCE:
+        found = [row for row in added if row["metric"] == name]
+        assert {(row["epoch"], row["split"]) for row in found} == {
+            (epoch, split) for epoch in (0, 1, 2) for split in ("train", "test")
+        }
+    # They join with what was measured of the representations.
+    places = {(row["layer_index"], row["layer"], row["site"]) for row in table(without)}
+    sites = {
+        "gradient_norm": {"conv", "linear"},
+        "mean_drift": {"conv", "act"},
+        "running_variance_error": {"norm"},
+    }
+    for name, expected in sites.items():
+        found = [row for row in added if row["metric"] == name]
+        assert {row["site"] for row in found} == expected
+        assert {row["layer"] for row in found} - {"classifier"} == {"block01", "block02"}
+        for row in found:
+            if row["site"] in ("conv", "act"):
+                assert (row["layer_index"], row["layer"], row["site"]) in places
+
+    (file,) = having.glob("csv/*/metrics.csv")
+    with file.open() as lines:
+        logged = list(csv.DictReader(lines))
+    for name, epochs in {
+        "opt/beta_smoothness": ["1", "2"],
+        "opt/block01.conv/gradient_norm": ["1", "2"],
+        "opt/block02/mean_drift": ["1", "2"],
+        "opt/probe_loss": ["0", "1", "2"],
+        "opt/test/recalibrated_accuracy": ["0", "1", "2"],
+    }.items():
+        assert [row["epoch"] for row in logged if row[name]] == epochs
+    probes = [int(row["step"]) for row in logged if row["opt_step/beta_smoothness"]]
+    assert probes == [0, 3, 6, 9, 12, 15]
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_rows(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*RUN, *ALL, "trainer.max_epochs=3")
+
+    def crash(self: Classifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.current_epoch == 2 and batch_idx == 4:
+            raise RuntimeError("the power went out")
+        return training_step(self, batch, batch_idx)
+
+    training_step = Classifier.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", crash)
+        with pytest.raises(RuntimeError, match="the power went out"):
+            command_line(*arguments, "study=interrupted")
+    assert command_line(*arguments, "study=interrupted").returncode == 0
+    assert command_line(*arguments, "study=whole").returncode == 0
+    interrupted, whole = cell_of(tmp_path, "interrupted"), cell_of(tmp_path, "whole")
+    assert description(interrupted)["attempts"][1]["resumed_from_epoch"] == 2
+    assert table(interrupted) == table(whole)
+    assert len(description(interrupted)["callbacks"]) == 4
+    ours, theirs = weights(interrupted), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_what_a_complete_cell_was_trained_without_is_told(command_line: CommandLine) -> None:
+    def told(result: Result) -> list[str]:
+        assert result.returncode == 0, result.stderr
+        return [line for line in result.stdout.splitlines() if "trained without" in line]
+
+    arguments = (*SMALL, "metrics=none")
+    assert told(command_line(*arguments, "callbacks=gradient_norms")) == []
+    assert told(command_line(*arguments, "callbacks=gradient_norms")) == []
+    assert told(command_line(*arguments)) == []
+    (line,) = told(command_line(*arguments, "callbacks=[gradient_norms,activation_drift]"))
+    assert "callbacks=activation_drift," in line
+
+
+def test_those_added_to_a_run_that_goes_on_do_not_count_as_had(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*SMALL, "metrics=none")
+
+    def crash(self: Classifier) -> None:
+        if self.current_epoch == 1:
+            raise RuntimeError("the power went out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_train_epoch_start", crash)
+        with pytest.raises(RuntimeError, match="the power went out"):
+            command_line(*arguments, "callbacks=gradient_norms")
+    result = command_line(*arguments, "callbacks=[activation_drift,gradient_norms]")
+    assert "callbacks=activation_drift," in result.stdout
+    cell = only_cell(tmp_path / "multirun")
+    assert description(cell)["callbacks"] == ["gradient_norms"]
+    drift = [row["epoch"] for row in table(cell) if row["metric"] == "mean_drift"]
+    assert set(drift) == {2}
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("callbacks=[]", []),
+        ("callbacks=gradient_norms", ["gradient_norms"]),
+        ("callbacks=[loss_landscape,gradient_norms]", ["loss_landscape", "gradient_norms"]),
+    ],
+)
+def test_one_several_or_none_can_be_chosen(
+    composed: Callable[..., DictConfig], choice: str, names: list[str]
+) -> None:
+    assert list(resolve(composed(choice))["callbacks"]) == names
+
+
+@pytest.mark.parametrize(
+    ("argument", "allowed"),
+    [
+        ("callbacks.loss_landscape.every_n_steps=0", "at least 1"),
+        ("callbacks.loss_landscape.step_sizes=0.1", "above 0"),
+        ("callbacks.gradient_norms.every_n_steps=1.5", "an integer"),
+    ],
+)
+def test_a_mistake_in_an_option_is_told(
+    command_line: CommandLine, argument: str, allowed: str
+) -> None:
+    result = command_line(*SMALL, "callbacks=all", argument)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert argument in line
+    assert allowed in line
+
+
+def test_random_numbers_gradients_and_statistics_stay_as_they_were() -> None:
+    """Of a network with dropout, which draws from torch's global random numbers."""
+    callbacks = [
+        LossLandscape(1, [0.1, 1.0]),
+        GradientNorms(1),
+        ActivationDrift(1),
+        BatchStatistics(),
+    ]
+    plain = train(small_network(), epochs=3)
+    state = torch.get_rng_state()
+    watched = train(small_network(), *callbacks, epochs=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    theirs = plain.state_dict()
+    assert theirs.keys() == watched.state_dict().keys()
+    for name, value in watched.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+    assert [module.training for module in watched.modules()] == [
+        module.training for module in plain.modules()
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["batchnorm_scaling", "none"])
+def test_two_processes_find_the_same_as_one(tmp_path: Path, norm: str) -> None:
+    """Synchronized, the two halves of a batch have the whole's statistics (torch's: on GPUs)."""
+    values: dict[tuple[Any, ...], dict[str, float]] = {}
+    for trainer, more in (("default", ()), ("ddp", ("trainer.sync_batchnorm=true",))):
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "bnstudy.train"),
+                *(*RUN, *ALL, *more, "trainer.max_epochs=1", f"norm={norm}"),
+                *(f"trainer={trainer}", f"study={trainer}", "trainer.accelerator=cpu"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        for row in filter(is_optimization, table(cell_of(tmp_path, trainer))):
+            key = tuple(row[name] for name in ("epoch", "split", "layer", "site", "metric"))
+            values.setdefault(key, {})[trainer] = row["value"]
+    assert values
+    for key, value in values.items():
+        assert value["ddp"] == pytest.approx(value["default"], rel=1e-2, abs=1e-4), key

@@ -1,0 +1,71 @@
+"""Sparsity as its BatchNorm twin has it."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import SMALL, CommandLine, description
+
+TARGET = ("norm=none", "regularizer=target_sparsity")
+METRICS = "metrics.names=[unit_sparsity]"
+
+
+def cell(root: Path, beginning: str) -> Path:
+    (found,) = root.glob(f"multirun/*/{beginning}-depth*")
+    return found
+
+
+def test_the_targets_are_the_twins(command_line: CommandLine, tmp_path: Path) -> None:
+    rates = "optim.lr={batchnorm:0.05,none:0.01}"  # what may be each norm's own
+    assert command_line(*SMALL, METRICS, rates, "norm=batchnorm").returncode == 0
+    assert command_line(*SMALL, METRICS, rates, "norm=batchnorm", "seed=1").returncode == 0
+    result = command_line(*SMALL, METRICS, rates, *TARGET)
+    assert result.returncode == 0, result.stderr
+    (twin,) = tmp_path.glob("multirun/*/batchnorm-*-seed0-*")
+    rows = pq.read_table(twin / "metrics.parquet").to_pylist()
+    last = {
+        row["layer"]: row["value"]
+        for row in rows
+        if (row["epoch"], row["split"], row["metric"]) == (2, "train", "unit_sparsity")
+    }
+    run = description(cell(tmp_path, "none-target_sparsity"))
+    assert run["target_sparsity"] == last
+    assert last.keys() == {"block01", "block02"}
+    assert "none + target_sparsity" in command_line(*SMALL, METRICS, rates, *TARGET, "-m").stdout
+
+
+def test_a_twin_that_is_not_there_or_was_not_measured_is_told(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    result = command_line(*SMALL, METRICS, *TARGET)
+    assert result.returncode == 1
+    told, todo = result.stderr.splitlines()
+    assert "needs one run of norm=batchnorm regularizer=none" in told
+    assert "Train it first" in todo
+    assert not list(tmp_path.glob("multirun/*"))
+
+    assert command_line(*SMALL, "metrics=none", "norm=batchnorm").returncode == 0
+    result = command_line(*SMALL, METRICS, *TARGET)
+    assert result.returncode == 1
+    told, todo = result.stderr.splitlines()
+    assert "unit_sparsity was not measured" in told
+    assert todo.startswith("python -m bnstudy.measure multirun/mnist5k_cnn/batchnorm-")
+
+
+@pytest.mark.parametrize("other", ["seed=1", "model.width=8", "data.batch_size=32"])
+def test_only_the_norm_may_differ(command_line: CommandLine, tmp_path: Path, other: str) -> None:
+    assert command_line(*SMALL, METRICS, "norm=batchnorm").returncode == 0
+    assert command_line(*SMALL, METRICS, *TARGET, other).returncode == 1
+
+
+def test_the_targets_stay_when_a_run_is_measured_again(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    assert command_line(*SMALL, METRICS, "norm=batchnorm").returncode == 0
+    assert command_line(*SMALL, METRICS, *TARGET).returncode == 0
+    twin = cell(tmp_path, "batchnorm")
+    twin.rename(tmp_path / "elsewhere")
+    result = command_line(*SMALL, "metrics.names=[unit_sparsity,hoyer]", *TARGET)
+    assert result.returncode == 0, result.stderr
+    assert "measured from checkpoints: hoyer of epoch 2" in result.stdout

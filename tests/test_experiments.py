@@ -1,0 +1,69 @@
+"""Every experiment whole, in its fast form, on digits that need no download."""
+
+import math
+from itertools import product
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from bnstudy.config import CONFIG_FOLDER
+from tests.conftest import CommandLine, description
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
+
+
+def grid(experiment: str) -> dict[str, list[str]]:
+    """Its axes; one seed, as debug=fast has it."""
+    content = OmegaConf.load(CONFIG_FOLDER / "experiment" / f"{experiment}.yaml")
+    params = OmegaConf.select(content, "hydra.sweeper.params", default={})
+    return {key: str(values).replace(" ", "").split(",") for key, values in params.items()} | {
+        "seed": ["0"]
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_runs_whole(command_line: CommandLine, tmp_path: Path, experiment: str) -> None:
+    narrow = ["model.width=0.125"] if experiment == "paper_cifar10" else []
+    result = command_line(f"experiment={experiment}", "debug=fast", "data=mnist5k", *narrow)
+    assert result.returncode == 0, result.stderr
+    axes = grid(experiment)
+    runs = [description(path.parent) for path in tmp_path.glob("multirun/debug/*/run.json")]
+    assert len(runs) == math.prod(map(len, axes.values()))
+    assert {run["status"] for run in runs} <= {"completed", "diverged"}
+    found = {
+        tuple(
+            str(run["choices"][key] if key in run["choices"] else _value(run["config"], key))
+            for key in axes
+        )
+        for run in runs
+    }
+    assert found == set(product(*axes.values()))
+    if len(runs) > 1:
+        assert f"Cell 1 of {len(runs)}: " in result.stdout
+    # Paired: before training, norms of one network see the same first convolution.
+    assert len({run["data"]["sha256"] for run in runs}) == 1
+
+
+def test_an_experiments_grid_gives_way_to_the_command_line(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    arguments = ("experiment=anatomy", "debug=fast", "data=mnist5k", "metrics=none")
+    result = command_line(*arguments, "norm=none,affine", "seed=3", "model.width=4")
+    assert result.returncode == 0, result.stderr
+    assert "Cell 2 of 2: " in result.stdout
+    cells = sorted(path.parent.name[:-9] for path in tmp_path.glob("multirun/debug/*/run.json"))
+    assert cells == ["affine-depth4-width4-seed3", "none-depth4-width4-seed3"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_says_what_is_the_papers_and_what_is_ours(experiment: str) -> None:
+    text = (CONFIG_FOLDER / "experiment" / f"{experiment}.yaml").read_text()
+    comment = " ".join(line for line in text.splitlines() if line.startswith("#"))
+    assert experiment == "quickstart" or ("paper" in comment or "Paper" in comment)
+    assert experiment == "quickstart" or f"python -m bnstudy.train experiment={experiment}" in text
+
+
+def _value(config: object, key: str) -> object:
+    return OmegaConf.select(OmegaConf.create(config), key)
