@@ -29,12 +29,9 @@ makes every row smaller, to try things; --plot draws how time and memory grow (s
 
 import argparse
 import json
-import os
-import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -44,10 +41,8 @@ import reference
 import sklearn
 import torch
 from footprint import footprint
+from lines import Line, Row, console, load_of_others, machine, table
 from reference import Answers
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from sklearn.metrics import adjusted_rand_score
 from subject import (
     CLASSES,
@@ -83,30 +78,7 @@ KS = range(2, 31)
 QUICK_KS = (2, 10, 16, 22, 30)  # their mean is that of all; time grows with k about linearly
 BATCH = 64
 PARTS = 3  # of an epoch
-QUIET = 0.5  # load of the machine
 NETWORKS = ((4, 32), (8, 32), (4, 64), (8, 64))  # depth, width
-
-
-@dataclass
-class Line:
-    """A line of the table."""
-
-    name: str
-    reference: str
-    ours: str = ""
-    ratio: str = ""
-    goal: str = ""
-    agreement: str = ""
-
-
-@dataclass
-class Row:
-    """What a row found: lines of the table, headline numbers and the raw ones."""
-
-    lines: list[Line]
-    headline: dict[str, float]
-    raw: dict[str, Any] = field(default_factory=dict)
-    error: float | None = None
 
 
 def suite(options: argparse.Namespace) -> Row:
@@ -367,51 +339,27 @@ def main() -> None:
         parser.error("--device cuda: there is no GPU here")
     quieten_lightning()
     warnings.filterwarnings("ignore", module="lightning|torch")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 130
-    load = os.getloadavg()[0]
-    if load > QUIET:
-        console.print(f"Others keep this machine busy (load {load:.1f}): times will mislead")
+    shown = console()
+    load = load_of_others(shown)
 
     rows = {}
     for name in options.only:
-        with console.status(f"{name} …"):
+        with shown.status(f"{name} …"):
             started = time.perf_counter()
             rows[name] = ROWS[name](options)
-        console.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
+        shown.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
         if options.json:
             options.json.write_text(json.dumps(_summary(rows, options, load), indent=2) + "\n")
     if rows:
-        console.print(_table(rows.values(), options))
+        shown.print(table(rows.values(), _machine(options)))
     if options.plot:
         from plot import draw
 
-        draw(options.plot, options.device, machine(options.device))
+        draw(options.plot, options.device, _machine(options))
 
 
-def machine(device: str) -> str:
-    """The processor and its threads; the GPU's name where ours ran on one."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    threads = torch.get_num_threads()
-    described = f"{processor}, {threads} thread{'s' * (threads > 1)}"
-    gpu = f"{torch.cuda.get_device_name()}; reference: " if device == "cuda" else ""
-    return f"{gpu}{described}; torch {torch.__version__}, scikit-learn {sklearn.__version__}"
-
-
-def _table(rows: Iterable[Row], options: argparse.Namespace) -> Table:
-    table = Table(title=machine(options.device), title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("", min_width=56)
-    for heading in ("reference", "ours", "ratio", "goal"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("agreement")
-    for row in rows:
-        for line in row.lines:
-            table.add_row(*astuple(line))
-        table.add_section()
-    return table
+def _machine(options: argparse.Namespace) -> str:
+    return f"{machine(options.device)}, scikit-learn {sklearn.__version__}"
 
 
 def _summary(rows: Mapping[str, Row], options: argparse.Namespace, load: float) -> dict[str, Any]:
@@ -421,7 +369,7 @@ def _summary(rows: Mapping[str, Row], options: argparse.Namespace, load: float) 
     found["max_rel_error"] = max(errors) if errors else None
     return {
         **{name: found.get(name) for name in HEADLINES},
-        "machine": machine(options.device),
+        "machine": _machine(options),
         "device": options.device,
         "threads": torch.get_num_threads(),
         "load_before": load,
@@ -496,7 +444,7 @@ def _fit(
     }
     data = settings("data", "mnist5k") | {"batch_size": BATCH, "seed": 0}
     data["probe"] = {"train": None, "test": None}
-    del data["_target_"]
+    del data["_target_"], data["root"]
     trainer = build_trainer({"trainer": options}, callbacks)
     trainer.fit(classifier, datamodule=RepeatedDigits(**data))
 

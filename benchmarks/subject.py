@@ -1,7 +1,6 @@
 """What is measured: planted activations, and networks that look at digits."""
 
 from collections import OrderedDict
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.data import ImageDataModule, Images, MNIST5k
 from bnstudy.data.batches import Batches, Normalize
-from bnstudy.models import CNN, Classifier, initialize
-from bnstudy.models.cnn import ConvBlock
-from bnstudy.models.normalization import normalization
+from bnstudy.models import CNN, Classifier, Normalization, initialize
+from bnstudy.models.blocks import ConvBlock
 
 SIDE = 28
 CLASSES = 10
@@ -131,5 +129,5 @@ def measuring(
     )
 
 
-def _norm() -> Any:
-    return partial(normalization, **settings("norm", "batchnorm"))
+def _norm() -> Normalization:
+    return Normalization(**settings("norm", "batchnorm"))

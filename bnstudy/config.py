@@ -104,6 +104,16 @@ RULES: dict[str, Rule] = {
     "data.flip": _boolean,
     "data.shift": _integer(0),
     "data.image_size": _optional(_integer(1)),
+    "data.classes": _integer(2),
+    "data.groups_per_class": _integer(1),
+    "data.samples_per_group": Rule(
+        "an integer of at least 1 for train and one for test",
+        lambda value: isinstance(value, dict) and all(map(_integer(1).accepts, value.values())),
+    ),
+    "data.noise": Rule(
+        "a finite number of at least 0", lambda value: _number(value) and 0 <= value < float("inf")
+    ),
+    "data.channels": _integer(1),
     "trainer.max_epochs": _integer(1),
     "trainer.limit_train_batches": _positive,
     "trainer.limit_val_batches": _positive,

@@ -34,12 +34,12 @@ ALL = [
     if group.is_dir() and group.name != "hydra"
     for option in options(group.name)
 ]
-DOWNLOADED = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+DOWNLOADED = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn")
 
 
 @pytest.mark.parametrize("choice", ALL)
 def test_it_composes(composed: Compose, choice: str) -> None:
-    root = ["data.root=."] if choice.startswith("data=") else []
+    root = ["data.root=."] if choice == "data=image_folder" else []
     config = resolve(composed(choice, *root))
     validate(config)
     assert len(identity(config)) == 64
@@ -83,7 +83,8 @@ def test_it_runs(command_line: CommandLine, tmp_path: Path, choice: str) -> None
 def test_every_rule_is_about_a_key_that_exists(composed: Compose) -> None:
     known: set[str] = set()
     for choice in ALL:
-        config = resolve(composed(choice, "data.root=."))
+        root = ["data.root=."] if choice == "data=image_folder" else []
+        config = resolve(composed(choice, *root))
         known |= config.keys()
         known |= {
             f"{group}.{key}"

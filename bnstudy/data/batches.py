@@ -15,7 +15,7 @@ class Normalize:
     """uint8 pixels to float32 with mean 0 and standard deviation 1 over the training images.
 
     Attributes:
-        mean: By channel, in units of a pixel's 0 to 255, shape C.
+        mean: By channel, in units of a pixel's 0 to 255, shape C x 1 x 1.
         std: By channel, likewise; 1 for a constant channel.
     """
 
@@ -33,12 +33,15 @@ class Normalize:
         mean = weights @ levels
         variance = (weights * (levels - mean[:, None]) ** 2).sum(1)
         std = torch.where(variance > 0, variance.sqrt(), 1.0)
-        return cls(mean.float(), std.float())
+        return cls(mean.float()[:, None, None], std.float()[:, None, None])
+
+    def to(self, device: torch.device) -> "Normalize":
+        """For images on a device."""
+        return Normalize(self.mean.to(device), self.std.to(device))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Float32, of the same shape and on the same device."""
-        mean, std = (values.to(images.device)[:, None, None] for values in (self.mean, self.std))
-        return images.float().sub_(mean).div_(std)
+        return images.float().sub_(self.mean).div_(self.std)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Batches:
         images: uint8, on the device where the batches are to be.
         labels: int64, likewise.
         size: Samples in a batch, summed over the processes of a distributed run.
-        normalize: Applied to each batch.
+        normalize: Applied to each batch, on the same device.
         shuffle: The order of the samples and of the random numbers, a function of (seed, epoch)
             alone; None keeps the samples in their order, with no augmentation.
         augment: Applied to each batch where there is an order.

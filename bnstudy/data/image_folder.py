@@ -27,8 +27,11 @@ class ImageFolder(ImageDataModule):
     every file, with a progress bar, and keeps a copy in `cache`, used until a file changes.
     """
 
-    def __init__(self, cache: str, image_size: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, root: str, cache: str, image_size: int | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self.root = root
         self.cache = cache
         self.image_size = image_size
 

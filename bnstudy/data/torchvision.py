@@ -4,8 +4,10 @@ import gzip
 import os
 import pickle
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,62 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-# Where torchvision looks, below root; told to the user when nothing is there.
-EXPECTED = {
-    "MNIST": f"MNIST/raw/ with {', '.join(IDX_FILES)} (.gz or unpacked)",
-    "FashionMNIST": f"FashionMNIST/raw/ with {', '.join(IDX_FILES)} (.gz or unpacked)",
-    "CIFAR10": "cifar-10-python.tar.gz, or the folder cifar-10-batches-py unpacked from it",
-    "CIFAR100": "cifar-100-python.tar.gz, or the folder cifar-100-python unpacked from it",
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a data set, and what torchvision's class of it has in its own way.
+
+    Attributes:
+        files: Below root; where one of them is there, so should be the rest.
+        expected: What has to be there, as the user is told it.
+        sizes: Images of each split.
+        of_split: The argument that chooses a split.
+        channels: Which axis of `data` they are; None where there is no such axis.
+        labels: Which attribute they are.
+    """
+
+    files: tuple[str, ...]
+    expected: str
+    sizes: Mapping[Split, int]
+    of_split: Callable[[Split], dict[str, Any]] = lambda split: {"train": split == "train"}
+    channels: int | None = None
+    labels: str = "targets"
+
+
+def _like_mnist(name: str) -> Source:
+    return Source(
+        files=(f"{name}/raw",),
+        expected=f"{name}/raw/ with {', '.join(IDX_FILES)} (.gz or unpacked)",
+        sizes={"train": 60_000, "test": 10_000},
+    )
+
+
+def _like_cifar(archive: str, folder: str) -> Source:
+    return Source(
+        files=(archive, folder),
+        expected=f"{archive}, or the folder {folder} unpacked from it",
+        sizes={"train": 50_000, "test": 10_000},
+        channels=3,
+    )
+
+
+SOURCES = {
+    "MNIST": _like_mnist("MNIST"),
+    "FashionMNIST": _like_mnist("FashionMNIST"),
+    "KMNIST": _like_mnist("KMNIST"),
+    "CIFAR10": _like_cifar("cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "CIFAR100": _like_cifar("cifar-100-python.tar.gz", "cifar-100-python"),
+    "SVHN": Source(
+        files=("train_32x32.mat", "test_32x32.mat"),
+        expected="train_32x32.mat and test_32x32.mat",
+        sizes={"train": 73_257, "test": 26_032},
+        of_split=lambda split: {"split": split},
+        channels=1,
+        labels="labels",
+    ),
 }
-SIZES: Mapping[str, dict[Split, int]] = {
-    "MNIST": {"train": 60_000, "test": 10_000},
-    "FashionMNIST": {"train": 60_000, "test": 10_000},
-    "CIFAR10": {"train": 50_000, "test": 10_000},
-    "CIFAR100": {"train": 50_000, "test": 10_000},
-}
+DIGITS = tuple(map(str, range(10)))  # the classes of SVHN, which torchvision does not name
 DAMAGE = (
     AssertionError, EOFError, IndexError, KeyError, OSError, RuntimeError, ValueError,
     gzip.BadGzipFile, pickle.UnpicklingError, zlib.error,
@@ -44,63 +89,61 @@ DAMAGE = (
 
 
 class TorchvisionImages(ImageDataModule):
-    """MNIST, FashionMNIST, CIFAR10 or CIFAR100.
+    """MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100 or SVHN.
 
     Files that lie under `root` are read without a network; otherwise they are downloaded there.
     """
 
-    def __init__(self, dataset: str, **options: Any) -> None:
-        if dataset not in SIZES:
-            raise UserError(f"data.dataset={dataset} is not known; it takes {', '.join(SIZES)}")
+    def __init__(self, dataset: str, root: str, **options: Any) -> None:
+        if dataset not in SOURCES:
+            raise UserError(f"data.dataset={dataset} is not known; it takes {', '.join(SOURCES)}")
         super().__init__(**options)
         self.dataset = dataset
+        self.root = root
 
     def load(self) -> Images:
         """Read both splits, downloading them first where they are not there."""
+        source = SOURCES[self.dataset]
         root = existing_folder("data.root", self.root)
         # Two processes do not download at once; a folder that is read-only is only read.
         writable = os.access(root, os.W_OK)
         with FileLock(root / f".{self.dataset}.lock") if writable else nullcontext():
-            splits = {split: self._read(root, split) for split in SPLITS}
+            splits = {split: self._read(source, root, split) for split in SPLITS}
         return Images(
-            {split: _channels_first(splits[split].data) for split in SPLITS},
-            {split: torch.as_tensor(splits[split].targets).long() for split in SPLITS},
-            tuple(splits["train"].classes),
+            {split: _channels_first(splits[split].data, source.channels) for split in SPLITS},
+            {split: torch.as_tensor(getattr(splits[split], source.labels)) for split in SPLITS},
+            tuple(getattr(splits["train"], "classes", DIGITS)),
         )
 
-    def _read(self, root: Path, split: Split) -> Any:
-        source = getattr(datasets, self.dataset)
+    def _read(self, source: Source, root: Path, split: Split) -> Any:
+        dataset = partial(getattr(datasets, self.dataset), root, **source.of_split(split))
         try:
             try:
-                data = source(root, train=split == "train", download=False)
+                data = dataset(download=False)
             except RuntimeError as error:
                 if "download=True" not in str(error):  # torchvision's words for "not there"
                     raise
-                data = source(root, train=split == "train", download=True)
+                data = dataset(download=True)
         except DAMAGE as error:
-            present = any((root / part).exists() for part in self._parts())
+            present = any((root / file).exists() for file in source.files)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"data {self.dataset}: {'damaged' if present else 'not'} in data.root={root}, "
                 f"and it could not be downloaded ({reason})\n"
-                f"Expected in that folder: {EXPECTED[self.dataset]}"
+                f"Expected in that folder: {source.expected}"
             ) from error
-        if len(data) != SIZES[self.dataset][split]:
+        if len(data) != source.sizes[split]:
             raise UserError(
                 f"data {self.dataset}: damaged in data.root={root}, the {split} split has "
-                f"{len(data):,} images and not {SIZES[self.dataset][split]:,}\n"
-                f"Expected in that folder: {EXPECTED[self.dataset]}"
+                f"{len(data):,} images and not {source.sizes[split]:,}\n"
+                f"Expected in that folder: {source.expected}"
             )
         return data
 
-    def _parts(self) -> tuple[str, ...]:
-        source = getattr(datasets, self.dataset)
-        if issubclass(source, datasets.MNIST):
-            return (f"{self.dataset}/raw",)
-        return (source.base_folder, source.filename)
 
-
-def _channels_first(images: Any) -> torch.Tensor:
-    """N x H x W or N x H x W x C to N x C x H x W."""
+def _channels_first(images: Any, channels: int | None) -> torch.Tensor:
+    """To N x C x H x W, from N x H x W or from images whose axis `channels` is C."""
     pixels: torch.Tensor = torch.as_tensor(images)
-    return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    if channels is None:
+        return pixels.unsqueeze(1)
+    return pixels.movedim(channels, 1).contiguous()

@@ -118,7 +118,9 @@ class Classifier(L.LightningModule):
                 loss = functional.cross_entropy(self.logits(images), labels)
                 loss = loss + self.regularizer(labels)
         self.diverged |= ~loss.detach().isfinite()
-        self.log("train/loss_step", loss, on_step=True, on_epoch=False)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:  # Lightning would take 1 ms to see that
+            self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         return loss
 
     def on_validation_epoch_start(self) -> None:

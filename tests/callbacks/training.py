@@ -23,8 +23,7 @@ class Noise(ImageDataModule):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            **{"root": "", "batch_size": 20, "seed": 0, "probe": {"train": None, "test": None}}
-            | options
+            **{"batch_size": 20, "seed": 0, "probe": {"train": None, "test": None}} | options
         )
 
     def load(self) -> Images:

@@ -6,11 +6,13 @@ import pickle
 import shutil
 import struct
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 from bnstudy.data import TorchvisionImages
@@ -24,8 +26,9 @@ OPTIONS: dict[str, Any] = {"batch_size": 8, "seed": 0, "probe": {"train": None, 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data sets of 60 and 20 images instead of 60,000."""
-    sizes = {name: {"train": 60, "test": 20} for name in module.SIZES}
-    monkeypatch.setattr(module, "SIZES", sizes)
+    for name, source in module.SOURCES.items():
+        fewer = replace(source, sizes={"train": 60, "test": 20})
+        monkeypatch.setitem(module.SOURCES, name, fewer)
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -72,8 +75,23 @@ def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "tgz_md5", md5)
 
 
+def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """An SVHN of 60 and 20 images, H x W x C x N, whose label 10 is the digit 0."""
+    source = module.datasets.SVHN
+    generator = np.random.default_rng(0)
+    images, listed = {}, {}
+    for split, count in (("train", 60), ("test", 20)):
+        url, file, _ = source.split_list[split]
+        images[split] = generator.integers(256, size=(32, 32, 3, count)).astype(np.uint8)
+        labels = (1 + np.arange(count) % 10).astype(np.uint8)[:, None]
+        scipy.io.savemat(root / file, {"X": images[split], "y": labels}, do_compression=True)
+        listed[split] = [url, file, hashlib.md5((root / file).read_bytes()).hexdigest()]
+    monkeypatch.setattr(source, "split_list", listed)
+    return images
+
+
 @pytest.mark.usefixtures("few")
-@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
 def test_idx_files_are_read_without_a_network(tmp_path: Path, name: str) -> None:
     images = write_mnist(tmp_path, name)
     data = TorchvisionImages(name, root=str(tmp_path), **OPTIONS)
@@ -104,12 +122,30 @@ def test_cifar_is_read_from_its_archive_or_its_folder(
 
 
 @pytest.mark.usefixtures("few")
-@pytest.mark.parametrize("option", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_svhn_is_read_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = write_svhn(tmp_path, monkeypatch)
+    data = TorchvisionImages("SVHN", root=str(tmp_path), **OPTIONS)
+    data.setup()
+    assert data.input_shape == (3, 32, 32)
+    assert data.data.class_names == tuple("0123456789")
+    assert data.data.labels["train"].tolist() == [(1 + n) % 10 for n in range(60)]
+    for split, written in images.items():
+        for number in (0, 19):
+            image = data.data.images[split][number]
+            assert np.array_equal(image.permute(1, 2, 0), written[..., number])
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    "option", ["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"]
+)
 def test_every_configuration_runs(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     name = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}.get(option, option.upper())
-    if name.startswith("CIFAR"):
+    if name == "SVHN":
+        write_svhn(tmp_path, monkeypatch)
+    elif name.startswith("CIFAR"):
         write_cifar(tmp_path, name, monkeypatch)
     else:
         write_mnist(tmp_path, name)
@@ -144,6 +180,24 @@ def test_a_damaged_cifar_batch_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         TorchvisionImages("CIFAR10", root=str(tmp_path), **OPTIONS).setup()
 
 
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_missing_or_damaged_svhn_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool
+) -> None:
+    write_svhn(tmp_path, monkeypatch)
+    if missing:
+        (tmp_path / "train_32x32.mat").unlink()
+        (tmp_path / "test_32x32.mat").unlink()
+    else:
+        damage(tmp_path / "test_32x32.mat")
+    with pytest.raises(UserError) as told:
+        TorchvisionImages("SVHN", root=str(tmp_path), **OPTIONS).setup()
+    first, second = str(told.value).splitlines()
+    assert first.startswith(f"data SVHN: {'not' if missing else 'damaged'} in data.root={tmp_path}")
+    assert second == "Expected in that folder: train_32x32.mat and test_32x32.mat"
+
+
 def test_a_data_set_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     with pytest.raises(UserError, match=r"the train split has 60 images and not 60,000"):
@@ -158,7 +212,8 @@ def test_real_digits_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for kind in ("images-idx3", "labels-idx1"):
             packed = (SHARED_DATA / f"t10k-{kind}-ubyte.gz").read_bytes()
             (raw / f"{split}-{kind}-ubyte").write_bytes(gzip.decompress(packed))
-    monkeypatch.setattr(module, "SIZES", {"MNIST": {"train": 10_000, "test": 10_000}})
+    fewer = replace(module.SOURCES["MNIST"], sizes={"train": 10_000, "test": 10_000})
+    monkeypatch.setitem(module.SOURCES, "MNIST", fewer)
     data = TorchvisionImages("MNIST", root=str(tmp_path), **OPTIONS)
     data.setup()
     assert torch.bincount(data.data.labels["test"]).tolist() == [

@@ -1,0 +1,235 @@
+"""What `training.py` puts inside a run of `python -m bnstudy.train`: clocks, and random images.
+
+The clocks are callbacks of the run, `+callbacks.clock._target_=inside_training.AgainstBare`, so
+what they time is the program as it is. Each leaves what it found in a file.
+"""
+
+import json
+import time
+from abc import abstractmethod
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from template import Template, like
+from torch import Tensor
+from torch.nn import functional
+
+from bnstudy.data import ImageDataModule, Images
+from bnstudy.models import Classifier
+from bnstudy.runs.record import Row
+from bnstudy.terms import SPLITS
+
+SKIPPED = 4  # steps at the beginning of an epoch: caches are cold, or queues still full
+
+
+class RandomImages(ImageDataModule):
+    """Random images of 3 x 32 x 32 and 10 classes: speed does not depend on the pixels.
+
+    Args:
+        count: Of training images; there are 100 test images.
+        options: Of any data set.
+    """
+
+    def __init__(self, count: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.counts = {"train": count, "test": 100}
+
+    def load(self) -> Images:
+        """Draw them."""
+        generator = torch.Generator().manual_seed(0)
+
+        def drawn(split: str, below: int, dtype: torch.dtype, *shape: int) -> Tensor:
+            size = (self.counts[split], *shape)
+            return torch.randint(below, size, dtype=dtype, generator=generator)
+
+        return Images(
+            {split: drawn(split, 256, torch.uint8, 3, 32, 32) for split in SPLITS},
+            {split: drawn(split, 10, torch.int64) for split in SPLITS},
+            tuple(map(str, range(10))),
+        )
+
+
+class Clock(L.Callback):
+    """A callback of a run that measures time and adds nothing to the run's record.
+
+    Args:
+        file: Where its findings go.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+        self.rows: list[Row] = []
+        self.seconds = 0.0
+
+
+class Stopwatch(L.Callback):
+    """Times the steps of each epoch, but for the first few and a smaller last one.
+
+    Args:
+        batches: Whole ones in an epoch, which has a smaller one after them.
+
+    Attributes:
+        laps: Seconds, by epoch.
+        steps: That are timed in an epoch.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+        self.steps = batches - SKIPPED
+        self.laps: list[float] = []
+        self.started = 0.0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start, or stop."""
+        if batch_idx == SKIPPED:
+            self.started = now()
+        elif batch_idx == self.batches:
+            self.laps.append(now() - self.started)
+
+
+class Against(Clock):
+    """Alternates, epoch by epoch, the run and a reference that trains a copy of its network.
+
+    The first epoch of both is a warm-up. The file gets `batch_size`, `steps` (of an epoch, timed),
+    and their seconds by epoch, `ours` and `reference`.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the reference, from the initial weights."""
+        assert isinstance(pl_module, Classifier)
+        self.data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        batches, rest = divmod(len(self.data.data.labels["train"]), self.data.batch_size)
+        assert rest, "the clock stops where an epoch's last, smaller batch begins"
+        self.ours, self.theirs = Stopwatch(batches), Stopwatch(batches)
+        self.make_reference(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The reference's epoch."""
+        self.reference_epoch()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Time the run's."""
+        self.ours.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the times."""
+        found = {
+            "batch_size": self.data.batch_size,
+            "steps": self.ours.steps,
+            "ours": self.ours.laps[1:],
+            "reference": self.theirs.laps[1:],
+        }
+        self.file.write_text(json.dumps(found))
+
+    @abstractmethod
+    def make_reference(self, trainer: L.Trainer, classifier: Classifier) -> None:
+        """Copy the network and whatever else the reference needs."""
+
+    @abstractmethod
+    def reference_epoch(self) -> None:
+        """As many steps of the reference, which add a lap to `theirs`."""
+
+
+class AgainstBare(Against):
+    """The reference is the bare step, over one batch that is there already.
+
+    Its optimizer, precision, memory format and threads are the run's.
+    """
+
+    def make_reference(self, trainer: L.Trainer, classifier: Classifier) -> None:
+        """The loop's network, optimizer and batch."""
+        self.network = deepcopy(classifier.network).train()
+        self.optimizer = like(classifier.optimizer, self.network)
+        images, self.labels = next(iter(self.data.train_dataloader()))
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.mixed = trainer.precision == "bf16-mixed"
+
+    def reference_epoch(self) -> None:
+        """The loop."""
+        for step in range(self.theirs.batches):
+            if step == SKIPPED:
+                started = now()
+            self._step()
+        self.theirs.laps.append(now() - started)
+
+    def _step(self) -> None:
+        self.optimizer.zero_grad()
+        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.mixed):
+            loss = functional.cross_entropy(self.network(self.images), self.labels)
+        loss.backward()
+        self.optimizer.step()
+
+
+class AgainstTemplate(Against):
+    """The reference is the template's pipeline, over the same images."""
+
+    def make_reference(self, trainer: L.Trainer, classifier: Classifier) -> None:
+        """Its network, data and trainer."""
+        images = self.data.data
+        self.template = Template(
+            classifier.network,
+            classifier.optimizer,
+            (images.images["train"], images.labels["train"]),
+            self.data.num_classes,
+            self.data.batch_size,
+            trainer.precision,
+            self.theirs,
+        )
+
+    def reference_epoch(self) -> None:
+        """An epoch of it."""
+        self.template.train_an_epoch()
+
+
+class Stamps(Clock):
+    """Notes when a run gets where, in seconds since 1970, a line for each event.
+
+    `built`: data, network and trainer are there. `evaluated`: before training. `stepped`: the first
+    training step is done.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Built, when the evaluation before training begins."""
+        if stage == "validate":
+            self._stamp("built")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluated."""
+        if trainer.state.fn == "validate":
+            self._stamp("evaluated")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stepped."""
+        if trainer.global_step == 1:
+            wait()
+            self._stamp("stepped")
+
+    def _stamp(self, event: str) -> None:
+        with self.file.open("a") as file:
+            print(event, time.time(), file=file)
+
+
+def now() -> float:
+    """Seconds, once the device has done what it was asked to."""
+    wait()
+    return time.perf_counter()
+
+
+def wait() -> None:
+    """Until the device has done what it was asked to."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
