@@ -11,9 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
 
 from bnstudy.config import resolve
 from bnstudy.data import PlantedGroups
@@ -98,25 +100,27 @@ def test_groups_of_a_class_are_no_more_alike_than_those_of_different_classes(loa
 
 
 def test_clustering_finds_the_groups_and_not_the_classes(load: Load) -> None:
-    data = load()
+    data = load(classes=5)
     images, groups, labels = pixels(data, "test"), data.groups["test"], data.data.labels["test"]
-    found = KMeans(30, n_init=20, random_state=0).fit_predict(images)
+    found = KMeans(15, n_init=20, random_state=0).fit_predict(images)
     assert adjusted_rand_score(groups, found) > 0.95
-    found = KMeans(10, n_init=20, random_state=0).fit_predict(images)
+    found = KMeans(5, n_init=20, random_state=0).fit_predict(images)
     assert adjusted_rand_score(labels, found) < 0.5
 
 
 def test_a_linear_classifier_does_not_learn_all_of_it(load: Load) -> None:
     data = load()
-    linear = LogisticRegression(C=1).fit(pixels(data, "train"), data.data.labels["train"])
-    assert 0.5 < linear.score(pixels(data, "test"), data.data.labels["test"]) < 0.95
+    linear = make_pipeline(PCA(20, random_state=0), LogisticRegression(max_iter=1000))
+    linear.fit(pixels(data, "train"), data.data.labels["train"])
+    assert 0.5 < linear.score(pixels(data, "test"), data.data.labels["test"]) < 0.99
 
 
 def test_a_trained_network_shows_the_groups(command_line: CommandLine, tmp_path: Any) -> None:
     result = command_line(
-        "data=planted", "data.groups_per_class=1,3", "data.classes=5", "data.batch_size=16",
-        "data.samples_per_group={train:40,test:20}", "model.depth=2", "model.width=8",
-        "trainer.max_epochs=3", "metrics.names=[intraclass_silhouette]", "logger=none", "-m",
+        "data=planted", "data.groups_per_class=1,3", "data.classes=4", "data.batch_size=16",
+        "data.samples_per_group={train:40,test:20}", "model.depth=2", "model.width=4",
+        "trainer.max_epochs=2", "metrics.every_n_epochs=2",
+        "metrics.names=[intraclass_silhouette]", "logger=none", "-m",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     found = {}
@@ -126,12 +130,12 @@ def test_a_trained_network_shows_the_groups(command_line: CommandLine, tmp_path:
         last = {
             (row["layer_index"], row["metric"]): row["value"]
             for row in rows
-            if row["epoch"] == 3 and row["split"] == "test"
+            if row["epoch"] == 2 and row["split"] == "test"
         }
         assert last[-1, "accuracy"] > 0.9
         found[groups] = last[1, "intraclass_silhouette"]
     assert found[1] < 0.1
-    assert found[3] > 0.3
+    assert found[3] > 0.2
 
 
 @pytest.mark.parametrize(

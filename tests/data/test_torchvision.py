@@ -81,11 +81,12 @@ def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndar
     generator = np.random.default_rng(0)
     images, listed = {}, {}
     for split, count in (("train", 60), ("test", 20)):
-        url, file, _ = source.split_list[split]
+        file = source.split_list[split][1]
+        nowhere = f"http://127.0.0.1:9/{file}"
         images[split] = generator.integers(256, size=(32, 32, 3, count)).astype(np.uint8)
         labels = (1 + np.arange(count) % 10).astype(np.uint8)[:, None]
         scipy.io.savemat(root / file, {"X": images[split], "y": labels}, do_compression=True)
-        listed[split] = [url, file, hashlib.md5((root / file).read_bytes()).hexdigest()]
+        listed[split] = [nowhere, file, hashlib.md5((root / file).read_bytes()).hexdigest()]
     monkeypatch.setattr(source, "split_list", listed)
     return images
 
