@@ -157,7 +157,8 @@ def _cells(records: Sequence[Record]) -> list[Cell]:
 
 def _treatment(record: Record) -> str:
     """The norm of a run, and what its training was regularized by."""
-    norm, regularizer = (record.description["choices"][key] for key in ("norm", "regularizer"))
+    norm = record.description["choices"]["norm"]
+    regularizer = record.description["config"]["regularizer"]["name"]
     return str(norm) if regularizer == "none" else f"{norm} + {regularizer}"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnstudy.models.cnn import CNN
+from bnstudy.models import CNN, Normalization
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -17,9 +17,9 @@ def batches(count: int = 10, size: int = 4, channels: int = 1, num_classes: int 
     return list(zip(images.split(size), labels.split(size), strict=True))
 
 
-def cnn(norm: type[nn.Module] = nn.BatchNorm2d, depth: int = 3) -> CNN:
+def cnn(norm: str = "batchnorm", depth: int = 3) -> CNN:
     torch.manual_seed(0)
-    return CNN(depth, 4, input_shape=(1, 16, 16), num_classes=3, norm=norm)
+    return CNN(depth, 4, input_shape=(1, 16, 16), num_classes=3, norm=Normalization(norm))
 
 
 HOOKS = (
