@@ -109,10 +109,13 @@ class Batches:
                 return
             # The whole batch is augmented before a process takes its share, so that the images do
             # not depend on how many processes there are.
-            images, labels = self.normalize(self.images[batch]), self.labels[batch]
+            images = self.normalize(self.images.index_select(0, batch))
             if generator:
                 images = self.augment(images, generator)
-            yield images[self.rank :: self.world_size], labels[self.rank :: self.world_size]
+            share = slice(self.rank, None, self.world_size)
+            # As the networks' convolutions want them: made so at the end, where it is cheapest.
+            images = images[share].contiguous(memory_format=torch.channels_last)
+            yield images, self.labels[batch[share]]
 
     def mixed(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The samples in an order of no meaning, always the same, in batches of nearly one size.
@@ -125,7 +128,7 @@ class Batches:
         count = len(self.labels)
         order = torch.randperm(count, generator=generator_for("mixed")).to(self.labels.device)
         for batch in order.tensor_split(max(1, count // size)):
-            yield self.normalize(self.images[batch]), self.labels[batch]
+            yield self.normalize(self.images.index_select(0, batch)), self.labels[batch]
 
     def _smallest(self) -> int:
         """Of a last batch: where it is trained on, every process needs a sample of it."""

@@ -124,8 +124,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         assert trainer is not None
         device = trainer.strategy.root_device
         return Batches(
-            # As convolutions want them, so that no batch has to be copied into that order.
-            self.data.images[split].to(device, memory_format=torch.channels_last),
+            self.data.images[split].to(device),
             self.data.labels[split].to(device),
             size,
             self.normalize.to(device),
