@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from bnstudy.config import CONFIG_FOLDER, RULES, resolve, validate
 from bnstudy.runs.identity import identity
+from bnstudy.terms import SPLITS
 from tests.conftest import SMALL, CommandLine, description, only_cell
 
 Compose = Callable[..., DictConfig]
@@ -35,29 +36,26 @@ ALL = [
     for option in options(group.name)
 ]
 DOWNLOADED = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn")
+RUN_HERE = [
+    choice
+    for choice in ALL
+    # torchvision's data sets run in tests/data/test_torchvision.py, on files made there; several
+    # processes in tests/test_ddp.py; experiments in tests/test_experiments.py.
+    if choice not in [f"data={name}" for name in DOWNLOADED]
+    and choice != "trainer=ddp"
+    and not choice.startswith("experiment=")
+    and (choice != "trainer=gpu" or torch.cuda.is_available())
+]
 
 
-@pytest.mark.parametrize("choice", ALL)
+@pytest.mark.parametrize("choice", [choice for choice in ALL if choice not in RUN_HERE])
 def test_it_composes(composed: Compose, choice: str) -> None:
-    root = ["data.root=."] if choice == "data=image_folder" else []
-    config = resolve(composed(choice, *root))
+    config = resolve(composed(choice))
     validate(config)
     assert len(identity(config)) == 64
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [
-        choice
-        for choice in ALL
-        # torchvision's data sets run in tests/data/test_torchvision.py, on files made there;
-        # several processes in tests/test_ddp.py; experiments in tests/test_experiments.py.
-        if choice not in [f"data={name}" for name in DOWNLOADED]
-        and choice != "trainer=ddp"
-        and not choice.startswith("experiment=")
-        and (choice != "trainer=gpu" or torch.cuda.is_available())
-    ],
-)
+@pytest.mark.parametrize("choice", RUN_HERE)
 def test_it_runs(command_line: CommandLine, tmp_path: Path, choice: str) -> None:
     extra = list(SMALLEST.get(choice, SMALLEST["model=cnn"]))
     if choice == "regularizer=target_sparsity":
@@ -80,23 +78,15 @@ def test_it_runs(command_line: CommandLine, tmp_path: Path, choice: str) -> None
     assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"
 
 
-def test_every_rule_is_about_a_key_that_exists(composed: Compose) -> None:
-    known: set[str] = set()
-    for choice in ALL:
-        root = ["data.root=."] if choice == "data=image_folder" else []
-        config = resolve(composed(choice, *root))
-        known |= config.keys()
-        known |= {
-            f"{group}.{key}"
-            for group, values in config.items()
-            if isinstance(values, dict)
-            for key in values
-        }
-        known |= {
-            f"callbacks.{name}.{key}"
-            for name, options in config["callbacks"].items()
-            for key in options
-        }
+def test_every_rule_is_about_a_key_that_exists() -> None:
+    known: set[str] = set(OmegaConf.load(CONFIG_FOLDER / "train.yaml"))
+    for path in CONFIG_FOLDER.glob("*/*.yaml"):
+        group = path.parent.name
+        for key, value in OmegaConf.load(path).items():
+            known.add(f"{group}.{key}")
+            if group == "callbacks" and key != "defaults":
+                known |= {f"{group}.{key}.{option}" for option in value}
+    known |= {f"probe.{split}" for split in SPLITS}
     assert RULES.keys() <= known
 
 

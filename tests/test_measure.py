@@ -1,5 +1,6 @@
 """`python -m bnstudy.measure`: more metrics of trained runs, without training."""
 
+import io
 import os
 import signal
 import subprocess
@@ -21,7 +22,9 @@ NOT_APPLICABLE = "it is not what the last linear layer reads"
 
 
 def rows_of(cell: Path) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = pq.read_table(cell / "metrics.parquet").to_pylist()
+    # At once: another process may put a new file in its place.
+    content = io.BytesIO((cell / "metrics.parquet").read_bytes())
+    rows: list[dict[str, object]] = pq.read_table(content).to_pylist()
     return rows
 
 
