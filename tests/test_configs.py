@@ -82,7 +82,9 @@ def test_every_rule_is_about_a_key_that_exists() -> None:
     known: set[str] = set(OmegaConf.load(CONFIG_FOLDER / "train.yaml"))
     for path in CONFIG_FOLDER.glob("*/*.yaml"):
         group = path.parent.name
-        for key, value in OmegaConf.load(path).items():
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(content, dict)
+        for key, value in content.items():
             known.add(f"{group}.{key}")
             if group == "callbacks" and key != "defaults":
                 known |= {f"{group}.{key}.{option}" for option in value}
