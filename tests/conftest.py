@@ -50,12 +50,13 @@ CommandLine = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No W&B account, no prompt, whatever the machine has; two threads, as in CI."""
+    """No W&B account, no prompt, whatever the machine has; one thread, as tests run side by side."""
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("COLUMNS", "120")
-    torch.set_num_threads(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a test starts
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
