@@ -50,7 +50,7 @@ CommandLine = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No W&B account and no prompt, whatever the machine has; one thread: tests run side by side."""
+    """No W&B account, no prompt, whatever the machine has; one thread: others run beside it."""
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
