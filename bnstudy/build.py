@@ -1,6 +1,5 @@
 """The data, the network and the trainer that a configuration describes."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -16,6 +16,7 @@ from bnstudy.data.module import EVALUATION_BATCH
 from bnstudy.errors import UserError
 from bnstudy.models import Classifier, FrozenBatchNorm, Normalization, initialize, recalibrate
 from bnstudy.models.regularizers import Regularizer, regularizer
+from bnstudy.runs.checkpoints import load_checkpoint
 from bnstudy.runs.record import Record
 from bnstudy.runs.twin import final_sparsity, find_twin
 
@@ -89,23 +90,6 @@ def load_weights(classifier: Classifier, checkpoint: Path) -> int:
     return int(content["global_step"])
 
 
-def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        content["epoch"]
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{checkpoint} is damaged ({str(error).splitlines()[0]})\n"
-            "Remove it; a run that would go on from it is then trained from its beginning"
-        ) from error
-    return content
-
-
 def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
     """Lightning's trainer, without the parts whose work the callbacks do.
 
@@ -122,6 +106,7 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
             enable_progress_bar=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # batches are shared out as they are made
+            plugins=_cluster(),
         )
     except InstantiationException as error:
         if isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError):
@@ -133,6 +118,14 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
             raise UserError(f"{told}\nAsked for: {asked}; see also trainer=default") from error
         raise
     return trainer
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Keep Lightning from requeueing a SLURM job itself.
+
+    The launcher does, and Lightning would leave a checkpoint behind that it later prefers.
+    """
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _make(node: dict[str, Any], **arguments: Any) -> Any:

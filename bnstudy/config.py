@@ -70,6 +70,8 @@ _fraction = Rule("a number from 0 to below 1", lambda value: _number(value) and 
 
 RULES: dict[str, Rule] = {
     "seed": _integer(0),
+    "sweep.redo": _optional(_choice("failed", "diverged", "all")),
+    "sweep.dry_run": _boolean,
     "study": _folder_name,
     "cell": _folder_name,
     "model.depth": _integer(1),
@@ -178,10 +180,29 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: A value is missing, or that of this run's norm is.
     """
+    config = plain_values(cfg)
+    of_this_norm(config)
+    return config
+
+
+def plain_values(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain values, every interpolation resolved.
+
+    Raises:
+        UserError: A value is missing.
+    """
     try:
-        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
+
+
+def of_this_norm(config: dict[str, Any]) -> None:
+    """Put the value of this run's norm in place of those that are given for each norm.
+
+    Raises:
+        UserError: There is none for it.
+    """
     norm = config["norm"]["name"]
     for group, key in OF_EACH_NORM:
         value = config[group].get(key)
@@ -191,7 +212,6 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
                     f"{group}.{key}={value} says nothing for norm={norm}; add {norm}: ... to it"
                 )
             config[group][key] = value[norm]
-    return config
 
 
 def validate(config: dict[str, Any]) -> None:

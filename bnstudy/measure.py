@@ -14,12 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bnstudy.config import CONFIG_FOLDER, explain, validate
 from bnstudy.errors import UserError
 from bnstudy.runs.environment import environment
-from bnstudy.runs.record import Record, cell_lock
+from bnstudy.runs.lease import held
+from bnstudy.runs.record import Record
 from bnstudy.terms import SPLITS, Split
 
 # torch is imported where it is needed: bnstudy.train tells that nothing is missing without it.
 
 console = Console(highlight=False, soft_wrap=True)
+
+Wanted = dict[int, set[tuple[str, str, str]]]  # by epoch, (split, site, metric)
 
 MOST_NAMES = 5  # that are listed
 
@@ -55,23 +58,41 @@ def measure_missing(
     Returns:
         Whether anything was missing.
     """
+    possible, without = missing_metrics(record, metrics, splits, epochs)
+    if possible:
+        measure_checkpoints(record, possible, metrics["memory_budget"], say)
+        console.print(f"  measured from checkpoints: {_told(possible)}")
+    if without:
+        console.print(f"  no checkpoint to measure: {_told(without)}", style="yellow")
+    return bool(possible or without)
+
+
+def missing_metrics(
+    record: Record,
+    metrics: dict[str, Any],
+    splits: Sequence[Split] = SPLITS,
+    epochs: Sequence[int] | None = None,
+) -> tuple[Wanted, Wanted]:
+    """What is asked for and not in a run's record: with a checkpoint to measure, and without.
+
+    Args:
+        record: Of a run that has ended.
+        metrics: The configuration group of that name.
+        splits: Whose probe sets are measured.
+        epochs: Which ones; None: every n-th, as `metrics` says, and the last one.
+    """
     if epochs is None:
         last = record.description["final"]["epoch"]
         epochs = sorted({*range(0, last, metrics["every_n_epochs"]), last})
     missing = record.missing(metrics["names"], metrics["sites"], epochs, splits)
     kept = record.checkpoints()
     possible = {epoch: what for epoch, what in missing.items() if epoch in kept}
-    if possible:
-        measure_checkpoints(record, possible, metrics["memory_budget"], say)
-        console.print(f"  measured from checkpoints: {_told(possible)}")
-    if without := {epoch: what for epoch, what in missing.items() if epoch not in kept}:
-        console.print(f"  no checkpoint to measure: {_told(without)}", style="yellow")
-    return bool(missing)
+    return possible, {epoch: what for epoch, what in missing.items() if epoch not in kept}
 
 
 def measure_checkpoints(
     record: Record,
-    wanted: dict[int, set[tuple[str, str, str]]],
+    wanted: Wanted,
     memory_budget: float,
     say: Callable[[str], None] = lambda message: None,
 ) -> None:
@@ -225,8 +246,9 @@ def _measure_cell(
     epochs: Sequence[int] | None,
     say: Callable[[str], None],
 ) -> None:
-    with cell_lock(cell):
+    with held(cell) as lease:
         record = Record.read(cell)
+        record.lease = lease
         if not record.has_ended:
             raise UserError(f"{cell}: {record.status}; train it to its end first")
         record.remove_leftovers()
@@ -235,11 +257,11 @@ def _measure_cell(
             console.print("  nothing is missing")
 
 
-def _names(wanted: dict[int, set[tuple[str, str, str]]]) -> list[str]:
+def _names(wanted: Wanted) -> list[str]:
     return sorted({name for what in wanted.values() for _, _, name in what})
 
 
-def _told(wanted: dict[int, set[tuple[str, str, str]]]) -> str:
+def _told(wanted: Wanted) -> str:
     names = _names(wanted)
     what = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} metrics"
     return f"{what} of epoch{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))}"

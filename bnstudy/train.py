@@ -22,8 +22,9 @@ from bnstudy.errors import UserError
 from bnstudy.measure import measure_missing
 from bnstudy.runs.environment import environment
 from bnstudy.runs.identity import register_resolvers
+from bnstudy.runs.lease import CellInUse, Lease, held
 from bnstudy.runs.processes import is_first_process, job_of_its_own
-from bnstudy.runs.record import CellInUse, Record, cell_lock, discard_if_empty
+from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
 
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
@@ -57,13 +58,19 @@ def run(cfg: DictConfig) -> Outcome:
     config = resolve(cfg)
     validate(config)
     job = HydraConfig.get()
+    single = job.mode is RunMode.RUN
+    if single and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
+        raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
     folder, first = cell_of_job(), is_first_process()
-    lock: AbstractContextManager[None] = cell_lock(folder) if first else nullcontext()
-    with lock:
-        record = Record.open(folder, config, dict(job.runtime.choices), list(job.overrides.task))
+    lease: AbstractContextManager[Lease | None] = held(folder) if first else nullcontext()
+    with lease as mine:
+        choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
+        record = Record.open(folder, config, choices, overrides, mine)
         trained = not record.has_ended
         if trained:
-            fit(record, config)
+            # Several workers' lines would overwrite one another.
+            alone = single or SweepProgress.total > 0
+            fit(record, config, console if alone else Console(force_terminal=False, soft_wrap=True))
         if first:
             record.remove_parts()  # now: a run killed before this line has its table, and its parts
             tell_result(record)
@@ -72,22 +79,29 @@ def run(cfg: DictConfig) -> Outcome:
         return Outcome(record, trained)
 
 
-def fit(record: Record, config: dict[str, Any]) -> None:
-    """Train a cell from its last checkpoint, or from the beginning, to its end."""
-    from bnstudy.build import build, build_trainer, load_checkpoint
+def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
+    """Train a cell from its last checkpoint, or from the beginning, to its end.
+
+    Args:
+        record: Of the run.
+        config: Resolved.
+        terminal: Where its progress is shown.
+    """
+    from bnstudy.build import build, build_trainer
     from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
+    from bnstudy.runs.checkpoints import resume_point
     from bnstudy.terms import SPLITS
 
     quieten_lightning()
-    checkpoint = record.last_checkpoint if record.last_checkpoint.exists() else None
+    resumed = resume_point(record)
+    checkpoint, epochs_done = resumed or (None, None)
     first = is_first_process()
     attempt: AbstractContextManager[dict[str, Any]]
     attempt = record.attempt(environment()) if first else nullcontext({})
     with attempt as facts, job_of_its_own():
-        epochs_done = load_checkpoint(checkpoint)["epoch"] + 1 if checkpoint else None
         facts["resumed_from_epoch"] = epochs_done
         data, classifier = build(config, record)
-        progress = Progress(config["cell"], console)
+        progress = Progress(config["cell"], terminal)
         metrics = RepresentationMetrics(
             {split: data.probe(split) for split in SPLITS},
             **config["metrics"],
@@ -121,6 +135,8 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     # Every process of a distributed run evaluates its share, and the shares are counted exactly.
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
+    # Where SLURM is installed, and this is none of its jobs.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
 
 
@@ -148,7 +164,6 @@ def cell_of_job() -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-@hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
 def job(cfg: DictConfig) -> Outcome:
     """A Hydra job: one run."""
     try:
@@ -179,22 +194,19 @@ def main() -> None:
     # Hydra then raises its errors, and they are told in the user's words here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register_resolvers()
-    failure: Exception | None = None
+    # Not as a decorator: launchers find the job by its name in other processes.
+    hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     try:
-        job()
+        hydra_main(job)()
     except Exception as error:
-        failure = error
-    if SweepProgress.current:
-        from bnstudy.study.comparison import show
-
-        for study in SweepProgress.current.studies():
-            show(study, console)
-    if failure:
-        message = explain(failure)
+        message = explain(error)
         if message is None:
-            raise failure
+            raise
         sys.exit(message)
 
 
 if __name__ == "__main__":
-    main()
+    # Again by its name: launchers send the job to processes whose __main__ is another.
+    from bnstudy import train
+
+    train.main()

@@ -71,7 +71,7 @@ def command_line(
 
     def call(*arguments: str, main: Callable[[], None] = main) -> Result:
         monkeypatch.setattr(sys, "argv", ["bnstudy", *arguments])
-        monkeypatch.setattr(SweepProgress, "current", None)
+        monkeypatch.setattr(SweepProgress, "total", 0)
         capsys.readouterr()
         code, message = 0, ""
         try:

@@ -52,7 +52,7 @@ def test_two_norms_are_trained_measured_and_compared(
     for shown in ("batchnorm", "none", "test accuracy ↑", "silhouette ↑", "block02", "run.json"):
         assert shown in result.stdout
 
-    cells = sorted((tmp_path / "multirun" / "mnist5k_cnn").glob("*/"))
+    cells = sorted((tmp_path / "multirun" / "mnist5k_cnn").glob("[!.]*/"))
     assert [cell.name.rpartition("-")[0] for cell in cells] == [
         "batchnorm-depth2-width4-seed0",
         "none-depth2-width4-seed0",
@@ -91,7 +91,7 @@ def test_two_norms_are_trained_measured_and_compared(
     # Again: nothing is trained.
     again = command_line("norm=batchnorm,none", *SMALL, "-m")
     assert again.returncode == 0
-    assert again.stdout.count("completed, test accuracy") == 2
+    assert "2 of 2 cells complete, 0 to resume, 0 to run" in again.stdout
     assert "epoch 1/2" not in again.stdout
     assert all(len(description(cell)["attempts"]) == 1 for cell in cells)
 
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
 ) -> None:
     arguments = (*SMALL, "trainer.max_epochs=4", "optim.schedule=cosine", "data.shift=2")
     stopped(tmp_path, (*arguments, "study=killed"), epoch=2, how=signal.SIGKILL)
-    (killed,) = (tmp_path / "multirun" / "killed").glob("*/")
+    (killed,) = (tmp_path / "multirun" / "killed").glob("[!.]*/")
     assert description(killed)["status"] == "running"
 
     resumed = command_line(*arguments, "study=killed")
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     whole = command_line(*arguments, "study=whole")
     assert whole.returncode == 0, whole.stderr
 
-    (uninterrupted,) = (tmp_path / "multirun" / "whole").glob("*/")
+    (uninterrupted,) = (tmp_path / "multirun" / "whole").glob("[!.]*/")
     first, second = description(killed)["attempts"]
     assert (first["status"], second["status"]) == ("interrupted", "completed")
     assert second["resumed_from_epoch"] in (1, 2)
@@ -186,7 +186,7 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
     assert result.returncode == 0, result.stderr
     used = {
         run["choices"]["norm"]: run["config"]["optim"]["lr"]
-        for run in map(description, (tmp_path / "multirun" / "mnist5k_cnn").glob("*/"))
+        for run in map(description, (tmp_path / "multirun" / "mnist5k_cnn").glob("[!.]*/"))
     }
     assert used == {"batchnorm": 0.1, "none": 0.02}
     assert "batchnorm lr=0.1" in result.stdout
@@ -256,31 +256,6 @@ def test_a_missing_gpu_is_told(command_line: CommandLine) -> None:
     assert "trainer.accelerator=gpu" in asked
 
 
-def test_a_mistake_in_a_multirun_does_not_stop_the_other_cells(command_line: CommandLine) -> None:
-    result = command_line("model.depth=0,1", "metrics=none", *SMALL[1:], "-m")
-    assert result.returncode == 1
-    assert "Failed: model.depth=0 is not allowed" in result.stdout
-    assert "(1 cells: 1 completed)" in result.stdout
-    assert result.stderr.endswith(
-        "model.depth=0 is not allowed; it takes an integer of at least 1\n"
-    )
-
-
-def test_a_damaged_checkpoint_is_told(command_line: CommandLine, tmp_path: Path) -> None:
-    assert command_line(*SMALL, "metrics=none").returncode == 0
-    cell = only_cell(tmp_path / "multirun")
-    (cell / "metrics.parquet").unlink()  # as if it had been interrupted
-    checkpoint = cell / "checkpoints" / "last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    result = command_line(*SMALL, "metrics=none")
-    assert result.returncode == 1
-    assert len(result.stderr.splitlines()) == 2
-    assert "last.ckpt is damaged" in result.stderr
-    assert "Remove it" in result.stderr
-    checkpoint.unlink()
-    assert command_line(*SMALL, "metrics=none").returncode == 0
-
-
 def test_a_complete_cell_is_skipped_without_loading_torch(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -302,12 +277,12 @@ def test_a_second_process_neither_enters_nor_disturbs_a_cell(
     program = [sys.executable, "-m", "bnstudy.train", *SMALL, "metrics=none"]
     first = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("multirun/*/*/.lock")):  # long before it has recorded anything
+    while not list(tmp_path.glob("multirun/*/*/.lease.1")):  # long before it has recorded anything
         assert time.monotonic() < deadline
         time.sleep(0.01)
     second = command_line(*SMALL, "metrics=none")
     assert second.returncode == 1
-    assert "another process works in this cell" in second.stderr
+    assert "works in this cell" in second.stderr
     assert first.wait(timeout=120) == 0
     run = description(only_cell(tmp_path / "multirun"))
     assert run["status"] == "completed"

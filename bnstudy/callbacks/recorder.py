@@ -7,7 +7,6 @@ from typing import Literal, Protocol
 
 import lightning as L
 
-from bnstudy.files import replacing
 from bnstudy.runs.record import WHOLE_MODEL, Record, Row
 from bnstudy.terms import SPLITS
 
@@ -65,7 +64,8 @@ class Recorder(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the epoch, then save what the run can go on from."""
         self._record(trainer, trainer.current_epoch + 1)
-        self._save(trainer, self.record.last_checkpoint, weights_only=False)
+        last, previous = self.record.last_checkpoint, self.record.previous_checkpoint
+        self._save(trainer, last, weights_only=False, keep_as=previous)
 
     def _record(self, trainer: L.Trainer, epoch: int) -> None:
         if trainer.is_global_zero:
@@ -87,10 +87,14 @@ class Recorder(L.Callback):
         if self.checkpoint_epochs == "all" or epoch in self.checkpoint_epochs:
             self._save(trainer, self.record.checkpoint(epoch), weights_only=True)
 
-    def _save(self, trainer: L.Trainer, path: Path, weights_only: bool) -> None:
+    def _save(
+        self, trainer: L.Trainer, path: Path, weights_only: bool, keep_as: Path | None = None
+    ) -> None:
         """Save a checkpoint, atomically; in a distributed run every process has to take part."""
         if trainer.is_global_zero:
-            with replacing(path) as temporary:
+            with self.record.replacing(path) as temporary:
                 trainer.save_checkpoint(temporary, weights_only)
+                if keep_as is not None and path.exists():
+                    path.replace(keep_as)  # a disk may yet damage the new one
         else:
             trainer.save_checkpoint(path, weights_only)  # writes nothing

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ WITHOUT_EFFECT = {
         "strategy",
     },
 }
+CELL_NAME = "${cell_name:}"  # how a configuration asks for it
 GROUPS = ("model", "norm", "data", "optim", "regularizer", "trainer", "probe")
 
 
@@ -58,26 +60,47 @@ def identity(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()
 
 
-def _cell_name(*, _root_: DictConfig) -> str:
-    """What people tell a cell by, of what its model has: none-depth4-width16-seed0."""
-    model, regularizer = _root_.model, _root_.regularizer.name
-    parts = [_root_.norm.name]
+def cell_name(config: Mapping[str, Any]) -> str:
+    """What people tell a cell by, of what its model has: none-depth4-width16-seed0.
+
+    Args:
+        config: The configuration, of which it reads a few values.
+    """
+    model, regularizer = config["model"], config["regularizer"]["name"]
+    parts = [config["norm"]["name"]]
     parts += [regularizer] if regularizer != "none" else []
-    parts += [model.name] if "name" in model else []
+    parts += [model["name"]] if "name" in model else []
     parts += [f"{key}{model[key]}" for key in ("depth", "width") if key in model]
-    return "-".join([*parts, f"seed{_root_.seed}"])
+    return "-".join([*parts, f"seed{config['seed']}"])
 
 
-def _cell_folder(*, _root_: DictConfig) -> str:
-    """The name of the run's folder: `cell` for people, then 8 digits of the identity."""
-    config = resolve(OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"]))
+def folder_name(config: dict[str, Any]) -> str:
+    """The name of the run's folder: `cell` for people, then 8 digits of the identity.
+
+    Args:
+        config: The resolved configuration, of `bnstudy.config.resolve`.
+    """
     return f"{config['cell']}-{identity(config)[:8]}"
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """The configuration of a run, without Hydra's own."""
+    own: DictConfig = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return own
+
+
+def _resolve_cell_name(*, _root_: DictConfig) -> str:
+    return cell_name(_root_)
+
+
+def _resolve_cell_folder(*, _root_: DictConfig) -> str:
+    return folder_name(resolve(without_hydra(_root_)))
 
 
 def register_resolvers() -> None:
     """Make `${cell_name:}`, `${cell_folder:}` and `${folder_name:PATH}` known to OmegaConf."""
-    OmegaConf.register_new_resolver("cell_name", _cell_name, replace=True)
-    OmegaConf.register_new_resolver("cell_folder", _cell_folder, replace=True)
+    OmegaConf.register_new_resolver("cell_name", _resolve_cell_name, replace=True)
+    OmegaConf.register_new_resolver("cell_folder", _resolve_cell_folder, replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(path).expanduser().resolve().name, replace=True
     )

@@ -5,9 +5,11 @@ In the cell's folder:
     run.json                      identity, configuration, status, attempts, environment, timing
     metrics.parquet               the long table, once the run has ended
     metrics/epoch=0007.parquet    its parts while the run goes on, one a measured epoch
-    checkpoints/                  last.ckpt, and epoch=0007.ckpt for the epochs that were asked for
+    checkpoints/                  last.ckpt, and epoch=0007.ckpt for the epochs that were asked for;
+                                  while the run goes on previous.ckpt, of the epoch before the last
 
-Every file is written under another name and renamed: it is whole or not there.
+Every file is written under another name and renamed: it is whole or not there. One that is damaged
+all the same, by a disk say, is set aside as *.damaged, and what it held is made again.
 """
 
 import json
@@ -16,22 +18,28 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from rich.console import Console
 
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.identity import identity
+from bnstudy.runs.lease import CellInUse, Lease, forget, held
 from bnstudy.terms import SPLITS
 
+console = Console(highlight=False, soft_wrap=True)
+
 ENDED = ("completed", "diverged")  # a diverged run is a result as well
+
+KEYS = {"identity", "config", "status", "attempts"}  # without which a run.json is none
 
 WHOLE_MODEL = "model"  # the layer of numbers such as the loss; its index is -1
 
@@ -77,34 +85,16 @@ SCHEMA = pa.schema(
 )
 
 
-class CellInUse(UserError):
-    """Another process works in this cell."""
-
-
-@contextmanager
-def cell_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a cell's folder, as long as this one lives.
-
-    Raises:
-        CellInUse: One is in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise CellInUse(
-            f"{folder}: another process works in this cell; wait for it, or stop it"
-        ) from error
-
-
 def discard_if_empty(folder: Path, root: Path) -> None:
     """Remove the folder that Hydra made for a cell of which nothing came, up to the output root."""
-    with suppress(CellInUse), cell_lock(folder):
-        if not (folder / "run.json").exists():
-            shutil.rmtree(folder / ".hydra", ignore_errors=True)
-            for name in (".lock", "train.log"):
-                (folder / name).unlink(missing_ok=True)
+    with suppress(CellInUse):
+        with held(folder):
+            nothing = not (folder / "run.json").exists()
+            if nothing:
+                shutil.rmtree(folder / ".hydra", ignore_errors=True)
+                (folder / "train.log").unlink(missing_ok=True)
+        if nothing:
+            forget(folder)
     with suppress(OSError):  # something is in it
         for empty in (folder, *folder.parents):
             if empty.absolute() == root.absolute():
@@ -118,11 +108,19 @@ class Record:
     Args:
         folder: The cell's folder.
         description: What run.json holds.
+        lease: Of the folder, by which it is written to; None to read it only.
     """
 
-    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, description: dict[str, Any], lease: Lease | None = None
+    ) -> None:
         self.folder = folder
         self.description = description
+        self.lease = lease
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lease, which is this process's: a launcher brings the record to another."""
+        return self.__dict__ | {"lease": None}
 
     @classmethod
     def open(
@@ -131,6 +129,7 @@ class Record:
         config: dict[str, Any],
         choices: dict[str, str],
         overrides: Sequence[str],
+        lease: Lease | None = None,
     ) -> Self:
         """The record of the run that `config` describes: the one that is there, or a new one.
 
@@ -139,20 +138,23 @@ class Record:
             config: The resolved configuration.
             choices: The option chosen of each configuration group.
             overrides: The command line's.
+            lease: Of the folder.
 
         Raises:
-            UserError: The record that is there is not this run's, or cannot be read.
+            UserError: The record that is there is not this run's.
         """
         mark = identity(config)
-        if (folder / "run.json").exists():
-            record = cls.read(folder)
+        if (record := cls._read_or_set_aside(folder, lease)) is not None:
+            record.lease = lease
             if record.description["identity"] != mark:
                 raise UserError(
                     f"{folder} holds another run: identity {record.description['identity'][:8]}, "
                     f"not {mark[:8]}\nMove that folder away, or choose another study=NAME"
                 )
+            if lease is not None and record.status in ENDED and not record.has_ended:
+                set_aside(folder, record.table_path, str(_damage(record.table_path)))
             return record
-        return cls(
+        record = cls(
             folder,
             {
                 "identity": mark,
@@ -170,7 +172,11 @@ class Record:
                 "timing": {},
                 "environment": {},
             },
+            lease,
         )
+        if lease is not None:
+            record._take_apart()  # a table without its run.json
+        return record
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -182,14 +188,23 @@ class Record:
         path = folder / "run.json"
         try:
             description = json.loads(path.read_text())
-            if not isinstance(description, dict) or "identity" not in description:
+            if not isinstance(description, dict) or not description.keys() >= KEYS:
                 raise ValueError("it is not a run's")
             return cls(folder, description)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error})\n"
-                "Remove the cell's folder to train it anew, or put the file back"
+                "Train the cell again: it goes on from its last checkpoint; or put the file back"
             ) from error
+
+    @classmethod
+    def _read_or_set_aside(cls, folder: Path, lease: Lease | None) -> Self | None:
+        try:
+            return cls.read(folder)
+        except UserError as error:
+            if isinstance(error.__cause__, ValueError) and lease is not None:
+                set_aside(folder, folder / "run.json", str(error.__cause__))
+            return None
 
     @property
     def status(self) -> str | None:
@@ -200,7 +215,12 @@ class Record:
     @property
     def has_ended(self) -> bool:
         """Whether the run has been trained to its end, and its table is there."""
-        return self.status in ENDED and self.table_path.exists()
+        return self.status in ENDED and _damage(self.table_path) is None
+
+    @property
+    def failures(self) -> int:
+        """How many attempts failed."""
+        return sum(attempt["status"] == "failed" for attempt in self.description["attempts"])
 
     @property
     def table_path(self) -> Path:
@@ -211,6 +231,11 @@ class Record:
     def last_checkpoint(self) -> Path:
         """What an interrupted run goes on from."""
         return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """That of the epoch before; gone once the run has ended."""
+        return self.folder / "checkpoints" / "previous.ckpt"
 
     def checkpoint(self, epoch: int) -> Path:
         """The weights kept of an epoch."""
@@ -285,13 +310,23 @@ class Record:
 
     def write_part(self, epoch: int, rows: Iterable[Row]) -> None:
         """Write an epoch's part of the long table."""
-        _write(self._part(epoch), _table(rows))
+        self._write(self._part(epoch), _table(rows))
+
+    def has_parts(self, epochs: Iterable[int]) -> bool:
+        """Whether the long table's parts of some epochs are there; damaged ones are set aside."""
+        missing = False
+        for epoch in epochs:
+            damage = _damage(self._part(epoch))
+            if damage and self.lease is not None:
+                set_aside(self.folder, self._part(epoch), damage)
+            missing |= damage is not None
+        return not missing
 
     def join_parts(self) -> None:
         """Make the long table of its parts, and set the final numbers from its last epoch."""
         parts = sorted(self._part(0).parent.glob("epoch=*.parquet"))
         table = pa.concat_tables(pq.read_table(path) for path in parts)
-        _write(self.table_path, table)
+        self._write(self.table_path, table)
         rows = [row for row in table.to_pylist() if row["layer_index"] == -1]
         last = max(row["epoch"] for row in rows)
         self.description["final"] = {"epoch": last} | {
@@ -306,13 +341,22 @@ class Record:
             leftover.unlink()
 
     def remove_parts(self) -> None:
-        """Remove the parts of the long table, which now holds them."""
+        """Remove what a run that has ended needs no more: the parts of the long table."""
         shutil.rmtree(self._part(0).parent, ignore_errors=True)
+        self.previous_checkpoint.unlink(missing_ok=True)
+
+    def start_over(self) -> None:
+        """Remove what the run had come to, but for the story of its attempts."""
+        self.description["final"] = {}
+        self._set_status("interrupted")
+        self.table_path.unlink(missing_ok=True)
+        shutil.rmtree(self.last_checkpoint.parent, ignore_errors=True)
+        self.remove_parts()
 
     def add_rows(self, rows: Iterable[Row]) -> None:
         """Add to the long table of a run that has ended."""
         whole = pa.concat_tables([pq.read_table(self.table_path), _table(rows)])
-        _write(self.table_path, whole.sort_by([("epoch", "ascending")]))
+        self._write(self.table_path, whole.sort_by([("epoch", "ascending")]))
 
     def missing(
         self,
@@ -345,11 +389,36 @@ class Record:
 
     def save(self) -> None:
         """Write run.json."""
-        with replacing(self.folder / "run.json") as temporary:
+        with self.replacing(self.folder / "run.json") as temporary:
             temporary.write_text(json.dumps(self.description, indent=2) + "\n")
+
+    def replacing(self, path: Path) -> AbstractContextManager[Path]:
+        """As `bnstudy.files.replacing`, as long as the cell is this process's.
+
+        Raises:
+            CellInUse: Another one has taken it over.
+        """
+        if self.lease is not None:
+            self.lease.check()
+        return replacing(path)
 
     def _part(self, epoch: int) -> Path:
         return self.folder / "metrics" / f"epoch={epoch:04d}.parquet"
+
+    def _take_apart(self) -> None:
+        """Make the long table's parts of it, for a run that goes on."""
+        damage = _damage(self.table_path)
+        if damage is None:
+            table = pq.read_table(self.table_path)
+            for epoch in pc.unique(table["epoch"]).to_pylist():
+                self._write(self._part(epoch), table.filter(pc.field("epoch") == epoch))
+            self.table_path.unlink()
+        else:
+            set_aside(self.folder, self.table_path, damage)
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        with self.replacing(path) as temporary:
+            pq.write_table(table, temporary)
 
     def _set_status(self, status: str | None) -> None:
         self.description["status"] = status
@@ -366,9 +435,26 @@ def _table(rows: Iterable[Row]) -> pa.Table:
     return pa.Table.from_pylist([row._asdict() for row in rows], schema=SCHEMA)
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+def set_aside(cell: Path, path: Path, reason: str) -> None:
+    """Give a damaged file of a cell another name, and tell it; nothing where there is none."""
+    aside = cell / f"{path.name}.damaged"
+    with suppress(FileNotFoundError):
+        path.replace(aside)
+        console.print(
+            f"{path} is damaged ({reason}); set aside as {aside.name}, and made again",
+            style="yellow",
+        )
+
+
+def _damage(table: Path) -> str | None:
+    """What is wrong with a file that should hold rows of the long table; None where all is well."""
+    try:
+        schema = pq.read_schema(table)
+    except FileNotFoundError:
+        return "it is not there"
+    except (OSError, pa.ArrowException) as error:
+        return str(error).splitlines()[0]
+    return None if schema.equals(SCHEMA) else "it has other columns"
 
 
 def _now() -> str:

@@ -1,12 +1,9 @@
 """How far a multirun is."""
 
-import math
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -17,38 +14,20 @@ class SweepProgress(Callback):
     """A Hydra callback: before each job, which one of how many it is and about how long is left.
 
     Attributes:
-        current: The one of the multirun of this process; None where there is none.
+        total: Jobs that this process launches; 0 where it launches none, as a worker.
     """
 
-    current: "ClassVar[SweepProgress | None]" = None
+    total: ClassVar[int] = 0
 
     def __init__(self) -> None:
-        self.total = 0
         self.finished = 0
-        self.seconds: list[float] = []  # that each trained cell took; complete ones are skipped
+        self.seconds: list[float] = []  # that each trained cell took
         self.started = 0.0
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Count the cells of the grid."""
-        SweepProgress.current = self
-        self.output_root = Path(config.output_root)
-        self.began = time.time()
-        # An experiment's own grid, of which the command line takes the place key by key.
-        grid = [
-            f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()
-        ]
-        overrides = OverridesParser.create().parse_overrides([*grid, *config.hydra.overrides.task])
-        axes = {override.key_or_group: override for override in overrides}
-        self.total = math.prod(
-            len(list(override.sweep_string_iterator()))
-            for override in axes.values()
-            if override.is_sweep_override()
-        )
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say which cell is next."""
         self.started = time.monotonic()
-        if not self.total:  # a single run
+        if not self.total:
             return
         cell = " ".join(config.hydra.overrides.task)
         message = f"Cell {int(config.hydra.job.num) + 1} of {self.total}: {cell}"
@@ -62,12 +41,3 @@ class SweepProgress(Callback):
         self.finished += 1
         if getattr(job_return._return_value, "trained", False):
             self.seconds.append(time.monotonic() - self.started)
-
-    def studies(self) -> list[Path]:
-        """The studies with a cell that this multirun came to, whatever process ran it.
-
-        Hydra writes a cell's .hydra/ anew whenever a job begins there.
-        """
-        written = self.output_root.glob("*/*/.hydra/overrides.yaml")
-        touched = {path.parents[2] for path in written if path.stat().st_mtime >= self.began}
-        return sorted(touched)

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.errors import UserError
-from bnstudy.runs.record import CellInUse, Record, Row, cell_lock, discard_if_empty
+from bnstudy.runs.lease import CellInUse, held
+from bnstudy.runs.record import Record, Row, discard_if_empty
 from tests.test_configs import Compose
 
 CHOICES = {"norm": "batchnorm", "model": "cnn", "data": "mnist5k"}
@@ -34,7 +35,7 @@ def stored(record: Record) -> dict[str, object]:
 
 
 def test_parts_become_the_long_table(record: Record) -> None:
-    with cell_lock(record.folder), record.attempt({}):
+    with held(record.folder), record.attempt({}):
         for epoch in (0, 1, 2):
             record.write_part(epoch, rows(epoch))
         record.write_part(2, rows(2))  # again, after a resume
@@ -57,7 +58,7 @@ def test_parts_become_the_long_table(record: Record) -> None:
 def test_how_an_attempt_ended_is_recorded(
     record: Record, error: BaseException, status: str
 ) -> None:
-    with pytest.raises(type(error)), cell_lock(record.folder), record.attempt({}):
+    with pytest.raises(type(error)), held(record.folder), record.attempt({}):
         raise error
     assert stored(record)["status"] == status
     (attempt,) = record.description["attempts"]
@@ -67,16 +68,16 @@ def test_how_an_attempt_ended_is_recorded(
 
 
 def test_a_mistake_of_the_users_leaves_nothing(record: Record) -> None:
-    with pytest.raises(UserError), cell_lock(record.folder), record.attempt({}):
+    with pytest.raises(UserError), held(record.folder), record.attempt({}):
         raise UserError("no such data")
     discard_if_empty(record.folder, record.folder.parent)
     assert not record.folder.exists()
 
 
 def test_a_mistake_of_the_users_does_not_undo_an_earlier_attempt(record: Record) -> None:
-    with pytest.raises(RuntimeError), cell_lock(record.folder), record.attempt({}):
+    with pytest.raises(RuntimeError), held(record.folder), record.attempt({}):
         raise RuntimeError
-    with pytest.raises(UserError), cell_lock(record.folder), record.attempt({}):
+    with pytest.raises(UserError), held(record.folder), record.attempt({}):
         raise UserError("no such data")
     assert stored(record)["status"] == "failed"
     assert len(record.description["attempts"]) == 1
@@ -84,7 +85,7 @@ def test_a_mistake_of_the_users_does_not_undo_an_earlier_attempt(record: Record)
 
 def _in_use(folder: Path) -> bool:
     try:
-        with cell_lock(folder):
+        with held(folder):
             return False
     except CellInUse:
         return True
@@ -92,7 +93,7 @@ def _in_use(folder: Path) -> bool:
 
 def test_two_processes_never_work_in_one_cell(record: Record) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        with cell_lock(record.folder):
+        with held(record.folder):
             assert pool.apply(_in_use, (record.folder,))
         assert not pool.apply(_in_use, (record.folder,))
 

@@ -1,0 +1,58 @@
+"""Reading a run's checkpoints, and which one an interrupted run goes on from."""
+
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bnstudy.errors import UserError
+from bnstudy.runs.record import Record, set_aside
+
+
+class ResumePoint(NamedTuple):
+    """What an interrupted run goes on from.
+
+    Attributes:
+        checkpoint: Of Lightning.
+        epochs: That had been trained when it was saved.
+    """
+
+    checkpoint: Path
+    epochs: int
+
+
+def resume_point(record: Record) -> ResumePoint | None:
+    """The newest checkpoint that is whole and whose epochs were all recorded; None: from the start.
+
+    What is damaged is set aside, by the process that holds the cell.
+    """
+    for path in (record.last_checkpoint, record.previous_checkpoint):
+        if not path.exists():
+            continue
+        try:
+            epochs = load_checkpoint(path)["epoch"] + 1
+        except UserError as error:
+            if record.lease is not None:
+                set_aside(record.folder, path, str(error.__cause__).partition("\n")[0])
+            continue
+        if record.has_parts(range(epochs + 1)):
+            return ResumePoint(path, epochs)
+    return None
+
+
+def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content["epoch"]
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{checkpoint} is damaged ({str(error).splitlines()[0]})\n"
+            "Remove it; that epoch cannot be measured any more without training another run"
+        ) from error
+    return content

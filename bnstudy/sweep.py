@@ -1,0 +1,81 @@
+"""How far a sweep is. `python -m bnstudy.sweep --help`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from bnstudy.config import explain
+from bnstudy.sweeps.status import StudyStatus
+
+HELP = """\
+How far the sweeps over a study are: from any machine that sees its folder, while they run or after.
+
+  python -m bnstudy.sweep status multirun/mnist5k_cnn
+  python -m bnstudy.sweep status multirun/mnist5k_cnn --watch        until you press Ctrl+C
+"""
+
+
+def status(study: Path, every: float | None) -> None:
+    """Show how far the sweeps over a study are.
+
+    Args:
+        study: Its folder.
+        every: Seconds after which it is shown anew; None: it is shown once.
+
+    Raises:
+        UserError: It is no study's folder.
+    """
+    console = Console(highlight=False)
+    if every is None:
+        console.print(StudyStatus(study))
+        return
+    with Live(StudyStatus(study), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(every)
+            live.update(StudyStatus(study), refresh=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "bnstudy.sweep", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="status")
+    shown = commands.add_parser("status", help="counts, running cells, failures, time left")
+    shown.add_argument("study", type=Path, metavar="STUDY_DIR")
+    shown.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=2.0,
+        metavar="SECONDS",
+        help="show it anew after so many seconds (2)",
+    )
+    options = parser.parse_args()
+    try:
+        status(options.study, options.watch)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        sys.exit(message)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: it takes seconds, at least 0.1")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What the records say of the cells of a grid."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from bnstudy.errors import UserError
+from bnstudy.measure import missing_metrics
+from bnstudy.runs.lease import is_known_alive, lease_of, watch
+from bnstudy.runs.record import Record
+from bnstudy.sweeps.grid import Cell
+
+GIVEN_UP_AFTER = 3  # failures
+
+State = Literal[
+    "complete",
+    "diverged",
+    "not measurable",  # complete, but what is asked for would need checkpoints that were not kept
+    "to measure",
+    "to resume",
+    "to run",
+    "running elsewhere",
+    "left alone",
+]
+ENDED: tuple[State, ...] = ("complete", "diverged", "not measurable")
+MISSING: tuple[State, ...] = ("to measure", "to resume", "to run")
+
+
+def states(cells: Sequence[Cell]) -> list[State]:
+    """The state of each cell, by its record and its lease.
+
+    Leases that are held on other machines are watched for some seconds, all of them together.
+    """
+    known = [_by_record(cell) for cell in cells]
+    unknown = {}
+    for place, cell in enumerate(cells):
+        if known[place] in MISSING and (found := lease_of(cell.folder)):
+            worker, lease = found
+            match is_known_alive(worker):
+                case True:
+                    known[place] = "running elsewhere"
+                case None:
+                    unknown[lease] = place
+    for lease in watch(list(unknown)):
+        known[unknown[lease]] = "running elsewhere"
+    return known
+
+
+def _by_record(cell: Cell) -> State:
+    if not (cell.folder / "run.json").exists():
+        return "to run"
+    try:
+        record = Record.read(cell.folder)
+    except UserError:  # whoever works there next sets it aside
+        return "to resume"
+    if record.has_ended:
+        # What it was trained with needs no look into the table, of which there may be thousands.
+        if record.description["config"].get("metrics") != cell.config["metrics"]:
+            possible, impossible = missing_metrics(record, cell.config["metrics"])
+            if possible or impossible:
+                return "to measure" if possible else "not measurable"
+        return "diverged" if record.status == "diverged" else "complete"
+    if record.status == "failed" and record.failures >= GIVEN_UP_AFTER:
+        return "left alone"
+    return "to resume" if record.last_checkpoint.exists() else "to run"

@@ -1,0 +1,60 @@
+"""What Hydra knows of bnstudy's sweeps: `hydra/sweeper=grid`, the default.
+
+Hydra takes sweepers from this namespace alone. What they do is in `bnstudy.sweeps`, imported when
+it is needed: Hydra imports this file at every start.
+"""
+
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class Grid(Sweeper):
+    """Launches the cells of a grid that the study's records lack.
+
+    Args:
+        params: Axes of an experiment's own, by key; the command line's take their place.
+    """
+
+    launcher: Launcher
+
+    def __init__(self, params: dict[str, Any] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra before `sweep`."""
+        self.config, self.hydra_context = config, hydra_context
+        HydraConfig.instance().set_config(config)  # a launcher's options may follow from it
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run what is missing.
+
+        Args:
+            arguments: The command line's overrides.
+
+        Raises:
+            bnstudy.errors.UserError: Cells failed.
+        """
+        from bnstudy.config import plain_values, validate
+        from bnstudy.sweeps.grid import cells
+        from bnstudy.sweeps.sweep import sweep
+
+        settings = plain_values(self.config.sweep)
+        validate({"sweep": settings})
+        loader = self.hydra_context.config_loader
+        grid = cells(
+            [*(f"{key}={value}" for key, value in self.params.items()), *arguments],
+            compose=lambda overrides: loader.load_sweep_config(self.config, list(overrides)),
+            is_group=lambda key: bool(loader.get_group_options(key)),
+        )
+        sweep(list(grid), self.launcher, **settings)

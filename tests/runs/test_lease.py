@@ -1,0 +1,131 @@
+"""One worker a cell, whatever becomes of workers and clocks."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bnstudy.runs import lease
+from bnstudy.runs.lease import CellInUse, held, lease_of
+
+fork = multiprocessing.get_context("fork")
+
+
+def hold(folder: Path) -> None:
+    with held(folder):
+        time.sleep(60)
+
+
+def count_up(folder: Path, times: int) -> None:
+    """Add to a number that only the lease protects."""
+    done = 0
+    while done < times:
+        try:
+            with held(folder):
+                number = folder / "number"
+                before = int(number.read_text())
+                time.sleep(0.001)
+                number.write_text(str(before + 1))
+                done += 1
+        except CellInUse:
+            time.sleep(0.001)
+
+
+@contextmanager
+def held_elsewhere(folder: Path, renewing: bool) -> Iterator[Path]:
+    """A lease of another machine's process, which renews it or has died."""
+    folder.mkdir()
+    path = folder / ".lease.3"
+    path.write_text(json.dumps({"machine": "another", "host": "far", "pid": 1, "start": "1"}))
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(0.1):
+            os.utime(path)
+
+    thread = threading.Thread(target=renew)
+    if renewing:
+        thread.start()
+    yield path
+    stop.set()
+    if renewing:
+        thread.join()
+
+
+def test_many_processes_exclude_one_another(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("0")
+    workers = [fork.Process(target=count_up, args=(tmp_path, 25)) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert (tmp_path / "number").read_text() == "150"
+
+
+def test_a_killed_workers_folder_is_free_at_once(tmp_path: Path) -> None:
+    worker = fork.Process(target=hold, args=(tmp_path / "cell",))
+    worker.start()
+    while not lease_of(tmp_path / "cell"):
+        time.sleep(0.01)
+    with pytest.raises(CellInUse, match=rf"process {worker.pid} on .* works in this cell"):
+        held(tmp_path / "cell").__enter__()
+    assert worker.pid
+    os.kill(worker.pid, signal.SIGKILL)
+    while worker.is_alive():  # a zombie until here, which does not count as alive either
+        time.sleep(0.01)
+    began = time.monotonic()
+    with held(tmp_path / "cell"):
+        assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("clock", [0, 4_000_000_000], ids=["long ago", "in the future"])
+def test_a_dead_worker_of_another_machine_is_seen_by_watching(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: int
+) -> None:
+    monkeypatch.setattr(lease, "STALE_AFTER", 1.0)
+    with held_elsewhere(tmp_path / "cell", renewing=False) as path:
+        os.utime(path, (clock, clock))
+        began = time.monotonic()
+        with held(tmp_path / "cell"):
+            assert time.monotonic() - began >= 1.0
+
+
+def test_a_living_worker_of_another_machine_keeps_its_folder(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path / "cell", renewing=True), pytest.raises(CellInUse, match="far"):
+        held(tmp_path / "cell").__enter__()
+
+
+def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEWED_EVERY", 0.05)
+    with held(tmp_path) as mine:
+        os.utime(mine.path, (0, 0))
+        time.sleep(0.5)
+        assert mine.path.stat().st_mtime > 0
+        mine.check()
+
+
+def test_who_was_taken_over_notices(tmp_path: Path) -> None:
+    with held(tmp_path) as mine:
+        (tmp_path / ".lease.2").write_text("{}")  # as another process does
+        with pytest.raises(CellInUse, match="taken over by another process"):
+            mine.check()
+    assert lease_of(tmp_path) == ({}, tmp_path / ".lease.2")
+
+
+def test_clocks_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_clock() -> float:
+        raise AssertionError("the clock may jump")
+
+    monkeypatch.setattr(time, "time", no_clock)
+    for _ in range(3):
+        with held(tmp_path) as mine:
+            mine.check()
+    names = sorted(path.name for path in tmp_path.glob(".lease.*"))
+    assert names == [f".lease.{number}.released" for number in (1, 2, 3)]

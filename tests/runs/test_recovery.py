@@ -1,0 +1,214 @@
+"""Whatever happens to a cell's files, the same command ends as if nothing had."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bnstudy.callbacks import Recorder
+from tests.conftest import SMALL, CommandLine, description, only_cell
+
+RUN = (*SMALL, "metrics=fast", "trainer.max_epochs=4")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two runs that all tests begin with are kept once one has made them."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def undisturbed(kept: Path, command_line: CommandLine, tmp_path: Path) -> pa.Table:
+    """The table of a run that nothing happened to."""
+    if not (kept / "complete").exists():
+        assert command_line(*RUN).returncode == 0
+        shutil.move(tmp_path / "multirun", kept / "complete")
+    return pq.read_table(only_cell(kept / "complete") / "metrics.parquet")
+
+
+@pytest.fixture
+def complete(kept: Path, undisturbed: pa.Table, tmp_path: Path) -> Path:
+    """A cell that is complete."""
+    shutil.copytree(kept / "complete", tmp_path / "multirun")
+    return only_cell(tmp_path / "multirun")
+
+
+@pytest.fixture
+def stopped(
+    kept: Path,
+    undisturbed: pa.Table,
+    command_line: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A cell that was stopped after its third epoch."""
+    if not (kept / "stopped").exists():
+        save = Recorder.on_train_epoch_end
+
+        def stop(self: Recorder, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
+            save(self, trainer, pl_module)
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Recorder, "on_train_epoch_end", stop)
+            assert command_line(*RUN).returncode == 130
+        shutil.move(tmp_path / "multirun", kept / "stopped")
+    shutil.copytree(kept / "stopped", tmp_path / "multirun")
+    return only_cell(tmp_path / "multirun")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def truncate_checkpoint(cell: Path) -> None:
+    truncate(cell / "checkpoints" / "last.ckpt")
+
+
+def truncate_both_checkpoints(cell: Path) -> None:
+    truncate(cell / "checkpoints" / "last.ckpt")
+    truncate(cell / "checkpoints" / "previous.ckpt")
+
+
+def truncate_part(cell: Path) -> None:
+    truncate(cell / "metrics" / "epoch=0002.parquet")
+
+
+def truncate_the_last_part(cell: Path) -> None:
+    truncate(cell / "metrics" / "epoch=0003.parquet")
+
+
+def lose_part(cell: Path) -> None:
+    (cell / "metrics" / "epoch=0001.parquet").unlink()
+
+
+def alien_part(cell: Path) -> None:
+    pq.write_table(pa.table({"x": [1, 2]}), cell / "metrics" / "epoch=0001.parquet")
+
+
+def cut_record(cell: Path) -> None:
+    truncate(cell / "run.json")
+
+
+def alien_record(cell: Path) -> None:
+    (cell / "run.json").write_text('{"name": "somebody else\'s"}')
+
+
+def empty_record(cell: Path) -> None:
+    (cell / "run.json").write_bytes(b"")
+
+
+def truncate_table(cell: Path) -> None:
+    truncate(cell / "metrics.parquet")
+
+
+def alien_table(cell: Path) -> None:
+    pq.write_table(pa.table({"x": [1, 2]}), cell / "metrics.parquet")
+
+
+def lose_table(cell: Path) -> None:
+    (cell / "metrics.parquet").unlink()
+
+
+def kill_while_writing(cell: Path) -> None:
+    (cell / ".run.json.4711.tmp").write_text("{")
+    (cell / "checkpoints" / ".last.ckpt.4711.tmp").write_bytes(b"P")
+
+
+def kill_between_the_checkpoints_names(cell: Path) -> None:
+    (cell / "checkpoints" / "last.ckpt").rename(cell / "checkpoints" / "previous.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("damage", "goes_on_from", "named"),
+    [
+        (truncate_checkpoint, 2, "last.ckpt"),
+        (truncate_both_checkpoints, None, "previous.ckpt"),
+        (truncate_part, None, "epoch=0002.parquet"),
+        (truncate_the_last_part, 2, "epoch=0003.parquet"),
+        (lose_part, None, None),
+        (alien_part, None, "epoch=0001.parquet"),
+        (cut_record, 3, "run.json"),
+        (alien_record, 3, "run.json"),
+        (empty_record, 3, "run.json"),
+        (kill_while_writing, 3, None),
+        (kill_between_the_checkpoints_names, 3, None),
+    ],
+)
+def test_a_run_that_goes_on(
+    stopped: Path,
+    undisturbed: pa.Table,
+    command_line: CommandLine,
+    damage: Callable[[Path], None],
+    goes_on_from: int | None,
+    named: str | None,
+) -> None:
+    damage(stopped)
+    result = command_line(*RUN)
+    assert result.returncode == 0, result.stderr
+    run = description(stopped)
+    assert run["status"] == "completed"
+    assert run["attempts"][-1]["resumed_from_epoch"] == goes_on_from
+    assert pq.read_table(stopped / "metrics.parquet").equals(undisturbed)
+    assert not list(stopped.rglob("*.tmp"))
+    aside = {path.name for path in stopped.rglob("*.damaged")}
+    if named:
+        assert f"{named}.damaged" in aside
+        assert f"{named} is damaged" in result.stdout
+    else:
+        assert not aside
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (truncate_table, "metrics.parquet"),
+        (alien_table, "metrics.parquet"),
+        (lose_table, None),
+        (cut_record, "run.json"),
+        (alien_record, "run.json"),
+    ],
+)
+@pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["single", "multirun"])
+def test_a_complete_run(
+    complete: Path,
+    undisturbed: pa.Table,
+    command_line: CommandLine,
+    damage: Callable[[Path], None],
+    named: str | None,
+    multirun: list[str],
+) -> None:
+    damage(complete)
+    result = command_line(*RUN, *multirun)
+    assert result.returncode == 0, result.stderr
+    assert description(complete)["status"] == "completed"
+    assert pq.read_table(complete / "metrics.parquet").equals(undisturbed)
+    if named:
+        assert (complete / f"{named}.damaged").exists()
+        assert f"{named} is damaged" in result.stdout
+    final = description(complete)["final"]
+    assert final["epoch"] == 4
+    assert 0 < final["test_accuracy"] < 1
+
+
+def test_a_worker_that_was_taken_over_writes_nothing_more(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Recorder.on_train_epoch_end
+
+    def lose(self: Recorder, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
+        save(self, trainer, pl_module)
+        assert self.record.lease
+        (self.record.folder / ".lease.2").write_text("{}")
+
+    monkeypatch.setattr(Recorder, "on_train_epoch_end", lose)
+    result = command_line(*RUN)
+    assert result.returncode == 1
+    assert "taken over by another process" in result.stderr
+    cell = only_cell(tmp_path / "multirun")
+    assert description(cell)["status"] == "running"  # the other one's now
+    assert len(list((cell / "metrics").iterdir())) == 2

@@ -1,0 +1,222 @@
+"""A multirun runs what is missing, and tells what came of it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from bnstudy.runs.lease import held
+from tests.conftest import SMALL, CommandLine, description
+
+QUICK = ("model.depth=1", *SMALL[1:], "metrics=none", "study=quick")
+FOUR = (*QUICK, "norm=batchnorm,none", "seed=0,1")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def study(kept: Path, command_line: CommandLine, tmp_path: Path) -> Path:
+    """A study with the four cells, complete."""
+    if not (kept / "multirun").exists():
+        assert command_line(*FOUR, "-m").returncode == 0
+        shutil.move(tmp_path / "multirun", kept)
+    shutil.copytree(kept / "multirun", tmp_path / "multirun")
+    return tmp_path / "multirun" / "quick"
+
+
+def cell_of(study: Path, name: str) -> Path:
+    (cell,) = study.glob(f"{name}-*/")
+    return cell
+
+
+def rewrite(cell: Path, **facts: Any) -> None:
+    (cell / "run.json").write_text(json.dumps(description(cell) | facts))
+
+
+def attempts(study: Path) -> dict[str, int]:
+    return {
+        path.parent.name.rpartition("-")[0]: len(description(path.parent)["attempts"])
+        for path in sorted(study.glob("*/run.json"))
+    }
+
+
+def test_only_what_is_missing_runs(study: Path, command_line: CommandLine) -> None:
+    before = attempts(study)
+    result = command_line(*FOUR, "-m")
+    assert result.returncode == 0
+    assert "4 of 4 cells complete, 0 to resume, 0 to run\n" in result.stdout
+    assert "Cell " not in result.stdout
+    assert "2 seeds" in result.stdout  # the comparison is shown all the same
+    assert attempts(study) == before
+
+    shutil.rmtree(cell_of(study, "none-depth1-width4-seed1"))
+    rewrite(cell_of(study, "none-depth1-width4-seed0"), status="interrupted")
+    result = command_line(*FOUR, "norm=batchnorm,none,groupnorm", "-m")
+    assert result.returncode == 0, result.stderr
+    assert "2 of 6 cells complete, 1 to resume, 3 to run\n" in result.stdout
+    assert "Cell 4 of 4:" in result.stdout
+    assert "Cell 5" not in result.stdout
+    assert set(attempts(study).values()) == {1, 2}
+    assert sum(attempts(study).values()) == 7
+
+
+def test_a_dry_run_lists_and_estimates(study: Path, command_line: CommandLine) -> None:
+    before = sorted(study.rglob("*"))
+    result = command_line(*FOUR, "seed=0,1,2", "sweep.dry_run=true", "-m")
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "4 of 6 cells complete, 0 to resume, 2 to run"
+    assert [line.split()[:2] for line in lines[1:3]] == [["to", "run"], ["to", "run"]]
+    assert "multirun/quick/none-depth1-width4-seed2-" in lines[2]
+    assert lines[2].endswith("  2 epochs")
+    assert lines[3].startswith("about 0:00:0")
+    assert lines[3].endswith(" of work left")
+    assert sorted(study.rglob("*")) == before
+    result = command_line(*FOUR, "study=new", "sweep.dry_run=true", "-m")
+    assert "not known before the first cell is complete" in result.stdout
+    assert not (study.parent / "new").exists()
+
+
+def test_redo(study: Path, command_line: CommandLine) -> None:
+    diverged = cell_of(study, "none-depth1-width4-seed1")
+    table = pq.read_table(diverged / "metrics.parquet")
+    rewrite(diverged, status="diverged")
+    assert "4 of 4 cells complete (1 diverged)," in command_line(*FOUR, "-m").stdout
+    result = command_line(*FOUR, "sweep.redo=diverged", "-m")
+    assert "3 of 4 cells complete, 0 to resume, 1 to run\n" in result.stdout
+    assert attempts(study)["none-depth1-width4-seed1"] == 2
+    assert description(diverged)["attempts"][1]["resumed_from_epoch"] is None
+    assert pq.read_table(diverged / "metrics.parquet").equals(table)
+
+    result = command_line(*FOUR, "sweep.redo=all", "-m")
+    assert "0 of 4 cells complete, 0 to resume, 4 to run\n" in result.stdout
+    assert sorted(attempts(study).values()) == [2, 2, 2, 3]
+
+
+def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
+    study: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = cell_of(study, "none-depth1-width4-seed1")
+    for path in (cell / "metrics.parquet", *(cell / "checkpoints").iterdir()):
+        path.unlink()
+    failed = {"started": "2026-01-01T00:00:00+00:00", "status": "failed", "error": "Boom: no"}
+    rewrite(cell, status="failed", attempts=[failed] * 3)
+    result = command_line(*FOUR, "-m")
+    assert result.returncode == 0
+    told = "3 of 4 cells complete, 0 to resume, 0 to run, 1 left alone that failed 3 times"
+    assert told in result.stdout
+    assert "sweep.redo=failed runs them" in result.stdout
+    assert len(description(cell)["attempts"]) == 3
+
+    result = command_line(*FOUR, "sweep.redo=failed", "-m")
+    assert result.returncode == 0
+    assert description(cell)["status"] == "completed"
+
+
+def test_failures_are_told_and_stop_nothing(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bnstudy.build
+
+    build = bnstudy.build.build
+
+    def break_one(config: dict[str, Any], record: Any) -> Any:
+        if config["norm"]["name"] == "batchnorm" and config["seed"] == 1:
+            raise RuntimeError("a line before\nit broke")
+        return build(config, record)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bnstudy.build.build", break_one)
+        result = command_line(*FOUR, "optim.lr=0.01,-1", "-m")
+    assert result.returncode == 1
+    assert "6 of 8 cells" not in result.stderr
+    assert "5 of 8 cells have not ended: 5 failed, 0 lost their worker" in result.stderr
+    table = "".join(result.stdout.split())
+    assert "optim.lr=-1isnotallowed" in table
+    assert "itbroke" in table
+    assert "train.log" in table
+    (log,) = tmp_path.glob("multirun/quick/*/train.log")
+    assert "RuntimeError: a line before\nit broke" in log.read_text()
+    failed = description(log.parent)
+    assert failed["status"] == "failed"
+
+    result = command_line(*FOUR, "-m")
+    assert result.returncode == 0
+    assert "3 of 4 cells complete, 0 to resume, 1 to run\n" in result.stdout
+
+
+def test_a_cell_that_two_points_of_the_grid_share_runs_once(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    result = command_line(*QUICK, "seed=0,0", "optim.weight_decay=0,0.0", "-m")
+    assert result.returncode == 0, result.stderr
+    assert "0 of 1 cells complete, 0 to resume, 1 to run\n" in result.stdout
+    assert list(attempts(tmp_path / "multirun" / "quick").values()) == [1]
+
+
+def test_a_diverged_run_is_no_failure(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line(*QUICK, "norm=none", "optim.lr=1e10", "optim.momentum=0.9", "-m")
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("multirun/quick/*/run.json")
+    assert description(path.parent)["status"] == "diverged"
+
+
+def test_a_cell_of_another_process_is_let_be(study: Path, command_line: CommandLine) -> None:
+    cell = cell_of(study, "none-depth1-width4-seed1")
+    rewrite(cell, status="running")
+    with held(cell):
+        result = command_line(*FOUR, "-m")
+    assert result.returncode == 0
+    assert "3 of 4 cells complete, 0 to resume, 0 to run, 1 running elsewhere\n" in result.stdout
+    assert len(description(cell)["attempts"]) == 1
+
+
+def test_a_cell_that_another_process_takes_first_is_no_failure(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def taken(folder: Path) -> Any:
+        from bnstudy.runs.lease import CellInUse
+
+        raise CellInUse(f"{folder}: another")
+
+    monkeypatch.setattr("bnstudy.train.held", taken)
+    result = command_line(*QUICK, "-m")
+    assert result.returncode == 0, result.stderr
+    assert "running elsewhere" in result.stdout
+
+
+def test_metrics_that_are_asked_for_later_are_measured(
+    study: Path, command_line: CommandLine
+) -> None:
+    more = (*FOUR, "metrics=fast", "metrics.names=[hoyer]")
+    result = command_line(*more, "-m")
+    assert result.returncode == 0
+    assert "0 of 4 cells complete, 4 to measure, 0 to resume, 0 to run\n" in result.stdout
+    assert result.stdout.count("measured from checkpoints: hoyer of epoch 2") == 4
+    result = command_line(*more, "-m")
+    told = (
+        "4 of 4 cells complete (4 without a checkpoint to measure all that is asked), 0 to resume"
+    )
+    assert told in result.stdout
+    assert "Cell " not in result.stdout
+    assert set(attempts(study).values()) == {1}
+
+
+def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) -> None:
+    result = command_line(*FOUR, "sweep.redo=some", "-m")
+    assert result.returncode == 1
+    assert (
+        result.stderr == "sweep.redo=some is not allowed; it takes failed, diverged, all, or null\n"
+    )
+    result = command_line(*QUICK, "sweep.redo=all")
+    assert result.returncode == 1
+    assert "add -m" in result.stderr
+    result = command_line(*FOUR, "norm=batchnorm,bogus", "-m")
+    assert result.returncode == 1
+    assert "norm=bogus does not exist" in result.stderr
