@@ -57,6 +57,7 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
         config["seed"],
         _regularizer(network, config, record),
         config["trainer"]["compile"],
+        data.evaluated_splits,
     )
     return data, classifier
 

@@ -105,6 +105,7 @@ RULES: dict[str, Rule] = {
     "data.batch_size": _integer(1),
     "data.flip": _boolean,
     "data.shift": _integer(0),
+    "data.validation": _fraction,
     "data.image_size": _optional(_integer(1)),
     "data.classes": _integer(2),
     "data.groups_per_class": _integer(1),

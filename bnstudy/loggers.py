@@ -78,7 +78,7 @@ def wandb_run(
         description["attempts"][-1]["wandb_id"] = run_id
         record.save()
         run.define_metric("epoch")
-        for names in ("rep/*", "opt/*", "train/loss", "train/accuracy", "test/*"):
+        for names in ("rep/*", "opt/*", "train/loss", "train/accuracy", "validation/*", "test/*"):
             run.define_metric(names, step_metric="epoch", step_sync=True)
         yield [WandbLogger(experiment=run, log_model=False)]
 

@@ -137,6 +137,13 @@ def compare(arguments: Sequence[str]) -> None:
             f"{options.run_a} and {options.run_b} were trained on different images; similarities "
             "compare representations of the same samples"
         )
+    # Where as many of the same images are left to train on, they are the same ones.
+    trained_on = {side.record.description["data"]["train"] for side in sides}
+    if options.split == "train" and len(trained_on) > 1:
+        raise UserError(
+            f"{options.run_a} and {options.run_b} differ in data.validation, and so in the samples "
+            "of the training split; compare them with --split test"
+        )
     output: Path = options.output or (
         options.run_a.resolve().parent / "similarity" / "~".join(side.name for side in sides)
     )

@@ -2,8 +2,13 @@
 
 from typing import Literal
 
+# What every data set comes with; the representations of both are measured.
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
+
+# What loss and accuracy are of: `validation` where some of the training samples are held out.
+EvaluatedSplit = Literal["train", "validation", "test"]
+EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("train", "validation", "test")
 
 # Where in a layer representations are read; `features` is what the last linear layer reads.
 SITES = ("conv", "norm", "act", "features")

@@ -118,6 +118,7 @@ def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Co
         "optim.lr=0.02",
         "data.batch_size=32",
         "data.flip=true",
+        "data.validation=0.1",
         "trainer.max_epochs=7",
         "trainer.precision=bf16-mixed",
         "trainer.devices=2",

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_multirun_on_two_processes(tmp_path: Path) -> None:
-    arguments = [*SMALL, "trainer.limit_val_batches=1.0", "norm=none,batchnorm", "-m"]
+    arguments = [*SMALL, "trainer.limit_val_batches=1.0", "data.validation=0.2"]
+    arguments += ["norm=none,batchnorm", "-m"]
     for trainer in ("default", "ddp"):
         result = subprocess.run(
             [
@@ -40,7 +41,7 @@ def test_a_multirun_on_two_processes(tmp_path: Path) -> None:
                     *(row[k] for k in ("epoch", "split", "layer", "metric")),
                 )
                 values.setdefault(key, {})[trainer] = row["value"]
-    assert len(values) == 2 * 3 * 2 * (2 * 16 + 2)
+    assert len(values) == 2 * 3 * (2 * (2 * 16 + 2) + 2)
     for (norm, epoch, *what), value in values.items():
         # Without BatchNorm two halves of a batch give the gradient of the whole; with it, each
         # process has its own statistics, and only the start is the same.

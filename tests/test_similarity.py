@@ -81,6 +81,19 @@ def test_before_training_the_same_weights_make_the_same_convolutions(
     assert values[0, 1] < 0.999
 
 
+def test_with_different_validation_splits_only_the_test_split_is_compared(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    arguments = ("metrics=none", "model.depth=1", "data.validation=0,0.1", "-m")
+    assert command_line(*SMALL[1:], *arguments).returncode == 0
+    cells = sorted(map(str, (tmp_path / STUDY).glob("*/")))
+    sites = ("--samples", "100")
+    result = command_line("similarity", *cells, "--split", "train", *sites, main=measure.main)
+    assert result.returncode == 1
+    assert "differ in data.validation" in result.stderr
+    assert command_line("similarity", *cells, *sites, main=measure.main).returncode == 0
+
+
 def test_what_cannot_be_compared_is_told(
     command_line: CommandLine, tmp_path: Path, cells: list[Path]
 ) -> None:

@@ -16,6 +16,8 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from bnstudy.terms import EVALUATED_SPLITS
+
 
 class _TimeLeftColumn(TimeRemainingColumn):
     def render(self, task: Task) -> Text:
@@ -92,10 +94,12 @@ class Progress(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the new loss and accuracy."""
         metrics = trainer.callback_metrics
-        self.numbers = (
-            f" · loss {metrics['train/loss']:.3f}"
-            f" · accuracy train {metrics['train/accuracy']:.2%} test {metrics['test/accuracy']:.2%}"
-        )
+        accuracies = [
+            f"{split} {metrics[f'{split}/accuracy']:.2%}"
+            for split in EVALUATED_SPLITS
+            if f"{split}/accuracy" in metrics
+        ]
+        self.numbers = f" · loss {metrics['train/loss']:.3f} · accuracy {' '.join(accuracies)}"
         if trainer.is_global_zero and not self.console.is_terminal:
             epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
             self.console.print(

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import lightning as L
 
 from bnstudy.runs.record import WHOLE_MODEL, Record, Row
-from bnstudy.terms import SPLITS
+from bnstudy.terms import EVALUATED_SPLITS
 
 
 class Measurement(Protocol):
@@ -52,8 +52,9 @@ class Recorder(L.Callback):
         """Note loss and accuracy: before training, then at each epoch's end."""
         self.performance = {
             (split, metric): trainer.callback_metrics[f"{split}/{metric}"].item()
-            for split in SPLITS
+            for split in EVALUATED_SPLITS
             for metric in ("loss", "accuracy")
+            if f"{split}/{metric}" in trainer.callback_metrics
         }
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -153,3 +153,22 @@ def balanced(labels: Tensor, count: int) -> Tensor:
     rank = torch.empty_like(order)  # of each shuffled sample within its class
     rank[by_class] = torch.arange(len(order)) - starts[shuffled[by_class]]
     return order[torch.argsort(rank, stable=True)[:count]].sort().values
+
+
+def stratified(labels: Tensor, share: float) -> Tensor:
+    """Choose a share of each class, rounded, the same samples at every call.
+
+    Args:
+        labels: int64, N.
+        share: From 0 to 1; a larger one chooses the same samples and more.
+
+    Returns:
+        Which are chosen, bool, N.
+    """
+    generator = generator_for("validation")
+    chosen = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        order = torch.randperm(len(members), generator=generator)
+        chosen[members[order[: round(share * len(members))]]] = True
+    return chosen

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from torch import Tensor
 
-from bnstudy.data.batches import Augment, Batches, Normalize, balanced
+from bnstudy.data.batches import Augment, Batches, Normalize, balanced, stratified
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
-from bnstudy.terms import SPLITS, Split
+from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
 
 PROBE_SAMPLES = 5_000  # by default, as in the paper
 EVALUATION_BATCH = 250
@@ -29,6 +30,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         flip: Mirror half of the training images.
         shift: Move the training images by up to so many pixels.
         name: Stands for the data in a run's identity, for data sets that a path tells apart.
+        validation: Share of the training split that is held out, class-balanced, the same samples
+            for every run of a data set: a split of its own, and no part of what is said of the
+            training split here.
+
+    Attributes:
+        data: The data set, once it is loaded, whole.
+        indices: By split, the samples in it: of `data`, `validation` of its training split.
+        probe_indices: By split, the samples in it whose representations are measured, likewise.
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         flip: bool = False,
         shift: int = 0,
         name: str | None = None,
+        validation: float = 0,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -46,6 +56,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.probe_samples = probe
         self.augment = Augment(flip, shift)
         self.name = name
+        self.validation = validation
 
     @abstractmethod
     def load(self) -> Images:
@@ -59,12 +70,21 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Load the data set, once.
 
         Raises:
-            UserError: It cannot be loaded, or is smaller than the probe set asked for.
+            UserError: It cannot be loaded, or is too small for the validation split or the probe
+                set asked for.
         """
         if hasattr(self, "data"):
             return
         self.data = self.load()
-        self.normalize = Normalize.of(self.data.images["train"])
+        self._of_split: dict[EvaluatedSplit, tuple[Tensor, Tensor]] = {
+            split: (self.data.images[split], self.data.labels[split]) for split in SPLITS
+        }
+        self.indices = {
+            split: torch.arange(len(labels)) for split, (_, labels) in self._of_split.items()
+        }
+        if self.validation:
+            self._hold_out()
+        self.normalize = Normalize.of(self._of_split["train"][0])
         self.probe_indices = {split: self._choose_probe(split) for split in SPLITS}
 
     @property
@@ -77,12 +97,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """How many classes there are."""
         return len(self.data.class_names)
 
+    @property
+    def evaluated_splits(self) -> tuple[EvaluatedSplit, ...]:
+        """Those with a loss and an accuracy: train and test, and validation if there is one."""
+        return tuple(split for split in EVALUATED_SPLITS if split in self.indices)
+
     def facts(self) -> dict[str, Any]:
         """What a run's record says of its data."""
         return {
             "sha256": self.data.fingerprint(),
-            "train": len(self.data.labels["train"]),
-            "test": len(self.data.labels["test"]),
+            **{split: len(self.indices.get(split, ())) for split in EVALUATED_SPLITS},
             "classes": list(self.data.class_names),
             "probe": {split: len(self.probe_indices[split]) for split in SPLITS},
         }
@@ -98,8 +122,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> list[Batches]:
-        """Both splits, in order, as they are: training split first."""
-        return [self._batches(split, EVALUATION_BATCH) for split in SPLITS]
+        """The `evaluated_splits`, each in order and as it is."""
+        return [self._batches(split, EVALUATION_BATCH) for split in self.evaluated_splits]
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -118,14 +142,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
         )
 
     def _batches(
-        self, split: Split, size: int, shuffle: Callable[[], torch.Generator] | None = None
+        self,
+        split: EvaluatedSplit,
+        size: int,
+        shuffle: Callable[[], torch.Generator] | None = None,
     ) -> Batches:
         trainer = self.trainer
         assert trainer is not None
         device = trainer.strategy.root_device
+        images, labels = self._of_split[split]
         return Batches(
-            self.data.images[split].to(device),
-            self.data.labels[split].to(device),
+            images.to(device),
+            labels.to(device),
             size,
             self.normalize.to(device),
             shuffle,
@@ -134,12 +162,32 @@ class ImageDataModule(L.LightningDataModule, ABC):
             trainer.world_size,
         )
 
-    def _choose_probe(self, split: Split) -> torch.Tensor:
-        labels = self.data.labels[split]
+    def _hold_out(self) -> None:
+        """Move some of the training samples to the validation split."""
+        images, labels = self._of_split["train"]
+        held_out = stratified(labels, self.validation)
+        present, sizes = labels.unique(return_counts=True)
+        smallest = present[sizes.argmin()]  # if one class is too small, this one is
+        count, size = int(held_out[labels == smallest].sum()), int(sizes.min())
+        if not 0 < count < size:
+            shares = f"from {1 / size:.3g} to {1 - 1 / size:.3g}, or 0 for none"
+            raise UserError(
+                f"data.validation={self.validation} holds out {count} of the {size} training "
+                f"samples of class {self.data.class_names[smallest]}, and of each class at least "
+                "one has to be held out and one left\n"
+                f"Choose a share {shares if size > 1 else 'of 0, for none'}"
+            )
+        parts: dict[EvaluatedSplit, Tensor] = {"train": ~held_out, "validation": held_out}
+        for split, part in parts.items():
+            self.indices[split] = torch.nonzero(part).flatten()
+            self._of_split[split] = images[part], labels[part]
+
+    def _choose_probe(self, split: Split) -> Tensor:
+        _, labels = self._of_split[split]
         asked = self.probe_samples[split]
         if asked is not None and asked > len(labels):
             raise UserError(
                 f"probe.{split}={asked} is more than there is: the {split} split has "
                 f"{len(labels)} samples; ask for at most that, or null for all up to 5,000"
             )
-        return balanced(labels, min(asked or PROBE_SAMPLES, len(labels)))
+        return self.indices[split][balanced(labels, min(asked or PROBE_SAMPLES, len(labels)))]

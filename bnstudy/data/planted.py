@@ -37,7 +37,7 @@ class PlantedGroups(ImageDataModule):
         options: Of every data set.
 
     Attributes:
-        groups: Of each sample, by split, once it is loaded: int64, N, from 0 to classes x
+        groups: Of each sample of `data`, by split, once it is loaded: int64, N, from 0 to classes x
             groups_per_class - 1; the groups of class c begin at c x groups_per_class.
 
     Raises:

@@ -1,6 +1,6 @@
 """The LightningModule that trains any network to classify."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from bnstudy.errors import UserError
 from bnstudy.models.regularizers import Regularizer
 from bnstudy.randomness import generator_for
-from bnstudy.terms import SPLITS
+from bnstudy.terms import SPLITS, EvaluatedSplit
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -57,10 +57,10 @@ def make_optimizer(
 
 
 class Classifier(L.LightningModule):
-    """Cross-entropy training, and loss and accuracy of both splits at each epoch's end.
+    """Cross-entropy training, and loss and accuracy of each split at each epoch's end.
 
-    `trainer.callback_metrics` has `train/loss`, `train/accuracy`, `test/loss` and `test/accuracy`,
-    measured in eval mode with the same weights; the loggers get `train/loss_step` as it trains.
+    `trainer.callback_metrics` has `<split>/loss` and `<split>/accuracy`, measured in eval mode with
+    the same weights; the loggers get `train/loss_step` as it trains.
 
     Args:
         network: Maps images N x C x H x W to logits N x `num_classes`.
@@ -70,6 +70,7 @@ class Classifier(L.LightningModule):
         seed: Of what layers draw as they are trained, such as dropout.
         regularizer: Adds to the loss.
         compiled: Whether the training step's forward pass is compiled by `torch.compile`.
+        splits: Which are evaluated, in the order of the validation dataloaders.
     """
 
     diverged: Tensor
@@ -82,6 +83,7 @@ class Classifier(L.LightningModule):
         seed: int = 0,
         regularizer: Regularizer | None = None,
         compiled: bool = False,
+        splits: Sequence[EvaluatedSplit] = SPLITS,
     ) -> None:
         super().__init__()
         # Convolutions are faster with channels last: on two cores a training step takes 0.8 of the
@@ -94,9 +96,10 @@ class Classifier(L.LightningModule):
         self.logits = torch.compile(network.forward) if compiled else network.forward
         # Whether a loss was ever not finite, in training or evaluation; kept in checkpoints.
         self.register_buffer("diverged", torch.tensor(False))
-        self.train_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in SPLITS)
-        self.train_accuracy, self.test_accuracy = (
-            MulticlassAccuracy(num_classes, average="micro") for _ in SPLITS
+        self.splits = splits
+        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in splits)
+        self.accuracies = nn.ModuleList(
+            MulticlassAccuracy(num_classes, average="micro") for _ in splits
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -124,7 +127,7 @@ class Classifier(L.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Start both splits' loss and accuracy anew."""
+        """Start each split's loss and accuracy anew."""
         for loss, accuracy in self._performance():
             loss.reset()
             accuracy.reset()
@@ -132,7 +135,7 @@ class Classifier(L.LightningModule):
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Add a batch of the split `SPLITS[dataloader_idx]` to its loss and accuracy."""
+        """Add a batch of the split `splits[dataloader_idx]` to its loss and accuracy."""
         images, labels = batch
         if len(labels) == 0:  # a process's share of a small last batch
             return
@@ -142,8 +145,8 @@ class Classifier(L.LightningModule):
         accuracy.update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Give out both splits' loss and accuracy, over all processes."""
-        for split, (loss, accuracy) in zip(SPLITS, self._performance(), strict=True):
+        """Give out each split's loss and accuracy, over all processes."""
+        for split, (loss, accuracy) in zip(self.splits, self._performance(), strict=True):
             mean_loss = loss.compute()
             self.diverged |= ~mean_loss.isfinite()
             self.log(f"{split}/loss", mean_loss, logger=False, sync_dist=True)
@@ -163,7 +166,5 @@ class Classifier(L.LightningModule):
         }
 
     def _performance(self) -> list[tuple[MeanMetric, MulticlassAccuracy]]:
-        return [
-            (self.train_loss, self.train_accuracy),
-            (self.test_loss, self.test_accuracy),
-        ]
+        """Of each split, in their order."""
+        return list(zip(self.losses, self.accuracies, strict=True))  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ class Row(NamedTuple):
     Attributes:
         epoch: Epochs of training before it was measured; 0 is before training.
         step: Batches of training before it was measured.
-        split: train or test.
+        split: train, validation or test.
         layer_index: In the order of computation, from 0; -1 for the whole model.
         layer: The layer's name.
         site: conv, norm, act, features or linear; None for the whole model.

@@ -32,8 +32,10 @@ MAIN_METRICS = (
 )
 PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
     ("test", "accuracy"): "higher",
+    ("validation", "accuracy"): "higher",
     ("train", "accuracy"): "higher",
     ("test", "loss"): "lower",
+    ("validation", "loss"): "lower",
     ("train", "loss"): "lower",
 }
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}

@@ -91,11 +91,17 @@ def small_network(norm: nn.Module | None = None) -> nn.Sequential:
 
 
 def train(
-    network: nn.Module, *callbacks: L.Callback, epochs: int = 2, lr: float = 0.1, **options: Any
+    network: nn.Module,
+    *callbacks: L.Callback,
+    epochs: int = 2,
+    lr: float = 0.1,
+    data: ImageDataModule | None = None,
+    **options: Any,
 ) -> Classifier:
     optim = {"name": "sgd", "lr": lr, "momentum": 0.9, "schedule": "constant", "trainable": "all"}
-    module = Classifier(network, 3, optim)
-    data = Noise()
+    data = data or Noise()
+    data.setup()
+    module = Classifier(network, 3, optim, splits=data.evaluated_splits)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
         warnings.filterwarnings("ignore", ".*does not have many workers")

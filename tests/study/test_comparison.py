@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ DIRECTIONS = {"silhouette": "higher", "davies_bouldin": "lower", "unit_sparsity"
 
 @pytest.fixture
 def add(composed: Compose, tmp_path: Path) -> Any:
-    def add_run(*overrides: str, norm: str, status: str = "completed", **values: float) -> None:
+    def add_run(
+        *overrides: str,
+        norm: str,
+        status: str = "completed",
+        splits: Sequence[str] = ("train", "test"),
+        **values: float,
+    ) -> None:
         config = resolve(composed(f"norm={norm}", *overrides))
         name = "-".join([norm, *overrides])
         record = Record.open(
@@ -28,7 +35,7 @@ def add(composed: Compose, tmp_path: Path) -> Any:
         record.description |= {"status": status, "metrics": DIRECTIONS}
         performance = [
             Row(5, 9, split, -1, "model", None, metric, values.get(metric, 0.5), None)
-            for split in ("train", "test")
+            for split in splits
             for metric in ("loss", "accuracy")
         ]
         layers = [
@@ -70,6 +77,20 @@ def test_each_point_of_the_grid_is_compared_for_itself(add: Any, tmp_path: Path)
     lines = table(tmp_path)
     assert lines.index("depth=2 1 seed 1 seed") < lines.index("unit_sparsity block01 0.200 0.200")
     assert lines.index("depth=4 1 seed 1 seed") < lines.index("unit_sparsity block01 0.400 0.400")
+
+
+def test_a_validation_split_is_shown_where_there_is_one(add: Any, tmp_path: Path) -> None:
+    add(norm="none", accuracy=0.8)
+    assert not any(line.startswith("validation") for line in table(tmp_path))
+    splits = ("train", "validation", "test")
+    for norm, accuracy in (("none", 0.6), ("batchnorm", 0.7)):
+        add("data.validation=0.1", norm=norm, splits=splits, accuracy=accuracy)
+    lines = table(tmp_path)
+    shown = [line for line in lines if line.startswith("validation accuracy")]
+    assert shown == ["validation accuracy ↑ 0.700 * 0.600"]
+    assert "validation=0.1 1 seed 1 seed" in lines
+    assert "validation=0 0 seeds 1 seed" in lines
+    assert "test accuracy ↑ – 0.800" in lines
 
 
 def test_options_of_a_norm_are_variants_of_it(add: Any, tmp_path: Path) -> None:
