@@ -72,6 +72,9 @@ RULES: dict[str, Rule] = {
     "seed": _integer(0),
     "sweep.redo": _optional(_choice("failed", "diverged", "all")),
     "sweep.dry_run": _boolean,
+    "sweep.objective": _choice(
+        "validation_accuracy", "validation_loss", "train_accuracy", "train_loss"
+    ),
     "study": _folder_name,
     "cell": _folder_name,
     "model.depth": _integer(1),

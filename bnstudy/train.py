@@ -7,6 +7,7 @@ import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bnstudy.runs.lease import CellInUse, Lease, held
 from bnstudy.runs.processes import is_first_process, job_of_its_own
 from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
+from bnstudy.sweeps.search_config import register_search
 
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
 # complete is skipped without them.
@@ -40,10 +42,18 @@ class Outcome:
     Attributes:
         record: Of the run.
         trained: Whether anything was trained; a complete cell is not trained again.
+        objective: Of a search: which of the record's final numbers.
     """
 
     record: Record
     trained: bool
+    objective: str
+
+    def __float__(self) -> float:
+        """The objective, as a search wants it; of a run that diverged the worst there is."""
+        value: float | None = self.record.description["final"][self.objective]
+        worst = inf if self.objective.endswith("_loss") else 0.0
+        return worst if value is None else value
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -76,7 +86,7 @@ def run(cfg: DictConfig) -> Outcome:
             tell_result(record)
             measure_missing(record, config["metrics"])
             tell_not_measured(record, list(config["callbacks"]))
-        return Outcome(record, trained)
+        return Outcome(record, trained, config["sweep"]["objective"])
 
 
 def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
@@ -194,6 +204,7 @@ def main() -> None:
     # Hydra then raises its errors, and they are told in the user's words here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register_resolvers()
+    register_search()
     # Not as a decorator: launchers find the job by its name in other processes.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     try:

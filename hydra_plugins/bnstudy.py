@@ -1,4 +1,4 @@
-"""What Hydra knows of bnstudy's sweeps: `hydra/sweeper=grid`, the default.
+"""What Hydra knows of bnstudy's sweeps: `hydra/sweeper=grid`, the default, and `optuna`.
 
 Hydra takes sweepers from this namespace alone. What they do is in `bnstudy.sweeps`, imported when
 it is needed: Hydra imports this file at every start.
@@ -57,4 +57,38 @@ class Grid(Sweeper):
             compose=lambda overrides: loader.load_sweep_config(self.config, list(overrides)),
             is_group=lambda key: bool(loader.get_group_options(key)),
         )
-        sweep(list(grid), self.launcher, **settings)
+        sweep(list(grid), self.launcher, settings["redo"], settings["dry_run"])
+
+
+class Search(Sweeper):
+    """Searches some axes by Optuna, once for each combination of the others.
+
+    Args:
+        params: What is searched, by key; the command line's take their place.
+        n_trials: Of each search, with those of earlier sweeps.
+        options: Of Hydra's Optuna sweeper.
+    """
+
+    def __init__(self, params: dict[str, Any] | None, n_trials: int, **options: Any) -> None:
+        self.params, self.n_trials, self.options = params or {}, n_trials, options
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra before `sweep`."""
+        self.context = {"hydra_context": hydra_context, "task_function": task_function}
+        self.config = config
+        HydraConfig.instance().set_config(config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Try what is missing of each search, and show what was found.
+
+        Args:
+            arguments: The command line's overrides.
+
+        Raises:
+            bnstudy.errors.UserError: Trials failed.
+        """
+        from bnstudy.sweeps.search import search
+
+        search(arguments, self.params, self.n_trials, self.options, self.config, self.context)

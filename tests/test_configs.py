@@ -88,7 +88,11 @@ def test_every_rule_is_about_a_key_that_exists() -> None:
             known.add(f"{group}.{key}")
             if group == "callbacks" and key != "defaults":
                 known |= {f"{group}.{key}.{option}" for option in value}
-    known |= {f"probe.{split}" for split in SPLITS} | {"sweep.redo", "sweep.dry_run"}
+    known |= {f"probe.{split}" for split in SPLITS} | {
+        "sweep.redo",
+        "sweep.dry_run",
+        "sweep.objective",
+    }
     assert RULES.keys() <= known
 
 

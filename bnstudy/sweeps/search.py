@@ -1,0 +1,167 @@
+"""A search over some axes, as the learning rate, once for each point of a grid of the others."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
+from omegaconf import DictConfig
+from optuna.trial import TrialState
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bnstudy.config import plain_values, validate
+from bnstudy.errors import UserError
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One search.
+
+    Attributes:
+        name: Of Optuna's study: the grid's axes with their values.
+        overrides: Of its jobs, but for what is searched.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+def search(
+    arguments: Sequence[str],
+    params: dict[str, Any],
+    n_trials: int,
+    options: dict[str, Any],
+    config: DictConfig,
+    context: dict[str, Any],
+) -> None:
+    """Try what is missing of each search, and show what was found.
+
+    Args:
+        arguments: The command line's overrides.
+        params: What is searched, by key; an argument takes its place.
+        n_trials: Of each search, with those that the storage has.
+        options: Of Hydra's Optuna sweeper.
+        config: Of the sweep, with Hydra's own part.
+        context: What else a Hydra sweeper is set up with.
+
+    Raises:
+        UserError: It cannot be searched like that, or trials failed.
+    """
+    settings = plain_values(config.sweep)
+    validate({"sweep": settings})
+    direction = _direction(settings["objective"])
+    _check(settings, config)
+    points, searched = split(arguments, params)
+    if not searched:
+        raise UserError("hydra/sweeper=optuna: nothing to search; try optim.lr=interval(0.001,1)")
+    Path(config.output_root, config.study).mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(logging.ERROR)
+    failed = 0
+    studies = []
+    for point in points:
+        study = optuna.create_study(
+            study_name=point.name,
+            storage=options["storage"],
+            direction=direction,
+            load_if_exists=True,
+        )
+        _take_up_again(study)
+        done = len(study.get_trials(states=(TrialState.COMPLETE,)))
+        console.print(f"{point.name}: {done} of {n_trials} trials complete")
+        before = len(study.get_trials(states=(TrialState.FAIL,)))
+        if done < n_trials:
+            sweeper = OptunaSweeperImpl(
+                params=None,
+                study_name=point.name,
+                n_trials=n_trials - done,
+                **options | {"direction": direction},
+            )
+            sweeper.setup(config=config, **context)
+            with suppress(ValueError):  # no trial at all was completed
+                sweeper.sweep([*point.overrides, *searched])
+        failed += len(study.get_trials(states=(TrialState.FAIL,))) - before
+        studies.append(study)
+    _show(studies, settings["objective"], list(map(_key, searched)))
+    if failed:
+        raise UserError(
+            f"{failed} trials failed; their train.log says why. Try the same command again"
+        )
+
+
+def split(arguments: Sequence[str], params: dict[str, Any]) -> tuple[list[Point], list[str]]:
+    """The grid's points, and what is searched at each.
+
+    Args:
+        arguments: The command line's overrides. A choice is an axis of the grid, an interval is
+            searched, as is what `params` has, whatever it is.
+        params: What is searched, by key.
+    """
+    parser = OverridesParser.create()
+    axes = {
+        override.get_key_element(): override
+        for override in parser.parse_overrides(
+            [*(f"{key}={value}" for key, value in params.items()), *arguments]
+        )
+    }
+    searched = {
+        key: str(axis.input_line)
+        for key, axis in axes.items()
+        if axis.is_interval_sweep() or (key in params and axis.is_sweep_override())
+    }
+    grid = {key: axis for key, axis in axes.items() if key not in searched}
+    varying = {key for key, axis in grid.items() if axis.is_sweep_override()}
+    points = []
+    for job in BasicSweeper.split_arguments(list(grid.values()), None)[0]:
+        name = " ".join(override for override in job if _key(override) in varying)
+        points.append(Point(name or "search", tuple(job)))
+    return points, list(searched.values())
+
+
+def _direction(objective: str) -> Literal["minimize", "maximize"]:
+    return "minimize" if objective.endswith("_loss") else "maximize"
+
+
+def _check(settings: dict[str, Any], config: DictConfig) -> None:
+    if settings["dry_run"] or settings["redo"]:
+        raise UserError("sweep.dry_run and sweep.redo are for a grid, not for hydra/sweeper=optuna")
+    objective: str = settings["objective"]
+    if objective.startswith("validation_") and not config.data.validation:
+        raise UserError(
+            f"sweep.objective={objective} needs training samples that are held out: add "
+            "data.validation=0.1"
+        )
+
+
+def _take_up_again(study: optuna.Study) -> None:
+    """Have trials tried again first that were begun and never told: their cells go on."""
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params)
+
+
+def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) -> None:
+    table = Table("search", *keys, objective, "trials", box=box.SIMPLE_HEAD)
+    for study in studies:
+        complete = study.get_trials(states=(TrialState.COMPLETE,))
+        if complete:
+            best = study.best_trial
+            values = [f"{best.params[key]:.4g}" for key in keys]
+            table.add_row(study.study_name, *values, f"{best.value:.4f}", str(len(complete)))
+        else:
+            table.add_row(study.study_name, *("–" for _ in keys), "–", "0")
+    console.print(table)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
