@@ -68,10 +68,10 @@ def run(cfg: DictConfig) -> Outcome:
     config = resolve(cfg)
     validate(config)
     job = HydraConfig.get()
-    single = job.mode is RunMode.RUN
-    if single and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
-        raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
     folder, first = cell_of_job(), is_first_process()
+    single = job.mode is RunMode.RUN
+    if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
+        raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
     lease: AbstractContextManager[Lease | None] = held(folder) if first else nullcontext()
     with lease as mine:
         choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
