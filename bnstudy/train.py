@@ -24,7 +24,7 @@ from bnstudy.measure import measure_missing
 from bnstudy.runs.environment import environment
 from bnstudy.runs.identity import register_resolvers
 from bnstudy.runs.lease import CellInUse, Lease, held
-from bnstudy.runs.processes import is_first_process, job_of_its_own
+from bnstudy.runs.processes import is_first_process, job_of_its_own, stopping_in_order
 from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import register_search
@@ -177,7 +177,8 @@ def cell_of_job() -> Path:
 def job(cfg: DictConfig) -> Outcome:
     """A Hydra job: one run."""
     try:
-        return run(cfg)
+        with stopping_in_order():
+            return run(cfg)
     except Exception as error:
         message = explain(error)
         if isinstance(error, UserError) and not isinstance(error, CellInUse):

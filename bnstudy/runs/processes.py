@@ -1,10 +1,12 @@
 """The processes of a distributed run."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -13,6 +15,37 @@ def is_first_process() -> bool:
     """Whether this process keeps the record: the only one, or the first of a distributed run."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return all(rank == "0" for rank in ranks)
+
+
+class _ToldToStop(BaseException):
+    """By the cluster."""
+
+
+@contextmanager
+def stopping_in_order() -> Iterator[None]:
+    """Stop what goes on in the body, in order, when the cluster tells a submitit job to.
+
+    That it is out of time, or has to make room, comes as a signal, at which submitit queues the job
+    again from within the signal's handler, and that can end in the midst of anything. Here the body
+    is left by an exception first, so that it can record how it ended.
+    """
+    queue_again = signal.getsignal(signal.SIGUSR2)
+    if "SUBMITIT_EXECUTOR" not in os.environ or not callable(queue_again):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        raise _ToldToStop
+
+    if is_first_process():  # the others submitit lets go on, until the job ends
+        signal.signal(signal.SIGUSR2, stop)
+    try:
+        yield
+    except _ToldToStop:
+        queue_again(signal.SIGUSR2, None)
+    finally:
+        signal.signal(signal.SIGUSR2, queue_again)
 
 
 @contextmanager

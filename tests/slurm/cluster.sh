@@ -74,6 +74,8 @@ start() {
 }
 
 stop() {
+  SLURM_CONF=$folder/slurm.conf scancel --quiet --full --signal=KILL --state=running || true
+  SLURM_CONF=$folder/slurm.conf scancel --quiet --user=root || true
   for file in "$folder"/run/*.pid; do
     local pid
     pid=$(cat "$file" 2> /dev/null) || continue
