@@ -1,7 +1,7 @@
 # make study   set up, train BatchNorm against no normalization on real digits, show the difference
 # make test    set up what the tests need, run them
 PYTHON ?= python3
-# Not compiled to bytecode at once, which takes a minute and is done again where it is needed.
+# Bytecode is compiled when a module is first imported, not of all that torch comes with.
 INSTALL = .venv/bin/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 study: .venv/installed

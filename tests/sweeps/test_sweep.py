@@ -1,7 +1,9 @@
 """A multirun runs what is missing, and tells what came of it."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,27 @@ def test_a_cell_that_another_process_takes_first_is_no_failure(
     result = command_line(*QUICK, "-m")
     assert result.returncode == 0, result.stderr
     assert "running elsewhere" in result.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_study_that_can_only_be_read(
+    study: Path, command_line: CommandLine, tmp_path: Path
+) -> None:
+    if subprocess.run(["mount", "--bind", study.parent, study.parent], check=False).returncode:
+        pytest.skip("this machine does not let itself mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", study.parent], check=True)
+        result = command_line(*FOUR, "-m")
+        assert result.returncode == 0, result.stderr
+        assert "4 of 4 cells complete" in result.stdout
+        for arguments in ((*FOUR, "seed=0,7", "-m"), (*QUICK, "seed=7")):
+            result = command_line(*arguments)
+            assert result.returncode == 1
+            assert len(result.stderr.splitlines()) == 2, result.stderr
+            assert "Read-only file system" in result.stderr
+            assert "output_root=FOLDER" in result.stderr
+    finally:
+        subprocess.run(["umount", study.parent], check=True)
 
 
 def test_metrics_that_are_asked_for_later_are_measured(
