@@ -66,7 +66,7 @@ def search(
         raise UserError("hydra/sweeper=optuna: nothing to search; try optim.lr=interval(0.001,1)")
     Path(config.output_root, config.study).mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(logging.ERROR)
-    # Of a trial that failed it warns in the log of the last cell, which may be gone; it is told below.
+    # It warns of failed trials in the log of the last cell, which may be gone; they are told below.
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
     failed = 0
     studies = []
