@@ -183,6 +183,7 @@ def job(cfg: DictConfig) -> Outcome:
         message = explain(error)
         if isinstance(error, UserError) and not isinstance(error, CellInUse):
             discard_if_empty(cell_of_job(), Path(cfg.output_root))
+            logging.getLogger().handlers.clear()  # of the log in that folder
         if message is None:
             logging.getLogger(__name__).exception("This run failed")  # to the cell's train.log
         if HydraConfig.get().mode is RunMode.RUN:

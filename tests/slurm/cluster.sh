@@ -80,7 +80,8 @@ stop() {
     local pid
     pid=$(cat "$file" 2> /dev/null) || continue
     case $(cat "/proc/$pid/comm" 2> /dev/null) in
-      slurmd | slurmctld | munged) kill "$pid" && tail --pid="$pid" -f /dev/null ;;
+      slurmd | slurmctld | munged)
+        kill "$pid" && timeout 5 tail --pid="$pid" -f /dev/null || kill -KILL "$pid" || true ;;
     esac
   done
 }
