@@ -205,6 +205,8 @@ def main() -> None:
     """The command line."""
     # Hydra then raises its errors, and they are told in the user's words here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # Hydra takes it before all overrides or after them; here it may stand among them.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     register_resolvers()
     register_search()
     # Not as a decorator: launchers find the job by its name in other processes.

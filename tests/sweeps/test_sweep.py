@@ -231,6 +231,15 @@ def test_metrics_that_are_asked_for_later_are_measured(
     assert set(attempts(study).values()) == {1}
 
 
+def test_m_may_stand_anywhere(command_line: CommandLine) -> None:
+    told = "0 of 2 cells complete"
+    dry = ("sweep.dry_run=true", *QUICK)
+    for arguments in (("-m", *dry, "seed=0,1"), ("seed=0,1", "-m", *dry), (*dry, "seed=0,1", "-m")):
+        result = command_line(*arguments)
+        assert result.returncode == 0
+        assert told in result.stdout
+
+
 def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) -> None:
     result = command_line(*FOUR, "sweep.redo=some", "-m")
     assert result.returncode == 1
