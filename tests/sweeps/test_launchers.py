@@ -55,14 +55,14 @@ def test_launchers_do_the_same(launcher: str, basic: dict[str, Any], tmp_path: P
     assert os.getpid() not in pids
     assert len(pids) > 1
 
-    result = train(tmp_path, f"hydra/launcher={launcher}", "optim.lr=0.01,-1")
-    assert result.returncode == 1
-    assert "4 of 8 cells complete" in result.stdout
-    assert "4 of 8 cells have not ended: 4 failed" in result.stderr
+    if launcher == "joblib":  # it costs a while
+        result = train(tmp_path, f"hydra/launcher={launcher}", "optim.lr=0.01,-1")
+        assert result.returncode == 1
+        assert "4 of 8 cells complete" in result.stdout
+        assert "4 of 8 cells have not ended: 4 failed" in result.stderr
 
 
 def test_joblib_does_not_ask_for_more_threads_than_there_are_cores(tmp_path: Path) -> None:
-    cores = len(os.sched_getaffinity(0))
     environment = {key: one for key, one in os.environ.items() if key != "OMP_NUM_THREADS"}
     subprocess.run(
         [sys.executable, "-m", "bnstudy.train", *RUN, "hydra/launcher=joblib"],
@@ -70,4 +70,3 @@ def test_joblib_does_not_ask_for_more_threads_than_there_are_cores(tmp_path: Pat
     )  # fmt: skip
     for path in tmp_path.glob("multirun/*/*/run.json"):
         assert description(path.parent)["environment"]["threads"] == 1
-    assert cores >= 1
