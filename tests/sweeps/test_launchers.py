@@ -14,7 +14,7 @@ from tests.conftest import SMALL, description
 
 pytestmark = pytest.mark.slow
 
-RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "norm=batchnorm,none", "seed=0,1", "-m")
+RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "norm=batchnorm,none", "-m")
 
 
 def train(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -47,7 +47,7 @@ def test_launchers_do_the_same(launcher: str, basic: dict[str, Any], tmp_path: P
         pytest.skip("ray is not installed")
     result = train(tmp_path, f"hydra/launcher={launcher}")
     assert result.returncode == 0, result.stderr
-    assert "4 completed" in result.stdout
+    assert "2 completed" in result.stdout
     assert tables(tmp_path) == basic
     pids = {
         description(path.parent)["attempts"][0]["pid"] for path in tmp_path.glob("*/*/run.json")
@@ -58,8 +58,8 @@ def test_launchers_do_the_same(launcher: str, basic: dict[str, Any], tmp_path: P
     if launcher == "joblib":  # it costs a while
         result = train(tmp_path, f"hydra/launcher={launcher}", "optim.lr=0.01,-1")
         assert result.returncode == 1
-        assert "4 of 8 cells complete" in result.stdout
-        assert "4 of 8 cells have not ended: 4 failed" in result.stderr
+        assert "2 of 4 cells complete" in result.stdout
+        assert "2 of 4 cells have not ended: 2 failed" in result.stderr
 
 
 def test_joblib_does_not_ask_for_more_threads_than_there_are_cores(tmp_path: Path) -> None:
