@@ -21,7 +21,6 @@ from tests.conftest import SMALL
 CLUSTER = Path(__file__).parent / "cluster.sh"
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         os.geteuid() != 0 or not shutil.which("slurmctld") or not shutil.which("munged"),
@@ -29,9 +28,10 @@ pytestmark = [
     ),
 ]
 
-RUN = (*SMALL, "metrics=none", "trainer.max_epochs=40", "norm=batchnorm,none", "seed=0,1")
+RUN = (*SMALL, "metrics=none", "trainer.max_epochs=40", "norm=batchnorm,none")
 
 Environment = dict[str, str]
+Disturbance = Callable[[Record, Environment], None]
 
 
 @pytest.fixture(scope="module")
@@ -116,20 +116,34 @@ def lose_node(record: Record, cluster: Environment) -> None:
     subprocess.run(["slurmd", "-N", node], env=cluster, check=True)
 
 
-def test_a_sweep_goes_through_whatever_happens(cluster: Environment, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "disturbances"),
+    [
+        pytest.param("0", [requeue, kill], marks=pytest.mark.slow, id="two cells"),
+        pytest.param(
+            "0,1,2,3",
+            [requeue, kill, time_out, lose_node, kill],
+            marks=pytest.mark.long,
+            id="eight cells",
+        ),
+    ],
+)
+def test_a_sweep_goes_through_whatever_happens(
+    cluster: Environment, tmp_path: Path, seeds: str, disturbances: list[Disturbance]
+) -> None:
+    run = (*RUN, f"seed={seeds}")
+    disturbances = disturbances.copy()
     undisturbed = subprocess.run(
-        command(*RUN, "hydra/launcher=joblib"), cwd=tmp_path, env=cluster, capture_output=True
+        command(*run, "hydra/launcher=joblib"), cwd=tmp_path, env=cluster, capture_output=True
     )
     assert undisturbed.returncode == 0
     study = tmp_path / "multirun" / "mnist5k_cnn"
     study.rename(tmp_path / "undisturbed")
     with (tmp_path / "output.txt").open("w") as output:
         sweep = subprocess.Popen(
-            command(*RUN, "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"),
+            command(*run, "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"),
             cwd=tmp_path, env=cluster, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    disturbances: list[Callable[[Record, Environment], None]]
-    disturbances = [requeue, kill, time_out, lose_node]
     disturbed: set[str] = set()
     while sweep.poll() is None:
         if disturbances and (record := running(study, disturbed)):
@@ -150,12 +164,13 @@ def test_a_sweep_goes_through_whatever_happens(cluster: Environment, tmp_path: P
         assert others[-1]["resumed_from_epoch"] > 1
 
     again = subprocess.run(
-        command(*RUN, "hydra/launcher=slurm"), cwd=tmp_path, env=cluster, capture_output=True
+        command(*run, "hydra/launcher=slurm"), cwd=tmp_path, env=cluster, capture_output=True
     )
     assert again.returncode == 0
-    assert b"4 of 4 cells complete" in again.stdout
+    assert b"cells complete, 0 to resume, 0 to run" in again.stdout
 
 
+@pytest.mark.slow
 def test_failures_and_logs_are_told(cluster: Environment, tmp_path: Path) -> None:
     arguments = [*SMALL, "metrics=none", "norm=batchnorm", "model.depth=1,9"]
     result = subprocess.run(

@@ -12,8 +12,6 @@ import pytest
 
 from tests.conftest import SMALL, description
 
-pytestmark = pytest.mark.slow
-
 RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "norm=batchnorm,none", "-m")
 
 
@@ -41,7 +39,14 @@ def basic(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tables(folder)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "slurm_local", "ray"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("joblib", marks=pytest.mark.slow),
+        pytest.param("ray", marks=pytest.mark.slow),
+        pytest.param("slurm_local", marks=pytest.mark.long),  # the same engine as SLURM's
+    ],
+)
 def test_launchers_do_the_same(launcher: str, basic: dict[str, Any], tmp_path: Path) -> None:
     if launcher == "ray" and importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed")
@@ -62,6 +67,7 @@ def test_launchers_do_the_same(launcher: str, basic: dict[str, Any], tmp_path: P
         assert "2 of 4 cells have not ended: 2 failed" in result.stderr
 
 
+@pytest.mark.slow
 def test_joblib_does_not_ask_for_more_threads_than_there_are_cores(tmp_path: Path) -> None:
     environment = {key: one for key, one in os.environ.items() if key != "OMP_NUM_THREADS"}
     subprocess.run(
