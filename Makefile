@@ -1,8 +1,7 @@
 # make study   set up, train BatchNorm against no normalization on real digits, show the difference
 # make test    set up what the tests need, run them
 PYTHON ?= python3
-# Bytecode is compiled when a module is first imported, not of all that torch comes with.
-INSTALL = .venv/bin/pip install --quiet --no-compile --constraint constraints.txt --editable
+INSTALL = .venv/bin/pip install --quiet --constraint constraints.txt --editable
 
 study: .venv/installed
 	.venv/bin/python -m bnstudy.train norm=batchnorm,none -m
