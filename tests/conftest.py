@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -100,6 +101,17 @@ def composed() -> Iterator[Callable[..., DictConfig]]:
 
     yield compose_job
     HydraConfig.instance().cfg = None
+
+
+def train_on_two_processes(folder: Path, *arguments: str) -> None:
+    """`python -m bnstudy.train trainer=ddp` in a folder."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "bnstudy.train"),
+            *("trainer=ddp", "trainer.accelerator=cpu", *arguments),
+        ],
+        cwd=folder, check=True, timeout=200,
+    )  # fmt: skip
 
 
 def only_cell(root: Path) -> Path:

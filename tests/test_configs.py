@@ -1,6 +1,7 @@
 """Every shipped configuration composes and runs."""
 
 from collections.abc import Callable
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,24 @@ def test_it_composes(composed: Compose, choice: str) -> None:
     assert len(identity(config)) == 64
 
 
-@pytest.mark.parametrize("choice", RUN_HERE)
-def test_it_runs(command_line: CommandLine, tmp_path: Path, choice: str) -> None:
-    extra = list(SMALLEST.get(choice, SMALLEST["model=cnn"]))
-    if choice == "regularizer=target_sparsity":
+def together(choices: list[str]) -> list[str]:
+    """Each choice in some run; in a run one of each group, of networks and norms one of either."""
+
+    def group(choice: str) -> str:
+        return choice.partition("=")[0].replace("norm", "model")
+
+    groups = [list(some) for _, some in groupby(sorted(choices, key=group), key=group)]
+    return [" ".join(filter(None, one)) for one in zip_longest(*groups)]
+
+
+@pytest.mark.parametrize("choices", together(RUN_HERE))
+def test_it_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> None:
+    chosen = choices.split()
+    extra = next((list(more) for one, more in SMALLEST.items() if one in chosen), [])
+    extra = extra or list(SMALLEST["model=cnn"])
+    if "regularizer=target_sparsity" in chosen:
         extra.append("regularizer.target=0.4")
-    if choice == "data=image_folder":
+    if "data=image_folder" in chosen:
         for split in ("train", "test"):
             for shade in (0, 255):
                 folder = tmp_path / "images" / split / str(shade)
@@ -73,7 +86,7 @@ def test_it_runs(command_line: CommandLine, tmp_path: Path, choice: str) -> None
             "probe.train=12",
             "probe.test=12",
         ]
-    result = command_line(*FAST, choice, *extra)
+    result = command_line(*FAST, *chosen, *extra)
     assert result.returncode == 0, result.stderr
     assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"
 

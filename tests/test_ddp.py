@@ -1,34 +1,20 @@
 """Two processes on one machine."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SMALL, description
+from tests.conftest import SMALL, CommandLine, description, train_on_two_processes
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_multirun_on_two_processes(tmp_path: Path) -> None:
+def test_a_multirun_on_two_processes(command_line: CommandLine, tmp_path: Path) -> None:
     arguments = [*SMALL, "trainer.limit_val_batches=1.0", "data.validation=0.2"]
     arguments += ["norm=none,batchnorm", "-m"]
-    for trainer in ("default", "ddp"):
-        result = subprocess.run(
-            [
-                *(sys.executable, "-m", "bnstudy.train"),
-                *(f"trainer={trainer}", f"study={trainer}", "trainer.accelerator=cpu"),
-                *arguments,
-            ],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
+    assert command_line(*arguments, "study=default").returncode == 0
+    train_on_two_processes(tmp_path, *arguments, "study=ddp")
     values = {}
     for trainer in ("default", "ddp"):
         for cell in (tmp_path / "multirun" / trainer).glob("[!.]*/"):

@@ -296,12 +296,12 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1500k", "none", disk], check=False
+        ["mount", "-t", "tmpfs", "-o", "size=900k", "none", disk], check=False
     ).returncode:
         pytest.skip("this machine does not let itself mount")
     try:
         arguments = (*SMALL, "metrics=none", f"output_root={disk}", "checkpoint_epochs=all")
-        arguments = (*arguments, "trainer.max_epochs=40", "model.width=16")
+        arguments = (*arguments, "trainer.max_epochs=14", "model.width=16")
         result = command_line(*arguments)
         assert result.returncode == 1
         assert len(result.stderr.splitlines()) == 2, result.stderr

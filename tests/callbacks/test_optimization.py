@@ -2,8 +2,6 @@
 
 import csv
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,14 @@ from bnstudy.callbacks import ActivationDrift, BatchStatistics, GradientNorms, L
 from bnstudy.config import resolve
 from bnstudy.models import Classifier
 from tests.callbacks.training import small_network, train
-from tests.conftest import SMALL, CommandLine, Result, description, only_cell
+from tests.conftest import (
+    SMALL,
+    CommandLine,
+    Result,
+    description,
+    only_cell,
+    train_on_two_processes,
+)
 
 RUN = (*SMALL, "metrics.names=[unit_sparsity,mean]", "metrics.sites=[conv,act]")
 ALL = ("callbacks=all", "callbacks.loss_landscape.every_n_steps=3")
@@ -224,25 +229,22 @@ def test_random_numbers_gradients_and_statistics_stay_as_they_were() -> None:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batchnorm_scaling", "none"])
-def test_two_processes_find_the_same_as_one(tmp_path: Path, norm: str) -> None:
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param("batchnorm_scaling", marks=pytest.mark.slow),
+        pytest.param("none", marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_find_the_same_as_one(
+    command_line: CommandLine, tmp_path: Path, norm: str
+) -> None:
     """Synchronized, the two halves of a batch have the whole's statistics (torch's: on GPUs)."""
+    arguments = (*RUN, *ALL, "trainer.max_epochs=1", f"norm={norm}")
+    assert command_line(*arguments, "study=default").returncode == 0
+    train_on_two_processes(tmp_path, *arguments, "study=ddp", "trainer.sync_batchnorm=true")
     values: dict[tuple[Any, ...], dict[str, float]] = {}
-    for trainer, more in (("default", ()), ("ddp", ("trainer.sync_batchnorm=true",))):
-        result = subprocess.run(
-            [
-                *(sys.executable, "-m", "bnstudy.train"),
-                *(*RUN, *ALL, *more, "trainer.max_epochs=1", f"norm={norm}"),
-                *(f"trainer={trainer}", f"study={trainer}", "trainer.accelerator=cpu"),
-            ],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
+    for trainer in ("default", "ddp"):
         for row in filter(is_optimization, table(cell_of(tmp_path, trainer))):
             key = tuple(row[name] for name in ("epoch", "split", "layer", "site", "metric"))
             values.setdefault(key, {})[trainer] = row["value"]

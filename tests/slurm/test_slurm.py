@@ -16,7 +16,7 @@ import pytest
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import Record
-from tests.conftest import SMALL
+from tests.conftest import SMALL, CommandLine
 
 CLUSTER = Path(__file__).parent / "cluster.sh"
 
@@ -129,14 +129,15 @@ def lose_node(record: Record, cluster: Environment) -> None:
     ],
 )
 def test_a_sweep_goes_through_whatever_happens(
-    cluster: Environment, tmp_path: Path, seeds: str, disturbances: list[Disturbance]
+    cluster: Environment,
+    command_line: CommandLine,
+    tmp_path: Path,
+    seeds: str,
+    disturbances: list[Disturbance],
 ) -> None:
     run = (*RUN, f"seed={seeds}")
     disturbances = disturbances.copy()
-    undisturbed = subprocess.run(
-        command(*run, "hydra/launcher=joblib"), cwd=tmp_path, env=cluster, capture_output=True
-    )
-    assert undisturbed.returncode == 0
+    assert command_line(*run, "-m").returncode == 0
     study = tmp_path / "multirun" / "mnist5k_cnn"
     study.rename(tmp_path / "undisturbed")
     with (tmp_path / "output.txt").open("w") as output:
@@ -163,11 +164,9 @@ def test_a_sweep_goes_through_whatever_happens(
         assert others[-1]["status"] == "completed"
         assert others[-1]["resumed_from_epoch"] > 1
 
-    again = subprocess.run(
-        command(*run, "hydra/launcher=slurm"), cwd=tmp_path, env=cluster, capture_output=True
-    )
+    again = command_line(*run, "hydra/launcher=slurm", "-m")
     assert again.returncode == 0
-    assert b"cells complete, 0 to resume, 0 to run" in again.stdout
+    assert "cells complete, 0 to resume, 0 to run" in again.stdout
 
 
 @pytest.mark.slow

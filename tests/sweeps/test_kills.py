@@ -18,7 +18,7 @@ from tests.conftest import SMALL, description
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "trainer.max_epochs=15")
+RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "trainer.max_epochs=6")
 RUN = (*RUN, "norm=batchnorm,none", "seed=0,1", "-m")
 KILLS = 20
 
