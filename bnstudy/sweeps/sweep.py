@@ -1,6 +1,7 @@
 """A sweep: the cells of a grid that are missing are launched, and the end of each is told."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from rich import box
@@ -88,6 +90,9 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
+            if not isinstance(launcher, BasicLauncher):  # jobs write elsewhere, or all at once
+                folder = shlex.quote(str(study))
+                console.print(f"How far it is: python -m bnstudy.sweep status {folder} --watch")
     failures = _run({place: cells[place] for place in missing}, launcher)
 
     from bnstudy.study.comparison import show  # it takes a moment

@@ -46,6 +46,7 @@ def test_launchers_do_the_same(launcher: str, tmp_path: Path, command_line: Comm
         pytest.skip("ray is not installed")
     result = train(tmp_path, launcher)
     assert result.returncode == 0, result.stderr
+    assert "sweep status multirun/mnist5k_cnn --watch" in result.stdout
     assert "2 completed" in result.stdout
     cells = [description(path.parent) for path in tmp_path.glob("multirun/*/*/run.json")]
     assert len({cell["attempts"][0]["pid"] for cell in cells}) == 2
