@@ -23,8 +23,13 @@ RUN = (*RUN, "norm=batchnorm,none", "seed=0,1", "-m")
 KILLS = 20
 
 
+# Forks a process that has imported everything, and has no threads yet.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["bnstudy.build", __name__])
+
+
 def sweep(folder: Path) -> None:
-    """`python -m bnstudy.train` in a process that has imported everything."""
+    """`python -m bnstudy.train`."""
     os.chdir(folder)
     os.setsid()
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -36,7 +41,7 @@ def sweep(folder: Path) -> None:
 
 
 def start(folder: Path) -> Any:
-    process = multiprocessing.get_context("fork").Process(target=sweep, args=(folder,))
+    process = PROCESSES.Process(target=sweep, args=(folder,))
     process.start()
     return process
 
@@ -49,8 +54,6 @@ def tables(folder: Path) -> dict[str, Any]:
 
 
 def test_twenty_kills_at_random(tmp_path: Path) -> None:
-    import bnstudy.build  # noqa: F401  what a fork then need not import
-
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
     process = start(undisturbed)
