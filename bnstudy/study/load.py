@@ -114,8 +114,8 @@ class Study:
               lr, and every other key of the configuration that varies over the study;
             - pair: the same number for runs that differ in nothing but the treatment;
               grid: their point of the grid in words, all but the seed; part: see `parts`;
-            - status, ended (completed or diverged, its table there: it is among the results), remark
-              (such as why it is not), attempts, failures, seconds, measure_seconds;
+            - status, ended (completed or diverged, its table there: it is among the results),
+              remark (such as why it is not), attempts, failures, seconds, measure_seconds;
             - last_epoch, and the final numbers: train_loss, test_accuracy, ...;
             - commit, dirty, version, torch, python, processor, gpus, threads, host, data_sha256,
               probe.
