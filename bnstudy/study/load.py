@@ -36,35 +36,38 @@ ROWS = """
     from files join runs on runs.path = files.filename
 """
 
-# Its last epochs, with a layer's place: its name, where all runs have the same layers; otherwise
-# its relative depth. The places are as many as the shallowest network has layers: in a network of
-# L layers the i-th, counted from 1, has the depth i/L, and belongs to the place ceil(i/L * fewest).
-FINAL = """
-    create table final as
-    with last as (select * exclude (epoch, is_last, step) from rows where is_last),
+# A layer's place: its name, where all runs have the same layers; otherwise its relative depth. The
+# places are as many as the shallowest network has layers: in a network of L layers the i-th,
+# counted from 1, has the depth i/L, and belongs to the place ceil(i/L * fewest).
+PLACES = """
+    with layers as (
+        select distinct cell, site, layer_index, layer from last where layer_index >= 0
+    ),
     positions as (
-        select cell, site, layer_index, layer,
-               row_number() over (partition by cell, site order by layer_index) as position,
+        select *, row_number() over (partition by cell, site order by layer_index) as position,
                count(*) over (partition by cell, site) as layers
-        from (select distinct cell, site, layer_index, layer from last where layer_index >= 0)
+        from layers
     ),
     sites as (
         select site, min(layers) as fewest,
-               count(distinct layer) = max(layers) and min(layers) = max(layers) as same
+               min(layers) = max(layers) and count(distinct layer) = max(layers) as same
         from positions group by site
-    ),
-    places as (
-        select cell, layer_index, layer, position / layers as relative_depth,
-               (position * fewest + layers - 1) // layers as place_index,
-               case when same then layer
-                    else concat('depth ', round(100 * place_index / fewest)::int, ' %',
-                                case when site = 'act' then '' else ' ' || site end)
-               end as place
-        from positions join sites using (site)
     )
-    select last.*, coalesce(place, last.layer) as place, coalesce(place_index, 0) as place_index,
-           relative_depth
-    from last left join places using (cell, layer_index, layer)
+    select cell, layer, position / layers as relative_depth,
+           (position * fewest + layers - 1) // layers as place_index,
+           case when same then layer
+                else concat('depth ', round(100 * place_index / fewest)::int, ' %',
+                            case when site = 'act' then '' else ' ' || site end)
+           end as place
+    from positions join sites using (site)
+"""
+
+# The numbers of each run's last epoch, with their places.
+LAST = "select * exclude (epoch, is_last, step) from rows where is_last"
+FINAL = """
+    select last.*, relative_depth, coalesce(place_index, 0) as place_index,
+           coalesce(place, last.layer) as place
+    from last left join places using (cell, layer)
 """
 
 
@@ -134,10 +137,11 @@ class Study:
 
     @cached_property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """A database with the tables `runs`, `rows` and `final`; see `query`."""
+        """A database with the tables `runs`, `rows`, `places` and `final`; see `query`."""
         connection = duckdb.connect()
-        connection.register("runs", self.runs)
-        tables = self.runs.loc[self.runs["ended"], "path"].tolist()
+        connection.register("described", self.runs)
+        connection.execute("create table runs as from described")
+        tables = self.results["path"].tolist()
         if not tables:
             raise UserError(
                 f"{self.folder} has no run that has ended: {self.counts()}\n"
@@ -145,19 +149,21 @@ class Study:
             )
         connection.read_parquet(tables, filename=True).create_view("files")
         connection.execute(f"create view rows as {ROWS}")
-        connection.execute(FINAL)
+        connection.execute(f"create table last as {LAST}")
+        connection.execute(f"create table places as {PLACES}")
+        connection.execute(f"create view final as {FINAL}")
         return connection
 
     def query(self, sql: str, **parameters: Any) -> pd.DataFrame:
         """The answer to a question in SQL.
 
         Args:
-            sql: It reads three tables. `runs`. `rows`, the long table of the runs that have ended:
+            sql: It reads these tables. `runs`. `rows`, the long table of the runs that have ended:
                 cell, epoch, is_last, step, split, site, layer_index, layer, metric, value, reason.
-                `final`, its last epochs: cell, split, site, layer_index, layer, metric, value,
-                reason, relative_depth, place and place_index. A place is a layer's name, where all
-                runs have the same layers; otherwise one of as many stretches of relative depth as
-                the shallowest network has layers.
+                `places`: cell, layer, relative_depth, place, place_index. A place is a layer's
+                name, where all runs have the same layers; otherwise one of as many stretches of
+                relative depth as the shallowest network has layers. `final`, the last epochs: the
+                columns of both, where it is not a layer's with layer_index -1, place_index 0.
             parameters: The values of `$name` in it.
         """
         return self.connection.execute(sql, parameters or None).df()
@@ -176,15 +182,19 @@ class Study:
         ]
 
     @property
+    def results(self) -> pd.DataFrame:
+        """The runs that have ended: completed, or diverged."""
+        return self.runs[self.runs["ended"]].reset_index(drop=True)
+
+    @property
     def what(self) -> str:
         """What the runs that have ended were measured on and by, in words."""
-        ended = self.runs[self.runs["ended"]]
-        return "; ".join(sorted(set(ended["comparable"])))
+        return "; ".join(sorted(set(self.results["comparable"])))
 
     @property
     def treatments(self) -> list[str]:
         """Of the runs that have ended, the baselines' candidates first."""
-        names = set(self.runs.loc[self.runs["ended"], "treatment"])
+        names = set(self.results["treatment"])
         return [name for name in BASELINES if name in names] + sorted(names - {*BASELINES})
 
     def baseline(self, asked: str | None = None) -> str:
