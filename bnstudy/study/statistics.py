@@ -129,7 +129,7 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
         centre = mean(sample)
         n = np.isfinite(sample).sum(axis=0)
         sd = spread(sample)
-        tables.append(keys.assign(**point, n=n, mean=centre, sd=sd)[n > 0])
+        tables.append(keys.assign(**point, n=n, mean=centre, sd=sd).loc[n > 0])
     return pd.concat(tables, ignore_index=True)
 
 
@@ -292,7 +292,8 @@ def mean(values: Numbers) -> Numbers:
     """Of each column, what is known of it; NaN where nothing is."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+        found: Numbers = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+    return found
 
 
 def spread(values: Numbers) -> Numbers:
@@ -327,7 +328,8 @@ def interval(
         confidence: That the interval covers the mean.
 
     Returns:
-        Its ends, for each comparison; NaN with fewer than 3 pairs.
+        Its ends, for each comparison; NaN with fewer than 3 pairs, and where all differ by the
+        same, which says nothing of how they might.
     """
     low, high = np.full((2, differences.shape[1]), np.nan)
     for columns, sample, points in _blocks(differences, grid):
@@ -347,7 +349,7 @@ def interval(
             ends = stats.t.ppf(tails, freedom)[:, None]
         else:
             ends = np.quantile(_bootstrapped_t(own), tails, axis=0, method="nearest")
-            ends[:, error == 0] = 0  # all pairs differ by the same
+        error[error <= 1e-9 * np.abs(sample).max(axis=0)] = np.nan
         low[columns], high[columns] = sample.mean(axis=0) - ends * error
     return low, high
 
@@ -412,8 +414,8 @@ def _signs(n: int) -> Iterator[Numbers]:
     generator = np.random.default_rng(0)
     for start in range(0, FLIPS, BLOCK):
         size = min(BLOCK, FLIPS - start)
-        bits = np.unpackbits(np.frombuffer(generator.bytes(size * n // 8 + 1), np.uint8))
-        yield 1.0 - 2.0 * bits[: size * n].reshape(size, n)
+        drawn = np.unpackbits(np.frombuffer(generator.bytes(size * n // 8 + 1), np.uint8))
+        yield 1.0 - 2.0 * drawn[: size * n].reshape(size, n)
 
 
 def smallest_p(n: Indices) -> Numbers:
@@ -442,7 +444,8 @@ def rank_biserial(differences: Numbers) -> Numbers:
     sizes = np.where(differences == 0, np.nan, np.abs(differences))
     ranks = np.nan_to_num(stats.rankdata(sizes, axis=0, nan_policy="omit"))
     with np.errstate(invalid="ignore"):
-        return np.nansum(np.sign(differences) * ranks, axis=0) / ranks.sum(axis=0)
+        found: Numbers = np.nansum(np.sign(differences) * ranks, axis=0) / ranks.sum(axis=0)
+    return found
 
 
 def _blocks(
