@@ -6,6 +6,7 @@ number, and what is resampled, flipped and averaged is the difference within a p
 alone.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations
@@ -91,23 +92,27 @@ def _by_place(study: Study, layers: pd.DataFrame, values: Numbers) -> tuple[pd.D
     """Columns of layers to columns of places, runs x epochs x columns."""
     places = study.query("select cell, layer, place, place_index from places order by all")
     whole = {name: name for name in set(layers["layer"]) - set(places["layer"])}  # the model's
-    index = dict(zip(places["place"], places["place_index"], strict=True))
-    of_cell = places.groupby("cell").agg({"layer": tuple, "place": tuple})
-    networks = study.results[["cell"]].merge(of_cell, on="cell", how="left").fillna({"layer": ""})
-    columns: dict[Any, list[tuple[Any, Any]]] = {}  # of each key, runs and their columns
-    for _, cells in networks.groupby("layer"):
-        first = cells.iloc[0]
-        place_of = whole | dict(zip(first["layer"], first["place"] or (), strict=True))
-        by = ["split", "metric", layers["layer"].map(place_of)]
-        for key, own in layers.groupby(by).indices.items():
-            columns.setdefault(key, []).append((cells.index.to_numpy(), own))
+    of_cell = {
+        cell: tuple(zip(own["layer"], own["place"], strict=True))
+        for cell, own in places.groupby("cell")
+    }
+    networks: dict[Any, list[int]] = defaultdict(list)  # of the same layers, their runs
+    for number, cell in enumerate(study.results["cell"]):
+        networks[of_cell.get(cell, ())].append(number)
+    columns = defaultdict(list)  # of each key, runs and their columns
+    for network, runs in networks.items():
+        place = layers["layer"].map(whole | dict(network))
+        for key, own in layers.groupby(["split", "metric", place]).indices.items():
+            columns[key].append((runs, own))
     keys = pd.DataFrame(list(columns), columns=KEYS)
+    index = dict(zip(places["place"], places["place_index"], strict=True))
     keys["place_index"] = keys["place"].map(index).fillna(0).astype(int)
+    keys = keys.sort_values(["split", "metric", "place_index"], ascending=[False, True, True])
     found = np.full((*values.shape[:2], len(keys)), np.nan)
-    for number, parts in enumerate(columns.values()):
-        for runs, own in parts:
+    for number, key in enumerate(keys[KEYS].itertuples(index=False, name=None)):
+        for runs, own in columns[key]:
             found[runs, :, number] = np.mean([values[runs, :, one] for one in own], axis=0)
-    return keys, found
+    return keys.reset_index(drop=True), found
 
 
 def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:

@@ -89,11 +89,11 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
     layers = table[table["place_index"] > 0]
     for split, tests in layers.groupby("split", sort=False):
         if tests["family"].max() > 1 and smallest < LEVEL:
-            found = int((tests["p_holm"] < LEVEL).sum())
+            found, family = int((tests["p_holm"] < LEVEL).sum()), int(tests["family"].max())
+            few = f"; with {_count(n, 'pair')} none could" * (smallest * family >= LEVEL)
             yield (
-                f"Of all {len(tests)} differences between layers on the {split} split {found} "
-                f"remain below p = {LEVEL:.2g} after Holm's correction for "
-                f"{tests['family'].max()} tests."
+                f"Of all {len(tests)} differences of layers on the {split} split {found} remain "
+                f"below p = {LEVEL:.2g} after Holm's correction for {family} tests{few}."
             )
 
 
@@ -206,7 +206,7 @@ def _difference(row: Any) -> str:
     undefined = f", {row.undefined} undefined" if row.undefined else ""
     way = ", the same way in each" if row.n > 1 and abs(row.rank_biserial) == 1 else ""
     n = _count(row.n, "pair")
-    return f"{row.difference:+.3f}{interval}, p = {row.p:.2g}, {n}{way}{undefined}"
+    return f"{row.difference:+.3f}{interval}, p = {row.p:.3g}, {n}{way}{undefined}"
 
 
 def _count(number: int, noun: str) -> str:
