@@ -80,19 +80,21 @@ def relations(study: Study) -> pd.DataFrame:
     for key in study.design.grid:
         axes[key] = results[NAMES.get(key, key)].astype(str)
     axes = axes.loc[:, axes.nunique() > 1]
+    if not layers.size:
+        return pd.DataFrame()
     goals, tables = targets(study), []
     for name in TARGETS:
         goal = goals[name].to_numpy(float)
         metrics = np.where(np.isfinite(values[:, layers]), values[:, layers], np.nan)
         granulated, low, high = _granulated(metrics, goal, axes, results["seed"])
         cmi, null = _conditional_mutual_information(metrics, goal, axes)
-        tau = [stats.kendalltau(column, goal, nan_policy="omit") for column in metrics.T]
+        tau = np.array([_tau(column, goal) for column in metrics.T])
         tables.append(
             keys.loc[layers].assign(
                 target=name,
                 n=np.isfinite(metrics + goal[:, None]).sum(axis=0),
-                tau=[one.statistic for one in tau],
-                tau_p=[one.pvalue for one in tau],
+                tau=tau[:, 0],
+                tau_p=tau[:, 1],
                 granulated=granulated,
                 granulated_low=low,
                 granulated_high=high,
@@ -102,6 +104,15 @@ def relations(study: Study) -> pd.DataFrame:
             )
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def _tau(metric: Numbers, goal: Numbers) -> tuple[float, float]:
+    """Kendall's tau-b, and its p; NaN of fewer than two runs."""
+    known = np.isfinite(metric + goal)
+    if known.sum() < 2:
+        return np.nan, np.nan
+    found = stats.kendalltau(metric[known], goal[known])
+    return float(found.statistic), float(found.pvalue)
 
 
 def _granulated(

@@ -215,7 +215,8 @@ class Study:
     def counts(self) -> str:
         """How many runs there are, and what became of them."""
         counts = Counter(self.runs["status"])
-        told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        order = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
+        told = ", ".join(f"{count} {status}" for status, count in order)
         return f"{len(self.runs)} runs: {told}"
 
 

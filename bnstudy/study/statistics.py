@@ -43,7 +43,7 @@ def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numb
 
     Args:
         study: Whose runs are comparable.
-        every_epoch: Those of each epoch instead of each run's last.
+        every_epoch: Those of each epoch instead of each run's last, of what the last one has.
 
     Returns:
         What the columns are (split, metric, place, place_index; epoch), and the numbers, runs x

@@ -21,6 +21,7 @@ def verdict(
     relations: pd.DataFrame,
     mediation: pd.DataFrame,
     interventions: pd.DataFrame,
+    baseline: str | None = None,
 ) -> list[str]:
     """The sentences: what was run, what differs, where, how sure, and what may explain it.
 
@@ -30,11 +31,12 @@ def verdict(
         relations: Of `bnstudy.study.generalization.relations`.
         mediation: Of `bnstudy.study.generalization.mediation`.
         interventions: Of `bnstudy.study.generalization.interventions`.
+        baseline: The treatment that `effects` compares with; None: `Study.baseline`'s choice.
     """
     sentences = [f"{study.counts()}.", *_left_out(study)]
-    if effects.empty:
+    if len(study.treatments) < 2:
         return [*sentences, "There is nothing to compare: all runs have the same treatment."]
-    baseline = str(effects["baseline"].iloc[0])
+    baseline = study.baseline(baseline)
     known = effects.dropna(subset="difference")
     for treatment in study.treatments:
         if treatment != baseline:
@@ -90,7 +92,7 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
     for split, tests in layers.groupby("split", sort=False):
         if tests["family"].max() > 1 and smallest < LEVEL:
             found, family = int((tests["p_holm"] < LEVEL).sum()), int(tests["family"].max())
-            few = f"; with {_count(n, 'pair')} none could" * (smallest * family >= LEVEL)
+            few = f"; with {_count(n, 'pair')} none could" if smallest * family >= LEVEL else ""
             yield (
                 f"Of all {len(tests)} differences of layers on the {split} split {found} remain "
                 f"below p = {LEVEL:.2g} after Holm's correction for {family} tests{few}."
