@@ -15,20 +15,20 @@ from scipy import stats
 from bnstudy.study.load import NAMES, Study
 from bnstudy.study.statistics import (
     CONFIDENCE,
-    RESAMPLES,
     Indices,
     Numbers,
     effects,
     interval,
     mean,
     pairs,
+    resample,
     wide,
 )
 
 TARGETS = ("test accuracy", "generalization gap")  # the gap: train less test accuracy
 
 MOST_RUNS = 200  # whose pairs conditional mutual information is of; of more runs, some are drawn
-SHUFFLES = 200
+SHUFFLES = 100
 
 # What a treatment's effect may go through: of each, the first that was measured.
 MEDIATORS = {
@@ -119,38 +119,33 @@ def _granulated(
     metrics: Numbers, goal: Numbers, axes: pd.DataFrame, seeds: pd.Series
 ) -> tuple[Numbers, Numbers, Numbers]:
     """The coefficient of each metric, and its interval over seeds."""
-    by_seed = []
-    for rows in seeds.groupby(seeds).groups.values():
-        index = rows.to_numpy()
-        by_axis = [
-            _within(metrics[index], goal[index], axes.loc[rows], axis) for axis in axes.columns
-        ]
-        by_seed.append(mean(np.array(by_axis).reshape(-1, metrics.shape[1])))
-    sample = np.array(by_seed)
-    low, high = interval(sample)
-    return mean(sample), low.clip(-1), high.clip(max=1)
+    by_axis = np.array([_along(metrics, goal, axes, seeds, axis) for axis in axes.columns])
+    shape = (seeds.nunique(), metrics.shape[1])
+    by_seed = mean(by_axis.reshape(-1, shape[0] * shape[1])).reshape(shape)
+    low, high = interval(by_seed)
+    return mean(by_seed), low.clip(-1), high.clip(max=1)
 
 
-def _within(metrics: Numbers, goal: Numbers, axes: pd.DataFrame, axis: str) -> Numbers:
-    """Mean over groups of runs that differ in one axis alone of Kendall's tau of each metric."""
-    others = [name for name in axes.columns if name != axis]
-    groups = axes.groupby(others).ngroup() if others else pd.Series(0, index=axes.index)
-    code, group = pd.factorize(axes[axis])[0], pd.factorize(groups)[0]
-    table = np.full((group.max() + 1, code.max() + 1), -1)
-    table[group, code] = np.arange(len(axes))
-    signs = []
-    for one, other in combinations(range(table.shape[1]), 2):
-        both = (table[:, one] >= 0) & (table[:, other] >= 0)
-        first, second = table[:, one], table[:, other]
-        agree = (
-            np.sign(metrics[first] - metrics[second]) * np.sign(goal[first] - goal[second])[:, None]
-        )
-        signs.append(np.where(both[:, None], agree, np.nan))
-    if not signs:
-        return np.full(metrics.shape[1], np.nan)
-    count, columns = table.shape[0], metrics.shape[1]
-    of_group = mean(np.array(signs).reshape(len(signs), count * columns)).reshape(count, columns)
-    return mean(of_group)
+def _along(
+    metrics: Numbers, goal: Numbers, axes: pd.DataFrame, seeds: pd.Series, axis: str
+) -> Numbers:
+    """By seed, the mean over groups of runs that differ in one axis alone of Kendall's tau."""
+    others = [seeds, *(axes[name] for name in axes.columns if name != axis)]
+    level, group = pd.factorize(axes[axis])[0], axes.groupby(others).ngroup().to_numpy()
+    run = np.full((group.max() + 1, level.max() + 1), -1)
+    run[group, level] = np.arange(len(axes))
+    agreement, couples = np.zeros((2, len(run), metrics.shape[1]))
+    for one, other in combinations(run.T, 2):
+        signs = np.sign(metrics[one] - metrics[other])
+        signs *= np.sign(goal[one] - goal[other])[:, None]
+        signs[(one < 0) | (other < 0)] = np.nan
+        agreement += np.nan_to_num(signs)
+        couples += np.isfinite(signs)
+    with np.errstate(invalid="ignore"):
+        tau = agreement / couples
+    of_group = np.empty(len(run), dtype=np.intp)
+    of_group[group] = pd.factorize(seeds, sort=True)[0]
+    return np.array([mean(tau[of_group == seed]) for seed in range(seeds.nunique())])
 
 
 def _conditional_mutual_information(
@@ -192,10 +187,8 @@ def _share(cell: Indices, ahead: np.ndarray, higher: np.ndarray) -> float:
     """I(ahead; higher | cell) / H(ahead | cell), from counts; NaN where nothing is uncertain."""
     if not len(cell):
         return np.nan
-    counts: Numbers = np.bincount(
-        cell * 4 + ahead * 2 + higher, minlength=4 * (int(cell.max()) + 1)
-    )
-    counts = counts.astype(float).reshape(-1, 2, 2)
+    table = np.bincount(cell * 4 + ahead * 2 + higher, minlength=4 * (int(cell.max()) + 1))
+    counts = table.astype(float).reshape(-1, 2, 2)
 
     def entropy(parts: Numbers) -> float:
         """Sum of n log n, to which entropies add up."""
@@ -286,35 +279,34 @@ def mediation(
 
 
 def _mediated(sample: Numbers, mediators: int) -> dict[str, float]:
-    def estimate(rows: Numbers) -> tuple[float, float]:
-        """Total and indirect effect."""
-        change, moved, level = np.split(rows, [1, 1 + mediators], axis=1)
-        design = np.hstack([np.ones_like(change), moved, level - level.mean(axis=0)])
-        slopes = np.linalg.lstsq(design, change, rcond=None)[0][1 : 1 + mediators]
-        return float(change.mean()), float((moved.mean(axis=0) @ slopes).item())
+    """Effects of one treatment.
 
-    generator = np.random.default_rng(0)
+    Args:
+        sample: Pairs x (change in the target, changes in the mediators, their mean levels).
+        mediators: How many there are.
+    """
     n = len(sample)
-    drawn = np.array([estimate(sample[generator.integers(n, size=n)]) for _ in range(RESAMPLES)])
-    total, indirect = estimate(sample)
+    scale = sample.std(axis=0) + (np.ptp(sample, axis=0) == 0)
+    variables = np.hstack([sample / scale, np.ones((n, 1))])
+    products = (variables[:, :, None] * variables[:, None, :]).reshape(n, -1)
+    draws = resample(np.random.default_rng(0), n)
+    weights = np.vstack([np.full(n, 1 / n), draws])  # the sample itself comes first
+    moments = (weights @ products).reshape(-1, variables.shape[1], variables.shape[1])
+    # Of the regression of the first variable on all others; the last one is the intercept's.
+    inverse = np.linalg.pinv(moments[:, 1:, 1:], hermitian=True)
+    slopes = (inverse @ moments[:, 1:, :1])[:, :mediators, 0]
+    total = moments[:, -1, 0] * scale[0]
+    indirect = (moments[:, -1, 1 : 1 + mediators] * slopes).sum(axis=1) * scale[0]
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    effects = {
-        "total": (total, drawn[:, 0]),
-        "indirect": (indirect, drawn[:, 1]),
-        "direct": (total - indirect, drawn[:, 0] - drawn[:, 1]),
-    }
     found: dict[str, float] = {}
-    for name, (value, resampled) in effects.items():
-        low, high = np.quantile(resampled, tails)
-        found |= {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
-    certain = found["total_low"] > 0 or found["total_high"] < 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ends = np.quantile(drawn[:, 1] / drawn[:, 0], tails) if certain else [np.nan, np.nan]
-    return found | {
-        "share": indirect / total if certain else np.nan,
-        "share_low": float(ends[0]),
-        "share_high": float(ends[1]),
-    }
+    for name, values in (("total", total), ("indirect", indirect), ("direct", total - indirect)):
+        low, high = np.quantile(values[1:], tails)
+        found |= {name: values[0], f"{name}_low": low, f"{name}_high": high}
+    share = np.full(3, np.nan)
+    if found["total_low"] > 0 or found["total_high"] < 0:
+        shares = indirect / total
+        share = np.array([shares[0], *np.quantile(shares[1:], tails)])
+    return found | dict(zip(("share", "share_low", "share_high"), share.tolist(), strict=True))
 
 
 def interventions(study: Study) -> pd.DataFrame:

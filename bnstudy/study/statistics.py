@@ -31,13 +31,12 @@ FEWEST_TO_BOOTSTRAP = 7  # degrees of freedom
 MOST_EXACT = 16  # pairs of which all 2^n flips are tried
 FLIPS = 99_999  # at random at most, where there are more
 ENOUGH = 100  # as extreme ones, of flips at random
-PERMUTATIONS = 999
+PERMUTATIONS = 999  # at most
 BLOCK = 2_000  # flips or comparisons at once, so that memory is bounded
 
 KEYS = ["split", "metric", "place"]
 
 
-@lru_cache(maxsize=2)
 def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
     """The numbers of all runs that have ended, a run a row.
 
@@ -59,6 +58,11 @@ def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numb
             + " | ".join(f"{len(part.results)} runs of {part.what}" for part in study.parts)
             + "\nLook at each of them by itself, or train them as different studies (study=NAME)"
         )
+    return _numbers(study, every_epoch)
+
+
+@lru_cache(maxsize=2)
+def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
     layers = study.query(
         "select distinct split, metric, layer from final order by split desc, metric, layer"
     ).assign(column_number=lambda table: range(len(table)))
@@ -135,7 +139,8 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
         n = np.isfinite(sample).sum(axis=0)
         sd = spread(sample)
         tables.append(keys.assign(**point, n=n, mean=centre, sd=sd).loc[n > 0])
-    return pd.concat(tables, ignore_index=True)
+    found: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return found
 
 
 class Pairs(NamedTuple):
@@ -366,13 +371,20 @@ def _bootstrapped_t(strata: Sequence[Numbers]) -> Numbers:
     moved, variance = np.zeros((2, RESAMPLES, strata[0].shape[1]))
     for own in strata:
         size = len(own)
-        share = generator.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size
+        share = resample(generator, size)
         drawn = share @ own
         moved += drawn * size / n
         variance += (share @ own**2 - drawn**2).clip(0) / (size - 1) * (size / n) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         t = moved / np.sqrt(variance)
     return np.nan_to_num(t, nan=0.0)
+
+
+def resample(generator: np.random.Generator, size: int) -> Numbers:
+    """How large a share each of `size` has in each resample, resamples x size."""
+    chosen = generator.integers(size, size=(RESAMPLES, size))
+    chosen += size * np.arange(RESAMPLES)[:, None]
+    return np.bincount(chosen.ravel(), minlength=RESAMPLES * size).reshape(-1, size) / size
 
 
 def sign_flip(differences: Numbers) -> Numbers:
@@ -394,14 +406,14 @@ def sign_flip(differences: Numbers) -> Numbers:
         n = len(sample)
         if n == 0:
             continue
-        observed = np.abs(sample.sum(axis=0))
-        reached = observed - 1e-9 * np.abs(sample).sum(axis=0)  # equal but for rounding
+        total = sample.sum(axis=0)
+        reached = np.abs(total) - 1e-9 * np.abs(sample).sum(axis=0)  # equal but for rounding
         as_extreme, flips = np.zeros((2, len(columns)))
         undecided = np.arange(len(columns))
-        for signs in _signs(n):
-            sums = np.abs(signs @ sample[:, undecided])
-            as_extreme[undecided] += (sums >= reached[undecided]).sum(axis=0)
-            flips[undecided] += len(signs)
+        for flipped in _flips(n):
+            sums = total[undecided] - 2 * (flipped @ sample[:, undecided])
+            as_extreme[undecided] += (np.abs(sums) >= reached[undecided]).sum(axis=0)
+            flips[undecided] += len(flipped)
             if n > MOST_EXACT:
                 undecided = undecided[as_extreme[undecided] < ENOUGH]
                 if not undecided.size:
@@ -410,17 +422,17 @@ def sign_flip(differences: Numbers) -> Numbers:
     return p
 
 
-def _signs(n: int) -> Iterator[Numbers]:
-    """Flips x pairs, in blocks; for the exact test half of them, the others being their mirror."""
+def _flips(n: int) -> Iterator[Numbers]:
+    """Which pairs are flipped, 1 or 0, flips x pairs in blocks; all of them, but for mirrors."""
     if n <= MOST_EXACT:
-        bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
-        yield from np.array_split(1.0 - 2.0 * bits, -(-len(bits) // BLOCK))
+        every = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
+        yield from np.array_split(every.astype(float), -(-len(every) // BLOCK))
         return
     generator = np.random.default_rng(0)
     for start in range(0, FLIPS, BLOCK):
         size = min(BLOCK, FLIPS - start)
         drawn = np.unpackbits(np.frombuffer(generator.bytes(size * n // 8 + 1), np.uint8))
-        yield 1.0 - 2.0 * drawn[: size * n].reshape(size, n)
+        yield drawn[: size * n].reshape(size, n).astype(float)
 
 
 def smallest_p(n: Indices) -> Numbers:
@@ -539,11 +551,9 @@ def factors(
 
 def _basis(levels: pd.DataFrame, terms: Sequence[frozenset[str]]) -> Numbers:
     """An orthonormal basis of what a model with these terms can say, rows x dimensions."""
-    parts = [np.ones((len(levels), 1))]
-    for term in terms:
-        words = levels[sorted(term)].agg("|".join, axis=1)
-        parts.append(pd.get_dummies(words).to_numpy(float))
-    return linalg.orth(np.hstack(parts))
+    cells = [pd.get_dummies(levels.groupby(sorted(term)).ngroup()) for term in terms]
+    parts = [np.ones((len(levels), 1)), *(cell.to_numpy(float) for cell in cells)]
+    return np.asarray(linalg.orth(np.hstack(parts)), dtype=np.float64)
 
 
 def _analysis_of_variance(
@@ -551,34 +561,37 @@ def _analysis_of_variance(
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Ratio of the explained sum of squares to the residual one, partial eta squared, and p.
 
+    Permutations are drawn as flips are in `sign_flip`.
+
     Args:
         sample: Rows x comparisons.
         models: Orthonormal bases: without the term, with it, and of the full model.
     """
-    sample = sample / np.maximum(np.abs(sample).max(axis=0), np.finfo(float).tiny)
     starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
     bases = np.hstack(models)
-    without = slice(0, models[0].shape[1])
-    fitted = models[0] @ (models[0].T @ sample)
-    residuals = sample - fitted
-    fixed = bases.T @ fitted
-    squares = (fitted**2).sum(axis=0) + (residuals**2).sum(axis=0)
+    without = models[0].shape[1]
+    fixed = bases.T @ models[0] @ (models[0].T @ sample)  # of the fit without the term
+    residuals = sample - models[0] @ (models[0].T @ sample)
+    squares = (sample**2).sum(axis=0)
 
-    def sums(order: Indices) -> tuple[Numbers, Numbers]:
-        """Explained and residual, of the fit with the residuals in another order."""
-        moved = bases[order].T @ residuals
-        total = squares + 2 * (fixed[without] * moved[without]).sum(axis=0)
-        captured = np.add.reduceat((fixed + moved) ** 2, starts)
-        rounding = 1e-12 * total
+    def ratio(order: Indices, chosen: Indices) -> Numbers:
+        """Explained over residual, of the fit with the residuals in another order."""
+        moved = bases.T @ residuals[np.ix_(order, chosen)]
+        total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)
+        captured = np.add.reduceat((fixed[:, chosen] + moved) ** 2, starts)
         explained, left = captured[1] - captured[0], total - captured[2]
-        return np.where(explained > rounding, explained, 0), np.where(left > rounding, left, 0)
+        rounding = 1e-12 * total
+        return np.where(explained > rounding, explained, 0) / np.where(left > rounding, left, 0)
 
     generator = np.random.default_rng(0)
-    as_extreme = np.zeros(sample.shape[1])
+    undecided = np.arange(sample.shape[1])
+    as_extreme, permutations = np.zeros((2, len(undecided)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        explained, left = sums(np.arange(len(sample)))
-        observed = explained / left
+        observed = ratio(np.arange(len(sample)), undecided)
         for _ in range(PERMUTATIONS):
-            more, less = sums(generator.permutation(len(sample)))
-            as_extreme += np.nan_to_num(more / less) >= observed * (1 - 1e-9)
-        return observed, explained / (explained + left), (1 + as_extreme) / (1 + PERMUTATIONS)
+            found = ratio(generator.permutation(len(sample)), undecided)
+            as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
+            permutations[undecided] += 1
+            undecided = undecided[as_extreme[undecided] < ENOUGH]
+        eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
+    return observed, eta_squared, (1 + as_extreme) / (1 + permutations)

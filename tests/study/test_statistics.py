@@ -302,7 +302,7 @@ def test_factors_are_the_analysis_of_variance_of_statsmodels(studies: Studies) -
     ):
         assert found.loc[term, "f"] == pytest.approx(expected.loc[name, "F"])
         assert found.loc[term, "df"] == expected.loc[name, "df"]
-        assert found.loc[term, "p"] == pytest.approx(expected.loc[name, "PR(>F)"], abs=0.05)
+        assert found.loc[term, "p"] == pytest.approx(expected.loc[name, "PR(>F)"], abs=0.08)
     assert found.loc["treatment x depth", "p"] < 0.01
 
 
