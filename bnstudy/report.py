@@ -46,7 +46,7 @@ def report(folder: Path, baseline: str | None = None, output: Path | None = None
 
     pages = []
     for study, place, apart in _parts(load(folder), output or folder / "report"):
-        findings = Findings.of(study, baseline)
+        findings = Findings(study, baseline)
         written = [
             *figures.write(findings, place / "figures"),
             *tables.write(findings, place / "tables"),
@@ -76,7 +76,7 @@ def write_page(folder: Path) -> list[Path]:
         UserError: There is no run that has ended.
     """
     return [
-        _write(page(Findings.of(study), apart=apart), place / "index.html")
+        _write(page(Findings(study), apart=apart), place / "index.html")
         for study, place, apart in _parts(load(folder), folder / "report")
     ]
 

@@ -17,6 +17,7 @@ from bnstudy.study.statistics import CONFIDENCE, wide
 
 WIDTH = 6.75  # inches, of two columns
 FORMATS = ("svg", "pdf", "png")
+MOST_METRICS = 2  # of a family, that are drawn over the layers
 MOST_PLACES = 4  # that the way over epochs is drawn for
 
 # Told apart with any colour vision (Okabe and Ito 2008), and by their markers in print.
@@ -57,6 +58,7 @@ class Plot:
             )
         }
 
+    @mpl.rc_context(STYLE)
     def layers(self, metric: str, split: str = "train") -> Figure:
         """A metric over the layers: means and standard deviations, and paired differences.
 
@@ -92,8 +94,9 @@ class Plot:
     def _differences(self, ax: Axes, name: str, table: pd.DataFrame) -> None:
         looks = self.looks[name]
         margin = np.stack([table["difference"] - table["low"], table["high"] - table["difference"]])
-        ax.errorbar(table["place"], table["difference"], np.nan_to_num(margin), label=name, **looks)
+        ax.errorbar(table["place"], table["difference"], np.nan_to_num(margin), linestyle="", label=name, **looks)
 
+    @mpl.rc_context(STYLE)
     def effects(self, treatment: str, split: str = "train") -> Figure:
         """A heat map of paired effect sizes, metrics x layers.
 
@@ -123,6 +126,7 @@ class Plot:
         figure.colorbar(image, ax=ax, label="paired rank-biserial correlation")
         return figure
 
+    @mpl.rc_context(STYLE)
     def epochs(self, metric: str, split: str = "train") -> Figure:
         """A metric from initialization to the end of training, in up to four layers.
 
@@ -150,6 +154,7 @@ class Plot:
             low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
             ax.fill_between(curve["epoch"], low, high, color=colour, alpha=0.15, linewidth=0)
 
+    @mpl.rc_context(STYLE)
     def performance(self) -> Figure:
         """Accuracy and loss over the epochs, and the generalization gap of every run."""
         figure = Figure((WIDTH, 2.4), layout="constrained")
@@ -171,6 +176,7 @@ class Plot:
         gap.set(ylabel="train − test accuracy, each run")
         return figure
 
+    @mpl.rc_context(STYLE)
     def against_accuracy(self, metric: str, split: str = "train") -> Figure:
         """A metric of each run in up to four layers, against its test accuracy.
 
@@ -202,6 +208,7 @@ class Plot:
         panels[0].legend()
         return figure
 
+    @mpl.rc_context(STYLE)
     def learning_rates(self) -> Figure:
         """Test accuracy after the last epoch over the learning rates."""
         figure = Figure((WIDTH / 2, 2.4), layout="constrained")
@@ -214,6 +221,7 @@ class Plot:
         ax.legend()
         return figure
 
+    @mpl.rc_context(STYLE)
     def depth_width(self) -> Figure:
         """Mean test accuracy over depth and width, a map for each treatment."""
         maps = {
@@ -243,7 +251,7 @@ def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
     measured = set(findings.averages.loc[findings.averages["place_index"] > 0, "metric"])
     for metrics in (SPARSITY, CLUSTERING):
         there = [metric for metric in metrics if metric in measured]
-        for metric in there:
+        for metric in there[:MOST_METRICS]:
             yield f"layers-{metric}", plot.layers(metric)
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)

@@ -1,6 +1,6 @@
 """All that is computed of a study, once: the page, figures, tables and terminal show it."""
 
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import pandas as pd
@@ -17,86 +17,91 @@ SPARSITY = ("channel_sparsity", "unit_sparsity", "hoyer")
 CLUSTERING = ("kmeans_nmi", "silhouette", "kmeans_purity", "knn_purity", "within_between_ratio")
 
 
-@dataclass(frozen=True)
 class Findings:
-    """What a study's runs say.
+    """What a study's runs say; each table is computed when it is first asked for.
+
+    Args:
+        study: Whose runs are comparable.
+        baseline: A treatment; None: `Study.baseline`'s choice.
 
     Attributes:
-        study: Whose runs are comparable.
+        study: As given.
         baseline: The treatment that the others are compared with.
         axes: Columns of `study.runs` at whose values effects are looked at as well.
-        averages: Of `bnstudy.study.statistics.averages`, over all runs, after the last epoch.
-        points: The same at each point of the axes.
-        epochs: The same over all runs at each epoch.
-        effects: Of `bnstudy.study.statistics.effects`, of all pairs (the axes' columns are empty),
-            and at each value and combination of values of the axes.
-        curves: Of `bnstudy.study.statistics.curves`.
-        factors: Of `bnstudy.study.statistics.factors`.
-        relations: Of `bnstudy.study.generalization.relations`.
-        mediation: Of `bnstudy.study.generalization.mediation`.
-        interventions: Of `bnstudy.study.generalization.interventions`.
-        verdict: Sentences.
+
+    Raises:
+        UserError: No run has ended, or there is no such treatment.
     """
 
-    study: Study
-    baseline: str
-    axes: tuple[str, ...]
-    averages: pd.DataFrame
-    points: pd.DataFrame
-    epochs: pd.DataFrame
-    effects: pd.DataFrame
-    curves: pd.DataFrame
-    factors: pd.DataFrame
-    relations: pd.DataFrame
-    mediation: pd.DataFrame
-    interventions: pd.DataFrame
-    verdict: list[str]
+    def __init__(self, study: Study, baseline: str | None = None) -> None:
+        _ = study.connection  # tells where no run has ended
+        self.study = study
+        self.baseline = study.baseline(baseline)
+        self.axes = axes_of(study)
 
-    @classmethod
-    def of(cls, study: Study, baseline: str | None = None) -> "Findings":
-        """Compute them.
+    @cached_property
+    def averages(self) -> pd.DataFrame:
+        """Of `bnstudy.study.statistics.averages`, over all runs, after the last epoch."""
+        return averages(self.study)
 
-        Args:
-            study: Whose runs are comparable.
-            baseline: A treatment; None: `Study.baseline`'s choice.
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """The same at each point of the axes."""
+        return averages(self.study, by=self.axes)
 
-        Raises:
-            UserError: No run has ended, or there is no such treatment.
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """The same over all runs at each epoch."""
+        return averages(self.study, every_epoch=True)
+
+    @cached_property
+    def whole(self) -> pd.DataFrame:
+        """Of `bnstudy.study.statistics.effects`, of all pairs together."""
+        return effects(self.study, self.baseline)
+
+    @cached_property
+    def effects(self) -> pd.DataFrame:
+        """Those of all pairs (the axes' columns are empty), and at all values of the axes.
+
+        At each value of one, and at each combination of values of several.
         """
-        baseline = study.baseline(baseline)
-        axes = axes_of(study)
-        whole = effects(study, baseline)
-        relation, mediated = relations(study), mediation(study, baseline)
-        intervened = interventions(study)
-        subsets = [some for size in range(1, len(axes) + 1) for some in combinations(axes, size)]
-        at_points = [effects(study, baseline, by=some) for some in subsets]
-        return cls(
-            study=study,
-            baseline=baseline,
-            axes=axes,
-            averages=averages(study),
-            points=averages(study, by=axes),
-            epochs=averages(study, every_epoch=True),
-            effects=pd.concat([whole.assign(**dict.fromkeys(axes)), *at_points], ignore_index=True),
-            curves=curves(study, baseline),
-            factors=factors(study, baseline),
-            relations=relation,
-            mediation=mediated,
-            interventions=intervened,
-            verdict=verdict(study, whole, relation, mediated, intervened),
+        subsets = [
+            some for size in range(1, len(self.axes) + 1) for some in combinations(self.axes, size)
+        ]
+        at_points = [effects(self.study, self.baseline, by=some) for some in subsets]
+        return pd.concat(
+            [self.whole.assign(**dict.fromkeys(self.axes)), *at_points], ignore_index=True
         )
 
-    @property
-    def whole(self) -> pd.DataFrame:
-        """The effects of all pairs together."""
-        if self.effects.empty:
-            return self.effects
-        return self.effects[self.effects[list(self.axes)].isna().all(axis=1)]
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Of `bnstudy.study.statistics.curves`."""
+        return curves(self.study, self.baseline)
 
-    def first_of(self, metrics: tuple[str, ...]) -> str | None:
-        """The first of some metrics that was measured in layers."""
-        measured = set(self.epochs.loc[self.epochs["place_index"] > 0, "metric"])
-        return next((metric for metric in metrics if metric in measured), None)
+    @cached_property
+    def factors(self) -> pd.DataFrame:
+        """Of `bnstudy.study.statistics.factors`."""
+        return factors(self.study, self.baseline)
+
+    @cached_property
+    def relations(self) -> pd.DataFrame:
+        """Of `bnstudy.study.generalization.relations`."""
+        return relations(self.study)
+
+    @cached_property
+    def mediation(self) -> pd.DataFrame:
+        """Of `bnstudy.study.generalization.mediation`."""
+        return mediation(self.study, self.baseline)
+
+    @cached_property
+    def interventions(self) -> pd.DataFrame:
+        """Of `bnstudy.study.generalization.interventions`."""
+        return interventions(self.study)
+
+    @cached_property
+    def verdict(self) -> list[str]:
+        """Of `bnstudy.study.verdict`: sentences."""
+        return verdict(self.study, self.whole, self.relations, self.mediation, self.interventions)
 
 
 def axes_of(study: Study) -> tuple[str, ...]:

@@ -283,6 +283,7 @@ def _read(folder: Path) -> _Run:
     whole = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
     attempts, environment, data = whole["attempts"], whole["environment"], whole.get("data", {})
+    ended = record.has_ended
     packages, git = environment.get("packages", {}), environment.get("git") or {}
     facts = {
         "cell": folder.name,
@@ -295,8 +296,8 @@ def _read(folder: Path) -> _Run:
         "data": config.get("data.name", whole["choices"].get("data")),
         **{name: config.get(key) for key, name in NAMES.items()},
         "status": whole["status"],
-        "remark": _remark(record),
-        "ended": record.has_ended,
+        "remark": _remark(record, ended),
+        "ended": ended,
         "attempts": len(attempts),
         "failures": record.failures,
         "seconds": whole["timing"].get("seconds"),
@@ -318,11 +319,11 @@ def _read(folder: Path) -> _Run:
     return _Run(facts, config, whole.get("metrics", {}))
 
 
-def _remark(record: Record) -> str | None:
+def _remark(record: Record, ended: bool) -> str | None:
     """Why a run is not among the results, or a remark about it."""
     attempts = record.description["attempts"]
     match record.status:
-        case "diverged" | "completed" if not record.has_ended:
+        case "diverged" | "completed" if not ended:
             return f"{record.table_path.name} is not there, or damaged"
         case "diverged":
             return "its loss was not finite at some time; it is among the results"

@@ -6,13 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from bnstudy.study.generalization import MEDIATORS
+from bnstudy.study.generalization import mediators
 from bnstudy.study.load import Study
 from bnstudy.study.statistics import CONFIDENCE, pairs
 
 LEVEL = 1 - CONFIDENCE  # below which p is called small
-
-METRICS = tuple(metric for metrics in MEDIATORS.values() for metric in metrics)
 
 
 def verdict(
@@ -42,7 +40,7 @@ def verdict(
         if treatment != baseline:
             table = known[known["treatment"] == treatment]
             sentences += _treatment(study, treatment, baseline, table)
-    return [*sentences, *_explained(relations, mediation), *_intervened(interventions)]
+    return [*sentences, *_explained(study, relations, mediation), *_intervened(interventions)]
 
 
 def _left_out(study: Study) -> Iterator[str]:
@@ -80,13 +78,12 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
             f"With {_count(n, 'pair')} the smallest two-sided p there can be is {smallest:.3g}: "
             "this study cannot establish any single difference, only suggest its size."
         )
-    for target in ("accuracy", "loss"):
-        for row in _rows(table, split="test", metric=target, place_index=0):
-            yield (
-                f"Test {target} with {treatment} is {row.treatment_mean:.3f}, with {baseline} "
-                f"{row.baseline_mean:.3f}: {_difference(row)}."
-            )
-    for metric in METRICS:
+    for row in _rows(table, split="test", metric="accuracy", place_index=0):
+        yield (
+            f"Test accuracy with {treatment} is {row.treatment_mean:.3f}, with {baseline} "
+            f"{row.baseline_mean:.3f}: {_difference(row)}."
+        )
+    for metric in mediators(study).values():
         yield from _metric(treatment, metric, list(_rows(table, split="train", metric=metric)))
     layers = table[table["place_index"] > 0]
     for split, tests in layers.groupby("split", sort=False):
@@ -133,17 +130,15 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
             )
 
 
-def _explained(relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
+def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
     if relations.empty:
         return
     accuracy = relations[
         (relations["target"] == "test accuracy") & (relations["split"] == "train")
     ].dropna(subset="granulated")
-    for name, metrics in MEDIATORS.items():
-        for metric in metrics:
-            table = accuracy[accuracy["metric"] == metric]
-            if table.empty:
-                continue
+    for name, metric in mediators(study).items():
+        table = accuracy[accuracy["metric"] == metric]
+        if not table.empty:
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
             spread = (
                 f" [{row['granulated_low']:.2f}, {row['granulated_high']:.2f}]"
@@ -159,20 +154,26 @@ def _explained(relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str
                 f"information, {row['cmi']:.3f}, is {chance} that of random orders "
                 f"({row['cmi_null']:.3f})."
             )
-            break
     if mediation.empty:
         yield "There are too few pairs to ask how much of an effect goes through a metric."
         return
-    for row in _rows(mediation, target="test accuracy"):
-        if math.isnan(row.share):
-            share = "of a total effect that may be 0 there is no share"
-        else:
-            share = f"a share of {row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}]"
+    shared = mediation.dropna(subset="share")
+    shared = shared[shared["target"] == "test accuracy"]
+    if shared.empty:
         yield (
-            f"Through {row.mediator} ({row.metric}) would go {row.indirect:+.4f} "
-            f"[{row.indirect_low:.4f}, {row.indirect_high:.4f}] of the {row.total:+.4f} that "
-            f"{row.treatment} changes test accuracy by: {share}. This is association, under the "
-            "assumptions of mediation."
+            "How much of an effect on test accuracy goes through a metric cannot be said: the "
+            "interval of every total effect holds 0, and of nothing there are no shares."
+        )
+    for treatment, table in shared.groupby("treatment"):
+        parts = " and ".join(
+            f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}] with {row.mediator} "
+            f"({row.metric})"
+            for row in table.itertuples()
+            if row.mediator != "both"
+        )
+        yield (
+            f"Of the {table['total'].iloc[0]:+.4f} that {treatment} changes test accuracy by, "
+            f"{parts} would go: association, under the assumptions of mediation."
         )
 
 

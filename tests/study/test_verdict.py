@@ -50,7 +50,7 @@ def test_no_effect_is_told_as_none(studies: Studies) -> None:
     add_pairs(studies, seeds=10, effect=0)
     text = told(studies)
     assert "unit_sparsity: no layer's interval leaves out 0" in text
-    assert "of a total effect that may be 0 there is no share" in text
+    assert "of nothing there are no shares" in text
 
 
 def test_what_went_wrong_is_told(studies: Studies) -> None:
@@ -86,3 +86,13 @@ def test_an_intervention_is_told(studies: Studies) -> None:
         "Intervention: none + activation_l1 instead of none changed unit_sparsity by +0.200" in text
     )
     assert "test accuracy: -0.090" in text
+
+
+def test_shares_of_mediation_are_told_as_association(studies: Studies) -> None:
+    generator = np.random.default_rng(3)
+    for seed, norm in itertools.product(range(12), ("none", "batchnorm")):
+        sparsity = 0.2 * (norm == "batchnorm") + 0.05 * generator.normal()
+        accuracy = 0.8 + 0.1 * sparsity + 0.0001 * generator.normal()
+        studies.add(norm, seed, layers={"unit_sparsity": [sparsity]}, accuracy=accuracy)
+    text = told(studies)
+    assert "with sparsity (unit_sparsity) would go: association" in text

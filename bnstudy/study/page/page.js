@@ -733,7 +733,7 @@ function refill(name, values, first) {
   if (before.join("\n") === values.join("\n")) return;
   const kept = control.value;
   control.replaceChildren(...values.map((value) => new Option(value, value, value === first)));
-  if (values.includes(kept)) control.value = kept;
+  control.value = values.includes(kept) ? kept : first;
 }
 
 /** Offer the layers and metrics of the chosen site. */
