@@ -1,0 +1,148 @@
+"""From a study to its page, figures and tables. `python -m bnstudy.report --help`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from bnstudy.config import explain
+from bnstudy.files import replacing
+from bnstudy.study.findings import Findings
+from bnstudy.study.load import Study, load
+from bnstudy.study.page import page
+
+HELP = """\
+What the runs of a study say: one page (HTML, to be read in any browser, without a network), figures
+(SVG, PDF, PNG) and tables (CSV, LaTeX), and a summary here.
+
+  python -m bnstudy.report multirun/mnist5k_cnn
+  python -m bnstudy.report multirun/mnist5k_cnn --baseline batchnorm --output FOLDER
+"""
+
+MOST_TOLD = 10  # runs that did not go well
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def report(folder: Path, baseline: str | None = None, output: Path | None = None) -> list[Path]:
+    """Write the page, figures and tables of a study, and print its summary.
+
+    Runs that are not comparable with the others have a page of their own.
+
+    Args:
+        folder: Of the study.
+        baseline: The norm that the others are compared with; None: no normalization, or BatchNorm.
+        output: Where to; None: `report` in the study's folder.
+
+    Returns:
+        The pages.
+
+    Raises:
+        UserError: There is no run that has ended, or no such baseline.
+    """
+    from bnstudy.study import figures, tables
+
+    pages = []
+    for study, place, apart in _parts(load(folder), output or folder / "report"):
+        findings = Findings(study, baseline)
+        written = [
+            *figures.write(findings, place / "figures"),
+            *tables.write(findings, place / "tables"),
+        ]
+        files = [path.relative_to(place).as_posix() for path in written]
+        pages.append(_write(page(findings, files, apart), place / "index.html"))
+        _summarize(findings, apart)
+        for what, where in (
+            ("Page", pages[-1]),
+            ("Figures", place / "figures"),
+            ("Tables", place / "tables"),
+        ):
+            console.print(f"{what:<8} {escape(str(where))}")
+    return pages
+
+
+def write_page(folder: Path) -> list[Path]:
+    """Write the page of a study alone, without figures and tables: it takes seconds.
+
+    Args:
+        folder: Of the study.
+
+    Returns:
+        Where it is; several, where the runs are not comparable.
+
+    Raises:
+        UserError: There is no run that has ended.
+    """
+    return [
+        _write(page(Findings(study), apart=apart), place / "index.html")
+        for study, place, apart in _parts(load(folder), folder / "report")
+    ]
+
+
+def _parts(study: Study, output: Path) -> list[tuple[Study, Path, str | None]]:
+    """What is comparable: each part, its folder, and what it is apart from."""
+    if len(study.parts) == 1:
+        return [(study.parts[0], output, None)]
+    return [
+        (
+            part,
+            output / f"part{number}",
+            "; ".join(
+                f"{len(other.results)} runs of {other.what} (part{place})"
+                for place, other in enumerate(study.parts, start=1)
+                if other is not part
+            ),
+        )
+        for number, part in enumerate(study.parts, start=1)
+    ]
+
+
+def _write(text: str, path: Path) -> Path:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _summarize(findings: Findings, apart: str | None) -> None:
+    console.print(f"\n[bold]{escape(findings.study.name)}[/bold]")
+    if apart:
+        console.print(
+            f"Not comparable with the rest of the folder: {escape(apart)}", style="yellow"
+        )
+    for sentence in findings.verdict:
+        console.print(f"· {escape(sentence)}")
+    runs = findings.study.runs
+    troubled = runs.loc[runs["remark"].notna(), ["cell", "status"]]
+    for cell, status in troubled[:MOST_TOLD].to_numpy().tolist():
+        console.print(f"! {escape(cell)}: {status}", style="yellow")
+    if len(troubled) > MOST_TOLD:
+        console.print(f"! and {len(troubled) - MOST_TOLD} more, on the page", style="yellow")
+    console.print()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "bnstudy.report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, metavar="STUDY_DIR")
+    parser.add_argument(
+        "--baseline", metavar="NORM", help="which the others are compared with; none, or batchnorm"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to; STUDY_DIR/report")
+    options = parser.parse_args()
+    try:
+        report(options.study, options.baseline, options.output)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: what was written is whole")
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        sys.exit(message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Figures of a study in publication size, drawn with Matplotlib."""
+
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bnstudy.files import replacing
+from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
+from bnstudy.study.statistics import CONFIDENCE, wide
+
+WIDTH = 6.75  # inches, of two columns
+FORMATS = ("svg", "pdf", "png")
+MOST_METRICS = 2  # of a family, that are drawn over the layers
+MOST_PLACES = 4  # that the way over epochs is drawn for
+
+# Told apart with any colour vision (Okabe and Ito 2008), and by their markers in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+
+STYLE: dict[Any, Any] = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "errorbar.capsize": 2,
+    "font.size": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bnstudy",  # the same study, the same file
+    "text.parse_math": False,  # names may have dollar signs
+}
+WITHOUT_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+
+
+class Plot:
+    """Figures of what was found in a study; each method returns a Matplotlib figure to go on with.
+
+    Args:
+        findings: Of the study.
+    """
+
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
+        treatments = findings.study.treatments
+        self.looks: dict[str, dict[str, Any]] = {
+            name: {"color": colour, "marker": marker}
+            for name, colour, marker in zip(
+                treatments, cycle(COLOURS), cycle(MARKERS), strict=False
+            )
+        }
+
+    @mpl.rc_context(STYLE)
+    def layers(self, metric: str, split: str = "train") -> Figure:
+        """A metric over the layers: means and standard deviations, and paired differences.
+
+        Args:
+            metric: Its name.
+            split: Whose probe set.
+        """
+        found = self.findings
+        figure = Figure((WIDTH, 2.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        last = _of_layers(found.averages, metric, split)
+        for name, table in last.groupby("treatment"):
+            left.errorbar(
+                table["place"], table["mean"], table["sd"], label=name, **self.looks[str(name)]
+            )
+        left.set(title=f"mean ± standard deviation, {_told_n(last)}", ylabel=metric)
+        differences = _of_layers(found.whole, metric, split)
+        right.axhline(0, color="0.5", linewidth=0.8)
+        if differences.empty:
+            right.set_title("one treatment: there are no differences")
+        else:
+            for name, table in differences.groupby("treatment"):
+                self._differences(right, str(name), table)
+            right.set(
+                title=f"paired difference to {found.baseline}, {_told_interval(differences)}",
+                ylabel=f"difference in {metric}",
+            )
+        for ax in (left, right):
+            _name_places(ax)
+            ax.legend(*ax.get_legend_handles_labels())
+        return figure
+
+    def _differences(self, ax: Axes, name: str, table: pd.DataFrame) -> None:
+        looks = self.looks[name]
+        margin = np.stack([table["difference"] - table["low"], table["high"] - table["difference"]])
+        ax.errorbar(table["place"], table["difference"], np.nan_to_num(margin), linestyle="", label=name, **looks)
+
+    @mpl.rc_context(STYLE)
+    def effects(self, treatment: str, split: str = "train") -> Figure:
+        """A heat map of paired effect sizes, metrics x layers.
+
+        Args:
+            treatment: Which is compared with the baseline.
+            split: Whose probe set.
+        """
+        table = self.findings.whole
+        table = table[
+            (table["treatment"] == treatment)
+            & (table["split"] == split)
+            & (table["place_index"] > 0)
+        ]
+        grid = table.pivot_table(
+            index="metric", columns="place", values="rank_biserial", sort=False, dropna=False
+        )
+        places = table.sort_values(["place_index", "place"])["place"].drop_duplicates()
+        grid = grid.reindex(columns=places)
+        height, width = grid.shape
+        figure = Figure((min(WIDTH, 2.6 + 0.4 * width), 1.4 + 0.2 * height), layout="constrained")
+        ax = figure.subplots()
+        image = ax.imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
+        ax.set_xticks(range(width), grid.columns, rotation=90)
+        ax.set_yticks(range(height), grid.index)
+        ax.spines[:].set_visible(False)
+        ax.set_title(f"{treatment} against {self.findings.baseline}, {_told_n(table)}")
+        figure.colorbar(image, ax=ax, label="paired rank-biserial correlation")
+        return figure
+
+    @mpl.rc_context(STYLE)
+    def epochs(self, metric: str, split: str = "train") -> Figure:
+        """A metric from initialization to the end of training, in up to four layers.
+
+        Args:
+            metric: Its name.
+            split: Whose probe set.
+        """
+        table = _of_layers(self.findings.epochs, metric, split)
+        places = list(dict.fromkeys(table["place"]))
+        chosen = [places[i] for i in _spread(len(places), MOST_PLACES)]
+        figure = Figure((WIDTH, 2.1), layout="constrained")
+        panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+        for ax, place in zip(panels, chosen, strict=True):
+            self._curves(ax, table[table["place"] == place])
+            ax.set(title=place, xlabel="epoch")
+        panels[0].set_ylabel(metric)
+        panels[0].legend()
+        return figure
+
+    def _curves(self, ax: Axes, table: pd.DataFrame, style: str = "-", label: str = "") -> None:
+        for name, curve in table.groupby("treatment"):
+            curve = curve.sort_values("epoch")
+            colour = self.looks[str(name)]["color"]
+            ax.plot(curve["epoch"], curve["mean"], style, color=colour, label=f"{name}{label}")
+            low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
+            ax.fill_between(curve["epoch"], low, high, color=colour, alpha=0.15, linewidth=0)
+
+    @mpl.rc_context(STYLE)
+    def performance(self) -> Figure:
+        """Accuracy and loss over the epochs, and the generalization gap of every run."""
+        figure = Figure((WIDTH, 2.4), layout="constrained")
+        accuracy, loss, gap = figure.subplots(1, 3)
+        for ax, metric in ((accuracy, "accuracy"), (loss, "loss")):
+            for split, style in (("train", ":"), ("test", "-")):
+                table = self.findings.epochs
+                table = table[(table["metric"] == metric) & (table["split"] == split)]
+                self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
+            ax.set(xlabel="epoch", ylabel=metric)
+        accuracy.legend()
+        runs = self.findings.study.results
+        for place, name in enumerate(self.findings.study.treatments):
+            of_treatment = runs[runs["treatment"] == name]
+            gaps = of_treatment["train_accuracy"] - of_treatment["test_accuracy"]
+            shift = np.linspace(-0.15, 0.15, len(gaps))
+            gap.plot(place + shift, gaps, linestyle="", alpha=0.7, **self.looks[str(name)])
+        gap.set_xticks(range(len(self.looks)), list(self.looks), rotation=30, ha="right")
+        gap.set(ylabel="train − test accuracy, each run")
+        return figure
+
+    @mpl.rc_context(STYLE)
+    def against_accuracy(self, metric: str, split: str = "train") -> Figure:
+        """A metric of each run in up to four layers, against its test accuracy.
+
+        Args:
+            metric: Its name.
+            split: Whose probe set.
+        """
+        keys, values = wide(self.findings.study)
+        chosen = keys[
+            (keys["metric"] == metric) & (keys["split"] == split) & (keys["place_index"] > 0)
+        ].sort_values("place_index")
+        columns = chosen.index.to_numpy()[_spread(len(chosen), MOST_PLACES)]
+        runs = self.findings.study.results
+        figure = Figure((WIDTH, 2.1), layout="constrained")
+        panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for ax, column in zip(panels, columns, strict=True):
+            for name, looks in self.looks.items():
+                rows = np.flatnonzero(runs["treatment"] == name)
+                ax.plot(
+                    values[rows, column],
+                    runs["test_accuracy"].iloc[rows],
+                    linestyle="",
+                    alpha=0.7,
+                    label=name,
+                    **looks,
+                )
+            ax.set(title=keys.loc[column, "place"], xlabel=metric)
+        panels[0].set_ylabel("test accuracy")
+        panels[0].legend()
+        return figure
+
+    @mpl.rc_context(STYLE)
+    def learning_rates(self) -> Figure:
+        """Test accuracy after the last epoch over the learning rates."""
+        figure = Figure((WIDTH / 2, 2.4), layout="constrained")
+        ax = figure.subplots()
+        for name, runs in self.findings.study.results.groupby("treatment"):
+            of_rate = runs.groupby("lr")["test_accuracy"]
+            mean, sd = of_rate.mean(), of_rate.std()
+            ax.errorbar(mean.index, mean, sd.fillna(0), label=name, **self.looks[str(name)])
+        ax.set(xscale="log", xlabel="learning rate", ylabel="test accuracy")
+        ax.legend()
+        return figure
+
+    @mpl.rc_context(STYLE)
+    def depth_width(self) -> Figure:
+        """Mean test accuracy over depth and width, a map for each treatment."""
+        maps = {
+            name: runs.pivot_table(index="depth", columns="width", values="test_accuracy")
+            for name, runs in self.findings.study.results.groupby("treatment")
+        }
+        low = min(np.nanmin(grid) for grid in maps.values())
+        high = max(np.nanmax(grid) for grid in maps.values())
+        figure = Figure((WIDTH, 2.4), layout="constrained")
+        panels = figure.subplots(1, len(maps), squeeze=False)[0]
+        for ax, (name, grid) in zip(panels, maps.items(), strict=True):
+            image = ax.imshow(grid, vmin=low, vmax=high, origin="lower", aspect="auto")
+            ax.set_xticks(range(len(grid.columns)), grid.columns)
+            ax.set_yticks(range(len(grid)), grid.index)
+            ax.set(title=name, xlabel="width", ylabel="depth")
+        figure.colorbar(image, ax=panels, label="test accuracy")
+        return figure
+
+
+def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
+    """Names and figures of all that a study has the numbers for.
+
+    Args:
+        findings: Of the study.
+    """
+    plot = Plot(findings)
+    measured = set(findings.averages.loc[findings.averages["place_index"] > 0, "metric"])
+    for metrics in (SPARSITY, CLUSTERING):
+        there = [metric for metric in metrics if metric in measured]
+        for metric in there[:MOST_METRICS]:
+            yield f"layers-{metric}", plot.layers(metric)
+        for metric in there[:1]:
+            yield f"epochs-{metric}", plot.epochs(metric)
+            yield f"accuracy-{metric}", plot.against_accuracy(metric)
+    for treatment in findings.study.treatments if measured else []:
+        if treatment != findings.baseline:
+            name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
+            yield f"effects-{name}", plot.effects(treatment)
+    yield "performance", plot.performance()
+    if "lr" in findings.axes:
+        yield "learning_rates", plot.learning_rates()
+    if {"depth", "width"} <= set(findings.axes):
+        yield "depth_width", plot.depth_width()
+
+
+def write(findings: Findings, folder: Path) -> list[Path]:
+    """Write all figures as SVG, PDF and PNG.
+
+    Args:
+        findings: Of the study.
+        folder: Where to.
+
+    Returns:
+        The files.
+    """
+    written = []
+    with mpl.rc_context(STYLE):
+        for name, figure in all_figures(findings):
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not for every format
+            for ending in FORMATS:
+                path = folder / f"{name}.{ending}"
+                with replacing(path) as temporary:
+                    figure.savefig(temporary, format=ending, dpi=300, metadata=WITHOUT_DATE[ending])
+                written.append(path)
+    return written
+
+
+def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
+    """The rows of a metric in layers, in their order."""
+    if table.empty:
+        return table
+    chosen = (table["metric"] == metric) & (table["split"] == split) & (table["place_index"] > 0)
+    return table[chosen].sort_values("place_index", kind="stable")
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """So many of a number of places, evenly, the first and the last among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+
+
+def _told_n(table: pd.DataFrame) -> str:
+    """Over how many runs, or pairs."""
+    low, high = table["n"].min(), table["n"].max()
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
+
+
+def _told_interval(table: pd.DataFrame) -> str:
+    known = table["low"].notna().any()
+    return f"{CONFIDENCE:.0%} intervals" if known else "too few pairs for intervals"
+
+
+def _name_places(ax: Axes) -> None:
+    ax.tick_params(axis="x", labelrotation=45)
+    for label in ax.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")

@@ -1,0 +1,784 @@
+"use strict";
+
+// The page's data; its fields are described where they are made, in page/__init__.py.
+const data = JSON.parse(document.getElementById("data").textContent);
+
+const TIGHT = { l: 56, r: 12, t: 12, b: 40 };
+const MARKERS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
+const DASHES = { train: "dot", validation: "dash", test: "solid" };
+
+function decoded(text) {
+  if (text === undefined) return null;
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  return new Float32Array(bytes.buffer);
+}
+
+const means = decoded(data.values.mean);
+const spreads = decoded(data.values.sd);
+const counts = decoded(data.values.n);
+const effects = mapped(data.effects.fields, decoded);
+const curves = mapped(data.curves, decoded);
+const last = "last";
+
+function mapped(object, change) {
+  return Object.fromEntries(Object.entries(object).map(([name, value]) => [name, change(value)]));
+}
+
+// Plotly reads tags in its texts: those of a name are not meant.
+const plain = (text) =>
+  String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+const told = (value) => {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (typeof value !== "number") return String(value);
+  if (Number.isInteger(value)) return String(value).replace("-", "−");
+  return String(Number(value.toPrecision(4))).replace("-", "−");
+};
+
+const distinct = (values) => [...new Set(values)];
+
+// ---- What is chosen ----------------------------------------------------------------------------
+
+const controls = [...document.querySelectorAll("select[data-choice]")];
+
+function chosen(name) {
+  const control = controls.find((one) => one.dataset.choice === name);
+  return control ? control.value : null;
+}
+
+const keyNumbers = new Map(
+  data.keys.map((key, number) => [JSON.stringify([key.split, key.metric, key.place]), number]),
+);
+const numberOf = (split, metric, place) => keyNumbers.get(JSON.stringify([split, metric, place]));
+
+/** The groups of runs that are chosen; `free` is an axis whose choice does not count. */
+function shownGroups(free = []) {
+  return data.groups.filter((group) => {
+    const seed = chosen("seed");
+    if (seed && seed !== "all" && String(group.seed) !== seed) return false;
+    return data.axes.every((axis, number) => {
+      const value = chosen(`axis${number}`);
+      return free.includes(axis.name) || value === "all" || String(group.point[number]) === value;
+    });
+  });
+}
+
+/** Index of the chosen epoch for a group; -1 where the page has none of it. */
+function epochOf(group) {
+  const epoch = chosen("epoch");
+  return data.epochs.indexOf(epoch === last ? group.last_epoch : Number(epoch));
+}
+
+/** Number, mean and standard deviation of the values of runs: of groups pooled. */
+function pooled(groups, key, epochAt = epochOf) {
+  let n = 0;
+  let sum = 0;
+  const parts = [];
+  for (const group of groups) {
+    const epoch = epochAt(group);
+    if (epoch < 0 || key === undefined) continue;
+    const at = (group.index * data.epochs.length + epoch) * data.keys.length + key;
+    if (!Number.isFinite(means[at])) continue;
+    const part = { n: counts ? counts[at] : 1, mean: means[at], sd: spreads ? spreads[at] : 0 };
+    n += part.n;
+    sum += part.n * part.mean;
+    parts.push(part);
+  }
+  const mean = sum / n;
+  let squares = 0;
+  for (const part of parts) {
+    squares += (part.n - 1) * (part.sd || 0) ** 2 + part.n * (part.mean - mean) ** 2;
+  }
+  return { n, mean: n ? mean : NaN, sd: n > 1 ? Math.sqrt(squares / (n - 1)) : NaN };
+}
+
+/** An axis of epochs, which are whole. */
+const epochAxis = () =>
+  axis("epoch (0: before training)", Math.max(...data.epochs) < 10 ? { dtick: 1 } : {});
+
+/** The places of a metric in layers, in their order. */
+function placesOf(split, metric) {
+  return data.keys
+    .filter((key) => key.split === split && key.metric === metric && key.site === chosen("site"))
+    .sort((one, other) => one.place_index - other.place_index)
+    .map((key) => key.place);
+}
+
+/** The effects of the pairs at the chosen point of the axes. */
+function effectOf(treatment, key) {
+  const point = data.axes.map((_, number) => {
+    const value = chosen(`axis${number}`);
+    return value === "all" ? null : value;
+  });
+  const at = data.effects.points.findIndex((one) =>
+    one.every((value, number) => value === point[number]),
+  );
+  if (at < 0 || key === undefined) return null;
+  const row = (treatment - 1) * data.effects.points.length + at;
+  const effect = mapped(effects, (field) => field[row * data.keys.length + key]);
+  return effect.n > 0 ? effect : null;
+}
+
+const others = () => data.treatments.map((name, number) => ({ name, number })).slice(1);
+
+function ofTreatment(groups, number) {
+  return groups.filter((group) => group.treatment === number);
+}
+
+const runsIn = (groups) => groups.reduce((sum, group) => sum + group.n, 0);
+
+/** How many runs each treatment has among these. */
+function countsTold(groups) {
+  const counts = data.treatments.map((_, number) => runsIn(ofTreatment(groups, number)));
+  return distinct(counts).length === 1
+    ? `${counts[0]} runs each`
+    : data.treatments.map((name, number) => `${counts[number]} runs of ${name}`).join(", ");
+}
+
+/** What is chosen, in words. */
+function filtersTold({ withEpoch = true, withSeed = true, free = [] } = {}) {
+  const parts = data.axes.flatMap((axis, number) => {
+    const value = chosen(`axis${number}`);
+    return value === "all" || free.includes(axis.name) ? [] : [`${axis.label} ${value}`];
+  });
+  const seed = chosen("seed");
+  if (withSeed && seed && seed !== "all") parts.push(`seed ${seed}`);
+  const epoch = chosen("epoch");
+  if (withEpoch) parts.push(epoch === last ? "after the last epoch" : `epoch ${epoch}`);
+  return parts.join(", ");
+}
+
+// ---- Looks -------------------------------------------------------------------------------------
+
+const property = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function looks(number) {
+  const colours = property("--series").split(" ");
+  return { colour: colours[number % colours.length], symbol: MARKERS[number % MARKERS.length] };
+}
+
+const translucent = (colour, share) =>
+  `rgba(${[1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)).join()},${share})`;
+
+function axis(title, extra = {}) {
+  return {
+    title: { text: plain(title), standoff: 8 },
+    gridcolor: property("--line"),
+    zerolinecolor: property("--muted"),
+    linecolor: property("--line"),
+    automargin: true,
+    ...extra,
+  };
+}
+
+function layout(extra) {
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: property("--text"), family: "system-ui, sans-serif", size: 13 },
+    margin: TIGHT,
+    height: 340,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+    hovermode: "closest",
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    ...extra,
+  };
+}
+
+function line(number, name, x, points, extra = {}) {
+  const { colour, symbol } = looks(number);
+  return {
+    type: "scatter",
+    mode: "lines+markers",
+    name: plain(name),
+    x: x.map((one) => (typeof one === "number" ? one : plain(one))),
+    y: points.map((point) => point.mean),
+    line: { color: colour, width: 2 },
+    marker: { color: colour, symbol, size: 8 },
+    ...extra,
+  };
+}
+
+function withBars(trace, above, below = above) {
+  const known = (value) => (Number.isFinite(value) ? value : 0);
+  return {
+    ...trace,
+    error_y: {
+      type: "data",
+      symmetric: false,
+      array: above.map(known),
+      arrayminus: below.map(known),
+      color: trace.line.color,
+      thickness: 1.5,
+      width: 4,
+    },
+  };
+}
+
+function band(number, x, low, high) {
+  const inside = x.map((_, at) => at).filter((at) => Number.isFinite(low[at] + high[at]));
+  return {
+    type: "scatter",
+    mode: "lines",
+    x: [...inside.map((at) => x[at]), ...inside.map((at) => x[at]).reverse()],
+    y: [...inside.map((at) => high[at]), ...inside.map((at) => low[at]).reverse()],
+    fill: "toself",
+    fillcolor: translucent(looks(number).colour, 0.15),
+    line: { width: 0 },
+    hoverinfo: "skip",
+    showlegend: false,
+  };
+}
+
+// ---- Figures: each gives traces, a layout, a caption, and its numbers as rows of a table ---------
+
+const directionOf = (metric) =>
+  ({ higher: " (higher is better)", lower: " (lower is better)" })[data.directions[metric]] || "";
+
+function levels(metric) {
+  const split = chosen("split");
+  const places = placesOf(split, metric);
+  const groups = shownGroups();
+  const rows = [];
+  const traces = data.treatments.map((name, number) => {
+    const points = places.map((place) =>
+      pooled(ofTreatment(groups, number), numberOf(split, metric, place)),
+    );
+    points.forEach((point, at) =>
+      rows.push([name, places[at], point.n, point.mean, point.sd]),
+    );
+    return withBars(line(number, name, places, points), points.map((point) => point.sd));
+  });
+  return {
+    traces,
+    layout: layout({ xaxis: axis("layer", { type: "category" }), yaxis: axis(metric) }),
+    caption:
+      `${metric}${directionOf(metric)} per layer, ${split} split, ${filtersTold()}: mean over ` +
+      `${countsTold(groups)}; bars are standard deviations over them.`,
+    columns: ["norm", "layer", "n", "mean", "standard deviation"],
+    rows,
+  };
+}
+
+function difference(metric) {
+  const split = chosen("split");
+  const places = placesOf(split, metric);
+  const rows = [];
+  const traces = others().map(({ name, number }) => {
+    const found = places.map((place) => effectOf(number, numberOf(split, metric, place)) || {});
+    found.forEach((one, at) =>
+      rows.push([name, places[at], one.n, one.difference, one.low, one.high, one.p, one.p_holm,
+        one.cohens_d, one.rank_biserial]),
+    );
+    const points = found.map((one) => ({ mean: one.difference }));
+    return withBars(
+      line(number, name, places, points, { mode: "markers" }),
+      found.map((one) => one.high - one.difference),
+      found.map((one) => one.difference - one.low),
+    );
+  });
+  const known = rows.some((row) => Number.isFinite(row[4]));
+  const n = rows.map((row) => row[2]).filter(Boolean);
+  return {
+    traces,
+    layout: layout({
+      xaxis: axis("layer", { type: "category" }),
+      yaxis: axis(`difference to ${data.baseline}`, { zeroline: true }),
+    }),
+    caption:
+      `Paired difference in ${metric} to ${data.baseline}, ${split} split, ` +
+      `${filtersTold({ withEpoch: false, withSeed: false }) || "all pairs"}, after the last epoch` +
+      ` and over all seeds, n = ${n.length ? distinct(n).join(", ") : 0} pairs; ` +
+      (known ? "bars are 95 % intervals." : "too few pairs for intervals."),
+    columns: ["norm", "layer", "n", "difference", "low", "high", "p", "Holm p", "Cohen's d",
+      "rank-biserial"],
+    rows,
+  };
+}
+
+function effectMap() {
+  const split = chosen("split");
+  const treatment = Number(chosen("treatment") || 1);
+  const size = chosen("size");
+  const metrics = distinct(
+    data.keys
+      .filter((key) => key.split === split && key.site === chosen("site"))
+      .map((key) => key.metric),
+  );
+  const places = distinct(metrics.flatMap((metric) => placesOf(split, metric)));
+  const rows = [];
+  const found = metrics.map((metric) =>
+    places.map((place) => {
+      const effect = effectOf(treatment, numberOf(split, metric, place));
+      if (effect) {
+        rows.push([metric, place, effect.n, effect[size], effect.difference, effect.low,
+          effect.high, effect.p_holm]);
+      }
+      return effect;
+    }),
+  );
+  const limit = size === "cohens_d" ? 3 : 1;
+  return {
+    traces: [
+      {
+        type: "heatmap",
+        x: places.map(plain),
+        y: metrics.map(plain),
+        z: found.map((row) => row.map((effect) => (effect ? effect[size] : NaN))),
+        text: found.map((row) =>
+          row.map((effect) =>
+            effect
+              ? `difference ${told(effect.difference)} [${told(effect.low)}, ${told(effect.high)}]` +
+                `<br>p ${told(effect.p)}, Holm ${told(effect.p_holm)}, n ${effect.n}`
+              : "",
+          ),
+        ),
+        hovertemplate: "%{y}, %{x}<br>%{z:.2f}<br>%{text}<extra></extra>",
+        zmin: -limit,
+        zmax: limit,
+        colorscale: [[0, property("--low")], [0.5, property("--middle")], [1, property("--high")]],
+        colorbar: { thickness: 12, tickvals: [-limit, 0, limit], len: 0.9 },
+        hoverongaps: false,
+        xgap: 1,
+        ygap: 1,
+      },
+    ],
+    layout: layout({
+      height: 150 + 24 * metrics.length,
+      xaxis: axis("", { type: "category" }),
+      yaxis: axis("", { type: "category", autorange: "reversed" }),
+    }),
+    caption:
+      `Effect of ${data.treatments[treatment]} against ${data.baseline} per metric and layer, ` +
+      `${split} split, ${filtersTold({ withEpoch: false, withSeed: false }) || "all pairs"}, ` +
+      "after the last epoch and over all seeds. " +
+      (size === "cohens_d"
+        ? "Colour: mean paired difference in standard deviations of the differences (Cohen's d; " +
+          "colours end at ±3); blank where the differences do not vary, or there are fewer than two."
+        : "Colour: matched-pairs rank-biserial correlation, ±1 where all pairs differ the same " +
+          "way; blank where none differs."),
+    columns: ["metric", "layer", "n", "effect size", "difference", "low", "high", "Holm p"],
+    rows,
+  };
+}
+
+function overEpochs() {
+  const split = chosen("split");
+  const [metric, place] = [chosen("metric"), chosen("layer")];
+  return wayOf(metric, [split], place, `${metric} at ${place}, ${split} split`);
+}
+
+/** Means over the epochs, for each treatment and split, with bands of a standard deviation. */
+function wayOf(metric, splits, place, title) {
+  const groups = shownGroups();
+  const traces = [];
+  const rows = [];
+  data.treatments.forEach((name, number) => {
+    splits.forEach((split) => {
+      const key = numberOf(split, metric, place);
+      const points = data.epochs
+        .map((epoch, at) => ({ epoch, ...pooled(ofTreatment(groups, number), key, () => at) }))
+        .filter((point) => point.n > 0);
+      points.forEach((point) =>
+        rows.push([name, split, point.epoch, point.n, point.mean, point.sd]),
+      );
+      const epochs = points.map((point) => point.epoch);
+      const label = splits.length > 1 ? `${name}, ${split}` : name;
+      const trace = line(number, label, epochs, points);
+      trace.line.dash = splits.length > 1 ? DASHES[split] : "solid";
+      traces.push(trace);
+      traces.push(
+        band(number, epochs, points.map((one) => one.mean - one.sd),
+          points.map((one) => one.mean + one.sd)),
+      );
+    });
+  });
+  return {
+    traces,
+    layout: layout({ xaxis: epochAxis(), yaxis: axis(metric) }),
+    caption:
+      `${title}, from initialization to the end of training` +
+      `${comma(filtersTold({ withEpoch: false }))}: mean over ${countsTold(groups)}; bands are ` +
+      "standard deviations over them.",
+    columns: ["norm", "split", "epoch", "n", "mean", "standard deviation"],
+    rows,
+  };
+}
+
+const comma = (text) => (text ? `, ${text}` : "");
+
+function differenceOverEpochs() {
+  const split = chosen("split");
+  const [metric, place] = [chosen("metric"), chosen("layer")];
+  const key = numberOf(split, metric, place);
+  const rows = [];
+  const traces = others().flatMap(({ name, number }) => {
+    const points = data.epochs
+      .map((epoch, at) => {
+        const cell = ((number - 1) * data.epochs.length + at) * data.keys.length + key;
+        return { epoch, ...mapped(curves, (field) => (key === undefined ? NaN : field[cell])) };
+      })
+      .filter((point) => Number.isFinite(point.difference));
+    points.forEach((one) => rows.push([name, one.epoch, one.n, one.difference, one.low, one.high]));
+    const epochs = points.map((point) => point.epoch);
+    return [
+      line(number, name, epochs, points.map((point) => ({ mean: point.difference }))),
+      band(number, epochs, points.map((one) => one.low), points.map((one) => one.high)),
+    ];
+  });
+  return {
+    traces,
+    layout: layout({
+      xaxis: epochAxis(),
+      yaxis: axis(`difference to ${data.baseline}`),
+    }),
+    caption:
+      `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split, over all ` +
+      "pairs whatever is filtered; bands are each epoch's own 95 % intervals.",
+    columns: ["norm", "epoch", "n", "difference", "low", "high"],
+    rows,
+  };
+}
+
+const SPLITS = distinct(data.keys.map((key) => key.split));
+const ofModel = (metric) =>
+  wayOf(metric, SPLITS, data.model, `${metric} of ${SPLITS.join(" and ")}`);
+
+/** A target of a group of runs at the chosen epoch. */
+function target(name, group) {
+  const mean = (split, metric) =>
+    pooled([group], numberOf(split, metric, data.model)).mean;
+  switch (name) {
+    case "gap": return mean("train", "accuracy") - mean("test", "accuracy");
+    case "test_loss": return mean("test", "loss");
+    default: return mean("test", "accuracy");
+  }
+}
+
+const TARGET_NAMES = {
+  accuracy: "test accuracy",
+  gap: "train − test accuracy",
+  test_loss: "test loss",
+};
+
+function gap() {
+  const groups = shownGroups();
+  const rows = [];
+  const traces = data.treatments.map((name, number) => {
+    const { colour, symbol } = looks(number);
+    const own = ofTreatment(groups, number);
+    const values = own.map((group) => target("gap", group));
+    own.forEach((group, at) => rows.push([name, group.cell, group.n, values[at]]));
+    return {
+      type: "box",
+      name: plain(name),
+      y: values,
+      text: own.map((group) => plain(group.cell)),
+      boxpoints: "all",
+      pointpos: 0,
+      jitter: 0.3,
+      line: { width: 1 },
+      marker: { color: colour, symbol, size: 7 },
+      fillcolor: translucent(colour, 0.12),
+      hovertemplate: "%{text}<br>%{y:.4f}<extra></extra>",
+      showlegend: false,
+    };
+  });
+  return {
+    traces,
+    layout: layout({ xaxis: axis(""), yaxis: axis(TARGET_NAMES.gap) }),
+    caption: `Generalization gap, ${filtersTold()}: each point is ${ofEach()}, the box its quartiles.`,
+    columns: ["norm", "run", "n", TARGET_NAMES.gap],
+    rows,
+  };
+}
+
+const ofEach = () => (counts ? "the mean over seeds at a point of the grid" : "a run");
+
+function against(metric) {
+  const [split, place] = [chosen("split"), chosen("layer")];
+  const name = chosen("target");
+  const key = numberOf(split, metric, place);
+  const groups = shownGroups();
+  const rows = [];
+  const traces = data.treatments.map((treatment, number) => {
+    const { colour, symbol } = looks(number);
+    const own = ofTreatment(groups, number);
+    const x = own.map((group) => pooled([group], key).mean);
+    const y = own.map((group) => target(name, group));
+    own.forEach((group, at) => rows.push([treatment, group.cell, group.n, x[at], y[at]]));
+    return {
+      type: "scatter",
+      mode: "markers",
+      name: plain(treatment),
+      x,
+      y,
+      text: own.map((group) => plain(group.cell)),
+      marker: { color: colour, symbol, size: 9, opacity: 0.8 },
+      hovertemplate: "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+    };
+  });
+  return {
+    traces,
+    layout: layout({ xaxis: axis(metric), yaxis: axis(TARGET_NAMES[name]) }),
+    caption:
+      `${TARGET_NAMES[name]} against ${metric} at ${place}, ${split} split, ${filtersTold()}; each ` +
+      `point is ${ofEach()}.`,
+    columns: ["norm", "run", "n", metric, TARGET_NAMES[name]],
+    rows,
+  };
+}
+
+function pooledTarget(name, groups) {
+  const values = groups.map((group) => target(name, group)).filter(Number.isFinite);
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  return {
+    n: values.length,
+    mean: values.length ? mean : NaN,
+    sd: values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : NaN,
+  };
+}
+
+function learningRates() {
+  const name = chosen("rate_target");
+  const at = data.axes.findIndex((one) => one.name === "lr");
+  const groups = shownGroups(["lr"]);
+  const rows = [];
+  const traces = data.treatments.map((treatment, number) => {
+    const rates = data.axes[at].values.map(Number);
+    const points = rates.map((rate) => ({
+      rate,
+      ...pooledTarget(name, ofTreatment(groups, number).filter(
+        (group) => Number(group.point[at]) === rate)),
+    })).filter((point) => point.n > 0);
+    points.forEach((one) => rows.push([treatment, one.rate, one.n, one.mean, one.sd]));
+    const x = points.map((point) => point.rate);
+    return withBars(line(number, treatment, x, points), points.map((point) => point.sd));
+  });
+  return {
+    traces,
+    layout: layout({
+      xaxis: axis("learning rate", { type: "log" }), yaxis: axis(TARGET_NAMES[name]),
+    }),
+    caption:
+      `${TARGET_NAMES[name]} over the learning rate, ${filtersTold({ free: ["lr"] })}; bars are ` +
+      `standard deviations over what each point is the mean of (each ${ofEach()}).`,
+    columns: ["norm", "learning rate", "n", "mean", "standard deviation"],
+    rows,
+  };
+}
+
+function depthWidth() {
+  const [depth, width] = ["depth", "width"].map((name) =>
+    data.axes.findIndex((one) => one.name === name));
+  const [what, name] = [chosen("map"), chosen("map_target")];
+  const groups = shownGroups(["depth", "width"]);
+  const rows = [];
+  const at = (number, down, right) => {
+    const point = pooledTarget(name, ofTreatment(groups, number).filter((group) =>
+      group.point[depth] === down && group.point[width] === right));
+    return point;
+  };
+  const isDifference = what.startsWith("-");
+  const number = Math.abs(Number(what));
+  const z = data.axes[depth].values.map((down) =>
+    data.axes[width].values.map((right) => {
+      const ours = at(number, down, right);
+      const value = isDifference ? ours.mean - at(0, down, right).mean : ours.mean;
+      rows.push([down, right, ours.n, value]);
+      return value;
+    }));
+  const largest = Math.max(...z.flat().filter(Number.isFinite).map(Math.abs), 1e-12);
+  const title = isDifference
+    ? `${data.treatments[number]} less ${data.baseline}` : data.treatments[number];
+  return {
+    traces: [{
+      type: "heatmap",
+      x: data.axes[width].values.map(plain),
+      y: data.axes[depth].values.map(plain),
+      z,
+      texttemplate: "%{z:.3f}",
+      hovertemplate: "depth %{y}, width %{x}: %{z:.4f}<extra></extra>",
+      colorscale: isDifference
+        ? [[0, property("--low")], [0.5, property("--middle")], [1, property("--high")]]
+        : "Viridis",
+      ...(isDifference ? { zmin: -largest, zmax: largest } : {}),
+      colorbar: { thickness: 12 },
+      hoverongaps: false,
+    }],
+    layout: layout({
+      xaxis: axis("width", { type: "category" }), yaxis: axis("depth", { type: "category" }),
+    }),
+    caption: `${TARGET_NAMES[name]} of ${title} over depth and width, ` +
+      `${filtersTold({ free: ["depth", "width"] })}: means.`,
+    columns: ["depth", "width", "n", TARGET_NAMES[name]],
+    rows,
+  };
+}
+
+function similarity() {
+  const [pair, name] = chosen("similarity").split(":");
+  const matrix = data.similarities[Number(pair)];
+  const { rows, columns, values } = matrix.matrices[name];
+  const lower = name === "procrustes";
+  return {
+    traces: [{
+      type: "heatmap",
+      x: columns.map(plain),
+      y: rows.map(plain),
+      z: values,
+      colorscale: "Viridis",
+      reversescale: lower,
+      colorbar: { thickness: 12 },
+      hovertemplate: "%{y}, %{x}: %{z:.3f}<extra></extra>",
+    }],
+    layout: layout({
+      height: 420,
+      xaxis: axis(matrix.names[1], { type: "category" }),
+      yaxis: axis(matrix.names[0], { type: "category", autorange: "reversed" }),
+    }),
+    caption: `${name} between the layers of ${matrix.names[0]} and ${matrix.names[1]}, ` +
+      `${matrix.samples} samples of the ${matrix.split} split.`,
+    columns: ["layer", ...columns],
+    rows: rows.map((row, at) => [row, ...values[at]]),
+  };
+}
+
+const FIGURES = {
+  "sparsity-levels": () => levels(chosen("sparsity")),
+  "sparsity-difference": () => difference(chosen("sparsity")),
+  "clustering-levels": () => levels(chosen("clustering")),
+  "clustering-difference": () => difference(chosen("clustering")),
+  "effects": effectMap,
+  "epochs-levels": overEpochs,
+  "epochs-difference": differenceOverEpochs,
+  "accuracy": () => ofModel("accuracy"),
+  "loss": () => ofModel("loss"),
+  "gap": gap,
+  "against-sparsity": () => against(chosen("sparsity")),
+  "against-clustering": () => against(chosen("clustering")),
+  "learning-rates": learningRates,
+  "depth-width": depthWidth,
+  "similarity": similarity,
+};
+
+// ---- Drawing -----------------------------------------------------------------------------------
+
+const figures = [...document.querySelectorAll("figure[data-figure]")];
+const waiting = new Set(); // figures that are out of sight and not up to date
+
+function draw(figure) {
+  waiting.delete(figure);
+  const found = FIGURES[figure.dataset.figure]();
+  const plot = figure.querySelector(".plot");
+  Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
+  figure.querySelector("figcaption").textContent = found.caption;
+  plot.setAttribute("aria-label", `${found.caption} Its numbers are in the table below it.`);
+  figure.found = found;
+  if (figure.querySelector("details").open) tabulate(figure);
+}
+
+function tabulate(figure) {
+  const place = figure.querySelector(".numbers");
+  const table = document.createElement("table");
+  const caption = table.createCaption();
+  caption.textContent = figure.found.caption;
+  caption.className = "unseen";
+  const head = table.createTHead().insertRow();
+  for (const name of figure.found.columns) {
+    const cell = document.createElement("th");
+    cell.scope = "col";
+    cell.textContent = name;
+    head.append(cell);
+  }
+  const body = table.createTBody();
+  for (const row of figure.found.rows) {
+    const line = body.insertRow();
+    for (const value of row) {
+      const cell = line.insertCell();
+      cell.textContent = told(value);
+      if (typeof value === "number") cell.dataset.value = value;
+    }
+  }
+  place.replaceChildren(table);
+}
+
+const sight = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      entry.target.isSeen = entry.isIntersecting;
+      if (entry.isIntersecting && waiting.has(entry.target)) draw(entry.target);
+    }
+  },
+  { rootMargin: "400px" },
+);
+
+/** Draw the figures anew: those in sight now, the others when they come into it. */
+function update() {
+  for (const figure of figures) {
+    waiting.add(figure);
+    if (figure.isSeen) draw(figure);
+  }
+  const shown = runsIn(shownGroups());
+  const all = runsIn(data.groups);
+  document.getElementById("shown").textContent =
+    `${shown} of ${all} runs shown${comma(filtersTold())}`;
+}
+
+/** Let a control choose among other values; what was chosen stays, where it is among them. */
+function refill(name, values, first) {
+  const control = controls.find((one) => one.dataset.choice === name);
+  const before = [...control.options].map((option) => option.value);
+  if (before.join("\n") === values.join("\n")) return;
+  const kept = control.value;
+  control.replaceChildren(...values.map((value) => new Option(value, value, value === first)));
+  control.value = values.includes(kept) ? kept : first;
+}
+
+/** Offer the layers and metrics of the chosen site. */
+function offer() {
+  const ofSite = data.keys.filter((key) => key.site === chosen("site"));
+  const layers = [...ofSite].sort((one, other) => one.place_index - other.place_index);
+  const places = distinct(layers.map((key) => key.place));
+  const metrics = distinct(ofSite.map((key) => key.metric));
+  refill("layer", places, places.at(-1));
+  refill("metric", metrics, metrics[0]);
+}
+
+for (const control of controls) {
+  control.addEventListener("change", () => {
+    if (control.dataset.choice === "site") offer();
+    update();
+  });
+}
+for (const figure of figures) {
+  figure.querySelector("details").addEventListener("toggle", () => {
+    if (figure.querySelector("details").open) {
+      if (waiting.has(figure)) draw(figure);
+      else tabulate(figure);
+    }
+  });
+}
+document.getElementById("reset").addEventListener("click", () => {
+  document.getElementById("filters").reset();
+  if (data.metrics.length) offer();
+  colour();
+});
+
+const theme = document.getElementById("theme");
+const darkness = matchMedia("(prefers-color-scheme: dark)");
+
+function colour() {
+  const system = darkness.matches ? "dark" : "light";
+  document.documentElement.dataset.theme = theme.value === "system" ? system : theme.value;
+  update();
+}
+
+theme.addEventListener("change", colour);
+darkness.addEventListener("change", colour);
+addEventListener("beforeprint", () => figures.forEach(draw));
+
+if (data.metrics.length) offer();
+colour();
+figures.forEach((figure) => sight.observe(figure));

@@ -1,0 +1,597 @@
+"""How much treatments differ from a baseline, and how sure that is.
+
+Runs that differ in nothing but the treatment are a pair. The pairs are the sample: n is their
+number, and what is resampled, flipped and averaged is the difference within a pair. Functions of
+`differences` take pairs x comparisons; a NaN is a pair without a value, left out of that comparison
+alone.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import linalg, stats
+from statsmodels.stats.multitest import multipletests
+
+from bnstudy.errors import UserError
+from bnstudy.study.load import Study
+
+Numbers = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+CONFIDENCE = 0.95
+RESAMPLES = 2_000  # of a bootstrap
+FEWEST_PAIRS = 3  # for an interval
+FEWEST_TO_BOOTSTRAP = 7  # degrees of freedom
+MOST_EXACT = 16  # pairs of which all 2^n flips are tried
+FLIPS = 99_999  # at random at most, where there are more
+ENOUGH = 100  # as extreme ones, of flips at random
+PERMUTATIONS = 999  # at most
+BLOCK = 2_000  # flips or comparisons at once, so that memory is bounded
+
+KEYS = ["split", "metric", "place"]
+
+
+def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
+    """The numbers of all runs that have ended, a run a row.
+
+    Args:
+        study: Whose runs are comparable.
+        every_epoch: Those of each epoch instead of each run's last, of what the last one has.
+
+    Returns:
+        What the columns are (split, metric, place, place_index; epoch), and the numbers, runs x
+        columns, the runs in the order of `study.results`; NaN where there is none. A place that
+        holds several layers of a network has their mean. Both are kept: do not change them.
+
+    Raises:
+        UserError: They are not comparable.
+    """
+    if len(study.parts) > 1:
+        raise UserError(
+            f"{study.folder} holds runs that are not comparable: "
+            + " | ".join(f"{len(part.results)} runs of {part.what}" for part in study.parts)
+            + "\nLook at each of them by itself, or train them as different studies (study=NAME)"
+        )
+    return _numbers(study, every_epoch)
+
+
+@lru_cache(maxsize=2)
+def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
+    layers = study.query(
+        "select distinct split, metric, layer from final order by split desc, metric, layer"
+    ).assign(column_number=lambda table: range(len(table)))
+    runs = pd.DataFrame({"cell": study.results["cell"], "run": range(len(study.results))})
+    epochs = pd.DataFrame({"epoch": [0], "epoch_number": [0]})
+    if every_epoch:
+        epochs = study.query("select distinct epoch from rows order by epoch").assign(
+            epoch_number=lambda table: range(len(table))
+        )
+    values = np.full((len(runs), len(epochs), len(layers)), np.nan)
+    connection = study.connection
+    for name, table in (("columns", layers), ("numbers", runs), ("epochs", epochs)):
+        connection.register(name, table)
+    batches = connection.sql(
+        f"""
+        select numbers.run, epoch_number, column_number, value
+        from {"rows join epochs using (epoch)" if every_epoch else "final cross join epochs"}
+        join numbers using (cell) join columns using (split, metric, layer)
+        """
+    ).to_arrow_reader(1_000_000)
+    for batch in batches:
+        run, epoch, column, value = (one.to_numpy(zero_copy_only=False) for one in batch)
+        values[run, epoch, column] = value
+    keys, values = _by_place(study, layers, values)
+    if every_epoch:
+        keys = pd.concat([keys.assign(epoch=epoch) for epoch in epochs["epoch"]], ignore_index=True)
+    return keys, values.reshape(len(runs), -1)
+
+
+def _by_place(study: Study, layers: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, Numbers]:
+    """Columns of layers to columns of places, runs x epochs x columns."""
+    places = study.query("select cell, layer, place, place_index from places order by all")
+    whole = {name: name for name in set(layers["layer"]) - set(places["layer"])}  # the model's
+    of_cell = {
+        cell: tuple(zip(own["layer"], own["place"], strict=True))
+        for cell, own in places.groupby("cell")
+    }
+    networks: dict[Any, list[int]] = defaultdict(list)  # of the same layers, their runs
+    for number, cell in enumerate(study.results["cell"]):
+        networks[of_cell.get(cell, ())].append(number)
+    columns = defaultdict(list)  # of each key, runs and their columns
+    for network, runs in networks.items():
+        place = layers["layer"].map(whole | dict(network))
+        for key, own in layers.groupby(["split", "metric", place]).indices.items():
+            columns[key].append((runs, own))
+    keys = pd.DataFrame(list(columns), columns=KEYS)
+    index = dict(zip(places["place"], places["place_index"], strict=True))
+    keys["place_index"] = keys["place"].map(index).fillna(0).astype(int)
+    keys = keys.sort_values(["split", "metric", "place_index"], ascending=[False, True, True])
+    found = np.full((*values.shape[:2], len(keys)), np.nan)
+    for number, key in enumerate(keys[KEYS].itertuples(index=False, name=None)):
+        for runs, own in columns[key]:
+            found[runs, :, number] = np.mean([values[runs, :, one] for one in own], axis=0)
+    return keys.reset_index(drop=True), found
+
+
+def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Mean and standard deviation over runs of each treatment.
+
+    Args:
+        study: Whose runs are comparable.
+        every_epoch: At each epoch instead of the last one of each run.
+        by: Columns of `study.runs`, such as depth, whose values are kept apart.
+
+    Returns:
+        One row each: `by`, treatment, split, metric, place, place_index, (epoch,) n, the runs that
+        have a finite value, mean, and sd, of n - 1 degrees of freedom.
+    """
+    keys, values = wide(study, every_epoch=every_epoch)
+    tables = []
+    for point, rows in _points(study.results[[*by, "treatment"]]):
+        sample = values[rows]
+        centre = mean(sample)
+        n = np.isfinite(sample).sum(axis=0)
+        sd = spread(sample)
+        tables.append(keys.assign(**point, n=n, mean=centre, sd=sd).loc[n > 0])
+    found: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return found
+
+
+class Pairs(NamedTuple):
+    """Runs of a treatment beside those of the baseline that they are paired with.
+
+    Attributes:
+        treatment: Rows of `Study.results`, one a pair.
+        baseline: Rows of `Study.results`, one a pair.
+        grid: The point of the grid that each pair is at.
+        unpaired: How many runs of the treatment have no partner.
+    """
+
+    treatment: Indices
+    baseline: Indices
+    grid: Indices
+    unpaired: int
+
+
+def pairs(study: Study, treatment: str, baseline: str) -> Pairs:
+    """The pairs of runs of two treatments that differ in nothing else."""
+    results = study.results[["treatment", "pair", "grid"]].reset_index(names="row")
+    ours, theirs = (results[results["treatment"] == name] for name in (treatment, baseline))
+    both = ours.merge(theirs, on="pair", suffixes=("", "_baseline")).sort_values("pair")
+    return Pairs(
+        both["row"].to_numpy(),
+        both["row_baseline"].to_numpy(),
+        pd.factorize(both["grid"])[0],
+        len(ours) - len(both),
+    )
+
+
+def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Paired differences to a baseline after the last epoch, with their uncertainty.
+
+    Args:
+        study: Whose runs are comparable.
+        baseline: A treatment; None: `Study.baseline`'s choice.
+        by: Columns of `study.runs`, such as depth, at each of whose values the pairs are compared
+            by themselves.
+
+    Returns:
+        One row a comparison: `by`, treatment, baseline, split, metric, place, place_index; n, the
+        pairs; undefined, the pairs left out because one of their runs has no value; diverged, the
+        pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
+        difference, and low and high, its interval (`interval`); p (`sign_flip`), smallest_p that n
+        pairs can give, and p_holm, corrected by Holm for all tests of a family: all treatments,
+        metrics and layers of one split, or all those of the whole model's loss and accuracy;
+        family, how many tests that is; cohens_d and rank_biserial.
+    """
+    baseline = study.baseline(baseline)
+    keys, values = wide(study)
+    results = study.results
+    tables = []
+    for treatment in study.treatments:
+        if treatment == baseline:
+            continue
+        matched = pairs(study, treatment, baseline)
+        points = results.loc[matched.treatment, list(by)].reset_index(drop=True)
+        for point, rows in _points(points):
+            ours, theirs = values[matched.treatment[rows]], values[matched.baseline[rows]]
+            diverged = (results["status"].to_numpy() == "diverged")[
+                np.stack([matched.treatment[rows], matched.baseline[rows]])
+            ]
+            table = _compare(ours, theirs, matched.grid[rows])
+            identity = keys.assign(**point, treatment=treatment, baseline=baseline)
+            table["diverged"] = diverged.any(axis=0).sum()
+            tables.append(pd.concat([identity, table], axis=1))
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    table = table[table["n"] + table["undefined"] > 0].reset_index(drop=True)
+    return _corrected(table)
+
+
+def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
+    """Each point of a grid, and the rows that are there."""
+    if points.columns.empty:
+        yield {}, np.arange(len(points))
+        return
+    for value, rows in points.groupby(list(points.columns), dropna=False):
+        yield dict(zip(points.columns, value, strict=True)), rows.index.to_numpy()
+
+
+def _compare(ours: Numbers, theirs: Numbers, grid: Indices) -> pd.DataFrame:
+    differences = ours - theirs
+    measured = ~(np.isnan(ours) & np.isnan(theirs))
+    differences[~np.isfinite(differences)] = np.nan
+    known = np.isfinite(differences)
+    n = known.sum(axis=0)
+    low, high = interval(differences, grid)
+    return pd.DataFrame(
+        {
+            "n": n,
+            "undefined": (measured & ~known).sum(axis=0),
+            "baseline_mean": mean(np.where(known, theirs, np.nan)),
+            "treatment_mean": mean(np.where(known, ours, np.nan)),
+            "difference": mean(differences),
+            "low": low,
+            "high": high,
+            "p": sign_flip(differences),
+            "smallest_p": np.where(n > 0, smallest_p(n), np.nan),
+            "cohens_d": cohens_d(differences),
+            "rank_biserial": rank_biserial(differences),
+        }
+    )
+
+
+def _corrected(table: pd.DataFrame) -> pd.DataFrame:
+    families = table["split"].where(table["place_index"] > 0, "whole model")
+    table["p_holm"] = np.nan
+    table["family"] = 0
+    for _, rows in table[table["p"].notna()].groupby(families):
+        table.loc[rows.index, "p_holm"] = multipletests(rows["p"], method="holm")[1]
+        table.loc[rows.index, "family"] = len(rows)
+    return table
+
+
+def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
+    """Paired differences to a baseline at each epoch, with intervals; nothing is tested.
+
+    Args:
+        study: Whose runs are comparable.
+        baseline: A treatment; None: `Study.baseline`'s choice.
+
+    Returns:
+        One row a comparison: treatment, baseline, split, metric, place, place_index, epoch, n,
+        difference, low, high: Student's t intervals, each epoch's own, not of the whole curve.
+    """
+    baseline = study.baseline(baseline)
+    keys, values = wide(study, every_epoch=True)
+    tables = []
+    for treatment in study.treatments:
+        if treatment == baseline:
+            continue
+        matched = pairs(study, treatment, baseline)
+        differences = values[matched.treatment] - values[matched.baseline]
+        differences[~np.isfinite(differences)] = np.nan
+        n = np.isfinite(differences).sum(axis=0)
+        centre = mean(differences)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            margin = spread(differences) / np.sqrt(n) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+        tables.append(
+            keys.assign(
+                treatment=treatment,
+                baseline=baseline,
+                n=n,
+                difference=centre,
+                low=centre - margin,
+                high=centre + margin,
+            )
+        )
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    return table[table["n"] > 0].reset_index(drop=True)
+
+
+def mean(values: Numbers) -> Numbers:
+    """Of each column, what is known of it; NaN where nothing is."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        found: Numbers = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+    return found
+
+
+def spread(values: Numbers) -> Numbers:
+    """Standard deviation of what is known of each column; NaN of fewer than two."""
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    squares = np.where(known, values - mean(values), 0) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(n > 1, np.sqrt(squares.sum(axis=0) / (n - 1)), np.nan)
+
+
+def interval(
+    differences: Numbers, grid: Indices | None = None, confidence: float = CONFIDENCE
+) -> tuple[Numbers, Numbers]:
+    """Interval of the mean difference: studentized bootstrap, or Student's t with few pairs.
+
+    Both reach as many standard errors from the mean as t = (mean - true mean) / standard error may
+    be. The distribution of t is bootstrapped (Efron and Tibshirani 1993, chapter 12.5): simulated,
+    it covers 92 to 95 % with 8 to 16 normal, exponential or t-distributed (3 degrees of
+    freedom) differences, where percentile and BCa cover 84 to 92 %. With fewer than 7 degrees of
+    freedom a bootstrap knows next to nothing of t's tails (with 4 pairs it is twice as wide as
+    Student's t, and one time in ten five times); there t is Student's, as of normal differences.
+
+    Where each point of the grid has two pairs or more, these are resampled by themselves (the
+    stratified bootstrap of Agarwal et al. 2021, arXiv 2108.13264): the interval is of the mean over
+    these very points. Otherwise all pairs are resampled together. Degrees of freedom are pairs less
+    such points.
+
+    Args:
+        differences: Pairs x comparisons.
+        grid: The point of the grid of each pair; None: all are at the same.
+        confidence: That the interval covers the mean.
+
+    Returns:
+        Its ends, for each comparison; NaN with fewer than 3 pairs, and where all differ by the
+        same, which says nothing of how they might.
+    """
+    low, high = np.full((2, differences.shape[1]), np.nan)
+    for columns, sample, points in _blocks(differences, grid):
+        n = len(sample)
+        if n < FEWEST_PAIRS:
+            continue
+        strata = [np.flatnonzero(points == point) for point in np.unique(points)]
+        if min(map(len, strata)) < 2:
+            strata = [np.arange(n)]
+        # Of differences to each stratum's mean, so that squares lose no digits.
+        own = [sample[stratum] - sample[stratum].mean(axis=0) for stratum in strata]
+        variance = sum(part.var(axis=0, ddof=1) * len(part) / n**2 for part in own)
+        error = np.sqrt(variance)
+        freedom = n - len(strata)
+        tails = [(1 + confidence) / 2, (1 - confidence) / 2]
+        if freedom < FEWEST_TO_BOOTSTRAP:
+            ends = stats.t.ppf(tails, freedom)[:, None]
+        else:
+            ends = np.quantile(_bootstrapped_t(own), tails, axis=0, method="nearest")
+        error[error <= 1e-9 * np.abs(sample).max(axis=0)] = np.nan
+        low[columns], high[columns] = sample.mean(axis=0) - ends * error
+    return low, high
+
+
+def _bootstrapped_t(strata: Sequence[Numbers]) -> Numbers:
+    """Resamples x comparisons: means in standard errors, of samples whose mean is 0."""
+    generator = np.random.default_rng(0)
+    n = sum(map(len, strata))
+    moved, variance = np.zeros((2, RESAMPLES, strata[0].shape[1]))
+    for own in strata:
+        size = len(own)
+        share = resample(generator, size)
+        drawn = share @ own
+        moved += drawn * size / n
+        variance += (share @ own**2 - drawn**2).clip(0) / (size - 1) * (size / n) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = moved / np.sqrt(variance)
+    return np.nan_to_num(t, nan=0.0)
+
+
+def resample(generator: np.random.Generator, size: int) -> Numbers:
+    """How large a share each of `size` has in each resample, resamples x size."""
+    chosen = generator.integers(size, size=(RESAMPLES, size))
+    chosen += size * np.arange(RESAMPLES)[:, None]
+    return np.bincount(chosen.ravel(), minlength=RESAMPLES * size).reshape(-1, size) / size
+
+
+def sign_flip(differences: Numbers) -> Numbers:
+    """Two-sided p of the paired permutation test of no difference, by the mean.
+
+    Under the hypothesis that the treatment does nothing, each difference might as well have the
+    other sign. With up to 16 pairs all 2^n flips are tried, and p is exact. With more, flips are
+    drawn until 100 were as extreme, 99,999 at most (Besag and Clifford 1991), and p is
+    (1 + as extreme ones) / (1 + drawn ones).
+
+    Args:
+        differences: Pairs x comparisons.
+
+    Returns:
+        In [smallest_p, 1], for each comparison; NaN without a pair.
+    """
+    p = np.full(differences.shape[1], np.nan)
+    for columns, sample, _ in _blocks(differences):
+        n = len(sample)
+        if n == 0:
+            continue
+        total = sample.sum(axis=0)
+        reached = np.abs(total) - 1e-9 * np.abs(sample).sum(axis=0)  # equal but for rounding
+        as_extreme, flips = np.zeros((2, len(columns)))
+        undecided = np.arange(len(columns))
+        for flipped in _flips(n):
+            sums = total[undecided] - 2 * (flipped @ sample[:, undecided])
+            as_extreme[undecided] += (np.abs(sums) >= reached[undecided]).sum(axis=0)
+            flips[undecided] += len(flipped)
+            if n > MOST_EXACT:
+                undecided = undecided[as_extreme[undecided] < ENOUGH]
+                if not undecided.size:
+                    break
+        p[columns] = as_extreme / flips if n <= MOST_EXACT else (1 + as_extreme) / (1 + flips)
+    return p
+
+
+def _flips(n: int) -> Iterator[Numbers]:
+    """Which pairs are flipped, 1 or 0, flips x pairs in blocks; all of them, but for mirrors."""
+    if n <= MOST_EXACT:
+        every = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
+        yield from np.array_split(every.astype(float), -(-len(every) // BLOCK))
+        return
+    generator = np.random.default_rng(0)
+    for start in range(0, FLIPS, BLOCK):
+        size = min(BLOCK, FLIPS - start)
+        drawn = np.unpackbits(np.frombuffer(generator.bytes(size * n // 8 + 1), np.uint8))
+        yield drawn[: size * n].reshape(size, n).astype(float)
+
+
+def smallest_p(n: Indices) -> Numbers:
+    """The smallest p that `sign_flip` can give with n pairs."""
+    return np.where(n <= MOST_EXACT, 2.0 ** (1 - np.minimum(n, MOST_EXACT)), 1 / (1 + FLIPS))
+
+
+def cohens_d(differences: Numbers) -> Numbers:
+    """Mean difference in standard deviations of the differences (Cohen 1988's d_z)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return mean(differences) / spread(differences)
+
+
+def rank_biserial(differences: Numbers) -> Numbers:
+    """Matched-pairs rank biserial correlation (Kerby 2014, Wilcoxon's ranks).
+
+    Of the sum of the ranks of the differences' sizes, the share of positive differences less that
+    of negative ones; pairs without a difference have no rank.
+
+    Args:
+        differences: Pairs x comparisons.
+
+    Returns:
+        In [-1, 1], for each comparison; NaN where no pair differs.
+    """
+    sizes = np.where(differences == 0, np.nan, np.abs(differences))
+    ranks = np.nan_to_num(stats.rankdata(sizes, axis=0, nan_policy="omit"))
+    with np.errstate(invalid="ignore"):
+        found: Numbers = np.nansum(np.sign(differences) * ranks, axis=0) / ranks.sum(axis=0)
+    return found
+
+
+def _blocks(
+    differences: Numbers, grid: Indices | None = None
+) -> Iterator[tuple[Indices, Numbers, Indices]]:
+    """Columns that have the same pairs: their numbers, the differences, the points of the grid."""
+    points = np.zeros(len(differences), dtype=np.intp) if grid is None else grid
+    patterns, which = np.unique(np.isfinite(differences), axis=1, return_inverse=True)
+    for number, known in enumerate(patterns.T):
+        columns = np.flatnonzero(which == number)
+        for start in range(0, len(columns), BLOCK):
+            block = columns[start : start + BLOCK]
+            yield block, differences[np.ix_(known, block)], points[known]
+
+
+def factors(
+    study: Study, baseline: str | None = None, *, of: Sequence[str] = ("depth", "width")
+) -> pd.DataFrame:
+    """Does the treatment's effect depend on depth and width? A permutation analysis of variance.
+
+    A treatment is within pairs, depth and width are between them. So the interaction of treatment
+    and depth is a main effect of depth on the differences within pairs, and that of all three the
+    interaction of depth and width on them: what a mixed model with an intercept of each pair's own
+    tests. Factors are categories. Sums of squares are of type II; p comes of permuted residuals of
+    the model without the term (Freedman and Lane 1983), so that it needs no normal distribution.
+
+    Args:
+        study: Whose runs are comparable.
+        baseline: A treatment; None: `Study.baseline`'s choice.
+        of: Columns of `study.runs`; those that do not vary are left out.
+
+    Returns:
+        One row a term: treatment, baseline, split, metric, place, place_index, term (such as
+        "treatment x depth"), n, the pairs; f, df, df_residual, eta_squared (partial), p (at least
+        1/1000), and p_holm, corrected for the tests of that term and split. Comparisons without
+        residual degrees of freedom, as of one seed, have no row.
+    """
+    baseline = study.baseline(baseline)
+    keys, values = wide(study)
+    results = study.results
+    varying = [name for name in of if results[name].nunique() > 1]
+    terms = [frozenset(term) for size in (1, 2) for term in combinations(varying, size)]
+    tables = []
+    for treatment in study.treatments if terms else []:
+        if treatment == baseline:
+            continue
+        matched = pairs(study, treatment, baseline)
+        differences = values[matched.treatment] - values[matched.baseline]
+        levels = results.loc[matched.treatment, varying].astype(str).reset_index(drop=True)
+        for columns, sample, chosen in _blocks(differences, np.arange(len(differences))):
+            for term in terms:
+                models = [
+                    _basis(levels.loc[chosen], some)
+                    for some in (
+                        [one for one in terms if not term <= one],  # without the term
+                        [one for one in terms if not term < one],  # with it
+                        terms,
+                    )
+                ]
+                without, with_it, full = (basis.shape[1] for basis in models)
+                df, df_residual = with_it - without, len(sample) - full
+                if df < 1 or df_residual < 1:
+                    continue
+                f, eta_squared, p = _analysis_of_variance(sample, models)
+                tables.append(
+                    keys.loc[columns].assign(
+                        treatment=treatment,
+                        baseline=baseline,
+                        term=" x ".join(["treatment", *sorted(term)]),
+                        n=len(sample),
+                        f=f / df * df_residual,
+                        df=df,
+                        df_residual=df_residual,
+                        eta_squared=eta_squared,
+                        p=p,
+                    )
+                )
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True).dropna(subset="f", ignore_index=True)
+    table["p_holm"] = np.nan
+    for _, family in table.groupby(["term", "split"]):
+        table.loc[family.index, "p_holm"] = multipletests(family["p"], method="holm")[1]
+    return table
+
+
+def _basis(levels: pd.DataFrame, terms: Sequence[frozenset[str]]) -> Numbers:
+    """An orthonormal basis of what a model with these terms can say, rows x dimensions."""
+    cells = [pd.get_dummies(levels.groupby(sorted(term)).ngroup()) for term in terms]
+    parts = [np.ones((len(levels), 1)), *(cell.to_numpy(float) for cell in cells)]
+    return np.asarray(linalg.orth(np.hstack(parts)), dtype=np.float64)
+
+
+def _analysis_of_variance(
+    sample: Numbers, models: Sequence[Numbers]
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Ratio of the explained sum of squares to the residual one, partial eta squared, and p.
+
+    Permutations are drawn as flips are in `sign_flip`.
+
+    Args:
+        sample: Rows x comparisons.
+        models: Orthonormal bases: without the term, with it, and of the full model.
+    """
+    starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
+    bases = np.hstack(models)
+    without = models[0].shape[1]
+    fixed = bases.T @ models[0] @ (models[0].T @ sample)  # of the fit without the term
+    residuals = sample - models[0] @ (models[0].T @ sample)
+    squares = (sample**2).sum(axis=0)
+
+    def ratio(order: Indices, chosen: Indices) -> Numbers:
+        """Explained over residual, of the fit with the residuals in another order."""
+        moved = bases.T @ residuals[np.ix_(order, chosen)]
+        total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)
+        captured = np.add.reduceat((fixed[:, chosen] + moved) ** 2, starts)
+        explained, left = captured[1] - captured[0], total - captured[2]
+        rounding = 1e-12 * total
+        return np.where(explained > rounding, explained, 0) / np.where(left > rounding, left, 0)
+
+    generator = np.random.default_rng(0)
+    undecided = np.arange(sample.shape[1])
+    as_extreme, permutations = np.zeros((2, len(undecided)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        observed = ratio(np.arange(len(sample)), undecided)
+        for _ in range(PERMUTATIONS):
+            found = ratio(generator.permutation(len(sample)), undecided)
+            as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
+            permutations[undecided] += 1
+            undecided = undecided[as_extreme[undecided] < ENOUGH]
+        eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
+    return observed, eta_squared, (1 + as_extreme) / (1 + permutations)

@@ -1,0 +1,116 @@
+"""Tables of a study: CSV of everything that was computed, LaTeX of what a paper has."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from bnstudy.files import replacing
+from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
+from bnstudy.study.redaction import without_credentials
+
+NOT_TOLD = ["path", "comparable", "pair"]  # columns of the runs: of the program, not of the study
+
+
+def all_tables(findings: Findings) -> dict[str, pd.DataFrame]:
+    """The tables by name; those that have nothing to say are left out.
+
+    Args:
+        findings: Of the study.
+    """
+    tables = {
+        "runs": without_credentials(findings.study.runs).drop(columns=NOT_TOLD, errors="ignore"),
+        "averages": findings.points,
+        "epochs": findings.epochs,
+        "effects": findings.effects,
+        "curves": findings.curves,
+        "factors": findings.factors,
+        "relations": findings.relations,
+        "mediation": findings.mediation,
+        "interventions": findings.interventions,
+    }
+    return {name: table for name, table in tables.items() if not table.empty}
+
+
+def latex_tables(findings: Findings) -> Iterator[tuple[str, str]]:
+    """Names and LaTeX (for the package booktabs) of the tables of a paper.
+
+    Means ± standard deviations over runs, paired differences with their intervals and p corrected
+    by Holm; n, the pairs.
+
+    Args:
+        findings: Of the study.
+    """
+    for split in ("test", "train"):
+        yield f"performance-{split}", _latex(findings, ("accuracy", "loss"), split)
+    for metric in (*SPARSITY, *CLUSTERING):
+        if metric in set(findings.averages["metric"]):
+            yield f"layers-{metric}", _latex(findings, (metric,), "train")
+
+
+def _latex(findings: Findings, metrics: tuple[str, ...], split: str) -> str:
+    by = ["metric", "place_index", "place"]
+    averages, effects = (
+        table[table["metric"].isin(metrics) & (table["split"] == split)] if len(table) else table
+        for table in (findings.averages, findings.whole)
+    )
+    columns = {
+        (name, "mean ± SD"): _indexed(of_treatment, by).apply(_spread, axis=1)
+        for name, of_treatment in averages.groupby("treatment")
+    }
+    for name, of_treatment in effects.groupby("treatment") if len(effects) else ():
+        table = _indexed(of_treatment, by)
+        against = f"{name} − {findings.baseline}"
+        columns |= {
+            (against, "difference [95 %]"): table.apply(_difference, axis=1),
+            (against, "Holm p"): table["p_holm"].map(_number),
+            (against, "n"): table["n"].map(str),
+        }
+    table = pd.DataFrame(columns).droplevel("place_index")
+    table.index.names = [None, None]
+    text: str = table.fillna("").to_latex(
+        escape=True,
+        multicolumn_format="c",
+        caption=f"{findings.study.name}: {', '.join(metrics)}, {split} split, after the last epoch",
+    )
+    return text.replace("±", r"$\pm$").replace("−", "$-$")
+
+
+def _indexed(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    return table.set_index(by).sort_index()
+
+
+def _spread(row: pd.Series) -> str:
+    spread = "" if pd.isna(row["sd"]) else f" ± {_number(row['sd'])}"
+    return f"{_number(row['mean'])}{spread}"
+
+
+def _difference(row: pd.Series) -> str:
+    if pd.isna(row["difference"]):
+        return ""
+    interval = "" if pd.isna(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
+    return f"{_number(row['difference'])}{interval}"
+
+
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
+
+
+def write(findings: Findings, folder: Path) -> list[Path]:
+    """Write all tables.
+
+    Args:
+        findings: Of the study.
+        folder: Where to.
+
+    Returns:
+        The files.
+    """
+    texts = {
+        f"{name}.csv": table.to_csv(index=False) for name, table in all_tables(findings).items()
+    }
+    texts |= {f"{name}.tex": text for name, text in latex_tables(findings)}
+    for name, text in texts.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text)
+    return [folder / name for name in texts]

@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pytest
+
+from tests.study.studies import Studies
+from tests.test_configs import Compose
+
+
+@pytest.fixture
+def studies(composed: Compose, tmp_path: Path) -> Studies:
+    """Writes runs into tmp_path / "study"."""
+    return Studies(composed, tmp_path / "study")

@@ -1,0 +1,84 @@
+"""Studies on disk with known numbers."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bnstudy.config import resolve
+from bnstudy.runs.record import Record, Row
+from tests.test_configs import Compose
+
+DIRECTIONS = {"silhouette": "higher", "unit_sparsity": None}
+
+
+class Studies:
+    """Writes runs into a study's folder.
+
+    Args:
+        compose: The fixture `composed`.
+        folder: Of the study.
+    """
+
+    def __init__(self, compose: Compose, folder: Path) -> None:
+        self.compose = compose
+        self.folder = folder
+        self.composed: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def add(
+        self,
+        norm: str,
+        seed: int = 0,
+        *overrides: str,
+        layers: Mapping[str, Sequence[float]] | Mapping[tuple[str, int], Sequence[float]] = {},
+        accuracy: float = 0.5,
+        train_accuracy: float = 1.0,
+        status: str = "completed",
+        data: str = "a" * 64,
+        version: str = "0.1.0",
+        **changes: Any,
+    ) -> Record:
+        """Write a run.
+
+        Args:
+            norm: Of the run.
+            seed: Of the run.
+            overrides: Of its configuration.
+            layers: Of each metric (after 5 epochs, or after those that are given with it), the
+                values by layer.
+            accuracy: On the test split.
+            train_accuracy: On the training split.
+            status: Of the run; without a table where it has not ended.
+            data: The data's SHA-256.
+            version: Of bnstudy.
+            changes: To run.json.
+        """
+        words = (f"norm={norm}", *overrides)
+        if words not in self.composed:
+            self.composed[words] = resolve(self.compose(*words))
+        config = copy.deepcopy(self.composed[words]) | {"seed": seed}
+        name = "-".join([*words, f"seed={seed}"])
+        record = Record.open(self.folder / name, config, {"model": "cnn", "data": "digits"}, [])
+        record.description |= {
+            "status": status,
+            "metrics": DIRECTIONS,
+            "data": {"sha256": data, "probe": {"train": 10, "test": 10}},
+            "environment": {"packages": {"bnstudy": version}},
+            "attempts": [{"status": status, "started": "2026-01-01"}],
+        } | changes
+        rows = [
+            Row(5, 9, "test", -1, "model", None, "accuracy", accuracy, None),
+            Row(5, 9, "train", -1, "model", None, "accuracy", train_accuracy, None),
+        ]
+        for key, values in layers.items():
+            metric, epoch = (key, 5) if isinstance(key, str) else key
+            rows += [
+                Row(epoch, 9, "train", number, f"block{number + 1:02d}", "act", metric, value, None)
+                for number, value in enumerate(values)
+            ]
+        if status in ("completed", "diverged"):
+            record.write_part(5, rows)
+            record.join_parts()
+            record.remove_parts()
+        record.save()
+        return record

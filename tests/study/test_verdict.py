@@ -1,0 +1,98 @@
+"""What a study is said to say."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from bnstudy.study.generalization import interventions, mediation, relations
+from bnstudy.study.load import load
+from bnstudy.study.statistics import effects
+from bnstudy.study.verdict import verdict
+from tests.study.studies import Studies
+
+
+def told(studies: Studies) -> str:
+    study = load(studies.folder)
+    return "\n".join(
+        verdict(study, effects(study), relations(study), mediation(study), interventions(study))
+    )
+
+
+def add_pairs(studies: Studies, seeds: int, effect: float) -> None:
+    generator = np.random.default_rng(2)
+    for seed, norm in itertools.product(range(seeds), ("none", "batchnorm")):
+        values = 0.5 + 0.01 * generator.normal(size=2)
+        values[1] += effect * (norm == "batchnorm")
+        accuracy = 0.8 + 0.01 * generator.normal()
+        studies.add(norm, seed, layers={"unit_sparsity": values.tolist()}, accuracy=accuracy)
+
+
+def test_with_four_seeds_nothing_is_established(studies: Studies) -> None:
+    add_pairs(studies, seeds=4, effect=-0.3)
+    text = told(studies)
+    assert "over 4 pairs of runs that differ in nothing else: 4 seeds." in text
+    assert "the smallest two-sided p there can be is 0.125" in text
+    assert "unit_sparsity is lower with batchnorm at 1 of 2 places (block02)" in text
+    assert "none of them after Holm's correction" in text
+    assert "too few pairs to ask how much of an effect goes through" in text
+
+
+def test_with_ten_seeds_it_is(studies: Studies) -> None:
+    add_pairs(studies, seeds=10, effect=-0.3)
+    text = told(studies)
+    assert "smallest two-sided p" not in text
+    assert "1 of them after Holm's correction" in text
+    assert "Of all 2 differences of layers on the train split 1 remain below p = 0.05" in text
+
+
+def test_no_effect_is_told_as_none(studies: Studies) -> None:
+    add_pairs(studies, seeds=10, effect=0)
+    text = told(studies)
+    assert "unit_sparsity: no layer's interval leaves out 0" in text
+    assert "of nothing there are no shares" in text
+
+
+def test_what_went_wrong_is_told(studies: Studies) -> None:
+    add_pairs(studies, seeds=2, effect=0)
+    studies.add("none", 2, status="diverged")
+    studies.add("batchnorm", 2, status="failed")
+    text = told(studies)
+    assert "6 runs: 4 completed, 1 diverged, 1 failed." in text
+    assert "1 of 3 runs of none diverged" in text
+    assert "1 of 6 runs have not ended" in text
+
+
+@pytest.mark.parametrize("norm", ["none", "batchnorm"])
+def test_one_treatment_alone_is_compared_with_nothing(studies: Studies, norm: str) -> None:
+    studies.add(norm, layers={"unit_sparsity": [0.1]})
+    assert "There is nothing to compare" in told(studies)
+
+
+def test_runs_without_partners_are_not_compared(studies: Studies) -> None:
+    studies.add("none", 0)
+    studies.add("batchnorm", 1)
+    assert "No run of batchnorm is paired with one of none" in told(studies)
+
+
+def test_an_intervention_is_told(studies: Studies) -> None:
+    for seed in range(3):
+        studies.add("none", seed, layers={"unit_sparsity": [0.4]}, accuracy=0.8)
+        layers = {"unit_sparsity": [0.6]}
+        words = ("regularizer=activation_l1",)
+        studies.add("none", seed, *words, layers=layers, accuracy=0.7 + 0.01 * seed)
+    text = told(studies)
+    assert (
+        "Intervention: none + activation_l1 instead of none changed unit_sparsity by +0.200" in text
+    )
+    assert "test accuracy: -0.090" in text
+
+
+def test_shares_of_mediation_are_told_as_association(studies: Studies) -> None:
+    generator = np.random.default_rng(3)
+    for seed, norm in itertools.product(range(12), ("none", "batchnorm")):
+        sparsity = 0.2 * (norm == "batchnorm") + 0.05 * generator.normal()
+        accuracy = 0.8 + 0.1 * sparsity + 0.0001 * generator.normal()
+        studies.add(norm, seed, layers={"unit_sparsity": [sparsity]}, accuracy=accuracy)
+    text = told(studies)
+    assert "with sparsity (unit_sparsity) would go: association" in text
