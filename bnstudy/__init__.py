@@ -1,7 +1,7 @@
 """What does normalization do to a network's representations? See README.md.
 
 For use as a library: `capture` reads the layers of any network, `METRICS` and `evaluate` measure
-one, `SIMILARITIES` compare two.
+one, `SIMILARITIES` compare two; `load` reads the runs of a study.
 """
 
 from importlib import import_module
@@ -10,15 +10,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnstudy.metrics import METRICS, SIMILARITIES, chosen, evaluate
     from bnstudy.representations import Layer, Tap, capture
+    from bnstudy.study.load import Study, load
 
 __version__ = "0.1.0"
 
-__all__ = ["METRICS", "SIMILARITIES", "Layer", "Tap", "capture", "chosen", "evaluate"]
+_HOMES = {
+    "representations": ["Layer", "Tap", "capture"],
+    "metrics": ["METRICS", "SIMILARITIES", "chosen", "evaluate"],
+    "study.load": ["Study", "load"],
+}
+
+__all__ = [
+    "METRICS",
+    "SIMILARITIES",
+    "Layer",
+    "Study",
+    "Tap",
+    "capture",
+    "chosen",
+    "evaluate",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for only then: torch takes seconds."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "representations" if name in {"Layer", "Tap", "capture"} else "metrics"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bnstudy.config import explain
+from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.study.findings import Findings
 from bnstudy.study.load import Study, load
@@ -79,6 +80,24 @@ def write_page(folder: Path) -> list[Path]:
         _write(page(Findings(study), apart=apart), place / "index.html")
         for study, place, apart in _parts(load(folder), folder / "report")
     ]
+
+
+def tell_page(folder: Path) -> None:
+    """Write the page of a study unless no run has changed since, and say where it is.
+
+    Whatever prevents that is told in a line: a sweep has done its work without its page.
+    """
+    pages = sorted((folder / "report").glob("**/index.html"))
+    written = min((path.stat().st_mtime for path in pages), default=0.0)
+    try:
+        if any(path.stat().st_mtime >= written for path in folder.glob("*/run.json")):
+            pages = write_page(folder)
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        console.print(f"Report   none: {escape(message.splitlines()[0])}")
+        return
+    for path in pages:
+        console.print(f"Report   {escape(str(path))}")
 
 
 def _parts(study: Study, output: Path) -> list[tuple[Study, Path, str | None]]:

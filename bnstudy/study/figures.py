@@ -94,7 +94,14 @@ class Plot:
     def _differences(self, ax: Axes, name: str, table: pd.DataFrame) -> None:
         looks = self.looks[name]
         margin = np.stack([table["difference"] - table["low"], table["high"] - table["difference"]])
-        ax.errorbar(table["place"], table["difference"], np.nan_to_num(margin), linestyle="", label=name, **looks)
+        ax.errorbar(
+            table["place"],
+            table["difference"],
+            np.nan_to_num(margin),
+            linestyle="",
+            label=name,
+            **looks,
+        )
 
     @mpl.rc_context(STYLE)
     def effects(self, treatment: str, split: str = "train") -> Figure:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 import pandas as pd
@@ -18,6 +18,9 @@ from bnstudy.config import OF_EACH_NORM
 from bnstudy.errors import UserError
 from bnstudy.runs.identity import essence
 from bnstudy.runs.record import Record
+
+if TYPE_CHECKING:
+    from bnstudy.study.figures import Plot
 
 TREATMENT = ("norm.", "regularizer.")  # keys of what is compared
 
@@ -167,6 +170,67 @@ class Study:
             parameters: The values of `$name` in it.
         """
         return self.connection.execute(sql, parameters or None).df()
+
+    def metrics(
+        self, *names: str, split: str | None = None, every_epoch: bool = False
+    ) -> pd.DataFrame:
+        """What was measured in the runs that have ended.
+
+        Args:
+            names: Of metrics, `accuracy` and `loss` among them; none: all.
+            split: Whose samples; None: all splits.
+            every_epoch: Each epoch's numbers instead of each run's last.
+
+        Returns:
+            One row a number: cell, treatment, seed, depth, width, epoch, split, site, layer_index
+            (-1 for the whole model's), layer, metric, value, reason (why it is NaN).
+
+        Raises:
+            UserError: No run has ended, or none has such a metric or split.
+        """
+        known = self.query("select distinct metric, split from last order by all")
+        for what, asked, there in (
+            ("metric", names, known["metric"]),
+            ("split", [split] if split else [], known["split"]),
+        ):
+            if unknown := set(asked) - set(there):
+                raise UserError(
+                    f"{what}={sorted(unknown)[0]} is not in {self.folder}; "
+                    f"it has {', '.join(there.unique())}"
+                )
+        return self.query(
+            """
+            select cell, treatment, seed, depth, width, epoch, split, site, layer_index, layer,
+                   metric, value, reason
+            from rows join runs using (cell)
+            where (is_last or $every_epoch) and (metric in $names or $all_metrics)
+                  and (split = $split or $split is null)
+            order by cell, epoch, split desc, layer_index, metric
+            """,
+            every_epoch=every_epoch,
+            names=list(names),
+            all_metrics=not names,
+            split=split,
+        )
+
+    def effects(self, baseline: str | None = None, *, by: Sequence[str] = ()) -> pd.DataFrame:
+        """Paired differences to a baseline with their uncertainty: `statistics.effects`.
+
+        Args:
+            baseline: A treatment; None: as in `baseline`.
+            by: Columns of `runs`, such as depth, at each of whose values pairs are compared.
+        """
+        from bnstudy.study.statistics import effects  # which needs this module
+
+        return effects(self, baseline, by=by)
+
+    @cached_property
+    def plot(self) -> "Plot":
+        """Its figures: `study.plot.layers("silhouette")` is a Matplotlib figure to go on with."""
+        from bnstudy.study.figures import Plot  # which needs this module
+        from bnstudy.study.findings import Findings
+
+        return Plot(Findings(self))
 
     @cached_property
     def parts(self) -> "list[Study]":

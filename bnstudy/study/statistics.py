@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import linalg, stats
-from statsmodels.stats.multitest import multipletests
 
 from bnstudy.errors import UserError
 from bnstudy.study.load import Study
@@ -253,9 +252,21 @@ def _corrected(table: pd.DataFrame) -> pd.DataFrame:
     table["p_holm"] = np.nan
     table["family"] = 0
     for _, rows in table[table["p"].notna()].groupby(families):
-        table.loc[rows.index, "p_holm"] = multipletests(rows["p"], method="holm")[1]
+        table.loc[rows.index, "p_holm"] = holm(rows["p"].to_numpy())
         table.loc[rows.index, "family"] = len(rows)
     return table
+
+
+def holm(p: Numbers) -> Numbers:
+    """Correct p for all tests of a family (Holm 1979): float64, each at most 1.
+
+    Args:
+        p: Of each test.
+    """
+    order = p.argsort()
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return corrected
 
 
 def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
@@ -545,7 +556,7 @@ def factors(
     table = pd.concat(tables, ignore_index=True).dropna(subset="f", ignore_index=True)
     table["p_holm"] = np.nan
     for _, family in table.groupby(["term", "split"]):
-        table.loc[family.index, "p_holm"] = multipletests(family["p"], method="holm")[1]
+        table.loc[family.index, "p_holm"] = holm(family["p"].to_numpy())
     return table
 
 

@@ -95,11 +95,13 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
                 console.print(f"How far it is: python -m bnstudy.sweep status {folder} --watch")
     failures = _run({place: cells[place] for place in missing}, launcher)
 
-    from bnstudy.study.comparison import show  # it takes a moment
+    from bnstudy.report import tell_page  # they take a moment
+    from bnstudy.study.comparison import show
 
     for study in _studies(cells):
         if any(study.glob("*/run.json")):
             show(study, console)
+            tell_page(study)
     if failures:
         _tell(cells, failures)
 
