@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
 from bnstudy.study.statistics import CONFIDENCE, wide
@@ -192,9 +193,7 @@ class Plot:
             split: Whose probe set.
         """
         keys, values = wide(self.findings.study)
-        chosen = keys[
-            (keys["metric"] == metric) & (keys["split"] == split) & (keys["place_index"] > 0)
-        ].sort_values("place_index")
+        chosen = _of_layers(keys, metric, split)
         columns = chosen.index.to_numpy()[_spread(len(chosen), MOST_PLACES)]
         runs = self.findings.study.results
         figure = Figure((WIDTH, 2.1), layout="constrained")
@@ -298,11 +297,22 @@ def write(findings: Findings, folder: Path) -> list[Path]:
 
 
 def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """The rows of a metric in layers, in their order."""
+    """The rows of a metric in layers, in their order; of an empty table none.
+
+    Raises:
+        UserError: It was not measured.
+    """
     if table.empty:
         return table
-    chosen = (table["metric"] == metric) & (table["split"] == split) & (table["place_index"] > 0)
-    return table[chosen].sort_values("place_index", kind="stable")
+    layers = table[table["place_index"] > 0]
+    chosen = (layers["metric"] == metric) & (layers["split"] == split)
+    if not chosen.any():
+        metrics, splits = (", ".join(sorted(layers[key].unique())) for key in ("metric", "split"))
+        raise UserError(
+            f"metric={metric} was not measured in layers on split={split}; there are {metrics} on "
+            f"{splits}"
+        )
+    return layers[chosen].sort_values("place_index", kind="stable")
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -80,7 +80,7 @@ def relations(study: Study) -> pd.DataFrame:
     for key in study.design.grid:
         axes[key] = results[NAMES.get(key, key)].astype(str)
     axes = axes.loc[:, axes.nunique() > 1]
-    if not layers.size:
+    if not layers.size or len(results) < 2:
         return pd.DataFrame()
     goals, tables = targets(study), []
     for name in TARGETS:
@@ -156,7 +156,7 @@ def _conditional_mutual_information(
     runs = np.flatnonzero(np.isfinite(goal))
     if len(runs) > MOST_RUNS:
         runs = np.sort(generator.choice(runs, MOST_RUNS, replace=False))
-    if len(runs) < 2:
+    if len(np.unique(goal[runs])) < 2:
         return np.full(metrics.shape[1], np.nan), np.nan
     codes = axes.iloc[runs].apply(lambda column: pd.factorize(column)[0]).to_numpy()
     first, second = np.nonzero(~np.eye(len(runs), dtype=bool))

@@ -284,7 +284,7 @@ class Study:
         return f"{len(self.runs)} runs: {told}"
 
 
-def load(folder: Path) -> Study:
+def load(folder: Path | str) -> Study:
     """The runs in a study's folder.
 
     Args:
@@ -293,6 +293,7 @@ def load(folder: Path) -> Study:
     Raises:
         UserError: There are none.
     """
+    folder = Path(folder)
     cells = sorted({path.parent for path in folder.glob("*/run.json*")})
     if not cells:
         raise UserError(

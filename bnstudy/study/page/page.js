@@ -1,6 +1,6 @@
 "use strict";
 
-// The page's data; its fields are described where they are made, in page/__init__.py.
+// The page's data; its fields are described where they are made, in embedded.py.
 const data = JSON.parse(document.getElementById("data").textContent);
 
 const TIGHT = { l: 56, r: 12, t: 12, b: 40 };

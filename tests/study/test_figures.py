@@ -1,0 +1,71 @@
+"""Figures of a study, in publication size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bnstudy.errors import UserError
+from bnstudy.study import figures
+from bnstudy.study.findings import Findings
+from bnstudy.study.load import load
+from tests.study.studies import Studies
+
+
+@pytest.fixture
+def findings(studies: Studies) -> Findings:
+    for seed in range(4):
+        for norm, shift in (("none", 0.0), ("batchnorm", 0.1)):
+            layers = {"silhouette": [0.1 + shift + seed / 50, 0.2], "unit_sparsity": [0.5, 0.6]}
+            studies.add(norm, seed, layers=layers)
+    return Findings(load(studies.folder))
+
+
+def test_each_is_written_in_every_format(findings: Findings, tmp_path: Path) -> None:
+    written = figures.write(findings, tmp_path)
+    names = {path.stem for path in written}
+    assert names == {
+        *("layers-unit_sparsity", "epochs-unit_sparsity", "accuracy-unit_sparsity"),
+        *("layers-silhouette", "epochs-silhouette", "accuracy-silhouette"),
+        *("effects-batchnorm", "performance"),
+    }
+    assert len(written) == 3 * len(names)
+    for path in written:
+        start = path.read_bytes()[:8]
+        expected = {".svg": b"<?xml", ".pdf": b"%PDF", ".png": b"\x89PNG"}[path.suffix]
+        assert start.startswith(expected)
+    text = (tmp_path / "layers-silhouette.svg").read_text()
+    for words in ("paired difference to none", "batchnorm", "block02", "n = 4"):
+        assert words in text
+    with Image.open(tmp_path / "layers-silhouette.png") as image:
+        assert image.width == round(figures.WIDTH * 300)
+
+
+def test_the_same_study_gives_the_same_files(
+    findings: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = list(figures.all_figures(findings))[:1]
+    monkeypatch.setattr(figures, "all_figures", lambda _: one)
+    for name in ("one", "other"):
+        figures.write(findings, tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes(), path.name
+
+
+def test_what_is_drawn_is_what_was_found(findings: Findings) -> None:
+    levels, differences = figures.Plot(findings).layers("silhouette").axes
+    drawn = [
+        (one.get_label(), np.asarray(one.lines[0].get_ydata(), dtype=float).round(9).tolist())
+        for one in [*levels.containers, *differences.containers]
+    ]
+    assert drawn == [
+        ("batchnorm", [0.23, 0.2]),
+        ("none", [0.13, 0.2]),
+        ("batchnorm", [0.1, 0]),
+    ]
+
+
+def test_a_metric_that_was_not_measured_is_told(findings: Findings) -> None:
+    with pytest.raises(UserError, match=r"silhuette was not measured.*silhouette, unit_sparsity"):
+        figures.Plot(findings).layers("silhuette")

@@ -1,0 +1,161 @@
+"""The page: its numbers are the tables', names are text on it, and it needs nothing beside it."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bnstudy.study.findings import Findings
+from bnstudy.study.load import load
+from bnstudy.study.page import page
+from bnstudy.study.statistics import wide
+from tests.study.studies import Studies
+
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def findings(studies: Studies) -> Findings:
+    """Of two norms, two depths and four seeds, with a value that is missing."""
+    generator = np.random.default_rng(0)
+    for norm in ("none", "batchnorm"):
+        for depth in (2, 4):
+            for seed in range(4):
+                layers = generator.normal(size=depth)
+                if (norm, depth, seed) == ("none", 2, 1):
+                    layers[0] = np.nan
+                studies.add(
+                    norm,
+                    seed,
+                    f"model.depth={depth}",
+                    layers={"silhouette": layers, "unit_sparsity": layers**2},
+                    accuracy=generator.uniform(),
+                )
+    return Findings(load(studies.folder))
+
+
+def data_of(html: str) -> dict[str, Any]:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def numbers(text: str, *shape: int) -> Any:
+    return np.frombuffer(base64.b64decode(text), dtype="<f4").reshape(shape)
+
+
+def test_the_pages_numbers_are_the_tables(findings: Findings) -> None:
+    data = data_of(page(findings))
+    keys, values = wide(findings.study)
+    assert [(key["split"], key["metric"], key["place"]) for key in data["keys"]] == list(
+        keys[["split", "metric", "place"]].itertuples(index=False, name=None)
+    )
+    shown = numbers(data["values"]["mean"], len(values), 1, len(keys))[:, 0]
+    np.testing.assert_allclose(shown, values, rtol=1e-6)
+
+    points = [tuple(point) for point in data["effects"]["points"]]
+    assert points == [(None,), ("2",), ("4",)]
+    place = {(key["split"], key["metric"], key["place"]): n for n, key in enumerate(data["keys"])}
+    for field in ("n", "difference", "low", "high", "p", "p_holm", "cohens_d"):
+        shown = numbers(data["effects"]["fields"][field], 1, len(points), len(keys))
+        for row in findings.effects.to_dict("records"):
+            depth = None if pd.isna(row["depth"]) else f"{row['depth']:g}"
+            at = (0, points.index((depth,)), place[row["split"], row["metric"], row["place"]])
+            np.testing.assert_allclose(shown[at], float(row[field]), rtol=1e-6)
+
+
+def test_every_sentence_of_the_verdict_is_on_it(findings: Findings) -> None:
+    html = page(findings)
+    for sentence in findings.verdict:
+        escaped = sentence.replace("&", "&amp;").replace("<", "&lt;").replace("'", "&#39;")
+        assert escaped in html
+
+
+def test_names_are_text(studies: Studies) -> None:
+    studies.folder = studies.folder.with_name(MARKUP)
+    for norm in ("none", "batchnorm"):
+        studies.add(norm, layers={MARKUP: [1.0]}, overrides=[f"study={MARKUP}"])
+    html = page(Findings(load(studies.folder)), apart=MARKUP, files=[MARKUP])
+    assert MARKUP not in html
+    assert "&lt;img src=x onerror=alert(1)&gt;" in html
+    assert MARKUP in data_of(html)["metrics"]
+
+
+def test_no_credential_reaches_it(studies: Studies, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "0123456789abcdef" * 2 + "01234567"
+    monkeypatch.setenv("WANDB_API_KEY", "my very own key")
+    studies.add("none", overrides=[f"+logger.api_key={key}", "+token=hunter2", "seed=0"])
+    error = f"401 of https://me:hunter2@example.org with {key} and my very own key"
+    studies.add("batchnorm", status="failed", attempts=[{"status": "failed", "error": error}])
+    html = page(Findings(load(studies.folder)))
+    for secret in (key, "hunter2", "my very own key"):
+        assert secret not in html
+    assert "[removed]" in html
+
+
+def test_it_loads_nothing(findings: Findings) -> None:
+    html = page(findings)
+    without_scripts = re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    assert set(re.findall(r"(?:src|href)=\"(.)", without_scripts)) == {"#"}
+    assert "default-src 'none'" in html
+    policy = re.findall(r"script-src ([^;]*);", html)[0]
+    assert "unsafe" not in policy
+
+
+def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
+    findings: Findings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnstudy.study.page.embedded.MOST_NUMBERS", 10)
+    html = page(findings)
+    data = data_of(html)
+    assert "mean and standard deviation over seeds" in html
+    assert [group["n"] for group in data["groups"]] == [4] * 4
+    keys, values = wide(findings.study)
+    chosen = (findings.study.results["treatment"] == "none") & (
+        findings.study.results["depth"] == 4
+    )
+    (group,) = (
+        one["index"]
+        for one in data["groups"]
+        if one["point"] == ["4"] and data["treatments"][one["treatment"]] == "none"
+    )
+    for field, expected in (("mean", np.nanmean), ("sd", np.nanstd)):
+        more = {"ddof": 1} if field == "sd" else {}
+        shown = numbers(data["values"][field], 4, 1, len(keys))[group, 0]
+        whole = keys.index[keys["place_index"] == 0]
+        np.testing.assert_allclose(
+            shown[whole], expected(values[chosen][:, whole], axis=0, **more), rtol=1e-5
+        )
+
+
+def test_what_went_wrong_is_on_it(studies: Studies) -> None:
+    studies.add("none")
+    studies.add("batchnorm")
+    studies.add("batchnorm", 1, status="diverged", accuracy=0.1)
+    studies.add(
+        "none", 1, status="failed", attempts=[{"status": "failed", "error": "out of memory"}]
+    )
+    html = page(Findings(load(studies.folder)))
+    assert "out of memory" in html
+    assert "1 of 2 runs of batchnorm diverged" in html
+    assert "4 runs: 2 completed, 1 diverged, 1 failed" in html
+
+
+def test_similarities_that_were_measured_are_on_it(studies: Studies, tmp_path: Path) -> None:
+    studies.add("none", layers={"silhouette": [1.0, 2.0]})
+    folder = studies.folder / "similarity" / "one-other"
+    folder.mkdir(parents=True)
+    runs = [{"folder": "a/none-seed0", "epoch": 5}, {"folder": "a/none-seed1", "epoch": 5}]
+    facts = {"runs": runs, "split": "train", "samples": 10}
+    (folder / "similarity.json").write_text(json.dumps(facts))
+    (folder / "cka.csv").write_text(",block01,block02\nblock01,1,0.5\nblock02,0.25,\n")
+    html = page(Findings(load(studies.folder)))
+    (found,) = data_of(html)["similarities"]
+    assert found["names"] == ["none-seed0, epoch 5", "none-seed1, epoch 5"]
+    assert found["matrices"]["cka"]["values"] == [[1, 0.5], [0.25, None]]
+    assert 'data-figure="similarity"' in html

@@ -1,0 +1,51 @@
+"""The tables that a report writes."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bnstudy.study import tables
+from bnstudy.study.findings import Findings
+from bnstudy.study.load import load
+from tests.study.studies import Studies
+
+
+@pytest.fixture
+def findings(studies: Studies) -> Findings:
+    """BatchNorm is better by 0.1, but for a seed."""
+    for seed in range(6):
+        studies.add("none", seed, layers={"silhouette": [0.1, 0.2]}, accuracy=0.5 + seed / 100)
+        better = 0.61 if seed == 5 else 0.6
+        layers = {"silhouette": [0.1 + seed / 100, 0.3]}
+        studies.add("batchnorm", seed, layers=layers, accuracy=better + seed / 100)
+    return Findings(load(studies.folder))
+
+
+def test_what_is_written_is_what_was_found(findings: Findings, tmp_path: Path) -> None:
+    written = tables.write(findings, tmp_path / "tables")
+    assert all(path.exists() for path in written)
+    read = pd.read_csv(tmp_path / "tables" / "effects.csv")
+    pd.testing.assert_frame_equal(read, findings.whole, check_dtype=False, check_like=True)
+    runs = pd.read_csv(tmp_path / "tables" / "runs.csv")
+    assert len(runs) == 12
+    assert "path" not in runs
+
+
+def test_a_papers_table(findings: Findings) -> None:
+    found = dict(tables.latex_tables(findings))
+    assert set(found) == {"performance-test", "performance-train", "layers-silhouette"}
+    accuracy = found["performance-test"]
+    assert r"0.525 $\pm$ 0.0187" in accuracy  # of 0.50, 0.51, ... 0.55
+    assert "0.102 [0.0974, 0.106]" in accuracy  # Student's t over 5 times 0.1, once 0.11
+    assert accuracy.count(r"\begin{tabular}") == 1
+    assert "_" not in accuracy.replace(r"\_", "").replace("multicolumn", "")
+    layers = found["layers-silhouette"]
+    assert layers.index("block01") < layers.index("block02")
+
+
+def test_without_a_second_norm_there_are_no_differences(studies: Studies) -> None:
+    studies.add("none", layers={"silhouette": [0.1]})
+    findings = Findings(load(studies.folder))
+    assert set(tables.all_tables(findings)) == {"runs", "averages", "epochs"}
+    assert all("difference" not in text for _, text in tables.latex_tables(findings))

@@ -1,0 +1,130 @@
+"""`python -m bnstudy.report`, and the page that a multirun ends with."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import bnstudy
+from bnstudy import report
+from bnstudy.errors import UserError
+from tests.conftest import SMALL, CommandLine
+from tests.study.studies import Studies
+from tests.test_configs import Compose
+
+RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "norm=batchnorm,none", "seed=0,1", "-m")
+
+
+@pytest.fixture
+def studies(composed: Compose, tmp_path: Path) -> Studies:
+    """Writes runs into tmp_path / "study"."""
+    return Studies(composed, tmp_path / "study")
+
+
+@pytest.fixture
+def study(studies: Studies) -> Studies:
+    """Four pairs of runs."""
+    for seed in range(4):
+        for norm in ("none", "batchnorm"):
+            studies.add(norm, seed, layers={"silhouette": [seed / 10, 0.2]})
+    return studies
+
+
+def test_a_multirun_ends_with_a_page_and_a_report_has_more(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    result = command_line(*RUN)
+    assert result.returncode == 0
+    folder = Path("multirun/mnist5k_cnn")
+    assert result.stdout.endswith(f"Report   {folder}/report/index.html\n")
+    page = folder / "report" / "index.html"
+    written = page.stat().st_mtime_ns
+    assert f"Report   {page}\n" in command_line(*RUN).stdout
+    assert page.stat().st_mtime_ns == written  # nothing has changed
+
+    result = command_line(str(folder), main=report.main)
+    assert result.returncode == 0, result.stderr
+    assert "2 pairs of runs that differ in nothing else: 2 seeds" in result.stdout
+    assert "the smallest two-sided p there can be is 0.5" in result.stdout
+    assert (folder / "report" / "figures" / "performance.pdf").exists()
+    effects = pd.read_csv(folder / "report" / "tables" / "effects.csv")
+    assert set(effects["n"]) == {2}
+    assert "figures/performance.pdf" in page.read_text()
+
+
+def test_the_baseline_and_the_place_are_ones_own(
+    study: Studies, command_line: CommandLine, tmp_path: Path
+) -> None:
+    arguments = (str(study.folder), "--baseline", "batchnorm", "--output", "elsewhere")
+    assert command_line(*arguments, main=report.main).returncode == 0
+    effects = pd.read_csv(tmp_path / "elsewhere" / "tables" / "effects.csv")
+    assert set(effects["baseline"]) == {"batchnorm"}
+    assert set(effects["treatment"]) == {"none"}
+    assert not (study.folder / "report").exists()
+
+
+def test_runs_that_are_not_comparable_have_pages_of_their_own(
+    study: Studies, command_line: CommandLine
+) -> None:
+    study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
+    result = command_line(str(study.folder), main=report.main)
+    assert result.returncode == 0
+    assert "Not comparable with the rest of the folder" in result.stdout
+    for part in ("part1", "part2"):
+        assert (study.folder / "report" / part / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], ["nowhere: no run.json"]),
+        (["study", "--baseline", "layernorm"], ["baseline=layernorm", "none, batchnorm"]),
+    ],
+)
+def test_a_mistake_is_told_in_two_lines(
+    study: Studies, command_line: CommandLine, arguments: list[str], words: list[str]
+) -> None:
+    result = command_line(*arguments, main=report.main)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) <= 2
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_a_study_of_failures_has_none(studies: Studies, command_line: CommandLine) -> None:
+    studies.add("none", status="failed", attempts=[{"status": "failed", "error": "so it is"}])
+    result = command_line(str(studies.folder), main=report.main)
+    assert result.returncode == 1
+    assert "no run that has ended: 1 runs: 1 failed" in result.stderr
+
+
+def test_a_page_that_cannot_be_written_stops_no_sweep(
+    study: Studies, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "_write", full)
+    report.tell_page(study.folder)
+    assert capsys.readouterr().out == "Report   none: OSError: [Errno 28] No space left on device\n"
+
+
+def test_a_study_as_data_frames(study: Studies) -> None:
+    found = bnstudy.load(study.folder)
+    assert len(found.runs) == 8
+    silhouette = found.metrics("silhouette", split="train")
+    assert list(silhouette.loc[silhouette["layer"] == "block01", "value"]) == [0, 0.1, 0.2, 0.3] * 2
+    assert set(found.metrics()["metric"]) == {"accuracy", "silhouette"}
+    assert set(found.effects("batchnorm")["baseline"]) == {"batchnorm"}
+    assert found.plot.layers("silhouette").axes[0].get_ylabel() == "silhouette"
+    with pytest.raises(UserError, match=r"metric=silhuette is not in .*; it has accuracy, silho"):
+        found.metrics("silhuette")
+    with pytest.raises(UserError, match="split=validation is not in"):
+        found.metrics(split="validation")
+
+
+def test_the_example(command_line: CommandLine, tmp_path: Path) -> None:
+    """docs/study.py, as it stands, on a study of its name."""
+    assert command_line(*RUN).returncode == 0
+    example = Path(__file__).parents[1] / "docs" / "study.py"
+    exec(compile(example.read_text(), str(example), "exec"), {"__name__": "__main__"})
+    assert (tmp_path / "unit_sparsity.pdf").exists()
