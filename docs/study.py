@@ -23,8 +23,8 @@ accuracy = study.metrics("accuracy", split="test", every_epoch=True)
 print(accuracy.groupby(["treatment", "epoch"])["value"].agg(["mean", "std", "count"]))
 
 # %% [markdown]
-# Runs that differ in nothing but the norm are pairs: n is their number, `smallest_p` what so few can
-# show at best.
+# Runs that differ in nothing but the norm are pairs: n is their number; `smallest_p`, what so few
+# can show at best.
 
 # %%
 effects = study.effects(baseline="none")

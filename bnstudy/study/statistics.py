@@ -336,7 +336,9 @@ def interval(
     it covers 92 to 95 % with 8 to 16 normal, exponential or t-distributed (3 degrees of
     freedom) differences, where percentile and BCa cover 84 to 92 %. With fewer than 7 degrees of
     freedom a bootstrap knows next to nothing of t's tails (with 4 pairs it is twice as wide as
-    Student's t, and one time in ten five times); there t is Student's, as of normal differences.
+    Student's t, and one time in ten five times); there t is Student's, as of normal differences. So
+    it is with fewer than 8 different differences, such as 0 in all pairs but a few: most resamples
+    of these hardly vary, and t has no bounds.
 
     Where each point of the grid has two pairs or more, these are resampled by themselves (the
     stratified bootstrap of Agarwal et al. 2021, arXiv 2108.13264): the interval is of the mean over
@@ -366,13 +368,19 @@ def interval(
         error = np.sqrt(variance)
         freedom = n - len(strata)
         tails = [(1 + confidence) / 2, (1 - confidence) / 2]
-        if freedom < FEWEST_TO_BOOTSTRAP:
-            ends = stats.t.ppf(tails, freedom)[:, None]
-        else:
-            ends = np.quantile(_bootstrapped_t(own), tails, axis=0, method="nearest")
+        ends = np.repeat(stats.t.ppf(tails, freedom)[:, None], len(columns), axis=1)
+        if freedom >= FEWEST_TO_BOOTSTRAP:
+            several = _distinct(sample) > FEWEST_TO_BOOTSTRAP
+            resampled = _bootstrapped_t([part[:, several] for part in own])
+            ends[:, several] = np.quantile(resampled, tails, axis=0, method="nearest")
         error[error <= 1e-9 * np.abs(sample).max(axis=0)] = np.nan
         low[columns], high[columns] = sample.mean(axis=0) - ends * error
     return low, high
+
+
+def _distinct(sample: Numbers) -> Indices:
+    """How many different values each column has."""
+    return 1 + (np.diff(np.sort(sample, axis=0), axis=0) > 0).sum(axis=0)
 
 
 def _bootstrapped_t(strata: Sequence[Numbers]) -> Numbers:

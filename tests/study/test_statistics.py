@@ -132,6 +132,16 @@ def test_the_interval_covers_the_mean_95_times_of_100(
     assert least <= covered <= 0.97
 
 
+def test_where_most_pairs_do_not_differ_at_all_the_interval_is_students() -> None:
+    differences = np.zeros((16, 1))
+    differences[:3, 0] = -0.2, -0.05, -0.01
+    low, high = interval(differences)
+    margin = stats.t.ppf(0.975, 15) * stats.sem(differences[:, 0])
+    assert (low[0], high[0]) == pytest.approx(
+        (differences.mean() - margin, differences.mean() + margin)
+    )
+
+
 def test_strata_take_the_differences_between_points_out() -> None:
     points = np.repeat([0, 1], 8)
     differences = drawn(16, 1) + 100 * points[:, None]

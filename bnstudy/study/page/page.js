@@ -670,6 +670,7 @@ const waiting = new Set(); // figures that are out of sight and not up to date
 
 function draw(figure) {
   waiting.delete(figure);
+  figure.ariaBusy = "false";
   const found = FIGURES[figure.dataset.figure]();
   const plot = figure.querySelector(".plot");
   Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
@@ -718,6 +719,7 @@ const sight = new IntersectionObserver(
 function update() {
   for (const figure of figures) {
     waiting.add(figure);
+    figure.ariaBusy = "true";
     if (figure.isSeen) draw(figure);
   }
   const shown = runsIn(shownGroups());
@@ -760,7 +762,7 @@ for (const figure of figures) {
     }
   });
 }
-document.getElementById("reset").addEventListener("click", () => {
+document.getElementById("reset-filters").addEventListener("click", () => {
   document.getElementById("filters").reset();
   if (data.metrics.length) offer();
   colour();

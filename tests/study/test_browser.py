@@ -1,0 +1,179 @@
+"""The page in a browser, as its readers see it; screenshots stay in pytest's folder."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from bnstudy.report import report, write_page
+from tests.conftest import SMALL, CommandLine
+from tests.study.studies import Studies
+from tests.study.test_page import MARKUP
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+RUN = (*SMALL, "metrics=fast", "norm=batchnorm,none", "model.depth=2,4", "optim.lr=0.02,0.05")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def folder(
+    kept: Path, command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The report of a real study, of two depths and two learning rates."""
+    if not (kept / "report").exists():
+        assert command_line(*RUN, "-m").returncode == 0
+        monkeypatch.setattr("bnstudy.study.figures.all_figures", lambda _: [])  # they take long
+        report(tmp_path / "multirun" / "mnist5k_cnn", output=kept / "report")
+    return kept / "report"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # As root it runs without a sandbox only.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What a page complains of, and what it asks the network for."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, folder: Path, complaints: list[str]) -> Page:
+    return opened(browser, folder, complaints)
+
+
+def opened(browser: Browser, folder: Path, complaints: list[str], width: int = 1200) -> Page:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.on("request", lambda request: complaints.append(request.url))
+    address = (folder / "index.html").as_uri()
+    page.goto(address)
+    complaints.remove(address)
+    return page
+
+
+def drawn(page: Page) -> list[Locator]:
+    """All figures, each of which has come into sight."""
+    figures = page.locator("figure[data-figure]").all()
+    for figure in figures:
+        figure.scroll_into_view_if_needed()
+        expect(figure).to_have_attribute("aria-busy", "false")
+    return figures
+
+
+def captions(page: Page) -> dict[str | None, str]:
+    return {
+        one.get_attribute("data-figure"): one.locator("figcaption").inner_text()
+        for one in drawn(page)
+    }
+
+
+def test_every_figure_is_drawn_and_nothing_is_complained_of(
+    page: Page, complaints: list[str], tmp_path: Path
+) -> None:
+    figures = drawn(page)
+    assert len(figures) >= 10
+    for figure in figures:
+        assert figure.locator(".main-svg .trace, .main-svg .hm").count(), figure.inner_text()
+        assert figure.locator("figcaption").inner_text()
+    assert complaints == []
+    page.screenshot(path=tmp_path / "light.png", full_page=True)
+
+
+@pytest.mark.parametrize("choice", ["axis0", "axis1", "epoch", "split", "layer"])
+def test_a_filter_changes_what_is_shown(page: Page, choice: str, complaints: list[str]) -> None:
+    before = captions(page)
+    control = page.locator(f"#filters select[data-choice={choice}]")
+    values = [one.get_attribute("value") for one in control.locator("option").all()]
+    control.select_option(next(value for value in values if value != control.input_value()))
+    after = captions(page)
+    assert after != before
+    page.get_by_role("button", name="Reset").click()
+    assert captions(page) == before
+    assert complaints == []
+
+
+def test_fewer_runs_are_shown_of_one_depth(page: Page) -> None:
+    assert "8 of 8 runs shown" in page.locator("#shown").inner_text()
+    page.locator("#filters select[data-choice=axis0]").select_option("2")
+    assert "4 of 8 runs shown, depth 2" in page.locator("#shown").inner_text()
+    gap = page.locator("figure[data-figure=gap]")
+    gap.locator("summary").click()
+    assert gap.locator("tbody tr").count() == 4
+
+
+def test_both_themes(page: Page, tmp_path: Path, complaints: list[str]) -> None:
+    colours = {}
+    for theme in ("light", "dark"):
+        page.locator("#theme").select_option(theme)
+        drawn(page)
+        script = "getComputedStyle(document.body).backgroundColor"
+        colours[theme] = page.evaluate(script)
+        page.screenshot(path=tmp_path / f"{theme}.png", full_page=True)
+    assert colours["light"] != colours["dark"]
+    assert complaints == []
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(
+    browser: Browser, folder: Path, complaints: list[str], tmp_path: Path
+) -> None:
+    page = opened(browser, folder, complaints, width=375)
+    drawn(page)
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    assert complaints == []
+
+
+def test_by_keyboard_to_the_numbers_which_are_the_tables(page: Page, folder: Path) -> None:
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").inner_text() == "Skip to the results"
+    figure = page.locator("figure[data-figure=sparsity-difference]")
+    figure.locator("summary").focus()
+    page.keyboard.press("Enter")
+    effects = pd.read_csv(folder / "tables" / "effects.csv")
+    whole = effects[effects["depth"].isna() & effects["lr"].isna() & (effects["split"] == "train")]
+    metric = page.locator("select[data-choice=sparsity]").input_value()
+    expected = whole[whole["metric"] == metric].set_index("place")["difference"]
+    rows = figure.locator("tbody tr")
+    expect(rows).to_have_count(len(expected))
+    for row in rows.all():
+        place, shown = row.locator("td").nth(1), row.locator("td").nth(3)
+        value = float(shown.get_attribute("data-value") or "nan")
+        assert value == pytest.approx(expected[place.inner_text()], rel=1e-5)
+
+
+def test_a_name_with_markup_is_shown_and_does_nothing(
+    browser: Browser, studies: Studies, complaints: list[str]
+) -> None:
+    studies.folder = studies.folder.with_name(MARKUP)
+    for seed in range(3):
+        for norm in ("none", "batchnorm"):
+            layers = {MARKUP: [seed, 1.0], "silhouette": [seed / 10, 0.5]}
+            studies.add(norm, seed, layers=layers)
+    write_page(studies.folder)
+    page = opened(browser, studies.folder / "report", complaints)
+    drawn(page)
+    assert page.locator("h1").inner_text() == MARKUP
+    page.locator("select[data-choice=metric]").select_option(MARKUP)
+    assert MARKUP in captions(page)["epochs-levels"]
+    assert complaints == []
+    assert page.locator("img[src=x]").count() == 0
