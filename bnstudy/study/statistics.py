@@ -380,7 +380,8 @@ def interval(
 
 def _distinct(sample: Numbers) -> Indices:
     """How many different values each column has."""
-    return 1 + (np.diff(np.sort(sample, axis=0), axis=0) > 0).sum(axis=0)
+    steps: Indices = (np.diff(np.sort(sample, axis=0), axis=0) > 0).sum(axis=0)
+    return 1 + steps
 
 
 def _bootstrapped_t(strata: Sequence[Numbers]) -> Numbers:
