@@ -223,8 +223,9 @@ def mediation(
     in the target is regressed on the difference in the metric (its mean over layers, on the
     training split's probe set) and on the metric's mean of the two runs, centred. The indirect
     effect is the mean difference in the metric times its slope; together with the direct effect it
-    is the total one. Intervals are percentiles of 2,000 resamples of pairs, the usual ones for a
-    product of two estimates. What has to be assumed is in `ASSUMPTIONS`.
+    is the total one, whose interval is that of `effects`. The others are percentiles of 2,000
+    resamples of pairs, the usual ones for a product of two estimates. What has to be assumed is in
+    `ASSUMPTIONS`.
 
     Args:
         study: Whose runs are comparable.
@@ -261,7 +262,8 @@ def mediation(
                 metric = np.stack([of_metric[one] for one in route], axis=1)
                 ours, theirs = metric[matched.treatment], metric[matched.baseline]
                 sample = np.hstack([change, ours - theirs, (ours + theirs) / 2])
-                sample = sample[np.isfinite(sample).all(axis=1)]
+                known = np.isfinite(sample).all(axis=1)
+                sample = sample[known]
                 if len(sample) < 2 * (1 + 2 * len(route)):
                     continue
                 rows.append(
@@ -272,18 +274,19 @@ def mediation(
                         "mediator": name,
                         "metric": " + ".join(through[one] for one in route),
                         "n": len(sample),
-                        **_mediated(sample, len(route)),
+                        **_mediated(sample, len(route), matched.grid[known]),
                     }
                 )
     return pd.DataFrame(rows)
 
 
-def _mediated(sample: Numbers, mediators: int) -> dict[str, float]:
+def _mediated(sample: Numbers, mediators: int, grid: Indices) -> dict[str, float]:
     """Effects of one treatment.
 
     Args:
         sample: Pairs x (change in the target, changes in the mediators, their mean levels).
         mediators: How many there are.
+        grid: The point of the grid of each pair.
     """
     n = len(sample)
     scale = sample.std(axis=0) + (np.ptp(sample, axis=0) == 0)
@@ -298,10 +301,11 @@ def _mediated(sample: Numbers, mediators: int) -> dict[str, float]:
     total = moments[:, -1, 0] * scale[0]
     indirect = (moments[:, -1, 1 : 1 + mediators] * slopes).sum(axis=1) * scale[0]
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    found: dict[str, float] = {}
-    for name, values in (("total", total), ("indirect", indirect), ("direct", total - indirect)):
-        low, high = np.quantile(values[1:], tails)
-        found |= {name: values[0], f"{name}_low": low, f"{name}_high": high}
+    low, high = interval(sample[:, :1], grid)
+    found = {"total": total[0], "total_low": low[0], "total_high": high[0]}
+    for name, values in (("indirect", indirect), ("direct", total - indirect)):
+        found[name] = values[0]
+        found[f"{name}_low"], found[f"{name}_high"] = np.quantile(values[1:], tails)
     share = np.full(3, np.nan)
     if found["total_low"] > 0 or found["total_high"] < 0:
         shares = indirect / total

@@ -124,8 +124,8 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
             sure = sum(row.p_holm < LEVEL for row in some)
             yield (
                 f"{metric} is {way} with {treatment} at {len(some)} of "
-                f"{_count(len(rows), 'place')} ({', '.join(row.place for row in some)}) by each "
-                f"one's own interval, most at {largest.place}: {_difference(largest)}; "
+                f"{_count(len(rows), 'place')} ({', '.join(row.place for row in some)}), going by "
+                f"single intervals, most at {largest.place}: {_difference(largest)}; "
                 f"{sure or 'none'} of them after Holm's correction."
             )
 
@@ -166,13 +166,13 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
             "interval of every total effect holds 0, and of nothing there are no shares."
         )
     for treatment, table in shared.groupby("treatment"):
-        alone: list[Any] = list(table[table["mediator"] != "both"].itertuples())
+        each = [row for row in _rows(table) if row.mediator != "both"]
         parts = " and ".join(
             f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}] through {row.mediator} "
             f"({row.metric})"
-            for row in alone
+            for row in each
         )
-        unclear = all(row.share_low <= 0 <= row.share_high for row in alone)
+        unclear = all(row.share_low <= 0 <= row.share_high for row in each)
         doubt = "; every interval holds 0" if unclear else ""
         yield (
             f"Of the {table['total'].iloc[0]:+.4f} that {treatment} changes test accuracy by, "
