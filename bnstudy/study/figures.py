@@ -150,6 +150,7 @@ class Plot:
         for ax, place in zip(panels, chosen, strict=True):
             self._curves(ax, table[table["place"] == place])
             ax.set(title=place, xlabel="epoch")
+            ax.xaxis.get_major_locator().set_params(integer=True)
         panels[0].set_ylabel(metric)
         panels[0].legend()
         return figure
@@ -173,6 +174,7 @@ class Plot:
                 table = table[(table["metric"] == metric) & (table["split"] == split)]
                 self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
             ax.set(xlabel="epoch", ylabel=metric)
+            ax.xaxis.get_major_locator().set_params(integer=True)
         accuracy.legend()
         runs = self.findings.study.results
         for place, name in enumerate(self.findings.study.treatments):

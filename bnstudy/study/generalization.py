@@ -123,7 +123,8 @@ def _granulated(
     shape = (seeds.nunique(), metrics.shape[1])
     by_seed = mean(by_axis.reshape(-1, shape[0] * shape[1])).reshape(shape)
     low, high = interval(by_seed)
-    return mean(by_seed), low.clip(-1), high.clip(max=1)
+    centre = mean(by_seed).round(12)  # where it is 0 but for rounding
+    return centre, low.clip(-1), high.clip(max=1)
 
 
 def _along(

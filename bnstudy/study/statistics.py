@@ -278,7 +278,8 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
 
     Returns:
         One row a comparison: treatment, baseline, split, metric, place, place_index, epoch, n,
-        difference, low, high: Student's t intervals, each epoch's own, not of the whole curve.
+        difference, low, high: `interval` without a bootstrap, each epoch's own, not of the
+        whole curve.
     """
     baseline = study.baseline(baseline)
     keys, values = wide(study, every_epoch=True)
@@ -289,18 +290,15 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
         matched = pairs(study, treatment, baseline)
         differences = values[matched.treatment] - values[matched.baseline]
         differences[~np.isfinite(differences)] = np.nan
-        n = np.isfinite(differences).sum(axis=0)
-        centre = mean(differences)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            margin = spread(differences) / np.sqrt(n) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+        low, high = interval(differences, matched.grid, bootstrap=False)
         tables.append(
             keys.assign(
                 treatment=treatment,
                 baseline=baseline,
-                n=n,
-                difference=centre,
-                low=centre - margin,
-                high=centre + margin,
+                n=np.isfinite(differences).sum(axis=0),
+                difference=mean(differences),
+                low=low,
+                high=high,
             )
         )
     if not tables:
@@ -327,7 +325,7 @@ def spread(values: Numbers) -> Numbers:
 
 
 def interval(
-    differences: Numbers, grid: Indices | None = None, confidence: float = CONFIDENCE
+    differences: Numbers, grid: Indices | None = None, *, bootstrap: bool = True
 ) -> tuple[Numbers, Numbers]:
     """Interval of the mean difference: studentized bootstrap, or Student's t with few pairs.
 
@@ -349,7 +347,7 @@ def interval(
     Args:
         differences: Pairs x comparisons.
         grid: The point of the grid of each pair; None: all are at the same.
-        confidence: That the interval covers the mean.
+        bootstrap: False: Student's t however many pairs there are, which takes no time.
 
     Returns:
         Its ends, for each comparison; NaN with fewer than 3 pairs, and where all differ by the
@@ -367,10 +365,10 @@ def interval(
         own = [sample[stratum] - sample[stratum].mean(axis=0) for stratum in strata]
         variances = np.array([part.var(axis=0, ddof=1) * len(part) / n**2 for part in own])
         freedom = _freedom(variances, np.array([[len(part) - 1] for part in own]))
-        tails = [(1 + confidence) / 2, (1 - confidence) / 2]
+        tails = [(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2]
         ends = stats.t.ppf(np.array(tails)[:, None], freedom)
         several = np.minimum(freedom, _distinct(sample) - 1) >= FEWEST_TO_BOOTSTRAP
-        if several.any():
+        if bootstrap and several.any():
             resampled = _bootstrapped_t([part[:, several] for part in own])
             ends[:, several] = np.quantile(resampled, tails, axis=0, method="nearest")
         error = np.sqrt(variances.sum(axis=0))

@@ -211,7 +211,7 @@ def _rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:
 def _difference(row: Any) -> str:
     interval = "" if math.isnan(row.low) else f" [{row.low:.3f}, {row.high:.3f}]"
     undefined = f", {row.undefined} undefined" if row.undefined else ""
-    way = ", the same way in each" if row.n > 1 and abs(row.rank_biserial) == 1 else ""
+    way = ", the same way in all that differ" if row.n > 1 and abs(row.rank_biserial) == 1 else ""
     n = _count(row.n, "pair")
     return f"{row.difference:+.3f}{interval}, p = {row.p:.3g}, {n}{way}{undefined}"
 

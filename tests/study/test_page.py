@@ -69,6 +69,15 @@ def test_the_pages_numbers_are_the_tables(findings: Findings) -> None:
             np.testing.assert_allclose(shown[at], float(row[field]), rtol=1e-6)
 
 
+def test_the_norms_to_choose_among_are_those_compared_with_the_baseline(studies: Studies) -> None:
+    for norm in ("none", "layernorm", "batchnorm"):
+        studies.add(norm, layers={"silhouette": [0.1]})
+    html = page(Findings(load(studies.folder), "layernorm"))
+    (choice,) = re.findall(r'<select data-choice="treatment">(.*?)</select>', html, re.S)
+    assert re.findall(r'value="(\d)">(\w+)<', choice) == [("1", "none"), ("2", "batchnorm")]
+    assert data_of(html)["treatments"] == ["layernorm", "none", "batchnorm"]
+
+
 def test_every_sentence_of_the_verdict_is_on_it(findings: Findings) -> None:
     html = page(findings)
     for sentence in findings.verdict:

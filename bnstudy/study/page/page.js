@@ -355,8 +355,8 @@ function effectMap() {
       (size === "cohens_d"
         ? "Colour: mean paired difference in standard deviations of the differences (Cohen's d; " +
           "colours end at ±3); blank where the differences do not vary, or there are fewer than two."
-        : "Colour: matched-pairs rank-biserial correlation, ±1 where all pairs differ the same " +
-          "way; blank where none differs."),
+        : "Colour: matched-pairs rank-biserial correlation, ±1 where all pairs that differ do so " +
+          "the same way; blank where none differs."),
     columns: ["metric", "layer", "n", "effect size", "difference", "low", "high", "Holm p"],
     rows,
   };
