@@ -1,6 +1,5 @@
 """Where a run's numbers go besides its record: one context manager for each file in conf/logger."""
 
-import netrc
 import os
 import signal
 from collections.abc import Iterator
@@ -8,7 +7,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 
@@ -20,6 +18,7 @@ from bnstudy.dashboards.run import (
     conclude,
     finish,
     has_diverged,
+    logged_in,
     nothing_stops,
     replay,
     set_earlier_aside,
@@ -79,11 +78,11 @@ def wandb_run(
             "logger=wandb: the package wandb is not installed; pip install wandb, or take "
             "logger=csv or logger=none"
         )
-    mode = mode or _mode()
-    if mode == "disabled":
-        yield []
-        return
     with wandb_files(record.folder):
+        mode = mode or _mode()
+        if mode == "disabled":
+            yield []
+            return
         run = _begin(record, wandb_id(record, resumed), project, entity, mode)
         attempt = record.description["attempts"][-1]
         attempt["wandb_id"] = run.id
@@ -149,13 +148,4 @@ def _mode() -> Mode:
             pass
         case _:
             raise UserError(f"WANDB_MODE={said} is not known; it takes online, offline or disabled")
-    import wandb
-
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return "online"
-    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
-    try:
-        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        logged_in = False
-    return "online" if logged_in else "offline"
+    return "online" if logged_in() else "offline"

@@ -8,14 +8,19 @@ goes on, has the step it had, and a server that has it is not given it twice.
 import hashlib
 import json
 import math
+import netrc
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,15 +36,16 @@ from bnstudy.runs.record import ENDED, Record, Row
 if TYPE_CHECKING:
     import wandb
 
-# Seconds for which a server that does not answer is waited for: at a run's beginning and at its
-# end. What is not uploaded by then stays on disk.
+# Seconds for which a server that does not answer is waited for: at a run's beginning, at its end,
+# and before that to see if it is there. What is not uploaded by then stays on disk.
 BEGIN_TIMEOUT = 10.0
 END_TIMEOUT = 30.0
+PROBE_TIMEOUT = 3.0
 FLUSHED_EVERY = 1.0  # seconds: what a kill -9 can cost of the rows between epochs
 
 HEAT_MAP = "bnstudy-layer-epoch"  # the custom chart that draws the table of representations
 TABLES = {"representations": "representations_table", "optimization": "optimization_table"}
-TABLE_COLUMNS = ["layer", "epoch", "split", "metric", "value"]
+TABLE_COLUMNS: list[str | int] = ["layer", "epoch", "split", "metric", "value"]
 FIRST_DRAWN = "silhouette"  # by a run's heat map, where it was measured
 SEPARATE = "earlier"  # in a cell's folder wandb: what an attempt left that a later one stands for
 
@@ -68,13 +74,19 @@ def wandb_id(record: Record, resumed: bool) -> str:
 
 @contextmanager
 def wandb_files(cell: Path) -> Iterator[None]:
-    """Have everything that W&B needs to upload a run later lie in the cell's folder."""
-    with patch.dict(os.environ, WANDB_DATA_DIR=str((cell / "wandb" / "data").absolute())):
+    """Have all that W&B needs to upload a run later lie in the cell's folder, and W&B be silent."""
+    data = str((cell / "wandb" / "data").absolute())
+    with patch.dict(os.environ, WANDB_DATA_DIR=data, WANDB_SILENT="true"):
         yield
 
 
 def begin(
-    record: Record, run_id: str, project: str, entity: str | None, mode: Mode | None
+    record: Record,
+    run_id: str,
+    project: str,
+    entity: str | None,
+    mode: Mode | None,
+    patience: float = 1.0,
 ) -> "wandb.Run":
     """Begin a cell's W&B run, or go on with it.
 
@@ -84,6 +96,7 @@ def begin(
         project: W&B's project.
         entity: W&B's user or team; None: the default one.
         mode: None: what WANDB_MODE says.
+        patience: How many times as long as usual the server is waited for.
 
     Raises:
         wandb.Error: The server does not answer, or wants no run of this user's.
@@ -112,8 +125,8 @@ def begin(
             save_code=False,
             x_save_requirements=False,
             x_transaction_log_flush_interval=FLUSHED_EVERY,
-            init_timeout=BEGIN_TIMEOUT,
-            finish_timeout=END_TIMEOUT,
+            init_timeout=BEGIN_TIMEOUT * patience,
+            finish_timeout=END_TIMEOUT * patience,
             finish_timeout_raises=True,
         ),
     )
@@ -213,40 +226,60 @@ def conclude(run: "wandb.Run", record: Record, status: str) -> None:
         record: Of the run.
         status: As the record's will be.
     """
-    import wandb
-
     epochs = rows_by_epoch(record)
     run.summary.update({"status": status} | summary(epochs))
-    if status in ENDED:
-        ending: dict[str, Any] = {}
-        for name, key in TABLES.items():
-            rows = [row for of_epoch in epochs for row in of_epoch if table_of(row) == name]
-            if not rows:
-                continue
-            table = wandb.Table(columns=TABLE_COLUMNS, data=[table_row(row) for row in rows])
-            entity = run.entity
-            if name == "representations" and entity:
-                names = [row.metric for row in rows]
-                drawn = FIRST_DRAWN if FIRST_DRAWN in names else names[0]
-                ending[name] = wandb.plot_table(
-                    vega_spec_name=f"{entity}/{HEAT_MAP}",
-                    data_table=table,
-                    fields={"x": "epoch", "y": "layer", "value": "value"}
-                    | {"metric": "metric", "split": "split"},
-                    string_fields={"metric": drawn, "split": "train"},
-                )
-            else:
-                ending[key] = table
-        if ending:
-            run.log(ending, step=2 * epochs[-1][0].step + 1, commit=True)
     folder = Path(run.dir) / "record"
     with replacing(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(described(record, status), indent=2) + "\n")
+        temporary.write_text(json.dumps(described(record, status, epochs), indent=2) + "\n")
     if epochs:
         with replacing(folder / "metrics.parquet") as temporary:
             pq.write_table(long_table(record), temporary)
     for path in folder.iterdir():
         run.save(path, base_path=run.dir, policy="now")
+    if status in ENDED and (tables := _tables(run, epochs)):
+        if run.offline or answers(run.settings.base_url):
+            run.log(tables, step=2 * epochs[-1][0].step + 1, commit=True)
+        else:  # W&B would ask the server whether it may, and wait long for an answer
+            warn_once(
+                f"W&B's server does not answer; nothing is lost: python -m bnstudy.dashboard sync "
+                f"{record.folder.parent} uploads the rest"
+            )
+
+
+def answers(server: str) -> bool:
+    """Whether a server is there and does not err."""
+    try:
+        with urlopen(f"{server}/graphql", timeout=PROBE_TIMEOUT):
+            return True
+    except HTTPError as error:
+        return error.code < 500  # it wants something else; that is an answer
+    except (OSError, HTTPException):
+        return False
+
+
+def _tables(run: "wandb.Run", epochs: list[list[Row]]) -> dict[str, Any]:
+    """The long tables, that of representations as a heat map where W&B knows whose chart it is."""
+    import wandb
+
+    tables: dict[str, Any] = {}
+    for name, key in TABLES.items():
+        rows = [row for of_epoch in epochs for row in of_epoch if table_of(row) == name]
+        if not rows:
+            continue
+        table = wandb.Table(columns=TABLE_COLUMNS, data=[table_row(row) for row in rows])
+        if name == "representations" and run.entity:
+            names = [row.metric for row in rows]
+            drawn = FIRST_DRAWN if FIRST_DRAWN in names else names[0]
+            tables[name] = wandb.plot_table(
+                vega_spec_name=f"{run.entity}/{HEAT_MAP}",
+                data_table=table,
+                fields={"x": "epoch", "y": "layer", "value": "value"}
+                | {"metric": "metric", "split": "split"},
+                string_fields={"metric": drawn, "split": "train"},
+            )
+        else:
+            tables[key] = table
+    return tables
 
 
 def finish(run: "wandb.Run", exit_code: int, study: Path) -> None:
@@ -261,7 +294,7 @@ def finish(run: "wandb.Run", exit_code: int, study: Path) -> None:
         run.finish(exit_code=exit_code)
     except TimeoutError:
         warn_once(
-            f"W&B's server has not taken all in {END_TIMEOUT:.0f} s; nothing is lost: "
+            f"W&B's server has not taken all of it in time; nothing is lost: "
             f"python -m bnstudy.dashboard sync {study} uploads the rest"
         )
     except Exception as error:
@@ -372,19 +405,32 @@ def table_row(row: Row) -> list[Any]:
     return [layer, row.epoch, row.split, row.metric, value]
 
 
-def described(record: Record, status: str) -> dict[str, Any]:
+def described(record: Record, status: str, epochs: list[list[Row]]) -> dict[str, Any]:
     """What run.json will hold once the run has the status."""
     description: dict[str, Any] = json.loads(json.dumps(record.description))
     description["status"] = status
     if description["attempts"]:
         description["attempts"][-1]["status"] = status
-    if epochs := rows_by_epoch(record):
+    if epochs and status in ENDED:
         description["final"] = {"epoch": epochs[-1][0].epoch} | {
             f"{row.split}_{row.metric}": row.value if math.isfinite(row.value) else None
             for row in epochs[-1]
             if row.layer_index < 0
         }
     return description
+
+
+def logged_in() -> bool:
+    """Whether W&B has a key for its server, without asking for one."""
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 _warned: set[str] = set()

@@ -40,7 +40,7 @@ def read(path: Path) -> TransactionLog:
 
     log = TransactionLog()
     for message in _messages(path.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(message)
+        record = wandb_internal_pb2.Record.FromString(message)  # type: ignore[attr-defined]
         match record.WhichOneof("record_type"):
             case "history":
                 items = record.history.item

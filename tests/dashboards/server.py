@@ -150,6 +150,10 @@ class Server:
         user |= {"email": "t@example.invalid", "name": "T", "flags": "{}", "deletedAt": None}
         return {"viewer": user | {"admin": False, "apiKeys": {"edges": []}, "teams": {"edges": []}}}
 
+    def _getDefaultEntity(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        viewer = self._viewer(v)["viewer"]
+        return {"viewer": viewer | {"defaultEntity": {"name": self.entity}}}
+
     def _serverFeaturesQuery(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         return {"serverInfo": {"features": []}}
 
@@ -275,7 +279,9 @@ class Server:
 
     def _createRunFiles(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         run = self.runs[v["run"]]
-        urls = [{"name": n, "uploadUrl": f"{self.url}/storage/run/{run.id}/{n}"} for n in v["files"]]
+        urls = [
+            {"name": n, "uploadUrl": f"{self.url}/storage/run/{run.id}/{n}"} for n in v["files"]
+        ]
         made = {"runID": run.storage_id, "uploadHeaders": [], "files": urls}
         return {"createRunFiles": made}
 
