@@ -88,11 +88,10 @@ def wandb_run(
         attempt["wandb_id"] = run.id
         record.save()
         set_earlier_aside(record, Path(run.sync_dir))
-        if resumed:
-            replay(run, record, attempt["resumed_from_epoch"])
+        written = replay(run, record, attempt["resumed_from_epoch"]) if resumed else -1
         status, exit_code = "failed", 1
         try:
-            yield [RowLogger(run)]
+            yield [RowLogger(run, written)]
             status, exit_code = "diverged" if has_diverged(record) else "completed", 0
         except BaseException as stop:
             if not isinstance(stop, Exception):  # as bnstudy.train tells SIGTERM from SIGINT

@@ -153,14 +153,15 @@ class RowLogger(WandbLogger):
 
     Args:
         run: W&B's.
+        written: The step of the last row that it has been given.
     """
 
-    def __init__(self, run: "wandb.Run") -> None:
+    def __init__(self, run: "wandb.Run", written: int) -> None:
         super().__init__(experiment=run, log_model=False)
         self.run = run
         self.row: dict[str, float] = {}
         self.step = 0
-        self.written = -1
+        self.written = written
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add values to the row of a step of training."""
@@ -188,7 +189,7 @@ def write(run: "wandb.Run", step: int, row: Mapping[str, Any]) -> None:
         warn_once(f"W&B takes no more values ({type(error).__name__}: {error}); the record has all")
 
 
-def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> None:
+def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> int:
     """Log again what a W&B run had been given before, as far as its server does not have it.
 
     Each epoch's values come from the record. What was logged between comes from the files of the
@@ -198,6 +199,9 @@ def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> 
         run: W&B's.
         record: Of the run.
         until_epoch: The last epoch that counts; None: all that are recorded.
+
+    Returns:
+        The step of the last row; -1 where there is none.
     """
     epochs = rows_by_epoch(record, until_epoch)
     end = 2 * epochs[-1][0].step if epochs else -1
@@ -216,6 +220,7 @@ def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> 
         }
     for step in sorted(rows):
         write(run, step, rows[step])
+    return end
 
 
 def conclude(run: "wandb.Run", record: Record, status: str) -> None:

@@ -20,13 +20,14 @@ from bnstudy.dashboards.run import (
     rows_by_epoch,
     run_folders,
     set_earlier_aside,
+    table_of,
     wandb_files,
 )
 from bnstudy.dashboards.transaction_log import TransactionLog
 from bnstudy.errors import UserError
 from bnstudy.measure import runs_below
 from bnstudy.runs.lease import CellInUse, held
-from bnstudy.runs.record import ENDED, Record
+from bnstudy.runs.record import ENDED, Record, Row
 
 if TYPE_CHECKING:
     import wandb
@@ -111,6 +112,7 @@ def find_run(api: "wandb.Api", path: str) -> "ServedRun | None":
     """
     import wandb
 
+    api.flush()  # type: ignore[no-untyped-call]  # it keeps what it was told before
     try:
         return api.run(path)
     except (ValueError, wandb.Error) as error:
@@ -123,9 +125,15 @@ def is_whole(run: "ServedRun | None", record: Record, status: str) -> bool:
     """Whether the server has a run to its end: its last row, and how it ended."""
     if run is None or run.state == "running" or run.summary_metrics.get("status") != status:
         return False
-    epochs = rows_by_epoch(record)
-    last = 2 * epochs[-1][0].step if epochs else -1
-    return bool(run.lastHistoryStep >= last + (status in ENDED))
+    return bool(run.lastHistoryStep >= _last_step(rows_by_epoch(record), status))
+
+
+def _last_step(epochs: list[list[Row]], status: str) -> int:
+    """W&B's step of a run's last row; after the last epoch's comes that of its tables."""
+    if not epochs:
+        return -1
+    has_tables = status in ENDED and any(table_of(row) for of_epoch in epochs for row in of_epoch)
+    return 2 * epochs[-1][0].step + has_tables
 
 
 def _sync_cell(

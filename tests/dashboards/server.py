@@ -433,6 +433,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
         do_GET = do_POST = do_PUT = route  # noqa: N815
 
     def handled(command: str, path: str, body: bytes) -> tuple[Any, int]:
+        if path == "/graphql" and command == "GET":
+            return {"error": "it takes POST"}, 405
         if path == "/graphql":
             request = json.loads(body)
             named = re.search(r"\b(?:query|mutation)\s+(\w+)", request["query"])

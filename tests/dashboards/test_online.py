@@ -1,59 +1,14 @@
 """Runs with the real SDK online, against a local server."""
 
-import json
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 
 from bnstudy.callbacks import Recorder
-from bnstudy.dashboard import main
-from bnstudy.models import Classifier
-from tests.conftest import SMALL, CommandLine, Result, description, only_cell
-from tests.dashboards.server import KEY, ServedRun, Server
-
-RUN = (*SMALL[:-1], "logger=wandb", "metrics.names=[unit_sparsity,silhouette]")
-VALUE = "rep/train/block01/silhouette"
-
-
-def table(run: ServedRun, key: str) -> tuple[list[str], list[list[Any]]]:
-    """A table that a run has logged."""
-    content = json.loads(run.files[run.summary[key]["path"]])
-    return content["columns"], content["data"]
-
-
-def assert_whole(run: ServedRun, epochs: int = 2, steps: int = 8) -> None:
-    """Every row of a run is there, once."""
-    rows = run.history
-    assert [row["epoch"] for row in rows if VALUE in row] == list(range(epochs + 1))
-    assert [row["epoch"] for row in rows if "test/accuracy" in row] == list(range(epochs + 1))
-    losses = [row["trainer/global_step"] for row in rows if "train/loss_step" in row]
-    assert losses == list(range(epochs * steps))
-    assert max(Counter(row["_step"] for row in rows).values()) == 1
-    assert run.exit_code == 0
-    assert run.summary["status"] == "completed"
-    assert run.summary["final/test_accuracy"] == rows_of_last_epoch(run)["test/accuracy"]
-    assert {"run.json", "metrics.parquet"} <= {Path(name).name for name in run.files}
-    assert len(table(run, "representations_table")[1]) == (epochs + 1) * 2 * 2 * 2
-
-
-def rows_of_last_epoch(run: ServedRun) -> dict[str, Any]:
-    return next(row for row in reversed(run.history) if "test/accuracy" in row)
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, batch: int, error: BaseException) -> None:
-    """Have training stop before a batch."""
-    step = Classifier.training_step
-
-    def stopping(self: Classifier, *arguments: Any) -> Any:
-        if self.global_step == batch:
-            raise error
-        return step(self, *arguments)
-
-    monkeypatch.setattr(Classifier, "training_step", stopping)
+from tests.conftest import CommandLine, description, only_cell
+from tests.dashboards.runs import RUN, assert_whole, stop_at, sync, table
+from tests.dashboards.server import KEY, Server
 
 
 def test_a_run_is_there_whole(command_line: CommandLine, server: Server, tmp_path: Path) -> None:
@@ -149,12 +104,6 @@ def test_a_diverged_run_is_a_result(
     assert (run.summary["status"], run.exit_code) == ("diverged", 0)
 
 
-def lasted(command_line: CommandLine, *arguments: str) -> tuple[Result, float]:
-    began = time.monotonic()
-    result = command_line(*arguments)
-    return result, time.monotonic() - began
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a bad server for a second each."""
@@ -164,11 +113,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnstudy.dashboards.run._warned", set())
 
 
-def sync(command_line: CommandLine, study: str = "multirun/mnist5k_cnn") -> Result:
-    wandb.teardown()  # it is another process, as a rule
-    return command_line("sync", study, main=main)
-
-
+@pytest.mark.slow
 def test_a_slow_server(command_line: CommandLine, server: Server) -> None:
     server.delay = 0.3
     assert command_line(*RUN).returncode == 0
@@ -177,6 +122,7 @@ def test_a_slow_server(command_line: CommandLine, server: Server) -> None:
     assert_whole(run)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("bad", ["errs", "is not there"])
 def test_a_server_that_is_bad_from_the_beginning(
@@ -208,6 +154,7 @@ def test_a_server_that_is_bad_from_the_beginning(
         assert_whole(run)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("bad", ["errs", "is not there"])
 def test_a_server_that_goes_bad_in_mid_run(
