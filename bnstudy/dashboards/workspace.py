@@ -1,6 +1,7 @@
 """The dashboard of a project as code: a workspace view of W&B's, and the heat map it draws."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -92,6 +93,21 @@ def heat_map() -> dict[str, Any]:
     }
 
 
+def import_workspaces() -> None:
+    """Import wandb-workspaces, which declares its models as pydantic 1 did, and is warned of it.
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            import wandb_workspaces.workspaces  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "The package wandb-workspaces is not installed; pip install 'bnstudy[dashboard]'"
+        ) from None
+
+
 def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
     """The view: accuracy by norm, then a section for each metric, then what depends on what.
 
@@ -103,13 +119,10 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
     Raises:
         UserError: The package wandb-workspaces is not installed.
     """
-    try:
-        from wandb_workspaces import workspaces as ws
-        from wandb_workspaces.reports.v2 import interface as wr
-    except ImportError:
-        raise UserError(
-            "The package wandb-workspaces is not installed; pip install 'bnstudy[dashboard]'"
-        ) from None
+    import_workspaces()
+    from wandb_workspaces import workspaces as ws
+    from wandb_workspaces.reports.v2 import interface as wr
+
     accuracy = wr.SummaryMetric("final/test_accuracy")
 
     places = _places()
