@@ -24,7 +24,7 @@ from bnstudy.measure import measure_missing
 from bnstudy.runs.environment import environment
 from bnstudy.runs.identity import register_resolvers
 from bnstudy.runs.lease import CellInUse, Lease, held
-from bnstudy.runs.processes import is_first_process, job_of_its_own
+from bnstudy.runs.processes import is_first_process, job_of_its_own, stopping_in_order
 from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import register_search
@@ -68,10 +68,10 @@ def run(cfg: DictConfig) -> Outcome:
     config = resolve(cfg)
     validate(config)
     job = HydraConfig.get()
-    single = job.mode is RunMode.RUN
-    if single and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
-        raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
     folder, first = cell_of_job(), is_first_process()
+    single = job.mode is RunMode.RUN
+    if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
+        raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
     lease: AbstractContextManager[Lease | None] = held(folder) if first else nullcontext()
     with lease as mine:
         choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
@@ -177,11 +177,13 @@ def cell_of_job() -> Path:
 def job(cfg: DictConfig) -> Outcome:
     """A Hydra job: one run."""
     try:
-        return run(cfg)
+        with stopping_in_order():
+            return run(cfg)
     except Exception as error:
         message = explain(error)
         if isinstance(error, UserError) and not isinstance(error, CellInUse):
             discard_if_empty(cell_of_job(), Path(cfg.output_root))
+            logging.getLogger().handlers.clear()  # of the log in that folder
         if message is None:
             logging.getLogger(__name__).exception("This run failed")  # to the cell's train.log
         if HydraConfig.get().mode is RunMode.RUN:
@@ -203,6 +205,8 @@ def main() -> None:
     """The command line."""
     # Hydra then raises its errors, and they are told in the user's words here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # Hydra takes it before all overrides or after them; here it may stand among them.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     register_resolvers()
     register_search()
     # Not as a decorator: launchers find the job by its name in other processes.

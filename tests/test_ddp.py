@@ -31,7 +31,7 @@ def test_a_multirun_on_two_processes(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
     values = {}
     for trainer in ("default", "ddp"):
-        for cell in (tmp_path / "multirun" / trainer).glob("*/"):
+        for cell in (tmp_path / "multirun" / trainer).glob("[!.]*/"):
             run = description(cell)
             assert run["status"] == "completed"
             assert len(run["attempts"]) == 1

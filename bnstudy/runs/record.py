@@ -270,6 +270,8 @@ class Record:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
+        if job := os.environ.get("SLURM_JOB_ID"):
+            attempt["slurm"] = {"job": job, "restarts": os.environ.get("SLURM_RESTART_COUNT", "0")}
         status_before = self.status
         for earlier in self.description["attempts"]:
             if earlier["status"] == "running":  # it was killed: nothing else leaves that behind

@@ -66,6 +66,8 @@ def search(
         raise UserError("hydra/sweeper=optuna: nothing to search; try optim.lr=interval(0.001,1)")
     Path(config.output_root, config.study).mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(logging.ERROR)
+    # It warns of failed trials in the log of the last cell, which may be gone; they are told below.
+    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
     failed = 0
     studies = []
     for point in points:

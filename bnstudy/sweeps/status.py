@@ -95,7 +95,7 @@ class StudyStatus:
         told_counts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         yield f"{self.study}: {len(self.cells)} cells: {told_counts}"
         if running := self.of("running"):
-            table = Table("running", "epoch", "for", "last sign of life", "on", box=box.SIMPLE_HEAD)
+            table = _table("running", "epoch", "for", "last sign of life", "on")
             for cell in running:
                 table.add_row(
                     cell.name,
@@ -107,7 +107,7 @@ class StudyStatus:
                 )
             yield table
         if failed := [*self.of("failed"), *self.of("damaged")]:
-            table = Table("failed", "attempts", "error", "log", box=box.SIMPLE_HEAD)
+            table = _table("failed", "attempts", "error", "log")
             for cell in failed:
                 table.add_row(cell.name, str(cell.attempts), cell.error, str(cell.log or "–"))
             yield table
@@ -161,6 +161,13 @@ def _running(folder: Path) -> tuple[str, float]:
         return "running", max(time.time() - lease.stat().st_mtime, 0.0)
     except FileNotFoundError:  # released in this moment
         return "interrupted", 0.0
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # no name is cut where the terminal is narrow
+    return table
 
 
 def _duration(seconds: float) -> str:

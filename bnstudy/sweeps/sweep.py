@@ -85,8 +85,9 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if dry_run:
         _list([cells[place] for place in missing], [known[place] for place in missing])
         return
-    for study in _studies(cells):
-        write_plan(study, [cell for cell in cells if cell.folder.parent == study])
+    if missing:
+        for study in _studies(cells):
+            write_plan(study, [cell for cell in cells if cell.folder.parent == study])
     failures = _run({place: cells[place] for place in missing}, launcher)
 
     from bnstudy.study.comparison import show  # it takes a moment

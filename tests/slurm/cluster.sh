@@ -74,11 +74,14 @@ start() {
 }
 
 stop() {
+  SLURM_CONF=$folder/slurm.conf scancel --quiet --full --signal=KILL --state=running || true
+  SLURM_CONF=$folder/slurm.conf scancel --quiet --user=root || true
   for file in "$folder"/run/*.pid; do
     local pid
     pid=$(cat "$file" 2> /dev/null) || continue
     case $(cat "/proc/$pid/comm" 2> /dev/null) in
-      slurmd | slurmctld | munged) kill "$pid" && tail --pid="$pid" -f /dev/null ;;
+      slurmd | slurmctld | munged)
+        kill "$pid" && timeout 5 tail --pid="$pid" -f /dev/null || kill -KILL "$pid" || true ;;
     esac
   done
 }

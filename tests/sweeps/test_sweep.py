@@ -1,7 +1,9 @@
 """A multirun runs what is missing, and tells what came of it."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,27 @@ def test_a_cell_that_another_process_takes_first_is_no_failure(
     assert "running elsewhere" in result.stdout
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_study_that_can_only_be_read(
+    study: Path, command_line: CommandLine, tmp_path: Path
+) -> None:
+    if subprocess.run(["mount", "--bind", study.parent, study.parent], check=False).returncode:
+        pytest.skip("this machine does not let itself mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", study.parent], check=True)
+        result = command_line(*FOUR, "-m")
+        assert result.returncode == 0, result.stderr
+        assert "4 of 4 cells complete" in result.stdout
+        for arguments in ((*FOUR, "seed=0,7", "-m"), (*QUICK, "seed=7")):
+            result = command_line(*arguments)
+            assert result.returncode == 1
+            assert len(result.stderr.splitlines()) == 2, result.stderr
+            assert "Read-only file system" in result.stderr
+            assert "output_root=FOLDER" in result.stderr
+    finally:
+        subprocess.run(["umount", study.parent], check=True)
+
+
 def test_metrics_that_are_asked_for_later_are_measured(
     study: Path, command_line: CommandLine
 ) -> None:
@@ -206,6 +229,15 @@ def test_metrics_that_are_asked_for_later_are_measured(
     assert told in result.stdout
     assert "Cell " not in result.stdout
     assert set(attempts(study).values()) == {1}
+
+
+def test_m_may_stand_anywhere(command_line: CommandLine) -> None:
+    told = "0 of 2 cells complete"
+    dry = ("sweep.dry_run=true", *QUICK)
+    for arguments in (("-m", *dry, "seed=0,1"), ("seed=0,1", "-m", *dry), (*dry, "seed=0,1", "-m")):
+        result = command_line(*arguments)
+        assert result.returncode == 0
+        assert told in result.stdout
 
 
 def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) -> None:

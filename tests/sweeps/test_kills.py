@@ -1,0 +1,92 @@
+"""Killed at any moment and begun again, a sweep ends as if it had not been."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from bnstudy.train import main
+from tests.conftest import SMALL, description
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "trainer.max_epochs=15")
+RUN = (*RUN, "norm=batchnorm,none", "seed=0,1", "-m")
+KILLS = 20
+
+
+def sweep(folder: Path) -> None:
+    """`python -m bnstudy.train` in a process that has imported everything."""
+    os.chdir(folder)
+    os.setsid()
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["bnstudy", *RUN]
+    main()
+
+
+def start(folder: Path) -> Any:
+    process = multiprocessing.get_context("fork").Process(target=sweep, args=(folder,))
+    process.start()
+    return process
+
+
+def tables(folder: Path) -> dict[str, Any]:
+    return {
+        path.parent.name: pq.read_table(path).to_pylist()
+        for path in folder.glob("multirun/*/*/metrics.parquet")
+    }
+
+
+def test_twenty_kills_at_random(tmp_path: Path) -> None:
+    import bnstudy.build  # noqa: F401  what a fork then need not import
+
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    process = start(undisturbed)
+    began = time.monotonic()
+    process.join()
+    whole = time.monotonic() - began
+    assert process.exitcode == 0, (undisturbed / "log.txt").read_text()
+
+    chance = random.Random(20)
+    kills = 0
+    while kills < KILLS:  # a sweep that is complete before the last kill is followed by another
+        killed = tmp_path / f"killed after {kills}"
+        killed.mkdir()
+        process = start(killed)
+        while kills < KILLS and process.is_alive():
+            process.join(chance.uniform(0.05, whole / 6))
+            if process.exitcode is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                kills += 1
+                process = start(killed)
+        process.join()
+        assert process.exitcode == 0, (killed / "log.txt").read_text()
+        whole_and_equal(killed, undisturbed)
+
+
+def whole_and_equal(killed: Path, undisturbed: Path) -> None:
+    assert tables(killed) == tables(undisturbed)
+    assert len(tables(killed)) == 4
+    for path in killed.glob("multirun/*/*/run.json"):
+        run = description(path.parent)
+        assert run["status"] == "completed"
+        assert [one["status"] for one in run["attempts"][:-1]] == ["interrupted"] * (
+            len(run["attempts"]) - 1
+        )
+        left = {one.name for one in path.parent.iterdir() if not one.name.startswith(".")}
+        assert left == {"run.json", "metrics.parquet", "checkpoints"}
+        assert not list(path.parent.rglob("*.tmp"))
+        assert [one.name for one in (path.parent / "checkpoints").iterdir()] == ["last.ckpt"]

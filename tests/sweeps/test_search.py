@@ -1,0 +1,111 @@
+"""A search finds a learning rate for each norm, by held-out samples, and goes on where it was."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+optuna = pytest.importorskip("optuna")
+
+from bnstudy.sweeps.search import split  # noqa: E402
+from tests.conftest import SMALL, CommandLine, description  # noqa: E402
+
+SEARCH = ("model.depth=1", *SMALL[1:], "metrics=none", "study=search", "data.validation=0.1")
+SEARCH = ("-m", *SEARCH, "hydra/sweeper=optuna", "norm=batchnorm,none")
+
+pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # optuna 2.10 is old
+
+
+def trials(folder: Path) -> dict[str, list[tuple[str, float, float]]]:
+    storage = f"sqlite:///{folder}/multirun/search/search.db"
+    return {
+        summary.study_name: [
+            (trial.state.name, trial.params["optim.lr"], trial.value)
+            for trial in optuna.load_study(summary.study_name, storage).trials
+        ]
+        for summary in optuna.get_all_study_summaries(storage)
+    }
+
+
+def test_one_search_for_each_norm_which_goes_on(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line(*SEARCH, "hydra.sweeper.n_trials=2")
+    assert result.returncode == 0, result.stderr
+    found = trials(tmp_path)
+    assert found.keys() == {"norm=batchnorm", "norm=none"}
+    runs = [description(path.parent) for path in tmp_path.glob("multirun/search/*/run.json")]
+    tried = {
+        (f"norm={run['choices']['norm']}", run["config"]["optim"]["lr"]): run["final"]
+        for run in runs
+    }
+    for name, of_norm in found.items():
+        assert len(of_norm) == 2
+        for state, rate, value in of_norm:
+            assert state == "COMPLETE"
+            assert 1e-4 <= rate <= 1
+            assert value == tried[name, rate]["validation_accuracy"]
+    best = max(found["norm=none"], key=lambda trial: trial[2])
+    assert f"{best[1]:.4g}" in result.stdout
+    assert f"{best[2]:.4f}" in result.stdout
+
+    # One was killed in the midst of its training: it is tried again first.
+    study = optuna.load_study("norm=none", f"sqlite:///{tmp_path}/multirun/search/search.db")
+    study.enqueue_trial({"optim.lr": 0.0321})
+    study.ask({"optim.lr": optuna.distributions.LogUniformDistribution(1e-4, 1.0)})
+    result = command_line(*SEARCH, "hydra.sweeper.n_trials=3")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 of 3 trials complete") == 2
+    states = [(state, round(rate, 4)) for state, rate, _ in trials(tmp_path)["norm=none"][2:]]
+    assert states == [("FAIL", 0.0321), ("COMPLETE", 0.0321)]
+    assert len(trials(tmp_path)["norm=batchnorm"]) == 3
+
+
+def test_a_trial_that_fails_is_told_and_a_diverged_one_is_the_worst(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    arguments = (
+        *SEARCH,
+        "norm=none",
+        "hydra.sweeper.n_trials=1",
+        "sweep.objective=validation_loss",
+    )
+    result = command_line(*arguments, "optim.lr=interval(1e12,1e13)")
+    assert result.returncode == 0, result.stderr
+    assert trials(tmp_path)["search"][0][2] == math.inf
+    result = command_line(*arguments, "optim.lr=interval(-2.0,-1.0)", "study=other")
+    assert result.returncode == 1
+    assert "1 trials failed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["data.validation=0"], "add data.validation=0.1"),
+        (["sweep.objective=test_accuracy"], "sweep.objective=test_accuracy is not allowed"),
+        (["sweep.dry_run=true"], "are for a grid"),
+        (["optim.lr=0.1"], "nothing to search"),
+    ],
+)
+def test_mistakes_are_told(
+    command_line: CommandLine, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    result = command_line(*SEARCH, *arguments)
+    assert result.returncode == 1
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+    assert not list(tmp_path.glob("multirun/*/*/run.json"))
+
+
+def test_what_is_searched_and_what_is_a_grid() -> None:
+    points, searched = split(
+        ["norm=a,b", "seed=0", "optim.momentum=interval(0.5,0.9)", "model.depth=range(2,4)"],
+        {"optim.lr": "tag(log, interval(0.001, 1))", "model.width": "choice(4,8)"},
+    )
+    assert searched == [
+        "optim.lr=tag(log, interval(0.001, 1))",
+        "model.width=choice(4,8)",
+        "optim.momentum=interval(0.5,0.9)",
+    ]
+    assert [point.name for point in points] == [
+        f"norm={norm} model.depth={depth}" for norm in "ab" for depth in (2, 3)
+    ]
+    assert points[0].overrides == ("norm=a", "seed=0", "model.depth=2")

@@ -1,0 +1,81 @@
+"""How far a sweep is, told from the study's folder alone."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnstudy.runs.lease import held
+from bnstudy.sweep import main as sweep_main
+from tests.conftest import SMALL, CommandLine, description
+
+QUICK = ("model.depth=1", *SMALL[1:], "metrics=none", "study=quick")
+FOUR = (*QUICK, "norm=batchnorm,none", "seed=0,1")
+
+
+def rewrite(cell: Path, **facts: Any) -> None:
+    (cell / "run.json").write_text(json.dumps(description(cell) | facts))
+
+
+def test_every_state_is_told(command_line: CommandLine, tmp_path: Path) -> None:
+    assert command_line(*FOUR, "-m").returncode == 0
+    study = tmp_path / "multirun" / "quick"
+    done = command_line("status", "multirun/quick", main=sweep_main)
+    assert done.returncode == 0
+    assert done.stdout == "multirun/quick: 4 cells: 4 completed\n"
+
+    running, failed, gone, diverged = sorted(path.parent for path in study.glob("*/run.json"))
+    attempt = description(failed)["attempts"][0]
+    rewrite(running, status="running", final={})
+    rewrite(
+        failed, status="failed", attempts=[attempt | {"error": "ValueError: one\nline two"}] * 2
+    )
+    shutil.rmtree(gone)
+    rewrite(diverged, status="diverged")
+    (running / "metrics").mkdir()
+    for epoch in (0, 1):
+        (running / "metrics" / f"epoch={epoch:04d}.parquet").touch()
+    with held(running):
+        told = command_line("status", "multirun/quick", main=sweep_main).stdout
+    head = "multirun/quick: 4 cells: 1 diverged, 1 running, 1 failed, 1 not begun\n"
+    assert told.startswith(head)
+    assert "1/2" in told
+    assert f"process {attempt['pid']}" in told
+    assert "line two" in told
+    assert "ValueError" not in told
+    assert "about 0:00:0" in told
+    # Whoever held the lease is gone: it was interrupted.
+    told = command_line("status", "multirun/quick", main=sweep_main).stdout
+    assert "1 diverged, 1 interrupted, 1 failed, 1 not begun" in told
+    (running / "run.json").write_text("{")
+    told = command_line("status", "multirun/quick", main=sweep_main).stdout
+    assert "1 damaged" in told
+
+
+def test_mistakes_are_told(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line("status", "nowhere", main=sweep_main)
+    assert result.returncode == 1
+    assert result.stderr.startswith("nowhere: no study is there")
+    result = command_line("status", "nowhere", "--watch", "0", main=sweep_main)
+    assert result.returncode == 2
+    assert "at least 0.1" in result.stderr
+
+
+def test_it_is_shown_anew_until_it_is_stopped(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command_line(*QUICK, "-m").returncode == 0
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnstudy.sweep.time.sleep", wait)
+    result = command_line("status", "multirun/quick", "--watch", "5", main=sweep_main)
+    assert result.returncode == 0
+    assert waits == [5.0] * 3
+    assert "1 completed" in result.stdout
