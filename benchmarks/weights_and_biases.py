@@ -3,8 +3,8 @@
     python benchmarks/weights_and_biases.py [--json FILE] [--quick]
 
     overhead    wall time of the quickstart, `python -m bnstudy.train norm=batchnorm,none -m`, with
-                logger=wandb (offline) over that with logger=none, less 1: the median over pairs that
-                alternate. Goal: at most 0.03.
+                logger=wandb (offline) over that with logger=none, less 1: the median over pairs
+                that alternate. Goal: at most 0.03.
 
 Each is a process of its own, in an empty folder. The file is not named after the package: it would
 be imported in its place.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import wandb
     from wandb.apis.public import Run as ServedRun
 
-PAGES = ("report.html", "report/index.html")  # where a study's report page lies, in its folder
+PAGE = Path("report", "index.html")  # of a study, in its folder
 
 PATIENCE = 10.0  # nothing waits for a sync
 
@@ -216,8 +216,8 @@ def _complete(
 
 def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
     """Upload a study's report page, where there is one, as an artifact of a run of its own."""
-    page = next((study / name for name in PAGES if (study / name).exists()), None)
-    if page is None:
+    page = study / PAGE
+    if not page.exists():
         return
     import wandb
 

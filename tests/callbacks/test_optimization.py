@@ -52,7 +52,7 @@ def is_optimization(row: dict[str, Any]) -> bool:
 
 
 def cell_of(tmp_path: Path, study: str) -> Path:
-    (cell,) = (tmp_path / "multirun" / study).glob("[!.]*/")
+    (cell,) = (tmp_path / "multirun" / study).glob("*-*/")
     return cell
 
 

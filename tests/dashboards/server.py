@@ -89,6 +89,11 @@ class Server:
         self.http: ThreadingHTTPServer | None = None
 
     @property
+    def cells(self) -> list[ServedRun]:
+        """The runs that are not of a report's page."""
+        return [run for run in self.runs.values() if run.job_type == "train"]
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 

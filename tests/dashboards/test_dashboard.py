@@ -100,7 +100,7 @@ def test_a_project_comes_back_as_it_was(
     told = command_line("pull", "--output-root", "pulled", main=main)
     assert told.returncode == 0, told.stderr
     assert "2 pulled" in told.stdout
-    for cell in (tmp_path / "multirun" / "mnist5k_cnn").glob("[!.]*"):
+    for cell in (tmp_path / "multirun" / "mnist5k_cnn").glob("*-*/"):
         pulled = tmp_path / "pulled" / "mnist5k_cnn" / cell.name
         table = pq.read_table(cell / "metrics.parquet")
         assert pq.read_table(pulled / "metrics.parquet").equals(table)

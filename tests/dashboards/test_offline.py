@@ -65,20 +65,20 @@ def test_all_of_it_lies_in_the_study_and_is_uploaded_once(
 ) -> None:
     assert command_line(*OFFLINE, "norm=batchnorm,none", "-m").returncode == 0
     assert not server.runs
-    for cell in (tmp_path / "multirun" / "mnist5k_cnn").glob("[!.]*"):
+    for cell in (tmp_path / "multirun" / "mnist5k_cnn").glob("*-*/"):
         staged = log_of(cell).staged
         assert staged
         assert all(path.is_relative_to(cell) for path in staged)
     told = sync(command_line)
     assert told.returncode == 0, told.stderr
     assert "2 runs: 2 uploaded" in told.stdout
-    for run in server.runs.values():
+    for run in server.cells:
         assert_whole(run)
         assert run.streamed("wandb-events.jsonl")  # system metrics
     assert {run.group for run in server.runs.values()} == {"mnist5k_cnn"}
     again = sync(command_line)
     assert "2 runs: 2 already there" in again.stdout
-    for run in server.runs.values():
+    for run in server.cells:
         assert_whole(run)
 
 
@@ -195,7 +195,8 @@ def test_the_report_page_is_a_run_of_its_own(
 ) -> None:
     assert command_line(*OFFLINE).returncode == 0
     log_of(only_cell(tmp_path / "multirun"))
-    page = tmp_path / "multirun" / "mnist5k_cnn" / "report.html"
+    page = tmp_path / "multirun" / "mnist5k_cnn" / "report" / "index.html"
+    page.parent.mkdir()
     page.write_text("<!doctype html><title>A study</title>")
     assert sync(command_line).returncode == 0
     (run,) = (run for run in server.runs.values() if run.job_type == "report")
@@ -203,4 +204,4 @@ def test_the_report_page_is_a_run_of_its_own(
     (artifact,) = (a for a in server.artifacts.values() if a["artifactTypeName"] == "report")
     assert artifact["state"] == "COMMITTED"
     assert page.read_bytes() in server.storage.values()
-    assert "report.html: already there" in sync(command_line).stdout
+    assert "report/index.html: already there" in sync(command_line).stdout

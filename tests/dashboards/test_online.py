@@ -145,12 +145,12 @@ def test_a_server_that_is_bad_from_the_beginning(
     told = sync(command_line)
     assert told.returncode == 0, told.stderr
     assert "2 runs: 2 uploaded" in told.stdout
-    assert len(server.runs) == 2
-    for run in server.runs.values():
+    assert len(server.cells) == 2
+    for run in server.cells:
         assert_whole(run)
     again = sync(command_line)
     assert "2 runs: 2 already there" in again.stdout
-    for run in server.runs.values():
+    for run in server.cells:
         assert_whole(run)
 
 
