@@ -56,7 +56,10 @@ def test_the_baseline_and_the_place_are_ones_own(
     study: Studies, command_line: CommandLine, tmp_path: Path
 ) -> None:
     arguments = (str(study.folder), "--baseline", "batchnorm", "--output", "elsewhere")
-    assert command_line(*arguments, main=report.main).returncode == 0
+    result = command_line(*arguments, main=report.main)
+    assert result.returncode == 0
+    assert "none is compared with batchnorm over 4 pairs" in result.stdout
+    assert "Test accuracy with none is 0.500, with batchnorm 0.500" in result.stdout
     effects = pd.read_csv(tmp_path / "elsewhere" / "tables" / "effects.csv")
     assert set(effects["baseline"]) == {"batchnorm"}
     assert set(effects["treatment"]) == {"none"}
@@ -94,7 +97,7 @@ def test_a_study_of_failures_has_none(studies: Studies, command_line: CommandLin
     studies.add("none", status="failed", attempts=[{"status": "failed", "error": "so it is"}])
     result = command_line(str(studies.folder), main=report.main)
     assert result.returncode == 1
-    assert "no run that has ended: 1 runs: 1 failed" in result.stderr
+    assert "no run that has ended: 1 run: 1 failed" in result.stderr
 
 
 def test_a_page_that_cannot_be_written_stops_no_sweep(

@@ -101,7 +101,14 @@ class Findings:
     @cached_property
     def verdict(self) -> list[str]:
         """Of `bnstudy.study.verdict`: sentences."""
-        return verdict(self.study, self.whole, self.relations, self.mediation, self.interventions)
+        return verdict(
+            self.study,
+            self.whole,
+            self.relations,
+            self.mediation,
+            self.interventions,
+            self.baseline,
+        )
 
 
 def axes_of(study: Study) -> tuple[str, ...]:

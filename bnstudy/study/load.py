@@ -281,7 +281,7 @@ class Study:
         counts = Counter(self.runs["status"])
         order = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
         told = ", ".join(f"{count} {status}" for status, count in order)
-        return f"{len(self.runs)} runs: {told}"
+        return f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}: {told}"
 
 
 def load(folder: Path | str) -> Study:

@@ -342,8 +342,9 @@ def interval(
 
     Where each point of the grid has two pairs or more, these are resampled by themselves (the
     stratified bootstrap of Agarwal et al. 2021, arXiv 2108.13264): the interval is of the mean over
-    these very points. Otherwise all pairs are resampled together. Degrees of freedom are pairs less
-    such points.
+    these very points. Otherwise all pairs are resampled together. Degrees of freedom are
+    Satterthwaite's (1946): pairs less such points, and fewer where one point's differences vary
+    more than the others', as where one of its networks does not train.
 
     Args:
         differences: Pairs x comparisons.
@@ -364,18 +365,25 @@ def interval(
             strata = [np.arange(n)]
         # Of differences to each stratum's mean, so that squares lose no digits.
         own = [sample[stratum] - sample[stratum].mean(axis=0) for stratum in strata]
-        variance = sum(part.var(axis=0, ddof=1) * len(part) / n**2 for part in own)
-        error = np.sqrt(variance)
-        freedom = n - len(strata)
+        variances = np.array([part.var(axis=0, ddof=1) * len(part) / n**2 for part in own])
+        freedom = _freedom(variances, np.array([[len(part) - 1] for part in own]))
         tails = [(1 + confidence) / 2, (1 - confidence) / 2]
-        ends = np.repeat(stats.t.ppf(tails, freedom)[:, None], len(columns), axis=1)
-        if freedom >= FEWEST_TO_BOOTSTRAP:
-            several = _distinct(sample) > FEWEST_TO_BOOTSTRAP
+        ends = stats.t.ppf(np.array(tails)[:, None], freedom)
+        several = np.minimum(freedom, _distinct(sample) - 1) >= FEWEST_TO_BOOTSTRAP
+        if several.any():
             resampled = _bootstrapped_t([part[:, several] for part in own])
             ends[:, several] = np.quantile(resampled, tails, axis=0, method="nearest")
+        error = np.sqrt(variances.sum(axis=0))
         error[error <= 1e-9 * np.abs(sample).max(axis=0)] = np.nan
         low[columns], high[columns] = sample.mean(axis=0) - ends * error
     return low, high
+
+
+def _freedom(variances: Numbers, freedoms: Indices) -> Numbers:
+    """Degrees of freedom of a sum of variances (Satterthwaite 1946), strata x comparisons."""
+    with np.errstate(invalid="ignore"):
+        found: Numbers = variances.sum(axis=0) ** 2 / (variances**2 / freedoms).sum(axis=0)
+    return found.round(6)
 
 
 def _distinct(sample: Numbers) -> Indices:

@@ -9,6 +9,12 @@ from bnstudy.files import replacing
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
 from bnstudy.study.redaction import without_credentials
 
+# Characters that mean something to LaTeX.
+TO_LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "#$%&_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+
 NOT_TOLD = ["path", "comparable", "pair"]  # columns of the runs: of the program, not of the study
 
 
@@ -68,10 +74,12 @@ def _latex(findings: Findings, metrics: tuple[str, ...], split: str) -> str:
         }
     table = pd.DataFrame(columns).droplevel("place_index")
     table.index.names = [None, None]
+    caption = f"{findings.study.name}: {', '.join(metrics)}, {split} split, after the last epoch"
     text: str = table.fillna("").to_latex(
         escape=True,
         multicolumn_format="c",
-        caption=f"{findings.study.name}: {', '.join(metrics)}, {split} split, after the last epoch",
+        multirow=False,
+        caption=caption.translate(TO_LATEX),
     )
     return text.replace("±", r"$\pm$").replace("−", "$-$")
 

@@ -52,7 +52,7 @@ def _left_out(study: Study) -> Iterator[str]:
                 "could be measured in them."
             )
     if missing := len(study.runs) - len(results):
-        yield f"{missing} of {len(study.runs)} runs have not ended and are not in what follows."
+        yield f"Not in what follows: {missing} of {len(study.runs)} runs, without results."
 
 
 def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame) -> Iterator[str]:
@@ -91,8 +91,8 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
             found, family = int((tests["p_holm"] < LEVEL).sum()), int(tests["family"].max())
             few = f"; with {_count(n, 'pair')} none could" if smallest * family >= LEVEL else ""
             yield (
-                f"Of all {len(tests)} differences of layers on the {split} split {found} remain "
-                f"below p = {LEVEL:.2g} after Holm's correction for {family} tests{few}."
+                f"After Holm's correction for {family} tests p is below {LEVEL:.2g} for {found} of "
+                f"the {len(tests)} differences of layers on the {split} split{few}."
             )
 
 
@@ -124,9 +124,9 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
             sure = sum(row.p_holm < LEVEL for row in some)
             yield (
                 f"{metric} is {way} with {treatment} at {len(some)} of "
-                f"{_count(len(rows), 'place')} ({', '.join(row.place for row in some)}), most at "
-                f"{largest.place}: {_difference(largest)}; {sure or 'none'} of them after Holm's "
-                "correction."
+                f"{_count(len(rows), 'place')} ({', '.join(row.place for row in some)}) by each "
+                f"one's own interval, most at {largest.place}: {_difference(largest)}; "
+                f"{sure or 'none'} of them after Holm's correction."
             )
 
 
@@ -145,14 +145,15 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
                 if not math.isnan(row["granulated_low"])
                 else " (no interval)"
             )
+            alone = ", of norms alone" if row["axes"] == 1 else ""
             chance = "above" if row["cmi"] > row["cmi_null"] else "not above"
             yield (
-                f"Does {name} go with generalization? Over {row['n']} runs, {metric} orders them "
-                f"by test accuracy best at {row['place']}, chosen of {len(table)}: granulated "
-                "Kendall "
-                f"{row['granulated']:+.2f}{spread}, tau {row['tau']:+.2f}; its conditional mutual "
-                f"information, {row['cmi']:.3f}, is {chance} that of random orders "
-                f"({row['cmi_null']:.3f})."
+                f"Does {name} go with generalization? Over {row['n']} runs, {metric} goes with "
+                f"test accuracy most at {row['place']}, the strongest of "
+                f"{_count(len(table), 'place')}: granulated Kendall "
+                f"{row['granulated']:+.2f}{spread}{alone}, tau {row['tau']:+.2f}; its conditional "
+                f"mutual information, {row['cmi']:.3f}, is {chance} what 95 of 100 random orders "
+                f"stay below ({row['cmi_null']:.3f})."
             )
     if mediation.empty:
         yield "There are too few pairs to ask how much of an effect goes through a metric."
@@ -165,15 +166,18 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
             "interval of every total effect holds 0, and of nothing there are no shares."
         )
     for treatment, table in shared.groupby("treatment"):
+        alone: list[Any] = list(table[table["mediator"] != "both"].itertuples())
         parts = " and ".join(
-            f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}] with {row.mediator} "
+            f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}] through {row.mediator} "
             f"({row.metric})"
-            for row in table.itertuples()
-            if row.mediator != "both"
+            for row in alone
         )
+        unclear = all(row.share_low <= 0 <= row.share_high for row in alone)
+        doubt = "; every interval holds 0" if unclear else ""
         yield (
             f"Of the {table['total'].iloc[0]:+.4f} that {treatment} changes test accuracy by, "
-            f"{parts} would go: association, under the assumptions of mediation."
+            f"{parts} would go, each looked at alone{doubt}: this is association, and causal only "
+            "under the assumptions of mediation."
         )
 
 

@@ -93,7 +93,7 @@ def test_what_did_not_end_is_counted_with_its_reason(studies: Studies) -> None:
 
 def test_without_a_result_there_is_nothing_to_query(studies: Studies) -> None:
     studies.add("none", status="failed")
-    with pytest.raises(UserError, match="no run that has ended: 1 runs: 1 failed"):
+    with pytest.raises(UserError, match="no run that has ended: 1 run: 1 failed"):
         load(studies.folder).query("from runs")
 
 

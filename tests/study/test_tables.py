@@ -14,6 +14,7 @@ from tests.study.studies import Studies
 @pytest.fixture
 def findings(studies: Studies) -> Findings:
     """BatchNorm is better by 0.1, but for a seed."""
+    studies.folder = studies.folder.with_name("a_study")
     for seed in range(6):
         studies.add("none", seed, layers={"silhouette": [0.1, 0.2]}, accuracy=0.5 + seed / 100)
         better = 0.61 if seed == 5 else 0.6
@@ -40,6 +41,7 @@ def test_a_papers_table(findings: Findings) -> None:
     assert "0.102 [0.0974, 0.106]" in accuracy  # Student's t over 5 times 0.1, once 0.11
     assert accuracy.count(r"\begin{tabular}") == 1
     assert "_" not in accuracy.replace(r"\_", "").replace("multicolumn", "")
+    assert r"\caption{a\_study: accuracy, loss, test split" in accuracy
     layers = found["layers-silhouette"]
     assert layers.index("block01") < layers.index("block02")
 

@@ -43,7 +43,10 @@ def test_with_ten_seeds_it_is(studies: Studies) -> None:
     text = told(studies)
     assert "smallest two-sided p" not in text
     assert "1 of them after Holm's correction" in text
-    assert "Of all 2 differences of layers on the train split 1 remain below p = 0.05" in text
+    assert (
+        "for 2 tests p is below 0.05 for 1 of the 2 differences of layers on the train split"
+        in text
+    )
 
 
 def test_no_effect_is_told_as_none(studies: Studies) -> None:
@@ -60,7 +63,7 @@ def test_what_went_wrong_is_told(studies: Studies) -> None:
     text = told(studies)
     assert "6 runs: 4 completed, 1 diverged, 1 failed." in text
     assert "1 of 3 runs of none diverged" in text
-    assert "1 of 6 runs have not ended" in text
+    assert "1 of 6 runs, without results" in text
 
 
 @pytest.mark.parametrize("norm", ["none", "batchnorm"])
@@ -95,4 +98,7 @@ def test_shares_of_mediation_are_told_as_association(studies: Studies) -> None:
         accuracy = 0.8 + 0.1 * sparsity + 0.0001 * generator.normal()
         studies.add(norm, seed, layers={"unit_sparsity": [sparsity]}, accuracy=accuracy)
     text = told(studies)
-    assert "with sparsity (unit_sparsity) would go: association" in text
+    assert (
+        "through sparsity (unit_sparsity) would go, each looked at alone: this is association"
+        in text
+    )
