@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PAGE = Path("report", "index.html")  # of a study, in its folder
 
+TIMEOUT = 30  # seconds, of a question
 PATIENCE = 10.0  # nothing waits for a sync
 
 Outcome = Literal["uploaded", "already there", "not W&B's", "running", "incomplete"]
@@ -93,7 +94,7 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
             "WANDB_API_KEY"
         )
     try:
-        api = wandb.Api(timeout=30)
+        api = wandb.Api(timeout=TIMEOUT)
         user = api.default_entity
     except Exception as error:
         reason = str(error).strip().splitlines()[0]

@@ -174,7 +174,7 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
         ],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("JobType") == "train", ws.Metric("State") == "finished"],
+            filters=ws.And(ws.Metric("JobType") == "train", ws.Metric("State") == "finished"),
             groupby=[ws.Config(NORM)],
             pinned_columns=[
                 "config:norm.name",
@@ -215,7 +215,6 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
     from bnstudy.dashboards.sync import connect
 
     api, entity = connect(entity)
-    import wandb
 
     view = workspace(entity, project, measured)
     from wandb_workspaces.workspaces import Workspace
@@ -235,8 +234,8 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
             access="private",
             spec=heat_map(),
         )
-    except wandb.Error as error:
-        if "exist" not in str(error):
+    except Exception as error:  # of several kinds, and told apart by their words alone
+        if "already exists" not in str(error):
             raise
     view.save()  # type: ignore[no-untyped-call]
     url: str = view.url

@@ -139,7 +139,10 @@ def test_mistakes(command_line: CommandLine, arguments: tuple[str, ...], told: s
     assert len(result.stderr.splitlines()) <= 2
 
 
-def test_a_server_that_is_not_there(command_line: CommandLine, server: Server) -> None:
+def test_a_server_that_is_not_there(
+    command_line: CommandLine, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnstudy.dashboards.sync.TIMEOUT", 1)
     server.go_away()
     result = command_line("pull", main=main)
     assert result.returncode == 1
