@@ -93,6 +93,7 @@ def test_only_the_split_and_the_epochs_that_are_asked_for(
 
 def test_a_killed_measurement_goes_on(command_line: CommandLine, tmp_path: Path) -> None:
     arguments = ("trainer.max_epochs=4", "checkpoint_epochs=all", "metrics=none")
+    arguments = (*arguments, "probe.train=200", "probe.test=100")
     names = "metrics.names=[best_k,dunn,margin_mean]"
     assert command_line(*SMALL, *arguments).returncode == 0
     cell = only_cell(tmp_path / "multirun")

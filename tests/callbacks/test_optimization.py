@@ -229,13 +229,8 @@ def test_random_numbers_gradients_and_statistics_stay_as_they_were() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "norm",
-    [
-        pytest.param("batchnorm_scaling", marks=pytest.mark.slow),
-        pytest.param("none", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("norm", ["batchnorm_scaling", "none"])
 def test_two_processes_find_the_same_as_one(
     command_line: CommandLine, tmp_path: Path, norm: str
 ) -> None:

@@ -113,7 +113,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnstudy.dashboards.run._warned", set())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_slow_server(command_line: CommandLine, server: Server) -> None:
     server.delay = 0.3
     assert command_line(*RUN).returncode == 0
@@ -124,7 +124,7 @@ def test_a_slow_server(command_line: CommandLine, server: Server) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("bad", ["errs", "is not there"])
+@pytest.mark.parametrize("bad", [pytest.param("errs", marks=pytest.mark.long), "is not there"])
 def test_a_server_that_is_bad_from_the_beginning(
     command_line: CommandLine, server: Server, bad: str, tmp_path: Path
 ) -> None:
@@ -156,7 +156,7 @@ def test_a_server_that_is_bad_from_the_beginning(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("bad", ["errs", "is not there"])
+@pytest.mark.parametrize("bad", [pytest.param("errs", marks=pytest.mark.long), "is not there"])
 def test_a_server_that_goes_bad_in_mid_run(
     command_line: CommandLine, server: Server, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
