@@ -125,6 +125,7 @@ RULES: dict[str, Rule] = {
     "trainer.limit_val_batches": _positive,
     "trainer.compile": _boolean,
     "logger.mode": _optional(_choice("online", "offline", "disabled")),
+    "logger.checkpoint": _boolean,
     "metrics.every_n_epochs": _integer(1),
     "metrics.sites": Rule(
         f"a list of {', '.join(SITES)}, such as [act]",

@@ -1,15 +1,36 @@
 """Where a run's numbers go besides its record: one context manager for each file in conf/logger."""
 
-import netrc
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
-from urllib.parse import urlsplit
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
-from bnstudy.runs.record import Record
+from bnstudy.dashboards.run import (
+    Mode,
+    RowLogger,
+    add_checkpoint,
+    begin,
+    conclude,
+    finish,
+    has_diverged,
+    logged_in,
+    nothing_stops,
+    replay,
+    set_earlier_aside,
+    wandb_files,
+    wandb_id,
+    warn_once,
+)
+from bnstudy.errors import UserError
+from bnstudy.runs.record import ENDED, Record
+
+if TYPE_CHECKING:
+    import wandb
 
 
 @contextmanager
@@ -31,12 +52,14 @@ def wandb_run(
     resumed: bool,
     project: str,
     entity: str | None,
-    mode: Literal["online", "offline", "disabled"] | None,
+    mode: Mode | None,
+    checkpoint: bool,
 ) -> Iterator[list[Logger]]:
-    """A W&B run of its own for the cell, marked as failed if the body raises.
+    """A W&B run of its own for the cell, which ends with the status and exit code of the cell's.
 
-    Its id follows from the cell's identity. A run that is resumed goes on in its W&B run; one that
-    starts over gets a new one, since W&B would append to the old.
+    Its id follows from the cell's identity. A run that is resumed goes on in its W&B run, which is
+    given what it lacks of the epochs before; one that starts over gets a new one. W&B never stops
+    or holds up the training: where its server does not answer, the run is kept offline.
 
     Args:
         record: Of this run.
@@ -45,55 +68,83 @@ def wandb_run(
         entity: W&B's user or team; None: the default one.
         mode: online, offline or disabled; None: what WANDB_MODE says, or else online when logged
             in, offline otherwise.
+        checkpoint: Whether the last checkpoint is logged as an artifact.
+
+    Raises:
+        UserError: The package wandb is not installed.
     """
-    import wandb
-
-    description = record.description
-    previous = [one["wandb_id"] for one in description["attempts"] if "wandb_id" in one]
-    fresh = f"{description['identity'][:16]}-{len(description['attempts'])}"
-    run_id = previous[-1] if resumed and previous else fresh
-    choices = description["choices"]
-    with wandb.init(
-        project=project,
-        entity=entity,
-        id=run_id,
-        resume="allow",
-        name=description["cell"],
-        group=description["study"],
-        job_type="train",
-        tags=[choices[group] for group in ("norm", "model", "data")],
-        config=description["config"],
-        dir=record.folder.absolute(),  # W&B writes from a process of its own
-        mode=mode or _mode(),
-        reinit="finish_previous",  # a leaked run of another job is never gone on with
-        settings=wandb.Settings(
-            console="off",
-            silent=True,
-            disable_git=True,  # a remote's address can hold a password
-            save_code=False,
-            x_save_requirements=False,
-            x_transaction_log_flush_interval=1.0,  # what a kill -9 can lose, in seconds
-        ),
-    ) as run:
-        description["attempts"][-1]["wandb_id"] = run_id
+    if find_spec("wandb") is None:
+        raise UserError(
+            "logger=wandb: the package wandb is not installed; pip install wandb, or take "
+            "logger=csv or logger=none"
+        )
+    with wandb_files(record.folder):
+        mode = mode or _mode()
+        if mode == "disabled":
+            yield []
+            return
+        run = _begin(record, wandb_id(record, resumed), project, entity, mode)
+        attempt = record.description["attempts"][-1]
+        attempt["wandb_id"] = run.id
         record.save()
-        run.define_metric("epoch")
-        for names in ("rep/*", "opt/*", "train/loss", "train/accuracy", "validation/*", "test/*"):
-            run.define_metric(names, step_metric="epoch", step_sync=True)
-        yield [WandbLogger(experiment=run, log_model=False)]
+        set_earlier_aside(record, Path(run.sync_dir))
+        written = replay(run, record, attempt["resumed_from_epoch"]) if resumed else -1
+        status, exit_code = "failed", 1
+        try:
+            yield [RowLogger(run, written)]
+            status, exit_code = "diverged" if has_diverged(record) else "completed", 0
+        except BaseException as stop:
+            if not isinstance(stop, Exception):  # as bnstudy.train tells SIGTERM from SIGINT
+                terminated = isinstance(stop, SystemExit) and stop.code is None
+                number = signal.SIGTERM if terminated else signal.SIGINT
+                status, exit_code = "interrupted", 128 + number
+            raise
+        finally:
+            with nothing_stops(record):
+                conclude(run, record, status)
+                if checkpoint and status in ENDED:
+                    add_checkpoint(run, record)
+            finish(run, exit_code, record.folder.parent)
 
 
-def _mode() -> Literal["online", "offline"] | None:
-    """None where the environment says it; else online if W&B has a key, without asking for one."""
-    if os.environ.get("WANDB_MODE"):
-        return None
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return "online"
+_unreachable: set[str] = set()  # servers that did not answer: later jobs do not wait for them
+
+
+def _begin(
+    record: Record, run_id: str, project: str, entity: str | None, mode: Mode
+) -> "wandb.Run":
+    """Begin the W&B run, offline where the server will not have it."""
     import wandb
 
-    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
-    try:
-        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        logged_in = False
-    return "online" if logged_in else "offline"
+    server = wandb.setup().settings.base_url
+    if mode == "online" and server not in _unreachable:
+        try:
+            return begin(record, run_id, project, entity, mode)
+        except wandb.Error as error:
+            _unreachable.add(server)
+            wandb.teardown()  # it would go on trying
+            reason = str(error).strip().splitlines()[0]
+            warn_once(
+                f"W&B keeps these runs offline, as {server} does not take them ({reason})\n"
+                f"python -m bnstudy.dashboard sync {record.folder.parent} uploads them later"
+            )
+    return begin(record, run_id, project, entity, "offline")
+
+
+def _mode() -> Mode:
+    """What the environment says; else online if W&B has a key, without asking for one.
+
+    Raises:
+        UserError: The environment says something unknown.
+    """
+    said = os.environ.get("WANDB_MODE")
+    if said == "dryrun":  # W&B's old name for it
+        said = "offline"
+    match said:
+        case "online" | "offline" | "disabled":
+            return said
+        case None | "":
+            pass
+        case _:
+            raise UserError(f"WANDB_MODE={said} is not known; it takes online, offline or disabled")
+    return "online" if logged_in() else "offline"

@@ -11,6 +11,7 @@ from bnstudy.config import CONFIG_FOLDER
 from tests.conftest import CommandLine, description
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
+LARGE = ("anatomy", "depth_width", "learning_rate")  # grids
 
 
 def grid(experiment: str) -> dict[str, list[str]]:
@@ -25,7 +26,10 @@ def grid(experiment: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(name, marks=[pytest.mark.long] * (name in LARGE)) for name in EXPERIMENTS],
+)
 def test_it_runs_whole(command_line: CommandLine, tmp_path: Path, experiment: str) -> None:
     small = ["data=mnist5k", "metrics.names=[unit_sparsity]"]
     small += ["model.width=0.125"] if experiment == "paper_cifar10" else []

@@ -12,7 +12,8 @@ from tests.conftest import SMALL, CommandLine
 from tests.study.studies import Studies
 from tests.test_configs import Compose
 
-RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "norm=batchnorm,none", "seed=0,1", "-m")
+RUN = ("model.depth=1", *SMALL[1:], "norm=batchnorm,none", "seed=0,1", "-m")
+RUN = (*RUN, "metrics.names=[unit_sparsity]")
 
 
 @pytest.fixture

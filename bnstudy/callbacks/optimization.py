@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from bnstudy.callbacks.names import logged_name
 from bnstudy.data.batches import Batches
 from bnstudy.data.module import ImageDataModule
 from bnstudy.models import Classifier
@@ -48,7 +49,7 @@ class OptimizationMetrics(L.Callback):
         """Keep an epoch's rows for the record, and give their values to the loggers."""
         self.rows = rows
         if rows and trainer.is_global_zero:
-            values = {_name(row): row.value for row in rows} | {"epoch": epoch}
+            values = {logged_name(row): row.value for row in rows} | {"epoch": epoch}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
 
@@ -115,10 +116,3 @@ def taps_of(network: nn.Module, modules: Iterable[str], inputs: Tensor) -> dict[
     with torch.no_grad(), taps.hooked(note) as run:
         run(inputs)
     return {call.module: tap for call, tap in taps.taps(calls).items() if call.number == 1}
-
-
-def _name(row: Row) -> str:
-    parts = ["opt", row.split if row.split == "test" else "", row.metric]
-    if row.site is not None:
-        parts.insert(2, row.layer if row.site == "act" else f"{row.layer}.{row.site}")
-    return "/".join(filter(None, parts))

@@ -60,15 +60,15 @@ class Recorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record what was measured before the first step."""
         if trainer.global_step == 0:
-            self._record(trainer, epoch=0)
+            self._record(trainer, pl_module, epoch=0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the epoch, then save what the run can go on from."""
-        self._record(trainer, trainer.current_epoch + 1)
+        self._record(trainer, pl_module, trainer.current_epoch + 1)
         last, previous = self.record.last_checkpoint, self.record.previous_checkpoint
         self._save(trainer, last, weights_only=False, keep_as=previous)
 
-    def _record(self, trainer: L.Trainer, epoch: int) -> None:
+    def _record(self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
         if trainer.is_global_zero:
             step = trainer.global_step
             rows = [
@@ -80,10 +80,14 @@ class Recorder(L.Callback):
             ]
             rows += [row for one in self.measurements for row in one.rows if row.epoch == epoch]
             self.record.write_part(epoch, rows)
-            self.record.note(measure_seconds=sum(one.seconds for one in self.measurements))
+            self.record.note(
+                measure_seconds=sum(one.seconds for one in self.measurements),
+                diverged=bool(getattr(pl_module, "diverged", False)),
+            )
             values = {f"{split}/{name}": value for (split, name), value in self.performance.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": epoch}, step=step)
+                logger.save()  # before the checkpoint, which stands for all of the epoch
         self.performance = {}
         if self.checkpoint_epochs == "all" or epoch in self.checkpoint_epochs:
             self._save(trainer, self.record.checkpoint(epoch), weights_only=True)

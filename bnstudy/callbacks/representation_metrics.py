@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import lightning as L
 from torch import Tensor
 
+from bnstudy.callbacks.names import logged_name
 from bnstudy.metrics import chosen, evaluate
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.record import Row
@@ -110,12 +111,7 @@ class RepresentationMetrics(L.Callback):
     def _measure_and_log(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
         if trainer.is_global_zero and self.metrics:
             self.rows = self.measure(module, epoch, trainer.global_step)
-            values = {_name(row): row.value for row in self.rows} | {"epoch": epoch}
+            values = {logged_name(row): row.value for row in self.rows} | {"epoch": epoch}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
         trainer.strategy.barrier("measured")
-
-
-def _name(row: Row) -> str:
-    layer = row.layer if row.site == "act" else f"{row.layer}.{row.site}"
-    return f"rep/{row.split}/{layer}/{row.metric}"

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,11 @@ def environment() -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):  # wandb: logger=none needs it not
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _git() -> dict[str, Any] | None:

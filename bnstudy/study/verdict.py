@@ -166,13 +166,13 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
             "interval of every total effect holds 0, and of nothing there are no shares."
         )
     for treatment, table in shared.groupby("treatment"):
-        each = [row for row in _rows(table) if row.mediator != "both"]
+        singly: list[Any] = list(table[table["mediator"] != "both"].itertuples())
         parts = " and ".join(
             f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}] through {row.mediator} "
             f"({row.metric})"
-            for row in each
+            for row in singly
         )
-        unclear = all(row.share_low <= 0 <= row.share_high for row in each)
+        unclear = all(row.share_low <= 0 <= row.share_high for row in singly)
         doubt = "; every interval holds 0" if unclear else ""
         yield (
             f"Of the {table['total'].iloc[0]:+.4f} that {treatment} changes test accuracy by, "

@@ -1,0 +1,77 @@
+"""What W&B costs a run.
+
+    python benchmarks/weights_and_biases.py [--json FILE] [--quick]
+
+    overhead    wall time of the quickstart, `python -m bnstudy.train norm=batchnorm,none -m`, with
+                logger=wandb (offline) over that with logger=none, less 1: the median over pairs
+                that alternate. Goal: at most 0.03.
+
+Each is a process of its own, in an empty folder. The file is not named after the package: it would
+be imported in its place.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+LOGGERS = ("none", "wandb")
+GOAL = 0.03
+
+console = Console(highlight=False)
+
+
+def quickstart(logger: str, epochs: int) -> float:
+    """Seconds that it takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "bnstudy.train", "norm=batchnorm,none", "-m"),
+                *(f"logger={logger}", f"trainer.max_epochs={epochs}"),
+            ],
+            cwd=folder,
+            env=os.environ | {"WANDB_MODE": "offline"},
+            check=True,
+            capture_output=True,
+        )
+        return time.monotonic() - began
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="one epoch, one pair")
+    options = parser.parse_args()
+    pairs, epochs = (1, 1) if options.quick else (3, 5)
+    timed = []
+    for pair in range(pairs):
+        order = LOGGERS if pair % 2 else LOGGERS[::-1]
+        seconds = {logger: quickstart(logger, epochs) for logger in order}
+        timed.append([seconds[logger] for logger in LOGGERS])
+    overheads = [wandb / none - 1 for none, wandb in timed]
+    overhead = statistics.median(overheads)
+
+    table = Table("pair", *(f"logger={logger}" for logger in LOGGERS), "overhead")
+    for number, ((none, wandb), one) in enumerate(zip(timed, overheads, strict=True), start=1):
+        table.add_row(str(number), f"{none:.1f} s", f"{wandb:.1f} s", f"{one:+.1%}")
+    table.add_row("median", "", "", f"{overhead:+.1%} (goal: at most {GOAL:.0%})")
+    console.print(table)
+    if options.json:
+        found = {"overhead": overhead, "pairs": timed, "epochs": epochs}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Studies in Weights & Biases. `python -m bnstudy.dashboard --help`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from bnstudy.config import explain
+
+HELP = """\
+Studies in Weights & Biases: their dashboard, and the way there and back.
+
+  python -m bnstudy.dashboard push --project bnstudy       make the dashboard, or update it
+  python -m bnstudy.dashboard sync multirun/mnist5k_cnn    upload what is not there yet
+  python -m bnstudy.dashboard pull --project bnstudy       write a project's runs as studies
+
+push twice, and there is one dashboard; sync twice, and each run is there once.
+"""
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "bnstudy.dashboard", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="push | sync | pull")
+    push = commands.add_parser("push", help="make or update the dashboard of a project")
+    push.add_argument("--project", default="bnstudy", help="default: %(default)s")
+    push.add_argument(
+        "--study", type=Path, metavar="STUDY_DIR", help="whose layers and metrics it shows"
+    )
+    push.add_argument("--json", action="store_true", help="print it; no server is asked")
+    sync = commands.add_parser("sync", help="upload what is not yet there")
+    sync.add_argument("study", type=Path, metavar="STUDY_DIR", help="or the folder of a run")
+    sync.add_argument("--project", help="default: that of each run's configuration")
+    pull = commands.add_parser("pull", help="write a project's runs as studies")
+    pull.add_argument("--project", default="bnstudy", help="default: %(default)s")
+    pull.add_argument(
+        "--output-root", type=Path, default=Path("multirun"), help="default: %(default)s"
+    )
+    for command in (push, sync, pull):
+        command.add_argument("--entity", help="W&B's user or team; default: your own")
+    try:
+        run(parser.parse_args())
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the same command goes on")
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        sys.exit(message)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    match options.command:
+        case "push":
+            from bnstudy.dashboards import workspace
+
+            study = options.study
+            measured = workspace.measured_in(study) if study else workspace.Measured()
+            if options.json:
+                view = workspace.workspace(options.entity or "me", options.project, measured)
+                print(json.dumps(json.loads(workspace.spec(view)), indent=2))
+            else:
+                console.print(workspace.push(options.project, options.entity, measured))
+        case "sync":
+            from bnstudy.dashboards.sync import sync
+
+            sync(options.study, options.project, options.entity)
+        case "pull":
+            from bnstudy.dashboards.pull import pull
+
+            pull(options.project, options.entity, options.output_root)
+
+
+if __name__ == "__main__":
+    main()

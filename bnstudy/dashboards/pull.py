@@ -1,0 +1,109 @@
+"""A project of W&B's as studies on this disk."""
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from bnstudy.dashboards.sync import connect
+from bnstudy.errors import UserError
+from bnstudy.files import replacing
+from bnstudy.runs.identity import identity
+from bnstudy.runs.record import KEYS, SCHEMA
+
+if TYPE_CHECKING:
+    from wandb.apis.public import Run as ServedRun
+
+FILES = ("metrics.parquet", "run.json")  # the record last: with it the cell is there
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def pull(project: str, entity: str | None, root: Path) -> None:
+    """Write the records of a project's runs as studies, each run to the cell it came from.
+
+    Of a cell that is here already nothing is written; of one that W&B has several runs of, the
+    newest attempt counts.
+
+    Args:
+        project: W&B's.
+        entity: W&B's user or team; None: the default one.
+        root: Where the studies' folders go.
+
+    Raises:
+        UserError: There is no such project, or no run with a record in it.
+    """
+    api, entity = connect(entity)
+    path = f"{entity}/{project}"
+    try:
+        runs = sorted(
+            api.runs(path, filters={"jobType": "train"}, lazy=True),
+            key=lambda run: int(run.id.rpartition("-")[2]) if run.id[-1].isdigit() else 0,
+            reverse=True,
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: W&B does not give its runs ({reason})") from error
+    outcomes: Counter[str] = Counter()
+    pulled: set[Path] = set()
+    for run in runs:
+        cell = root / _checked(run.group) / _checked(run.name)
+        if cell in pulled:
+            outcomes["of earlier attempts"] += 1
+        elif (cell / "run.json").exists():
+            outcomes["here already"] += 1
+        else:
+            outcome = _pull_run(run, cell)
+            console.print(f"{cell}: {outcome}")
+            outcomes[outcome] += 1
+        pulled.add(cell)
+    if not outcomes:
+        raise UserError(f"{path} has no runs of bnstudy's (job type train)")
+    told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    console.print(f"{path}: {told}")
+
+
+def _pull_run(run: "ServedRun", cell: Path) -> str:
+    """Write a run's record to a folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in FILES:
+            for file in run.files(names=[f"record/{name}"]):
+                file.download(root=temporary, replace=True).close()
+        record = Path(temporary) / "record" / "run.json"
+        table = Path(temporary) / "record" / "metrics.parquet"
+        if not record.exists():
+            return "without a record: still running, or killed (bnstudy.dashboard sync adds it)"
+        description = json.loads(record.read_text())
+        if (
+            not description.keys() >= KEYS
+            or identity(description["config"]) != description["identity"]
+        ):
+            return "its record is not whole"
+        if table.exists():
+            try:
+                if not pq.read_schema(table).equals(SCHEMA):
+                    return "its table has other columns"
+            except pa.ArrowException:
+                return "its table is damaged"
+        for name in FILES:
+            source = Path(temporary) / "record" / name
+            if source.exists():
+                with replacing(cell / name) as target:
+                    target.write_bytes(source.read_bytes())
+    return "pulled"
+
+
+def _checked(name: str | None) -> str:
+    """A folder's name that comes from a server.
+
+    Raises:
+        UserError: It leads elsewhere.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UserError(f"W&B names a group or a run {name!r}, which is no folder's name")
+    return name
