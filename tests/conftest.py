@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
+from bnstudy import report
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.runs.identity import register_resolvers
 from bnstudy.sweeps.progress import SweepProgress
@@ -22,6 +23,8 @@ from bnstudy.train import main
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"  # real images, on machines that have them
+
+TELL_PAGE = report.tell_page
 
 # A run of seconds: two small blocks, two epochs, 400 digits measured.
 SMALL = (
@@ -58,6 +61,18 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a test starts
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A multirun in this process ends without its page: a second or two each."""
+    monkeypatch.setattr(report, "tell_page", lambda study: None)
+
+
+@pytest.fixture
+def with_page(_no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A multirun ends with its page, as for users."""
+    monkeypatch.setattr(report, "tell_page", TELL_PAGE)
 
 
 @pytest.fixture

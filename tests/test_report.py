@@ -8,7 +8,7 @@ import pytest
 import bnstudy
 from bnstudy import report
 from bnstudy.errors import UserError
-from tests.conftest import SMALL, CommandLine
+from tests.conftest import SMALL, TELL_PAGE, CommandLine
 from tests.study.studies import Studies
 from tests.test_configs import Compose
 
@@ -31,6 +31,7 @@ def study(studies: Studies) -> Studies:
     return studies
 
 
+@pytest.mark.usefixtures("with_page")
 def test_a_multirun_ends_with_a_page_and_a_report_has_more(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -108,7 +109,7 @@ def test_a_page_that_cannot_be_written_stops_no_sweep(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(report, "_write", full)
-    report.tell_page(study.folder)
+    TELL_PAGE(study.folder)
     assert capsys.readouterr().out == "Report   none: OSError: [Errno 28] No space left on device\n"
 
 

@@ -122,9 +122,9 @@ def test_a_slow_server(command_line: CommandLine, server: Server) -> None:
     assert_whole(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("bad", [pytest.param("errs", marks=pytest.mark.long), "is not there"])
+@pytest.mark.parametrize("bad", ["errs", "is not there"])
 def test_a_server_that_is_bad_from_the_beginning(
     command_line: CommandLine, server: Server, bad: str, tmp_path: Path
 ) -> None:

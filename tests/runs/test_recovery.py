@@ -127,16 +127,16 @@ def kill_between_the_checkpoints_names(cell: Path) -> None:
     ("damage", "goes_on_from", "named"),
     [
         (truncate_checkpoint, 2, "last.ckpt"),
-        (truncate_both_checkpoints, None, "previous.ckpt"),
         (truncate_part, None, "epoch=0002.parquet"),
         (truncate_the_last_part, 2, "epoch=0003.parquet"),
         (lose_part, None, None),
-        (alien_part, None, "epoch=0001.parquet"),
         (cut_record, 3, "run.json"),
-        (alien_record, 3, "run.json"),
-        (empty_record, 3, "run.json"),
-        (kill_while_writing, 3, None),
         (kill_between_the_checkpoints_names, 3, None),
+        pytest.param(truncate_both_checkpoints, None, "previous.ckpt", marks=pytest.mark.long),
+        pytest.param(alien_part, None, "epoch=0001.parquet", marks=pytest.mark.long),
+        pytest.param(alien_record, 3, "run.json", marks=pytest.mark.long),
+        pytest.param(empty_record, 3, "run.json", marks=pytest.mark.long),
+        pytest.param(kill_while_writing, 3, None, marks=pytest.mark.long),
     ],
 )
 def test_a_run_that_goes_on(
@@ -167,10 +167,10 @@ def test_a_run_that_goes_on(
     ("damage", "named"),
     [
         (truncate_table, "metrics.parquet"),
-        (alien_table, "metrics.parquet"),
         (lose_table, None),
         (cut_record, "run.json"),
-        (alien_record, "run.json"),
+        pytest.param(alien_table, "metrics.parquet", marks=pytest.mark.long),
+        pytest.param(alien_record, "run.json", marks=pytest.mark.long),
     ],
 )
 @pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["single", "multirun"])
