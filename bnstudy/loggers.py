@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from bnstudy.dashboards.run import (
     Mode,
     RowLogger,
-    add_checkpoint,
     begin,
     conclude,
     finish,
@@ -27,7 +26,7 @@ from bnstudy.dashboards.run import (
     warn_once,
 )
 from bnstudy.errors import UserError
-from bnstudy.runs.record import ENDED, Record
+from bnstudy.runs.record import Record
 
 if TYPE_CHECKING:
     import wandb
@@ -101,9 +100,7 @@ def wandb_run(
             raise
         finally:
             with nothing_stops(record):
-                conclude(run, record, status)
-                if checkpoint and status in ENDED:
-                    add_checkpoint(run, record)
+                conclude(run, record, status, checkpoint)
             finish(run, exit_code, record.folder.parent)
 
 

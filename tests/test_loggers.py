@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.models import Classifier
-from tests.conftest import SMALL, CommandLine, description, only_cell
+from tests.conftest import REPOSITORY, SMALL, CommandLine, description, only_cell
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 QUICK = (
@@ -96,6 +97,22 @@ def test_a_run_that_starts_over_gets_a_new_wandb_run_and_a_resumed_one_its_own(
         (cell / "metrics").mkdir(exist_ok=True)
         pq.write_table(rows, cell / "metrics" / f"epoch=000{epoch}.parquet")
     assert interrupted_and_again() == "same"
+
+
+def test_wandb_is_asked_for_by_its_logger_alone(tmp_path: Path) -> None:
+    without_wandb = "import sys; sys.modules['wandb'] = None; import bnstudy.train as t; t.main()"
+    for logger, code in (("none", 0), ("wandb", 1)):
+        result = subprocess.run(
+            [sys.executable, "-c", without_wandb, *QUICK, "metrics=none", f"logger={logger}"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == code, result.stderr
+    assert "the package wandb is not installed; pip install wandb" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_csv_keeps_the_files_of_earlier_attempts(command_line: CommandLine, tmp_path: Path) -> None:

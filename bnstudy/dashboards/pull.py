@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from bnstudy.dashboards.run import RUN_ID
 from bnstudy.dashboards.sync import connect
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
@@ -41,14 +42,11 @@ def pull(project: str, entity: str | None, root: Path) -> None:
     api, entity = connect(entity)
     path = f"{entity}/{project}"
     try:
-        runs = sorted(
-            api.runs(path, filters={"jobType": "train"}, lazy=True),
-            key=lambda run: int(run.id.rpartition("-")[2]) if run.id[-1].isdigit() else 0,
-            reverse=True,
-        )
+        runs = [run for run in api.runs(path, lazy=True) if RUN_ID.fullmatch(run.id)]
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: W&B does not give its runs ({reason})") from error
+    runs.sort(key=lambda run: int(run.id.rpartition("-")[2]), reverse=True)
     outcomes: Counter[str] = Counter()
     pulled: set[Path] = set()
     for run in runs:
@@ -63,7 +61,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
             outcomes[outcome] += 1
         pulled.add(cell)
     if not outcomes:
-        raise UserError(f"{path} has no runs of bnstudy's (job type train)")
+        raise UserError(f"{path} has no runs of bnstudy's")
     told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     console.print(f"{path}: {told}")
 

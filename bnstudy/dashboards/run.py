@@ -10,6 +10,7 @@ import json
 import math
 import netrc
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -47,6 +48,7 @@ HEAT_MAP = "bnstudy-layer-epoch"  # the custom chart that draws the table of rep
 TABLES = {"representations": "representations_table", "optimization": "optimization_table"}
 TABLE_COLUMNS: list[str | int] = ["layer", "epoch", "split", "metric", "value"]
 FIRST_DRAWN = "silhouette"  # by a run's heat map, where it was measured
+RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}-\d+")  # of a cell, its study, and an attempt
 SEPARATE = "earlier"  # in a cell's folder wandb: what an attempt left that a later one stands for
 
 console = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -223,13 +225,14 @@ def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> 
     return end
 
 
-def conclude(run: "wandb.Run", record: Record, status: str) -> None:
+def conclude(run: "wandb.Run", record: Record, status: str, checkpoint: bool) -> None:
     """Log what a run ends with: its tables, the numbers that runs are sorted by, its record.
 
     Args:
         run: W&B's.
         record: Of the run.
         status: As the record's will be.
+        checkpoint: Whether the last checkpoint is logged too, of a run that has ended.
     """
     epochs = rows_by_epoch(record)
     run.summary.update({"status": status} | summary(epochs))
@@ -241,14 +244,19 @@ def conclude(run: "wandb.Run", record: Record, status: str) -> None:
             pq.write_table(long_table(record), temporary)
     for path in folder.iterdir():
         run.save(path, base_path=run.dir, policy="now")
-    if status in ENDED and (tables := _tables(run, epochs)):
-        if run.offline or answers(run.settings.base_url):
-            run.log(tables, step=2 * epochs[-1][0].step + 1, commit=True)
-        else:  # W&B would ask the server whether it may, and wait long for an answer
-            warn_once(
-                f"W&B's server does not answer; nothing is lost: python -m bnstudy.dashboard sync "
-                f"{record.folder.parent} uploads the rest"
-            )
+    if status not in ENDED:
+        return
+    if not run.offline and not answers(run.settings.base_url):
+        # Of artifacts, W&B would ask the server whether it may, and wait long for an answer.
+        warn_once(
+            f"W&B's server does not answer; nothing is lost: python -m bnstudy.dashboard sync "
+            f"{record.folder.parent} uploads the rest"
+        )
+        return
+    if tables := _tables(run, epochs):
+        run.log(tables, step=2 * epochs[-1][0].step + 1, commit=True)
+    if checkpoint and record.last_checkpoint.exists():
+        _add_checkpoint(run, record)
 
 
 def answers(server: str) -> bool:
@@ -321,7 +329,7 @@ def has_diverged(record: Record) -> bool:
     return bool(noted and noted[-1])
 
 
-def add_checkpoint(run: "wandb.Run", record: Record) -> None:
+def _add_checkpoint(run: "wandb.Run", record: Record) -> None:
     """Log the last checkpoint as an artifact."""
     import wandb
 

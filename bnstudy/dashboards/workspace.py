@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from bnstudy.dashboards.run import HEAT_MAP, TABLES
+from bnstudy.dashboards.run import HEAT_MAP, TABLES, warn_once
 from bnstudy.errors import UserError
 from bnstudy.study.comparison import MAIN_METRICS
 
@@ -174,7 +174,9 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
         ],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=ws.And(ws.Metric("JobType") == "train", ws.Metric("State") == "finished"),
+            filters=ws.And(
+                ws.Metric("JobType") == "train", ws.Metric("State").isin(["running", "finished"])
+            ),
             groupby=[ws.Config(NORM)],
             pinned_columns=[
                 "config:norm.name",
@@ -225,6 +227,7 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
     except ValueError as error:  # it is not there; perhaps nor is the project
         if "Project" in str(error):
             api.create_project(project, entity)
+    view.save()  # type: ignore[no-untyped-call]
     try:
         api.create_custom_chart(
             entity=entity,
@@ -234,10 +237,9 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
             access="private",
             spec=heat_map(),
         )
-    except Exception as error:  # of several kinds, and told apart by their words alone
-        if "already exists" not in str(error):
-            raise
-    view.save()  # type: ignore[no-untyped-call]
+    except Exception as error:  # of several kinds; W&B can neither change a chart nor say it is there
+        if "exist" not in str(error):
+            warn_once(f"W&B did not make {entity}/{HEAT_MAP}, the chart of the heat maps ({error})")
     url: str = view.url
     return url
 

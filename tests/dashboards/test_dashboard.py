@@ -11,7 +11,7 @@ from bnstudy.dashboard import main
 from bnstudy.dashboards.workspace import heat_map, measured_in
 from tests.conftest import CommandLine, description, only_cell
 from tests.dashboards.runs import RUN, table
-from tests.dashboards.server import KEY, Server
+from tests.dashboards.server import KEY, ServedRun, Server
 
 
 def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -97,6 +97,7 @@ def test_a_project_comes_back_as_it_was(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
     assert command_line(*RUN, "norm=batchnorm,none", "-m").returncode == 0
+    server.runs["x7"] = ServedRun("x7", "tester", "bnstudy", name="another's", job_type="train")
     told = command_line("pull", "--output-root", "pulled", main=main)
     assert told.returncode == 0, told.stderr
     assert "2 pulled" in told.stdout

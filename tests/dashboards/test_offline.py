@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from bnstudy.dashboards import transaction_log
 from bnstudy.dashboards.transaction_log import TransactionLog
 from bnstudy.runs.lease import held
 from tests.conftest import REPOSITORY, CommandLine, description, only_cell
-from tests.dashboards.runs import RUN, VALUE, assert_whole, stop_at, sync
+from tests.dashboards.runs import RUN, VALUE, assert_every_epoch, assert_whole, killed, stop_at, sync
 from tests.dashboards.server import Server
 
 OFFLINE = (*RUN, "logger.mode=offline")
@@ -115,23 +113,7 @@ def test_a_run_that_was_killed_goes_on_offline_and_is_uploaded_once(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
     arguments = (*OFFLINE, "trainer.max_epochs=40")
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bnstudy.train", *arguments],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("multirun/*/*/metrics/epoch=0003.parquet")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    cell = only_cell(tmp_path / "multirun")
-    assert description(cell)["status"] == "running"
+    cell = killed(tmp_path, *arguments)
 
     assert "1 uploaded" in sync(command_line).stdout
     (run,) = server.runs.values()
@@ -145,9 +127,7 @@ def test_a_run_that_was_killed_goes_on_offline_and_is_uploaded_once(
     rows = [log.rows[step] for step in sorted(log.rows)]
     assert [row["epoch"] for row in rows if VALUE in row] == list(range(41))
     assert "1 uploaded" in sync(command_line).stdout
-    assert [row["epoch"] for row in run.history if VALUE in row] == list(range(41))
-    assert max(Counter(row["_step"] for row in run.history).values()) == 1
-    assert (run.summary["status"], run.exit_code) == ("completed", 0)
+    assert_every_epoch(run, epochs=40)
     assert "1 already there" in sync(command_line).stdout
 
 

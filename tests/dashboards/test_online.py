@@ -7,7 +7,7 @@ import pytest
 
 from bnstudy.callbacks import Recorder
 from tests.conftest import CommandLine, description, only_cell
-from tests.dashboards.runs import RUN, assert_whole, stop_at, sync, table
+from tests.dashboards.runs import RUN, assert_every_epoch, assert_whole, killed, stop_at, sync, table
 from tests.dashboards.server import KEY, Server
 
 
@@ -42,6 +42,7 @@ def test_a_run_is_there_whole(command_line: CommandLine, server: Server, tmp_pat
     [
         (RuntimeError("a bug"), "failed", 1),
         (KeyboardInterrupt(), "interrupted", 130),
+        (SystemExit(), "interrupted", 143),  # what Lightning makes of SIGTERM
     ],
 )
 def test_a_run_that_stops_goes_on_in_its_run(
@@ -59,13 +60,27 @@ def test_a_run_that_stops_goes_on_in_its_run(
             with pytest.raises(RuntimeError, match="a bug"):
                 command_line(*RUN)
         else:
-            assert command_line(*RUN).returncode == 130
+            assert command_line(*RUN).returncode == exit_code
     (run,) = server.runs.values()
     assert (run.summary["status"], run.exit_code) == (status, exit_code)
     assert run.history[-1]["trainer/global_step"] == 10  # of the second epoch, which is not done
     assert command_line(*RUN).returncode == 0
     assert list(server.runs) == [run.id]
     assert_whole(run)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_in_its_run(
+    command_line: CommandLine, server: Server, tmp_path: Path
+) -> None:
+    arguments = (*RUN, "trainer.max_epochs=40")
+    cell = killed(tmp_path, *arguments)
+    (run,) = server.runs.values()
+    assert run.exit_code is None  # W&B's server finds it crashed when it hears no more of it
+    assert command_line(*arguments).returncode == 0
+    assert description(cell)["attempts"][1]["resumed_from_epoch"] >= 2
+    assert list(server.runs) == [run.id]
+    assert_every_epoch(run, epochs=40)
 
 
 def test_a_run_that_goes_on_one_epoch_earlier(
@@ -171,7 +186,7 @@ def test_a_server_that_goes_bad_in_mid_run(
 
     with monkeypatch.context() as patched:
         patched.setattr(Recorder, "on_train_epoch_end", then_bad)
-        result = command_line(*RUN)
+        result = command_line(*RUN, "logger.checkpoint=true")
     assert result.returncode == 0, result.stderr
     assert "W&B's server does not answer" in result.stderr
     server.errs = False
@@ -183,4 +198,6 @@ def test_a_server_that_goes_bad_in_mid_run(
     assert told.returncode == 0, told.stderr + told.stdout
     assert "1 runs: 1 uploaded" in told.stdout
     assert_whole(run)
+    made = {one["artifactTypeName"]: one["state"] for one in server.artifacts.values()}
+    assert made == {"run_table": "COMMITTED", "model": "COMMITTED"}
     assert "1 already there" in sync(command_line).stdout
