@@ -211,7 +211,9 @@ def _complete(
         run = begin(record, run_id, project, entity, "online", PATIENCE)
         set_earlier_aside(record, Path(run.sync_dir))
         replay(run, record)
-        conclude(run, record, status, record.description["config"]["logger"].get("checkpoint", False))
+        conclude(
+            run, record, status, record.description["config"]["logger"].get("checkpoint", False)
+        )
         finish(run, exit_code, record.folder.parent)
 
 

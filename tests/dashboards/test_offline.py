@@ -14,7 +14,15 @@ from bnstudy.dashboards import transaction_log
 from bnstudy.dashboards.transaction_log import TransactionLog
 from bnstudy.runs.lease import held
 from tests.conftest import REPOSITORY, CommandLine, description, only_cell
-from tests.dashboards.runs import RUN, VALUE, assert_every_epoch, assert_whole, killed, stop_at, sync
+from tests.dashboards.runs import (
+    RUN,
+    VALUE,
+    assert_every_epoch,
+    assert_whole,
+    killed,
+    stop_at,
+    sync,
+)
 from tests.dashboards.server import Server
 
 OFFLINE = (*RUN, "logger.mode=offline")

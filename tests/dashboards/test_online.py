@@ -7,7 +7,15 @@ import pytest
 
 from bnstudy.callbacks import Recorder
 from tests.conftest import CommandLine, description, only_cell
-from tests.dashboards.runs import RUN, assert_every_epoch, assert_whole, killed, stop_at, sync, table
+from tests.dashboards.runs import (
+    RUN,
+    assert_every_epoch,
+    assert_whole,
+    killed,
+    stop_at,
+    sync,
+    table,
+)
 from tests.dashboards.server import KEY, Server
 
 
