@@ -207,13 +207,12 @@ def _complete(
 ) -> None:
     """Log to a run on the server what it lacks."""
     exit_code = 0 if status in ENDED else log.exit_code or 1
+    checkpoint = record.description["config"]["logger"].get("checkpoint", False)
     with wandb_files(record.folder):
         run = begin(record, run_id, project, entity, "online", PATIENCE)
         set_earlier_aside(record, Path(run.sync_dir))
         replay(run, record)
-        conclude(
-            run, record, status, record.description["config"]["logger"].get("checkpoint", False)
-        )
+        conclude(run, record, status, checkpoint)
         finish(run, exit_code, record.folder.parent)
 
 

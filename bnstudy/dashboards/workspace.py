@@ -237,7 +237,7 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
             access="private",
             spec=heat_map(),
         )
-    except Exception as error:  # W&B can neither change a chart nor say that it is there
+    except Exception as error:  # of several kinds; W&B changes no chart that is there
         if "exist" not in str(error):
             warn_once(f"W&B did not make {entity}/{HEAT_MAP}, the chart of the heat maps ({error})")
     url: str = view.url

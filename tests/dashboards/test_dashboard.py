@@ -9,9 +9,11 @@ import pytest
 
 from bnstudy.dashboard import main
 from bnstudy.dashboards.workspace import heat_map, measured_in
-from tests.conftest import CommandLine, description, only_cell
+from tests.conftest import CommandLine, description
 from tests.dashboards.runs import RUN, table
 from tests.dashboards.server import KEY, ServedRun, Server
+from tests.study.studies import Studies
+from tests.test_configs import Compose
 
 
 def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,9 +57,10 @@ def test_push_twice_and_there_is_one(command_line: CommandLine, server: Server) 
     assert len(server.views) == 2
 
 
-def test_layers_of_a_study(command_line: CommandLine, server: Server, tmp_path: Path) -> None:
-    assert command_line(*RUN, "logger.mode=offline").returncode == 0
-    measured = measured_in(only_cell(tmp_path / "multirun").parent)
+def test_layers_of_a_study(composed: Compose, tmp_path: Path) -> None:
+    layers = {"silhouette": [0.1, 0.2], "unit_sparsity": [0.3, 0.4]}
+    Studies(composed, tmp_path).add("batchnorm", layers=layers)
+    measured = measured_in(tmp_path)
     assert list(measured.layers) == ["block01", "block02"]
     assert list(measured.metrics) == ["unit_sparsity", "silhouette"]
 
@@ -115,9 +118,8 @@ def test_a_project_comes_back_as_it_was(
 def test_names_that_lead_elsewhere_are_refused(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
-    assert command_line(*RUN).returncode == 0
-    (run,) = server.runs.values()
-    run.name = "../../elsewhere"
+    run_id = "01234567-01234567-1"
+    server.runs[run_id] = ServedRun(run_id, "tester", "bnstudy", "../../elsewhere", "study")
     told = command_line("pull", "--output-root", "pulled", main=main)
     assert told.returncode == 1
     assert "no folder's name" in told.stderr
