@@ -254,6 +254,8 @@ def explain(error: BaseException) -> str | None:
                 return _explain_key(key, cause)
             case OSError(filename=str(path), errno=number) if number in CANNOT_WRITE:
                 return cannot_write(path, cause)
+            case OSError(errno=number) if number in CANNOT_WRITE:
+                return cannot_write("the output folder", cause)
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
     return None

@@ -19,7 +19,7 @@ Studies in Weights & Biases: their dashboard, and the way there and back.
 push twice, and there is one dashboard; sync twice, and each run is there once.
 """
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

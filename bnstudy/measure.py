@@ -20,7 +20,7 @@ from bnstudy.terms import SPLITS, Split
 
 # torch is imported where it is needed: bnstudy.train tells that nothing is missing without it.
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 Wanted = dict[int, set[tuple[str, str, str]]]  # by epoch, (split, site, metric)
 

@@ -29,7 +29,7 @@ def status(study: Path, every: float | None) -> None:
     Raises:
         UserError: It is no study's folder.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if every is None:
         console.print(StudyStatus(study))
         return

@@ -32,7 +32,7 @@ from bnstudy.sweeps.search_config import register_search
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
 # complete is skipped without them.
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def run(cfg: DictConfig) -> Outcome:
         if trained:
             # Several workers' lines would overwrite one another.
             alone = single or SweepProgress.total > 0
-            fit(record, config, console if alone else Console(force_terminal=False, soft_wrap=True))
+            lines = Console(force_terminal=False, highlight=False, markup=False, soft_wrap=True)
+            fit(record, config, console if alone else lines)
         if first:
             record.remove_parts()  # now: a run killed before this line has its table, and its parts
             tell_result(record)
@@ -110,6 +111,10 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
     attempt = record.attempt(environment()) if first else nullcontext({})
     with attempt as facts, job_of_its_own():
         facts["resumed_from_epoch"] = epochs_done
+        if checkpoint is None:
+            record.description["config"] = config  # of what does not change the numbers, too
+        else:
+            record.measured_by(config["metrics"])
         data, classifier = build(config, record)
         progress = Progress(config["cell"], terminal)
         metrics = RepresentationMetrics(
@@ -213,6 +218,9 @@ def main() -> None:
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     try:
         hydra_main(job)()
+    except KeyboardInterrupt:  # outside of a job, which tells of it itself
+        console.print("Interrupted: the same command goes on")
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = explain(error)
         if message is None:

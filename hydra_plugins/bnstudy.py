@@ -46,11 +46,18 @@ class Grid(Sweeper):
             bnstudy.errors.UserError: Cells failed.
         """
         from bnstudy.config import plain_values, validate
+        from bnstudy.errors import UserError
         from bnstudy.sweeps.grid import cells
         from bnstudy.sweeps.sweep import sweep
 
         settings = plain_values(self.config.sweep)
         validate({"sweep": settings})
+        for override in self.config.hydra.overrides.hydra:
+            if override.startswith(("hydra.sweep.dir=", "hydra.sweep.subdir=")):
+                raise UserError(
+                    f"{override} cannot be set: a cell is found again by its folder's name; choose "
+                    "where studies lie with output_root=FOLDER study=NAME"
+                )
         loader = self.hydra_context.config_loader
         grid = cells(
             [*(f"{key}={value}" for key, value in self.params.items()), *arguments],

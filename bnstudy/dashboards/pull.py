@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FILES = ("metrics.parquet", "run.json")  # the record last: with it the cell is there
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def pull(project: str, entity: str | None, root: Path) -> None:

@@ -51,7 +51,7 @@ FIRST_DRAWN = "silhouette"  # by a run's heat map, where it was measured
 RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}-\d+")  # of a cell, its study, and an attempt
 SEPARATE = "earlier"  # in a cell's folder wandb: what an attempt left that a later one stands for
 
-console = Console(highlight=False, soft_wrap=True, stderr=True)
+console = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
 
 Mode = Literal["online", "offline", "disabled"]
 

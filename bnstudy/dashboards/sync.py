@@ -40,7 +40,7 @@ PATIENCE = 10.0  # nothing waits for a sync
 
 Outcome = Literal["uploaded", "already there", "not W&B's", "running", "incomplete"]
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def sync(study: Path, project: str | None, entity: str | None) -> None:

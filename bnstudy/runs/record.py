@@ -35,7 +35,7 @@ from bnstudy.runs.identity import identity
 from bnstudy.runs.lease import CellInUse, Lease, forget, held
 from bnstudy.terms import SPLITS
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 ENDED = ("completed", "diverged")  # a diverged run is a result as well
 
@@ -342,6 +342,17 @@ class Record:
         for leftover in self.folder.rglob(".*.tmp"):
             leftover.unlink()
 
+    def measured_by(self, metrics: dict[str, Any]) -> None:
+        """Note that a run goes on with other metrics than it had: each epoch has what both name.
+
+        Args:
+            metrics: Of the configuration that it goes on with.
+        """
+        kept = self.description["config"]["metrics"]
+        alike = kept | {"names": []} == metrics | {"names": []}
+        names = [name for name in metrics["names"] if alike and name in kept["names"]]
+        self.description["config"]["metrics"] = metrics | {"names": names}
+
     def remove_parts(self) -> None:
         """Remove what a run that has ended needs no more: the parts of the long table."""
         shutil.rmtree(self._part(0).parent, ignore_errors=True)
@@ -350,6 +361,8 @@ class Record:
     def start_over(self) -> None:
         """Remove what the run had come to, but for the story of its attempts."""
         self.description["final"] = {}
+        for key in ("data", "target_sparsity", "measured_later"):
+            self.description.pop(key, None)
         self._set_status("interrupted")
         self.table_path.unlink(missing_ok=True)
         shutil.rmtree(self.last_checkpoint.parent, ignore_errors=True)

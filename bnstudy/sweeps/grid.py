@@ -122,6 +122,7 @@ def _is_plain_value(override: Override) -> bool:
         override.is_discrete_sweep()
         and override.type is OverrideType.CHANGE
         and override.package is None
+        and "{" not in str(override.input_line)  # Hydra merges what is a dictionary
     )
 
 

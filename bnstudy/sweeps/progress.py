@@ -34,7 +34,7 @@ class SweepProgress(Callback):
         if self.seconds:
             left = sum(self.seconds) / len(self.seconds) * (self.total - self.finished)
             message += f" · about {timedelta(seconds=round(left))} left"
-        Console().print(message, style="bold", highlight=False, soft_wrap=True)
+        Console(markup=False).print(message, style="bold", highlight=False, soft_wrap=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Note how long it took."""

@@ -1,8 +1,8 @@
 """A search over some axes, as the learning rate, once for each point of a grid of the others."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from rich.table import Table
 from bnstudy.config import plain_values, validate
 from bnstudy.errors import UserError
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,17 @@ class Point:
     """One search.
 
     Attributes:
-        name: Of Optuna's study: the grid's axes with their values.
+        name: For the user: the grid's axes with their values.
         overrides: Of its jobs, but for what is searched.
     """
 
     name: str
     overrides: tuple[str, ...]
+
+    def name_with(self, searched: Sequence[str], objective: str) -> str:
+        """The name in the storage: another one for whatever else differs between two searches."""
+        whole = "\n".join([*sorted(self.overrides), *sorted(searched), objective])
+        return f"{self.name} {hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def search(
@@ -71,12 +76,14 @@ def search(
     failed = 0
     studies = []
     for point in points:
+        name = point.name_with(searched, settings["objective"])
         study = optuna.create_study(
-            study_name=point.name,
+            study_name=name,
             storage=options["storage"],
             direction=direction,
             load_if_exists=True,
         )
+        study.set_user_attr("point", point.name)
         _take_up_again(study)
         done = len(study.get_trials(states=(TrialState.COMPLETE,)))
         console.print(f"{point.name}: {done} of {n_trials} trials complete")
@@ -84,13 +91,16 @@ def search(
         if done < n_trials:
             sweeper = OptunaSweeperImpl(
                 params=None,
-                study_name=point.name,
+                study_name=name,
                 n_trials=n_trials - done,
                 **options | {"direction": direction},
             )
             sweeper.setup(config=config, **context)
-            with suppress(ValueError):  # no trial at all was completed
+            try:
                 sweeper.sweep([*point.overrides, *searched])
+            except ValueError as error:  # so it is also where no trial at all was completed
+                if not study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL)):
+                    raise UserError(f"{' '.join(searched)} cannot be searched: {error}") from error
         failed += len(study.get_trials(states=(TrialState.FAIL,))) - before
         studies.append(study)
     _show(studies, settings["objective"], list(map(_key, searched)))
@@ -158,11 +168,15 @@ def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) 
         complete = study.get_trials(states=(TrialState.COMPLETE,))
         if complete:
             best = study.best_trial
-            values = [f"{best.params[key]:.4g}" for key in keys]
-            table.add_row(study.study_name, *values, f"{best.value:.4f}", str(len(complete)))
+            values = [*(_told(best.params[key]) for key in keys), f"{best.value:.4f}"]
         else:
-            table.add_row(study.study_name, *("–" for _ in keys), "–", "0")
+            values = ["–" for _ in (*keys, objective)]
+        table.add_row(study.user_attrs["point"], *values, str(len(complete)))
     console.print(table)
+
+
+def _told(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _key(override: str) -> str:

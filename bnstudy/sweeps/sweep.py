@@ -31,7 +31,7 @@ LAUNCHES = 3  # of a cell whose worker dies each time, out of memory perhaps
 
 Redo = Literal["failed", "diverged", "all"]
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     known = states(cells)
     if redo:
         again = {place for place, state in enumerate(known) if _is_asked_again(state, redo)}
-        if not dry_run:
-            _start_over([cells[place] for place in again if known[place] != "left alone"])
+        if not dry_run and redo != "failed":  # what failed goes on from its last epoch
+            _start_over([cells[place] for place in again])
         for place in again:
             known[place] = "to run"
     console.print(summary(known))
@@ -133,12 +133,14 @@ def _is_asked_again(state: State, redo: Redo) -> bool:
         case "diverged":
             return state == "diverged"
         case "all":
-            return state in (*ENDED, "to measure", "left alone")
+            return state != "running elsewhere"
 
 
 def _start_over(cells: Sequence[Cell]) -> None:
     for cell in cells:
-        with suppress(CellInUse), held(cell.folder) as lease:
+        if not (cell.folder / "run.json").exists():
+            continue
+        with suppress(CellInUse, UserError), held(cell.folder) as lease:
             record = Record.read(cell.folder)
             record.lease = lease
             record.start_over()
@@ -187,7 +189,12 @@ def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
                     lost[place] = cell
         stopped = next((job for job in returns if isinstance(job, Exception)), None)
         if stopped and before == {place: _story(cell) for place, cell in todo.items()}:
-            raise stopped  # no cell was begun: it is the launcher that cannot
+            if explain(stopped):
+                raise stopped
+            reason = f"{type(stopped).__name__}: {stopped}".strip().splitlines()[-1]
+            raise UserError(  # no cell was begun: it is the launcher that cannot
+                f"The launcher has begun no cell ({reason})\nLook at its options with --cfg hydra"
+            ) from stopped
         todo = lost
     return failures
 
@@ -203,6 +210,10 @@ def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | E
                 returns += launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:
             returns += [error] * len(jobs)
+        except SystemExit:  # of a worker that was told to stop; in this process it is meant for us
+            if isinstance(launcher, BasicLauncher):
+                raise
+            returns += [WorkerLost()] * len(jobs)
     return returns
 
 

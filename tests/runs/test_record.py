@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -114,3 +115,13 @@ def test_a_record_that_cannot_be_read_is_told(record: Record) -> None:
     (record.folder / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json cannot be read"):
         Record.read(record.folder)
+
+
+def test_a_run_that_goes_on_with_other_metrics_has_what_both_name(tmp_path: Path) -> None:
+    def having(*names: str, sites: str = "act") -> dict[str, Any]:
+        return {"names": list(names), "sites": [sites]}
+
+    for now, both in ((having("b", "c"), ["b"]), (having("a", "b", sites="conv"), [])):
+        record = Record(tmp_path, {"config": {"metrics": having("a", "b")}})
+        record.measured_by(now)
+        assert record.description["config"]["metrics"] == now | {"names": both}

@@ -42,7 +42,7 @@ def composing() -> Iterator[CountingCompose]:
         (["norm=batchnorm,none", "seed=range(0,2)"], 4, 2),
         (["model.depth=2,4", "model.width=8,16"], 4, 1),
         (["norm=none,groupnorm", "optim.lr={none:0.1,groupnorm:0.2}", "seed=3,4"], 4, 2),
-        (["optim.lr=0.1,{batchnorm:0.2,none:0.3}", "norm=batchnorm,none"], 4, 2),
+        (["optim.lr=0.1,{batchnorm:0.2,none:0.3}", "norm=batchnorm,none"], 4, 4),
         (["callbacks=[],all", "metrics.names=[hoyer],[dunn,hoyer]"], 4, 2),
         (["probe.train=null,100", "data.root='a b','c,d'"], 4, 1),
         (["optim.weight_decay=0,0.0,1e-4", "trainer.max_epochs=1,2"], 6, 1),

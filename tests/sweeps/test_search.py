@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # optuna 2.10 is old
 def trials(folder: Path) -> dict[str, list[tuple[str, float, float]]]:
     storage = f"sqlite:///{folder}/multirun/search/search.db"
     return {
-        summary.study_name: [
+        summary.user_attrs["point"]: [
             (trial.state.name, trial.params["optim.lr"], trial.value)
             for trial in optuna.load_study(summary.study_name, storage).trials
         ]
@@ -48,7 +48,13 @@ def test_one_search_for_each_norm_which_goes_on(command_line: CommandLine, tmp_p
     assert f"{best[2]:.4f}" in result.stdout
 
     # One was killed in the midst of its training: it is tried again first.
-    study = optuna.load_study("norm=none", f"sqlite:///{tmp_path}/multirun/search/search.db")
+    storage = f"sqlite:///{tmp_path}/multirun/search/search.db"
+    (name,) = (
+        one.study_name
+        for one in optuna.get_all_study_summaries(storage)
+        if one.user_attrs["point"] == "norm=none"
+    )
+    study = optuna.load_study(name, storage)
     study.enqueue_trial({"optim.lr": 0.0321})
     study.ask({"optim.lr": optuna.distributions.LogUniformDistribution(1e-4, 1.0)})
     result = command_line(*SEARCH, "hydra.sweeper.n_trials=3")
@@ -57,6 +63,16 @@ def test_one_search_for_each_norm_which_goes_on(command_line: CommandLine, tmp_p
     states = [(state, round(rate, 4)) for state, rate, _ in trials(tmp_path)["norm=none"][2:]]
     assert states == [("FAIL", 0.0321), ("COMPLETE", 0.0321)]
     assert len(trials(tmp_path)["norm=batchnorm"]) == 3
+
+    # Where something else differs it is another search.
+    result = command_line(*SEARCH, "hydra.sweeper.n_trials=1", "trainer.max_epochs=1")
+    assert result.stdout.count("0 of 1 trials complete") == 2
+
+
+def test_what_cannot_be_searched_is_told(command_line: CommandLine) -> None:
+    result = command_line(*SEARCH, "optim.lr=tag(log,interval(0,1))", "hydra.sweeper.n_trials=1")
+    assert result.returncode == 1
+    assert "cannot be searched" in result.stderr
 
 
 def test_a_trial_that_fails_is_told_and_a_diverged_one_is_the_worst(

@@ -252,3 +252,17 @@ def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) 
     result = command_line(*FOUR, "norm=batchnorm,bogus", "-m")
     assert result.returncode == 1
     assert "norm=bogus does not exist" in result.stderr
+
+
+def test_where_cells_lie_is_not_hydras_to_say(command_line: CommandLine) -> None:
+    result = command_line(*QUICK, "hydra.sweep.dir=elsewhere", "-m")
+    assert result.returncode == 1
+    assert "hydra.sweep.dir=elsewhere cannot be set" in result.stderr
+
+
+def test_a_name_with_brackets_is_told_as_it_is(command_line: CommandLine) -> None:
+    arguments = [one for one in QUICK if one != "metrics=none"]
+    names = "metrics.names=[hoyer]"
+    result = command_line(*arguments, names, "model.depth=1,9", "-m")
+    assert result.returncode == 1
+    assert names in result.stdout
