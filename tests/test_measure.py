@@ -91,6 +91,7 @@ def test_only_the_split_and_the_epochs_that_are_asked_for(
     assert len([row for row in rows_of(cell) if row["layer_index"] != -1]) == len(layers) * 3
 
 
+@pytest.mark.long
 def test_a_killed_measurement_goes_on(command_line: CommandLine, tmp_path: Path) -> None:
     arguments = ("trainer.max_epochs=4", "checkpoint_epochs=all", "metrics=none")
     arguments = (*arguments, "probe.train=200", "probe.test=100")

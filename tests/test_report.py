@@ -54,6 +54,7 @@ def test_a_multirun_ends_with_a_page_and_a_report_has_more(
     assert "figures/performance.pdf" in page.read_text()
 
 
+@pytest.mark.long
 def test_the_baseline_and_the_place_are_ones_own(
     study: Studies, command_line: CommandLine, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_before_training_the_same_weights_make_the_same_convolutions(
     assert values[0, 1] < 0.999
 
 
+@pytest.mark.long
 def test_with_different_validation_splits_only_the_test_split_is_compared(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.long
 def test_a_terminated_run_is_recorded_as_interrupted(tmp_path: Path) -> None:
     arguments = (*SMALL, "trainer.max_epochs=200")
     process = stopped(tmp_path, arguments, epoch=1, how=signal.SIGTERM)

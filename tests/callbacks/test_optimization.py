@@ -117,6 +117,7 @@ def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
     assert probes == [0, 3, 6, 9, 12, 15]
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_rows(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_all_of_it_lies_in_the_study_and_is_uploaded_once(
     assert_whole(run)
 
 
+@pytest.mark.long
 def test_a_study_that_was_moved_is_uploaded_with_its_tables(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_run_that_was_killed_goes_on_in_its_run(
     assert_every_epoch(run, epochs=40)
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_one_epoch_earlier(
     command_line: CommandLine, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_run_that_goes_on_one_epoch_earlier(
     assert_whole(run, epochs=3)
 
 
+@pytest.mark.long
 def test_a_run_that_starts_over_gets_a_run_of_its_own(
     command_line: CommandLine, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
