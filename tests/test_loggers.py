@@ -62,7 +62,7 @@ def test_each_job_is_its_own_run(command_line: CommandLine, tmp_path: Path) -> N
         assert [row["epoch"] for row in logged if "test/accuracy" in row] == [0, 1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wandb_is_asked_for_by_its_logger_alone(tmp_path: Path) -> None:
     without_wandb = "import sys; sys.modules['wandb'] = None; import bnstudy.train as t; t.main()"
 

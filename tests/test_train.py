@@ -272,6 +272,7 @@ def test_a_complete_cell_is_skipped_without_loading_torch(
     assert again.returncode == 0
 
 
+@pytest.mark.long
 def test_a_second_process_neither_enters_nor_disturbs_a_cell(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_study_that_was_moved_is_uploaded_with_its_tables(
     assert [one["state"] for one in server.artifacts.values()] == ["COMMITTED"]
 
 
+@pytest.mark.long
 def test_an_upload_that_was_interrupted_goes_on(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
@@ -116,7 +117,7 @@ def test_an_upload_that_was_interrupted_goes_on(
     assert_whole(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_was_killed_goes_on_offline_and_is_uploaded_once(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_run_that_was_killed_goes_on_offline_and_is_uploaded_once(
     assert "1 already there" in sync(command_line).stdout
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_offline_has_it_all(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +165,7 @@ def test_a_cell_that_is_being_trained_is_left_alone(
     assert not server.runs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_joblib(server: Server, tmp_path: Path) -> None:
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     subprocess.run(
