@@ -7,7 +7,8 @@ Makes a study in a temporary folder: 5 norms x 4 widths x 5 learning rates x 100
 epochs x 13 layers x 20 metrics, and loss and accuracy. Everything is drawn from normal
 distributions, but for what is planted: with BatchNorm the first metric is higher by 0.5 standard
 deviations in the last layer, and accuracy depends on it. Then `python -m bnstudy.report` is timed,
-in a process of its own; its peak of memory is that of its resident set.
+in a process of its own; its peak of memory is that of its resident set, without those of the
+processes that draw the figures (some 200 MiB each).
 """
 
 import argparse

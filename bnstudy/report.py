@@ -48,11 +48,9 @@ def report(folder: Path, baseline: str | None = None, output: Path | None = None
     pages = []
     for study, place, apart in _parts(load(folder), output or folder / "report"):
         findings = Findings(study, baseline)
-        written = [
-            *figures.write(findings, place / "figures"),
-            *tables.write(findings, place / "tables"),
-        ]
-        files = [path.relative_to(place).as_posix() for path in written]
+        drawn = figures.write(findings, place / "figures")
+        written = tables.write(findings, place / "tables")
+        files = [path.relative_to(place).as_posix() for path in (*drawn, *written)]
         pages.append(_write(page(findings, files, apart), place / "index.html"))
         _summarize(findings, apart)
         for what, where in (

@@ -8,18 +8,20 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
-from bnstudy.study.statistics import CONFIDENCE, wide
+from bnstudy.study.statistics import CONFIDENCE, Numbers, wide
 
 WIDTH = 6.75  # inches, of two columns
 FORMATS = ("svg", "pdf", "png")
 MOST_METRICS = 2  # of a family, that are drawn over the layers
 MOST_PLACES = 4  # that the way over epochs is drawn for
+MOST_MARKERS = 1_000  # of a panel; where there are more they are pixels, in all formats
 
 # Told apart with any colour vision (Okabe and Ito 2008), and by their markers in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -181,7 +183,7 @@ class Plot:
             of_treatment = runs[runs["treatment"] == name]
             gaps = of_treatment["train_accuracy"] - of_treatment["test_accuracy"]
             shift = np.linspace(-0.15, 0.15, len(gaps))
-            gap.plot(place + shift, gaps, linestyle="", alpha=0.7, **self.looks[str(name)])
+            self._markers(gap, str(name), place + shift, gaps)
         gap.set_xticks(range(len(self.looks)), list(self.looks), rotation=30, ha="right")
         gap.set(ylabel="train − test accuracy, each run")
         return figure
@@ -201,20 +203,18 @@ class Plot:
         figure = Figure((WIDTH, 2.1), layout="constrained")
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for ax, column in zip(panels, columns, strict=True):
-            for name, looks in self.looks.items():
+            for name in self.looks:
                 rows = np.flatnonzero(runs["treatment"] == name)
-                ax.plot(
-                    values[rows, column],
-                    runs["test_accuracy"].iloc[rows],
-                    linestyle="",
-                    alpha=0.7,
-                    label=name,
-                    **looks,
-                )
+                self._markers(ax, name, values[rows, column], runs["test_accuracy"].iloc[rows])
             ax.set(title=keys.loc[column, "place"], xlabel=metric)
         panels[0].set_ylabel("test accuracy")
         panels[0].legend()
         return figure
+
+    def _markers(self, ax: Axes, name: str, x: Numbers, y: pd.Series) -> None:
+        many = len(self.findings.study.results) > MOST_MARKERS
+        looks = self.looks[name]
+        ax.plot(x, y, linestyle="", alpha=0.7, label=name, rasterized=many, **looks)
 
     @mpl.rc_context(STYLE)
     def learning_rates(self) -> Figure:
@@ -275,27 +275,35 @@ def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
         yield "depth_width", plot.depth_width()
 
 
-def write(findings: Findings, folder: Path) -> list[Path]:
+def write(findings: Findings, folder: Path) -> Iterator[Path]:
     """Write all figures as SVG, PDF and PNG.
+
+    They are drawn in processes of their own, while this one goes on.
 
     Args:
         findings: Of the study.
         folder: Where to.
 
     Returns:
-        The files.
+        The files, each once it is there.
     """
-    written = []
-    with mpl.rc_context(STYLE):
-        for name, figure in all_figures(findings):
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, not for every format
-            for ending in FORMATS:
-                path = folder / f"{name}.{ending}"
-                with replacing(path) as temporary:
-                    figure.savefig(temporary, format=ending, dpi=300, metadata=WITHOUT_DATE[ending])
-                written.append(path)
-    return written
+    where = folder.absolute()  # the processes may be older than this one's current directory
+    drawing: Iterator[list[str]] = Parallel(
+        n_jobs=-1, pre_dispatch="all", batch_size=1, return_as="generator"
+    )(delayed(_save)(figure, where / name) for name, figure in all_figures(findings))
+    return (folder / name for names in drawing for name in names)
+
+
+@mpl.rc_context(STYLE)
+def _save(figure: Figure, path: Path) -> list[str]:
+    """Write a figure in all formats to the path and their endings; the names of the files."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not for every format
+    names = [f"{path.name}.{ending}" for ending in FORMATS]
+    for name, ending in zip(names, FORMATS, strict=True):
+        with replacing(path.with_name(name)) as temporary:
+            figure.savefig(temporary, format=ending, dpi=300, metadata=WITHOUT_DATE[ending])
+    return names
 
 
 def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:

@@ -6,6 +6,7 @@ changed directly. The first two are about association: only the third changes an
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -281,6 +282,11 @@ def mediation(
     return pd.DataFrame(rows)
 
 
+@lru_cache(maxsize=1)
+def _draws(size: int) -> Numbers:
+    return resample(np.random.default_rng(0), size)
+
+
 def _mediated(sample: Numbers, mediators: int, grid: Indices) -> dict[str, float]:
     """Effects of one treatment.
 
@@ -293,7 +299,7 @@ def _mediated(sample: Numbers, mediators: int, grid: Indices) -> dict[str, float
     scale = sample.std(axis=0) + (np.ptp(sample, axis=0) == 0)
     variables = np.hstack([sample / scale, np.ones((n, 1))])
     products = (variables[:, :, None] * variables[:, None, :]).reshape(n, -1)
-    draws = resample(np.random.default_rng(0), n)
+    draws = _draws(n)
     weights = np.vstack([np.full(n, 1 / n), draws])  # the sample itself comes first
     moments = (weights @ products).reshape(-1, variables.shape[1], variables.shape[1])
     # Of the regression of the first variable on all others; the last one is the intercept's.

@@ -65,8 +65,9 @@ PLACES = """
     from positions join sites using (site)
 """
 
-# The numbers of each run's last epoch, with their places.
-LAST = "select * exclude (epoch, is_last, step) from rows where is_last"
+# The numbers of each run's last epoch, with their places. DuckDB looks for the epochs of a join
+# while it reads the files, and passes over the rest.
+LAST = f"select * exclude (epoch, is_last, step) from ({ROWS} and epoch = last_epoch)"
 FINAL = """
     select last.*, relative_depth, coalesce(place_index, 0) as place_index,
            coalesce(place, last.layer) as place

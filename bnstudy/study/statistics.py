@@ -9,8 +9,8 @@ alone.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import combinations
-from typing import Any, NamedTuple
+from itertools import chain, combinations
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -66,55 +66,60 @@ def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
         "select distinct split, metric, layer from final order by split desc, metric, layer"
     ).assign(column_number=lambda table: range(len(table)))
     runs = pd.DataFrame({"cell": study.results["cell"], "run": range(len(study.results))})
-    epochs = pd.DataFrame({"epoch": [0], "epoch_number": [0]})
-    if every_epoch:
-        epochs = study.query("select distinct epoch from rows order by epoch").assign(
-            epoch_number=lambda table: range(len(table))
-        )
-    values = np.full((len(runs), len(epochs), len(layers)), np.nan)
+    epochs = int(study.results["last_epoch"].max()) + 1 if every_epoch else 1
+    values = np.full((len(runs), epochs, len(layers)), np.nan)
+    measured = np.zeros(epochs, dtype=bool)
     connection = study.connection
-    for name, table in (("columns", layers), ("numbers", runs), ("epochs", epochs)):
+    for name, table in (("columns", layers), ("numbers", runs)):
         connection.register(name, table)
     batches = connection.sql(
         f"""
-        select numbers.run, epoch_number, column_number, value
-        from {"rows join epochs using (epoch)" if every_epoch else "final cross join epochs"}
+        select (run * {epochs} + {"epoch" if every_epoch else 0}) * {len(layers)} + column_number,
+               value
+        from {"rows" if every_epoch else "final"}
         join numbers using (cell) join columns using (split, metric, layer)
         """
     ).to_arrow_reader(1_000_000)
     for batch in batches:
-        run, epoch, column, value = (one.to_numpy(zero_copy_only=False) for one in batch)
-        values[run, epoch, column] = value
-    keys, values = _by_place(study, layers, values)
+        place, value = (one.to_numpy(zero_copy_only=False) for one in batch)
+        values.ravel()[place] = value
+        measured[place // len(layers) % epochs] = True
+    keys, values = _by_place(study, layers, values[:, measured])
     if every_epoch:
-        keys = pd.concat([keys.assign(epoch=epoch) for epoch in epochs["epoch"]], ignore_index=True)
+        own = [keys.assign(epoch=epoch) for epoch in np.flatnonzero(measured)]
+        keys = pd.concat(own, ignore_index=True)
     return keys, values.reshape(len(runs), -1)
 
 
 def _by_place(study: Study, layers: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, Numbers]:
     """Columns of layers to columns of places, runs x epochs x columns."""
-    places = study.query("select cell, layer, place, place_index from places order by all")
+    places = study.query("select distinct layer, place, place_index from places order by all")
     whole = {name: name for name in set(layers["layer"]) - set(places["layer"])}  # the model's
+    listed = "select cell, list([layer, place] order by layer, place) from places group by cell"
     of_cell = {
-        cell: tuple(zip(own["layer"], own["place"], strict=True))
-        for cell, own in places.groupby("cell")
+        cell: tuple(map(tuple, network))
+        for cell, network in study.connection.execute(listed).fetchall()
     }
-    networks: dict[Any, list[int]] = defaultdict(list)  # of the same layers, their runs
+    networks = defaultdict(list)  # of the same layers, their runs
     for number, cell in enumerate(study.results["cell"]):
         networks[of_cell.get(cell, ())].append(number)
-    columns = defaultdict(list)  # of each key, runs and their columns
-    for network, runs in networks.items():
+    columns: list[dict[Any, Indices]] = []  # of each network, by key
+    for network in networks:
         place = layers["layer"].map(whole | dict(network))
-        for key, own in layers.groupby(["split", "metric", place]).indices.items():
-            columns[key].append((runs, own))
-    keys = pd.DataFrame(list(columns), columns=KEYS)
+        columns.append(cast(Any, layers.groupby(["split", "metric", place]).indices))
+    keys = pd.DataFrame(list(dict.fromkeys(chain(*columns))), columns=KEYS)
     index = dict(zip(places["place"], places["place_index"], strict=True))
     keys["place_index"] = keys["place"].map(index).fillna(0).astype(int)
     keys = keys.sort_values(["split", "metric", "place_index"], ascending=[False, True, True])
+    numbers = {key: n for n, key in enumerate(keys[KEYS].itertuples(index=False, name=None))}
     found = np.full((*values.shape[:2], len(keys)), np.nan)
-    for number, key in enumerate(keys[KEYS].itertuples(index=False, name=None)):
-        for runs, own in columns[key]:
-            found[runs, :, number] = np.mean([values[runs, :, one] for one in own], axis=0)
+    for of_key, runs in zip(columns, networks.values(), strict=True):
+        rows = np.array(runs)[:, None, None], np.arange(values.shape[1])[:, None]
+        here = np.array([numbers[key] for key in of_key], dtype=np.intp)
+        found[*rows, here] = values[*rows, [own[0] for own in of_key.values()]]
+        for number, own in zip(here, of_key.values(), strict=True):
+            if len(own) > 1:
+                found[runs, :, number] = values[*rows, own].mean(axis=2)
     return keys.reset_index(drop=True), found
 
 
@@ -496,12 +501,15 @@ def _blocks(
 ) -> Iterator[tuple[Indices, Numbers, Indices]]:
     """Columns that have the same pairs: their numbers, the differences, the points of the grid."""
     points = np.zeros(len(differences), dtype=np.intp) if grid is None else grid
-    patterns, which = np.unique(np.isfinite(differences), axis=1, return_inverse=True)
-    for number, known in enumerate(patterns.T):
-        columns = np.flatnonzero(which == number)
-        for start in range(0, len(columns), BLOCK):
-            block = columns[start : start + BLOCK]
-            yield block, differences[np.ix_(known, block)], points[known]
+    known = np.isfinite(differences)
+    columns: dict[bytes, list[int]] = defaultdict(list)  # of the same pairs
+    for column, pattern in enumerate(known.T):
+        columns[pattern.tobytes()].append(column)
+    for same in map(np.array, columns.values()):
+        rows = known[:, same[0]]
+        for start in range(0, len(same), BLOCK):
+            block = same[start : start + BLOCK]
+            yield block, differences[np.ix_(rows, block)], points[rows]
 
 
 def factors(
@@ -600,9 +608,12 @@ def _analysis_of_variance(
     residuals = sample - models[0] @ (models[0].T @ sample)
     squares = (sample**2).sum(axis=0)
 
-    def ratio(order: Indices, chosen: Indices) -> Numbers:
-        """Explained over residual, of the fit with the residuals in another order."""
-        moved = bases.T @ residuals[np.ix_(order, chosen)]
+    def ratio(order: Indices, chosen: Indices, residuals: Numbers) -> Numbers:
+        """Explained over residual, of the fit with the residuals in another order.
+
+        The bases, which have fewer columns, are put in the opposite order instead.
+        """
+        moved = bases[order].T @ residuals
         total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)
         captured = np.add.reduceat((fixed[:, chosen] + moved) ** 2, starts)
         explained, left = captured[1] - captured[0], total - captured[2]
@@ -613,11 +624,13 @@ def _analysis_of_variance(
     undecided = np.arange(sample.shape[1])
     as_extreme, permutations = np.zeros((2, len(undecided)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        observed = ratio(np.arange(len(sample)), undecided)
+        observed = ratio(np.arange(len(sample)), undecided, residuals)
         for _ in range(PERMUTATIONS):
-            found = ratio(generator.permutation(len(sample)), undecided)
+            found = ratio(generator.permutation(len(sample)), undecided, residuals)
             as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
             permutations[undecided] += 1
-            undecided = undecided[as_extreme[undecided] < ENOUGH]
+            open_ = as_extreme[undecided] < ENOUGH
+            if not open_.all():
+                undecided, residuals = undecided[open_], residuals[:, open_]
         eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
     return observed, eta_squared, (1 + as_extreme) / (1 + permutations)

@@ -23,7 +23,7 @@ def findings(studies: Studies) -> Findings:
 
 
 def test_each_is_written_in_every_format(findings: Findings, tmp_path: Path) -> None:
-    written = figures.write(findings, tmp_path)
+    written = list(figures.write(findings, tmp_path))
     names = {path.stem for path in written}
     assert names == {
         *("layers-unit_sparsity", "epochs-unit_sparsity", "accuracy-unit_sparsity"),
@@ -48,7 +48,7 @@ def test_the_same_study_gives_the_same_files(
     one = list(figures.all_figures(findings))[:1]
     monkeypatch.setattr(figures, "all_figures", lambda _: one)
     for name in ("one", "other"):
-        figures.write(findings, tmp_path / name)
+        assert len(list(figures.write(findings, tmp_path / name))) == len(figures.FORMATS)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes(), path.name
 
