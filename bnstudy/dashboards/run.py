@@ -107,31 +107,36 @@ def begin(
 
     description = record.description
     choices = description["choices"]
-    run = wandb.init(
-        project=project,
-        entity=entity,
-        id=run_id,
-        resume="allow",
-        name=description["cell"],
-        group=description["study"],
-        job_type="train",
-        tags=[choices[group] for group in ("norm", "model", "data")],
-        config=description["config"],
-        dir=record.folder.absolute(),  # W&B writes from a process of its own
-        mode=mode,
-        reinit="finish_previous",  # a leaked run of another job is never gone on with
-        settings=wandb.Settings(
-            console="off",
-            silent=True,
-            disable_git=True,  # a remote's address can hold a password
-            save_code=False,
-            x_save_requirements=False,
-            x_transaction_log_flush_interval=FLUSHED_EVERY,
-            init_timeout=BEGIN_TIMEOUT * patience,
-            finish_timeout=END_TIMEOUT * patience,
-            finish_timeout_raises=True,
-        ),
+    # Whether W&B Launch began this process is looked up with imports of seconds; it never does.
+    without_launch = patch.object(
+        wandb.Run, "_detect_and_apply_job_inputs", lambda run: None, create=True
     )
+    with without_launch:
+        run = wandb.init(
+            project=project,
+            entity=entity,
+            id=run_id,
+            resume="allow",
+            name=description["cell"],
+            group=description["study"],
+            job_type="train",
+            tags=[choices[group] for group in ("norm", "model", "data")],
+            config=description["config"],
+            dir=record.folder.absolute(),  # W&B writes from a process of its own
+            mode=mode,
+            reinit="finish_previous",  # a leaked run of another job is never gone on with
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,  # a remote's address can hold a password
+                save_code=False,
+                x_save_requirements=False,
+                x_transaction_log_flush_interval=FLUSHED_EVERY,
+                init_timeout=BEGIN_TIMEOUT * patience,
+                finish_timeout=END_TIMEOUT * patience,
+                finish_timeout_raises=True,
+            ),
+        )
     run.define_metric("epoch")
     run.define_metric("trainer/global_step")
     for names in ("rep/*", "opt/*"):

@@ -1,6 +1,5 @@
 """A sweep: the cells of a grid that are missing are launched, and the end of each is told."""
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -223,8 +222,11 @@ def _at_once(launcher: Launcher, jobs: int) -> int:
         case "slurm":
             return 1000  # a cluster's MaxArraySize is 1001 unless it was set
         case "local":  # starts all that it is given
+            from joblib import cpu_count  # here: a sweep begins without it
+
             threads: int = launcher.params["cpus_per_task"]  # type: ignore[attr-defined]
-            return max(1, len(os.sched_getaffinity(0)) // threads)
+            processors: int = cpu_count()
+            return max(1, processors // threads)
     return max(jobs, 1)
 
 

@@ -173,7 +173,10 @@ def test_a_run_that_goes_on(
         pytest.param(alien_record, "run.json", marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["single", "multirun"])
+@pytest.mark.parametrize(
+    "multirun",
+    [pytest.param(["-m"], id="multirun"), pytest.param([], marks=pytest.mark.long, id="single")],
+)
 def test_a_complete_run(
     complete: Path,
     undisturbed: pa.Table,

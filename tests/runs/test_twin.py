@@ -53,7 +53,14 @@ def test_a_twin_that_is_not_there_or_was_not_measured_is_told(
     assert todo.startswith("python -m bnstudy.measure multirun/mnist5k_cnn/batchnorm-")
 
 
-@pytest.mark.parametrize("other", ["seed=1", "model.width=8", "data.batch_size=32"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "model.width=8",
+        pytest.param("seed=1", marks=pytest.mark.long),
+        pytest.param("data.batch_size=32", marks=pytest.mark.long),
+    ],
+)
 def test_only_the_norm_may_differ(command_line: CommandLine, tmp_path: Path, other: str) -> None:
     assert command_line(*SMALL, METRICS, "norm=batchnorm").returncode == 0
     assert command_line(*SMALL, METRICS, *TARGET, other).returncode == 1

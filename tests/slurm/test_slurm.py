@@ -169,7 +169,7 @@ def test_a_sweep_goes_through_whatever_happens(
     assert "cells complete, 0 to resume, 0 to run" in again.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failures_and_logs_are_told(cluster: Environment, tmp_path: Path) -> None:
     arguments = [*SMALL, "metrics=none", "norm=batchnorm", "model.depth=1,9"]
     result = subprocess.run(

@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "trainer.max_epochs=6")
 RUN = (*RUN, "norm=batchnorm,none", "seed=0,1", "-m")
-KILLS = 20
 
 
 # Forks a process that has imported everything, and has no threads yet.
@@ -53,7 +52,8 @@ def tables(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_twenty_kills_at_random(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.long)])
+def test_kills_at_random(tmp_path: Path, count: int) -> None:
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
     process = start(undisturbed)
@@ -62,13 +62,13 @@ def test_twenty_kills_at_random(tmp_path: Path) -> None:
     whole = time.monotonic() - began
     assert process.exitcode == 0, (undisturbed / "log.txt").read_text()
 
-    chance = random.Random(20)
+    chance = random.Random(count)
     kills = 0
-    while kills < KILLS:  # a sweep that is complete before the last kill is followed by another
+    while kills < count:  # a sweep that is complete before the last kill is followed by another
         killed = tmp_path / f"killed after {kills}"
         killed.mkdir()
         process = start(killed)
-        while kills < KILLS and process.is_alive():
+        while kills < count and process.is_alive():
             process.join(chance.uniform(0.05, whole / 6))
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)

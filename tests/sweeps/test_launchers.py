@@ -37,7 +37,7 @@ def tables(folder: Path) -> dict[str, Any]:
     "launcher",
     [
         pytest.param("joblib", marks=pytest.mark.slow),
-        pytest.param("ray", marks=pytest.mark.slow),
+        pytest.param("ray", marks=pytest.mark.long),
         pytest.param("slurm_local", marks=pytest.mark.long),  # the same engine as SLURM's
     ],
 )
