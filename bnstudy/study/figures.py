@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,6 +21,7 @@ WIDTH = 6.75  # inches, of two columns
 FORMATS = ("svg", "pdf", "png")
 MOST_METRICS = 2  # of a family, that are drawn over the layers
 MOST_PLACES = 4  # that the way over epochs is drawn for
+MOST_PROCESSES = 4  # that draw
 MOST_MARKERS = 1_000  # of a panel; where there are more they are pixels, in all formats
 
 # Told apart with any colour vision (Okabe and Ito 2008), and by their markers in print.
@@ -289,7 +290,7 @@ def write(findings: Findings, folder: Path) -> Iterator[Path]:
     """
     where = folder.absolute()  # the processes may be older than this one's current directory
     drawing: Iterator[list[str]] = Parallel(
-        n_jobs=-1, pre_dispatch="all", batch_size=1, return_as="generator"
+        min(MOST_PROCESSES, cpu_count()), return_as="generator", pre_dispatch="all", batch_size=1
     )(delayed(_save)(figure, where / name) for name, figure in all_figures(findings))
     return (folder / name for names in drawing for name in names)
 
