@@ -40,6 +40,7 @@ def inspect(cell: Path) -> dict[str, list[dict[str, Any]]]:
         time.sleep(0.2)
 
 
+@pytest.mark.long
 def test_each_job_is_its_own_run(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(*QUICK, "logger=wandb", "norm=batchnorm,none", "-m")
     assert result.returncode == 0, result.stderr

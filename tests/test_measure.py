@@ -118,6 +118,7 @@ def test_a_killed_measurement_goes_on(command_line: CommandLine, tmp_path: Path)
     assert str(killed) == str(rows_of(whole))  # as text, so that NaN equals NaN
 
 
+@pytest.mark.long
 def test_a_budget_changes_no_number(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line(*SMALL, "model.width=32", "metrics=none").returncode == 0
     cell = only_cell(tmp_path / "multirun")

@@ -90,7 +90,15 @@ def test_depth_and_width(depth: int, channels: list[int] | None) -> None:
     assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
 
 
-@pytest.mark.parametrize(("depth", "letter"), [(11, "A"), (13, "B"), (16, "D"), (19, "E")])
+@pytest.mark.parametrize(
+    ("depth", "letter"),
+    [
+        (16, "D"),
+        pytest.param(11, "A", marks=pytest.mark.long),
+        pytest.param(13, "B", marks=pytest.mark.long),
+        pytest.param(19, "E", marks=pytest.mark.long),
+    ],
+)
 def test_vgg_has_the_convolutions_of_the_paper(depth: int, letter: str) -> None:
     ours = network("vgg", depth=depth, width=1, **COLOUR)
     theirs = getattr(torchvision.models, f"vgg{depth}")(weights=None, init_weights=False)

@@ -153,10 +153,8 @@ def test_groups_that_do_not_divide_the_channels_are_refused() -> None:
         Normalization("groupnorm", num_groups=3, eps=1e-5).layer(8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "norm", ["batchnorm_centering", pytest.param("batchnorm_scaling", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("norm", ["batchnorm_centering", "batchnorm_scaling"])
 def test_synchronized_statistics_are_those_of_all_processes(norm: str, tmp_path: Path) -> None:
     multiprocessing.spawn(_one_of_two, (norm, str(tmp_path)), nprocs=2)
     whole = layer(norm)

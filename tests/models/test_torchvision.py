@@ -36,7 +36,9 @@ def test_batchnorm_is_the_network_as_it_comes() -> None:
         ("weightstandardization", nn.GroupNorm),
     ],
 )
-@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name", ["shufflenet_v2_x0_5", pytest.param("resnet18", marks=pytest.mark.long)]
+)
 def test_every_batchnorm_is_replaced(name: str, norm: str, instead: type) -> None:
     reference = torchvision_network(name, norm=normalization("batchnorm"), **COLOUR)
     ours = torchvision_network(name, norm=normalization(norm), **COLOUR)

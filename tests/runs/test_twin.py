@@ -66,6 +66,7 @@ def test_only_the_norm_may_differ(command_line: CommandLine, tmp_path: Path, oth
     assert command_line(*SMALL, METRICS, *TARGET, other).returncode == 1
 
 
+@pytest.mark.long
 def test_the_targets_stay_when_a_run_is_measured_again(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

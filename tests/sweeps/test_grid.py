@@ -40,20 +40,30 @@ def composing() -> Iterator[CountingCompose]:
     ("arguments", "count", "composed"),
     [
         (["norm=batchnorm,none", "seed=range(0,2)"], 4, 2),
-        (["model.depth=2,4", "model.width=8,16"], 4, 1),
+        pytest.param(["model.depth=2,4", "model.width=8,16"], 4, 1, marks=pytest.mark.long),
         (["norm=none,groupnorm", "optim.lr={none:0.1,groupnorm:0.2}", "seed=3,4"], 4, 2),
-        (["optim.lr=0.1,{batchnorm:0.2,none:0.3}", "norm=batchnorm,none"], 4, 4),
+        pytest.param(
+            ["optim.lr=0.1,{batchnorm:0.2,none:0.3}", "norm=batchnorm,none"],
+            4,
+            4,
+            marks=pytest.mark.long,
+        ),
         (["callbacks=[],all", "metrics.names=[hoyer],[dunn,hoyer]"], 4, 2),
         (["probe.train=null,100", "data.root='a b','c,d'"], 4, 1),
         (["optim.weight_decay=0,0.0,1e-4", "trainer.max_epochs=1,2"], 6, 1),
-        (["experiment=quickstart,paper_mnist", "debug=fast", "seed=1,2"], 4, 2),
+        pytest.param(
+            ["experiment=quickstart,paper_mnist", "debug=fast", "seed=1,2"],
+            4,
+            2,
+            marks=pytest.mark.long,
+        ),
         (
             ["study=${model.depth}_layers", "model.depth=2,4"],
             2,
             3,
         ),  # the study follows from the axis
-        (["cell=mine-${seed}", "seed=0,1"], 2, 3),
-        (["cell=one,two"], 2, 1),
+        pytest.param(["cell=mine-${seed}", "seed=0,1"], 2, 3, marks=pytest.mark.long),
+        pytest.param(["cell=one,two"], 2, 1, marks=pytest.mark.long),
         (["+optim.nesterov=true,false"], 2, 2),  # a key that is added
         (["seed=0,1", "seed=5,6"], 2, 1),  # the last one counts, as in Hydra
         (["seed=7"], 1, 1),
