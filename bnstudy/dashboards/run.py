@@ -108,10 +108,7 @@ def begin(
     description = record.description
     choices = description["choices"]
     # Whether W&B Launch began this process is looked up with imports of seconds; it never does.
-    without_launch = patch.object(
-        wandb.Run, "_detect_and_apply_job_inputs", lambda run: None, create=True
-    )
-    with without_launch:
+    with patch.object(wandb.Run, "_detect_and_apply_job_inputs", lambda run: None, create=True):
         run = wandb.init(
             project=project,
             entity=entity,

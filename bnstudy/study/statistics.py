@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, combinations
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -78,21 +78,24 @@ def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
                value
         from {"rows" if every_epoch else "final"}
         join numbers using (cell) join columns using (split, metric, layer)
+        {f"where epoch < {epochs}" if every_epoch else ""}
         """
     ).to_arrow_reader(1_000_000)
     for batch in batches:
         place, value = (one.to_numpy(zero_copy_only=False) for one in batch)
         values.ravel()[place] = value
         measured[place // len(layers) % epochs] = True
-    keys, values = _by_place(study, layers, values[:, measured])
+    there = np.flatnonzero(measured)
+    keys, values = _by_place(study, layers, values, there)
     if every_epoch:
-        own = [keys.assign(epoch=epoch) for epoch in np.flatnonzero(measured)]
-        keys = pd.concat(own, ignore_index=True)
+        keys = pd.concat([keys.assign(epoch=epoch) for epoch in there], ignore_index=True)
     return keys, values.reshape(len(runs), -1)
 
 
-def _by_place(study: Study, layers: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, Numbers]:
-    """Columns of layers to columns of places, runs x epochs x columns."""
+def _by_place(
+    study: Study, layers: pd.DataFrame, values: Numbers, epochs: Indices
+) -> tuple[pd.DataFrame, Numbers]:
+    """Columns of layers to columns of places, runs x epochs x columns, of these epochs."""
     places = study.query("select distinct layer, place, place_index from places order by all")
     whole = {name: name for name in set(layers["layer"]) - set(places["layer"])}  # the model's
     listed = "select cell, list([layer, place] order by layer, place) from places group by cell"
@@ -103,23 +106,25 @@ def _by_place(study: Study, layers: pd.DataFrame, values: Numbers) -> tuple[pd.D
     networks = defaultdict(list)  # of the same layers, their runs
     for number, cell in enumerate(study.results["cell"]):
         networks[of_cell.get(cell, ())].append(number)
-    columns: list[dict[Any, Indices]] = []  # of each network, by key
+    columns: list[dict[Any, Any]] = []  # of each network, by key
     for network in networks:
         place = layers["layer"].map(whole | dict(network))
-        columns.append(cast(Any, layers.groupby(["split", "metric", place]).indices))
+        columns.append(layers.groupby(["split", "metric", place]).indices)
     keys = pd.DataFrame(list(dict.fromkeys(chain(*columns))), columns=KEYS)
     index = dict(zip(places["place"], places["place_index"], strict=True))
     keys["place_index"] = keys["place"].map(index).fillna(0).astype(int)
     keys = keys.sort_values(["split", "metric", "place_index"], ascending=[False, True, True])
     numbers = {key: n for n, key in enumerate(keys[KEYS].itertuples(index=False, name=None))}
-    found = np.full((*values.shape[:2], len(keys)), np.nan)
+    found = np.full((len(values), len(epochs), len(keys)), np.nan)
+    every = np.arange(len(epochs))[:, None]
     for of_key, runs in zip(columns, networks.values(), strict=True):
-        rows = np.array(runs)[:, None, None], np.arange(values.shape[1])[:, None]
-        here = np.array([numbers[key] for key in of_key], dtype=np.intp)
-        found[*rows, here] = values[*rows, [own[0] for own in of_key.values()]]
+        run = np.array(runs)[:, None, None]
+        here = [numbers[key] for key in of_key]
+        first = [own[0] for own in of_key.values()]
+        found[run, every, here] = values[run, epochs[:, None], first]
         for number, own in zip(here, of_key.values(), strict=True):
             if len(own) > 1:
-                found[runs, :, number] = values[*rows, own].mean(axis=2)
+                found[runs, :, number] = values[run, epochs[:, None], own].mean(axis=2)
     return keys.reset_index(drop=True), found
 
 
@@ -629,8 +634,8 @@ def _analysis_of_variance(
             found = ratio(generator.permutation(len(sample)), undecided, residuals)
             as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
             permutations[undecided] += 1
-            open_ = as_extreme[undecided] < ENOUGH
-            if not open_.all():
-                undecided, residuals = undecided[open_], residuals[:, open_]
+            still = as_extreme[undecided] < ENOUGH
+            if not still.all():
+                undecided, residuals = undecided[still], residuals[:, still]
         eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
     return observed, eta_squared, (1 + as_extreme) / (1 + permutations)
