@@ -5,9 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from bnstudy.config import explain
+from bnstudy.terminal import console
 
 HELP = """\
 Studies in Weights & Biases: their dashboard, and the way there and back.
@@ -18,8 +17,6 @@ Studies in Weights & Biases: their dashboard, and the way there and back.
 
 push twice, and there is one dashboard; sync twice, and each run is there once.
 """
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bnstudy.config import CONFIG_FOLDER, explain, validate
@@ -16,11 +15,10 @@ from bnstudy.errors import UserError
 from bnstudy.runs.environment import environment
 from bnstudy.runs.lease import held
 from bnstudy.runs.record import Record
+from bnstudy.terminal import console
 from bnstudy.terms import SPLITS, Split
 
 # torch is imported where it is needed: bnstudy.train tells that nothing is missing without it.
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 Wanted = dict[int, set[tuple[str, str, str]]]  # by epoch, (split, site, metric)
 

@@ -4,15 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from bnstudy.config import explain
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.study.findings import Findings
 from bnstudy.study.load import Study, load
 from bnstudy.study.page import page
+from bnstudy.terminal import console
 
 HELP = """\
 What the runs of a study say: one page (HTML, to be read in any browser, without a network), figures
@@ -23,8 +21,6 @@ What the runs of a study say: one page (HTML, to be read in any browser, without
 """
 
 MOST_TOLD = 10  # runs that did not go well
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def report(folder: Path, baseline: str | None = None, output: Path | None = None) -> list[Path]:
@@ -43,12 +39,14 @@ def report(folder: Path, baseline: str | None = None, output: Path | None = None
     Raises:
         UserError: There is no run that has ended, or no such baseline.
     """
-    from bnstudy.study import figures, tables
+    from bnstudy.study import tables
+    from bnstudy.study.drawing import draw
+    from bnstudy.study.figures import all_figures
 
     pages = []
     for study, place, apart in _parts(load(folder), output or folder / "report"):
         findings = Findings(study, baseline)
-        drawn = figures.write(findings, place / "figures")
+        drawn = draw(all_figures(findings), place / "figures")
         written = tables.write(findings, place / "tables")
         files = [path.relative_to(place).as_posix() for path in (*drawn, *written)]
         pages.append(_write(page(findings, files, apart), place / "index.html"))
@@ -58,7 +56,7 @@ def report(folder: Path, baseline: str | None = None, output: Path | None = None
             ("Figures", place / "figures"),
             ("Tables", place / "tables"),
         ):
-            console.print(f"{what:<8} {escape(str(where))}")
+            console.print(f"{what:<8} {where}")
     return pages
 
 
@@ -92,10 +90,10 @@ def tell_page(folder: Path) -> None:
             pages = write_page(folder)
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        console.print(f"Report   none: {escape(message.splitlines()[0])}")
+        console.print(f"Report   none: {message.splitlines()[0]}")
         return
     for path in pages:
-        console.print(f"Report   {escape(str(path))}")
+        console.print(f"Report   {path}")
 
 
 def _parts(study: Study, output: Path) -> list[tuple[Study, Path, str | None]]:
@@ -123,17 +121,15 @@ def _write(text: str, path: Path) -> Path:
 
 
 def _summarize(findings: Findings, apart: str | None) -> None:
-    console.print(f"\n[bold]{escape(findings.study.name)}[/bold]")
+    console.print(f"\n{findings.study.name}", style="bold")
     if apart:
-        console.print(
-            f"Not comparable with the rest of the folder: {escape(apart)}", style="yellow"
-        )
+        console.print(f"Not comparable with the rest of the folder: {apart}", style="yellow")
     for sentence in findings.verdict:
-        console.print(f"· {escape(sentence)}")
+        console.print(f"· {sentence}")
     runs = findings.study.runs
     troubled = runs.loc[runs["remark"].notna(), ["cell", "status"]]
     for cell, status in troubled[:MOST_TOLD].to_numpy().tolist():
-        console.print(f"! {escape(cell)}: {status}", style="yellow")
+        console.print(f"! {cell}: {status}", style="yellow")
     if len(troubled) > MOST_TOLD:
         console.print(f"! and {len(troubled) - MOST_TOLD} more, on the page", style="yellow")
     console.print()

@@ -13,12 +13,13 @@ import numpy as np
 from bnstudy.build import build, load_weights
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
-from bnstudy.measure import console, progress_bar
+from bnstudy.measure import progress_bar
 from bnstudy.metrics import SIMILARITIES, Similarity
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.environment import environment
 from bnstudy.runs.record import Record
 from bnstudy.study.heat_map import draw
+from bnstudy.terminal import console
 from bnstudy.terms import SITES, SPLITS, Split
 
 HELP = """\

@@ -28,11 +28,10 @@ from bnstudy.runs.processes import is_first_process, job_of_its_own, stopping_in
 from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import register_search
+from bnstudy.terminal import console
 
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
 # complete is skipped without them.
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

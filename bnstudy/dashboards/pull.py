@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from bnstudy.dashboards.run import RUN_ID
 from bnstudy.dashboards.sync import connect
@@ -16,13 +15,12 @@ from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.identity import identity
 from bnstudy.runs.record import KEYS, SCHEMA
+from bnstudy.terminal import console
 
 if TYPE_CHECKING:
     from wandb.apis.public import Run as ServedRun
 
 FILES = ("metrics.parquet", "run.json")  # the record last: with it the cell is there
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def pull(project: str, entity: str | None, root: Path) -> None:

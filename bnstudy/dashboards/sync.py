@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-
 from bnstudy.dashboards.run import (
     begin,
     conclude,
@@ -28,6 +26,7 @@ from bnstudy.errors import UserError
 from bnstudy.measure import runs_below
 from bnstudy.runs.lease import CellInUse, held
 from bnstudy.runs.record import ENDED, Record, Row
+from bnstudy.terminal import console
 
 if TYPE_CHECKING:
     import wandb
@@ -39,8 +38,6 @@ TIMEOUT = 30  # seconds, of a question
 PATIENCE = 10.0  # nothing waits for a sync
 
 Outcome = Literal["uploaded", "already there", "not W&B's", "running", "incomplete"]
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def sync(study: Path, project: str | None, entity: str | None) -> None:

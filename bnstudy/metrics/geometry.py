@@ -136,7 +136,8 @@ def anisotropy(layer: Layer) -> float:
     centred = weights @ (layer.gram @ weights.float()).double()
     total = centred + 2 * weights.sum() * (weights @ with_mean)
     total = total + weights.sum() ** 2 * sums.mean_norm_squared
-    return (total.item() - count) / (count * (count - 1))
+    mean = (total.item() - count) / (count * (count - 1))
+    return min(max(mean, -1 / (count - 1)), 1.0)  # of a sample near 0, products tell less
 
 
 @metric(

@@ -27,15 +27,13 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.identity import identity
 from bnstudy.runs.lease import CellInUse, Lease, forget, held
+from bnstudy.terminal import console
 from bnstudy.terms import SPLITS
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 ENDED = ("completed", "diverged")  # a diverged run is a result as well
 

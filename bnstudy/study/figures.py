@@ -2,47 +2,27 @@
 
 from collections.abc import Iterator
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from joblib import Parallel, cpu_count, delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnstudy.errors import UserError
-from bnstudy.files import replacing
+from bnstudy.study.drawing import STYLE
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
 from bnstudy.study.statistics import CONFIDENCE, Numbers, wide
 
 WIDTH = 6.75  # inches, of two columns
-FORMATS = ("svg", "pdf", "png")
 MOST_METRICS = 2  # of a family, that are drawn over the layers
 MOST_PLACES = 4  # that the way over epochs is drawn for
-MOST_PROCESSES = 4  # that draw
 MOST_MARKERS = 1_000  # of a panel; where there are more they are pixels, in all formats
 
 # Told apart with any colour vision (Okabe and Ito 2008), and by their markers in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
-
-STYLE: dict[Any, Any] = {
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 8,
-    "errorbar.capsize": 2,
-    "font.size": 8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "pdf.fonttype": 42,  # text stays text
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bnstudy",  # the same study, the same file
-    "text.parse_math": False,  # names may have dollar signs
-}
-WITHOUT_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
 class Plot:
@@ -274,37 +254,6 @@ def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
         yield "learning_rates", plot.learning_rates()
     if {"depth", "width"} <= set(findings.axes):
         yield "depth_width", plot.depth_width()
-
-
-def write(findings: Findings, folder: Path) -> Iterator[Path]:
-    """Write all figures as SVG, PDF and PNG.
-
-    They are drawn in processes of their own, while this one goes on.
-
-    Args:
-        findings: Of the study.
-        folder: Where to.
-
-    Returns:
-        The files, each once it is there.
-    """
-    where = folder.absolute()  # the processes may be older than this one's current directory
-    drawing: Iterator[list[str]] = Parallel(
-        min(MOST_PROCESSES, cpu_count()), return_as="generator", pre_dispatch="all", batch_size=1
-    )(delayed(_save)(figure, where / name) for name, figure in all_figures(findings))
-    return (folder / name for names in drawing for name in names)
-
-
-@mpl.rc_context(STYLE)
-def _save(figure: Figure, path: Path) -> list[str]:
-    """Write a figure in all formats to the path and their endings; the names of the files."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, not for every format
-    names = [f"{path.name}.{ending}" for ending in FORMATS]
-    for name, ending in zip(names, FORMATS, strict=True):
-        with replacing(path.with_name(name)) as temporary:
-            figure.savefig(temporary, format=ending, dpi=300, metadata=WITHOUT_DATE[ending])
-    return names
 
 
 def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:

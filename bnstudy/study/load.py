@@ -119,6 +119,7 @@ class Study:
             - cell, path (of its table), overrides, seed, treatment (its norm, its regularizer and
               those of their options that were swept), norm, regularizer, model, data, depth, width,
               lr, and every other key of the configuration that varies over the study;
+            - own: what the treatment has one value of, such as a learning rate, in words;
             - pair: the same number for runs that differ in nothing but the treatment;
               grid: their point of the grid in words, all but the seed; part: see `parts`;
             - status, ended (completed or diverged, its table there: it is among the results),
@@ -425,6 +426,7 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
         "seed": config["seed"],
         **{key: _plain(config.get(key)) for key in design.grid if key not in NAMES},
         "grid": _told(config, design.grid),
+        "own": _told(config, design.own),
         "pair": json.dumps(shared, sort_keys=True),
         "comparable": comparable,
     }

@@ -32,6 +32,7 @@ FLIPS = 99_999  # at random at most, where there are more
 ENOUGH = 100  # as extreme ones, of flips at random
 PERMUTATIONS = 999  # at most
 BLOCK = 2_000  # flips or comparisons at once, so that memory is bounded
+CACHED = 250  # comparisons that are bootstrapped at once, so that they stay in the cache
 
 KEYS = ["split", "metric", "place"]
 
@@ -68,24 +69,23 @@ def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
     runs = pd.DataFrame({"cell": study.results["cell"], "run": range(len(study.results))})
     epochs = int(study.results["last_epoch"].max()) + 1 if every_epoch else 1
     values = np.full((len(runs), epochs, len(layers)), np.nan)
-    measured = np.zeros(epochs, dtype=bool)
+    measured: set[int] = set()
     connection = study.connection
     for name, table in (("columns", layers), ("numbers", runs)):
         connection.register(name, table)
     batches = connection.sql(
         f"""
-        select (run * {epochs} + {"epoch" if every_epoch else 0}) * {len(layers)} + column_number,
-               value
-        from {"rows" if every_epoch else "final"}
+        select (run * {epochs} + measured) * {len(layers)} + column_number as place, value, measured
+        from (select *, {"epoch" if every_epoch else 0} as measured
+              from {"rows" if every_epoch else "final"})
         join numbers using (cell) join columns using (split, metric, layer)
-        {f"where epoch < {epochs}" if every_epoch else ""}
+        where measured < {epochs}
         """
     ).to_arrow_reader(1_000_000)
     for batch in batches:
-        place, value = (one.to_numpy(zero_copy_only=False) for one in batch)
-        values.ravel()[place] = value
-        measured[place // len(layers) % epochs] = True
-    there = np.flatnonzero(measured)
+        values.ravel()[batch["place"].to_numpy()] = batch["value"].to_numpy()
+        measured.update(batch["measured"].unique().to_pylist())
+    there = np.array(sorted(measured))
     keys, values = _by_place(study, layers, values, there)
     if every_epoch:
         keys = pd.concat([keys.assign(epoch=epoch) for epoch in there], ignore_index=True)
@@ -201,27 +201,42 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
     """
     baseline = study.baseline(baseline)
     keys, values = wide(study)
-    results = study.results
+    diverged = study.results["status"].to_numpy() == "diverged"
+    alike = defaultdict(list)  # compared at once: as many pairs at the same points of the grid
+    for number, (identity, matched) in enumerate(_comparisons(study, baseline, by)):
+        alike[matched.grid.tobytes()].append((number, identity, matched))
     tables = []
+    for comparisons in alike.values():
+        numbers, identities, samples = zip(*comparisons, strict=True)
+        ours = np.hstack([values[sample.treatment] for sample in samples])
+        theirs = np.hstack([values[sample.baseline] for sample in samples])
+        lost = [
+            (diverged[sample.treatment] | diverged[sample.baseline]).sum() for sample in samples
+        ]
+        table = pd.concat([keys.assign(**identity) for identity in identities], ignore_index=True)
+        found = _compare(ours, theirs, samples[0].grid)
+        found["diverged"] = np.repeat(lost, len(keys))
+        tables.append(table.join(found).set_index(np.repeat(numbers, len(keys))))
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables).sort_index(kind="stable")
+    table = table[table["n"] + table["undefined"] > 0].reset_index(drop=True)
+    return _corrected(table)
+
+
+def _comparisons(
+    study: Study, baseline: str, by: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], Pairs]]:
+    """What is compared, point and treatments, and its pairs, their points of the grid from 0."""
     for treatment in study.treatments:
         if treatment == baseline:
             continue
         matched = pairs(study, treatment, baseline)
-        points = results.loc[matched.treatment, list(by)].reset_index(drop=True)
+        points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _points(points):
-            ours, theirs = values[matched.treatment[rows]], values[matched.baseline[rows]]
-            diverged = (results["status"].to_numpy() == "diverged")[
-                np.stack([matched.treatment[rows], matched.baseline[rows]])
-            ]
-            table = _compare(ours, theirs, matched.grid[rows])
-            identity = keys.assign(**point, treatment=treatment, baseline=baseline)
-            table["diverged"] = diverged.any(axis=0).sum()
-            tables.append(pd.concat([identity, table], axis=1))
-    if not tables:
-        return pd.DataFrame()
-    table = pd.concat(tables, ignore_index=True)
-    table = table[table["n"] + table["undefined"] > 0].reset_index(drop=True)
-    return _corrected(table)
+            grid = np.unique(matched.grid[rows], return_inverse=True)[1]
+            sample = Pairs(matched.treatment[rows], matched.baseline[rows], grid, 0)
+            yield point | {"treatment": treatment, "baseline": baseline}, sample
 
 
 def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
@@ -379,8 +394,7 @@ def interval(
         ends = stats.t.ppf(np.array(tails)[:, None], freedom)
         several = np.minimum(freedom, _distinct(sample) - 1) >= FEWEST_TO_BOOTSTRAP
         if bootstrap and several.any():
-            resampled = _bootstrapped_t([part[:, several] for part in own])
-            ends[:, several] = np.quantile(resampled, tails, axis=0, method="nearest")
+            ends[:, several] = _bootstrapped_t([part[:, several] for part in own], tails)
         error = np.sqrt(variances.sum(axis=0))
         error[error <= 1e-9 * np.abs(sample).max(axis=0)] = np.nan
         low[columns], high[columns] = sample.mean(axis=0) - ends * error
@@ -400,20 +414,28 @@ def _distinct(sample: Numbers) -> Indices:
     return 1 + steps
 
 
-def _bootstrapped_t(strata: Sequence[Numbers]) -> Numbers:
-    """Resamples x comparisons: means in standard errors, of samples whose mean is 0."""
+def _bootstrapped_t(strata: Sequence[Numbers], tails: Sequence[float]) -> Numbers:
+    """Quantiles of means in standard errors, of samples whose mean is 0: tails x comparisons."""
     generator = np.random.default_rng(0)
     n = sum(map(len, strata))
-    moved, variance = np.zeros((2, RESAMPLES, strata[0].shape[1]))
-    for own in strata:
-        size = len(own)
-        share = resample(generator, size)
-        drawn = share @ own
-        moved += drawn * size / n
-        variance += (share @ own**2 - drawn**2).clip(0) / (size - 1) * (size / n) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = moved / np.sqrt(variance)
-    return np.nan_to_num(t, nan=0.0)
+    shares = [resample(generator, len(own)).T for own in strata]
+    count = strata[0].shape[1]
+    found = np.empty((len(tails), count))
+    for start in range(0, count, CACHED):
+        chosen = slice(start, start + CACHED)
+        moved, variance = np.zeros((2, min(CACHED, count - start), RESAMPLES))
+        for own, share in zip(strata, shares, strict=True):
+            size, values = len(own), np.ascontiguousarray(own[:, chosen].T) * (len(own) / n)
+            drawn = values @ share
+            squares = values**2 @ share
+            squares -= drawn**2
+            variance += np.maximum(squares, 0, out=squares) / (size - 1)
+            moved += drawn
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved /= np.sqrt(variance)
+        moved[np.isnan(moved)] = 0
+        found[:, chosen] = np.quantile(moved, tails, axis=1, method="nearest", overwrite_input=True)
+    return found
 
 
 def resample(generator: np.random.Generator, size: int) -> Numbers:

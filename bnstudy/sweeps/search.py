@@ -14,13 +14,11 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from bnstudy.config import plain_values, validate
 from bnstudy.errors import UserError
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
+from bnstudy.terminal import console
 
 
 @dataclass(frozen=True)

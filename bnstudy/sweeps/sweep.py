@@ -13,7 +13,6 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from bnstudy.config import explain
@@ -25,12 +24,11 @@ from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.states import ENDED, GIVEN_UP_AFTER, MISSING, State, states
+from bnstudy.terminal import console
 
 LAUNCHES = 3  # of a cell whose worker dies each time, out of memory perhaps
 
 Redo = Literal["failed", "diverged", "all"]
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

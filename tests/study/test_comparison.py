@@ -110,12 +110,12 @@ def test_runs_that_diverged_or_have_not_ended_are_told(add: Any, tmp_path: Path)
     lines = table(tmp_path)
     assert "5 epochs 2 seeds 2 seeds, 1 diverged" in lines
     assert "silhouette ↑ block01 0.200 ± 0.000 0.100 (1 of 2)" in lines  # which is not marked
-    assert any("5 cells: 3 completed, 1 diverged, 1 failed" in line for line in lines)
+    assert any("5 runs: 3 completed, 1 diverged, 1 failed" in line for line in lines)
 
 
 def test_a_study_without_a_complete_cell_has_no_table(add: Any, tmp_path: Path) -> None:
     add(norm="none", status="failed")
-    assert table(tmp_path)[0].endswith("(1 cells: 1 failed)")
+    assert table(tmp_path)[0].endswith("(1 run: 1 failed)")
 
 
 def test_directions_come_from_the_record(add: Any, tmp_path: Path) -> None:

@@ -19,6 +19,6 @@ def test_jobs_are_counted_and_the_time_left_told(command_line: CommandLine) -> N
 def test_a_sweep_over_studies_shows_each(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line(*QUICK, "study=before").returncode == 0
     result = command_line(*QUICK, "study=one,two", "-m")
-    assert "multirun/one/ (1 cells" in result.stdout
-    assert "multirun/two/ (1 cells" in result.stdout
+    assert "multirun/one/ (1 run: 1 completed" in result.stdout
+    assert "multirun/two/ (1 run: 1 completed" in result.stdout
     assert "before" not in result.stdout
