@@ -39,6 +39,8 @@ def report(folder: Path, baseline: str | None = None, output: Path | None = None
     Raises:
         UserError: There is no run that has ended, or no such baseline.
     """
+    from threadpoolctl import threadpool_limits
+
     from bnstudy.study import tables
     from bnstudy.study.drawing import draw
     from bnstudy.study.figures import all_figures
@@ -47,7 +49,9 @@ def report(folder: Path, baseline: str | None = None, output: Path | None = None
     for study, place, apart in _parts(load(folder), output or folder / "report"):
         findings = Findings(study, baseline)
         drawn = draw(all_figures(findings), place / "figures")
-        written = tables.write(findings, place / "tables")
+        # Other processes draw: threads that wait for a core of theirs would hold up the others.
+        with threadpool_limits(1, "blas"):
+            written = tables.write(findings, place / "tables")
         files = [path.relative_to(place).as_posix() for path in (*drawn, *written)]
         pages.append(_write(page(findings, files, apart), place / "index.html"))
         _summarize(findings, apart)
