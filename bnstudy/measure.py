@@ -30,6 +30,7 @@ Measure runs that have been trained, from the checkpoints they kept, without tra
   python -m bnstudy.measure multirun/mnist5k_cnn metrics=full
   python -m bnstudy.measure multirun/mnist5k_cnn/CELL metrics.names=[dunn,hoyer] --split test
   python -m bnstudy.measure similarity RUN_A RUN_B       how alike the layers of two runs are
+  python -m bnstudy.measure map RUN_OR_STUDY_DIR         where samples lie in a plane
 
 What a run's record has already is not measured again, so that the same command goes on where it was
 interrupted. A run keeps the weights of its last epoch, and of those that checkpoint_epochs=... of
@@ -218,6 +219,22 @@ def measure(arguments: Sequence[str]) -> None:
         parser.error("give the folder of a run or of a study")
     splits = [options.split] if options.split else SPLITS
 
+    def measure_one(cell: Path, say: Callable[[str], None]) -> None:
+        _measure_cell(cell, metrics, splits, options.epochs, say)
+
+    each_run(cells, measure_one, "measured")
+
+
+def each_run(
+    cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], what: str
+) -> None:
+    """Work on runs one after the other; the trouble with one is told, and the others go on.
+
+    Args:
+        cells: The runs' folders.
+        work: Is called with a run's folder, and a function that is told what is done next.
+        what: In a word, what is done.
+    """
     failed = 0
     with progress_bar("runs") as bar:
         task = bar.add_task("", total=len(cells))
@@ -228,13 +245,13 @@ def measure(arguments: Sequence[str]) -> None:
 
             say("reading the record")
             try:
-                _measure_cell(cell, metrics, splits, options.epochs, say)
+                work(cell, say)
             except UserError as error:
                 console.print(str(error), style="red")
                 failed += 1
             bar.advance(task)
     if failed:
-        sys.exit(f"{failed} of {len(cells)} runs were not measured")
+        sys.exit(f"{failed} of {len(cells)} runs were not {what}")
 
 
 def _measure_cell(
@@ -286,6 +303,11 @@ def main() -> None:
 
             again = "nothing was written"
             compare(arguments[1:])
+        elif arguments[:1] == ["map"]:
+            from bnstudy.maps import make_maps
+
+            again = "the same command goes on with the next run"
+            make_maps(arguments[1:])
         else:
             measure(arguments)
     except KeyboardInterrupt:

@@ -5,22 +5,20 @@ import csv
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bnstudy.build import build, load_weights
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.measure import progress_bar
 from bnstudy.metrics import SIMILARITIES, Similarity
-from bnstudy.representations import Layer, capture
+from bnstudy.representations import Layer
 from bnstudy.runs.environment import environment
-from bnstudy.runs.record import Record
 from bnstudy.study.heat_map import draw
 from bnstudy.terminal import console
 from bnstudy.terms import SITES, SPLITS, Split
+from bnstudy.trained import Trained
 
 HELP = """\
 How alike the layers of two runs are, or those of one run to each other: linear CKA, debiased CKA
@@ -33,63 +31,13 @@ Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
 """
 
 
-@dataclass(frozen=True)
-class Side:
-    """The run whose layers are the rows of a matrix, or its columns.
-
-    Attributes:
-        record: Of the run.
-        epoch: Whose weights.
-    """
-
-    record: Record
-    epoch: int
-
-    @classmethod
-    def of(cls, folder: Path, epoch: int | None) -> "Side":
-        """The run in a folder, at an epoch or, where that is None, at its last one.
-
-        Raises:
-            UserError: It has not ended, or has not kept the weights of that epoch.
-        """
-        if not (folder / "run.json").exists():
-            raise UserError(f"{folder}: no run.json in it; give the folder of one run")
-        record = Record.read(folder)
-        if not record.has_ended:
-            raise UserError(f"{folder}: {record.status}; train it to its end first")
-        kept = record.checkpoints()
-        chosen = record.description["final"]["epoch"] if epoch is None else epoch
-        if chosen not in kept:
-            raise UserError(
-                f"--epoch {epoch}: {folder} has the weights of epochs {', '.join(map(str, kept))}; "
-                "checkpoint_epochs=all makes bnstudy.train keep every epoch's"
-            )
-        return cls(record, chosen)
-
-    @property
-    def name(self) -> str:
-        """The cell's."""
-        return self.record.folder.resolve().name
-
-    def layers(self, split: Split, samples: int, sites: Sequence[str]) -> list[Layer]:
-        """The layers, in the order of computation: their inner products, without activations.
-
-        Args:
-            split: Of whose probe set.
-            samples: Of that set, class-balanced; the same ones for every run of a data set.
-            sites: Where in a layer.
-
-        Raises:
-            UserError: The data cannot be had, or are fewer than that.
-        """
-        probe = {one: samples if one == split else 1 for one in SPLITS}
-        data, classifier = build(self.record.description["config"] | {"probe": probe}, self.record)
-        load_weights(classifier, self.record.checkpoints()[self.epoch])
-        layers = []
-        for layer in capture(classifier, data.probe(split), sites=sites):
-            layer.let_go_of_activations()
-            layers.append(layer)
-        return sorted(layers, key=lambda layer: layer.index)
+def _layers(run: Trained, split: Split, samples: int, sites: Sequence[str]) -> list[Layer]:
+    """A run's layers in the order of computation: their inner products, without activations."""
+    layers = []
+    for layer in run.layers(split, samples, sites):
+        layer.let_go_of_activations()
+        layers.append(layer)
+    return sorted(layers, key=lambda layer: layer.index)
 
 
 def matrix(
@@ -130,9 +78,9 @@ def compare(arguments: Sequence[str]) -> None:
         "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
     )
     options = parser.parse_args(arguments)
-    sides = [Side.of(options.run_a, options.epoch)]
+    sides = [Trained.of(options.run_a, options.epoch)]
     if options.run_b is not None:
-        sides.append(Side.of(options.run_b, options.epoch))
+        sides.append(Trained.of(options.run_b, options.epoch))
     if len({side.record.description["data"]["sha256"] for side in sides}) > 1:
         raise UserError(
             f"{options.run_a} and {options.run_b} were trained on different images; similarities "
@@ -183,12 +131,12 @@ def compare(arguments: Sequence[str]) -> None:
 
 
 def _matrices(
-    sides: Sequence[Side], split: Split, samples: int, sites: Sequence[str]
+    sides: Sequence[Trained], split: Split, samples: int, sites: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], tuple[list[str], list[str]]]:
     """By similarity, its matrix; and the names of the rows and columns."""
     with progress_bar("pairs of layers") as bar:
         task = bar.add_task("reading representations", total=None)
-        of_sides = [side.layers(split, samples, sites) for side in sides]
+        of_sides = [_layers(side, split, samples, sites) for side in sides]
         rows, columns = of_sides[0], of_sides[-1]
         bar.update(task, total=len(SIMILARITIES) * len(rows) * len(columns))
         matrices = {}

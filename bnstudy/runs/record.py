@@ -7,6 +7,7 @@ In the cell's folder:
     metrics/epoch=0007.parquet    its parts while the run goes on, one a measured epoch
     checkpoints/                  last.ckpt, and epoch=0007.ckpt for the epochs that were asked for;
                                   while the run goes on previous.ckpt, of the epoch before the last
+    maps.parquet                  where samples lie in a plane, if that was asked for (bnstudy.maps)
 
 Every file is written under another name and renamed: it is whole or not there. One that is damaged
 all the same, by a disk say, is set aside as *.damaged, and what it held is made again.
@@ -38,6 +39,8 @@ from bnstudy.terms import SPLITS
 ENDED = ("completed", "diverged")  # a diverged run is a result as well
 
 KEYS = {"identity", "config", "status", "attempts"}  # without which a run.json is none
+
+MAPS = "maps.parquet"  # where samples lie in a plane
 
 WHOLE_MODEL = "model"  # the layer of numbers such as the loss; its index is -1
 
@@ -79,6 +82,23 @@ SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("reason", pa.string()),
+    ]
+)
+
+
+MAPS_SCHEMA = pa.schema(
+    [
+        ("epoch", pa.int32()),
+        ("split", pa.string()),
+        ("layer", pa.string()),
+        ("site", pa.string()),
+        ("method", pa.string()),  # pca or umap
+        ("sample", pa.int32()),  # its number in the probe set
+        ("label", pa.int64()),
+        ("class", pa.string()),
+        ("x", pa.float32()),
+        ("y", pa.float32()),
+        ("share", pa.float32()),  # of the variance, that the plane holds; null of umap
     ]
 )
 
@@ -150,7 +170,7 @@ class Record:
                     f"not {mark[:8]}\nMove that folder away, or choose another study=NAME"
                 )
             if lease is not None and record.status in ENDED and not record.has_ended:
-                set_aside(folder, record.table_path, str(_damage(record.table_path)))
+                set_aside(folder, record.table_path, str(damage(record.table_path)))
             return record
         record = cls(
             folder,
@@ -213,7 +233,7 @@ class Record:
     @property
     def has_ended(self) -> bool:
         """Whether the run has been trained to its end, and its table is there."""
-        return self.status in ENDED and _damage(self.table_path) is None
+        return self.status in ENDED and damage(self.table_path) is None
 
     @property
     def failures(self) -> int:
@@ -224,6 +244,11 @@ class Record:
     def table_path(self) -> Path:
         """The long table."""
         return self.folder / "metrics.parquet"
+
+    @property
+    def maps_path(self) -> Path:
+        """Where samples lie in a plane."""
+        return self.folder / MAPS
 
     @property
     def last_checkpoint(self) -> Path:
@@ -316,10 +341,10 @@ class Record:
         """Whether the long table's parts of some epochs are there; damaged ones are set aside."""
         missing = False
         for epoch in epochs:
-            damage = _damage(self._part(epoch))
-            if damage and self.lease is not None:
-                set_aside(self.folder, self._part(epoch), damage)
-            missing |= damage is not None
+            trouble = damage(self._part(epoch))
+            if trouble and self.lease is not None:
+                set_aside(self.folder, self._part(epoch), trouble)
+            missing |= trouble is not None
         return not missing
 
     def join_parts(self) -> None:
@@ -363,6 +388,7 @@ class Record:
             self.description.pop(key, None)
         self._set_status("interrupted")
         self.table_path.unlink(missing_ok=True)
+        self.maps_path.unlink(missing_ok=True)
         shutil.rmtree(self.last_checkpoint.parent, ignore_errors=True)
         self.remove_parts()
 
@@ -420,14 +446,14 @@ class Record:
 
     def _take_apart(self) -> None:
         """Make the long table's parts of it, for a run that goes on."""
-        damage = _damage(self.table_path)
-        if damage is None:
+        trouble = damage(self.table_path)
+        if trouble is None:
             table = pq.read_table(self.table_path)
             for epoch in pc.unique(table["epoch"]).to_pylist():
                 self._write(self._part(epoch), table.filter(pc.field("epoch") == epoch))
             self.table_path.unlink()
         else:
-            set_aside(self.folder, self.table_path, damage)
+            set_aside(self.folder, self.table_path, trouble)
 
     def _write(self, path: Path, table: pa.Table) -> None:
         with self.replacing(path) as temporary:
@@ -459,15 +485,20 @@ def set_aside(cell: Path, path: Path, reason: str) -> None:
         )
 
 
-def _damage(table: Path) -> str | None:
-    """What is wrong with a file that should hold rows of the long table; None where all is well."""
+def damage(table: Path, schema: pa.Schema = SCHEMA) -> str | None:
+    """What is wrong with a table in a file; None where all is well.
+
+    Args:
+        table: Its path.
+        schema: What its columns should be; the long table's.
+    """
     try:
-        schema = pq.read_schema(table)
+        found = pq.read_schema(table)
     except FileNotFoundError:
         return "it is not there"
     except (OSError, pa.ArrowException) as error:
         return str(error).splitlines()[0]
-    return None if schema.equals(SCHEMA) else "it has other columns"
+    return None if found.equals(schema) else "it has other columns"
 
 
 def _now() -> str:

@@ -198,6 +198,50 @@ class Plot:
         ax.plot(x, y, linestyle="", alpha=0.7, label=name, rasterized=many, **looks)
 
     @mpl.rc_context(STYLE)
+    def maps(self, method: str = "pca") -> Figure:
+        """Where the samples of a run of each treatment lie in a plane, in up to four layers.
+
+        Of each treatment the run with the first seed that has a map.
+
+        Args:
+            method: pca or umap.
+        """
+        table = self.findings.maps
+        table = table[table["method"] == method]
+        if table.empty:
+            raise UserError(
+                f"{method}: no run of {self.findings.study.folder} has a map by it; make them with "
+                f"python -m bnstudy.measure map {self.findings.study.folder}"
+            )
+        names = [name for name in self.looks if (table["treatment"] == name).any()]
+        places = list(dict.fromkeys(table.sort_values("place_index", kind="stable")["place"]))
+        chosen = [places[i] for i in _spread(len(places), MOST_PLACES)]
+        last = table["label"].max()
+        figure = Figure((WIDTH, 0.4 + 1.6 * len(names)), layout="constrained")
+        panels = figure.subplots(len(names), len(chosen), squeeze=False)
+        for row, name in zip(panels, names, strict=True):
+            cell = table.loc[table["treatment"] == name, "cell"].iloc[0]
+            run = table[table["cell"] == cell]
+            for ax, place in zip(row, chosen, strict=True):
+                samples = run[run["place"] == place]
+                ax.scatter(
+                    samples["x"],
+                    samples["y"],
+                    2,
+                    samples["label"],
+                    cmap="tab10" if last < 10 else "turbo",
+                    vmin=0,
+                    vmax=max(9, last),
+                    linewidths=0,
+                    rasterized=True,
+                )
+                ax.set(title=f"{name}, {place}", xticks=[], yticks=[], aspect="equal")
+                ax.set_adjustable("datalim")
+        what = f"{table['split'].iloc[0]} split, epoch {table['epoch'].iloc[0]}"
+        figure.suptitle(f"{method.upper()}, {what}; colours are classes", fontsize=8)
+        return figure
+
+    @mpl.rc_context(STYLE)
     def learning_rates(self) -> Figure:
         """Test accuracy after the last epoch over the learning rates."""
         figure = Figure((WIDTH / 2, 2.4), layout="constrained")
@@ -249,6 +293,8 @@ def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
         if treatment != findings.baseline:
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
+    for method in dict.fromkeys(findings.maps["method"]):
+        yield f"maps-{method}", plot.maps(method)
     yield "performance", plot.performance()
     if "lr" in findings.axes:
         yield "learning_rates", plot.learning_rates()

@@ -7,6 +7,7 @@ import pandas as pd
 
 from bnstudy.study.generalization import interventions, mediation, relations
 from bnstudy.study.load import NAMES, Study
+from bnstudy.study.maps import maps
 from bnstudy.study.statistics import averages, curves, effects, factors
 from bnstudy.study.verdict import verdict
 
@@ -97,6 +98,11 @@ class Findings:
     def interventions(self) -> pd.DataFrame:
         """Of `bnstudy.study.generalization.interventions`."""
         return interventions(self.study)
+
+    @cached_property
+    def maps(self) -> pd.DataFrame:
+        """Of `bnstudy.study.maps.maps`."""
+        return maps(self.study)
 
     @cached_property
     def verdict(self) -> list[str]:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from bnstudy import measure
 from bnstudy.report import report, write_page
 from tests.conftest import SMALL, CommandLine
 from tests.study.studies import Studies
@@ -34,6 +35,9 @@ def folder(
     """The report of a real study, of two depths and two learning rates."""
     if not (kept / "report").exists():
         assert command_line(*RUN, "-m").returncode == 0
+        monkeypatch.setattr("bnstudy.maps.methods", lambda: ["pca"])
+        study = "multirun/mnist5k_cnn"
+        assert command_line("map", study, "--samples", "100", main=measure.main).returncode == 0
         monkeypatch.setattr("bnstudy.study.figures.all_figures", lambda _: [])  # they take long
         report(tmp_path / "multirun" / "mnist5k_cnn", output=kept / "report")
     return kept / "report"

@@ -18,6 +18,8 @@ from bnstudy.study.load import Study
 from bnstudy.study.statistics import KEYS, Numbers, mean, spread, wide
 
 MOST_NUMBERS = 1_200_000  # of runs: 6 MB of base64
+MOST_SAMPLES = 150_000  # of maps: 2 MB of base64
+SAMPLES_OF_A_MAP = 500
 FEWEST_EPOCHS = 5  # of each run, before seeds are averaged
 
 EFFECTS = ("n", "difference", "low", "high", "p", "p_holm", "cohens_d", "rank_biserial")
@@ -42,6 +44,7 @@ def embedded(findings: Findings) -> dict[str, Any]:
         - effects: points, each a value of every axis or null for all; fields, each treatments
           without the baseline x points x keys;
         - curves: fields, each treatments without the baseline x epochs x keys;
+        - maps: see `_maps`;
         - similarities: see `_similarities`.
     """
     study = findings.study
@@ -80,6 +83,7 @@ def embedded(findings: Findings) -> dict[str, Any]:
         "values": {name: _encoded(array) for name, array in arrays.items()},
         "effects": _effects(findings, keys, treatments),
         "curves": _curves(findings, keys, treatments, [int(all_epochs[at]) for at in chosen]),
+        "maps": _maps(findings, treatments, [axis["name"] for axis in axes]),
         "similarities": _similarities(study.folder),
     }
 
@@ -191,6 +195,60 @@ def _curves(
         table["epoch"].map(epochs.index),
         _numbered(table, keys),
     )
+
+
+def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[str, Any]:
+    """Where samples lie in a plane: of as many runs as there is room for, the first seeds first.
+
+    Returns:
+        - classes: by label, their names;
+        - pictures: cell, treatment (its number), seed, point (a value of each axis), epoch, split,
+          place, method, share (of the variance), and where its samples are (first, count);
+        - x, y, labels: of all samples; runs, how many have maps, and shown, of how many they are.
+    """
+    table = findings.maps
+    if table.empty:
+        return {"pictures": []}
+    runs: dict[Any, dict[Any, Any]] = (
+        _described(findings.study, treatments, axes).set_index("cell").to_dict("index")
+    )
+    classes = table.drop_duplicates("label").set_index("label")["class"]
+    pictures: list[dict[str, Any]] = []
+    parts: list[pd.DataFrame] = []
+    first = 0
+    for cell, of_run in table.groupby("cell", sort=False):
+        found = [
+            (key, samples[:: -(-len(samples) // SAMPLES_OF_A_MAP)])
+            for key, samples in of_run.groupby(["method", "place"], sort=False)
+        ]
+        if parts and first + sum(len(samples) for _, samples in found) > MOST_SAMPLES:
+            break
+        for (method, place), samples in found:
+            pictures.append(
+                {
+                    "cell": cell,
+                    **{key: runs[cell][key] for key in ("treatment", "seed", "point")},
+                    "method": method,
+                    "place": place,
+                    "epoch": int(samples["epoch"].iloc[0]),
+                    "split": samples["split"].iloc[0],
+                    "share": float(samples["share"].fillna(0).iloc[0]),
+                    "first": first,
+                    "count": len(samples),
+                }
+            )
+            parts.append(samples)
+            first += len(samples)
+    shown = pd.concat(parts)
+    return {
+        "classes": {str(label): name for label, name in classes.items()},
+        "pictures": pictures,
+        "x": _encoded(shown["x"].to_numpy()),
+        "y": _encoded(shown["y"].to_numpy()),
+        "labels": _encoded(shown["label"].to_numpy()),
+        "runs": table["cell"].nunique(),
+        "shown": len({picture["cell"] for picture in pictures}),
+    }
 
 
 def _similarities(study: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ const spreads = decoded(data.values.sd);
 const counts = decoded(data.values.n);
 const effects = mapped(data.effects.fields, decoded);
 const curves = mapped(data.curves, decoded);
+const [mapX, mapY, mapLabels] = [data.maps.x, data.maps.y, data.maps.labels].map(decoded);
 const last = "last";
 
 function mapped(object, change) {
@@ -617,6 +618,98 @@ function depthWidth() {
   };
 }
 
+/** Of each treatment, the first run among the chosen ones that has a map of the chosen layer. */
+function picturesShown() {
+  const [method, place, seed] = [chosen("map_method"), chosen("layer"), chosen("seed")];
+  const fitting = data.maps.pictures.filter((picture) =>
+    picture.method === method && picture.place === place
+    && (!seed || seed === "all" || String(picture.seed) === seed)
+    && data.axes.every((_, number) => {
+      const value = chosen(`axis${number}`);
+      return value === "all" || picture.point[number] === value;
+    }));
+  return data.treatments
+    .map((_, number) => fitting.find((picture) => picture.treatment === number))
+    .filter(Boolean);
+}
+
+function maps() {
+  const pictures = picturesShown();
+  const { classes } = data.maps;
+  const labels = Object.keys(classes).map(Number);
+  const colours = property("--series").split(" ");
+  const columns = Math.min(pictures.length, innerWidth < 720 ? 1 : 3) || 1;
+  const rowCount = Math.ceil(pictures.length / columns) || 1;
+  const rows = [];
+  const axes = {};
+  const annotations = [];
+  const traces = pictures.flatMap((picture, at) => {
+    const name = data.treatments[picture.treatment];
+    const suffix = at ? String(at + 1) : "";
+    const [column, row] = [at % columns, Math.floor(at / columns)];
+    const bare = { showticklabels: false, zeroline: false, gridcolor: property("--line") };
+    const width = 1 / columns;
+    axes[`xaxis${suffix}`] = {
+      ...bare, anchor: `y${suffix}`, domain: [column * width, (column + 0.94) * width],
+    };
+    axes[`yaxis${suffix}`] = {
+      ...bare, anchor: `x${suffix}`, scaleanchor: `x${suffix}`,
+      domain: [1 - (row + 0.88) / rowCount, 1 - row / rowCount],
+    };
+    const held = picture.share ? `, ${(100 * picture.share).toFixed(0)} % of the variance` : "";
+    annotations.push({
+      text: plain(`${name}, seed ${picture.seed}${held}`),
+      xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0.5, y: 1,
+      xanchor: "center", yanchor: "bottom", showarrow: false,
+    });
+    return labels.map((label, number) => {
+      const inside = [];
+      for (let one = picture.first; one < picture.first + picture.count; one += 1) {
+        if (mapLabels[one] === label) inside.push(one);
+      }
+      const [x, y] = [mapX, mapY].map((values) => inside.map((one) => values[one]));
+      const centre = (values) => values.reduce((sum, one) => sum + one, 0) / values.length;
+      rows.push([name, picture.cell, classes[label], inside.length, centre(x), centre(y)]);
+      return {
+        type: "scatter",
+        mode: "markers",
+        name: plain(classes[label]),
+        legendgroup: String(label),
+        showlegend: at === 0 && labels.length <= 20,
+        x,
+        y,
+        xaxis: `x${suffix}`,
+        yaxis: `y${suffix}`,
+        marker: {
+          color: colours[number % colours.length],
+          symbol: MARKERS[(number + Math.floor(number / colours.length)) % MARKERS.length],
+          size: 5,
+          opacity: 0.75,
+        },
+        hovertemplate: `${plain(classes[label])}<extra></extra>`,
+      };
+    });
+  });
+  const [first] = pictures;
+  return {
+    traces,
+    layout: layout({
+      height: 60 + 380 * rowCount,
+      margin: { ...TIGHT, l: 8, b: 8 },
+      legend: { orientation: "h", y: 1 + 0.08 / rowCount, yanchor: "bottom", x: 0 },
+      annotations,
+      ...axes,
+    }),
+    caption: first
+      ? `${first.method.toUpperCase()} of ${first.place}, ${first.split} split, epoch ` +
+        `${first.epoch}: ${pictures.map((one) => one.cell).join(", ")}; up to ` +
+        `${Math.max(...pictures.map((one) => one.count))} samples each.`
+      : `No run that is chosen has a map of ${chosen("layer")}.`,
+    columns: ["norm", "run", "class", "n", "mean of the first axis", "mean of the second axis"],
+    rows,
+  };
+}
+
 function similarity() {
   const [pair, name] = chosen("similarity").split(":");
   const matrix = data.similarities[Number(pair)];
@@ -660,6 +753,7 @@ const FIGURES = {
   "against-clustering": () => against(chosen("clustering")),
   "learning-rates": learningRates,
   "depth-width": depthWidth,
+  "maps": maps,
   "similarity": similarity,
 };
 

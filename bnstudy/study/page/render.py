@@ -92,6 +92,7 @@ def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None
         "effect_size": "cohens_d" if _has_spread(findings) else "rank_biserial",
         "embedded_note": _embedded_note(data, study),
         "assumptions": ASSUMPTIONS,
+        "map_methods": list(dict.fromkeys(one["method"] for one in data["maps"]["pictures"])),
         "similarity_choices": [
             (f"{number}:{name}", f"{name}: {' – '.join(pair['names'])}")
             for number, pair in enumerate(data["similarities"])
@@ -148,6 +149,8 @@ def _embedded_note(data: dict[str, Any], study: Study) -> str:
         notes.append("its figures know the mean and standard deviation over seeds, not each run")
     if len(data["epochs"]) < data["all_epochs"]:
         notes.append(f"they have {len(data['epochs'])} of {data['all_epochs']} epochs")
+    if data["maps"].get("shown", 0) < data["maps"].get("runs", 0):
+        notes.append(f"maps are of {data['maps']['shown']} of {data['maps']['runs']} runs")
     pooled = len(study.design.grid) - len(data["axes"])
     if pooled > 0:
         notes.append(f"{pooled} more of the grid's axes have no filter")
@@ -231,6 +234,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("axes", "Over the grid"): "lr" in content["axis_names"]
         or content["maps"]
         or content["factors"] is not None,
+        ("maps", "Maps"): content["map_methods"],
         ("similarity", "Similarity"): content["data"]["similarities"],
         ("wrong", "What went wrong"): True,
         ("method", "Method"): True,
