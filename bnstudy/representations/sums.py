@@ -13,7 +13,8 @@ from torch import Tensor
 
 BLOCK = 2**24  # values: 64 MiB in float32; large enough for a matrix product's full speed
 PART = 2**18  # values that stay in the processor's cache
-STRIP = 250  # rows of the Gram matrix computed at once, so that little is computed twice
+TILE = 1000  # rows and columns of the Gram matrix computed at once: at a matrix product's full speed
+STRIP = 250  # rows of a tile on the diagonal, so that little is computed twice
 LARGEST = 1e15  # what the largest activation is scaled to before it is squared
 SILENT = 1e-30  # mean square of a unit, so scaled, below which float32 does not tell it from 0
 
@@ -276,15 +277,24 @@ class Products(ClassSums):
         self.residuals = self._zeros(shape[0], shape[0], dtype=torch.float32)
 
     def _add_products(self, residuals: Tensor) -> None:
-        # Only what lies on and above the diagonal, in strips; the rest is its mirror image.
-        for start in range(0, len(residuals), STRIP):
-            strip = self.residuals[start : start + STRIP, start:]
-            strip.addmm_(residuals[start : start + STRIP], residuals[start:].T)
+        # Only what lies on and above the diagonal; the rest is its mirror image.
+        for rows, columns in _upper(len(residuals)):
+            self.residuals[rows, columns].addmm_(residuals[rows], residuals[columns].T)
 
     def finish(self) -> None:
         """Fill in what lies below the diagonal."""
         super().finish()
-        for start in range(0, len(self.residuals), STRIP):
-            stop = start + STRIP
-            self.residuals[stop:, start:stop] = self.residuals[start:stop, stop:].T
+        for rows, columns in _upper(len(self.residuals)):
+            beyond = slice(max(rows.stop, columns.start), columns.stop)
+            self.residuals[beyond, rows] = self.residuals[rows, beyond].T
         self.residual_norms_squared = self.residuals.diagonal()
+
+
+def _upper(size: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of blocks that cover what lies on and above a square's diagonal."""
+    for start in range(0, size, TILE):
+        end = min(start + TILE, size)
+        for row in range(start, end, STRIP):
+            yield slice(row, min(row + STRIP, end)), slice(row, end)
+        for column in range(end, size, TILE):
+            yield slice(start, end), slice(column, min(column + TILE, size))
