@@ -16,6 +16,7 @@ from bnstudy.measure import each_run, runs_below
 from bnstudy.metrics import Undefined
 from bnstudy.metrics.registry import check
 from bnstudy.representations import Layer
+from bnstudy.representations.sums import in_float32
 from bnstudy.runs.lease import held
 from bnstudy.runs.record import MAPS_SCHEMA, damage
 from bnstudy.terminal import console
@@ -96,7 +97,10 @@ def planes(run: Trained, split: Split, layer: Layer) -> Iterator[pa.Table]:
     assert tap is not None
     class_names = run.record.description["data"]["classes"]
     for method in methods():
-        coordinates, share = principal_components(layer) if method == "pca" else (umap(layer), None)
+        with in_float32(layer.labels.device):
+            coordinates, share = (
+                principal_components(layer) if method == "pca" else (umap(layer), None)
+            )
         labels, count = layer.labels.tolist(), len(coordinates)
         columns = {
             "epoch": [run.epoch] * count,
