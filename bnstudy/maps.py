@@ -6,22 +6,24 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse.linalg import eigsh
 
+from bnstudy.errors import UserError
 from bnstudy.measure import each_run, runs_below
 from bnstudy.metrics import Undefined
 from bnstudy.metrics.registry import check
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import in_float32
 from bnstudy.runs.lease import held
-from bnstudy.runs.record import MAPS_SCHEMA, damage
+from bnstudy.runs.record import MAPS_SCHEMA, read_maps
 from bnstudy.terminal import console
-from bnstudy.terms import SITES, SPLITS, Split
-from bnstudy.trained import Trained
+from bnstudy.terms import Split
+from bnstudy.trained import Trained, add_options
 
 HELP = """\
 Where samples lie in a plane, for each layer of trained runs: by their first two principal
@@ -31,7 +33,7 @@ components, and by UMAP where it is installed (pip install -e '.[umap]').
   python -m bnstudy.measure map multirun/mnist5k_cnn/CELL --samples 500 --epoch 0
 
 Writes maps.parquet into each run's folder; bnstudy.report shows them. What is there already is not
-made again.
+made again; with another epoch, split, number of samples or other sites, it is replaced.
 """
 
 FEWEST = 4  # samples
@@ -89,33 +91,46 @@ def methods() -> list[str]:
 def planes(run: Trained, split: Split, layer: Layer) -> Iterator[pa.Table]:
     """A layer's part of the file, a table for each method.
 
-    Raises:
-        Undefined: There are no distances between the samples, as where a layer is dead.
+    A layer without distances between the samples, as where it is dead, has no places: null, with
+    the reason.
     """
-    check({"distances"}, layer)
     tap = layer.tap
     assert tap is not None
     class_names = run.record.description["data"]["classes"]
+    labels = layer.labels.tolist()
     for method in methods():
-        with in_float32(layer.labels.device):
-            coordinates, share = (
-                principal_components(layer) if method == "pca" else (umap(layer), None)
-            )
-        labels, count = layer.labels.tolist(), len(coordinates)
+        coordinates, share, reason = _located(layer, method)
+        facts = {
+            "epoch": run.epoch,
+            "split": split,
+            "layer_index": tap.layer_index,
+            "layer": tap.layer,
+            "site": tap.site,
+            "method": method,
+            "share": share,
+            "reason": reason,
+        }
         columns = {
-            "epoch": [run.epoch] * count,
-            "split": [split] * count,
-            "layer": [tap.layer] * count,
-            "site": [tap.site] * count,
-            "method": [method] * count,
-            "sample": range(count),
+            "sample": range(len(labels)),
             "label": labels,
             "class": [class_names[label] for label in labels],
-            "x": coordinates[:, 0].astype(np.float32),
-            "y": coordinates[:, 1].astype(np.float32),
-            "share": [share] * count,
+            "x": pa.array(coordinates[:, 0], pa.float32(), from_pandas=True),  # NaN is null
+            "y": pa.array(coordinates[:, 1], pa.float32(), from_pandas=True),
         }
+        columns |= {name: [fact] * len(labels) for name, fact in facts.items()}
         yield pa.table(columns, schema=MAPS_SCHEMA)
+
+
+def _located(layer: Layer, method: str) -> tuple[np.ndarray, float | None, str | None]:
+    """The samples' coordinates; of the variance, the share; and why all are NaN, if they are."""
+    try:
+        check({"distances"}, layer)
+    except Undefined as undefined:
+        return np.full((layer.num_samples, 2), np.nan), None, str(undefined)
+    with in_float32(layer.labels.device):
+        if method == "umap":
+            return umap(layer), None, None
+        return *principal_components(layer), None
 
 
 def make_maps(arguments: Sequence[str]) -> None:
@@ -130,10 +145,7 @@ def make_maps(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY_DIR")
-    parser.add_argument("--epoch", type=int, metavar="N", help="whose weights; the last one's")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="whose samples; test")
-    parser.add_argument("--samples", type=_enough, default=1000, metavar="N", help="how many; 1000")
-    parser.add_argument("--sites", nargs="+", choices=SITES, default=["act"], help="act")
+    add_options(parser, FEWEST)
     options = parser.parse_args(arguments)
     cells = [cell for folder in options.folders for cell in runs_below(folder)]
 
@@ -147,40 +159,35 @@ def _map_run(cell: Path, options: argparse.Namespace, say: Callable[[str], None]
     with held(cell) as lease:
         run = Trained.of(cell, options.epoch)
         run.record.lease = lease
+        run.record.remove_leftovers()
         facts = {
             "epoch": run.epoch,
             "split": options.split,
             "samples": options.samples,
-            "sites": sorted(options.sites),
-            "methods": methods(),
+            "sites": sorted(set(options.sites)),
         }
         path = run.record.maps_path
-        if facts_of(path) == facts:
+        if _has_maps(path, facts):
             console.print(f"{path}: there already")
             return
-        tables = [MAPS_SCHEMA.empty_table()]
-        for layer in run.layers(options.split, options.samples, options.sites):
+        tables: list[pa.Table] = []
+        for layer in run.layers(options.split, options.samples, facts["sites"]):
             say(f"layer {layer.name}")
-            try:
-                tables += planes(run, options.split, layer)
-            except Undefined as reason:
+            tables += planes(run, options.split, layer)
+            if reason := tables[-1]["reason"][0].as_py():
                 console.print(f"{cell}: {layer.name} has no map: {reason}", style="yellow")
             del layer  # before the next one is read
-        table = pa.concat_tables(tables).replace_schema_metadata({FACTS: json.dumps(facts)})
+        about = {FACTS: json.dumps(facts | {"methods": methods()})}
         with run.record.replacing(path) as temporary:
-            pq.write_table(table, temporary)
-        console.print(f"{path}: {', '.join(facts['methods'])} of epoch {run.epoch}")
+            pq.write_table(pa.concat_tables(tables).replace_schema_metadata(about), temporary)
+        console.print(f"{path}: {', '.join(methods())} of epoch {run.epoch}")
 
 
-def facts_of(path: Path) -> dict[str, object] | None:
-    """What the maps in a file are of; None where there is none, or it is damaged."""
-    if damage(path, MAPS_SCHEMA):
-        return None
-    facts: dict[str, object] | None = json.loads(pq.read_schema(path).metadata[FACTS])
-    return facts
-
-
-def _enough(text: str) -> int:
-    if not text.isdecimal() or int(text) < FEWEST:
-        raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least {FEWEST}")
-    return int(text)
+def _has_maps(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a file has the maps that are asked for, by all methods that can be had."""
+    try:
+        metadata = read_maps(path).schema.metadata or {}
+    except (FileNotFoundError, UserError):
+        return False
+    found = json.loads(metadata.get(FACTS, "{}"))
+    return set(methods()) <= set(found.pop("methods", ())) and found == facts

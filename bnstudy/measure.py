@@ -264,8 +264,7 @@ def _measure_cell(
     with held(cell) as lease:
         record = Record.read(cell)
         record.lease = lease
-        if not record.has_ended:
-            raise UserError(f"{cell}: {record.status}; train it to its end first")
+        record.require_end()
         record.remove_leftovers()
         console.print(str(cell))
         if not measure_missing(record, metrics, splits, epochs, say):

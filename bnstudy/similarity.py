@@ -17,8 +17,8 @@ from bnstudy.representations import Layer
 from bnstudy.runs.environment import environment
 from bnstudy.study.heat_map import draw
 from bnstudy.terminal import console
-from bnstudy.terms import SITES, SPLITS, Split
-from bnstudy.trained import Trained
+from bnstudy.terms import Split
+from bnstudy.trained import Trained, add_options
 
 HELP = """\
 How alike the layers of two runs are, or those of one run to each other: linear CKA, debiased CKA
@@ -68,12 +68,7 @@ def compare(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="the folder of a run")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="another; else RUN_A")
-    parser.add_argument("--epoch", type=int, metavar="N", help="whose weights; the last one's")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="whose samples; test")
-    parser.add_argument(
-        "--samples", type=_positive, default=1000, metavar="N", help="how many; 1000"
-    )
-    parser.add_argument("--sites", nargs="+", choices=SITES, default=["act"], help="act")
+    add_options(parser, fewest=1)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
     )
@@ -144,12 +139,6 @@ def _matrices(
             bar.update(task, description=name)
             matrices[name] = matrix(similarity, rows, columns, lambda: bar.advance(task))
     return matrices, ([_label(layer) for layer in rows], [_label(layer) for layer in columns])
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least 1")
-    return int(text)
 
 
 def _label(layer: Layer) -> str:

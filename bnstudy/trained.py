@@ -1,6 +1,7 @@
 """A run that has been trained, with the weights of one of its epochs."""
 
-from collections.abc import Iterator, Sequence
+import argparse
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from bnstudy.build import build, load_weights
 from bnstudy.errors import UserError
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.record import Record
-from bnstudy.terms import SPLITS, Split
+from bnstudy.terms import SITES, SPLITS, Split
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class Trained:
         if not (folder / "run.json").exists():
             raise UserError(f"{folder}: no run.json in it; give the folder of one run")
         record = Record.read(folder)
-        if not record.has_ended:
-            raise UserError(f"{folder}: {record.status}; train it to its end first")
+        record.require_end()
         kept = record.checkpoints()
         chosen = record.description["final"]["epoch"] if epoch is None else epoch
         if chosen not in kept:
@@ -58,9 +58,36 @@ class Trained:
             sites: Where in a layer.
 
         Raises:
-            UserError: The data cannot be had, or are fewer than that.
+            UserError: The data cannot be had, or are fewer than that; once the first layer is asked
+                for, as `capture` does.
         """
+        config = self.record.description["config"]
         probe = {one: samples if one == split else 1 for one in SPLITS}
-        data, classifier = build(self.record.description["config"] | {"probe": probe}, self.record)
+        data, classifier = build(config | {"probe": probe}, self.record)
         load_weights(classifier, self.record.checkpoints()[self.epoch])
-        return capture(classifier, data.probe(split), sites=sites)
+        budget = config["metrics"]["memory_budget"]
+        return capture(classifier, data.probe(split), sites=sites, memory_budget=budget)
+
+
+def add_options(parser: argparse.ArgumentParser, fewest: int) -> None:
+    """The options of a command line that say what is read of a run: `epoch`, and of `layers`.
+
+    Args:
+        parser: Of the command line.
+        fewest: Samples that will do.
+    """
+    parser.add_argument("--epoch", type=int, metavar="N", help="whose weights; the last one's")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="whose samples; test")
+    parser.add_argument(
+        "--samples", type=_at_least(fewest), default=1000, metavar="N", help="how many; 1000"
+    )
+    parser.add_argument("--sites", nargs="+", choices=SITES, default=["act"], help="act")
+
+
+def _at_least(fewest: int) -> Callable[[str], int]:
+    def parsed(text: str) -> int:
+        if not text.isdecimal() or int(text) < fewest:
+            raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least {fewest}")
+        return int(text)
+
+    return parsed

@@ -82,7 +82,7 @@ def test_each_run_of_a_study_keeps_its_maps(command_line: CommandLine, tmp_path:
     result = command_line(*options, main=measure.main)
     assert result.stdout.count("there already") == 2
     assert [path.stat().st_mtime_ns for path in paths] == before
-    paths[0].write_bytes(b"PAR1")
+    paths[0].write_bytes(paths[0].read_bytes()[:-20])
     result = command_line(*options, main=measure.main)
     assert result.stdout.count("there already") == 1
     assert pq.read_table(paths[0]).equals(table)
@@ -93,6 +93,24 @@ def test_each_run_of_a_study_keeps_its_maps(command_line: CommandLine, tmp_path:
     # A run that is trained anew has none.
     assert command_line(*both, "sweep.redo=all").returncode == 0
     assert not any(path.exists() for path in paths)
+
+
+def test_umap_is_added_where_it_is_installed_later(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command_line(*RUN, "norm=none").returncode == 0
+    options = ("map", STUDY, "--samples", "50", "--sites", "act", "act")
+    for known in (["pca"], ["pca", "umap"], ["pca"]):
+        monkeypatch.setattr(maps, "methods", lambda known=known: known)
+        monkeypatch.setattr(maps, "umap", lambda layer: np.ones((layer.num_samples, 2)))
+        result = command_line(*options, main=measure.main)
+        assert result.returncode == 0, result.stderr
+    assert "there already" in result.stdout
+    (path,) = (tmp_path / STUDY).glob("*/maps.parquet")
+    frame = pq.read_table(path).to_pandas()
+    assert frame.groupby("method").size().to_dict() == {"pca": 100, "umap": 100}
+    assert frame.groupby("method")["share"].count().to_dict() == {"pca": 100, "umap": 0}
+    assert frame.loc[frame["method"] == "umap", "x"].eq(1).all()
 
 
 def test_a_layer_without_distances_is_told_and_the_others_have_their_map(
@@ -107,8 +125,10 @@ def test_a_layer_without_distances_is_told_and_the_others_have_their_map(
     result = command_line("map", str(dead.parents[1]), "--samples", "50", main=measure.main)
     assert result.returncode == 0, result.stderr
     assert "block02 has no map: all samples have the same representation" in result.stdout
-    layers = pq.read_table(dead.parents[1] / "maps.parquet")["layer"]
-    assert layers.unique().to_pylist() == ["block01"]
+    frame = pq.read_table(dead.parents[1] / "maps.parquet").to_pandas()
+    reasons = frame.groupby("layer")["reason"].unique().str[0].to_dict()
+    assert reasons["block02"] == "all samples have the same representation"
+    assert frame["x"].isna().equals(frame["layer"] == "block02")
 
 
 def test_what_cannot_be_mapped_is_told(command_line: CommandLine, tmp_path: Path) -> None:

@@ -4,6 +4,12 @@ import torch
 from torch import Tensor, nn
 
 
+class NoNorm(nn.Identity):
+    """What stands where no normalization does."""
+
+    site = "norm"
+
+
 class ChannelAffine(nn.Module):
     """The learned scale and shift of BatchNorm, without its statistics: y = weight * x + bias."""
 

@@ -14,6 +14,7 @@ from bnstudy.models.batchnorm_parts import (
 from bnstudy.models.norm_layers import (
     ChannelAffine,
     FilterResponseNorm,
+    NoNorm,
     WeightStandardizedConv2d,
 )
 
@@ -54,7 +55,7 @@ class Normalization:
         options = self.options
         match self.name:
             case "none":
-                return nn.Identity()
+                return NoNorm()
             case "batchnorm":
                 return nn.BatchNorm2d(num_channels, **options)
             case "batchnorm_noaffine":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
-from bnstudy.representations.memory import give_back_memory, reuse_memory
+from bnstudy.representations.memory import give_back_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
 from bnstudy.representations.sums import (
     BLOCK,
@@ -63,7 +63,6 @@ def capture(
         ValueError: There is no such layer, no layer at such a site, or no sample; or the samples
             come in another order when they are passed through again.
     """
-    reuse_memory()
     batches = batches if _has_length(batches) else list(batches)
     taps = Taps(model, layers, sites)
     outputs, sizes = _outputs(taps, batches)

@@ -13,9 +13,7 @@ from torch import Tensor
 
 BLOCK = 2**24  # values: 64 MiB in float32; large enough for a matrix product's full speed
 PART = 2**18  # values that stay in the processor's cache
-TILE = (
-    1000  # rows and columns of the Gram matrix computed at once: at a matrix product's full speed
-)
+TILE = 1000  # rows and columns of the Gram matrix computed at once: a product's full speed
 STRIP = 250  # rows of a tile on the diagonal, so that little is computed twice
 LARGEST = 1e15  # what the largest activation is scaled to before it is squared
 SILENT = 1e-30  # mean square of a unit, so scaled, below which float32 does not tell it from 0

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from bnstudy.errors import UserError
+
 SITE_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
     "norm": (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
@@ -22,14 +24,19 @@ FEATURES = "features"
 OUTPUT = "output"  # of a module that is at none of the sites, asked for by its name
 
 
+class NoSuchLayer(UserError, ValueError):
+    """The network has nothing at the places that are asked for."""
+
+
 @dataclass(frozen=True)
 class Tap:
     """A place in a network where representations are read.
 
     Attributes:
         layer_index: From 0, in the order in which the layers are computed.
-        layer: The layer's name, without the part that all layers' names begin with. The second
-            call of one module in a forward pass has `#2` after it, and so on.
+        layer: The layer's name, without the part that all layers' names begin with, those at other
+            sites as well. The second call of one module in a forward pass has `#2` after it, and so
+            on.
         site: Where in the layer: conv, norm, act, features, or output.
     """
 
@@ -68,7 +75,7 @@ class Taps:
             module that matches.
 
     Raises:
-        ValueError: A pattern matches no module's name, or no module is at one of the sites.
+        NoSuchLayer: A pattern matches no module's name, or no module is at one of the sites.
     """
 
     def __init__(
@@ -84,6 +91,10 @@ class Taps:
             if name
         }
         self.places = self._places(layers, sites)
+        everywhere = self._places(layers, (*SITE_TYPES, FEATURES) if layers is None else None)
+        parents = [layer.split(".")[:-1] for layer, _ in everywhere.values()]
+        same = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+        self.shared = len(list(same))  # parts that the layers' names begin with
 
     def _places(
         self, layers: Sequence[str] | None, sites: Sequence[str] | None
@@ -92,7 +103,7 @@ class Taps:
         for pattern in layers or ():
             if not any(fnmatchcase(name, pattern) for name in self.modules):
                 near = difflib.get_close_matches(pattern, self.modules) or list(self.modules)[:5]
-                raise ValueError(f"layers: no module matches {pattern}; near: {', '.join(near)}")
+                raise NoSuchLayer(f"layers: no module matches {pattern}; near: {', '.join(near)}")
         if layers is None and sites is None:
             sites = ["act"]
         places: dict[str, tuple[str, str]] = {}
@@ -106,9 +117,9 @@ class Taps:
         if sites is not None and FEATURES in sites and linear:
             places[linear[-1]] = (linear[-1], FEATURES)
         if not places:
-            raise ValueError(
-                f"sites: no module of the network is at {', '.join(sites or ())}; "
-                "choose modules by name with layers=[...]"
+            raise NoSuchLayer(
+                f"sites: no module of the network is at {', '.join(sites or ())}; choose other "
+                "sites, or in Python modules by their names with layers=[...]"
             )
         return places
 
@@ -125,11 +136,8 @@ class Taps:
 
     def layer_names(self) -> dict[str, str]:
         """By name of each module that is read, its layer's, without what all begin with."""
-        parents = [layer.split(".")[:-1] for layer, _ in self.places.values()]
-        same = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
-        shared = len(list(same))
         return {
-            module: ".".join(layer.split(".")[shared:])
+            module: ".".join(layer.split(".")[self.shared :])
             for module, (layer, _) in self.places.items()
         }
 

@@ -90,6 +90,7 @@ MAPS_SCHEMA = pa.schema(
     [
         ("epoch", pa.int32()),
         ("split", pa.string()),
+        ("layer_index", pa.int32()),  # as in the long table
         ("layer", pa.string()),
         ("site", pa.string()),
         ("method", pa.string()),  # pca or umap
@@ -99,6 +100,7 @@ MAPS_SCHEMA = pa.schema(
         ("x", pa.float32()),
         ("y", pa.float32()),
         ("share", pa.float32()),  # of the variance, that the plane holds; null of umap
+        ("reason", pa.string()),  # why there is no x and y; null where there are
     ]
 )
 
@@ -170,7 +172,7 @@ class Record:
                     f"not {mark[:8]}\nMove that folder away, or choose another study=NAME"
                 )
             if lease is not None and record.status in ENDED and not record.has_ended:
-                set_aside(folder, record.table_path, str(damage(record.table_path)))
+                set_aside(folder, record.table_path, str(_damage(record.table_path)))
             return record
         record = cls(
             folder,
@@ -233,7 +235,16 @@ class Record:
     @property
     def has_ended(self) -> bool:
         """Whether the run has been trained to its end, and its table is there."""
-        return self.status in ENDED and damage(self.table_path) is None
+        return self.status in ENDED and _damage(self.table_path) is None
+
+    def require_end(self) -> None:
+        """Nothing.
+
+        Raises:
+            UserError: The run has not ended.
+        """
+        if not self.has_ended:
+            raise UserError(f"{self.folder}: {self.status}; train it to its end first")
 
     @property
     def failures(self) -> int:
@@ -341,10 +352,10 @@ class Record:
         """Whether the long table's parts of some epochs are there; damaged ones are set aside."""
         missing = False
         for epoch in epochs:
-            trouble = damage(self._part(epoch))
-            if trouble and self.lease is not None:
-                set_aside(self.folder, self._part(epoch), trouble)
-            missing |= trouble is not None
+            damage = _damage(self._part(epoch))
+            if damage and self.lease is not None:
+                set_aside(self.folder, self._part(epoch), damage)
+            missing |= damage is not None
         return not missing
 
     def join_parts(self) -> None:
@@ -446,14 +457,14 @@ class Record:
 
     def _take_apart(self) -> None:
         """Make the long table's parts of it, for a run that goes on."""
-        trouble = damage(self.table_path)
-        if trouble is None:
+        damage = _damage(self.table_path)
+        if damage is None:
             table = pq.read_table(self.table_path)
             for epoch in pc.unique(table["epoch"]).to_pylist():
                 self._write(self._part(epoch), table.filter(pc.field("epoch") == epoch))
             self.table_path.unlink()
         else:
-            set_aside(self.folder, self.table_path, trouble)
+            set_aside(self.folder, self.table_path, damage)
 
     def _write(self, path: Path, table: pa.Table) -> None:
         with self.replacing(path) as temporary:
@@ -485,20 +496,40 @@ def set_aside(cell: Path, path: Path, reason: str) -> None:
         )
 
 
-def damage(table: Path, schema: pa.Schema = SCHEMA) -> str | None:
-    """What is wrong with a table in a file; None where all is well.
+def read_maps(path: Path) -> pa.Table:
+    """Where samples lie in a plane.
 
     Args:
-        table: Its path.
-        schema: What its columns should be; the long table's.
+        path: Of a run's maps.parquet.
+
+    Returns:
+        Of `MAPS_SCHEMA`, with the file's metadata.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UserError: It is damaged.
     """
+    again = "Remove it, and make it again with python -m bnstudy.measure map"
     try:
-        found = pq.read_schema(table)
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]})\n{again}") from error
+    if not table.schema.equals(MAPS_SCHEMA):
+        raise UserError(f"{path} has other columns than this version's\n{again}")
+    return table
+
+
+def _damage(table: Path) -> str | None:
+    """What is wrong with a file that should hold rows of the long table; None where all is well."""
+    try:
+        schema = pq.read_schema(table)
     except FileNotFoundError:
         return "it is not there"
     except (OSError, pa.ArrowException) as error:
         return str(error).splitlines()[0]
-    return None if found.equals(schema) else "it has other columns"
+    return None if schema.equals(SCHEMA) else "it has other columns"
 
 
 def _now() -> str:

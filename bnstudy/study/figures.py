@@ -198,47 +198,45 @@ class Plot:
         ax.plot(x, y, linestyle="", alpha=0.7, label=name, rasterized=many, **looks)
 
     @mpl.rc_context(STYLE)
-    def maps(self, method: str = "pca") -> Figure:
+    def maps(self, method: str = "pca", site: str = "act") -> Figure:
         """Where the samples of a run of each treatment lie in a plane, in up to four layers.
 
-        Of each treatment the run with the first seed that has a map.
+        Of the first pair in which the most treatments have maps.
 
         Args:
             method: pca or umap.
+            site: Where in the layers.
+
+        Raises:
+            UserError: No run has such a map.
         """
         table = self.findings.maps
-        table = table[table["method"] == method]
+        table = table[(table["method"] == method) & (table["site"] == site)]
         if table.empty:
             raise UserError(
-                f"{method}: no run of {self.findings.study.folder} has a map by it; make them with "
-                f"python -m bnstudy.measure map {self.findings.study.folder}"
+                f"{method}, {site}: no run of {self.findings.study.folder} has such a map; "
+                f"python -m bnstudy.measure map {self.findings.study.folder} --sites {site} makes "
+                "them" + (", where umap-learn is installed" if method == "umap" else "")
             )
+        pair = table.groupby("pair", sort=False)["treatment"].nunique().idxmax()
+        table = table[table["pair"] == pair]
         names = [name for name in self.looks if (table["treatment"] == name).any()]
         places = list(dict.fromkeys(table.sort_values("place_index", kind="stable")["place"]))
         chosen = [places[i] for i in _spread(len(places), MOST_PLACES)]
-        last = table["label"].max()
+        what = table["split"] + " split, epoch " + table["epoch"].astype(str)
         figure = Figure((WIDTH, 0.4 + 1.6 * len(names)), layout="constrained")
         panels = figure.subplots(len(names), len(chosen), squeeze=False)
         for row, name in zip(panels, names, strict=True):
-            cell = table.loc[table["treatment"] == name, "cell"].iloc[0]
-            run = table[table["cell"] == cell]
+            of_run = table["treatment"] == name
             for ax, place in zip(row, chosen, strict=True):
-                samples = run[run["place"] == place]
-                ax.scatter(
-                    samples["x"],
-                    samples["y"],
-                    2,
-                    samples["label"],
-                    cmap="tab10" if last < 10 else "turbo",
-                    vmin=0,
-                    vmax=max(9, last),
-                    linewidths=0,
-                    rasterized=True,
-                )
-                ax.set(title=f"{name}, {place}", xticks=[], yticks=[], aspect="equal")
-                ax.set_adjustable("datalim")
-        what = f"{table['split'].iloc[0]} split, epoch {table['epoch'].iloc[0]}"
-        figure.suptitle(f"{method.upper()}, {what}; colours are classes", fontsize=8)
+                _map(ax, table[of_run & (table["place"] == place)], table["label"].max())
+                ax.set_title(f"{name}, {place}")
+            if what.nunique() > 1:
+                row[0].set_ylabel(what[of_run].iloc[0])
+        run = self.findings.study.results.set_index("cell").loc[table["cell"].iloc[0]]
+        facts = [method.upper(), run["grid"], f"seed {run['seed']}"]
+        facts += what.unique().tolist() if what.nunique() == 1 else []
+        figure.suptitle(f"{', '.join(filter(None, facts))}; colours are classes", fontsize=8)
         return figure
 
     @mpl.rc_context(STYLE)
@@ -293,13 +291,32 @@ def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
         if treatment != findings.baseline:
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
-    for method in dict.fromkeys(findings.maps["method"]):
-        yield f"maps-{method}", plot.maps(method)
+    for method, site in findings.maps[["method", "site"]].drop_duplicates().itertuples(index=False):
+        yield f"maps-{method}" + f"-{site}" * (site != "act"), plot.maps(method, site)
     yield "performance", plot.performance()
     if "lr" in findings.axes:
         yield "learning_rates", plot.learning_rates()
     if {"depth", "width"} <= set(findings.axes):
         yield "depth_width", plot.depth_width()
+
+
+def _map(ax: Axes, samples: pd.DataFrame, last: int) -> None:
+    """Samples in a plane, or why they have no places; `last` is the largest label."""
+    ax.scatter(
+        samples["x"],
+        samples["y"],
+        2,
+        samples["label"],
+        cmap="tab10" if last < 10 else "turbo",
+        vmin=0,
+        vmax=max(9, last),
+        linewidths=0,
+        rasterized=True,
+    )
+    ax.set(xticks=[], yticks=[], aspect="equal")
+    ax.set_adjustable("datalim")
+    for reason in samples["reason"].dropna().unique():
+        ax.set_xlabel(f"no map: {reason}", fontsize=5)
 
 
 def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:

@@ -39,32 +39,6 @@ ROWS = """
     from files join runs on runs.path = files.filename
 """
 
-# A layer's place: its name, where all runs have the same layers; otherwise its relative depth. The
-# places are as many as the shallowest network has layers: in a network of L layers the i-th,
-# counted from 1, has the depth i/L, and belongs to the place ceil(i/L * fewest).
-PLACES = """
-    with layers as (
-        select distinct cell, site, layer_index, layer from last where layer_index >= 0
-    ),
-    positions as (
-        select *, row_number() over (partition by cell, site order by layer_index) as position,
-               count(*) over (partition by cell, site) as layers
-        from layers
-    ),
-    sites as (
-        select site, min(layers) as fewest,
-               min(layers) = max(layers) and count(distinct layer) = max(layers) as same
-        from positions group by site
-    )
-    select cell, layer, position / layers as relative_depth,
-           (position * fewest + layers - 1) // layers as place_index,
-           case when same then layer
-                else concat('depth ', round(100 * place_index / fewest)::int, ' %',
-                            case when site = 'act' then '' else ' ' || site end)
-           end as place
-    from positions join sites using (site)
-"""
-
 # The numbers of each run's last epoch, with their places. DuckDB looks for the epochs of a join
 # while it reads the files, and passes over the rest.
 LAST = f"select * exclude (epoch, is_last, step) from ({ROWS} and epoch = last_epoch)"
@@ -155,7 +129,7 @@ class Study:
         connection.read_parquet(tables, filename=True).create_view("files")
         connection.execute(f"create view rows as {ROWS}")
         connection.execute(f"create table last as {LAST}")
-        connection.execute(f"create table places as {PLACES}")
+        connection.execute(f"create table places as {places_of('last')}")
         connection.execute(f"create view final as {FINAL}")
         return connection
 
@@ -323,6 +297,43 @@ def load(folder: Path | str) -> Study:
     return Study(
         folder, runs, design, {metric: next(iter(found)) for metric, found in directions.items()}
     )
+
+
+def places_of(table: str) -> str:
+    """A query for the places of layers.
+
+    A layer's place is its name, where all runs have the same layers; otherwise its relative depth.
+    The places are as many as the shallowest network has layers: in a network of L layers the i-th,
+    counted from 1, has the depth i/L, and belongs to the place ceil(i/L * fewest).
+
+    Args:
+        table: Which has the layers: cell, site, layer_index, layer.
+
+    Returns:
+        In SQL: cell, layer, relative_depth, place_index, place.
+    """
+    return f"""
+        with layers as (
+            select distinct cell, site, layer_index, layer from {table} where layer_index >= 0
+        ),
+        positions as (
+            select *, row_number() over (partition by cell, site order by layer_index) as position,
+                   count(*) over (partition by cell, site) as layers
+            from layers
+        ),
+        sites as (
+            select site, min(layers) as fewest,
+                   min(layers) = max(layers) and count(distinct layer) = max(layers) as same
+            from positions group by site
+        )
+        select cell, layer, position / layers as relative_depth,
+               (position * fewest + layers - 1) // layers as place_index,
+               case when same then layer
+                    else concat('depth ', round(100 * place_index / fewest)::int, ' %',
+                                case when site = 'act' then '' else ' ' || site end)
+               end as place
+        from positions join sites using (site)
+    """
 
 
 class _Run(NamedTuple):

@@ -1,52 +1,86 @@
 """Where samples lie in a plane, of the runs of a study that kept it."""
 
+from pathlib import Path
+
 import pandas as pd
 
-from bnstudy.runs.record import MAPS, MAPS_SCHEMA, damage
-from bnstudy.study.load import Study
+from bnstudy.errors import UserError
+from bnstudy.runs.record import MAPS, MAPS_SCHEMA, read_maps
+from bnstudy.study.load import Study, places_of
+from bnstudy.terminal import console
 
-# A layer is named as in the long table. One that was not measured is a place of its own.
-NAMED = """
-    select *, case when site = 'act' then layer else layer || '.' || site end as named
-    from read_parquet($files, filename = true)
+MOST_PICTURES = (
+    300  # of a layer by a method; in each are 1,000 samples, unless others were asked for
+)
+
+NAMED = ["cell", "treatment", "pair", "seed"]  # columns of the runs
+
+# Of several layers at one place the last one is taken.
+PLACED = f"""
+    select read.* exclude (layer, layer_index, number), place, place_index
+    from read join ({places_of("read")}) places using (cell, layer)
+    qualify row_number() over (
+        partition by cell, method, place, sample order by relative_depth desc
+    ) = 1
+    order by number, method, site <> 'act', site, place_index, sample
 """
 
 
+def runs_with_maps(study: Study) -> pd.DataFrame:
+    """The runs that have ended and kept maps, those first that are to be shown first.
+
+    Runs of a pair stand together: pairs in which the most treatments have maps, then first seeds.
+
+    Returns:
+        Of `Study.runs` the columns cell, treatment, pair and seed; and file.
+    """
+    runs = study.results[NAMED]
+    runs = runs.assign(file=[study.folder / cell / MAPS for cell in runs["cell"]])
+    runs = runs[[file.is_file() for file in runs["file"]]]
+    treatments = runs.groupby("pair")["treatment"].transform("nunique")
+    order = runs.assign(fewer=-treatments).sort_values(["fewer", "seed", "pair", "cell"])
+    return order.drop(columns="fewer").reset_index(drop=True)
+
+
 def maps(study: Study) -> pd.DataFrame:
-    """The maps that `python -m bnstudy.measure map` made of a study's runs.
+    """The maps that `python -m bnstudy.measure map` made, of the first pairs of runs.
+
+    Of as many pairs as have 300 pictures; a file that cannot be read is told and left out.
 
     Args:
         study: Its runs that have ended are looked at.
 
     Returns:
-        One row a sample of a map: cell, treatment, seed, epoch, split, place, place_index (as in
-        `Study.query`), site, method (pca, umap), sample, label, class, x, y, share (of the variance
-        that the plane holds; NaN of umap). Seeds come one after the other. Of several layers at one
-        place the last one is there.
+        One row a sample of a map, in the order of `runs_with_maps`: cell, treatment, pair, seed,
+        epoch, split, site, method (pca, umap), place and place_index (as in `Study.query`, of the
+        layers that have maps), sample, label, class, x, y (NaN where there is no map, and reason
+        says why), share (of the variance that the plane holds; NaN of umap).
     """
-    kept = study.results[["cell", "treatment", "seed"]].assign(
-        file=[str(study.folder / cell / MAPS) for cell in study.results["cell"]]
-    )
-    whole = {
-        str(path) for path in study.folder.glob(f"*/{MAPS}") if damage(path, MAPS_SCHEMA) is None
-    }
-    kept = kept[kept["file"].isin(whole)]
-    if kept.empty:
-        return pd.DataFrame(columns=["treatment", "method"])
-    study.connection.register("kept", kept)
-    return study.query(
-        f"""
-        select kept.cell, treatment, seed, epoch, split, coalesce(place, named) as place,
-               coalesce(place_index, 1) as place_index, site, method, sample, label, class, x, y,
-               share
-        from ({NAMED}) maps
-        join kept on kept.file = maps.filename
-        left join places on places.cell = kept.cell and places.layer = maps.named
-        qualify row_number() over (
-            partition by kept.cell, method, coalesce(place, named), sample
-            order by relative_depth desc
-        ) = 1
-        order by seed, kept.cell, method, site, place_index, place, sample
-        """,
-        files=kept["file"].tolist(),
-    )
+    found: list[pd.DataFrame] = []
+    pictures = 0
+    for _, runs in runs_with_maps(study).groupby("pair", sort=False):
+        of_pair = [
+            _read(run["file"]).assign(**{name: run[name] for name in NAMED})
+            for run in runs.to_dict("records")
+        ]
+        pictures += sum(len(one.groupby(["layer", "method"])) for one in of_pair)
+        if found and pictures > MOST_PICTURES:
+            break
+        found += [one for one in of_pair if len(one)]
+    if not found:
+        return pd.DataFrame(columns=[*NAMED, "site", "method", "place"])
+    table = pd.concat([one.assign(number=number) for number, one in enumerate(found)])
+    study.connection.register("read", table)
+    return study.query(PLACED)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A run's file; a layer is named as in the long table. Nothing where it cannot be read."""
+    try:
+        table = read_maps(path)
+    except UserError as error:
+        console.print(str(error), style="yellow")
+        table = MAPS_SCHEMA.empty_table()
+    frame: pd.DataFrame = table.to_pandas()
+    named = frame["layer"].where(frame["site"] == "act", frame["layer"] + "." + frame["site"])
+    return frame.assign(layer=named)

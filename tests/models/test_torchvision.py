@@ -9,7 +9,7 @@ from torch import nn
 
 from bnstudy.errors import UserError
 from bnstudy.models import initialize, torchvision_network
-from bnstudy.models.norm_layers import ChannelAffine, WeightStandardizedConv2d
+from bnstudy.models.norm_layers import ChannelAffine, NoNorm, WeightStandardizedConv2d
 from bnstudy.representations import capture
 from tests.models.conftest import COLOUR, GREY, normalization, weighted
 
@@ -30,7 +30,7 @@ def test_batchnorm_is_the_network_as_it_comes() -> None:
 @pytest.mark.parametrize(
     ("norm", "instead"),
     [
-        ("none", nn.Identity),
+        ("none", NoNorm),
         ("groupnorm", nn.GroupNorm),
         ("affine", ChannelAffine),
         ("weightstandardization", nn.GroupNorm),
@@ -56,8 +56,9 @@ def test_every_batchnorm_is_replaced(name: str, norm: str, instead: type) -> Non
     assert ours(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_grey_images_are_shown_in_colour_and_norms_are_read() -> None:
-    ours = torchvision_network("resnet18", norm=normalization("affine"), **GREY)
+@pytest.mark.parametrize("norm", ["affine", "none"])
+def test_grey_images_are_shown_in_colour_and_norms_are_read(norm: str) -> None:
+    ours = torchvision_network("resnet18", norm=normalization(norm), **GREY)
     batches = [(torch.randn(6, 1, 28, 28), torch.arange(6) % 2)]
     names = [layer.name for layer in capture(ours, batches, sites=["norm"])]
     assert names[:2] == ["bn1", "layer1.0.bn1"]

@@ -1,5 +1,6 @@
 """Reading activations without leaving a trace."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,6 +104,14 @@ def test_any_module_can_be_read() -> None:
 def test_what_is_not_there_is_told(arguments: tuple[object, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         capture(cnn(), batches(), *arguments)  # type: ignore[arg-type]
+
+
+def test_a_layers_name_does_not_depend_on_what_else_is_read() -> None:
+    features = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    classifier = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+    network = nn.Sequential(OrderedDict(features=features, classifier=classifier))
+    for sites in (["conv"], ["conv", "act"]):
+        assert read(network, sites=sites)[0].name == "features.0"
 
 
 def test_a_residual_network_and_modules_that_are_called_again() -> None:

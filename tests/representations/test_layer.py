@@ -133,6 +133,18 @@ def test_blocks_may_be_added_in_any_order(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(blocks.class_sums.residuals_dot_means, expected.residuals_dot_means)
 
 
+@pytest.mark.parametrize("count", [40, 41, 90, 120])
+def test_the_gram_matrix_in_tiles(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr("bnstudy.representations.sums.TILE", 40)
+    monkeypatch.setattr("bnstudy.representations.sums.STRIP", 15)
+    activations, labels = sample(5, 0.5, count=count)
+    x = flat(activations)
+    centred = x - x.mean(0)
+    gram = Layer(activations, labels).gram.double()
+    torch.testing.assert_close(gram, centred @ centred.T, rtol=1e-4, atol=1e-4)
+    assert torch.equal(gram, gram.T)
+
+
 def test_the_activations_are_read_only_and_not_copied() -> None:
     activations, labels = sample(5, 0.5, count=70)
     before = activations.clone()

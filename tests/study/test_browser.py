@@ -1,5 +1,6 @@
 """The page in a browser, as its readers see it; screenshots stay in pytest's folder."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from bnstudy import measure
 from bnstudy.report import report, write_page
 from tests.conftest import SMALL, CommandLine
 from tests.study.studies import Studies
+from tests.study.test_maps import CLASSES, keep_map
 from tests.study.test_page import MARKUP
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -37,7 +39,8 @@ def folder(
         assert command_line(*RUN, "-m").returncode == 0
         monkeypatch.setattr("bnstudy.maps.methods", lambda: ["pca"])
         study = "multirun/mnist5k_cnn"
-        assert command_line("map", study, "--samples", "100", main=measure.main).returncode == 0
+        options = ("--samples", "100", "--sites", "act", "features")
+        assert command_line("map", study, *options, main=measure.main).returncode == 0
         monkeypatch.setattr("bnstudy.study.figures.all_figures", lambda _: [])  # they take long
         report(tmp_path / "multirun" / "mnist5k_cnn", output=kept / "report")
     return kept / "report"
@@ -115,6 +118,23 @@ def test_each_filter_changes_what_is_shown(page: Page, complaints: list[str]) ->
     assert complaints == []
 
 
+def test_maps_are_of_the_chosen_layer_and_of_a_pair(page: Page) -> None:
+    first = captions(page)["maps"]
+    assert first.startswith("PCA of depth 100 %, test split, epoch 2, seed 0: ")
+    assert re.findall(r"(\w+)-depth(\d)", first) == [("none", "2"), ("batchnorm", "2")]
+    page.locator("#filters select[data-choice=axis0]").select_option("4")
+    of_depth = captions(page)["maps"]
+    assert re.findall(r"(\w+)-depth(\d)", of_depth) == [("none", "4"), ("batchnorm", "4")]
+    page.locator("select[data-choice=map_place]").select_option("classifier.features")
+    assert "PCA of classifier.features" in captions(page)["maps"]
+    figure = page.locator("figure[data-figure=maps]")
+    expect(figure.locator(".scatterlayer .trace")).to_have_count(2 * 10)
+    figure.locator("summary").click()
+    shown = [int(n) for n in figure.locator("tbody td:nth-child(4)").all_inner_texts()]
+    assert len(shown) == 2 * 10
+    assert sum(shown) == 2 * 100
+
+
 def test_fewer_runs_are_shown_of_one_depth(page: Page) -> None:
     assert "8 of 8 runs shown" in page.locator("#shown").inner_text()
     page.locator("#filters select[data-choice=axis0]").select_option("2")
@@ -171,12 +191,16 @@ def test_a_name_with_markup_is_shown_and_does_nothing(
     for seed in range(3):
         for norm in ("none", "batchnorm"):
             layers = {MARKUP: [seed, 1.0], "silhouette": [seed / 10, 0.5]}
-            studies.add(norm, seed, layers=layers)
+            keep_map(studies.add(norm, seed, layers=layers), 2, seed)
     write_page(studies.folder)
     page = opened(browser, studies.folder / "report", complaints)
     drawn(page)
     assert page.locator("h1").inner_text() == MARKUP
     page.locator("select[data-choice=metric]").select_option(MARKUP)
     assert MARKUP in captions(page)["epochs-levels"]
+    figure = page.locator("figure[data-figure=maps]")
+    assert CLASSES[1] in figure.locator(".legend").text_content()
+    figure.locator("summary").click()
+    assert CLASSES[1] in figure.locator("tbody").inner_text()
     assert complaints == []
     assert page.locator("img[src=x]").count() == 0

@@ -1,7 +1,7 @@
 """Maps of samples: what is read of the runs that kept them, drawn and put on the page."""
 
 import re
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,40 +9,44 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.errors import UserError
-from bnstudy.runs.record import MAPS_SCHEMA, Record
-from bnstudy.study import figures
+from bnstudy.runs.record import MAPS_SCHEMA, Record, read_maps
+from bnstudy.study import figures, maps
 from bnstudy.study.findings import Findings
 from bnstudy.study.load import load
 from bnstudy.study.page import embedded, page
 from tests.study.studies import Studies
 from tests.study.test_page import MARKUP, data_of, numbers
 
-CLASSES = ("cat", MARKUP)
+CLASSES = ("cat", f"{MARKUP}%{{x}}")
 SAMPLES = 6
 
 
-def keep_map(record: Record, layers: int, seed: int) -> np.ndarray:
+def keep_map(record: Record, layers: int, seed: int, **facts: Any) -> np.ndarray:
     """A map of each layer; x and y, layers x samples x 2."""
     places = np.random.default_rng(seed).normal(size=(layers, SAMPLES, 2)).astype(np.float32)
+    facts = {"epoch": 5, "split": "test", "site": "act", "method": "pca", "share": 0.25} | facts
     rows = [
         {
-            "epoch": 5,
-            "split": "test",
+            "layer_index": layer,
             "layer": f"block{layer + 1:02d}",
-            "site": "act",
-            "method": "pca",
             "sample": sample,
             "label": sample % 2,
             "class": CLASSES[sample % 2],
             "x": x,
             "y": y,
-            "share": 0.25,
+            **facts,
         }
         for layer, samples in enumerate(places.tolist())
         for sample, (x, y) in enumerate(samples)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, MAPS_SCHEMA), record.maps_path)
+    add_maps(record, pa.Table.from_pylist(rows, MAPS_SCHEMA))
     return places
+
+
+def add_maps(record: Record, table: pa.Table) -> None:
+    if record.maps_path.exists():
+        table = pa.concat_tables([read_maps(record.maps_path), table])
+    pq.write_table(table, record.maps_path)
 
 
 @pytest.fixture
@@ -81,12 +85,12 @@ def test_layers_are_at_their_places_and_of_two_the_last_is_taken(
 
 def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]) -> None:
     html = page(Findings(load(studies.folder)))
-    maps = data_of(html)["maps"]
-    assert maps["classes"] == {"0": "cat", "1": MARKUP}
-    assert (maps["shown"], maps["runs"]) == (6, 6)
-    x = numbers(maps["x"], -1)
+    found = data_of(html)["maps"]
+    assert found["classes"] == {"0": CLASSES[0], "1": CLASSES[1]}
+    assert (found["shown"], found["runs"]) == (6, 6)
+    x = numbers(found["x"], -1)
     assert len(x) == 6 * 2 * SAMPLES
-    picture = maps["pictures"][0]
+    picture = found["pictures"][0]
     assert picture["point"] in (["2"], ["4"])
     norm = ("none", "batchnorm")[picture["treatment"]]
     places = kept[norm, int(picture["point"][0]), picture["seed"]]
@@ -97,18 +101,77 @@ def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np
     assert MARKUP not in re.sub(r"(?s)<script.*", "", html)
 
 
-def test_a_large_study_shows_the_first_seeds(
-    studies: Studies,
-    kept: dict[tuple[str, int, int], np.ndarray],
-    monkeypatch: pytest.MonkeyPatch,
+def test_of_a_large_study_whole_pairs_are_shown(
+    studies: Studies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "MOST_SAMPLES", 4 * 2 * 3)
-    monkeypatch.setattr(embedded, "SAMPLES_OF_A_MAP", 3)
+    norms = ("batchnorm", "none", "groupnorm")
+    for seed in range(4):
+        for norm in norms if seed else norms[:2]:
+            keep_map(studies.add(norm, seed), 2, seed)
+    monkeypatch.setattr(maps, "MOST_PICTURES", 2 * 3 * 2)
+    monkeypatch.setattr(embedded, "SAMPLES_OF_A_MAP", 5)
     html = page(Findings(load(studies.folder)))
-    maps = data_of(html)["maps"]
-    assert {picture["seed"] for picture in maps["pictures"]} == {0}
-    assert {picture["count"] for picture in maps["pictures"]} == {3}
-    assert "maps are of 4 of 6 runs" in html
+    found = data_of(html)["maps"]
+    shown = [(picture["seed"], picture["treatment"]) for picture in found["pictures"][::2]]
+    assert sorted(shown) == [(seed, norm) for seed in (1, 2) for norm in range(3)]
+    assert {picture["count"] for picture in found["pictures"]} == {5}
+    assert len(set(numbers(found["labels"], -1))) == 2
+    assert "the maps of 6 of the 11 runs" in html
+    monkeypatch.setattr(embedded, "MOST_SAMPLES", 3 * len(found["pictures"]))
+    again = data_of(page(Findings(load(studies.folder))))["maps"]
+    assert {picture["count"] for picture in again["pictures"]} == {3}
+
+
+def test_runs_beside_each_other_are_a_pair(studies: Studies) -> None:
+    """Of the first one that all norms have, not of the first one of each norm."""
+    for norm, depth in (("none", 2), ("none", 4), ("batchnorm", 4)):
+        keep_map(studies.add(norm, 0, f"model.depth={depth}"), depth, depth)
+    studies.add("batchnorm", 0, "model.depth=2")
+    drawn = figures.Plot(Findings(load(studies.folder))).maps()
+    assert "depth=4, seed 0" in drawn.get_suptitle()
+    assert len(drawn.axes) == 4
+
+
+def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
+    for number, norm in enumerate(("none", "batchnorm")):
+        record = studies.add(norm)  # of which nothing but accuracy is known
+        keep_map(record, 12, number)
+        keep_map(record, 12, number, site="conv")
+        keep_map(record, 12, number, method="umap", share=None)
+    findings = Findings(load(studies.folder))
+    names = [f"block{layer:02d}" for layer in range(1, 13)]
+    assert data_of(page(findings))["maps"]["places"] == [f"{name}.conv" for name in names] + names
+    drawn = dict(figures.all_figures(findings))
+    assert {"maps-pca", "maps-pca-conv", "maps-umap"} <= drawn.keys()
+    titles = [ax.get_title() for ax in drawn["maps-pca-conv"].axes]
+    assert titles[:2] == ["none, block01.conv", "none, block05.conv"]
+
+
+def test_maps_of_other_epochs_are_told_apart(studies: Studies) -> None:
+    keep_map(studies.add("none"), 1, 0, epoch=0)
+    keep_map(studies.add("batchnorm"), 1, 1)
+    drawn = figures.Plot(Findings(load(studies.folder))).maps()
+    assert [ax.get_ylabel() for ax in drawn.axes] == [
+        "test split, epoch 0",
+        "test split, epoch 5",
+    ]
+    assert "epoch" not in drawn.get_suptitle()
+
+
+def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
+    places = {"x": None, "y": None, "share": None, "reason": "all samples are alike"}
+    for norm in ("none", "batchnorm"):
+        record = studies.add(norm)
+        dead = keep_map(record, 2, 0, **(places if norm == "none" else {}))
+        assert len(dead) == 2
+    findings = Findings(load(studies.folder))
+    found = data_of(page(findings))["maps"]["pictures"]
+    assert [(one["reason"], one["count"]) for one in found] == [
+        *[(None, SAMPLES)] * 2,
+        *[("all samples are alike", 0)] * 2,
+    ]
+    labels = [ax.get_xlabel() for ax in figures.Plot(findings).maps().axes]
+    assert labels == ["no map: all samples are alike"] * 2 + [""] * 2
 
 
 def test_what_is_drawn_is_what_was_kept(
@@ -127,14 +190,21 @@ def test_what_is_drawn_is_what_was_kept(
         if norm == "none" and seed == 0
     )
     assert "maps-pca" in dict(figures.all_figures(findings))
-    with pytest.raises(UserError, match=r"umap: no run of .* has a map by it"):
+    with pytest.raises(UserError, match=r"umap, act: no run of .* has such a map"):
         figures.Plot(findings).maps("umap")
 
 
-def test_without_maps_there_is_no_section(studies: Studies, tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_body", [False, True])
+def test_what_is_damaged_is_told_and_left_out(
+    studies: Studies, capsys: pytest.CaptureFixture[str], of_body: bool
+) -> None:
     studies.add("none", layers={"silhouette": [0.5]})
     record = studies.add("batchnorm", layers={"silhouette": [0.6]})
-    record.maps_path.write_bytes(b"damaged")
+    keep_map(record, 1, 0)
+    whole = record.maps_path.read_bytes()
+    damaged = whole[:4] + bytes(400) + whole[404:] if of_body else b"damaged"
+    record.maps_path.write_bytes(damaged)
     html = page(Findings(load(studies.folder)))
+    assert "maps.parquet is damaged" in " ".join(capsys.readouterr().out.split())
     assert data_of(html)["maps"] == {"pictures": []}
     assert 'id="maps"' not in html

@@ -15,6 +15,7 @@ import pandas as pd
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.findings import Findings
 from bnstudy.study.load import Study
+from bnstudy.study.maps import runs_with_maps
 from bnstudy.study.statistics import KEYS, Numbers, mean, spread, wide
 
 MOST_NUMBERS = 1_200_000  # of runs: 6 MB of base64
@@ -22,6 +23,7 @@ MOST_SAMPLES = 150_000  # of maps: 2 MB of base64
 SAMPLES_OF_A_MAP = 500
 FEWEST_EPOCHS = 5  # of each run, before seeds are averaged
 
+FACTS_OF_A_MAP = ["cell", "pair", "method", "place", "epoch", "split", "share", "reason"]
 EFFECTS = ("n", "difference", "low", "high", "p", "p_holm", "cohens_d", "rank_biserial")
 CURVES = ("n", "difference", "low", "high")
 
@@ -198,56 +200,47 @@ def _curves(
 
 
 def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[str, Any]:
-    """Where samples lie in a plane: of as many runs as there is room for, the first seeds first.
+    """Where samples lie in a plane.
 
     Returns:
         - classes: by label, their names;
-        - pictures: cell, treatment (its number), seed, point (a value of each axis), epoch, split,
-          place, method, share (of the variance), and where its samples are (first, count);
-        - x, y, labels: of all samples; runs, how many have maps, and shown, of how many they are.
+        - places: of the layers, those of activations last;
+        - pictures: cell, treatment (its number), pair (its number), seed, point (a value of each
+          axis), epoch, split, place, method, share (of the variance; null of umap), reason (why
+          there is none; null where there is), and where its samples are (first, count);
+        - x, y, labels: of all samples;
+        - shown: of how many runs they are; runs: how many have maps.
     """
     table = findings.maps
     if table.empty:
         return {"pictures": []}
-    runs: dict[Any, dict[Any, Any]] = (
-        _described(findings.study, treatments, axes).set_index("cell").to_dict("index")
-    )
-    classes = table.drop_duplicates("label").set_index("label")["class"]
+    described = _described(findings.study, treatments, axes).set_index("cell")
+    by_picture = table.groupby(["cell", "method", "place"], sort=False)
+    most = min(SAMPLES_OF_A_MAP, max(1, MOST_SAMPLES // len(by_picture)))
     pictures: list[dict[str, Any]] = []
     parts: list[pd.DataFrame] = []
-    first = 0
-    for cell, of_run in table.groupby("cell", sort=False):
-        found = [
-            (key, samples[:: -(-len(samples) // SAMPLES_OF_A_MAP)])
-            for key, samples in of_run.groupby(["method", "place"], sort=False)
-        ]
-        if parts and first + sum(len(samples) for _, samples in found) > MOST_SAMPLES:
-            break
-        for (method, place), samples in found:
-            pictures.append(
-                {
-                    "cell": cell,
-                    **{key: runs[cell][key] for key in ("treatment", "seed", "point")},
-                    "method": method,
-                    "place": place,
-                    "epoch": int(samples["epoch"].iloc[0]),
-                    "split": samples["split"].iloc[0],
-                    "share": float(samples["share"].fillna(0).iloc[0]),
-                    "first": first,
-                    "count": len(samples),
-                }
-            )
-            parts.append(samples)
-            first += len(samples)
+    for _, samples in by_picture:
+        there = samples[samples["x"].notna()]
+        drawn = there.sample(min(most, len(there)), random_state=0)  # they may stand by class
+        parts.append(drawn.sort_index())
+        first = pictures[-1]["first"] + pictures[-1]["count"] if pictures else 0
+        facts = json.loads(samples[FACTS_OF_A_MAP].iloc[:1].to_json(orient="records"))[0]
+        run = described.loc[facts["cell"]]
+        of_run = {"treatment": int(run["treatment"]), "seed": int(run["seed"])}
+        place = {"point": run["point"], "first": first, "count": len(parts[-1])}
+        pictures.append(facts | of_run | place)
     shown = pd.concat(parts)
+    classes = table.drop_duplicates("label").sort_values("label")
+    places = table.drop_duplicates("place").assign(is_act=table["site"] == "act")
     return {
-        "classes": {str(label): name for label, name in classes.items()},
+        "classes": dict(zip(map(str, classes["label"]), classes["class"], strict=True)),
+        "places": places.sort_values(["is_act", "site", "place_index"])["place"].tolist(),
         "pictures": pictures,
         "x": _encoded(shown["x"].to_numpy()),
         "y": _encoded(shown["y"].to_numpy()),
         "labels": _encoded(shown["label"].to_numpy()),
-        "runs": table["cell"].nunique(),
-        "shown": len({picture["cell"] for picture in pictures}),
+        "shown": table["cell"].nunique(),
+        "runs": len(runs_with_maps(findings.study)),
     }
 
 

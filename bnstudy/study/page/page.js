@@ -573,7 +573,7 @@ function learningRates() {
 function depthWidth() {
   const [depth, width] = ["depth", "width"].map((name) =>
     data.axes.findIndex((one) => one.name === name));
-  const [what, name] = [chosen("map"), chosen("map_target")];
+  const [what, name] = [chosen("over_grid"), chosen("over_grid_target")];
   const groups = shownGroups(["depth", "width"]);
   const rows = [];
   const at = (number, down, right) => {
@@ -618,9 +618,9 @@ function depthWidth() {
   };
 }
 
-/** Of each treatment, the first run among the chosen ones that has a map of the chosen layer. */
+/** The chosen maps of a pair's runs: of the first pair in which the most treatments have one. */
 function picturesShown() {
-  const [method, place, seed] = [chosen("map_method"), chosen("layer"), chosen("seed")];
+  const [method, place, seed] = [chosen("map_method"), chosen("map_place"), chosen("seed")];
   const fitting = data.maps.pictures.filter((picture) =>
     picture.method === method && picture.place === place
     && (!seed || seed === "all" || String(picture.seed) === seed)
@@ -628,18 +628,29 @@ function picturesShown() {
       const value = chosen(`axis${number}`);
       return value === "all" || picture.point[number] === value;
     }));
-  return data.treatments
-    .map((_, number) => fitting.find((picture) => picture.treatment === number))
-    .filter(Boolean);
+  const pairs = distinct(fitting.map((picture) => picture.pair))
+    .map((pair) => fitting.filter((picture) => picture.pair === pair));
+  const most = Math.max(...pairs.map((pictures) => pictures.length));
+  const found = pairs.find((pictures) => pictures.length === most) ?? [];
+  return found.sort((one, other) => one.treatment - other.treatment);
+}
+
+/** A map's samples of each class. */
+function samplesOf(picture) {
+  const found = new Map(Object.keys(data.maps.classes).map((label) => [Number(label), []]));
+  for (let at = picture.first; at < picture.first + picture.count; at += 1) {
+    found.get(mapLabels[at]).push(at);
+  }
+  return found;
 }
 
 function maps() {
   const pictures = picturesShown();
-  const { classes } = data.maps;
-  const labels = Object.keys(classes).map(Number);
   const colours = property("--series").split(" ");
   const columns = Math.min(pictures.length, innerWidth < 720 ? 1 : 3) || 1;
   const rowCount = Math.ceil(pictures.length / columns) || 1;
+  const measuredOn = distinct(pictures.map((one) => `${one.split} split, epoch ${one.epoch}`));
+  const centre = (values) => values.reduce((sum, one) => sum + one, 0) / values.length;
   const rows = [];
   const axes = {};
   const annotations = [];
@@ -648,34 +659,33 @@ function maps() {
     const suffix = at ? String(at + 1) : "";
     const [column, row] = [at % columns, Math.floor(at / columns)];
     const bare = { showticklabels: false, zeroline: false, gridcolor: property("--line") };
-    const width = 1 / columns;
     axes[`xaxis${suffix}`] = {
-      ...bare, anchor: `y${suffix}`, domain: [column * width, (column + 0.94) * width],
+      ...bare, anchor: `y${suffix}`, domain: [column / columns, (column + 0.94) / columns],
     };
     axes[`yaxis${suffix}`] = {
       ...bare, anchor: `x${suffix}`, scaleanchor: `x${suffix}`,
-      domain: [1 - (row + 0.88) / rowCount, 1 - row / rowCount],
+      domain: [1 - (row + 0.94) / rowCount, 1 - (row + 0.06) / rowCount],
     };
-    const held = picture.share ? `, ${(100 * picture.share).toFixed(0)} % of the variance` : "";
     annotations.push({
-      text: plain(`${name}, seed ${picture.seed}${held}`),
+      text: plain([
+        name,
+        ...(measuredOn.length > 1 ? [`${picture.split} split, epoch ${picture.epoch}`] : []),
+        ...(picture.share ? [`${(100 * picture.share).toFixed(0)} % of the variance`] : []),
+        ...(picture.reason ? [`no map: ${picture.reason}`] : []),
+      ].join(", ")),
       xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0.5, y: 1,
       xanchor: "center", yanchor: "bottom", showarrow: false,
     });
-    return labels.map((label, number) => {
-      const inside = [];
-      for (let one = picture.first; one < picture.first + picture.count; one += 1) {
-        if (mapLabels[one] === label) inside.push(one);
-      }
+    return [...samplesOf(picture)].map(([label, inside], number) => {
+      const of = data.maps.classes[label];
       const [x, y] = [mapX, mapY].map((values) => inside.map((one) => values[one]));
-      const centre = (values) => values.reduce((sum, one) => sum + one, 0) / values.length;
-      rows.push([name, picture.cell, classes[label], inside.length, centre(x), centre(y)]);
+      if (inside.length) rows.push([name, picture.cell, of, inside.length, centre(x), centre(y)]);
       return {
         type: "scatter",
         mode: "markers",
-        name: plain(classes[label]),
+        name: plain(of),
         legendgroup: String(label),
-        showlegend: at === 0 && labels.length <= 20,
+        showlegend: at === 0 && Object.keys(data.maps.classes).length <= 20,
         x,
         y,
         xaxis: `x${suffix}`,
@@ -686,7 +696,8 @@ function maps() {
           size: 5,
           opacity: 0.75,
         },
-        hovertemplate: `${plain(classes[label])}<extra></extra>`,
+        text: plain(of),
+        hovertemplate: "%{text}<extra></extra>",
       };
     });
   });
@@ -696,15 +707,15 @@ function maps() {
     layout: layout({
       height: 60 + 380 * rowCount,
       margin: { ...TIGHT, l: 8, b: 8 },
-      legend: { orientation: "h", y: 1 + 0.08 / rowCount, yanchor: "bottom", x: 0 },
+      legend: { orientation: "h", y: 0, yanchor: "top", x: 0 },
       annotations,
       ...axes,
     }),
     caption: first
-      ? `${first.method.toUpperCase()} of ${first.place}, ${first.split} split, epoch ` +
-        `${first.epoch}: ${pictures.map((one) => one.cell).join(", ")}; up to ` +
+      ? `${first.method.toUpperCase()} of ${first.place}, ${measuredOn.join(" and ")}, seed ` +
+        `${first.seed}: ${pictures.map((one) => one.cell).join(", ")}; up to ` +
         `${Math.max(...pictures.map((one) => one.count))} samples each.`
-      : `No run that is chosen has a map of ${chosen("layer")}.`,
+      : `No run that is chosen has a map of ${chosen("map_place")}.`,
     columns: ["norm", "run", "class", "n", "mean of the first axis", "mean of the second axis"],
     rows,
   };

@@ -67,7 +67,7 @@ def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None
     )
     environment.filters |= {"told": told, "words": lambda name: str(name).replace("_", " ")}
     environment.globals |= {"zipped": _zipped, "numbered": _numbered}
-    maps = _maps(data["treatments"]) if {"depth", "width"} <= set(findings.axes) else []
+    has_grid = {"depth", "width"} <= set(findings.axes)
     content = {
         "findings": findings,
         "study": study,
@@ -82,7 +82,7 @@ def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None
         "files": files,
         "compared": len(data["treatments"]) > 1,
         "axis_names": list(findings.axes),
-        "maps": maps,
+        "over_grid": _over_grid(data["treatments"]) if has_grid else [],
         "targets": TARGETS,
         "seeds": sorted({one["seed"] for one in data["groups"]} - {None}),
         "splits": sorted({key["split"] for key in data["keys"] if key["place_index"] > 0})[::-1],
@@ -132,7 +132,7 @@ def _numbered(values: Sequence[Any]) -> list[tuple[int, Any]]:
     return list(enumerate(values))
 
 
-def _maps(treatments: Sequence[str]) -> list[tuple[str, str]]:
+def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
     """What can be shown over depth and width: each treatment, and each less the baseline."""
     absolute = [(str(number), name) for number, name in enumerate(treatments)]
     return absolute + [(f"-{number}", f"{name} − {treatments[0]}") for number, name in absolute[1:]]
@@ -149,8 +149,6 @@ def _embedded_note(data: dict[str, Any], study: Study) -> str:
         notes.append("its figures know the mean and standard deviation over seeds, not each run")
     if len(data["epochs"]) < data["all_epochs"]:
         notes.append(f"they have {len(data['epochs'])} of {data['all_epochs']} epochs")
-    if data["maps"].get("shown", 0) < data["maps"].get("runs", 0):
-        notes.append(f"maps are of {data['maps']['shown']} of {data['maps']['runs']} runs")
     pooled = len(study.design.grid) - len(data["axes"])
     if pooled > 0:
         notes.append(f"{pooled} more of the grid's axes have no filter")
@@ -232,7 +230,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("performance", "Accuracy and loss"): True,
         ("generalization", "Generalization"): has_layers,
         ("axes", "Over the grid"): "lr" in content["axis_names"]
-        or content["maps"]
+        or content["over_grid"]
         or content["factors"] is not None,
         ("maps", "Maps"): content["map_methods"],
         ("similarity", "Similarity"): content["data"]["similarities"],
