@@ -153,6 +153,8 @@ RULES: dict[str, Rule] = {
 }
 
 
+EXTRAS = {"optuna", "ray"}  # options that are named as what has to be installed for them
+
 # Of Lightning's Trainer: a run goes to the end of its last epoch, and is evaluated, measured and
 # recorded at each one's end, by callbacks of ours.
 FIXED = {
@@ -249,7 +251,8 @@ def explain(error: BaseException) -> str | None:
         match cause:
             case MissingConfigException(missing_cfg_file=str(missing), options=list(options)):
                 group, _, value = missing.rpartition("/")
-                return f"{group}={value} does not exist; it takes {', '.join(options)}"
+                extra = f"\nIt comes with pip install -e '.[{value}]'" * (value in EXTRAS)
+                return f"{group}={value} does not exist; it takes {', '.join(options)}{extra}"
             case OmegaConfBaseException(full_key=str(key)) if key:
                 return _explain_key(key, cause)
             case OSError(filename=str(path), errno=number) if number in CANNOT_WRITE:

@@ -36,7 +36,6 @@ Writes maps.parquet into each run's folder; bnstudy.report shows them. What is t
 made again; with another epoch, split, number of samples or other sites, it is replaced.
 """
 
-FEWEST = 4  # samples
 NEIGHBOURS = 15  # of UMAP, its default
 FACTS = b"bnstudy"  # the key of the file's metadata that holds what was asked for
 
@@ -145,7 +144,7 @@ def make_maps(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY_DIR")
-    add_options(parser, FEWEST)
+    add_options(parser)
     options = parser.parse_args(arguments)
     cells = [cell for folder in options.folders for cell in runs_below(folder)]
 

@@ -62,7 +62,11 @@ def measure_missing(
         measure_checkpoints(record, possible, metrics["memory_budget"], say)
         console.print(f"  measured from checkpoints: {_told(possible)}")
     if without:
-        console.print(f"  no checkpoint to measure: {_told(without)}", style="yellow")
+        console.print(
+            f"  not measured, for want of a checkpoint: {_told(without)} "
+            "(bnstudy.train keeps those of checkpoint_epochs=..., and of the last epoch)",
+            style="yellow",
+        )
     return bool(possible or without)
 
 

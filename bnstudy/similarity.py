@@ -68,7 +68,7 @@ def compare(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="the folder of a run")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="another; else RUN_A")
-    add_options(parser, fewest=1)
+    add_options(parser)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
     )

@@ -1,7 +1,7 @@
 """A run that has been trained, with the weights of one of its epochs."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from bnstudy.errors import UserError
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.record import Record
 from bnstudy.terms import SITES, SPLITS, Split
+
+FEWEST = 4  # samples: of fewer there is no debiased CKA, and no map
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Trained:
                 for, as `capture` does.
         """
         config = self.record.description["config"]
+        there = self.record.description["data"][split]
+        if samples > there:
+            raise UserError(f"--samples {samples}: the {split} split has {there}")
         probe = {one: samples if one == split else 1 for one in SPLITS}
         data, classifier = build(config | {"probe": probe}, self.record)
         load_weights(classifier, self.record.checkpoints()[self.epoch])
@@ -69,25 +74,23 @@ class Trained:
         return capture(classifier, data.probe(split), sites=sites, memory_budget=budget)
 
 
-def add_options(parser: argparse.ArgumentParser, fewest: int) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a command line that say what is read of a run: `epoch`, and of `layers`.
 
     Args:
         parser: Of the command line.
-        fewest: Samples that will do.
     """
     parser.add_argument("--epoch", type=int, metavar="N", help="whose weights; the last one's")
     parser.add_argument("--split", choices=SPLITS, default="test", help="whose samples; test")
     parser.add_argument(
-        "--samples", type=_at_least(fewest), default=1000, metavar="N", help="how many; 1000"
+        "--samples", type=_samples, default=1000, metavar="N", help="of the split, how many; 1000"
     )
-    parser.add_argument("--sites", nargs="+", choices=SITES, default=["act"], help="act")
+    parser.add_argument(
+        "--sites", nargs="+", choices=SITES, default=["act"], help="where in a layer; act"
+    )
 
 
-def _at_least(fewest: int) -> Callable[[str], int]:
-    def parsed(text: str) -> int:
-        if not text.isdecimal() or int(text) < fewest:
-            raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least {fewest}")
-        return int(text)
-
-    return parsed
+def _samples(text: str) -> int:
+    if not text.isdecimal() or int(text) < FEWEST:
+        raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least {FEWEST}")
+    return int(text)

@@ -136,7 +136,7 @@ def test_what_cannot_be_mapped_is_told(command_line: CommandLine, tmp_path: Path
     for arguments, words in (
         (("nowhere",), "nowhere: no run.json in it"),
         ((STUDY, "--epoch", "1"), "has the weights of epochs 0, 2"),
-        ((STUDY, "--samples", "9999"), "more than there is"),
+        ((STUDY, "--samples", "9999"), "the test split has 1000"),
         ((STUDY, "--samples", "3"), "it takes an integer of at least 4"),
     ):
         result = command_line("map", *arguments, main=measure.main)

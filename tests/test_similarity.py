@@ -101,7 +101,7 @@ def test_what_cannot_be_compared_is_told(
     for arguments, words in (
         (("nowhere",), "nowhere: no run.json in it"),
         ((str(cells[0]), "--epoch", "1"), "has the weights of epochs 0, 2"),
-        ((str(cells[0]), "--samples", "9999"), "more than there is"),
+        ((str(cells[0]), "--samples", "9999"), "the test split has 1000"),
     ):
         result = command_line("similarity", *arguments, main=measure.main)
         assert result.returncode == 1

@@ -1,5 +1,6 @@
 """The metrics there are, as a table. `python -m bnstudy.metrics`."""
 
+import argparse
 import math
 from itertools import groupby
 
@@ -47,6 +48,7 @@ def _bound(value: float) -> str:
 
 def main() -> None:
     """The command line."""
+    argparse.ArgumentParser("bnstudy.metrics", description=__doc__).parse_args()
     console, shown = Console(), table()
     # Legible also where the terminal is narrow or there is none.
     least = Measurement.get(console, console.options.update(max_width=1000), shown).maximum

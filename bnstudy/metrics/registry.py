@@ -164,5 +164,9 @@ def chosen(names: Iterable[str]) -> list[Metric]:
     for name in names:
         if name not in METRICS:
             near = difflib.get_close_matches(str(name), METRICS) or sorted(METRICS)
-            raise UserError(f"metrics.names: there is no metric {name}; near: {', '.join(near)}")
+            raise UserError(
+                f"metrics.names: there is no metric {name}; near: {', '.join(near)}\n"
+                "python -m bnstudy.metrics lists all; those of similarity, which compare two "
+                "layers, are what python -m bnstudy.measure similarity computes"
+            )
     return [METRICS[name] for name in dict.fromkeys(names)]

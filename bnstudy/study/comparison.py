@@ -38,12 +38,13 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 Key = tuple[str, str, int, str]  # split, metric, layer's index, layer
 
-# Of the last epochs, the whole model's numbers, and those of layers on the training split.
+# Of the last epochs, the whole model's numbers, and those of layers on the training split:
+# activations, which are the first by name, then other sites.
 SHOWN = """
     select grid, treatment, split, metric, layer_index, layer, value
     from final join runs using (cell)
     where layer_index < 0 or split = 'train'
-    order by layer_index, cell
+    order by site, layer_index, layer, cell
 """
 
 
@@ -121,7 +122,7 @@ def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[
     layers = [
         (key, directions.get(name))
         for name in names or sorted({key[1] for key in measured})
-        for key in sorted(measured, key=lambda key: (key[2], key[3]))
+        for key in measured
         if key[1] == name
     ]
     return [*performance, *layers]

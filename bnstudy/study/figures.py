@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bnstudy.errors import UserError
 from bnstudy.study.drawing import STYLE
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
-from bnstudy.study.statistics import CONFIDENCE, Numbers, wide
+from bnstudy.study.statistics import CONFIDENCE, Numbers, of_activations, wide
 
 WIDTH = 6.75  # inches, of two columns
 MOST_METRICS = 2  # of a family, that are drawn over the layers
@@ -104,7 +104,7 @@ class Plot:
         grid = table.pivot_table(
             index="metric", columns="place", values="rank_biserial", sort=False, dropna=False
         )
-        places = table.sort_values(["place_index", "place"])["place"].drop_duplicates()
+        places = table.sort_values(["site", "place_index"])["place"].drop_duplicates()
         grid = grid.reindex(columns=places)
         height, width = grid.shape
         figure = Figure((min(WIDTH, 2.6 + 0.4 * width), 1.4 + 0.2 * height), layout="constrained")
@@ -320,7 +320,7 @@ def _map(ax: Axes, samples: pd.DataFrame, last: int) -> None:
 
 
 def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """The rows of a metric in layers, in their order; of an empty table none.
+    """The rows of a metric in layers' activations, in their order; of an empty table none.
 
     Raises:
         UserError: It was not measured.
@@ -335,7 +335,8 @@ def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
             f"metric={metric} was not measured in layers on split={split}; there are {metrics} on "
             f"{splits}"
         )
-    return layers[chosen].sort_values("place_index", kind="stable")
+    found = layers[chosen]
+    return found[of_activations(found)].sort_values("place_index", kind="stable")
 
 
 def _spread(count: int, most: int) -> list[int]:

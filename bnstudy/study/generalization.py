@@ -21,6 +21,7 @@ from bnstudy.study.statistics import (
     effects,
     interval,
     mean,
+    of_activations,
     pairs,
     resample,
     wide,
@@ -222,12 +223,12 @@ def mediation(
     """How much of a treatment's effect on generalization may go through a metric.
 
     Mediation within pairs (Judd, Kenny and McClelland 2001; Montoya and Hayes 2017): the difference
-    in the target is regressed on the difference in the metric (its mean over layers, on the
-    training split's probe set) and on the metric's mean of the two runs, centred. The indirect
-    effect is the mean difference in the metric times its slope; together with the direct effect it
-    is the total one, whose interval is that of `effects`. The others are percentiles of 2,000
-    resamples of pairs, the usual ones for a product of two estimates. What has to be assumed is in
-    `ASSUMPTIONS`.
+    in the target is regressed on the difference in the metric (its mean over the layers'
+    activations, on the training split's probe set) and on the metric's mean of the two runs,
+    centred. The indirect effect is the mean difference in the metric times its slope; together with
+    the direct effect it is the total one, whose interval is that of `effects`. The others are
+    percentiles of 2,000 resamples of pairs, the usual ones for a product of two estimates. What has
+    to be assumed is in `ASSUMPTIONS`.
 
     Args:
         study: Whose runs are comparable.
@@ -243,10 +244,8 @@ def mediation(
     baseline = study.baseline(baseline)
     through = mediators(study) if through is None else through
     keys, values = wide(study)
-    measured = (keys["split"] == "train") & (keys["place_index"] > 0)
     of_metric = {
-        name: values[:, measured & (keys["metric"] == metric)].mean(axis=1)
-        for name, metric in through.items()
+        name: values[:, _columns_of(keys, metric)].mean(axis=1) for name, metric in through.items()
     }
     routes: list[tuple[str, list[str]]] = [(name, [name]) for name in through]
     if len(through) > 1:
@@ -280,6 +279,12 @@ def mediation(
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def _columns_of(keys: pd.DataFrame, metric: str) -> pd.Index:
+    """Those of a metric of the layers' activations, on the training split's probe set."""
+    measured = keys[(keys["split"] == "train") & (keys["metric"] == metric)]
+    return measured.index[of_activations(measured)]
 
 
 @lru_cache(maxsize=1)

@@ -139,10 +139,10 @@ class Study:
         Args:
             sql: It reads these tables. `runs`. `rows`, the long table of the runs that have ended:
                 cell, epoch, is_last, step, split, site, layer_index, layer, metric, value, reason.
-                `places`: cell, layer, relative_depth, place, place_index. A place is a layer's
-                name, where all runs have the same layers; otherwise one of as many stretches of
-                relative depth as the shallowest network has layers. `final`, the last epochs: the
-                columns of both, where it is not a layer's with layer_index -1, place_index 0.
+                `places`: cell, site, layer, relative_depth, place, place_index. A place is the name
+                of a layer, where all runs have the same layers; otherwise one of as many stretches
+                of relative depth as the shallowest network has layers. `final`, the last epochs:
+                the columns of both, where it is not a layer's with layer_index -1, place_index 0.
             parameters: The values of `$name` in it.
         """
         return self.connection.execute(sql, parameters or None).df()
@@ -310,7 +310,7 @@ def places_of(table: str) -> str:
         table: Which has the layers: cell, site, layer_index, layer.
 
     Returns:
-        In SQL: cell, layer, relative_depth, place_index, place.
+        In SQL: cell, site, layer, relative_depth, place_index, place.
     """
     return f"""
         with layers as (
@@ -326,7 +326,7 @@ def places_of(table: str) -> str:
                    min(layers) = max(layers) and count(distinct layer) = max(layers) as same
             from positions group by site
         )
-        select cell, layer, position / layers as relative_depth,
+        select cell, site, layer, position / layers as relative_depth,
                (position * fewest + layers - 1) // layers as place_index,
                case when same then layer
                     else concat('depth ', round(100 * place_index / fewest)::int, ' %',

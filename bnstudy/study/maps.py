@@ -18,11 +18,11 @@ NAMED = ["cell", "treatment", "pair", "seed"]  # columns of the runs
 # Of several layers at one place the last one is taken.
 PLACED = f"""
     select read.* exclude (layer, layer_index, number), place, place_index
-    from read join ({places_of("read")}) places using (cell, layer)
+    from read join ({places_of("read")}) places using (cell, site, layer)
     qualify row_number() over (
         partition by cell, method, place, sample order by relative_depth desc
     ) = 1
-    order by number, method, site <> 'act', site, place_index, sample
+    order by number, method, site, place_index, sample
 """
 
 

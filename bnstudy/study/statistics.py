@@ -45,8 +45,9 @@ def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numb
         every_epoch: Those of each epoch instead of each run's last, of what the last one has.
 
     Returns:
-        What the columns are (split, metric, place, place_index; epoch), and the numbers, runs x
-        columns, the runs in the order of `study.results`; NaN where there is none. A place that
+        What the columns are (split, metric, site, place, place_index; epoch), activations before
+        other sites, and the numbers, runs x columns, the runs in the order of `study.results`; NaN
+        where there is none. The whole model's have the site "" and the place_index 0. A place that
         holds several layers of a network has their mean. Both are kept: do not change them.
 
     Raises:
@@ -96,7 +97,7 @@ def _by_place(
     study: Study, layers: pd.DataFrame, values: Numbers, epochs: Indices
 ) -> tuple[pd.DataFrame, Numbers]:
     """Columns of layers to columns of places, runs x epochs x columns, of these epochs."""
-    places = study.query("select distinct layer, place, place_index from places order by all")
+    places = study.query("select distinct layer, place, place_index, site from places order by all")
     whole = {name: name for name in set(layers["layer"]) - set(places["layer"])}  # the model's
     listed = "select cell, list([layer, place] order by layer, place) from places group by cell"
     of_cell = {
@@ -111,9 +112,13 @@ def _by_place(
         place = layers["layer"].map(whole | dict(network))
         columns.append(layers.groupby(["split", "metric", place]).indices)
     keys = pd.DataFrame(list(dict.fromkeys(chain(*columns))), columns=KEYS)
-    index = dict(zip(places["place"], places["place_index"], strict=True))
-    keys["place_index"] = keys["place"].map(index).fillna(0).astype(int)
-    keys = keys.sort_values(["split", "metric", "place_index"], ascending=[False, True, True])
+    for name, of_the_model in (("place_index", 0), ("site", "")):
+        of_place = dict(zip(places["place"], places[name], strict=True))
+        keys[name] = [of_place.get(place, of_the_model) for place in keys["place"]]
+    keys = keys.sort_values(
+        ["split", "metric", "site", "place_index"],  # of sites, act is the first by name
+        ascending=[False, True, True, True],
+    )
     numbers = {key: n for n, key in enumerate(keys[KEYS].itertuples(index=False, name=None))}
     found = np.full((len(values), len(epochs), len(keys)), np.nan)
     every = np.arange(len(epochs))[:, None]
@@ -128,6 +133,19 @@ def _by_place(
     return keys.reset_index(drop=True), found
 
 
+def of_activations(table: pd.DataFrame) -> pd.Series:
+    """Which rows are of layers' activations; where there are none, of layers at any site.
+
+    What is said of a metric in a few words or one curve over the layers is of these.
+
+    Args:
+        table: With the columns place_index and site.
+    """
+    layers = table["place_index"] > 0
+    activations = layers & (table["site"] == "act")
+    return activations if activations.any() else layers
+
+
 def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:
     """Mean and standard deviation over runs of each treatment.
 
@@ -137,8 +155,8 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
         by: Columns of `study.runs`, such as depth, whose values are kept apart.
 
     Returns:
-        One row each: `by`, treatment, split, metric, place, place_index, (epoch,) n, the runs that
-        have a finite value, mean, and sd, of n - 1 degrees of freedom.
+        One row each: `by`, treatment, split, metric, place, place_index, site, (epoch,) n, the runs
+        that have a finite value, mean, and sd, of n - 1 degrees of freedom.
     """
     keys, values = wide(study, every_epoch=every_epoch)
     tables = []
@@ -191,9 +209,9 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
             by themselves.
 
     Returns:
-        One row a comparison: `by`, treatment, baseline, split, metric, place, place_index; n, the
-        pairs; undefined, the pairs left out because one of their runs has no value; diverged, the
-        pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
+        One row a comparison: `by`, treatment, baseline, split, metric, place, place_index, site; n,
+        the pairs; undefined, the pairs left out because one of their runs has no value; diverged,
+        the pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
         difference, and low and high, its interval (`interval`); p (`sign_flip`), smallest_p that n
         pairs can give, and p_holm, corrected by Holm for all tests of a family: all treatments,
         metrics and layers of one split, or all those of the whole model's loss and accuracy;

@@ -55,7 +55,7 @@ def latex_tables(findings: Findings) -> Iterator[tuple[str, str]]:
 
 
 def _latex(findings: Findings, metrics: tuple[str, ...], split: str) -> str:
-    by = ["metric", "place_index", "place"]
+    by = ["metric", "site", "place_index", "place"]
     averages, effects = (
         table[table["metric"].isin(metrics) & (table["split"] == split)] if len(table) else table
         for table in (findings.averages, findings.whole)
@@ -72,7 +72,7 @@ def _latex(findings: Findings, metrics: tuple[str, ...], split: str) -> str:
             (against, "Holm p"): table["p_holm"].map(_number),
             (against, "n"): table["n"].map(str),
         }
-    table = pd.DataFrame(columns).droplevel("place_index")
+    table = pd.DataFrame(columns).droplevel(["site", "place_index"])
     table.index.names = [None, None]
     caption = f"{findings.study.name}: {', '.join(metrics)}, {split} split, after the last epoch"
     text: str = table.fillna("").to_latex(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnstudy.study.generalization import mediators
 from bnstudy.study.load import Study
-from bnstudy.study.statistics import CONFIDENCE, pairs
+from bnstudy.study.statistics import CONFIDENCE, of_activations, pairs
 
 LEVEL = 1 - CONFIDENCE  # below which p is called small
 
@@ -138,6 +138,7 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
     ].dropna(subset="granulated")
     for name, metric in mediators(study).items():
         table = accuracy[accuracy["metric"] == metric]
+        table = table[of_activations(table)]
         if not table.empty:
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
             spread = (
@@ -200,11 +201,11 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
 
 
 def _rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:
-    """The rows with these values; of layers in their order, unless another place is asked for."""
+    """The rows with these values: of activations, in their order, unless a place is asked for."""
     for column, value in values.items():
         table = table[table[column] == value]
     if "place_index" not in values and "place_index" in table:
-        table = table[table["place_index"] > 0].sort_values("place_index")
+        table = table[of_activations(table)].sort_values("place_index")
     return table.itertuples(index=False)
 
 

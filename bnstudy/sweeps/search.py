@@ -67,7 +67,9 @@ def search(
     points, searched = split(arguments, params)
     if not searched:
         raise UserError("hydra/sweeper=optuna: nothing to search; try optim.lr=interval(0.001,1)")
-    Path(config.output_root, config.study).mkdir(parents=True, exist_ok=True)
+    folder = Path(config.output_root, config.study)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = options | {"storage": options["storage"] or f"sqlite:///{folder}/search.db"}
     optuna.logging.set_verbosity(logging.ERROR)
     # It warns of failed trials in the log of the last cell, which may be gone; they are told below.
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)

@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {
     "params": {"optim.lr": "tag(log, interval(0.0001, 1.0))"},
     "n_trials": 20,  # of each search, all in all
     "n_jobs": 1,  # trials at a time
-    "storage": "sqlite:///${output_root}/${study}/search.db",  # every trial of every search
+    "storage": None,  # of every trial of every search: search.db in the study's folder
     "max_failure_rate": 1.0,  # a trial that raises does not stop the others
     "search_space": None,
     "custom_search_space": None,

@@ -31,6 +31,7 @@ class Studies:
         seed: int = 0,
         *overrides: str,
         layers: Mapping[str, Sequence[float]] | Mapping[tuple[str, int], Sequence[float]] = {},
+        features: Mapping[str, float] = {},
         accuracy: float = 0.5,
         train_accuracy: float = 1.0,
         status: str = "completed",
@@ -46,6 +47,7 @@ class Studies:
             overrides: Of its configuration.
             layers: Of each metric (after 5 epochs, or after those that are given with it), the
                 values by layer.
+            features: Of each metric, its value of what the classifier reads.
             accuracy: On the test split.
             train_accuracy: On the training split.
             status: Of the run; without a table where it has not ended.
@@ -76,6 +78,10 @@ class Studies:
                 Row(epoch, 9, "train", number, f"block{number + 1:02d}", "act", metric, value, None)
                 for number, value in enumerate(values)
             ]
+        rows += [
+            Row(5, 9, "train", 9, "classifier", "features", metric, value, None)
+            for metric, value in features.items()
+        ]
         if status in ("completed", "diverged"):
             record.write_part(5, rows)
             record.join_parts()

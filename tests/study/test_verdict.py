@@ -3,11 +3,12 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bnstudy.study.generalization import interventions, mediation, relations
 from bnstudy.study.load import load
-from bnstudy.study.statistics import effects
+from bnstudy.study.statistics import effects, wide
 from bnstudy.study.verdict import verdict
 from tests.study.studies import Studies
 
@@ -54,6 +55,29 @@ def test_no_effect_is_told_as_none(studies: Studies) -> None:
     text = told(studies)
     assert "unit_sparsity: no layer's interval leaves out 0" in text
     assert "of nothing there are no shares" in text
+
+
+def test_of_layers_it_is_their_activations(studies: Studies) -> None:
+    others = Studies(studies.compose, studies.folder.parent / "without_features")
+    for seed, norm in itertools.product(range(12), ("none", "batchnorm")):
+        change = (norm == "batchnorm") * (1 + (seed % 3 - 1) * 0.1)  # varies a little, by pair
+        layers = {"silhouette": [0.1 * change + 0.01 * seed, 0.01 * seed]}
+        features = {"silhouette": -0.9 * change - 0.02 * seed}
+        accuracy = 0.8 + 0.05 * change + 0.001 * seed
+        studies.add(norm, seed, layers=layers, features=features, accuracy=accuracy)
+        others.add(norm, seed, layers=layers, accuracy=accuracy)
+    study, other = load(studies.folder), load(others.folder)
+    keys = wide(study)[0]
+    places = keys.loc[keys["metric"] == "silhouette", "place"].tolist()
+    assert places == ["block01", "block02", "classifier.features"]
+    text = told(studies)
+    assert "silhouette is higher with batchnorm at 1 of 2 places (block01)" in text
+    assert "the strongest of 2 places" in text
+    assert "2 of the 3 differences of layers on the train split" in text
+    assert len(mediation(study)) == 2
+    pd.testing.assert_frame_equal(mediation(study), mediation(other))
+    drawn = study.plot.layers("silhouette").axes[0].get_xticklabels()
+    assert [label.get_text() for label in drawn] == ["block01", "block02"]
 
 
 def test_what_went_wrong_is_told(studies: Studies) -> None:

@@ -10,14 +10,14 @@ optuna = pytest.importorskip("optuna")
 from bnstudy.sweeps.search import split  # noqa: E402
 from tests.conftest import SMALL, CommandLine, description  # noqa: E402
 
-SEARCH = ("model.depth=1", *SMALL[1:], "metrics=none", "study=search", "data.validation=0.1")
+SEARCH = ("model.depth=1", *SMALL[1:], "metrics=none", "data.validation=0.1")
 SEARCH = ("-m", *SEARCH, "hydra/sweeper=optuna", "norm=batchnorm,none")
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # optuna 2.10 is old
 
 
 def trials(folder: Path) -> dict[str, list[tuple[str, float, float]]]:
-    storage = f"sqlite:///{folder}/multirun/search/search.db"
+    storage = f"sqlite:///{folder}/multirun/mnist5k_cnn/search.db"
     return {
         summary.user_attrs["point"]: [
             (trial.state.name, trial.params["optim.lr"], trial.value)
@@ -32,7 +32,7 @@ def test_one_search_for_each_norm_which_goes_on(command_line: CommandLine, tmp_p
     assert result.returncode == 0, result.stderr
     found = trials(tmp_path)
     assert found.keys() == {"norm=batchnorm", "norm=none"}
-    runs = [description(path.parent) for path in tmp_path.glob("multirun/search/*/run.json")]
+    runs = [description(path.parent) for path in tmp_path.glob("multirun/mnist5k_cnn/*/run.json")]
     tried = {
         (f"norm={run['choices']['norm']}", run["config"]["optim"]["lr"]): run["final"]
         for run in runs
@@ -48,7 +48,7 @@ def test_one_search_for_each_norm_which_goes_on(command_line: CommandLine, tmp_p
     assert f"{best[2]:.4f}" in result.stdout
 
     # One was killed in the midst of its training: it is tried again first.
-    storage = f"sqlite:///{tmp_path}/multirun/search/search.db"
+    storage = f"sqlite:///{tmp_path}/multirun/mnist5k_cnn/search.db"
     (name,) = (
         one.study_name
         for one in optuna.get_all_study_summaries(storage)

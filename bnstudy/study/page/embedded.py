@@ -53,7 +53,6 @@ def embedded(findings: Findings) -> dict[str, Any]:
     keys, values = wide(study, every_epoch=True)
     all_epochs = keys["epoch"].unique()
     keys = keys[keys["epoch"] == all_epochs[0]].drop(columns="epoch").reset_index(drop=True)
-    keys = keys.merge(_sites(study), on="place", how="left")
     values = values.reshape(len(values), len(all_epochs), len(keys))
     treatments = [findings.baseline]
     treatments += [name for name in study.treatments if name != findings.baseline]
@@ -93,12 +92,6 @@ def embedded(findings: Findings) -> dict[str, Any]:
 def _encoded(array: Numbers) -> str:
     with np.errstate(over="ignore"):  # what float32 cannot hold is as good as infinite
         return base64.b64encode(np.asarray(array, dtype="<f4").tobytes()).decode()
-
-
-def _sites(study: Study) -> pd.DataFrame:
-    """The site of each place in a layer."""
-    sites = study.query("select distinct place, site from final where layer_index >= 0")
-    return sites.drop_duplicates("place")
 
 
 def _axis(study: Study, name: str) -> dict[str, Any]:
