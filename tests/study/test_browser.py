@@ -130,9 +130,9 @@ def test_maps_are_of_the_chosen_layer_and_of_a_pair(page: Page) -> None:
     figure = page.locator("figure[data-figure=maps]")
     expect(figure.locator(".scatterlayer .trace")).to_have_count(2 * 10)
     figure.locator("summary").click()
-    shown = [int(n) for n in figure.locator("tbody td:nth-child(4)").all_inner_texts()]
-    assert len(shown) == 2 * 10
-    assert sum(shown) == 2 * 100
+    shown = figure.locator("tbody td:nth-child(4)")
+    expect(shown).to_have_count(2 * 10)
+    assert sum(map(int, shown.all_inner_texts())) == 2 * 100
 
 
 def test_fewer_runs_are_shown_of_one_depth(page: Page) -> None:
