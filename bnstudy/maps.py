@@ -170,11 +170,14 @@ def _map_run(cell: Path, options: argparse.Namespace, say: Callable[[str], None]
             console.print(f"{path}: there already")
             return
         tables: list[pa.Table] = []
-        for layer in run.layers(options.split, options.samples, facts["sites"]):
-            say(f"layer {layer.name}")
+        for layer in run.layers(
+            options.split, options.samples, facts["sites"], options.memory_budget
+        ):
+            assert layer.tap is not None
+            say(f"layer {layer.tap.label}")
             tables += planes(run, options.split, layer)
             if reason := tables[-1]["reason"][0].as_py():
-                console.print(f"{cell}: {layer.name} has no map: {reason}", style="yellow")
+                console.print(f"{cell}: {layer.tap.label} has no map: {reason}", style="yellow")
             del layer  # before the next one is read
         about = {FACTS: json.dumps(facts | {"methods": methods()})}
         with run.record.replacing(path) as temporary:

@@ -309,7 +309,7 @@ def main() -> None:
         elif arguments[:1] == ["map"]:
             from bnstudy.maps import make_maps
 
-            again = "the same command goes on with the next run"
+            again = "the same command goes on with the run that it was at"
             make_maps(arguments[1:])
         else:
             measure(arguments)

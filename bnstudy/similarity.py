@@ -17,7 +17,6 @@ from bnstudy.representations import Layer
 from bnstudy.runs.environment import environment
 from bnstudy.study.heat_map import draw
 from bnstudy.terminal import console
-from bnstudy.terms import Split
 from bnstudy.trained import Trained, add_options
 
 HELP = """\
@@ -31,10 +30,10 @@ Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
 """
 
 
-def _layers(run: Trained, split: Split, samples: int, sites: Sequence[str]) -> list[Layer]:
+def _layers(run: Trained, options: argparse.Namespace) -> list[Layer]:
     """A run's layers in the order of computation: their inner products, without activations."""
     layers = []
-    for layer in run.layers(split, samples, sites):
+    for layer in run.layers(options.split, options.samples, options.sites, options.memory_budget):
         layer.let_go_of_activations()
         layers.append(layer)
     return sorted(layers, key=lambda layer: layer.index)
@@ -91,7 +90,7 @@ def compare(arguments: Sequence[str]) -> None:
     output: Path = options.output or (
         options.run_a.resolve().parent / "similarity" / "~".join(side.name for side in sides)
     )
-    matrices, labels = _matrices(sides, options.split, options.samples, options.sites)
+    matrices, labels = _matrices(sides, options)
     axes = (
         f"{sides[0].name}, epoch {sides[0].epoch}",
         f"{sides[-1].name}, epoch {sides[-1].epoch}",
@@ -126,24 +125,23 @@ def compare(arguments: Sequence[str]) -> None:
 
 
 def _matrices(
-    sides: Sequence[Trained], split: Split, samples: int, sites: Sequence[str]
+    sides: Sequence[Trained], options: argparse.Namespace
 ) -> tuple[dict[str, np.ndarray], tuple[list[str], list[str]]]:
     """By similarity, its matrix; and the names of the rows and columns."""
     with progress_bar("pairs of layers") as bar:
         task = bar.add_task("reading representations", total=None)
-        of_sides = [_layers(side, split, samples, sites) for side in sides]
+        of_sides = [_layers(side, options) for side in sides]
         rows, columns = of_sides[0], of_sides[-1]
         bar.update(task, total=len(SIMILARITIES) * len(rows) * len(columns))
         matrices = {}
         for name, similarity in SIMILARITIES.items():
             bar.update(task, description=name)
             matrices[name] = matrix(similarity, rows, columns, lambda: bar.advance(task))
-    return matrices, ([_label(layer) for layer in rows], [_label(layer) for layer in columns])
+    return matrices, (_labels(rows), _labels(columns))
 
 
-def _label(layer: Layer) -> str:
-    site = layer.tap.site if layer.tap else "act"
-    return layer.name if site == "act" else f"{layer.name}.{site}"
+def _labels(layers: Sequence[Layer]) -> list[str]:
+    return [layer.tap.label for layer in layers if layer.tap]
 
 
 def _write_table(

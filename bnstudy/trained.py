@@ -1,6 +1,7 @@
 """A run that has been trained, with the weights of one of its epochs."""
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from bnstudy.representations import Layer, capture
 from bnstudy.runs.record import Record
 from bnstudy.terms import SITES, SPLITS, Split
 
-FEWEST = 4  # samples: of fewer there is no debiased CKA, and no map
+FEWEST = 4  # samples: of fewer there is no debiased CKA
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,33 @@ class Trained:
         """The cell's."""
         return self.record.folder.resolve().name
 
-    def layers(self, split: Split, samples: int, sites: Sequence[str]) -> Iterator[Layer]:
+    def layers(
+        self,
+        split: Split,
+        samples: int,
+        sites: Sequence[str],
+        memory_budget: float | None = None,
+    ) -> Iterator[Layer]:
         """The layers; let go of one before the next is asked for, and they take little memory.
 
         Args:
             split: Of whose probe set.
             samples: Of that set, class-balanced; the same ones for every run of a data set.
             sites: Where in a layer.
+            memory_budget: GiB that activations and the distances between samples may take; None:
+                as when it was trained.
 
         Raises:
-            UserError: The data cannot be had, or are fewer than that; once the first layer is asked
-                for, as `capture` does.
+            UserError: The data cannot be had, are fewer than that, or do not fit into the budget.
         """
         config = self.record.description["config"]
         there = self.record.description["data"][split]
         if samples > there:
             raise UserError(f"--samples {samples}: the {split} split has {there}")
-        probe = {one: samples if one == split else 1 for one in SPLITS}
+        probe = config["probe"] | {split: samples}
         data, classifier = build(config | {"probe": probe}, self.record)
         load_weights(classifier, self.record.checkpoints()[self.epoch])
-        budget = config["metrics"]["memory_budget"]
+        budget = memory_budget or config["metrics"]["memory_budget"]
         return capture(classifier, data.probe(split), sites=sites, memory_budget=budget)
 
 
@@ -88,9 +96,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sites", nargs="+", choices=SITES, default=["act"], help="where in a layer; act"
     )
+    parser.add_argument(
+        "--memory-budget",
+        type=_gibibytes,
+        metavar="GIB",
+        help="as metrics.memory_budget; the run's",
+    )
 
 
 def _samples(text: str) -> int:
     if not text.isdecimal() or int(text) < FEWEST:
         raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least {FEWEST}")
     return int(text)
+
+
+def _gibibytes(text: str) -> float:
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = 0
+    if not 0 < budget < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: it takes a number above 0")
+    return budget

@@ -131,6 +131,17 @@ def test_a_layer_without_distances_is_told_and_the_others_have_their_map(
     assert frame["x"].isna().equals(frame["layer"] == "block02")
 
 
+def test_frozen_statistics_of_one_position_are_no_trouble(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    network = ("model=torchvision", "model.name=resnet18", "norm=batchnorm_frozen")
+    options = ("metrics=none", *SMALL[3:], "trainer.max_epochs=1", "data.batch_size=8")
+    assert command_line(*network, *options).returncode == 0
+    (study,) = (tmp_path / "multirun").iterdir()
+    result = command_line("map", str(study), "--samples", "20", main=measure.main)
+    assert result.returncode == 0, result.stdout
+
+
 def test_what_cannot_be_mapped_is_told(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line(*RUN, "norm=none").returncode == 0
     for arguments, words in (
@@ -138,6 +149,8 @@ def test_what_cannot_be_mapped_is_told(command_line: CommandLine, tmp_path: Path
         ((STUDY, "--epoch", "1"), "has the weights of epochs 0, 2"),
         ((STUDY, "--samples", "9999"), "the test split has 1000"),
         ((STUDY, "--samples", "3"), "it takes an integer of at least 4"),
+        ((STUDY, "--memory-budget", "0"), "it takes a number above 0"),
+        ((STUDY, "--memory-budget", "1e-4"), "is too small: what is measured of 1000 samples"),
     ):
         result = command_line("map", *arguments, main=measure.main)
         assert result.returncode != 0

@@ -74,7 +74,8 @@ def capture(
         raise UserError(
             f"memory_budget={memory_budget} (GiB) is too small: what is measured of {samples} "
             f"samples takes at least {(apart + smallest) / GIBIBYTE:.2f}\n"
-            "Raise it (metrics.memory_budget), or measure fewer samples"
+            "Raise it (metrics.memory_budget; for map and similarity --memory-budget), or measure "
+            "fewer samples"
         )
     network = NetworkView(
         taps,

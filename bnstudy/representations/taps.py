@@ -44,6 +44,11 @@ class Tap:
     layer: str
     site: str
 
+    @property
+    def label(self) -> str:
+        """The layer, with the site where that is another one than act."""
+        return self.layer if self.site == "act" else f"{self.layer}.{self.site}"
+
 
 @dataclass(frozen=True)
 class Call:
@@ -92,7 +97,7 @@ class Taps:
         }
         self.places = self._places(layers, sites)
         everywhere = self._places(layers, (*SITE_TYPES, FEATURES) if layers is None else None)
-        parents = [layer.split(".")[:-1] for layer, _ in everywhere.values()]
+        parents = [layer.split(".")[:-1] for layer, _ in (everywhere | self.places).values()]
         same = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
         self.shared = len(list(same))  # parts that the layers' names begin with
 

@@ -52,7 +52,8 @@ class Row(NamedTuple):
         epoch: Epochs of training before it was measured; 0 is before training.
         step: Batches of training before it was measured.
         split: train, validation or test.
-        layer_index: In the order of computation, from 0; -1 for the whole model.
+        layer_index: In the order of computation among the layers that were read with it, from 0;
+            -1 for the whole model.
         layer: The layer's name.
         site: conv, norm, act, features or linear; None for the whole model.
         metric: Its name.
@@ -90,7 +91,7 @@ MAPS_SCHEMA = pa.schema(
     [
         ("epoch", pa.int32()),
         ("split", pa.string()),
-        ("layer_index", pa.int32()),  # as in the long table
+        ("layer_index", pa.int32()),  # among those that have maps
         ("layer", pa.string()),
         ("site", pa.string()),
         ("method", pa.string()),  # pca or umap
@@ -238,10 +239,10 @@ class Record:
         return self.status in ENDED and _damage(self.table_path) is None
 
     def require_end(self) -> None:
-        """Nothing.
+        """Make sure that the run has ended.
 
         Raises:
-            UserError: The run has not ended.
+            UserError: It has not ended.
         """
         if not self.has_ended:
             raise UserError(f"{self.folder}: {self.status}; train it to its end first")

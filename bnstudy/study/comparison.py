@@ -36,12 +36,12 @@ PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
 }
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
-Key = tuple[str, str, int, str]  # split, metric, layer's index, layer
+Key = tuple[str, str, str]  # split, metric, layer
 
 # Of the last epochs, the whole model's numbers, and those of layers on the training split:
 # activations, which are the first by name, then other sites.
 SHOWN = """
-    select grid, treatment, split, metric, layer_index, layer, value
+    select grid, treatment, split, metric, layer, value
     from final join runs using (cell)
     where layer_index < 0 or split = 'train'
     order by site, layer_index, layer, cell
@@ -80,10 +80,8 @@ def _table(study: Study) -> Table:
     lost = results[results["status"] == "diverged"]
     diverged = Counter(zip(lost["grid"], lost["treatment"], strict=True))
     values: dict[tuple[str, str, Key], list[float]] = defaultdict(list)
-    for grid, treatment, split, metric, index, layer, value in study.connection.execute(
-        SHOWN
-    ).fetchall():
-        values[grid, treatment, (split, metric, index, layer)].append(value)
+    for grid, treatment, split, metric, layer, value in study.connection.execute(SHOWN).fetchall():
+        values[grid, treatment, (split, metric, layer)].append(value)
     treatments = list(dict.fromkeys(results["treatment"]))
     own = dict(zip(results["treatment"], results["own"], strict=True))
 
@@ -100,14 +98,15 @@ def _table(study: Study) -> Table:
         table.add_row(where, "", *(_count(runs[cell], diverged[cell]) for cell in cells))
         shown = None
         for key, direction in _rows(dict.fromkeys(key for *_, key in values), study.directions):
-            split, metric, index, layer = key
-            label = f"{split} {metric}" if index < 0 else metric
+            split, metric, layer = key
+            is_whole = layer == WHOLE_MODEL
+            label = f"{split} {metric}" if is_whole else metric
             columns = [values.get((*cell, key), []) for cell in cells]
             if all(math.isnan(value) for column in columns for value in column):
                 continue
             table.add_row(
                 "" if label == shown else label + ARROWS[direction],
-                "" if index < 0 else layer,
+                "" if is_whole else layer,
                 *_formatted(columns, [runs[cell] for cell in cells], direction),
             )
             shown = label
@@ -116,8 +115,8 @@ def _table(study: Study) -> Table:
 
 def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[Key, str | None]]:
     """What the table has a row for, in order, with the metric's direction."""
-    performance = [((*key, -1, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
-    measured = [key for key in keys if key[2] >= 0]
+    performance = [((*key, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
+    measured = [key for key in keys if key[2] != WHOLE_MODEL]
     names = [name for name in MAIN_METRICS if any(key[1] == name for key in measured)]
     layers = [
         (key, directions.get(name))

@@ -211,11 +211,12 @@ class Plot:
             UserError: No run has such a map.
         """
         table = self.findings.maps
+        sites = " ".join(sorted({*table["site"], site}))
         table = table[(table["method"] == method) & (table["site"] == site)]
         if table.empty:
             raise UserError(
                 f"{method}, {site}: no run of {self.findings.study.folder} has such a map; "
-                f"python -m bnstudy.measure map {self.findings.study.folder} --sites {site} makes "
+                f"python -m bnstudy.measure map {self.findings.study.folder} --sites {sites} makes "
                 "them" + (", where umap-learn is installed" if method == "umap" else "")
             )
         pair = table.groupby("pair", sort=False)["treatment"].nunique().idxmax()
@@ -320,7 +321,7 @@ def _map(ax: Axes, samples: pd.DataFrame, last: int) -> None:
 
 
 def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """The rows of a metric in layers' activations, in their order; of an empty table none.
+    """A metric's rows of layers, those of `of_activations`, in their order; of an empty table none.
 
     Raises:
         UserError: It was not measured.

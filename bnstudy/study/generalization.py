@@ -61,7 +61,7 @@ def relations(study: Study) -> pd.DataFrame:
         study: Whose runs are comparable.
 
     Returns:
-        One row for each split, metric, place (place_index) and target ("test accuracy",
+        One row for each split, metric, place (place_index, site) and target ("test accuracy",
         "generalization gap"), with n, the runs that have both, and
 
         - tau: Kendall's tau-b, over all pairs of runs, and tau_p, of no association; runs that
@@ -206,15 +206,20 @@ def _share(cell: Indices, ahead: np.ndarray, higher: np.ndarray) -> float:
 
 
 def mediators(study: Study) -> dict[str, str]:
-    """Of sparsity and clustering, the metric that stands for it; those that were measured."""
-    measured = set(
-        study.query("select distinct metric from final where layer_index >= 0")["metric"]
+    """Of sparsity and clustering, the metric that stands for it.
+
+    The first that was measured on the training split, of activations if there is one.
+    """
+    measured = study.query(
+        "select distinct metric, site from final where layer_index >= 0 and split = 'train'"
     )
+    activations = set(measured.loc[measured["site"] == "act", "metric"])
     found = {
-        name: next((metric for metric in metrics if metric in measured), None)
+        name: [metric for metric in metrics if metric in activations]
+        or [metric for metric in metrics if metric in set(measured["metric"])]
         for name, metrics in MEDIATORS.items()
     }
-    return {name: metric for name, metric in found.items() if metric}
+    return {name: metrics[0] for name, metrics in found.items() if metrics}
 
 
 def mediation(

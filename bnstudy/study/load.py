@@ -304,7 +304,8 @@ def places_of(table: str) -> str:
 
     A layer's place is its name, where all runs have the same layers; otherwise its relative depth.
     The places are as many as the shallowest network has layers: in a network of L layers the i-th,
-    counted from 1, has the depth i/L, and belongs to the place ceil(i/L * fewest).
+    counted from 1, has the depth i/L, and belongs to the place ceil(i/L * fewest). The layers of a
+    site are counted by themselves: their indices depend on which others were read with them.
 
     Args:
         table: Which has the layers: cell, site, layer_index, layer.
@@ -314,7 +315,8 @@ def places_of(table: str) -> str:
     """
     return f"""
         with layers as (
-            select distinct cell, site, layer_index, layer from {table} where layer_index >= 0
+            select cell, site, layer, min(layer_index) as layer_index
+            from {table} where layer_index >= 0 group by all
         ),
         positions as (
             select *, row_number() over (partition by cell, site order by layer_index) as position,

@@ -9,9 +9,7 @@ from bnstudy.runs.record import MAPS, MAPS_SCHEMA, read_maps
 from bnstudy.study.load import Study, places_of
 from bnstudy.terminal import console
 
-MOST_PICTURES = (
-    300  # of a layer by a method; in each are 1,000 samples, unless others were asked for
-)
+MOST_PICTURES = 300  # of a layer by a method, in each 1,000 samples unless others were asked for
 
 NAMED = ["cell", "treatment", "pair", "seed"]  # columns of the runs
 
@@ -71,7 +69,9 @@ def maps(study: Study) -> pd.DataFrame:
         return pd.DataFrame(columns=[*NAMED, "site", "method", "place"])
     table = pd.concat([one.assign(number=number) for number, one in enumerate(found)])
     study.connection.register("read", table)
-    return study.query(PLACED)
+    placed = study.query(PLACED)
+    study.connection.unregister("read")
+    return placed
 
 
 def _read(path: Path) -> pd.DataFrame:

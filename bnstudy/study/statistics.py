@@ -134,16 +134,18 @@ def _by_place(
 
 
 def of_activations(table: pd.DataFrame) -> pd.Series:
-    """Which rows are of layers' activations; where there are none, of layers at any site.
+    """Which rows are of layers' activations or, of a metric that has none, of layers at any site.
 
-    What is said of a metric in a few words or one curve over the layers is of these.
+    What is said of a metric in a few words, or is one curve over the layers, is of these.
 
     Args:
-        table: With the columns place_index and site.
+        table: With the columns split, metric, place_index and site, and all rows of a metric: also
+            those that have no value.
     """
     layers = table["place_index"] > 0
     activations = layers & (table["site"] == "act")
-    return activations if activations.any() else layers
+    has_any = activations.groupby([table["split"], table["metric"]]).transform("any")
+    return activations | (layers & ~has_any)
 
 
 def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -320,8 +322,8 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
         baseline: A treatment; None: `Study.baseline`'s choice.
 
     Returns:
-        One row a comparison: treatment, baseline, split, metric, place, place_index, epoch, n,
-        difference, low, high: `interval` without a bootstrap, each epoch's own, not of the
+        One row a comparison: treatment, baseline, split, metric, place, place_index, site, epoch,
+        n, difference, low, high: `interval` without a bootstrap, each epoch's own, not of the
         whole curve.
     """
     baseline = study.baseline(baseline)
@@ -574,7 +576,7 @@ def factors(
         of: Columns of `study.runs`; those that do not vary are left out.
 
     Returns:
-        One row a term: treatment, baseline, split, metric, place, place_index, term (such as
+        One row a term: treatment, baseline, split, metric, place, place_index, site, term (such as
         "treatment x depth"), n, the pairs; f, df, df_residual, eta_squared (partial), p (at least
         1/1000), and p_holm, corrected for the tests of that term and split. Comparisons without
         residual degrees of freedom, as of one seed, have no row.

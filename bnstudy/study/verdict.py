@@ -35,7 +35,7 @@ def verdict(
     if len(study.treatments) < 2:
         return [*sentences, "There is nothing to compare: all runs have the same treatment."]
     baseline = study.baseline(baseline)
-    known = effects.dropna(subset="difference")
+    known = _known(effects)
     for treatment in study.treatments:
         if treatment != baseline:
             table = known[known["treatment"] == treatment]
@@ -133,12 +133,10 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
 def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
     if relations.empty:
         return
-    accuracy = relations[
-        (relations["target"] == "test accuracy") & (relations["split"] == "train")
-    ].dropna(subset="granulated")
+    accuracy = relations[(relations["target"] == "test accuracy") & (relations["split"] == "train")]
+    accuracy = accuracy[of_activations(accuracy)].dropna(subset="granulated")
     for name, metric in mediators(study).items():
         table = accuracy[accuracy["metric"] == metric]
-        table = table[of_activations(table)]
         if not table.empty:
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
             spread = (
@@ -185,7 +183,7 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
 def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
     if interventions.empty:
         return
-    known = interventions.dropna(subset="difference")
+    known = _known(interventions)
     for (treatment, baseline), table in known.groupby(["treatment", "baseline"]):
         told = []
         for metric in dict.fromkeys(table.loc[table["place_index"] > 0, "metric"]):
@@ -200,12 +198,17 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
             )
 
 
+def _known(table: pd.DataFrame) -> pd.DataFrame:
+    """Differences that there are; and as `is_told` whether sentences about a metric are of them."""
+    return table.assign(is_told=of_activations(table)).dropna(subset="difference")
+
+
 def _rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:
-    """The rows with these values: of activations, in their order, unless a place is asked for."""
+    """The rows with these values; of layers' activations in order, unless a place is asked for."""
     for column, value in values.items():
         table = table[table[column] == value]
-    if "place_index" not in values and "place_index" in table:
-        table = table[of_activations(table)].sort_values("place_index")
+    if "place_index" not in values:
+        table = table[table["is_told"]].sort_values("place_index")
     return table.itertuples(index=False)
 
 

@@ -112,6 +112,8 @@ def test_a_layers_name_does_not_depend_on_what_else_is_read() -> None:
     network = nn.Sequential(OrderedDict(features=features, classifier=classifier))
     for sites in (["conv"], ["conv", "act"]):
         assert read(network, sites=sites)[0].name == "features.0"
+    chosen = read(network, ["features.*"], ["act", "features"])
+    assert [layer.name for layer in chosen] == ["features.1", "classifier.2"]
 
 
 def test_a_residual_network_and_modules_that_are_called_again() -> None:

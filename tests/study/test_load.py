@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from bnstudy.errors import UserError
+from bnstudy.runs.record import Row
 from bnstudy.study.load import load
 from bnstudy.study.statistics import wide
 from tests.study.studies import Studies
@@ -150,6 +151,20 @@ def test_three_layers_beside_two(studies: Studies) -> None:
     study = load(studies.folder)
     places = study.query("select place_index from places where cell like '%depth=3%' order by all")
     assert places["place_index"].tolist() == [1, 2, 2]  # 1/3 of the way, 2/3 and all of it
+
+
+def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studies) -> None:
+    for norm in ("none", "batchnorm"):
+        record = studies.add(norm, layers={"silhouette": [0.1, 0.2]}, features={"silhouette": 0.3})
+        if norm == "none":
+            again = Row(5, 9, "train", 0, "classifier", "features", "unit_sparsity", 0.4, None)
+            record.add_rows([again])
+    study = load(studies.folder)
+    places = study.query("select place, place_index from places where site = 'features'")
+    assert places.values.tolist() == [["classifier.features", 1]] * 2
+    assert len(study.query("from final where layer_index >= 0")) == 2 * 3 + 1
+    keys, values = wide(study)
+    assert values[:, keys["place"] == "classifier.features"].shape == (2, 2)
 
 
 def test_every_epoch(studies: Studies) -> None:

@@ -654,6 +654,7 @@ function maps() {
   const rows = [];
   const axes = {};
   const annotations = [];
+  const inLegend = new Set();
   const traces = pictures.flatMap((picture, at) => {
     const name = data.treatments[picture.treatment];
     const suffix = at ? String(at + 1) : "";
@@ -680,12 +681,14 @@ function maps() {
       const of = data.maps.classes[label];
       const [x, y] = [mapX, mapY].map((values) => inside.map((one) => values[one]));
       if (inside.length) rows.push([name, picture.cell, of, inside.length, centre(x), centre(y)]);
+      const isFirst = inside.length > 0 && !inLegend.has(label);
+      if (isFirst) inLegend.add(label);
       return {
         type: "scatter",
         mode: "markers",
         name: plain(of),
         legendgroup: String(label),
-        showlegend: at === 0 && Object.keys(data.maps.classes).length <= 20,
+        showlegend: isFirst && Object.keys(data.maps.classes).length <= 20,
         x,
         y,
         xaxis: `x${suffix}`,
