@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bnstudy.representations import Layer, Tap, capture
     from bnstudy.study.load import Study, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "representations": ["Layer", "Tap", "capture"],

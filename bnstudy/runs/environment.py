@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bnstudy import __version__
+
 PACKAGES = (
-    "bnstudy",
     "hydra-core",
     "lightning",
     "numpy",
@@ -37,7 +38,7 @@ def environment() -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    versions = {}
+    versions = {"bnstudy": __version__}  # an editable installation keeps the version it was made of
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):  # wandb: logger=none needs it not
             versions[name] = importlib.metadata.version(name)
