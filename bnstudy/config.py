@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.files import CANNOT_WRITE, cannot_write
 from bnstudy.terms import SITES
 
@@ -280,7 +280,7 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is missing: set it with {key}=..."
     if not isinstance(error, AttributeError | KeyError):
-        return f"{given}: {str(error).splitlines()[0]}"
+        return f"{given}: {first_line(error)}"
     parent = error.parent_node
     allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
     near = difflib.get_close_matches(key.rpartition(".")[2], allowed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.models.normalization import Normalization
 
 
@@ -91,7 +91,7 @@ def _try(
         size = "x".join(map(str, input_shape[1:]))
         raise UserError(
             f"model.name={name} with norm={norm.name} cannot take {size} images "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
     if not isinstance(logits, Tensor):
         raise UserError(f"model.name={name} puts out several results in training; take another")
