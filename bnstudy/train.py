@@ -7,7 +7,7 @@ import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import inf
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from bnstudy.runs.lease import CellInUse, Lease, held
 from bnstudy.runs.processes import is_first_process, job_of_its_own, stopping_in_order
 from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
-from bnstudy.sweeps.search_config import register_search
+from bnstudy.sweeps.search_config import register_search, worst_value
 from bnstudy.terminal import console
 
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
@@ -49,10 +49,11 @@ class Outcome:
     objective: str
 
     def __float__(self) -> float:
-        """The objective, as a search wants it; of a run that diverged the worst there is."""
+        """The objective, as a search wants it; the worst there is where the run diverged."""
         value: float | None = self.record.description["final"][self.objective]
-        worst = inf if self.objective.endswith("_loss") else 0.0
-        return worst if value is None else value
+        if self.record.status == "diverged" or value is None or not isfinite(value):
+            return worst_value(self.objective)
+        return value
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -97,7 +98,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         config: Resolved.
         terminal: Where its progress is shown.
     """
-    from bnstudy.build import build, build_trainer
+    from bnstudy.build import build, build_trainer, evaluate_before_training
     from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
     from bnstudy.runs.checkpoints import resume_point
     from bnstudy.terms import SPLITS
@@ -120,6 +121,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             {split: data.probe(split) for split in SPLITS},
             **config["metrics"],
             on_layer=progress.say,
+            calibration=data.calibration(),
         )
         optimization = [instantiate(node) for node in config["callbacks"].values()]
         recorder = Recorder(record, [metrics, *optimization], config["checkpoint_epochs"])
@@ -132,7 +134,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         with instantiate(logger, record=record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
             if checkpoint is None:
-                trainer.validate(classifier, datamodule=data, verbose=False)  # before training
+                evaluate_before_training(trainer, classifier, data)
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
         facts["diverged"] = bool(classifier.diverged)
         if first:

@@ -101,7 +101,7 @@ def train(
     optim = {"name": "sgd", "lr": lr, "momentum": 0.9, "schedule": "constant", "trainable": "all"}
     data = data or Noise()
     data.setup()
-    module = Classifier(network, 3, optim, splits=data.evaluated_splits)
+    module = Classifier(network, optim, splits=data.evaluated_splits)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
         warnings.filterwarnings("ignore", ".*does not have many workers")

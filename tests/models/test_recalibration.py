@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bnstudy.models.batchnorm_parts import CenteringBatchNorm, FrozenBatchNorm
-from bnstudy.models.recalibration import recalibrate, with_running_statistics
+from bnstudy.models import recalibrate
+from bnstudy.representations.running_statistics import with_running_statistics
 
 
 def batches(count: int = 4) -> list[tuple[Tensor, Tensor]]:
