@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,6 +29,11 @@ from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import register_search, worst_value
 from bnstudy.terminal import console
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX_INITIAL_SHARE = 0.01  # of the running statistics, without a warning
 
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
 # complete is skipped without them.
@@ -139,6 +144,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         facts["diverged"] = bool(classifier.diverged)
         if first:
             record.join_parts()
+            warn_of_few_batches(classifier.network, config["trainer"]["max_epochs"])
 
 
 def quieten_lightning() -> None:
@@ -154,6 +160,23 @@ def quieten_lightning() -> None:
     # Where SLURM is installed, and this is none of its jobs.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
+
+
+def warn_of_few_batches(network: "nn.Module", epochs: int) -> None:
+    """Print a warning if running statistics were still close to their initial values.
+
+    They are recorded as they were, as torch has them; training does not depend on them.
+    """
+    from bnstudy.representations.running_statistics import initial_share
+
+    share = initial_share(network, epochs)
+    if share > MAX_INITIAL_SHARE:
+        console.print(
+            f"norm.momentum: after the first epoch {share:.0%} of the running mean and variance "
+            "were still their initial 0 and 1, and what was measured then is biased by that\n"
+            "Train on more batches an epoch (data.batch_size), or raise norm.momentum",
+            style="yellow",
+        )
 
 
 def tell_result(record: Record) -> None:

@@ -18,7 +18,7 @@ from bnstudy.callbacks.optimization import (
     taps_of,
     varying,
 )
-from bnstudy.models.classifier import correct
+from bnstudy.models.classifier import is_correct
 from bnstudy.models.recalibration import recalibrate
 from bnstudy.representations.running_statistics import with_running_statistics
 from bnstudy.runs.record import Row
@@ -91,7 +91,7 @@ class BatchStatistics(OptimizationMetrics):
                     logits = network(inputs[share].to(place.device, place.dtype)).float()
                 own = labels[share].to(place.device)
                 sums[0] += functional.cross_entropy(logits, own, reduction="sum")
-                sums[1] += correct(logits, own).sum()
+                sums[1] += is_correct(logits, own).sum()
                 sums[2] += len(own)
             loss, correct, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             values = {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count}

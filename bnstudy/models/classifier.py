@@ -55,7 +55,7 @@ def make_optimizer(
         raise UserError(f"optim: {error}; remove that key") from error
 
 
-def correct(logits: Tensor, labels: Tensor) -> Tensor:
+def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Which predictions are right: bool, N.
 
     A prediction from logits that are not all finite is wrong: the argmax of NaN is class 0.
@@ -65,7 +65,7 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
         labels: int64, N.
 
     Example:
-        >>> correct(torch.tensor([[2.0, 1.0], [torch.nan, torch.nan]]), torch.tensor([0, 0]))
+        >>> is_correct(torch.tensor([[2.0, 1.0], [torch.nan, torch.nan]]), torch.tensor([0, 0]))
         tensor([ True, False])
     """
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)
@@ -155,7 +155,7 @@ class Classifier(L.LightningModule):
             return
         logits, labels = self(images).cpu().double(), labels.cpu()
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        right = correct(logits, labels).sum()
+        right = is_correct(logits, labels).sum()
         self._sums[dataloader_idx] += torch.stack([loss, right, torch.tensor(len(labels))])
 
     def on_validation_epoch_end(self) -> None:

@@ -33,3 +33,21 @@ def uncalibrated(network: nn.Module) -> dict[str, _NormBase]:
         for name, layer in with_running_statistics(network).items()
         if bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())
     }
+
+
+def initial_share(network: nn.Module, epochs: int) -> float:
+    """Weight that the initial 0 and 1 had in the running statistics after the first epoch.
+
+    A batch moves them by `momentum` towards its own: after n batches (1 - momentum)^n is left of
+    the values that they began with, in the layer where that is most.
+
+    Args:
+        network: As it is after training.
+        epochs: How many it was trained for, of equally many batches.
+    """
+    shares = [
+        (1 - layer.momentum) ** (int(layer.num_batches_tracked) / epochs)
+        for layer in with_running_statistics(network).values()
+        if layer.momentum and layer.num_batches_tracked is not None
+    ]
+    return max(shares, default=0.0)
