@@ -120,7 +120,7 @@ def measure_checkpoints(
         def say_which(message: str, epoch: int = epoch) -> None:
             say(f"epoch {epoch}: {message}")
 
-        step = load_weights(classifier, record.checkpoints()[epoch])
+        step = load_weights(classifier, record.checkpoints()[epoch], data)
         metrics = RepresentationMetrics(
             {split: data.probe(split) for split in SPLITS if any(split == one for one, *_ in what)},
             sorted({name for _, _, name in what}),

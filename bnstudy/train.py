@@ -7,9 +7,9 @@ import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import inf
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,8 +27,13 @@ from bnstudy.runs.lease import CellInUse, Lease, held
 from bnstudy.runs.processes import is_first_process, job_of_its_own, stopping_in_order
 from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
-from bnstudy.sweeps.search_config import register_search
+from bnstudy.sweeps.search_config import register_search, worst_value
 from bnstudy.terminal import console
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX_INITIAL_SHARE = 0.01  # of the running statistics, without a warning
 
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
 # complete is skipped without them.
@@ -49,10 +54,11 @@ class Outcome:
     objective: str
 
     def __float__(self) -> float:
-        """The objective, as a search wants it; of a run that diverged the worst there is."""
+        """The objective, as a search wants it; the worst there is where the run diverged."""
         value: float | None = self.record.description["final"][self.objective]
-        worst = inf if self.objective.endswith("_loss") else 0.0
-        return worst if value is None else value
+        if self.record.status == "diverged" or value is None or not isfinite(value):
+            return worst_value(self.objective)
+        return value
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -97,7 +103,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         config: Resolved.
         terminal: Where its progress is shown.
     """
-    from bnstudy.build import build, build_trainer
+    from bnstudy.build import build, build_trainer, evaluate_before_training
     from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
     from bnstudy.runs.checkpoints import resume_point
     from bnstudy.terms import SPLITS
@@ -120,6 +126,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             {split: data.probe(split) for split in SPLITS},
             **config["metrics"],
             on_layer=progress.say,
+            calibration=data.calibration(),
         )
         optimization = [instantiate(node) for node in config["callbacks"].values()]
         recorder = Recorder(record, [metrics, *optimization], config["checkpoint_epochs"])
@@ -132,11 +139,12 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         with instantiate(logger, record=record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
             if checkpoint is None:
-                trainer.validate(classifier, datamodule=data, verbose=False)  # before training
+                evaluate_before_training(trainer, classifier, data)
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
         facts["diverged"] = bool(classifier.diverged)
         if first:
             record.join_parts()
+            warn_of_few_batches(classifier.network, config["trainer"]["max_epochs"])
 
 
 def quieten_lightning() -> None:
@@ -152,6 +160,23 @@ def quieten_lightning() -> None:
     # Where SLURM is installed, and this is none of its jobs.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
+
+
+def warn_of_few_batches(network: "nn.Module", epochs: int) -> None:
+    """Print a warning if running statistics were still close to their initial values.
+
+    They are recorded as they were, as torch has them; training does not depend on them.
+    """
+    from bnstudy.representations.running_statistics import initial_share
+
+    share = initial_share(network, epochs)
+    if share > MAX_INITIAL_SHARE:
+        console.print(
+            f"norm.momentum: after the first epoch {share:.0%} of the running mean and variance "
+            "were still their initial 0 and 1, and what was measured then is biased by that\n"
+            "Train on more batches an epoch (data.batch_size), or raise norm.momentum",
+            style="yellow",
+        )
 
 
 def tell_result(record: Record) -> None:

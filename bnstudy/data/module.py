@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bnstudy.data.batches import Augment, Batches, Normalize, balanced, stratified
+from bnstudy.data.batches import Augment, Batches, Mixed, Normalize, balanced, stratified
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
@@ -16,6 +16,8 @@ from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
 
 PROBE_SAMPLES = 5_000  # by default, as in the paper
 EVALUATION_BATCH = 250
+MAX_CALIBRATION_SAMPLES = 5_000
+CALIBRATION_BATCH = 250
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -140,6 +142,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
             EVALUATION_BATCH,
             self.normalize,
         )
+
+    def calibration(self) -> Mixed:
+        """The training samples that running statistics come from before training.
+
+        At most 5,000, class-balanced, in mixed batches of 250: the same for every run of a data
+        set, whatever its norm and its probe set.
+        """
+        images, labels = self._of_split["train"]
+        chosen = balanced(labels, min(MAX_CALIBRATION_SAMPLES, len(labels)))
+        samples = Batches(images[chosen], labels[chosen], CALIBRATION_BATCH, self.normalize)
+        return samples.mixed(CALIBRATION_BATCH)
 
     def _batches(
         self,

@@ -75,7 +75,9 @@ def _replace(parent: nn.Module, norm: Normalization) -> None:
                 "groups", "padding_mode",
             )  # fmt: skip
             arguments = {key: getattr(part, key) for key in same}
-            setattr(parent, name, norm.convolution(**arguments, bias=part.bias is not None))
+            convolution = norm.convolution(**arguments, bias=part.bias is not None)
+            convolution.load_state_dict(part.state_dict())  # as torchvision initializes it
+            setattr(parent, name, convolution)
         else:
             _replace(part, norm)
 

@@ -1,5 +1,6 @@
 """Reading the representations of a network's layers, within a budget of memory."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import give_back_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
+from bnstudy.representations.running_statistics import uncalibrated
 from bnstudy.representations.sums import (
     BLOCK,
     Activity,
@@ -44,7 +46,9 @@ def capture(
     and what its metrics need is added up on the way. Ask for the next layer only when you are done
     with one, and let go of it, and the budget holds.
 
-    The model is left as it was: its mode, its hooks, its gradients.
+    The model is left as it was: its mode, its hooks, its gradients. BatchNorm normalizes by its
+    running statistics, as in eval mode; where these are still the 0 and 1 that the layer was made
+    with, it normalizes nothing, and there is a warning: `bnstudy.recalibrate` sets them.
 
     Args:
         model: Called with the inputs of each batch, on its device and in its floating type.
@@ -65,6 +69,13 @@ def capture(
     """
     batches = batches if _has_length(batches) else list(batches)
     taps = Taps(model, layers, sites)
+    if names := list(uncalibrated(taps.model)):
+        warnings.warn(
+            f"{names[0]}{f' and {len(names) - 1} other layers' if names[1:] else ''}: the running "
+            "mean and variance are still 0 and 1, so that nothing is normalized in eval mode\n"
+            "Train the network first, or set them with bnstudy.recalibrate(network, batches)",
+            stacklevel=2,
+        )
     outputs, sizes = _outputs(taps, batches)
     samples = max(output.samples for output in outputs.values())
     apart = MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK

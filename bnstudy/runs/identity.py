@@ -26,6 +26,8 @@ WITHOUT_EFFECT = {
         "strategy",
     },
 }
+# Keys that were added since 0.1, and the value that their absence means.
+ADDED = {"model.initialization": "he"}
 CELL_NAME = "${cell_name:}"  # how a configuration asks for it
 GROUPS = ("model", "norm", "data", "optim", "regularizer", "trainer", "probe")
 
@@ -40,7 +42,7 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
         f"{group}.{key}": value
         for group in GROUPS
         for key, value in config[group].items()
-        if key not in WITHOUT_EFFECT.get(group, ())
+        if key not in WITHOUT_EFFECT.get(group, ()) and ADDED.get(f"{group}.{key}") != value
     }
     for key, value in values.items():
         # 0 and 0.0 are the same, but to Lightning 1 batch and 1.0 of all of them are not.
