@@ -30,6 +30,8 @@ class RepresentationMetrics(L.Callback):
             reads).
         every_n_epochs: Measured are epoch 0 (before training), every n-th and the last one.
         memory_budget: GiB that activations and the distances between samples may take.
+        channel_axis: As of `bnstudy.capture`: by pattern of modules' names, the axis of the channels
+            in what they put out, where it is not the one that is found.
         on_layer: Told what is measured next, for a progress bar.
 
     Attributes:
@@ -47,6 +49,7 @@ class RepresentationMetrics(L.Callback):
         sites: Sequence[str] = ("act",),
         every_n_epochs: int = 1,
         memory_budget: float = 2,
+        channel_axis: Mapping[str, int] | None = None,
         on_layer: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.probes = probes
@@ -54,6 +57,7 @@ class RepresentationMetrics(L.Callback):
         self.sites = sites
         self.every_n_epochs = every_n_epochs
         self.memory_budget = memory_budget
+        self.channel_axis = channel_axis
         self.on_layer = on_layer
         self.rows: list[Row] = []
         self.seconds = 0.0
@@ -85,6 +89,7 @@ class RepresentationMetrics(L.Callback):
                 module,
                 batches,
                 sites=self.sites,
+                channel_axis=self.channel_axis,
                 memory_budget=self.memory_budget,
                 distances=distances,
             ):
