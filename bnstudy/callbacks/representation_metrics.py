@@ -30,8 +30,8 @@ class RepresentationMetrics(L.Callback):
             reads).
         every_n_epochs: Measured are epoch 0 (before training), every n-th and the last one.
         memory_budget: GiB that activations and the distances between samples may take.
-        channel_axis: As of `bnstudy.capture`: by pattern of modules' names, the axis of the channels
-            in what they put out, where it is not the one that is found.
+        channel_axis: By pattern of modules' names, the axis of the channels in what they put out,
+            such as `{"blocks.*": -1}`, where it is not the one that is found.
         on_layer: Told what is measured next, for a progress bar.
 
     Attributes:

@@ -27,27 +27,34 @@ class ChannelAxes(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.axes = WeakTensorKeyDictionary()
+        # None where the channels were lost on the way, as where they are divided among heads.
+        self._axes = WeakTensorKeyDictionary()
 
     def axis_of(self, tensor: Tensor) -> int:
         """Axis of a tensor's channels: 1 where nothing else is known."""
-        return int(self.axes.get(tensor, DEFAULT_AXIS))
+        axis = self._axes.get(tensor)
+        return DEFAULT_AXIS if axis is None else int(axis)
 
     def inherit(self, output: Tensor, inputs: Iterable[Any]) -> None:
         """Let an output of which nothing is known have its channels where its inputs have them."""
-        if output not in self.axes and (axis := self._inherited(output, inputs)) is not None:
-            self.axes[output] = axis
+        if output not in self._axes and (axis := self._inherited(output, inputs)) is not None:
+            self._axes[output] = axis
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call a function of torch, and note where its outputs' channels are."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        inputs = [*args, *kwargs.values()]
         for output in _tensors([result]):
-            axis = self._axis(func, args, kwargs, output) if output.ndim > 1 else None
-            if axis is not None:
-                self.axes[output] = axis
+            axis = self._axis(func, args, kwargs, output)
+            if axis is not None or any(one in self._axes for one in _tensors(inputs)):
+                self._axes[output] = axis
         return result
 
     def _axis(
@@ -60,9 +67,11 @@ class ChannelAxes(TorchFunctionMode):
             return output.ndim - 1
         source = args[0] if args and isinstance(args[0], Tensor) else None
         if name in MOVES and source is not None:
+            if self._axes.get(source, DEFAULT_AXIS) is None:
+                return None
             # A tensor of one element for each place shows where the axis goes.
             sizes = [1] * source.ndim
-            sizes[min(self.axis_of(source), source.ndim - 1)] = 2
+            sizes[self.axis_of(source)] = 2
             return list(func(source.new_empty(sizes), *args[1:], **kwargs).shape).index(2)
         if name in RESHAPES and source is not None:
             return self._reshaped(source, output)
@@ -73,14 +82,14 @@ class ChannelAxes(TorchFunctionMode):
         return axis
 
     def _inherited(self, output: Tensor, inputs: Iterable[Any]) -> int | None:
-        axes = (self.axes.get(one) for one in _tensors(inputs) if one.ndim == output.ndim)
+        axes = (self._axes.get(one) for one in _tensors(inputs) if one.ndim == output.ndim)
         return next((axis for axis in axes if axis is not None), None)
 
     def _reshaped(self, source: Tensor, output: Tensor) -> int | None:
         """The axis of the same size, behind as many positions as before."""
-        if source not in self.axes:
+        before = self._axes.get(source)
+        if before is None:
             return None
-        before = self.axis_of(source)
         sizes, channels = output.shape, source.shape[before]
         ahead = math.prod(source.shape[:before])
         found = (

@@ -18,13 +18,17 @@ from bnstudy.representations.taps import (
     ACTIVATION_ADVICE,
     ACTIVATIONS,
     FEATURES,
+    OUTPUT,
+    SITE_TYPES,
     Call,
     Taps,
 )
 
 SAMPLES = 2  # with a single one, an output that does not depend on the samples would look normal
 MAX_LISTED = 5
+WEIGHTED = (*SITE_TYPES["conv"], *SITE_TYPES["norm"], nn.Linear)
 FUNCTIONS = {kind.__name__.lower() for kind in ACTIVATIONS}
+CLASS_ENDINGS = (*FUNCTIONS, "swish", "activation")
 _reported: WeakSet[nn.Module] = WeakSet()
 
 
@@ -85,7 +89,7 @@ def try_out(
             run(torch.cat([inputs[:1]] * SAMPLES))
     outputs = trial.settle()
     problems = "; ".join(trial.problems(outputs))
-    if "act" in trial.sites and trial.functions:
+    if trial.reads_all_activations and (trial.functions or trial.lookalikes):
         problems += f"\n{ACTIVATION_ADVICE}"
     if not outputs:
         raise ValueError(f"there is no layer that can be read: {problems}")
@@ -104,41 +108,60 @@ class _Trial(ChannelAxes):
         unreadable: By name of a module that is left out, why its output cannot be read.
         functions: By name, and class of the module that called it: how often an activation function
             was called where no module is at the site `act`.
+        lookalikes: By name of a module at no site, its class, which is named like an activation
+            function.
     """
 
     def __init__(self, taps: Taps, channel_axis: Mapping[str, int]) -> None:
         super().__init__()
         self.taps = taps
         self.sites = taps.sites or ()
+        self.reads_all_activations = "act" in self.sites and taps.layers is None
         self.channel_axis = channel_axis
         names = {module: name for name, module in reversed(taps.modules.items())}
         self.names = names | {taps.modules[name]: name for name in taps.places}
         self.sample_bytes = [1]
         self.unreadable: dict[str, str] = {}
         self.functions: Counter[tuple[str, str]] = Counter()
+        self.lookalikes: dict[str, str] = {}
         self._outputs: dict[tuple[Call, str], Output] = {}  # by call and site
         self._reasons: dict[tuple[str, str], str] = {}  # by name and site, why it cannot be read
         self._last_linear: str | None = None
         self._running: list[nn.Module] = [taps.model]
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call a function of torch, and count activation functions that no module stands for."""
         result = super().__torch_function__(func, types, args, kwargs)
         name = function_name(func).strip("_")
         if name.replace("_", "") in FUNCTIONS and _unreadable(result) is None:
-            *_, innermost = running = self._running
-            is_module = isinstance(innermost, ACTIVATIONS) or any(
-                self.taps.site_of[self.names[module]] == "act" for module in running[1:]
+            innermost = self._running[-1]
+            is_in_module = isinstance(innermost, ACTIVATIONS) or any(
+                self.taps.site_of[self.names[module]] == "act" or self._is_lookalike(module)
+                for module in self._running[1:]
             )
-            if not is_module:
+            if not is_in_module:
                 self.functions[name, type(innermost).__name__] += 1
         return result
+
+    def _is_lookalike(self, module: nn.Module) -> bool:
+        return (
+            type(module).__name__.lower().endswith(CLASS_ENDINGS)
+            and self.taps.site_of[self.names[module]] == OUTPUT
+            and not isinstance(module, ACTIVATIONS)  # a gate
+            and not any(isinstance(part, WEIGHTED) for part in module.modules())
+        )
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Note what a linear layer reads: it may be the last one."""
         self._running.append(module)
+        if self._is_lookalike(module):
+            self.lookalikes[self.names[module]] = type(module).__name__
         if FEATURES in self.sites and isinstance(module, nn.Linear) and inputs:
             self._last_linear = self.names[module]
             self._note(self._last_linear, FEATURES, inputs[0])
@@ -200,11 +223,14 @@ class _Trial(ChannelAxes):
     def problems(self, outputs: Mapping[Call, Output]) -> list[str]:
         """What is not measured, and why."""
         problems = []
-        if "act" in self.sites and self.functions:
+        if self.reads_all_activations and self.functions:
             counts = [
                 f"{name} in {kind} ({count})" for (name, kind), count in self.functions.items()
             ]
             problems.append(f"calls of functions: {_listed(counts)}")
+        if self.reads_all_activations and self.lookalikes:
+            modules = [f"{name} ({kind})" for name, kind in self.lookalikes.items()]
+            problems.append(f"modules of unknown classes: {_listed(modules)}")
         called = {call.module for call in outputs}
         if idle := [name for name in self.taps.places if name not in called]:
             problems.append(f"modules that are not called in eval mode: {_listed(idle)}")
