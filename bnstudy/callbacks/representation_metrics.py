@@ -38,6 +38,8 @@ class RepresentationMetrics(L.Callback):
             reads).
         every_n_epochs: Measured are epoch 0 (before training), every n-th and the last one.
         memory_budget: GiB that activations and the distances between samples may take.
+        channel_axis: By pattern of modules' names, the axis of the channels in what they put out,
+            such as `{"blocks.*": -1}`, where it is not the one that is found.
         on_layer: Told what is measured next, for a progress bar.
         calibration: Batches (inputs, labels) of the training data, each a mixture of all classes;
             None: the probe set of the split train, or else the first one.
@@ -57,6 +59,7 @@ class RepresentationMetrics(L.Callback):
         sites: Sequence[str] = ("act",),
         every_n_epochs: int = 1,
         memory_budget: float = 2,
+        channel_axis: Mapping[str, int] | None = None,
         on_layer: Callable[[str], None] = lambda message: None,
         calibration: Probe | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class RepresentationMetrics(L.Callback):
         self.sites = sites
         self.every_n_epochs = every_n_epochs
         self.memory_budget = memory_budget
+        self.channel_axis = channel_axis
         self.on_layer = on_layer
         self.rows: list[Row] = []
         self.seconds = 0.0
@@ -116,6 +120,7 @@ class RepresentationMetrics(L.Callback):
             module,
             batches,
             sites=self.sites,
+            channel_axis=self.channel_axis,
             memory_budget=self.memory_budget,
             distances=any("distances" in metric.needs for metric in self.metrics),
         ):

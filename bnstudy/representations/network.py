@@ -28,6 +28,8 @@ class NetworkView:
 
     Attributes:
         logits: What the network puts out: N x classes; None where that is not so.
+        checksums: Number for each sample that identifies its input: int64, N; None before the
+            first pass.
     """
 
     def __init__(
@@ -37,6 +39,22 @@ class NetworkView:
         self.batches = batches
         self.small_batches = small_batches
         self.logits: Tensor | None = None
+        self.checksums: Tensor | None = None
+        self._labels: Tensor | None = None
+
+    def identify(self, labels: Tensor, checksums: Tensor) -> None:
+        """Note the samples of a pass.
+
+        Raises:
+            ValueError: They are not those of the first pass, in the same order.
+        """
+        if self._labels is None or self.checksums is None:
+            self._labels, self.checksums = labels, checksums
+        elif not (torch.equal(labels, self._labels) and torch.equal(checksums, self.checksums)):
+            raise ValueError(
+                "batches: not the same samples in the same order again; give a DataLoader with "
+                "shuffle=False, of a data set without random augmentation"
+            )
 
     @cached_property
     def margins(self) -> dict[Call, Tensor]:
@@ -174,6 +192,11 @@ class View:
     def logits(self) -> Tensor | None:
         """What the network puts out: N x classes; None where that is not so."""
         return self.of.logits
+
+    @property
+    def checksums(self) -> Tensor | None:
+        """Number for each sample that identifies its input: int64, N."""
+        return self.of.checksums
 
     @property
     def margins(self) -> Tensor:
