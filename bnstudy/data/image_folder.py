@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,18 @@ from bnstudy.terminal import console
 GREY = {"1", "L", "LA"}
 MAX_12_BIT = 4095
 
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+class Decoded(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        pixels: uint8, H x W for a grey image, H x W x 3 for any other; uint16, H x W for a grey
+            image of 16 bits.
+        largest: Largest value of an image of 16 bits before it was resized; None for any other.
+    """
+
+    pixels: npt.NDArray[Any]
+    largest: int | None = None
 
 
 class ImageFolder(ImageDataModule):
@@ -80,15 +91,14 @@ class ImageFolder(ImageDataModule):
         first = _open(paths[0])
         size = (self.image_size, self.image_size) if self.image_size else first.size
         with ThreadPoolExecutor() as pool:
-            decoded = pool.map(lambda path: _pixels(path, size), paths)
-            pixels = list(
-                track(decoded, "Reading images", total=len(paths), update_period=1, transient=True)
+            images = pool.map(lambda path: _decode(path, size), paths)
+            decoded = list(
+                track(images, "Reading images", total=len(paths), update_period=1, transient=True)
             )
-        pixels = self._to_8_bit(pixels)
+        pixels = self._to_8_bit(decoded)
         if any(image.ndim == 3 for image in pixels):
             pixels = [
-                image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-                for image in pixels
+                image if image.ndim == 3 else np.stack([image] * 3, axis=2) for image in pixels
             ]
         stacked = torch.from_numpy(np.stack(pixels))
         stacked = stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
@@ -109,21 +119,19 @@ class ImageFolder(ImageDataModule):
             class_names,
         )
 
-    def _to_8_bit(self, pixels: list[Pixels]) -> list[Pixels]:
+    def _to_8_bit(self, decoded: list[Decoded]) -> list[npt.NDArray[np.uint8]]:
         """Scale the images of 16 bits, all by the same factor."""
-        largest = max(
-            (int(image.max()) for image in pixels if image.dtype == np.uint16), default=None
-        )
+        largest = max((one.largest for one in decoded if one.largest is not None), default=None)
         if largest is None:
-            return pixels
+            return [one.pixels for one in decoded]
         bits = 12 if largest <= MAX_12_BIT else 16
         console.print(
             f"data.root={self.root}: 16-bit images, values up to {largest}, "
             f"divided by {1 << (bits - 8)} (as {bits}-bit data)"
         )
         return [
-            (image >> (bits - 8)).astype(np.uint8) if image.dtype == np.uint16 else image
-            for image in pixels
+            one.pixels if one.largest is None else (one.pixels >> (bits - 8)).astype(np.uint8)
+            for one in decoded
         ]
 
 
@@ -138,12 +146,8 @@ def _open(path: Path) -> Image.Image:
         ) from error
 
 
-def _pixels(path: Path, size: tuple[int, int]) -> Pixels:
-    """Decode an image.
-
-    Returns:
-        uint8, H x W for a grey image, H x W x 3 for any other; uint16, H x W for a grey image of
-        16 bits, whose range the rest of the data set decides.
+def _decode(path: Path, size: tuple[int, int]) -> Decoded:
+    """Decode an image, and resize it.
 
     Raises:
         UserError: It cannot be read, or its values have no known range.
@@ -155,7 +159,7 @@ def _pixels(path: Path, size: tuple[int, int]) -> Pixels:
             image = Image.fromarray((values >> 8).astype(np.uint8))
         else:
             wide = _resized(Image.fromarray(values.astype(np.float32)), size)
-            return np.asarray(wide).round().astype(np.uint16)
+            return Decoded(np.asarray(wide).round().astype(np.uint16), int(values.max()))
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "signed or 32-bit integer"
         raise UserError(
@@ -170,7 +174,7 @@ def _pixels(path: Path, size: tuple[int, int]) -> Pixels:
         raise UserError(
             f"{path}: cannot be converted to RGB ({error})\nConvert it to 8-bit grey or RGB"
         ) from error
-    return np.asarray(_resized(image, size))
+    return Decoded(np.asarray(_resized(image, size)))
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def comparable_version(version: str) -> str:
-    """Major and minor number of a version of bnstudy: with the same ones, numbers are comparable."""
+    """Major and minor number of a version; numbers of versions that share them are comparable."""
     return ".".join(version.split(".")[:2])
 
 

@@ -289,8 +289,8 @@ class Record:
         """
         if self.version != VERSION:
             raise UserError(
-                f"{self.folder}: trained by bnstudy {self.version}; measured by {VERSION}, it would "
-                "have numbers of both\n"
+                f"{self.folder}: trained by bnstudy {self.version}; measured by {VERSION}, it "
+                "would have numbers of both\n"
                 "Train it again with sweep.redo=all -m or in another study=NAME, or measure it "
                 f"with bnstudy {self.version}"
             )
@@ -432,7 +432,7 @@ class Record:
         """
         kept = self.description["config"]["metrics"]
         # How much memory was used has no effect on what is measured.
-        same = {"names": [], "memory_budget": None}
+        same: dict[str, Any] = {"names": [], "memory_budget": None}
         alike = kept | same == metrics | same
         names = [name for name in metrics["names"] if alike and name in kept["names"]]
         self.description["config"]["metrics"] = metrics | {"names": names}

@@ -1,6 +1,5 @@
 """The run that a run is paired with: the same but for its normalization."""
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc

@@ -140,8 +140,8 @@ def _print_versions(records: Sequence[Record]) -> None:
     count = Counter(record.version for record in records if record.version != VERSION)
     for version, cells in sorted(count.items()):
         console.print(
-            f"Complete cells of bnstudy {version}: {cells}; they are neither compared with those of "
-            f"{VERSION} nor measured again (sweep.redo=all trains them anew)",
+            f"Complete cells of bnstudy {version}: {cells}; they are neither compared with those "
+            f"of {VERSION} nor measured again (sweep.redo=all trains them anew)",
             style="yellow",
         )
 
