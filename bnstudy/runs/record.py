@@ -531,7 +531,7 @@ class Record:
         found = []
         for place, attempt in enumerate(attempts):
             end = min(begins[place + 1 :], default=last + 1)  # a later attempt writes over it
-            version = attempt.get("version") or _version_of(self.description["environment"])
+            version = attempt.get("version") or _version_of(self.description.get("environment", {}))
             found.append((comparable_version(version), list(range(begins[place], end))))
         return [one for one in found if one[1]] or found[-1:]
 

@@ -13,8 +13,7 @@ from hydra.utils import instantiate
 from bnstudy.config import resolve
 from bnstudy.data import ImageFolder, MNIST5k, TorchvisionImages
 from bnstudy.data.contents import find_sha256
-from tests.data.test_image_folder import tree  # noqa: F401
-from tests.data.test_torchvision import few, write_mnist  # noqa: F401
+from tests.data.test_torchvision import write_mnist
 from tests.test_configs import Compose
 
 OPTIONS: dict[str, Any] = {"seed": 0, "probe": {"train": None, "test": None}}
@@ -39,8 +38,8 @@ def data(
     request: pytest.FixtureRequest,
     composed: Compose,
     tmp_path: Path,
-    few: None,  # noqa: F811
-    tree: Path,  # noqa: F811
+    few: None,
+    tree: Path,
 ) -> dict[str, Any]:
     write_mnist(tmp_path)
     root = tree if request.param == "image_folder" else tmp_path
@@ -69,7 +68,7 @@ def test_nothing_is_found_where_nothing_is(data: dict[str, Any]) -> None:
 def test_files_of_the_same_size_and_time_are_other_files(
     composed: Compose,
     tmp_path: Path,
-    few: None,  # noqa: F811
+    few: None,
 ) -> None:
     write_mnist(tmp_path)
     data = options(composed, "data=mnist", f"data.root={tmp_path}")
@@ -85,7 +84,7 @@ def test_files_of_the_same_size_and_time_are_other_files(
 
 def test_images_that_are_added_or_lie_elsewhere(
     composed: Compose,
-    tree: Path,  # noqa: F811
+    tree: Path,
 ) -> None:
     data = options(
         composed, "data=image_folder", f"data.root={tree}", f"data.cache={tree.parent / 'cache'}"

@@ -14,19 +14,6 @@ from bnstudy.data.image_tree import EXTENSIONS, ImageTree
 from bnstudy.errors import UserError
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Ten images of each of three classes in train, four in test; red grows with the number."""
-    for split, count in (("train", 10), ("test", 4)):
-        for number, name in enumerate(("ant", "bee", "cat")):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                colour = (10 * index, 50 * number, 200)
-                Image.new("RGB", (12, 8), colour).save(folder / f"{index:02d}.png")
-    return tmp_path / "images"
-
-
 def load(tree: Path, **options: Any) -> ImageFolder:
     data = ImageFolder(
         **{"root": str(tree), "cache": str(tree.parent / "cache"), "batch_size": 4, "seed": 0}
