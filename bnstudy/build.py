@@ -25,6 +25,7 @@ from bnstudy.models import (
 )
 from bnstudy.models.regularizers import Regularizer, regularizer
 from bnstudy.runs.checkpoints import load_checkpoint
+from bnstudy.runs.data_check import require_sha256
 from bnstudy.runs.record import Record
 from bnstudy.runs.twin import final_sparsity, find_twin
 
@@ -42,11 +43,8 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
     data: ImageDataModule = _make(config["data"], seed=config["seed"], probe=config["probe"])
     data.setup()
     facts = data.facts()
-    if record.description.setdefault("data", facts)["sha256"] != facts["sha256"]:
-        raise UserError(
-            f"data: not the images that {record.folder} was trained on (their SHA-256 differs)\n"
-            "Put those back, or choose another study=NAME"
-        )
+    record.description.setdefault("data", facts)
+    require_sha256(record, config, facts["sha256"])
     model = dict(config["model"])
     initialization = model.pop("initialization", "he")  # as every network before 0.2 had it
     with seeded(config["seed"]):
@@ -75,7 +73,7 @@ def _regularizer(network: nn.Module, config: dict[str, Any], record: Record) -> 
     options = dict(config["regularizer"])
     if isinstance(norm := options.get("target"), str):
         if "target_sparsity" not in record.description:
-            twin = find_twin(record.folder.parent, config, norm)
+            twin = find_twin(record, config, norm)
             record.description["target_sparsity"] = final_sparsity(twin)
         options["target"] = record.description["target_sparsity"]
     return regularizer(network, **options)

@@ -124,6 +124,13 @@ RULES: dict[str, Rule] = {
     ),
     "data.channels": _integer(1),
     "trainer.max_epochs": _integer(1),
+    "trainer.devices": Rule(  # auto and -1 are another number, and other numbers, elsewhere
+        "a number of devices of at least 1, or a list of them such as [0,2]",
+        lambda value: (
+            _integer(1).accepts(value)
+            or (isinstance(value, list) and value != [] and all(map(_integer(0).accepts, value)))
+        ),
+    ),
     "trainer.limit_train_batches": _positive,
     "trainer.limit_val_batches": _positive,
     "trainer.compile": _boolean,
@@ -175,6 +182,7 @@ FIXED = {
     "min_epochs",
     "min_steps",
     "num_sanity_val_steps",
+    "plugins",
     "reload_dataloaders_every_n_epochs",
     "use_distributed_sampler",
     "val_check_interval",

@@ -21,7 +21,8 @@ from rich.console import Console
 from bnstudy.config import CONFIG_FOLDER, explain, resolve, validate
 from bnstudy.errors import UserError
 from bnstudy.measure import measure_missing
-from bnstudy.runs.environment import environment
+from bnstudy.runs.data_check import DataCheck
+from bnstudy.runs.environment import VERSION, environment
 from bnstudy.runs.identity import register_resolvers
 from bnstudy.runs.lease import CellInUse, Lease, held
 from bnstudy.runs.processes import is_first_process, job_of_its_own, stopping_in_order
@@ -82,6 +83,8 @@ def run(cfg: DictConfig) -> Outcome:
         choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
         record = Record.open(folder, config, choices, overrides, mine)
         trained = not record.has_ended
+        if not trained and first:
+            DataCheck().require_same(record, config)
         if trained:
             # Several workers' lines would overwrite one another.
             alone = single or SweepProgress.total > 0
@@ -90,8 +93,14 @@ def run(cfg: DictConfig) -> Outcome:
         if first:
             record.remove_parts()  # now: a run killed before this line has its table, and its parts
             tell_result(record)
+            if record.version != VERSION:
+                console.print(
+                    f"  trained by bnstudy {record.version}, so not compared with runs of "
+                    f"{VERSION}; sweep.redo=all -m trains it anew",
+                    style="yellow",
+                )
             measure_missing(record, config["metrics"])
-            tell_not_measured(record, list(config["callbacks"]))
+            tell_not_measured(record, config["callbacks"])
         return Outcome(record, trained, config["sweep"]["objective"])
 
 
@@ -120,6 +129,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             record.description["config"] = config  # of what does not change the numbers, too
         else:
             record.measured_by(config["metrics"])
+            config = config | {"callbacks": record.with_callbacks(config["callbacks"])}
         data, classifier = build(config, record)
         progress = Progress(config["cell"], terminal)
         metrics = RepresentationMetrics(
@@ -186,12 +196,28 @@ def tell_result(record: Record) -> None:
     console.print(f"{record.folder}: {record.status}, {accuracy} after {final['epoch']} epochs")
 
 
-def tell_not_measured(record: Record, callbacks: list[str]) -> None:
-    """Say which of the callbacks now asked for a run did not have from its beginning to its end."""
+def tell_not_measured(record: Record, callbacks: dict[str, dict[str, Any]]) -> None:
+    """Print which of the callbacks asked for a run did not have, or had with other options.
+
+    Args:
+        record: Record of the run.
+        callbacks: Options of each callback that is asked for now.
+    """
     had = record.description.get("callbacks", [])
-    if without := [name for name in callbacks if name not in had]:
+    kept = record.description["config"].get("callbacks", {})
+    without = [name for name in callbacks if name not in had]
+    other = [
+        f"callbacks.{name}.{key}={kept[name][key]} and not {value}"
+        for name, options in callbacks.items()
+        if name in had and name in kept
+        for key, value in options.items()
+        if key != "memory_budget" and kept[name].get(key, value) != value
+    ]
+    told = [f"without callbacks={','.join(without)}"] if without else []
+    told += [f"with {', '.join(other)}"] if other else []
+    if told:
         console.print(
-            f"  trained without callbacks={','.join(without)}, which cannot be measured later; "
+            f"  trained {', and '.join(told)}, which cannot be measured later; "
             "choose another study=NAME to train it with them",
             style="yellow",
         )

@@ -139,6 +139,7 @@ def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Co
         "trainer.max_epochs=7",
         "trainer.precision=bf16-mixed",
         "trainer.devices=2",
+        "+trainer.accumulate_grad_batches=2",
         "trainer=ddp",
         "probe.train=1000",
         "seed=1",

@@ -224,6 +224,8 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["study=a/b"], ["study=a/b", "folder"]),
         (["study=.."], ["study=..", "folder"]),
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
+        (["trainer.devices=auto"], ["trainer.devices=auto", "at least 1"]),
+        (["+trainer.plugins=x"], ["trainer.plugins", "cannot be set"]),
         (["+trainer.max_steps=5"], ["trainer.max_steps", "trainer.max_epochs"]),
         (["+optim.foo=1", *SMALL], ["optim", "foo"]),
         (["logger.mode=foo"], ["logger.mode=foo", "offline"]),

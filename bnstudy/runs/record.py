@@ -29,8 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bnstudy import __version__
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
+from bnstudy.runs.environment import VERSION, comparable_version
 from bnstudy.runs.identity import identity
 from bnstudy.runs.lease import CellInUse, Lease, forget, held
 from bnstudy.terminal import console
@@ -253,6 +255,47 @@ class Record:
         return sum(attempt["status"] == "failed" for attempt in self.description["attempts"])
 
     @property
+    def version(self) -> str:
+        """Major and minor number of the bnstudy that trained the last epochs."""
+        return self._versions()[-1][0]
+
+    def other_versions(self) -> list[dict[str, Any]]:
+        """Rows of the long table that another version than `version` measured.
+
+        Returns:
+            Each with its `version` (major and minor number), the `epochs`, and the `metrics`,
+            `splits` and `sites`, of which None means all.
+        """
+        anything = {"metrics": None, "splits": None, "sites": None}
+        rows = [
+            {"version": version, "epochs": epochs} | anything
+            for version, epochs in self._versions()
+            if epochs
+        ]
+        rows += [
+            anything
+            | {key: entry[key] for key in ("epochs", *anything) if key in entry}
+            | {"version": _version_of(entry["environment"])}
+            for entry in self.description.get("measured_later", [])
+            if entry["epochs"]
+        ]
+        return [some for some in rows if some["version"] != self.version]
+
+    def require_this_version(self) -> None:
+        """Make sure that numbers of this bnstudy may be added to the run's.
+
+        Raises:
+            UserError: The run is of another version.
+        """
+        if self.version != VERSION:
+            raise UserError(
+                f"{self.folder}: trained by bnstudy {self.version}; measured by {VERSION}, it "
+                "would have numbers of both\n"
+                "Train it again with sweep.redo=all -m or in another study=NAME, or measure it "
+                f"with bnstudy {self.version}"
+            )
+
+    @property
     def table_path(self) -> Path:
         """The long table."""
         return self.folder / "metrics.parquet"
@@ -304,13 +347,16 @@ class Record:
             "status": "running",
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "version": __version__,
         }
         if job := os.environ.get("SLURM_JOB_ID"):
             attempt["slurm"] = {"job": job, "restarts": os.environ.get("SLURM_RESTART_COUNT", "0")}
-        status_before = self.status
+        status_before, environment_before = self.status, self.description["environment"]
         for earlier in self.description["attempts"]:
             if earlier["status"] == "running":  # it was killed: nothing else leaves that behind
                 earlier["status"] = "interrupted"
+            # Version 0.1 said it in the environment alone, which is about to become this attempt's.
+            earlier.setdefault("version", _version_of(self.description["environment"]))
         self.remove_leftovers()
         self.description["attempts"].append(attempt)
         self.description["environment"] = environment
@@ -323,6 +369,7 @@ class Record:
                 self._end(attempt, "failed", error)
             else:
                 self.description["attempts"].remove(attempt)
+                self.description["environment"] = environment_before
                 self._set_status(status_before)
                 if status_before is None:
                     (self.folder / "run.json").unlink()
@@ -384,9 +431,27 @@ class Record:
             metrics: Of the configuration that it goes on with.
         """
         kept = self.description["config"]["metrics"]
-        alike = kept | {"names": []} == metrics | {"names": []}
+        # How much memory was used has no effect on what is measured.
+        same: dict[str, Any] = {"names": [], "memory_budget": None}
+        alike = kept | same == metrics | same
         names = [name for name in metrics["names"] if alike and name in kept["names"]]
         self.description["config"]["metrics"] = metrics | {"names": names}
+
+    def with_callbacks(self, callbacks: dict[str, Any]) -> dict[str, Any]:
+        """Choose and note the callbacks that a run goes on with: their options are the first ones.
+
+        The numbers of a callback's epochs are then all of the same options.
+
+        Args:
+            callbacks: Options of each callback of the configuration that it goes on with.
+
+        Returns:
+            Options of each of these callbacks.
+        """
+        kept = self.description["config"].get("callbacks", {})
+        chosen = {name: kept.get(name, options) for name, options in callbacks.items()}
+        self.description["config"]["callbacks"] = kept | chosen
+        return chosen
 
     def remove_parts(self) -> None:
         """Remove what a run that has ended needs no more: the parts of the long table."""
@@ -452,6 +517,23 @@ class Record:
         if self.lease is not None:
             self.lease.check()
         return replacing(path)
+
+    def _versions(self) -> list[tuple[str, list[int]]]:
+        """By version, in the order of attempts, the epochs that it trained and measured."""
+        attempts = [a for a in self.description["attempts"] if "resumed_from_epoch" in a]
+        if not attempts:
+            return [(_version_of(self.description.get("environment", {})), [])]
+        resumed = [attempt["resumed_from_epoch"] for attempt in attempts]
+        begins = [0 if epoch is None else epoch + 1 for epoch in resumed]
+        last = self.description.get("final", {}).get("epoch")
+        if last is None:
+            last = self.description["config"]["trainer"]["max_epochs"]
+        found = []
+        for place, attempt in enumerate(attempts):
+            end = min(begins[place + 1 :], default=last + 1)  # a later attempt writes over it
+            version = attempt.get("version") or _version_of(self.description.get("environment", {}))
+            found.append((comparable_version(version), list(range(begins[place], end))))
+        return [one for one in found if one[1]] or found[-1:]
 
     def _part(self, epoch: int) -> Path:
         return self.folder / "metrics" / f"epoch={epoch:04d}.parquet"
@@ -531,6 +613,11 @@ def _damage(table: Path) -> str | None:
     except (OSError, pa.ArrowException) as error:
         return str(error).splitlines()[0]
     return None if schema.equals(SCHEMA) else "it has other columns"
+
+
+def _version_of(environment: dict[str, Any]) -> str:
+    """Major and minor number of the bnstudy of an environment."""
+    return comparable_version(environment.get("packages", {}).get("bnstudy", "unknown"))
 
 
 def _now() -> str:
