@@ -78,7 +78,7 @@ class RepresentationMetrics(L.Callback):
         """Every metric of every layer on every probe set."""
         started = time.monotonic()
         rows: list[Row] = []
-        distances = any("distances" in metric.needs for metric in self.metrics)
+        distances = any(metric.needs_products for metric in self.metrics)
         for split, batches in self.probes.items():
             self.on_layer(f"reading representations, {split}")
             for layer in capture(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,15 +171,25 @@ def _outputs(taps: Taps, batches: Iterable[Batch]) -> tuple[dict[Call, _Output],
     return outputs, sizes
 
 
+def _items(call: Call, output: _Output, limit: float) -> Iterator[_Item]:
+    """All channels of what a call puts out, as many at once as fit."""
+    at_once = min(output.channels, int(limit // (output.samples * output.channel_bytes)))
+    for first in range(0, output.channels, at_once):
+        last = min(first + at_once, output.channels)
+        size = (last - first) * output.samples * output.channel_bytes
+        yield _Item(call, first, last, size)
+
+
+def _check_order(labels: Tensor, again: Tensor) -> None:
+    if not torch.equal(again, labels):
+        raise ValueError("batches: not the same samples in the same order again")
+
+
 def _passes(outputs: dict[Call, _Output], limit: float) -> list[list[_Item]]:
     """What to hold in memory in each forward pass over the samples: first fit, largest first."""
-    items = []
+    items: list[_Item] = []
     for call, output in outputs.items():
-        at_once = min(output.channels, int(limit // (output.samples * output.channel_bytes)))
-        for first in range(0, output.channels, at_once):
-            last = min(first + at_once, output.channels)
-            size = (last - first) * output.samples * output.channel_bytes
-            items.append(_Item(call, first, last, size))
+        items += _items(call, output, limit)
     passes: list[list[_Item]] = []
     for item in sorted(items, key=lambda item: -item.bytes):
         for held in passes:
@@ -209,8 +220,7 @@ def _read(
         held, labels = _hold(network, items)
         give_back_memory()
         first_labels = labels if first_labels is None else first_labels
-        if not torch.equal(labels, first_labels):
-            raise ValueError("batches: not the same samples in the same order again")
+        _check_order(first_labels, labels)
         for item in items:
             call, output = item.call, outputs[item.call]
             view = View(network, item.call)
@@ -226,7 +236,24 @@ def _read(
             del values
             unread[call] -= item.last - item.first
             if not unread[call]:
-                yield Layer.of_sums(in_blocks.pop(call), labels, tap_of[call], view)
+                again = partial(_read_again, network, call, output, labels, held, limit)
+                yield Layer.of_sums(in_blocks.pop(call), labels, tap_of[call], view, again)
+
+
+def _read_again(
+    network: NetworkView,
+    call: Call,
+    output: _Output,
+    labels: Tensor,
+    held: dict[_Item, "_Rows"],
+    limit: float,
+) -> Iterator[tuple[Tensor, int]]:
+    """What a call puts out, in blocks of channels that fit beside what is held, as for `Layer`."""
+    free = limit - sum(item.bytes for item in held)
+    for item in _items(call, output, free):
+        rows, labels_again = _hold(network, [item])
+        _check_order(labels, labels_again)
+        yield rows.pop(item).tensor(), item.first
 
 
 def _hold(network: NetworkView, items: Sequence[_Item]) -> tuple[dict[_Item, "_Rows"], Tensor]:
