@@ -122,7 +122,7 @@ class RepresentationMetrics(L.Callback):
             sites=self.sites,
             channel_axis=self.channel_axis,
             memory_budget=self.memory_budget,
-            distances=any("distances" in metric.needs for metric in self.metrics),
+            distances=any(metric.needs_products for metric in self.metrics),
         ):
             self.on_layer(f"measuring {layer.name}, {split}")
             yield from self._rows(layer, epoch, step, split)

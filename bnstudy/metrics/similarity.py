@@ -151,12 +151,7 @@ def cka_debiased(one: Layer, other: Layer) -> float:
 
 def _factor(layer: Layer) -> Tensor:
     """Z with Z Z^T = the centred Gram matrix, and |Z| = 1: float64, N x min(N, D)."""
-    centred = layer.products.centred
-    if centred is None:
-        values, vectors = torch.linalg.eigh(layer.gram.double())
-        kept = values > torch.finfo(torch.float32).eps * values[-1]
-        centred = vectors[:, kept] * values[kept].sqrt()
-    factor: Tensor = centred.double()
+    factor = layer.factor
     return factor / float(torch.linalg.norm(factor))
 
 

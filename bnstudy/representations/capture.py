@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ def capture(
         # A forward pass that keeps everything for its gradients, and these.
         _Split(batches, max(1, int(budget / BACKWARD_SHARE / (3 * sum(sizes))))),
     )
-    return _read(network, outputs, _passes(outputs, samples, budget - apart), distances)
+    return _read(network, outputs, samples, budget - apart, distances)
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,20 @@ def _samples(batches: Iterable[Batch]) -> tuple[int, Tensor]:
     return len(labels) * len(batches), inputs  # type: ignore[arg-type]
 
 
+def _items(call: Call, output: Output, samples: int, limit: float) -> Iterator[_Item]:
+    """All channels of what a call puts out, as many at once as fit."""
+    channel = samples * _channel_bytes(output)
+    at_once = min(output.channels, int(limit // channel))
+    for first in range(0, output.channels, at_once):
+        last = min(first + at_once, output.channels)
+        yield _Item(call, first, last, (last - first) * channel)
+
+
 def _passes(outputs: dict[Call, Output], samples: int, limit: float) -> list[list[_Item]]:
     """What to hold in memory in each forward pass over the samples: first fit, largest first."""
-    items = []
+    items: list[_Item] = []
     for call, output in outputs.items():
-        channel = samples * _channel_bytes(output)
-        at_once = min(output.channels, int(limit // channel))
-        for first in range(0, output.channels, at_once):
-            last = min(first + at_once, output.channels)
-            items.append(_Item(call, first, last, (last - first) * channel))
+        items += _items(call, output, samples, limit)
     passes: list[list[_Item]] = []
     for item in sorted(items, key=lambda item: -item.bytes):
         for held in passes:
@@ -181,13 +187,14 @@ def _held_as(dtype: torch.dtype) -> torch.dtype:
 def _read(
     network: NetworkView,
     outputs: dict[Call, Output],
-    passes: Sequence[Sequence[_Item]],
+    samples: int,
+    limit: float,
     distances: bool,
 ) -> Iterator[Layer]:
     tap_of = network.taps.taps(list(outputs))
     unread = {call: output.channels for call, output in outputs.items()}
     in_blocks: dict[Call, list[Sums]] = {}
-    for items in passes:
+    for items in _passes(outputs, samples, limit):
         give_back_memory()
         held, labels = _hold(network, items, outputs)
         give_back_memory()
@@ -206,7 +213,23 @@ def _read(
             del values
             unread[call] -= item.last - item.first
             if not unread[call]:
-                yield Layer.of_sums(in_blocks.pop(call), labels, tap_of[call], view)
+                again = partial(_read_again, network, call, outputs, len(labels), held, limit)
+                yield Layer.of_sums(in_blocks.pop(call), labels, tap_of[call], view, again)
+
+
+def _read_again(
+    network: NetworkView,
+    call: Call,
+    outputs: dict[Call, Output],
+    samples: int,
+    held: dict[_Item, "_Rows"],
+    limit: float,
+) -> Iterator[tuple[Tensor, int]]:
+    """What a call puts out, in blocks of channels that fit beside what is held, as for `Layer`."""
+    free = limit - sum(item.bytes for item in held)
+    for item in _items(call, outputs[call], samples, free):
+        rows, _ = _hold(network, [item], outputs)
+        yield rows.pop(item).tensor(), item.first
 
 
 def _hold(

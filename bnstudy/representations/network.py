@@ -58,7 +58,9 @@ class NetworkView:
 
     @cached_property
     def margins(self) -> dict[Call, Tensor]:
-        """First-order margins of each sample at each place: float64, N; infinite where flat.
+        """First-order margins of each sample at each place: float64, N.
+
+        Infinite where the gradient is 0; NaN where a logit or the gradient is not finite.
 
         The logit of the sample's class minus the largest other one, over the norm of that
         difference's gradient with respect to the representation (Elsayed et al. 2018, arXiv
@@ -89,7 +91,9 @@ class NetworkView:
             for call, gradient in zip(kept, gradients, strict=True):
                 dims = list(range(1, gradient.ndim))
                 slope = torch.linalg.vector_norm(gradient, dim=dims, dtype=torch.float64)
-                margins.setdefault(call, []).append(gaps.detach().double() / slope)
+                margin = torch.where(slope == 0, torch.inf, gaps.detach().double() / slope)
+                known = logits.isfinite().all(1) & slope.isfinite()
+                margins.setdefault(call, []).append(margin.masked_fill(~known, torch.nan))
             del kept, at, logits, others, gaps, gradients, gradient
             if number % BATCHES == 0:
                 give_back_memory()
@@ -223,7 +227,9 @@ def _mixed(output: Tensor) -> Tensor:
 
 
 def _correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(1) == labels.to(logits.device)).sum())
+    """Number of correct predictions; one from logits that are not finite is wrong."""
+    is_right = logits.argmax(1) == labels.to(logits.device)
+    return int((is_right & logits.isfinite().all(1)).sum())
 
 
 def is_logits(output: object, labels: Tensor) -> bool:

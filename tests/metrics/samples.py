@@ -67,7 +67,8 @@ def streamed(activations: Tensor, labels: Tensor) -> Layer:
     for one in sums:
         for channel in range(x.shape[1]):
             one.add_all(x[:, channel : channel + 1], channel)
-    return Layer.of_sums(sums, labels, None, None)
+    again = [(x[:, channel : channel + 1], channel) for channel in range(x.shape[1])]
+    return Layer.of_sums(sums, labels, None, None, lambda: again)
 
 
 def read_from_a_network(activations: Tensor, labels: Tensor, num_classes: int = 5) -> Layer:

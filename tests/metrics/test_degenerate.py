@@ -133,7 +133,6 @@ REASONS = [
     ("NaN", "unit_sparsity", "not finite"),
     ("infinity", "mean", "not finite"),
     ("huge", "knn_purity", "exceed float32"),
-    ("huge", "variance", "exceed float32"),
     ("tiny", "silhouette", "exceed float32"),
     ("every sample twice", "intrinsic_dimension", "too few samples have neighbours"),
     ("classes that are points", "calinski_harabasz", "no class has any spread"),
