@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -67,12 +67,16 @@ class ChannelAxes(TorchFunctionMode):
             return output.ndim - 1
         source = args[0] if args and isinstance(args[0], Tensor) else None
         if name in MOVES and source is not None:
-            if self._axes.get(source, DEFAULT_AXIS) is None:
+            # Images that nothing has been done to have their channels first.
+            is_image = source.ndim > 3 and not isinstance(source, nn.Parameter)
+            before = self._axes.get(source, DEFAULT_AXIS if is_image else None)
+            if before is None:
                 return None
-            # A tensor of one element for each place shows where the axis goes.
+            # A tensor that is larger than 1 along this axis alone shows where it goes.
             sizes = [1] * source.ndim
-            sizes[self.axis_of(source)] = 2
-            return list(func(source.new_empty(sizes), *args[1:], **kwargs).shape).index(2)
+            sizes[before] = 2
+            moved = list(func(source.new_empty(sizes), *args[1:], **kwargs).shape).index(2)
+            return moved or None  # at 0 are the samples
         if name in RESHAPES and source is not None:
             return self._reshaped(source, output)
         axis = self._inherited(output, [*args, *kwargs.values()])

@@ -65,7 +65,7 @@ def test_any_module_is_measured_before_training_and_when_due() -> None:
     )
     trainer.fit(Autoencoder(), loader())
     assert list(dict.fromkeys((row.epoch, row.step) for row in seen)) == [(0, 0), (2, 6), (3, 9)]
-    assert {(row.layer, row.site, row.layer_index) for row in seen} == {("1", "act", 0)}
+    assert {(row.layer, row.site, row.layer_index) for row in seen} == {("encoder.1", "act", 0)}
     assert {row.metric for row in seen} == set(names)
     assert callback.seconds > 0
 

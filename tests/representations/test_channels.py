@@ -134,6 +134,26 @@ def test_normalization_over_channels_and_positions_leaves_the_channels_first() -
     assert [layer.num_channels for layer in read(network, sites=["norm", "act"])] == [4, 4]
 
 
+class Multiplied(nn.Module):
+    """A linear layer, written as a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(CHANNELS, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T * self.weight[:, 0].transpose(0, 0)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_weight_that_is_transposed_moves_no_channels(pooled: bool) -> None:
+    pool: nn.Module = Function(lambda x: x.mean((1, 2))) if pooled else nn.Identity()
+    network = nn.Sequential(to_last, pool, Multiplied(), nn.ReLU())
+    (layer,) = read(network)
+    positions = 1 if pooled else HEIGHT * WIDTH
+    assert (layer.num_channels, layer.num_positions) == (CHANNELS, positions)
+
+
 def test_layers_read_in_blocks_of_channels_are_the_same() -> None:
     network = nn.Sequential(to_last, linear, nn.ReLU())
     (whole,) = read(network, distances=False)
