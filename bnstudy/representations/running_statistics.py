@@ -31,7 +31,7 @@ def uncalibrated(network: nn.Module) -> dict[str, _NormBase]:
     return {
         name: layer
         for name, layer in with_running_statistics(network).items()
-        if bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())
+        if _is_initial(layer)
     }
 
 
@@ -51,3 +51,10 @@ def initial_share(network: nn.Module, epochs: int) -> float:
         if layer.momentum and layer.num_batches_tracked is not None
     ]
     return max(shares, default=0.0)
+
+
+def _is_initial(layer: _NormBase) -> bool:
+    mean, variance = layer.running_mean, layer.running_var
+    assert mean is not None
+    assert variance is not None
+    return not bool(mean.any()) and bool((variance == 1).all())

@@ -89,7 +89,9 @@ def test_before_training_running_statistics_are_those_of_the_training_data() -> 
         assert [errors[0, "train", place] for place in LAYERS.values()] == pytest.approx([0, 0])
         assert all(errors[1, "train", place] > 0 for place in LAYERS.values())
     for split in SPLITS:
-        losses = [watch.values(f"{name}_loss")[0, split, "model"] for name in ("probe", "recalibrated")]
+        losses = [
+            watch.values(f"{name}_loss")[0, split, "model"] for name in ("probe", "recalibrated")
+        ]
         assert losses[0] == pytest.approx(losses[1])
 
 

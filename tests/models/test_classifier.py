@@ -50,7 +50,9 @@ def test_a_network_of_nans_is_never_right() -> None:
 
 
 @pytest.mark.parametrize("batch", [7, 250])
-def test_accuracy_is_the_quotient_of_two_counts(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+def test_accuracy_is_the_quotient_of_two_counts(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
     monkeypatch.setattr("bnstudy.data.module.EVALUATION_BATCH", batch)
     seen: list[dict[tuple[str, str], float]] = []
 
