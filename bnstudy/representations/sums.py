@@ -258,9 +258,7 @@ class ClassSums(Sums):
         units = slice(channels.start * self.shape[2], channels.stop * self.shape[2])
         self.centred_means[:, units] = means
         if self.centred is not None:
-            self.centred[:, units] = torch.addmm(
-                residuals, self._membership, means.to(self.dtype)
-            )
+            self.centred[:, units] = torch.addmm(residuals, self._membership, means.to(self.dtype))
         self.residuals_dot_means += residuals @ means.to(self.dtype).T
         self.residuals_dot_mean += residuals @ mean.to(self.dtype)
         self.means_gram.addmm_(means, means.T)

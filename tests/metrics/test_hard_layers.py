@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -16,6 +16,9 @@ from bnstudy.representations.sums import ClassSums, Products
 from tests.metrics.samples import generator, streamed
 from tests.metrics.test_against_references import REFERENCES
 from tests.metrics.test_similarity import kornblith, nuclear_norm
+
+in_blocks = partial(streamed, channels=17)
+READ = pytest.mark.parametrize("read", [Layer, in_blocks], ids=["held", "streamed"])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -172,7 +175,6 @@ LEFT_OUT = {
     "duplicates": {"intrinsic_dimension"},
     "half dead": {"knn_purity"},
 }
-READ = pytest.mark.parametrize("read", [Layer, streamed], ids=["held", "streamed"])
 
 
 @READ

@@ -89,7 +89,9 @@ class Poisoned(nn.Module):
         mask[:, self.columns] = True
         chosen_rows = torch.isin(number[: len(samples)].round(), torch.arange(40)[self.rows])
         # More samples than numbers, where pairs are sent on behind them.
-        mask = mask & torch.nn.functional.pad(chosen_rows, (0, len(mask) - len(chosen_rows)))[:, None]
+        mask = (
+            mask & torch.nn.functional.pad(chosen_rows, (0, len(mask) - len(chosen_rows)))[:, None]
+        )
         return logits.masked_fill(mask, self.value)
 
 
