@@ -79,8 +79,9 @@ def davies_bouldin(layer: Layer) -> float:
 
     s is the mean distance to the class mean, d the distance between class means.
     """
-    sums = layer.class_sums
-    spread = (layer.membership / layer.class_sizes).T @ sums.residual_norms_squared.sqrt()
+    sums = layer.class_geometry
+    share = layer.membership.double() / layer.class_sizes
+    spread = share.T @ sums.residual_norms_squared.double().sqrt()
     apart = torch.ones_like(sums.means_gram, dtype=torch.bool).fill_diagonal_(False)
     if not sums.mean_distances_squared[apart].all():
         raise Undefined("the means of two classes are the same: the index is infinite")
@@ -97,7 +98,7 @@ def davies_bouldin(layer: Layer) -> float:
 )
 def calinski_harabasz(layer: Layer) -> float:
     """(between-class dispersion / (C - 1)) / (within-class dispersion / (N - C))."""
-    between = (layer.class_sizes * layer.class_sums.means_gram.diagonal()).sum().item()
+    between = (layer.class_sizes * layer.class_geometry.means_gram.diagonal()).sum().item()
     within = layer.shared(_spread_within)
     freedom = (layer.num_samples - layer.num_classes) / (layer.num_classes - 1)
     return between / within * freedom

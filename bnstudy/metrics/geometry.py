@@ -73,10 +73,11 @@ def soft_rank(layer: Layer) -> float:
     """
     sums, count = layer.products, layer.num_samples
     with_mean = sums.residuals_dot_mean + sums.means_dot_mean[layer.classes]
-    total = layer.total_variation + sums.mean_norm_squared
+    total: float = layer.total_variation + sums.mean_norm_squared
     if total == 0:
         raise Undefined("every sample's activations are 0")
-    squares = torch.linalg.vector_norm(layer.gram, dtype=torch.float64).item() ** 2 / count**2
+    norm: float = torch.linalg.vector_norm(layer.gram, dtype=torch.float64).item()
+    squares = (norm / count) ** 2
     squares += 2 * with_mean.square().mean().item() + sums.mean_norm_squared**2
     return total**2 / squares
 

@@ -17,7 +17,7 @@ PAPYAN = "Papyan, Han and Donoho 2020, doi 10.1073/pnas.2015509117"
 
 def _norms(layer: Layer) -> Tensor:
     """Norms of the class means after the mean of all is subtracted: float64, C."""
-    norms = layer.class_sums.mean_norms
+    norms = layer.class_geometry.mean_norms
     if not norms.any():
         raise Undefined("all class means are the same")
     return norms
@@ -37,7 +37,7 @@ def nc1(layer: Layer) -> float:
     within their span, so that C x C products are all it takes.
     """
     layer.shared(_norms)
-    values, along = _between(layer, layer.class_sums)
+    values, along = _between(layer, layer.class_geometry)
     if (values < IN_FLOAT32 * values[-1]).any():
         values, along = _between(layer, layer.in_float64(ClassSums))
     return float((along / values).square().sum(1).mean()) / layer.num_classes
@@ -84,7 +84,7 @@ def nc2_angle(layer: Layer) -> float:
     norms, count = layer.shared(_norms), layer.num_classes
     if not norms.all():
         raise Undefined("a class mean is the mean of all samples")
-    cosines = layer.class_sums.means_gram / norms / norms[:, None]
+    cosines = layer.class_geometry.means_gram / norms / norms[:, None]
     away = (cosines + 1 / (count - 1)).abs()
     return ((away.sum() - away.diagonal().sum()) / (count * (count - 1))).item()
 
@@ -109,7 +109,7 @@ def nc3(layer: Layer) -> float:
     if layer.num_units != weights.shape[1]:
         raise NotApplicable("the last linear layer reads only a part of it at a time")
     layer.shared(_norms)
-    means, weights = layer.class_sums.centred_means.double(), weights.double()
+    means, weights = layer.class_geometry.centred_means.double(), weights.double()
     difference = weights / torch.linalg.norm(weights) - means / torch.linalg.norm(means)
     return float(torch.linalg.norm(difference))
 

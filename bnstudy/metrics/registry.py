@@ -132,7 +132,7 @@ def evaluate(metrics: Iterable[Metric], layer: Layer) -> dict[str, Value]:
             with in_float32(layer.labels.device):
                 number = one.function(layer)
             if not math.isfinite(number):
-                raise Undefined("it is not finite: a power or a quotient exceeds the numbers' range")
+                raise Undefined("the result is not finite")
             values[one.name] = Value(number)
         except Undefined as reason:
             applicable = not isinstance(reason, NotApplicable)
@@ -163,7 +163,8 @@ def check(needs: Iterable[Need], layer: Layer) -> None:
         if largest and not low < largest < high:
             raise Undefined(f"powers of activations up to {largest:.0e} exceed float32")
     if needs & {"variation", "distances"}:
-        _ = layer.products if "distances" in needs else layer.class_sums
+        with in_float32(layer.labels.device):
+            _ = layer.products if "distances" in needs else layer.class_sums
         if layer.total_variation < SMALLEST_VARIATION:
             raise Undefined("the squared differences between samples are too small for float32")
 

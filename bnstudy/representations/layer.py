@@ -29,7 +29,6 @@ C = TypeVar("C", bound=ClassSums)
 Blocks = Iterable[tuple[Tensor, int]]
 
 NEIGHBOURS = 10
-CANDIDATES = 16  # of which the neighbours are chosen
 ERROR = 16  # times the resolution: an upper bound of a squared distance's error
 MAX_PAIRS = 1 / 32  # of all, whose distances are computed from differences, and not in float64
 SPECTRAL_ERROR = 5e-4  # of the sum of the singular values: what rounding may do to it
@@ -242,6 +241,12 @@ class Layer:
         return self._added_up(Products if Products in self._sums else ClassSums)
 
     @property
+    def class_geometry(self) -> ClassSums:
+        """`class_sums`, in float64 where class means are too near to each other for float32."""
+        sums: ClassSums = self.class_sums
+        return sums if sums.are_means_clear else self.in_float64(ClassSums)
+
+    @property
     def products(self) -> Products:
         """The same, and the inner products of the residuals, N x N."""
         return self._added_up(Products)
@@ -256,7 +261,7 @@ class Layer:
     @property
     def nearest_means(self) -> Tensor:
         """The class whose mean is nearest to each sample: int64, N."""
-        sums: ClassSums = self.class_sums
+        sums = self.class_geometry
         squared = sums.squared_distances_to_means
         least = squared.min(1, keepdim=True)
         error = ERROR * sums.resolution * sums.reach
@@ -333,7 +338,7 @@ class Layer:
         others = self.num_samples - 1
         count = min(NEIGHBOURS, others)
         matrix = self.squared_distances.fill_diagonal_(torch.inf)  # for now, without a copy
-        squared, indices = matrix.topk(min(CANDIDATES, others), largest=False)
+        squared, indices = matrix.topk(min(NEIGHBOURS + 1, others), largest=False)
         if self.is_readable and count < others:
             rows = torch.arange(self.num_samples, device=indices.device)
             lower, upper = self._bounds(rows, indices, squared)

@@ -16,8 +16,10 @@ PART = 2**18  # values that stay in the processor's cache
 TILE = 1000  # rows and columns of the Gram matrix computed at once: a product's full speed
 STRIP = 250  # rows of a tile on the diagonal, so that little is computed twice
 UNCLEAR = 1e4  # times the resolution of floating point: below it, a difference is computed again
-NEGLIGIBLE = 1e-10  # of the mean square of residuals: the square of their mean, which should be 0
-ROUNDING = 1e-12  # of the mean square of residuals: squared distances of class means that are 0
+# Times the mean square of a class's residuals:
+CENTRED = 25  # the squared norm of a mean that one subtraction is enough for
+MEANS_APART = 1e-8  # squared distances of class means below which float32 is too coarse
+ROUNDING = 1e-12  # squared distances of class means that count as 0
 CONSTANT = 1e-27  # of the squared mean of a channel: the variance of one that has a single value
 
 
@@ -212,6 +214,7 @@ class ClassSums(Sums):
         means_gram: Inner products of the centred class means: float64, C x C.
         mean_norms: Norms of the centred class means; 0 where only rounding is left: float64, C.
         mean_distances_squared: Between class means; 0 where only rounding is left: float64, C x C.
+        are_means_clear: Whether the class means are far enough apart for float32.
         residuals_dot_mean: Inner products of residuals and the mean of all: float64, N.
         means_dot_mean: Of the centred class means and the mean of all: float64, C.
         mean_norm_squared: Of the mean of all.
@@ -238,6 +241,7 @@ class ClassSums(Sums):
         self.residuals_dot_mean = self._zeros(samples)
         self.means_dot_mean = self._zeros(count)
         self.mean_norm_squared = 0.0
+        self.are_means_clear = True
         self._membership = classes.membership.to(dtype)
         self._buffer = self._zeros(0, dtype=dtype)
 
@@ -254,9 +258,7 @@ class ClassSums(Sums):
         units = slice(channels.start * self.shape[2], channels.stop * self.shape[2])
         self.centred_means[:, units] = means
         if self.centred is not None:
-            self.centred[:, units] = torch.addmm(
-                residuals, self._membership, means.to(self.dtype)
-            )
+            self.centred[:, units] = torch.addmm(residuals, self._membership, means.to(self.dtype))
         self.residuals_dot_means += residuals @ means.to(self.dtype).T
         self.residuals_dot_mean += residuals @ mean.to(self.dtype)
         self.means_gram.addmm_(means, means.T)
@@ -267,21 +269,20 @@ class ClassSums(Sums):
     def _residuals(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """Each sample's difference from its class mean, N x units; the means, float64, C x units.
 
-        A difference of two numbers is as exact as it can be, a mean is not: far from 0, what is
-        left of the mean in the residuals is not negligible, and is subtracted from them.
+        A difference of two numbers is as exact as it can be, a mean is not. Where a class is far
+        from 0, what is left of the mean in its residuals is not negligible: it is added to the
+        mean, and once more subtracted from the residuals.
         """
         values = self._copied(block)
         means = self._class_means(values)
         residuals = values.addmm_(self._membership, means, alpha=-1)
-        left = self._class_means(residuals)
         squares = torch.linalg.vector_norm(residuals, dim=1, keepdim=True).square_()
-        size = self._class_means(squares).squeeze(1)
-        if (left.square().sum(1) > NEGLIGIBLE * size).any():
-            means += left
-            residuals = self._copied(block).addmm_(self._membership, means, alpha=-1)
-            left = self._class_means(residuals)
-            residuals.addmm_(self._membership, left, alpha=-1)
-        return residuals, means.double() + left
+        if (means.square().sum(1) <= CENTRED * self._class_means(squares).squeeze(1)).all():
+            return residuals, means.double()
+        means += self._class_means(residuals)
+        residuals = self._copied(block).addmm_(self._membership, means, alpha=-1)
+        left = self._class_means(residuals)
+        return residuals.addmm_(self._membership, left, alpha=-1), means.double() + left
 
     def _class_means(self, values: Tensor) -> Tensor:
         return self._membership.T @ values / self.classes.sizes[:, None]
@@ -307,6 +308,9 @@ class ClassSums(Sums):
         self.mean_distances_squared = apart.masked_fill_(is_zero, 0).fill_diagonal_(0)
         is_zero = squares <= rounding + ROUNDING * spread.mean()
         self.mean_norms = squares.masked_fill(is_zero, 0).sqrt()
+        is_near = apart < MEANS_APART * (spread[:, None] + spread)
+        is_near |= squares < MEANS_APART * (spread + spread.mean())
+        self.are_means_clear = not bool(is_near.fill_diagonal_(False).any())
         self._buffer = self._zeros(0, dtype=self.dtype)
 
     @cached_property
@@ -380,16 +384,19 @@ class Products(ClassSums):
         one = one.expand_as(norms)
         left = torch.cat([self.beyond, self._membership, norms, one], 1)
         right = torch.cat([self._membership, self.beyond, one, norms], 1)
-        reach_left = torch.cat([self.reach, self._membership], 1)
-        reach_right = torch.cat([self._membership, self.reach], 1)
+        limit = UNCLEAR * self.resolution * self.reach
+        limit_left = torch.cat([limit, self._membership], 1)
+        limit_right = torch.cat([self._membership, limit], 1)
         squared = torch.empty_like(self.residuals, dtype=torch.float32)
         unclear = []
         for start in range(0, len(squared), TILE):
             rows, columns = slice(start, start + TILE), slice(start, None)
             part = torch.addmm(self.residuals[rows, columns], left[rows], right[columns].T, beta=-2)
-            squared[rows, columns] = part.clamp_min_(0)
-            reach = reach_left[rows] @ reach_right[columns].T
-            pairs = (part < reach.mul_(UNCLEAR * self.resolution)).nonzero()
+            squared[rows, columns] = part.clamp_min_(0).fill_diagonal_(torch.inf)
+            # No limit of a pair is larger than this one, which tells most of the time.
+            near = (part.amin(1) < 2 * limit.amax()).nonzero().squeeze(1)
+            pairs = (part[near] < limit_left[rows][near] @ limit_right[columns].T).nonzero()
+            pairs = torch.stack([near[pairs[:, 0]], pairs[:, 1]], 1)
             unclear.append(pairs[pairs[:, 0] < pairs[:, 1]] + start)
         return mirror(squared).fill_diagonal_(0), torch.cat(unclear)
 

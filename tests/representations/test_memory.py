@@ -116,7 +116,7 @@ def test_a_layer_read_in_blocks_without_distances_has_the_other_metrics() -> Non
     first, *_ = capture(cnn(), data, memory_budget=tight, distances=False)
     assert first.activations is None
     expected, *_ = capture(cnn(), data)
-    others = [one for one in METRICS.values() if "distances" not in one.needs]
+    others = [one for one in METRICS.values() if not one.needs_products]
     others.remove(METRICS["mixup_accuracy"])  # see below
     theirs = evaluate(others, expected)
     for name, value in evaluate(others, first).items():
