@@ -46,7 +46,6 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
         for group in GROUPS
         for key, value in config[group].items()
         if key not in WITHOUT_EFFECT.get(group, ())
-        and (f"{group}.{key}", value) not in ADDED.items()
     }
     for key, value in values.items():
         # 0 and 0.0 are the same, but to Lightning 1 batch and 1.0 of all of them are not.
