@@ -26,6 +26,9 @@ WITHOUT_EFFECT = {
         "strategy",
     },
 }
+# Options that were added after 0.1, with the value that their absence means.
+ADDED: dict[str, Any] = {}
+
 CELL_NAME = "${cell_name:}"  # how a configuration asks for it
 GROUPS = ("model", "norm", "data", "optim", "regularizer", "trainer", "probe")
 

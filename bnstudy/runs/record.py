@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -246,6 +247,34 @@ class Record:
         """
         if not self.has_ended:
             raise UserError(f"{self.folder}: {self.status}; train it to its end first")
+
+    @property
+    def version(self) -> str | None:
+        """Version of bnstudy (major.minor) that trained the run last; None where it is unknown."""
+        versions = [attempt["version"] for attempt in self.description["attempts"] if "version" in attempt]
+        packages = self.description["environment"].get("packages", {})
+        return _minor(versions[-1] if versions else packages.get("bnstudy"))
+
+    def other_versions(self) -> list[dict[str, Any]]:
+        """Rows of the table that another version measured.
+
+        Returns:
+            One entry each: version, epochs, and metrics, splits and sites, None for all of them.
+        """
+        everything = {"metrics": None, "splits": None, "sites": None}
+        found = [
+            everything
+            | {key: value for key, value in later.items() if key in ("epochs", *everything)}
+            | {"version": _minor(later["environment"].get("packages", {}).get("bnstudy"))}
+            for later in self.description.get("measured_later", ())
+        ]
+        attempts = [one for one in self.description["attempts"] if "version" in one]
+        for attempt, following in pairwise(attempts):
+            first, last = ((one.get("resumed_from_epoch") or 0) for one in (attempt, following))
+            begins = 0 if attempt.get("resumed_from_epoch") is None else first + 1
+            epochs = list(range(begins, last + 1))
+            found.append(everything | {"version": _minor(attempt["version"]), "epochs": epochs})
+        return [rows for rows in found if rows["version"] != self.version and rows["epochs"]]
 
     @property
     def failures(self) -> int:
@@ -531,6 +560,10 @@ def _damage(table: Path) -> str | None:
     except (OSError, pa.ArrowException) as error:
         return str(error).splitlines()[0]
     return None if schema.equals(SCHEMA) else "it has other columns"
+
+
+def _minor(version: str | None) -> str | None:
+    return None if version is None else ".".join(version.split(".")[:2])
 
 
 def _now() -> str:
