@@ -251,7 +251,9 @@ class Record:
     @property
     def version(self) -> str | None:
         """Version of bnstudy (major.minor) that trained the run last; None where it is unknown."""
-        versions = [attempt["version"] for attempt in self.description["attempts"] if "version" in attempt]
+        versions = [
+            attempt["version"] for attempt in self.description["attempts"] if "version" in attempt
+        ]
         packages = self.description["environment"].get("packages", {})
         return _minor(versions[-1] if versions else packages.get("bnstudy"))
 

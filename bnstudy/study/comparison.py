@@ -57,7 +57,9 @@ def show(folder: Path, console: Console) -> None:
     if len(study.results):
         for part in study.parts:
             if len(study.parts) > 1:
-                told = f"{_count(len(part.results), 'run')} of {part.what}, comparable with no others:"
+                told = (
+                    f"{_count(len(part.results), 'run')} of {part.what}, comparable with no others:"
+                )
                 console.print(told, style="yellow", soft_wrap=True, highlight=False)
             table = _table(part)
             # Whole also where the terminal is narrow or there is none.

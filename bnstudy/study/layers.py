@@ -160,7 +160,9 @@ def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
     epochs = int(study.results["last_epoch"].max()) + 1 if every_epoch else 1
     values = np.full((len(runs), epochs, len(keys)), np.nan)
     found: set[int] = set()
-    connection.register("columns", columns[["network", "split", "metric", "layer", "column_number"]])
+    connection.register(
+        "columns", columns[["network", "split", "metric", "layer", "column_number"]]
+    )
     batches = connection.sql(
         f"""
         select (run * {epochs} + measured) * {len(keys)} + column_number as address, value, measured
@@ -250,6 +252,5 @@ def _interpolate(keys: pd.DataFrame, values: Numbers, counts: pd.DataFrame) -> N
                 nearest = {lower: 1 - weight, lower + 1: weight} if weight else {lower: 1.0}
                 if of_layer.keys() >= nearest.keys():
                     values[runs, :, column] = sum(
-                        share * values[runs, :, of_layer[layer]]
-                        for layer, share in nearest.items()
+                        share * values[runs, :, of_layer[layer]] for layer, share in nearest.items()
                     )

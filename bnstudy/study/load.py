@@ -39,6 +39,8 @@ NAMES = {"model.depth": "depth", "model.width": "width", "optim.lr": "lr"}  # of
 # result but for rounding.
 EXECUTION = ("trainer.accelerator", "trainer.benchmark", "trainer.compile", "trainer.strategy")
 
+MIN_REPEATED = 20  # numbers, without which two runs are not taken for the same observation
+
 UNREADABLE = "unreadable"  # the status of a run whose run.json says nothing
 
 # The long table of the runs that have ended. A layer is named as in the logs: by its site as well,
@@ -464,7 +466,8 @@ def _read(folder: Path) -> _Run:
         "data": config.get("data.name", whole["choices"].get("data")),
         **{name: config.get(key) for key, name in NAMES.items()},
         "status": whole["status"],
-        "remark": "; ".join(filter(None, [_remark(record, ended), *map(_left_out, others)])) or None,
+        "remark": "; ".join(filter(None, [_remark(record, ended), *map(_left_out, others)]))
+        or None,
         "ended": ended,
         "attempts": len(attempts),
         "failures": record.failures,
@@ -530,8 +533,8 @@ def _mark_duplicates(runs: pd.DataFrame, identities: Sequence[str]) -> None:
 def _mark_repetitions(runs: pd.DataFrame) -> None:
     """Find runs of a treatment whose numbers are another run's, digit for digit.
 
-    What they differ in, such as the seed, had no effect: they are one observation. Only runs whose
-    loss is known are looked at: accuracies are equal by chance.
+    What they differ in, such as the seed, had no effect: they are one observation. Few numbers may be
+    equal by chance, accuracies above all.
     """
     numbers = [name for name in runs if name.endswith(("_loss", "_accuracy"))]
     if "train_loss" not in numbers:
@@ -543,7 +546,7 @@ def _mark_repetitions(runs: pd.DataFrame) -> None:
         repeated = [
             other
             for other in others
-            if _are_identical(Path(runs.at[first, "path"]), Path(runs.at[other, "path"]))
+            if _are_identical(runs.at[first, "path"], runs.at[other, "path"], MIN_REPEATED)
         ]
         told = "its numbers are those of {}, digit for digit: it counts once"
         _mark(runs, repeated, first, told)
@@ -556,24 +559,27 @@ def _mark(runs: pd.DataFrame, duplicates: Iterable[int], first: int, remark: str
         runs.at[duplicate, "remark"] = "; ".join(filter(pd.notna, remarks))
 
 
-def _are_identical(table: Path | str, other: Path | str) -> bool:
-    """Whether two long tables have the same numbers, digit for digit, after the last epoch.
+def _are_identical(table: str, other_table: str, min_numbers: int = 1) -> bool:
+    """Whether all numbers that two long tables have in common are the same, digit for digit.
 
-    What only one of them has was measured later. Accuracies alone are equal by chance.
+    Numbers before training are left out. What only one table has was measured later.
+
+    Args:
+        table: Path of the one.
+        other_table: Path of the other.
+        min_numbers: How many finite ones besides accuracies they must have in common.
     """
-    keys = ["split", "site", "layer", "metric"]
-    one, two = (_last_numbers(Path(path), keys) for path in (table, other))
-    both = one.join(two, how="inner", lsuffix="_one", rsuffix="_other")
-    says_much = both.index.get_level_values("metric") != "accuracy"
-    return bool(says_much.any()) and bool(
-        np.array_equal(both["value_one"], both["value_other"], equal_nan=True)
+    keys = ["epoch", "split", "site", "layer", "metric"]
+    one, other = (
+        pq.read_table(path, columns=[*keys, "value"]).to_pandas().fillna({"site": ""})
+        for path in (table, other_table)
     )
-
-
-def _last_numbers(table: Path, keys: list[str]) -> pd.DataFrame:
-    found = pq.read_table(table, columns=["epoch", *keys, "value"]).to_pandas()
-    last: pd.DataFrame = found[found["epoch"] == found["epoch"].max()]
-    return last.fillna({"site": ""}).set_index(keys)[["value"]]
+    both = one.merge(other, on=keys)
+    both = both[both["epoch"] > 0]
+    telling = np.isfinite(both["value_x"]) & (both["metric"] != "accuracy")
+    return bool(telling.sum() >= min_numbers) and np.array_equal(
+        both["value_x"], both["value_y"], equal_nan=True
+    )
 
 
 def _remark(record: Record, ended: bool) -> str | None:

@@ -153,18 +153,17 @@ def _comparisons(
     shared: dict[int, Mask] = {}  # by row of the results
     for at, columns in _shared_columns(study, keys, by):
         shared |= dict.fromkeys(at.tolist(), columns)
+    none = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments:
         if treatment == baseline:
             continue
         matched = pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _points(points):
-            if not len(rows):
-                continue
             grid = np.unique(matched.grid[rows], return_inverse=True)[1]
             sample = Pairs(matched.treatment[rows], matched.baseline[rows], grid, 0)
             identity = point | {"treatment": treatment, "baseline": baseline}
-            yield identity, sample, shared[sample.treatment[0]]
+            yield identity, sample, shared[sample.treatment[0]] if len(rows) else none
 
 
 def _shared_columns(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from bnstudy.study.generalization import mediators
 from bnstudy.study.fairness import other_differences
+from bnstudy.study.generalization import mediators
 from bnstudy.study.layers import of_activations
 from bnstudy.study.load import Study
 from bnstudy.study.statistics import CONFIDENCE, pairs

@@ -14,9 +14,9 @@ import pandas as pd
 
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.findings import Findings
+from bnstudy.study.layers import KEYS, RELATIVE_DEPTHS, Numbers, all_columns, layer_counts
 from bnstudy.study.load import Study
 from bnstudy.study.maps import runs_with_maps
-from bnstudy.study.layers import KEYS, RELATIVE_DEPTHS, Numbers, all_columns, layer_counts
 from bnstudy.study.statistics import mean, spread
 
 MOST_NUMBERS = 1_200_000  # of runs: 6 MB of base64
@@ -24,9 +24,19 @@ MOST_SAMPLES = 150_000  # of maps: 2 MB of base64
 SAMPLES_OF_A_MAP = 500
 FEWEST_EPOCHS = 5  # of each run, before seeds are averaged
 
-FACTS_OF_A_MAP = (
-    "cell pair method site layer layers position epoch split share reason".split()  # columns
-)
+FACTS_OF_A_MAP = [
+    "cell",
+    "pair",
+    "method",
+    "site",
+    "layer",
+    "layers",
+    "position",
+    "epoch",
+    "split",
+    "share",
+    "reason",
+]  # columns
 EFFECTS = ("n", "difference", "low", "high", "p", "p_holm", "cohens_d", "rank_biserial")
 CURVES = ("n", "difference", "low", "high")
 

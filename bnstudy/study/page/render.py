@@ -92,9 +92,7 @@ def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None
         "effect_size": "cohens_d" if _has_spread(findings) else "rank_biserial",
         "embedded_note": _embedded_note(data, study),
         "assumptions": ASSUMPTIONS,
-        "interpolated": any(
-            key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]
-        ),
+        "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
         "norm_settings": _norm_settings(study),
         "map_methods": list(dict.fromkeys(one["method"] for one in data["maps"]["pictures"])),
         "similarity_choices": [
