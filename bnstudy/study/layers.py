@@ -5,7 +5,6 @@ layers' names. Networks with different numbers of layers are compared at relativ
 interpolated linearly between the two nearest layers of each network.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -78,7 +77,7 @@ def all_columns(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFram
     return _numbers(study, every_epoch)
 
 
-def shared_columns(study: Study, keys: pd.DataFrame, runs: Indices | Sequence[int]) -> Mask:
+def shared_columns(study: Study, keys: pd.DataFrame, runs: Indices) -> Mask:
     """The columns by which some runs are compared with one another.
 
     Args:
@@ -116,9 +115,9 @@ def layer_means(study: Study, metric: str) -> Numbers:
     chosen = keys[(keys["split"] == "train") & (keys["metric"] == metric)]
     chosen = chosen[of_activations(chosen) & (chosen["layers"] > 0)]
     means = np.full(len(values), np.nan)
-    for (site, layers), columns in chosen.groupby(["site", "layers"]).indices.items():
-        runs = (layer_counts(study)[site] == layers).to_numpy()
-        means[runs] = values[np.ix_(runs, chosen.index[columns])].mean(axis=1)
+    for (site, count), columns in chosen.groupby(["site", "layers"]):
+        runs = np.flatnonzero(layer_counts(study)[site] == count)
+        means[runs] = values[np.ix_(runs, columns.index.to_numpy(dtype=np.intp))].mean(axis=1)
     return means
 
 
@@ -208,10 +207,10 @@ def _names(measured: pd.DataFrame) -> pd.Series:
     """The names of layers: that of their networks, or of both where they have different ones."""
     names = measured["layer"].copy()
     layers = measured[measured["layers"] > 0].sort_values("network", kind="stable")
-    for (site, _, number), matched in layers.groupby(["site", "layers", "place_index"]):
+    for key, matched in layers.groupby(["site", "layers", "place_index"]):
         different = matched["layer"].unique()
         if len(different) > MAX_NAMES:
-            names[matched.index] = f"layer {number}{_suffix(site)}"
+            names[matched.index] = f"layer {key[2]}{_suffix(str(key[0]))}"
         elif len(different) > 1:
             names[matched.index] = " / ".join(different)
     return names
@@ -242,15 +241,19 @@ def _suffix(site: str) -> str:
 
 def _interpolate(keys: pd.DataFrame, values: Numbers, counts: pd.DataFrame) -> None:
     """Fill the columns of relative depths in from those of layers: runs x epochs x columns."""
-    for (_, _, site), columns in keys.groupby(["split", "metric", "site"]):
+    for key, columns in keys.groupby(["split", "metric", "site"]):
         depths = columns.index[(columns["layers"] == 0) & (columns["place_index"] > 0)]
-        for layers, own in columns[columns["layers"] > 0].groupby("layers") if len(depths) else ():
-            runs = np.flatnonzero(counts[site] == layers)
-            of_layer = dict(zip(own["place_index"] - 1, own.index, strict=True))
+        if depths.empty:
+            continue
+        for count in sorted(set(columns["layers"].tolist()) - {0}):
+            runs = np.flatnonzero(counts[key[-1]] == count)
+            own = columns[columns["layers"] == count]
+            of_position = dict(zip(own["place_index"], own.index, strict=True))
             for column, depth in zip(depths, RELATIVE_DEPTHS, strict=True):
-                lower, weight = divmod(depth * (layers - 1), 1)
+                lower, weight = divmod(1 + depth * (count - 1), 1)
                 nearest = {lower: 1 - weight, lower + 1: weight} if weight else {lower: 1.0}
-                if of_layer.keys() >= nearest.keys():
+                if of_position.keys() >= nearest.keys():
                     values[runs, :, column] = sum(
-                        share * values[runs, :, of_layer[layer]] for layer, share in nearest.items()
+                        share * values[runs, :, of_position[position]]
+                        for position, share in nearest.items()
                     )

@@ -194,8 +194,8 @@ class Study:
         Args:
             sql: It reads these tables. `runs`. `rows`, the long table of the runs that have ended:
                 cell, epoch, is_last, step, split, site, layer_index, layer, metric, value, reason.
-                `layers`: cell, site, layer, position (from 1, among the layers of that site), layers
-                (how many the site has), relative_depth (0: the first layer, 1: the last one).
+                `layers`: cell, site, layer, position (from 1, among the layers of that site),
+                layers (how many the site has), relative_depth (0: the first one, 1: the last one).
                 `final`, the last epochs: the columns of both; numbers of the whole model have
                 layer_index -1 and no position.
             parameters: The values of `$name` in it.
@@ -304,7 +304,7 @@ class Study:
                     results[results["treatment"] == name] for name in (earlier, treatment)
                 )
                 pairs = one.merge(other, on="pair", suffixes=("", "_other"))
-                numbers = [name for name in one if name.endswith(("_loss", "_accuracy"))]
+                numbers = _final_numbers(one)
                 ours = pairs[numbers].to_numpy(float)
                 theirs = pairs[[f"{name}_other" for name in numbers]].to_numpy(float)
                 if (
@@ -497,11 +497,9 @@ def _read(folder: Path) -> _Run:
 
 def _left_out(rows: Mapping[str, Any]) -> str:
     """A remark about rows that another version measured."""
+    metrics = ", ".join(rows["metrics"] or ["all numbers"])
     epochs = ", ".join(map(str, rows["epochs"]))
-    return (
-        f"{', '.join(rows['metrics'] or ['all numbers'])} of epoch{'s' * (len(rows['epochs']) > 1)} "
-        f"{epochs} left out: measured by bnstudy {rows['version']}"
-    )
+    return f"left out, as measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
 
 
 def _mark_duplicates(runs: pd.DataFrame, identities: Sequence[str]) -> None:
@@ -533,30 +531,35 @@ def _mark_duplicates(runs: pd.DataFrame, identities: Sequence[str]) -> None:
 def _mark_repetitions(runs: pd.DataFrame) -> None:
     """Find runs of a treatment whose numbers are another run's, digit for digit.
 
-    What they differ in, such as the seed, had no effect: they are one observation. Few numbers may be
-    equal by chance, accuracies above all.
+    What they differ in, such as the seed, had no effect: they are one observation. Few numbers may
+    be equal by chance, accuracies above all.
     """
-    numbers = [name for name in runs if name.endswith(("_loss", "_accuracy"))]
+    numbers = _final_numbers(runs)
     if "train_loss" not in numbers:
         return
     counted = runs[runs["ended"] & runs["duplicate_of"].isna() & runs["train_loss"].notna()]
     ordered = counted.sort_values(["grid", "seed", "cell"], kind="stable")
     for _, same in ordered.groupby(["treatment", "comparable", *numbers], dropna=False, sort=False):
         first, *others = same.index
+        paths = same["path"].astype(str)
         repeated = [
-            other
-            for other in others
-            if _are_identical(runs.at[first, "path"], runs.at[other, "path"], MIN_REPEATED)
+            other for other in others if _are_identical(paths[first], paths[other], MIN_REPEATED)
         ]
-        told = "its numbers are those of {}, digit for digit: it counts once"
-        _mark(runs, repeated, first, told)
+        _mark(runs, repeated, first, "its numbers are all those of {}, as which it counts")
 
 
-def _mark(runs: pd.DataFrame, duplicates: Iterable[int], first: int, remark: str) -> None:
-    for duplicate in duplicates:
-        runs.at[duplicate, "duplicate_of"] = runs.at[first, "cell"]
-        remarks = [runs.at[duplicate, "remark"], remark.format(runs.at[first, "cell"])]
-        runs.at[duplicate, "remark"] = "; ".join(filter(pd.notna, remarks))
+def _mark(runs: pd.DataFrame, duplicates: list[int], first: int, remark: str) -> None:
+    if duplicates:
+        cell = str(runs.at[first, "cell"])
+        runs.loc[duplicates, "duplicate_of"] = cell
+        runs.loc[duplicates, "remark"] = [
+            f"{earlier}; {remark.format(cell)}" if isinstance(earlier, str) else remark.format(cell)
+            for earlier in runs.loc[duplicates, "remark"]
+        ]
+
+
+def _final_numbers(runs: pd.DataFrame) -> list[str]:
+    return [name for name in map(str, runs) if name.endswith(("_loss", "_accuracy"))]
 
 
 def _are_identical(table: str, other_table: str, min_numbers: int = 1) -> bool:

@@ -47,8 +47,8 @@ def maps(study: Study) -> pd.DataFrame:
     Returns:
         One row a sample of a map, in the order of `runs_with_maps`: cell, treatment, pair, seed,
         epoch, split, site, method (pca, umap), layer, layers and position (as in `Study.query`, of
-        the layers that have maps), sample, label, class, x, y (NaN where there is no map, and reason
-        says why), share (of the variance that the plane holds; NaN of umap).
+        the layers that have maps), sample, label, class, x, y (NaN where there is no map, and
+        reason says why), share (of the variance that the plane holds; NaN of umap).
     """
     found: list[pd.DataFrame] = []
     pictures = 0

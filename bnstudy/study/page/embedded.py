@@ -25,18 +25,9 @@ SAMPLES_OF_A_MAP = 500
 FEWEST_EPOCHS = 5  # of each run, before seeds are averaged
 
 FACTS_OF_A_MAP = [
-    "cell",
-    "pair",
-    "method",
-    "site",
-    "layer",
-    "layers",
-    "position",
-    "epoch",
-    "split",
-    "share",
-    "reason",
-]  # columns
+    *("cell", "pair", "method", "site", "layer", "layers", "position"),
+    *("epoch", "split", "share", "reason"),
+]
 EFFECTS = ("n", "difference", "low", "high", "p", "p_holm", "cohens_d", "rank_biserial")
 CURVES = ("n", "difference", "low", "high")
 
