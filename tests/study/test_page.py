@@ -13,7 +13,7 @@ import pytest
 from bnstudy.study.findings import Findings
 from bnstudy.study.load import load
 from bnstudy.study.page import page
-from bnstudy.study.statistics import wide
+from bnstudy.study.layers import all_columns, layer_counts
 from tests.study.studies import Studies
 
 MARKUP = "<img src=x onerror=alert(1)>"

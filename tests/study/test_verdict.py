@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from bnstudy.study.generalization import interventions, mediation, relations
+from bnstudy.study.layers import wide
 from bnstudy.study.load import load
-from bnstudy.study.statistics import effects, wide
+from bnstudy.study.statistics import effects
 from bnstudy.study.verdict import verdict
 from tests.study.studies import Studies
 
