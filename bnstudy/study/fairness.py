@@ -30,7 +30,9 @@ def other_differences(study: Study, treatment: str, baseline: str) -> str:
     found: dict[str, Counter[tuple[str, str]]] = {}
     for ours, theirs in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
         one, other = study.settings[ours], study.settings[theirs]
-        for key in sorted(one.keys() & other.keys() - named):
+        for key in sorted(
+            one.keys() & other.keys() - named, key=lambda key: (key not in WORDS, key)
+        ):
             if one[key] != other[key]:
                 found.setdefault(key, Counter())[str(one[key]), str(other[key])] += 1
     return "; ".join(

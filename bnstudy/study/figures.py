@@ -297,8 +297,9 @@ def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)
             yield f"accuracy-{metric}", plot.against_accuracy(metric)
+    compared = set(findings.whole["treatment"]) if len(findings.whole) else ()
     for treatment in findings.study.treatments if measured else []:
-        if treatment != findings.baseline:
+        if treatment in compared:
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
     for method, site in findings.maps[["method", "site"]].drop_duplicates().itertuples(index=False):

@@ -153,7 +153,9 @@ def _conditional_mutual_information(
         runs = np.sort(generator.choice(runs, MOST_RUNS, replace=False))
     if len(np.unique(goal[runs])) < 2:
         return np.full(metrics.shape[1], np.nan), np.nan
-    codes = axes.iloc[runs].apply(lambda column: pd.factorize(column)[0]).to_numpy()
+    codes = np.zeros((len(runs), axes.shape[1]), dtype=np.intp)
+    for number, name in enumerate(axes):
+        codes[:, number] = pd.factorize(axes[name].iloc[runs])[0]
     first, second = np.nonzero(~np.eye(len(runs), dtype=bool))
     ordered = goal[runs][first] != goal[runs][second]
     first, second = first[ordered], second[ordered]

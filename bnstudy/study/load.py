@@ -294,7 +294,8 @@ class Study:
         """Treatments all of whose pairs with an earlier treatment are the same, digit for digit.
 
         By treatment, the first one that it is the same as. Such runs say nothing of the treatment:
-        the network seems to ignore it.
+        the network seems to ignore it. Only runs whose loss is known are looked at: other numbers
+        are equal by chance.
         """
         results = self.results
         found: dict[str, str] = {}
@@ -308,7 +309,8 @@ class Study:
                 ours = pairs[numbers].to_numpy(float)
                 theirs = pairs[[f"{name}_other" for name in numbers]].to_numpy(float)
                 if (
-                    len(pairs)
+                    "train_loss" in numbers
+                    and pairs["train_loss"].notna().any()
                     and earlier not in found
                     and np.array_equal(ours, theirs, equal_nan=True)
                     and all(map(_are_identical, pairs["path"], pairs["path_other"]))

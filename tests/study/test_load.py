@@ -11,10 +11,14 @@ import pytest
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import Row
+from bnstudy.study.figures import all_figures
+from bnstudy.study.findings import Findings
 from bnstudy.study.generalization import interventions, mediation, relations
 from bnstudy.study.layers import wide
 from bnstudy.study.load import load
+from bnstudy.study.page import page
 from bnstudy.study.statistics import effects
+from bnstudy.study.tables import latex_tables
 from bnstudy.study.verdict import verdict
 from tests.study.studies import Studies
 
@@ -273,15 +277,22 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
     assert relations(study)["n"].max() == 16
     told = verdict(study, table, relations(study), mediation(study), interventions(study))
     assert (
-        "The runs of batchnorm and none are identical, digit for digit, in all 8 pairs: the network "
-        "seems to ignore norm. They are not compared."
+        "The runs of batchnorm and none are identical, digit for digit, in all 8 pairs: the "
+        "network seems to ignore norm. They are not compared."
     ) in told
+    for path in study.folder.glob("norm=layernorm*"):
+        shutil.rmtree(path)
+    findings = Findings(load(studies.folder))  # of which nothing can be compared
+    assert findings.whole.empty
+    assert "They are not compared" in page(findings)
+    assert not any(name.startswith("effects") for name, _ in all_figures(findings))
+    assert all("difference" not in text for _, text in latex_tables(findings))
 
 
 def test_norms_that_differ_in_one_pair_are_compared(studies: Studies) -> None:
     for seed in range(3):
-        studies.add("none", seed, layers={"silhouette": [0.1]})
-        studies.add("batchnorm", seed, layers={"silhouette": [0.1 + (seed == 2)]})
+        studies.add("none", seed, layers={"silhouette": [0.1]}, loss=0.1)
+        studies.add("batchnorm", seed, layers={"silhouette": [0.1 + (seed == 2)]}, loss=0.1)
     study = load(studies.folder)
     assert study.identical == {}
     assert set(effects(study)["n"]) == {3}

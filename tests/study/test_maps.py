@@ -130,7 +130,7 @@ def test_runs_beside_each_other_are_a_pair(studies: Studies) -> None:
     studies.add("batchnorm", 0, "model.depth=2")
     drawn = figures.Plot(Findings(load(studies.folder))).maps()
     assert "depth=4, seed 0" in drawn.get_suptitle()
-    assert len(drawn.axes) == 4
+    assert len(drawn.axes) == 2 * 4
 
 
 def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:

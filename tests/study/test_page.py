@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from bnstudy.study.findings import Findings
+from bnstudy.study.layers import KEYS, all_columns
 from bnstudy.study.load import load
 from bnstudy.study.page import page
-from bnstudy.study.layers import KEYS, all_columns
 from tests.study.studies import Studies
 
 MARKUP = "<img src=x onerror=alert(1)>"

@@ -90,10 +90,12 @@ def test_what_differs_besides_the_norm_is_named(studies: Studies) -> None:
             studies.add(norm, seed, *words, layers={"silhouette": [0.3 * seed + rate]})
     text = told(studies)
     assert (
-        "batchnorm is compared with none over 3 pairs of runs that also differ in learning rate 0.1 "
-        "with batchnorm, 0.01 with none; 3 seeds." in text
+        "batchnorm is compared with none over 3 pairs of runs that also differ in learning rate "
+        "0.1 with batchnorm, 0.01 with none; 3 seeds." in text
     )
-    assert "layernorm is compared with none over 3 pairs of runs that differ in nothing else" in text
+    assert (
+        "layernorm is compared with none over 3 pairs of runs that differ in nothing else" in text
+    )
     study = load(studies.folder)
     assert other_differences(study, "layernorm", "batchnorm") == (
         "learning rate 0.01 with layernorm, 0.1 with batchnorm; norm.position post with layernorm, "
@@ -117,8 +119,8 @@ def test_a_regularizer_of_another_strength_is_named(studies: Studies) -> None:
         studies.add(norm, 0, *words, layers={"silhouette": [strength]})
     text = told(studies)
     assert (
-        "over 1 pair of runs that also differ in regularizer.strength 1 with batchnorm + "
-        "activation_l1, 0.1 with none + activation_l1; 1 seed." in text
+        "over 1 pair of runs that also differ in regularizer.strength 0.1 with none + "
+        "activation_l1, 1 with batchnorm + activation_l1; 1 seed." in text
     )
 
 
