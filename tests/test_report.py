@@ -1,13 +1,16 @@
 """`python -m bnstudy.report`, and the page that a multirun ends with."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import bnstudy
 from bnstudy import report
 from bnstudy.errors import UserError
+from bnstudy.runs.record import Record, Row
 from tests.conftest import SMALL, TELL_PAGE, CommandLine
 from tests.study.studies import Studies
 from tests.test_configs import Compose
@@ -77,8 +80,105 @@ def test_runs_that_are_not_comparable_have_pages_of_their_own(
     result = command_line(str(study.folder), main=report.main)
     assert result.returncode == 0
     assert "Not comparable with the rest of the folder" in result.stdout
+    contents = (study.folder / "report" / "index.html").read_text()
     for part in ("part1", "part2"):
         assert (study.folder / "report" / part / "index.html").exists()
+        assert f'href="{part}/index.html"' in contents
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report draws one figure: all of them take long."""
+    figure = Figure()
+    monkeypatch.setattr("bnstudy.study.figures.all_figures", lambda _: [("one", figure)])
+
+
+def written(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
+    folder = study.folder / "report"
+    assert report.report(study.folder) == [folder / "index.html"]
+    whole = written(folder)
+    assert {"figures/one.pdf", "tables/effects.csv"} <= whole
+    (folder / "figures" / "mine.pdf").write_text("a user's own")
+    (folder / "part1").mkdir()
+    (folder / "part1" / "notes.txt").write_text("a user's own")
+    own = {"figures/mine.pdf", "part1/notes.txt"}
+
+    other = study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
+    pages = report.report(study.folder)
+    assert [path.relative_to(folder).as_posix() for path in pages] == [
+        "index.html",
+        "part1/index.html",
+        "part2/index.html",
+    ]
+    of_part = "part1/tables/effects.csv"
+    assert own | {of_part} <= written(folder)
+    assert not {"figures/one.pdf", "tables/effects.csv"} & written(folder)
+
+    shutil.rmtree(other.folder)
+    assert report.report(study.folder) == [folder / "index.html"]
+    assert written(folder) == whole | own
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_page_alone_leaves_no_figures_of_an_earlier_state(study: Studies) -> None:
+    folder = study.folder / "report"
+    report.report(study.folder)
+    study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
+    TELL_PAGE(study.folder)
+    assert written(folder) == {
+        ".bnstudy-report.json",
+        *("index.html", "part1/index.html", "part2/index.html"),
+    }
+
+
+def test_where_no_run_has_a_result_there_is_no_page(
+    study: Studies, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.write_page(study.folder)
+    for path in study.folder.glob("*/metrics.parquet"):
+        path.unlink()
+    TELL_PAGE(study.folder)
+    assert "Report   none: " in capsys.readouterr().out
+    assert written(study.folder / "report") <= {".bnstudy-report.json"}
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "measured", "version", "maps", "nothing"])
+def test_what_a_page_is_made_of_decides_whether_it_is_written_again(
+    study: Studies, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (page,) = report.write_page(study.folder)
+    before = page.stat().st_mtime_ns
+    record = Record.read(next(path.parent for path in study.folder.glob("*/run.json")))
+    match change:
+        case "added":
+            study.add("layernorm", 0, layers={"silhouette": [0.3, 0.4]})
+        case "removed":
+            shutil.rmtree(record.folder)
+        case "measured":
+            record.add_rows([Row(5, 9, "train", 0, "block01", "act", "hoyer", 0.5, None)])
+        case "version":
+            monkeypatch.setattr(bnstudy, "__version__", "99.0.0")
+        case "maps":
+            record.maps_path.write_bytes(b"damaged, which is said")
+    assert report.current_pages(study.folder) == [page]
+    assert (page.stat().st_mtime_ns == before) == (change == "nothing")
+
+
+def test_a_page_of_a_version_that_listed_no_files_is_replaced(study: Studies) -> None:
+    folder = study.folder / "report"
+    for name in ("part1", "part2"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "index.html").write_text("Written by bnstudy 0.1.0")
+    (folder / "part3").mkdir()
+    (folder / "part3" / "index.html").write_text("a user's own")
+    report.write_page(study.folder)
+    expected = {".bnstudy-report.json", "index.html", "part3/index.html"}
+    assert written(folder) == expected
 
 
 @pytest.mark.parametrize(

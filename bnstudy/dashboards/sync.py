@@ -214,13 +214,24 @@ def _complete(
 
 
 def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
-    """Upload a study's report page, where there is one, as an artifact of a run of its own."""
+    """Upload a study's report, if it has one, as an artifact of a run of its own.
+
+    A report that is out of date is written again first; a page that bnstudy did not write is
+    uploaded as it is.
+    """
     page = study / PAGE
     if not page.exists():
         return
     import wandb
 
-    content = hashlib.sha256(page.read_bytes()).hexdigest()
+    from bnstudy.report import current_pages, is_report  # they take a moment
+
+    try:
+        pages = current_pages(study) if is_report(page) else [page]
+    except UserError as error:
+        console.print(f"{page}: not uploaded; {str(error).splitlines()[0]}")
+        return
+    content = hashlib.sha256(b"".join(path.read_bytes() for path in pages)).hexdigest()
     entity, name = project.split("/")
     run_id = f"report-{hashlib.sha256(study.resolve().name.encode()).hexdigest()[:8]}"
     served = find_run(api, f"{project}/{run_id}")
@@ -242,9 +253,18 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
             settings=wandb.Settings(**settings, x_disable_stats=True, x_save_requirements=False),
         )
         artifact = wandb.Artifact(f"report-{study.resolve().name}", type="report")
-        artifact.add_file(str(page), name="report.html")
+        for path in pages:
+            name_there = path.relative_to(page.parent).as_posix() if pages[1:] else "report.html"
+            artifact.add_file(str(path), name=name_there)
         run.log_artifact(artifact)
-        run.log({"report": wandb.Html(page.read_text(), inject=False)})
+        # The page that leads to several is of no use without the folders beside it.
+        shown = pages[1:] or pages
+        run.log({_name(path, page): wandb.Html(path.read_text(), inject=False) for path in shown})
         run.summary["page"] = content
         run.finish()
     console.print(f"{page}: uploaded")
+
+
+def _name(path: Path, page: Path) -> str:
+    """Under which name W&B shows a page: report, or report/part1."""
+    return (Path("report") / path.parent.relative_to(page.parent)).as_posix()

@@ -44,7 +44,7 @@ SHOWN = """
     select grid, treatment, split, metric, layer, value
     from final join runs using (cell)
     where layer_index < 0 or split = 'train'
-    order by site, layer_index, layer, cell
+    order by site, position, layer, cell
 """
 
 
@@ -55,10 +55,18 @@ def show(folder: Path, console: Console) -> None:
     for remark in runs.loc[runs["status"] == UNREADABLE, "remark"]:
         console.print(remark, style="red")
     if len(study.results):
-        table = _table(study)
-        # Whole also where the terminal is narrow or there is none.
-        width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-        Console(file=console.file, width=max(console.width, width)).print(table)
+        for part in study.parts:
+            if len(study.parts) > 1:
+                told = (
+                    f"{_count(len(part.results), 'run')} of {part.what}, comparable with no others:"
+                )
+                console.print(told, style="yellow", soft_wrap=True, highlight=False)
+            table = _table(part)
+            # Whole also where the terminal is narrow or there is none.
+            width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+            Console(file=console.file, width=max(console.width, width)).print(table)
+        if duplicates := study.runs["duplicate_of"].notna().sum():
+            console.print(f"{_count(duplicates, 'run')} that repeat others are not counted again.")
         console.print(
             "Layers: representations of the training split's probe set. "
             "* the better mean by the metric's direction; no test of significance.",
@@ -95,7 +103,7 @@ def _table(study: Study) -> Table:
         table.add_section()
         cells = [(grid, treatment) for treatment in treatments]
         where = Text(grid or f"{results['last_epoch'].max():.0f} epochs", "bold")
-        table.add_row(where, "", *(_count(runs[cell], diverged[cell]) for cell in cells))
+        table.add_row(where, "", *(_seeds(runs[cell], diverged[cell]) for cell in cells))
         shown = None
         for key, direction in _rows(dict.fromkeys(key for *_, key in values), study.directions):
             split, metric, layer = key
@@ -127,8 +135,12 @@ def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[
     return [*performance, *layers]
 
 
-def _count(runs: int, diverged: int) -> str:
-    count = f"{runs} seed{'s' if runs != 1 else ''}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _seeds(runs: int, diverged: int) -> str:
+    count = _count(runs, "seed")
     return f"{count}, {diverged} diverged" if diverged else count
 
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from bnstudy.errors import UserError
 from bnstudy.study.drawing import STYLE
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
-from bnstudy.study.statistics import CONFIDENCE, Numbers, of_activations, wide
+from bnstudy.study.layers import Numbers, of_activations, wide
+from bnstudy.study.statistics import CONFIDENCE
 
 WIDTH = 6.75  # inches, of two columns
 MOST_METRICS = 2  # of a family, that are drawn over the layers
@@ -43,23 +44,28 @@ class Plot:
         }
 
     @mpl.rc_context(STYLE)
-    def layers(self, metric: str, split: str = "train") -> Figure:
+    def layers(self, metric: str, split: str = "train", depth: int | None = None) -> Figure:
         """A metric over the layers: means and standard deviations, and paired differences.
 
         Args:
             metric: Its name.
             split: Whose probe set.
+            depth: Depth of the networks that are shown, layer by layer; None: all networks, at
+                relative depth where they have different numbers of layers.
         """
         found = self.findings
+        averages, effects = (
+            (found.averages, found.whole) if depth is None else found.of_depth(depth)
+        )
         figure = Figure((WIDTH, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        last = _of_layers(found.averages, metric, split)
+        last = _of_layers(averages, metric, split)
         for name, table in last.groupby("treatment"):
             left.errorbar(
                 table["place"], table["mean"], table["sd"], label=name, **self.looks[str(name)]
             )
         left.set(title=f"mean ± standard deviation, {_told_n(last)}", ylabel=metric)
-        differences = _of_layers(found.whole, metric, split)
+        differences = _of_layers(effects, metric, split)
         right.axhline(0, color="0.5", linewidth=0.8)
         if differences.empty:
             right.set_title("one treatment: there are no differences")
@@ -222,16 +228,17 @@ class Plot:
         pair = table.groupby("pair", sort=False)["treatment"].nunique().idxmax()
         table = table[table["pair"] == pair]
         names = [name for name in self.looks if (table["treatment"] == name).any()]
-        places = list(dict.fromkeys(table.sort_values("place_index", kind="stable")["place"]))
-        chosen = [places[i] for i in _spread(len(places), MOST_PLACES)]
+        columns = min(MOST_PLACES, table["layers"].max())
         what = table["split"] + " split, epoch " + table["epoch"].astype(str)
         figure = Figure((WIDTH, 0.4 + 1.6 * len(names)), layout="constrained")
-        panels = figure.subplots(len(names), len(chosen), squeeze=False)
+        panels = figure.subplots(len(names), columns, squeeze=False)
         for row, name in zip(panels, names, strict=True):
             of_run = table["treatment"] == name
-            for ax, place in zip(row, chosen, strict=True):
-                _map(ax, table[of_run & (table["place"] == place)], table["label"].max())
-                ax.set_title(f"{name}, {place}")
+            positions = _spread(table.loc[of_run, "layers"].max(), columns)
+            for ax, position in zip(row, positions, strict=False):
+                samples = table[of_run & (table["position"] == position + 1)]
+                _map(ax, samples, table["label"].max())
+                ax.set_title(f"{name}, {samples['layer'].iloc[0]}")
             if what.nunique() > 1:
                 row[0].set_ylabel(what[of_run].iloc[0])
         run = self.findings.study.results.set_index("cell").loc[table["cell"].iloc[0]]
@@ -285,11 +292,14 @@ def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
         there = [metric for metric in metrics if metric in measured]
         for metric in there[:MOST_METRICS]:
             yield f"layers-{metric}", plot.layers(metric)
+            for depth in findings.depths:
+                yield f"layers-{metric}-depth{depth}", plot.layers(metric, depth=depth)
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)
             yield f"accuracy-{metric}", plot.against_accuracy(metric)
+    compared = set(findings.whole["treatment"]) if len(findings.whole) else ()
     for treatment in findings.study.treatments if measured else []:
-        if treatment != findings.baseline:
+        if treatment in compared:
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
     for method, site in findings.maps[["method", "site"]].drop_duplicates().itertuples(index=False):

@@ -5,7 +5,9 @@ from itertools import combinations
 
 import pandas as pd
 
+from bnstudy.study.fairness import all_other_differences
 from bnstudy.study.generalization import interventions, mediation, relations
+from bnstudy.study.layers import all_columns
 from bnstudy.study.load import NAMES, Study
 from bnstudy.study.maps import maps
 from bnstudy.study.statistics import averages, curves, effects, factors
@@ -41,6 +43,11 @@ class Findings:
         self.axes = axes_of(study)
 
     @cached_property
+    def other_differences(self) -> list[str]:
+        """What runs of a pair differ in besides the norm, of each comparison that has such."""
+        return all_other_differences(self.study, self.baseline)
+
+    @cached_property
     def averages(self) -> pd.DataFrame:
         """Of `bnstudy.study.statistics.averages`, over all runs, after the last epoch."""
         return averages(self.study)
@@ -73,6 +80,30 @@ class Findings:
         return pd.concat(
             [self.whole.assign(**dict.fromkeys(self.axes)), *at_points], ignore_index=True
         )
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """Depths of networks that differ in their numbers of layers; empty where none do."""
+        keys = all_columns(self.study)[0]
+        is_mixed = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
+        if not is_mixed or "depth" not in self.axes:
+            return []
+        return sorted(map(int, self.study.results["depth"].unique()))
+
+    @cached_property
+    def _averages_of_depths(self) -> pd.DataFrame:
+        return averages(self.study, by=["depth"])
+
+    def of_depth(self, depth: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The averages and effects of networks of one depth, whatever else they differ in.
+
+        Args:
+            depth: One of `depths`.
+        """
+        means, effects = self._averages_of_depths, self.effects
+        others = [axis for axis in self.axes if axis != "depth"]
+        alone = effects[others].isna().all(axis=1)
+        return means[means["depth"] == depth], effects[(effects["depth"] == depth) & alone]
 
     @cached_property
     def curves(self) -> pd.DataFrame:

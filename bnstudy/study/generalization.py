@@ -13,19 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from bnstudy.study.layers import Indices, Numbers, layer_means, wide
 from bnstudy.study.load import NAMES, Study
-from bnstudy.study.statistics import (
-    CONFIDENCE,
-    Indices,
-    Numbers,
-    effects,
-    interval,
-    mean,
-    of_activations,
-    pairs,
-    resample,
-    wide,
-)
+from bnstudy.study.statistics import CONFIDENCE, effects, interval, mean, pairs, resample
 
 TARGETS = ("test accuracy", "generalization gap")  # the gap: train less test accuracy
 
@@ -75,16 +65,18 @@ def relations(study: Study) -> pd.DataFrame:
           away, given up to two axes' values of both runs; of more than 200 runs, 200 are drawn.
           cmi_null: what 95 of 100 random orders stay below. It is not 0, more so in small studies.
     """
+    # Of treatments that are the same, digit for digit, one counts.
+    results = study.results[~study.results["treatment"].isin(study.identical)]
     keys, values = wide(study)
+    values = values[results.index]
     layers = np.flatnonzero(keys["place_index"] > 0)
-    results = study.results
     axes = pd.DataFrame({"treatment": results["treatment"]})
     for key in study.design.grid:
         axes[key] = results[NAMES.get(key, key)].astype(str)
     axes = axes.loc[:, axes.nunique() > 1]
     if not layers.size or len(results) < 2:
         return pd.DataFrame()
-    goals, tables = targets(study), []
+    goals, tables = targets(study).loc[results.index], []
     for name in TARGETS:
         goal = goals[name].to_numpy(float)
         metrics = np.where(np.isfinite(values[:, layers]), values[:, layers], np.nan)
@@ -161,7 +153,9 @@ def _conditional_mutual_information(
         runs = np.sort(generator.choice(runs, MOST_RUNS, replace=False))
     if len(np.unique(goal[runs])) < 2:
         return np.full(metrics.shape[1], np.nan), np.nan
-    codes = axes.iloc[runs].apply(lambda column: pd.factorize(column)[0]).to_numpy()
+    codes = np.zeros((len(runs), axes.shape[1]), dtype=np.intp)
+    for number, name in enumerate(axes):
+        codes[:, number] = pd.factorize(axes[name].iloc[runs])[0]
     first, second = np.nonzero(~np.eye(len(runs), dtype=bool))
     ordered = goal[runs][first] != goal[runs][second]
     first, second = first[ordered], second[ordered]
@@ -248,10 +242,7 @@ def mediation(
     """
     baseline = study.baseline(baseline)
     through = mediators(study) if through is None else through
-    keys, values = wide(study)
-    of_metric = {
-        name: values[:, _columns_of(keys, metric)].mean(axis=1) for name, metric in through.items()
-    }
+    of_metric = {name: layer_means(study, metric) for name, metric in through.items()}
     routes: list[tuple[str, list[str]]] = [(name, [name]) for name in through]
     if len(through) > 1:
         routes.append(("both", list(through)))
@@ -284,12 +275,6 @@ def mediation(
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def _columns_of(keys: pd.DataFrame, metric: str) -> pd.Index:
-    """Those of a metric of the layers' activations, on the training split's probe set."""
-    measured = keys[(keys["split"] == "train") & (keys["metric"] == metric)]
-    return measured.index[of_activations(measured)]
 
 
 @lru_cache(maxsize=1)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
+import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from bnstudy.config import OF_EACH_NORM
 from bnstudy.errors import UserError
-from bnstudy.runs.identity import essence
+from bnstudy.runs.identity import ADDED, essence
 from bnstudy.runs.record import Record
 
 if TYPE_CHECKING:
@@ -26,7 +28,18 @@ TREATMENT = ("norm.", "regularizer.")  # keys of what is compared
 
 BASELINES = ("none", "batchnorm")  # which is compared with, unless one is asked for
 
+SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in OF_EACH_NORM))
+
+# Options of all runs that older ones do not name, with the value that this means.
+ADDED_TO_ALL = {key: value for key, value in ADDED.items() if not key.startswith(TREATMENT)}
+
 NAMES = {"model.depth": "depth", "model.width": "width", "optim.lr": "lr"}  # of columns
+
+# Keys that do not belong to a run's identity and that may differ within a pair: they change no
+# result but for rounding.
+EXECUTION = ("trainer.accelerator", "trainer.benchmark", "trainer.compile", "trainer.strategy")
+
+MIN_REPEATED = 20  # numbers, without which two runs are not taken for the same observation
 
 UNREADABLE = "unreadable"  # the status of a run whose run.json says nothing
 
@@ -39,13 +52,28 @@ ROWS = """
     from files join runs on runs.path = files.filename
 """
 
-# The numbers of each run's last epoch, with their places. DuckDB looks for the epochs of a join
-# while it reads the files, and passes over the rest.
-LAST = f"select * exclude (epoch, is_last, step) from ({ROWS} and epoch = last_epoch)"
+# What another version measured in a run of this one: null stands for all metrics, splits, sites.
+OTHER_VERSIONS = """
+    create table other_versions (
+        cell varchar, epoch integer, metrics varchar[], splits varchar[], sites varchar[]
+    )
+"""
+OF_THIS_VERSION = """
+    where not exists (
+        from other_versions as other
+        where other.cell = measured.cell and other.epoch = measured.epoch
+              and (other.metrics is null or list_contains(other.metrics, measured.metric))
+              and (other.splits is null or list_contains(other.splits, measured.split))
+              and (other.sites is null or list_contains(other.sites, measured.site))
+    )
+"""
+
+# The numbers of each run's last epoch, with their layers. DuckDB looks for the epochs while it
+# reads the files, and passes over the rest.
+LAST = "select * exclude (epoch, is_last, step)"
 FINAL = """
-    select last.*, relative_depth, coalesce(place_index, 0) as place_index,
-           coalesce(place, last.layer) as place
-    from last left join places using (cell, layer)
+    select last.*, layers.* exclude (cell, site, layer)
+    from last left join layers using (cell, layer)
 """
 
 
@@ -96,27 +124,39 @@ class Study:
             - own: what the treatment has one value of, such as a learning rate, in words;
             - pair: the same number for runs that differ in nothing but the treatment;
               grid: their point of the grid in words, all but the seed; part: see `parts`;
-            - status, ended (completed or diverged, its table there: it is among the results),
-              remark (such as why it is not), attempts, failures, seconds, measure_seconds;
+            - status, ended (completed or diverged, its table there), remark (such as why it is not
+              among the results), attempts, failures, seconds, measure_seconds;
+            - duplicate_of: the cell of the run that this one repeats, which counts in its place;
             - last_epoch, and the final numbers: train_loss, test_accuracy, ...;
             - commit, dirty, version, torch, python, processor, gpus, threads, host, data_sha256,
               probe.
         design: What they differ in.
         directions: By metric, which values are better: higher, lower or None.
+        settings: By cell, the settings by which runs of a pair may differ besides the norm.
+        other_versions: By cell, the rows of its table that another version of bnstudy measured, as
+            in `Record.other_versions`; they are in none of the tables.
     """
 
     def __init__(
-        self, folder: Path, runs: pd.DataFrame, design: Design, directions: dict[str, str | None]
+        self,
+        folder: Path,
+        runs: pd.DataFrame,
+        design: Design,
+        directions: dict[str, str | None],
+        settings: Mapping[str, Mapping[str, Any]],
+        other_versions: Mapping[str, Sequence[Mapping[str, Any]]],
     ) -> None:
         self.name = folder.name
         self.folder = folder
         self.runs = runs
         self.design = design
         self.directions = directions
+        self.settings = settings
+        self.other_versions = other_versions
 
     @cached_property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """A database with the tables `runs`, `rows`, `places` and `final`; see `query`."""
+        """A database with the tables `runs`, `rows`, `layers` and `final`; see `query`."""
         connection = duckdb.connect()
         connection.register("described", self.runs)
         connection.execute("create table runs as from described")
@@ -127,11 +167,26 @@ class Study:
                 "Run the same command of bnstudy.train again; it goes on where it was interrupted"
             )
         connection.read_parquet(tables, filename=True).create_view("files")
-        connection.execute(f"create view rows as {ROWS}")
-        connection.execute(f"create table last as {LAST}")
-        connection.execute(f"create table places as {places_of('last')}")
+        condition = ""
+        if others := self._rows_of_other_versions():
+            connection.execute(OTHER_VERSIONS)
+            connection.executemany("insert into other_versions values (?, ?, ?, ?, ?)", others)
+            condition = OF_THIS_VERSION
+        connection.execute(f"create view rows as from ({ROWS}) as measured {condition}")
+        last = f"from ({ROWS} and epoch = last_epoch) as measured {condition}"
+        connection.execute(f"create table last as {LAST} {last}")
+        connection.execute(f"create table layers as {layers_of('last')}")
         connection.execute(f"create view final as {FINAL}")
         return connection
+
+    def _rows_of_other_versions(self) -> list[tuple[Any, ...]]:
+        """Rows of the table `other_versions`."""
+        return [
+            (cell, epoch, rows["metrics"], rows["splits"], rows["sites"])
+            for cell in set(self.results["cell"]) & self.other_versions.keys()
+            for rows in self.other_versions[cell]
+            for epoch in rows["epochs"]
+        ]
 
     def query(self, sql: str, **parameters: Any) -> pd.DataFrame:
         """The answer to a question in SQL.
@@ -139,10 +194,10 @@ class Study:
         Args:
             sql: It reads these tables. `runs`. `rows`, the long table of the runs that have ended:
                 cell, epoch, is_last, step, split, site, layer_index, layer, metric, value, reason.
-                `places`: cell, site, layer, relative_depth, place, place_index. A place is the name
-                of a layer, where all runs have the same layers; otherwise one of as many stretches
-                of relative depth as the shallowest network has layers. `final`, the last epochs:
-                the columns of both, where it is not a layer's with layer_index -1, place_index 0.
+                `layers`: cell, site, layer, position (from 1, among the layers of that site),
+                layers (how many the site has), relative_depth (0: the first one, 1: the last one).
+                `final`, the last epochs: the columns of both; numbers of the whole model have
+                layer_index -1 and no position.
             parameters: The values of `$name` in it.
         """
         return self.connection.execute(sql, parameters or None).df()
@@ -217,14 +272,52 @@ class Study:
         first part.
         """
         return [
-            Study(self.folder, self.runs[self.runs["part"] == part], self.design, self.directions)
+            Study(
+                self.folder,
+                self.runs[self.runs["part"] == part],
+                self.design,
+                self.directions,
+                self.settings,
+                self.other_versions,
+            )
             for part in sorted(self.runs["part"].unique())
         ]
 
     @property
     def results(self) -> pd.DataFrame:
-        """The runs that have ended: completed, or diverged."""
-        return self.runs[self.runs["ended"]].reset_index(drop=True)
+        """The runs that have ended, completed or diverged, each of them once."""
+        counted = self.runs["ended"] & self.runs["duplicate_of"].isna()
+        return self.runs[counted].reset_index(drop=True)
+
+    @cached_property
+    def identical(self) -> dict[str, str]:
+        """Treatments all of whose pairs with an earlier treatment are the same, digit for digit.
+
+        By treatment, the first one that it is the same as. Such runs say nothing of the treatment:
+        the network seems to ignore it. Only runs whose loss is known are looked at: other numbers
+        are equal by chance.
+        """
+        results = self.results
+        found: dict[str, str] = {}
+        for treatment in self.treatments:
+            for earlier in self.treatments[: self.treatments.index(treatment)]:
+                one, other = (
+                    results[results["treatment"] == name] for name in (earlier, treatment)
+                )
+                pairs = one.merge(other, on="pair", suffixes=("", "_other"))
+                numbers = _final_numbers(one)
+                ours = pairs[numbers].to_numpy(float)
+                theirs = pairs[[f"{name}_other" for name in numbers]].to_numpy(float)
+                if (
+                    "train_loss" in numbers
+                    and pairs["train_loss"].notna().any()
+                    and earlier not in found
+                    and np.array_equal(ours, theirs, equal_nan=True)
+                    and all(map(_are_identical, pairs["path"], pairs["path_other"]))
+                ):
+                    found[treatment] = earlier
+                    break
+        return found
 
     @property
     def what(self) -> str:
@@ -288,6 +381,8 @@ def load(folder: Path | str) -> Study:
     redefined = {metric for metric, found in directions.items() if len(found) > 1}
     runs = pd.DataFrame([_row(run, design, redefined) for run in read])
     runs["pair"] = pd.factorize(runs["pair"])[0]
+    _mark_duplicates(runs, [run.identity for run in read])
+    _mark_repetitions(runs)
     parts = runs.loc[runs["ended"], "comparable"].value_counts().index
     runs["part"] = parts.get_indexer(runs["comparable"]).clip(min=0)
     for column in runs.columns[[dtype.kind == "O" for dtype in runs.dtypes]]:
@@ -295,46 +390,36 @@ def load(folder: Path | str) -> Study:
         if words.any() and column in design.grid:  # numbers and words
             runs[column] = runs[column].map(str)
     return Study(
-        folder, runs, design, {metric: next(iter(found)) for metric, found in directions.items()}
+        folder,
+        runs,
+        design,
+        {metric: next(iter(found)) for metric, found in directions.items()},
+        {run.facts["cell"]: run.settings for run in read},
+        {run.facts["cell"]: run.other_versions for run in read if run.other_versions},
     )
 
 
-def places_of(table: str) -> str:
-    """A query for the places of layers.
+def layers_of(table: str) -> str:
+    """A query for the layers of each run, in the order of computation, each site by itself.
 
-    A layer's place is its name, where all runs have the same layers; otherwise its relative depth.
-    The places are as many as the shallowest network has layers: in a network of L layers the i-th,
-    counted from 1, has the depth i/L, and belongs to the place ceil(i/L * fewest). The layers of a
-    site are counted by themselves: their indices depend on which others were read with them.
+    Layers' indices depend on which others were read with them, their order does not.
 
     Args:
         table: Which has the layers: cell, site, layer_index, layer.
 
     Returns:
-        In SQL: cell, site, layer, relative_depth, place_index, place.
+        In SQL: cell, site, layer, position, layers, relative_depth; see `Study.query`.
     """
     return f"""
-        with layers as (
+        with listed as (
             select cell, site, layer, min(layer_index) as layer_index
             from {table} where layer_index >= 0 group by all
-        ),
-        positions as (
-            select *, row_number() over (partition by cell, site order by layer_index) as position,
-                   count(*) over (partition by cell, site) as layers
-            from layers
-        ),
-        sites as (
-            select site, min(layers) as fewest,
-                   min(layers) = max(layers) and count(distinct layer) = max(layers) as same
-            from positions group by site
         )
-        select cell, site, layer, position / layers as relative_depth,
-               (position * fewest + layers - 1) // layers as place_index,
-               case when same then layer
-                    else concat('depth ', round(100 * place_index / fewest)::int, ' %',
-                                case when site = 'act' then '' else ' ' || site end)
-               end as place
-        from positions join sites using (site)
+        select cell, site, layer,
+               row_number() over (partition by cell, site order by layer_index, layer) as position,
+               count(*) over (partition by cell, site) as layers,
+               case when layers = 1 then 1 else (position - 1) / (layers - 1) end as relative_depth
+        from listed
     """
 
 
@@ -343,27 +428,34 @@ class _Run(NamedTuple):
 
     Attributes:
         facts: Columns of `Study.runs`.
-        config: Of `bnstudy.runs.identity.essence`; empty where it cannot be read.
+        config: Of `bnstudy.runs.identity.essence`, and options that were added since the run, with
+            the value that their absence means; empty where it cannot be read.
         directions: Of its metrics.
+        settings: As in `Study`.
+        other_versions: As in `Study`.
+        identity: SHA-256 that its record has.
     """
 
     facts: dict[str, Any]
     config: dict[str, Any]
     directions: dict[str, str | None]
+    settings: dict[str, Any]
+    other_versions: list[dict[str, Any]]
+    identity: str
 
 
 def _read(folder: Path) -> _Run:
     try:
         record = Record.read(folder)
-        config = essence(record.description["config"])
+        config = ADDED_TO_ALL | essence(record.description["config"])
     except (UserError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
-        return _Run(facts, {}, {})
+        return _Run(facts, {}, {}, {}, [], "")
     whole = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
     attempts, environment, data = whole["attempts"], whole["environment"], whole.get("data", {})
-    ended = record.has_ended
+    ended, others = record.has_ended, record.other_versions()
     packages, git = environment.get("packages", {}), environment.get("git") or {}
     facts = {
         "cell": folder.name,
@@ -376,7 +468,8 @@ def _read(folder: Path) -> _Run:
         "data": config.get("data.name", whole["choices"].get("data")),
         **{name: config.get(key) for key, name in NAMES.items()},
         "status": whole["status"],
-        "remark": _remark(record, ended),
+        "remark": "; ".join(filter(None, [_remark(record, ended), *map(_left_out, others)]))
+        or None,
         "ended": ended,
         "attempts": len(attempts),
         "failures": record.failures,
@@ -387,6 +480,7 @@ def _read(folder: Path) -> _Run:
         "commit": git.get("commit"),
         "dirty": git.get("dirty"),
         "version": packages.get("bnstudy"),
+        "comparable": record.version,
         "torch": packages.get("torch"),
         "python": environment.get("python"),
         "processor": environment.get("processor"),
@@ -396,7 +490,101 @@ def _read(folder: Path) -> _Run:
         "data_sha256": data.get("sha256"),
         "probe": " + ".join(f"{size} {split}" for split, size in data.get("probe", {}).items()),
     }
-    return _Run(facts, config, whole.get("metrics", {}))
+    settings = {key: value for key, value in config.items() if key.startswith(SETTINGS)}
+    for key in EXECUTION:
+        group, _, name = key.partition(".")
+        settings[key] = whole["config"][group].get(name)
+    return _Run(facts, config, whole.get("metrics", {}), settings, others, whole["identity"])
+
+
+def _left_out(rows: Mapping[str, Any]) -> str:
+    """A remark about rows that another version measured."""
+    metrics = ", ".join(rows["metrics"] or ["all numbers"])
+    epochs = ", ".join(map(str, rows["epochs"]))
+    return f"left out, as measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
+
+
+def _mark_duplicates(runs: pd.DataFrame, identities: Sequence[str]) -> None:
+    """Find copies of a run, and runs that were trained again in another folder.
+
+    Of several runs with the same configuration and seed, on the same data, the one that counts has
+    ended, or completed rather than diverged; then it is the one whose folder has the name that its
+    identity gives it; then the first one by name.
+    """
+    runs["duplicate_of"] = None
+    order = pd.DataFrame(
+        {
+            "ended": ~runs["ended"],
+            "completed": runs["status"] != "completed",
+            "named": [
+                not cell.endswith(identity[:8])
+                for cell, identity in zip(runs["cell"], identities, strict=True)
+            ],
+            "cell": runs["cell"],
+        }
+    ).sort_values(["ended", "completed", "named", "cell"])
+    ordered = runs.loc[order.index]
+    known = ordered[ordered["comparable"] != ""]
+    for _, same in known.groupby(["treatment", "pair", "comparable"], sort=False):
+        first, *others = same.index
+        _mark(runs, others, first, "the same run as {}, which counts in its place")
+
+
+def _mark_repetitions(runs: pd.DataFrame) -> None:
+    """Find runs of a treatment whose numbers are another run's, digit for digit.
+
+    What they differ in, such as the seed, had no effect: they are one observation. Few numbers may
+    be equal by chance, accuracies above all.
+    """
+    numbers = _final_numbers(runs)
+    if "train_loss" not in numbers:
+        return
+    counted = runs[runs["ended"] & runs["duplicate_of"].isna() & runs["train_loss"].notna()]
+    ordered = counted.sort_values(["grid", "seed", "cell"], kind="stable")
+    for _, same in ordered.groupby(["treatment", "comparable", *numbers], dropna=False, sort=False):
+        first, *others = same.index
+        paths = same["path"].astype(str)
+        repeated = [
+            other for other in others if _are_identical(paths[first], paths[other], MIN_REPEATED)
+        ]
+        _mark(runs, repeated, first, "its numbers are all those of {}, as which it counts")
+
+
+def _mark(runs: pd.DataFrame, duplicates: list[int], first: int, remark: str) -> None:
+    if duplicates:
+        cell = str(runs.at[first, "cell"])
+        runs.loc[duplicates, "duplicate_of"] = cell
+        runs.loc[duplicates, "remark"] = [
+            f"{earlier}; {remark.format(cell)}" if isinstance(earlier, str) else remark.format(cell)
+            for earlier in runs.loc[duplicates, "remark"]
+        ]
+
+
+def _final_numbers(runs: pd.DataFrame) -> list[str]:
+    return [name for name in map(str, runs) if name.endswith(("_loss", "_accuracy"))]
+
+
+def _are_identical(table: str, other_table: str, min_numbers: int = 1) -> bool:
+    """Whether all numbers that two long tables have in common are the same, digit for digit.
+
+    Numbers before training are left out. What only one table has was measured later.
+
+    Args:
+        table: Path of the one.
+        other_table: Path of the other.
+        min_numbers: How many finite ones besides accuracies they must have in common.
+    """
+    keys = ["epoch", "split", "site", "layer", "metric"]
+    one, other = (
+        pq.read_table(path, columns=[*keys, "value"]).to_pandas().fillna({"site": ""})
+        for path in (table, other_table)
+    )
+    both = one.merge(other, on=keys)
+    both = both[both["epoch"] > 0]
+    telling = np.isfinite(both["value_x"]) & (both["metric"] != "accuracy")
+    return bool(telling.sum() >= min_numbers) and np.array_equal(
+        both["value_x"], both["value_y"], equal_nan=True
+    )
 
 
 def _remark(record: Record, ended: bool) -> str | None:
@@ -419,7 +607,7 @@ def _remark(record: Record, ended: bool) -> str | None:
 
 def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
     """A row of `Study.runs`."""
-    facts, config, directions = run
+    facts, config, directions = run.facts, run.config, run.directions
     if not config:
         return facts | {"comparable": ""}
     options = _told(config, [key for key in design.options if key in config])
@@ -431,7 +619,7 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
     changed = {metric: directions[metric] for metric in redefined & directions.keys()}
     comparable = (
         f"{facts['data']} (SHA-256 {str(facts['data_sha256'])[:12]}), probe of "
-        f"{facts['probe'] or 'unknown size'}, bnstudy {facts['version']}"
+        f"{facts['probe'] or 'unknown size'}, bnstudy {facts['comparable']}"
     ) + "".join(f", {metric}: {direction}" for metric, direction in sorted(changed.items()))
     return {
         **facts,

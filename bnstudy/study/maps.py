@@ -6,21 +6,17 @@ import pandas as pd
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import MAPS, MAPS_SCHEMA, read_maps
-from bnstudy.study.load import Study, places_of
+from bnstudy.study.load import Study, layers_of
 from bnstudy.terminal import console
 
 MOST_PICTURES = 300  # of a layer by a method, in each 1,000 samples unless others were asked for
 
 NAMED = ["cell", "treatment", "pair", "seed"]  # columns of the runs
 
-# Of several layers at one place the last one is taken.
-PLACED = f"""
-    select read.* exclude (layer, layer_index, number), place, place_index
-    from read join ({places_of("read")}) places using (cell, site, layer)
-    qualify row_number() over (
-        partition by cell, method, place, sample order by relative_depth desc
-    ) = 1
-    order by number, method, site, place_index, sample
+NUMBERED = f"""
+    select read.* exclude (layer_index, number), layers, position
+    from read join ({layers_of("read")}) using (cell, site, layer)
+    order by number, method, site, position, sample
 """
 
 
@@ -50,9 +46,9 @@ def maps(study: Study) -> pd.DataFrame:
 
     Returns:
         One row a sample of a map, in the order of `runs_with_maps`: cell, treatment, pair, seed,
-        epoch, split, site, method (pca, umap), place and place_index (as in `Study.query`, of the
-        layers that have maps), sample, label, class, x, y (NaN where there is no map, and reason
-        says why), share (of the variance that the plane holds; NaN of umap).
+        epoch, split, site, method (pca, umap), layer, layers and position (as in `Study.query`, of
+        the layers that have maps), sample, label, class, x, y (NaN where there is no map, and
+        reason says why), share (of the variance that the plane holds; NaN of umap).
     """
     found: list[pd.DataFrame] = []
     pictures = 0
@@ -66,12 +62,12 @@ def maps(study: Study) -> pd.DataFrame:
             break
         found += [one for one in of_pair if len(one)]
     if not found:
-        return pd.DataFrame(columns=[*NAMED, "site", "method", "place"])
+        return pd.DataFrame(columns=[*NAMED, "site", "method", "layer"])
     table = pd.concat([one.assign(number=number) for number, one in enumerate(found)])
     study.connection.register("read", table)
-    placed = study.query(PLACED)
+    numbered = study.query(NUMBERED)
     study.connection.unregister("read")
-    return placed
+    return numbered
 
 
 def _read(path: Path) -> pd.DataFrame:

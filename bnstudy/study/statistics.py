@@ -8,20 +8,15 @@ alone.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import linalg, stats
 
-from bnstudy.errors import UserError
+from bnstudy.study.layers import Indices, Mask, Numbers, all_columns, shared_columns, wide
 from bnstudy.study.load import Study
-
-Numbers = NDArray[np.float64]
-Indices = NDArray[np.intp]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2_000  # of a bootstrap
@@ -34,119 +29,6 @@ PERMUTATIONS = 999  # at most
 BLOCK = 2_000  # flips or comparisons at once, so that memory is bounded
 CACHED = 250  # comparisons that are bootstrapped at once, so that they stay in the cache
 
-KEYS = ["split", "metric", "place"]
-
-
-def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
-    """The numbers of all runs that have ended, a run a row.
-
-    Args:
-        study: Whose runs are comparable.
-        every_epoch: Those of each epoch instead of each run's last, of what the last one has.
-
-    Returns:
-        What the columns are (split, metric, site, place, place_index; epoch), activations before
-        other sites, and the numbers, runs x columns, the runs in the order of `study.results`; NaN
-        where there is none. The whole model's have the site "" and the place_index 0. A place that
-        holds several layers of a network has their mean. Both are kept: do not change them.
-
-    Raises:
-        UserError: They are not comparable.
-    """
-    if len(study.parts) > 1:
-        raise UserError(
-            f"{study.folder} holds runs that are not comparable: "
-            + " | ".join(f"{len(part.results)} runs of {part.what}" for part in study.parts)
-            + "\nLook at each of them by itself, or train them as different studies (study=NAME)"
-        )
-    return _numbers(study, every_epoch)
-
-
-@lru_cache(maxsize=2)
-def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
-    layers = study.query(
-        "select distinct split, metric, layer from final order by split desc, metric, layer"
-    ).assign(column_number=lambda table: range(len(table)))
-    runs = pd.DataFrame({"cell": study.results["cell"], "run": range(len(study.results))})
-    epochs = int(study.results["last_epoch"].max()) + 1 if every_epoch else 1
-    values = np.full((len(runs), epochs, len(layers)), np.nan)
-    measured: set[int] = set()
-    connection = study.connection
-    for name, table in (("columns", layers), ("numbers", runs)):
-        connection.register(name, table)
-    batches = connection.sql(
-        f"""
-        select (run * {epochs} + measured) * {len(layers)} + column_number as place, value, measured
-        from (select *, {"epoch" if every_epoch else 0} as measured
-              from {"rows" if every_epoch else "final"})
-        join numbers using (cell) join columns using (split, metric, layer)
-        where measured < {epochs}
-        """
-    ).to_arrow_reader(1_000_000)
-    for batch in batches:
-        values.ravel()[batch["place"].to_numpy()] = batch["value"].to_numpy()
-        measured.update(batch["measured"].unique().to_pylist())
-    there = np.array(sorted(measured))
-    keys, values = _by_place(study, layers, values, there)
-    if every_epoch:
-        keys = pd.concat([keys.assign(epoch=epoch) for epoch in there], ignore_index=True)
-    return keys, values.reshape(len(runs), -1)
-
-
-def _by_place(
-    study: Study, layers: pd.DataFrame, values: Numbers, epochs: Indices
-) -> tuple[pd.DataFrame, Numbers]:
-    """Columns of layers to columns of places, runs x epochs x columns, of these epochs."""
-    places = study.query("select distinct layer, place, place_index, site from places order by all")
-    whole = {name: name for name in set(layers["layer"]) - set(places["layer"])}  # the model's
-    listed = "select cell, list([layer, place] order by layer, place) from places group by cell"
-    of_cell = {
-        cell: tuple(map(tuple, network))
-        for cell, network in study.connection.execute(listed).fetchall()
-    }
-    networks = defaultdict(list)  # of the same layers, their runs
-    for number, cell in enumerate(study.results["cell"]):
-        networks[of_cell.get(cell, ())].append(number)
-    columns: list[dict[Any, Any]] = []  # of each network, by key
-    for network in networks:
-        place = layers["layer"].map(whole | dict(network))
-        columns.append(layers.groupby(["split", "metric", place]).indices)
-    keys = pd.DataFrame(list(dict.fromkeys(chain(*columns))), columns=KEYS)
-    for name, of_the_model in (("place_index", 0), ("site", "")):
-        of_place = dict(zip(places["place"], places[name], strict=True))
-        keys[name] = [of_place.get(place, of_the_model) for place in keys["place"]]
-    keys = keys.sort_values(
-        ["split", "metric", "site", "place_index"],  # of sites, act is the first by name
-        ascending=[False, True, True, True],
-    )
-    numbers = {key: n for n, key in enumerate(keys[KEYS].itertuples(index=False, name=None))}
-    found = np.full((len(values), len(epochs), len(keys)), np.nan)
-    every = np.arange(len(epochs))[:, None]
-    for of_key, runs in zip(columns, networks.values(), strict=True):
-        run = np.array(runs)[:, None, None]
-        here = [numbers[key] for key in of_key]
-        first = [own[0] for own in of_key.values()]
-        found[run, every, here] = values[run, epochs[:, None], first]
-        for number, own in zip(here, of_key.values(), strict=True):
-            if len(own) > 1:
-                found[runs, :, number] = values[run, epochs[:, None], own].mean(axis=2)
-    return keys.reset_index(drop=True), found
-
-
-def of_activations(table: pd.DataFrame) -> pd.Series:
-    """Which rows are of layers' activations or, of a metric that has none, of layers at any site.
-
-    What is said of a metric in a few words, or is one curve over the layers, is of these.
-
-    Args:
-        table: With the columns split, metric, place_index and site, and all rows of a metric: also
-            those that have no value.
-    """
-    layers = table["place_index"] > 0
-    activations = layers & (table["site"] == "act")
-    has_any = activations.groupby([table["split"], table["metric"]]).transform("any")
-    return activations | (layers & ~has_any)
-
 
 def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:
     """Mean and standard deviation over runs of each treatment.
@@ -157,17 +39,19 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
         by: Columns of `study.runs`, such as depth, whose values are kept apart.
 
     Returns:
-        One row each: `by`, treatment, split, metric, place, place_index, site, (epoch,) n, the runs
-        that have a finite value, mean, and sd, of n - 1 degrees of freedom.
+        One row each: `by`, treatment, split, metric, layers, place, place_index, site, (epoch,) n,
+        the runs that have a finite value, mean, and sd, of n - 1 degrees of freedom. The layers are
+        those of all runs at the point, of `shared_columns`.
     """
-    keys, values = wide(study, every_epoch=every_epoch)
+    keys, values = all_columns(study, every_epoch=every_epoch)
     tables = []
-    for point, rows in _points(study.results[[*by, "treatment"]]):
-        sample = values[rows]
-        centre = mean(sample)
-        n = np.isfinite(sample).sum(axis=0)
-        sd = spread(sample)
-        tables.append(keys.assign(**point, n=n, mean=centre, sd=sd).loc[n > 0])
+    for at, shared in _shared_columns(study, keys, by):
+        for point, rows in _points(study.results.loc[at, [*by, "treatment"]]):
+            sample = values[np.ix_(rows, shared)]
+            centre = mean(sample)
+            n = np.isfinite(sample).sum(axis=0)
+            sd = spread(sample)
+            tables.append(keys[shared].assign(**point, n=n, mean=centre, sd=sd).loc[n > 0])
     found: pd.DataFrame = pd.concat(tables, ignore_index=True)
     return found
 
@@ -180,24 +64,30 @@ class Pairs(NamedTuple):
         baseline: Rows of `Study.results`, one a pair.
         grid: The point of the grid that each pair is at.
         unpaired: How many runs of the treatment have no partner.
+        identical: How many pairs there would be, were their runs not the same, digit for digit.
     """
 
     treatment: Indices
     baseline: Indices
     grid: Indices
     unpaired: int
+    identical: int = 0
 
 
 def pairs(study: Study, treatment: str, baseline: str) -> Pairs:
-    """The pairs of runs of two treatments that differ in nothing else."""
+    """The pairs of runs of two treatments; none where they are identical (`Study.identical`)."""
     results = study.results[["treatment", "pair", "grid"]].reset_index(names="row")
     ours, theirs = (results[results["treatment"] == name] for name in (treatment, baseline))
     both = ours.merge(theirs, on="pair", suffixes=("", "_baseline")).sort_values("pair")
+    unpaired, identical = len(ours) - len(both), 0
+    if study.identical.get(treatment, treatment) == study.identical.get(baseline, baseline):
+        both, identical = both[:0], len(both)
     return Pairs(
         both["row"].to_numpy(),
         both["row_baseline"].to_numpy(),
         pd.factorize(both["grid"])[0],
-        len(ours) - len(both),
+        unpaired,
+        identical,
     )
 
 
@@ -211,8 +101,9 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
             by themselves.
 
     Returns:
-        One row a comparison: `by`, treatment, baseline, split, metric, place, place_index, site; n,
-        the pairs; undefined, the pairs left out because one of their runs has no value; diverged,
+        One row a comparison: `by`, treatment, baseline, split, metric, layers, place, place_index,
+        site (the layers are those of all runs at the point, of `shared_columns`); n, the pairs;
+        undefined, the pairs left out because one of their runs has no value; diverged,
         the pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
         difference, and low and high, its interval (`interval`); p (`sign_flip`), smallest_p that n
         pairs can give, and p_holm, corrected by Holm for all tests of a family: all treatments,
@@ -220,23 +111,31 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
         family, how many tests that is; cohens_d and rank_biserial.
     """
     baseline = study.baseline(baseline)
-    keys, values = wide(study)
+    keys, values = all_columns(study)
     diverged = study.results["status"].to_numpy() == "diverged"
     alike = defaultdict(list)  # compared at once: as many pairs at the same points of the grid
-    for number, (identity, matched) in enumerate(_comparisons(study, baseline, by)):
-        alike[matched.grid.tobytes()].append((number, identity, matched))
+    for number, (identity, matched, shared) in enumerate(_comparisons(study, keys, baseline, by)):
+        alike[matched.grid.tobytes()].append((number, identity, matched, shared))
     tables = []
     for comparisons in alike.values():
-        numbers, identities, samples = zip(*comparisons, strict=True)
-        ours = np.hstack([values[sample.treatment] for sample in samples])
-        theirs = np.hstack([values[sample.baseline] for sample in samples])
+        numbers, identities, samples, columns = zip(*comparisons, strict=True)
+        chosen = list(zip(samples, columns, strict=True))
+        ours = np.hstack([values[np.ix_(sample.treatment, shared)] for sample, shared in chosen])
+        theirs = np.hstack([values[np.ix_(sample.baseline, shared)] for sample, shared in chosen])
         lost = [
             (diverged[sample.treatment] | diverged[sample.baseline]).sum() for sample in samples
         ]
-        table = pd.concat([keys.assign(**identity) for identity in identities], ignore_index=True)
+        counts = [shared.sum() for shared in columns]
+        table = pd.concat(
+            [
+                keys[shared].assign(**identity)
+                for identity, shared in zip(identities, columns, strict=True)
+            ],
+            ignore_index=True,
+        )
         found = _compare(ours, theirs, samples[0].grid)
-        found["diverged"] = np.repeat(lost, len(keys))
-        tables.append(table.join(found).set_index(np.repeat(numbers, len(keys))))
+        found["diverged"] = np.repeat(lost, counts)
+        tables.append(table.join(found).set_index(np.repeat(numbers, counts)))
     if not tables:
         return pd.DataFrame()
     table = pd.concat(tables).sort_index(kind="stable")
@@ -245,9 +144,16 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
 
 
 def _comparisons(
-    study: Study, baseline: str, by: Sequence[str]
-) -> Iterator[tuple[dict[str, Any], Pairs]]:
-    """What is compared, point and treatments, and its pairs, their points of the grid from 0."""
+    study: Study, keys: pd.DataFrame, baseline: str, by: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], Pairs, Mask]]:
+    """What is compared, point and treatments; its pairs, their points of the grid from 0; by what.
+
+    The last is which columns all runs at the point share.
+    """
+    shared: dict[int, Mask] = {}  # by row of the results
+    for at, columns in _shared_columns(study, keys, by):
+        shared |= dict.fromkeys(at.tolist(), columns)
+    none = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments:
         if treatment == baseline:
             continue
@@ -256,7 +162,16 @@ def _comparisons(
         for point, rows in _points(points):
             grid = np.unique(matched.grid[rows], return_inverse=True)[1]
             sample = Pairs(matched.treatment[rows], matched.baseline[rows], grid, 0)
-            yield point | {"treatment": treatment, "baseline": baseline}, sample
+            identity = point | {"treatment": treatment, "baseline": baseline}
+            yield identity, sample, shared[sample.treatment[0]] if len(rows) else none
+
+
+def _shared_columns(
+    study: Study, keys: pd.DataFrame, by: Sequence[str]
+) -> Iterator[tuple[Indices, Mask]]:
+    """The rows of the results at each point, and the columns that they share."""
+    for _, rows in _points(study.results[list(by)]):
+        yield rows, shared_columns(study, keys, rows)
 
 
 def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
@@ -322,12 +237,13 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
         baseline: A treatment; None: `Study.baseline`'s choice.
 
     Returns:
-        One row a comparison: treatment, baseline, split, metric, place, place_index, site, epoch,
-        n, difference, low, high: `interval` without a bootstrap, each epoch's own, not of the
+        One row a comparison: treatment, baseline, split, metric, layers, place, place_index, site,
+        epoch (of networks with so many layers at the site, or of all, as in `all_columns`), n,
+        difference, low, high: `interval` without a bootstrap, each epoch's own, not of the
         whole curve.
     """
     baseline = study.baseline(baseline)
-    keys, values = wide(study, every_epoch=True)
+    keys, values = all_columns(study, every_epoch=True)
     tables = []
     for treatment in study.treatments:
         if treatment == baseline:

@@ -52,13 +52,19 @@ def latex_tables(findings: Findings) -> Iterator[tuple[str, str]]:
     for metric in (*SPARSITY, *CLUSTERING):
         if metric in set(findings.averages["metric"]):
             yield f"layers-{metric}", _latex(findings, (metric,), "train")
+            for depth in findings.depths:
+                yield f"layers-{metric}-depth{depth}", _latex(findings, (metric,), "train", depth)
 
 
-def _latex(findings: Findings, metrics: tuple[str, ...], split: str) -> str:
+def _latex(
+    findings: Findings, metrics: tuple[str, ...], split: str, depth: int | None = None
+) -> str:
     by = ["metric", "site", "place_index", "place"]
     averages, effects = (
         table[table["metric"].isin(metrics) & (table["split"] == split)] if len(table) else table
-        for table in (findings.averages, findings.whole)
+        for table in (
+            (findings.averages, findings.whole) if depth is None else findings.of_depth(depth)
+        )
     )
     columns = {
         (name, "mean ± SD"): _indexed(of_treatment, by).apply(_spread, axis=1)
@@ -75,6 +81,10 @@ def _latex(findings: Findings, metrics: tuple[str, ...], split: str) -> str:
     table = pd.DataFrame(columns).droplevel(["site", "place_index"])
     table.index.names = [None, None]
     caption = f"{findings.study.name}: {', '.join(metrics)}, {split} split, after the last epoch"
+    if depth is not None:
+        caption += f", networks of depth {depth}"
+    if findings.other_differences:
+        caption += f"; runs of a pair also differ in {'; '.join(findings.other_differences)}"
     text: str = table.fillna("").to_latex(
         escape=True,
         multicolumn_format="c",

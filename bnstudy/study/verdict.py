@@ -6,11 +6,14 @@ from typing import Any
 
 import pandas as pd
 
+from bnstudy.study.fairness import other_differences
 from bnstudy.study.generalization import mediators
+from bnstudy.study.layers import of_activations
 from bnstudy.study.load import Study
-from bnstudy.study.statistics import CONFIDENCE, of_activations, pairs
+from bnstudy.study.statistics import CONFIDENCE, pairs
 
 LEVEL = 1 - CONFIDENCE  # below which p is called small
+MAX_LISTED = 3  # runs that are counted once
 
 
 def verdict(
@@ -51,13 +54,33 @@ def _left_out(study: Study) -> Iterator[str]:
                 f"{diverged} of {len(runs)} runs of {treatment} diverged: they count, with what "
                 "could be measured in them."
             )
-    if missing := len(study.runs) - len(results):
+    duplicates = study.runs[study.runs["duplicate_of"].notna()]
+    if len(duplicates):
+        listed = [
+            f"{cell} (as {other})"
+            for cell, other in duplicates[["cell", "duplicate_of"]][:MAX_LISTED].to_numpy()
+        ]
+        more = len(duplicates) - len(listed)
+        yield (
+            f"{len(duplicates)} of {len(study.runs)} runs repeat others and are not counted again: "
+            f"{', '.join(listed)}{f' and {more} more' * bool(more)}."
+        )
+    if missing := len(study.runs) - len(results) - len(duplicates):
         yield f"Not in what follows: {missing} of {len(study.runs)} runs, without results."
 
 
 def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame) -> Iterator[str]:
     matched = pairs(study, treatment, baseline)
     n = len(matched.treatment)
+    if matched.identical:
+        norms = study.results.groupby("treatment")["norm"].first()
+        ignored = "norm" if norms[treatment] != norms[baseline] else "the regularizer"
+        yield (
+            f"The runs of {treatment} and {baseline} are identical, digit for digit, in all "
+            f"{_count(matched.identical, 'pair')}: the network seems to ignore {ignored}. They are "
+            "not compared."
+        )
+        return
     if n == 0:
         yield (
             f"No run of {treatment} is paired with one of {baseline}: they differ in more than "
@@ -68,9 +91,11 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
     seeds, points = rows["seed"].nunique(), rows["grid"].nunique()
     where = f" at {_count(points, 'point')} of the grid" if points > 1 else ""
     unpaired = f" ({_count(matched.unpaired, 'run')} without a partner)" * bool(matched.unpaired)
+    others = other_differences(study, treatment, baseline)
+    only = f"also differ in {others}; " if others else "differ in nothing else: "
     yield (
-        f"{treatment} is compared with {baseline} over {_count(n, 'pair')} of runs that differ in "
-        f"nothing else: {_count(seeds, 'seed')}{where}{unpaired}."
+        f"{treatment} is compared with {baseline} over {_count(n, 'pair')} of runs that {only}"
+        f"{_count(seeds, 'seed')}{where}{unpaired}."
     )
     smallest = table.loc[table["n"] == n, "smallest_p"].min()
     if smallest >= LEVEL:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bnstudy.config import resolve
 from bnstudy.runs.record import Record, Row
+from bnstudy.terms import SPLITS
 from tests.test_configs import Compose
 
 DIRECTIONS = {"silhouette": "higher", "unit_sparsity": None}
@@ -34,6 +35,7 @@ class Studies:
         features: Mapping[str, float] = {},
         accuracy: float = 0.5,
         train_accuracy: float = 1.0,
+        loss: float | None = None,
         status: str = "completed",
         data: str = "a" * 64,
         version: str = "0.1.0",
@@ -50,6 +52,7 @@ class Studies:
             features: Of each metric, its value of what the classifier reads.
             accuracy: On the test split.
             train_accuracy: On the training split.
+            loss: On both splits.
             status: Of the run; without a table where it has not ended.
             data: The data's SHA-256.
             version: Of bnstudy.
@@ -72,6 +75,8 @@ class Studies:
             Row(5, 9, "test", -1, "model", None, "accuracy", accuracy, None),
             Row(5, 9, "train", -1, "model", None, "accuracy", train_accuracy, None),
         ]
+        if loss is not None:
+            rows += [Row(5, 9, split, -1, "model", None, "loss", loss, None) for split in SPLITS]
         for key, values in layers.items():
             metric, epoch = (key, 5) if isinstance(key, str) else key
             rows += [

@@ -1,5 +1,6 @@
 """The page in a browser, as its readers see it; screenshots stay in pytest's folder."""
 
+import itertools
 import re
 import shutil
 from collections.abc import Iterator
@@ -120,12 +121,13 @@ def test_each_filter_changes_what_is_shown(page: Page, complaints: list[str]) ->
 
 def test_maps_are_of_the_chosen_layer_and_of_a_pair(page: Page) -> None:
     first = captions(page)["maps"]
-    assert first.startswith("PCA of depth 100 %, test split, epoch 2, seed 0: ")
+    assert first.startswith("PCA of block02, test split, epoch 2, seed 0: ")
     assert re.findall(r"(\w+)-depth(\d)", first) == [("none", "2"), ("batchnorm", "2")]
     page.locator("#filters select[data-choice=axis0]").select_option("4")
     of_depth = captions(page)["maps"]
+    assert of_depth.startswith("PCA of block04, test split")
     assert re.findall(r"(\w+)-depth(\d)", of_depth) == [("none", "4"), ("batchnorm", "4")]
-    page.locator("select[data-choice=map_place]").select_option("classifier.features")
+    page.locator("select[data-choice=map_layer]").select_option("classifier.features")
     assert "PCA of classifier.features" in captions(page)["maps"]
     figure = page.locator("figure[data-figure=maps]")
     expect(figure.locator(".scatterlayer .trace")).to_have_count(2 * 10)
@@ -133,6 +135,53 @@ def test_maps_are_of_the_chosen_layer_and_of_a_pair(page: Page) -> None:
     shown = figure.locator("tbody td:nth-child(4)")
     expect(shown).to_have_count(2 * 10)
     assert sum(map(int, shown.all_inner_texts())) == 2 * 100
+
+
+def rows_of(page: Page, name: str) -> dict[str, list[float]]:
+    """The numbers of a figure, by layer, of those after its name and norm."""
+    figure = page.locator(f"figure[data-figure={name}]")
+    figure.scroll_into_view_if_needed()
+    if not figure.locator("details").get_attribute("open"):
+        figure.locator("summary").click()
+    expect(figure).to_have_attribute("aria-busy", "false")
+    return {
+        row.locator("td").nth(1).inner_text(): [
+            float(cell.get_attribute("data-value") or "nan") for cell in row.locator("td").all()[2:]
+        ]
+        for row in figure.locator("tbody tr").all()
+    }
+
+
+def test_of_one_depth_its_own_layers_are_shown(
+    browser: Browser, studies: Studies, complaints: list[str]
+) -> None:
+    for seed, depth in itertools.product(range(3), (2, 4)):
+        for norm in ("none", "batchnorm"):
+            values = [0.1 * seed + 0.1 * layer for layer in range(depth)]
+            values[3:] = [value - 0.4 * (norm == "batchnorm") for value in values[3:]]
+            layers = {"unit_sparsity": values, ("unit_sparsity", 0): values}
+            studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=seed / 10)
+    write_page(studies.folder)
+    page = opened(browser, studies.folder / "report", complaints)
+    across = {place: row[:2] for place, row in rows_of(page, "sparsity-difference").items()}
+    assert list(across) == [f"depth {share} %" for share in (0, 25, 50, 75, 100)]
+    assert across["depth 100 %"] == pytest.approx([6, -0.2])
+    assert across["depth 0 %"] == pytest.approx([6, 0])
+
+    page.locator("#filters select[data-choice=axis0]").select_option("4")
+    of_depth = {place: row[:2] for place, row in rows_of(page, "sparsity-difference").items()}
+    assert list(of_depth) == [f"block0{layer}" for layer in (1, 2, 3, 4)]
+    assert of_depth["block04"] == pytest.approx([3, -0.4])
+    assert of_depth["block03"] == pytest.approx([3, 0])
+    page.locator("#filters select[data-choice=layer]").select_option("block04")
+    caption = captions(page)["epochs-difference"]
+    assert "at block04 to none, train split, over all pairs of networks with 4 layers" in caption
+
+    page.locator("#filters select[data-choice=axis0]").select_option("2")
+    assert list(rows_of(page, "sparsity-levels")) == ["block01", "block02"]
+    page.get_by_role("button", name="Reset").click()
+    assert list(rows_of(page, "sparsity-levels")) == list(across)
+    assert complaints == []
 
 
 def test_fewer_runs_are_shown_of_one_depth(page: Page) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from bnstudy.config import resolve
 from bnstudy.runs.record import Record, Row
 from bnstudy.study.comparison import show
+from tests.study.studies import Studies
 from tests.test_configs import Compose
 
 DIRECTIONS = {"silhouette": "higher", "davies_bouldin": "lower", "unit_sparsity": None}
@@ -125,3 +126,19 @@ def test_directions_come_from_the_record(add: Any, tmp_path: Path) -> None:
     content["metrics"]["silhouette"] = "lower"
     record.write_text(json.dumps(content))
     assert any(line.startswith("silhouette ↓") for line in table(tmp_path))
+
+
+def test_runs_of_different_versions_have_tables_of_their_own(studies: Studies) -> None:
+    for seed, version in enumerate(("0.1.0", "0.1.0", "0.2.0")):
+        studies.add("none", seed, layers={"unit_sparsity": [0.1 * seed]}, version=version)
+    output = StringIO()
+    show(studies.folder, Console(file=output, width=60))
+    lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
+    assert [line for line in lines if "comparable with no others" in line] == [
+        "2 runs of mnist5k (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.1, "
+        "comparable with no others:",
+        "1 run of mnist5k (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.2, "
+        "comparable with no others:",
+    ]
+    shown = [line for line in lines if line.startswith("unit_sparsity")]
+    assert shown == ["unit_sparsity block01 0.050 ± 0.071", "unit_sparsity block01 0.200"]

@@ -2,15 +2,24 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import Row
+from bnstudy.study.figures import all_figures
+from bnstudy.study.findings import Findings
+from bnstudy.study.generalization import interventions, mediation, relations
+from bnstudy.study.layers import wide
 from bnstudy.study.load import load
-from bnstudy.study.statistics import wide
+from bnstudy.study.page import page
+from bnstudy.study.statistics import effects
+from bnstudy.study.tables import latex_tables
+from bnstudy.study.verdict import verdict
 from tests.study.studies import Studies
 
 
@@ -21,10 +30,10 @@ def test_runs_and_what_was_measured_in_them(studies: Studies) -> None:
     assert (run["treatment"], run["seed"], run["model"], run["depth"]) == ("none", 3, "cnn", 4)
     assert (run["test_accuracy"], run["train_accuracy"], run["last_epoch"]) == (0.75, 1, 5)
     found = study.query(
-        "select place, value from final where metric = $metric order by layer_index",
+        "select layer, position, value from final where metric = $metric order by layer_index",
         metric="silhouette",
     )
-    assert found.to_dict("list") == {"place": ["block01", "block02"], "value": [0.1, 0.2]}
+    assert found.values.tolist() == [["block01", 1, 0.1], ["block02", 2, 0.2]]
 
 
 def test_only_the_last_epoch_is_final(studies: Studies) -> None:
@@ -105,7 +114,7 @@ def test_a_folder_without_runs_is_the_users_mistake(studies: Studies) -> None:
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"data": "b" * 64}, "bbbbbbbbbbbb"), ({"version": "0.2.0"}, "bnstudy 0.2.0")],
+    [({"data": "b" * 64}, "bbbbbbbbbbbb"), ({"version": "0.2.0"}, "bnstudy 0.2")],
 )
 def test_runs_that_are_not_comparable_are_parts(
     studies: Studies, change: dict[str, str], told: str
@@ -130,27 +139,163 @@ def test_a_metric_that_was_redefined_splits_the_study(studies: Studies) -> None:
     assert told == {"silhouette: higher", "silhouette: lower"}
 
 
-def test_layers_of_different_networks_meet_at_relative_depth(studies: Studies) -> None:
-    studies.add("none", 0, "model.depth=2", layers={"silhouette": [1, 2]})
-    studies.add("none", 0, "model.depth=4", layers={"silhouette": [1, 3, 5, math.nan]})
-    study = load(studies.folder)
-    depths = study.query("select relative_depth from places order by all")["relative_depth"]
-    assert depths.tolist() == [0.25, 0.5, 0.5, 0.75, 1, 1]
-    keys, values = wide(study)
-    layers = keys["place_index"] > 0
-    assert keys[layers]["place"].tolist() == ["depth 50 %", "depth 100 %"]
-    of_depth = dict(zip(study.results["depth"], values[:, layers].tolist(), strict=True))
-    assert of_depth[2] == [1, 2]
-    assert of_depth[4][0] == 2  # the mean of the first two layers
-    assert math.isnan(of_depth[4][1])  # one of the two is undefined
+def test_a_patch_of_a_version_changes_no_number(studies: Studies) -> None:
+    studies.add("none", 0)
+    studies.add("none", 1, version="0.1.7")
+    (part,) = load(studies.folder).parts
+    assert part.what.endswith("bnstudy 0.1")
 
 
-def test_three_layers_beside_two(studies: Studies) -> None:
-    studies.add("none", 0, "model.depth=2", layers={"silhouette": [1, 2]})
-    studies.add("none", 0, "model.depth=3", layers={"silhouette": [1, 3, 5]})
+def test_rows_that_another_version_measured_are_left_out(studies: Studies) -> None:
+    record = studies.add("none", 0, layers={"silhouette": [0.1, 0.2], "unit_sparsity": [0.3, 0.4]})
+    studies.add("none", 1, layers={"silhouette": [0.1, 0.2], "unit_sparsity": [0.3, 0.4]})
+    packages = {"packages": {"bnstudy": "0.2.1"}}
+    record.description["measured_later"] = [
+        {"epochs": [5], "metrics": ["silhouette"], "environment": packages}
+    ]
+    record.save()
     study = load(studies.folder)
-    places = study.query("select place_index from places where cell like '%depth=3%' order by all")
-    assert places["place_index"].tolist() == [1, 2, 2]  # 1/3 of the way, 2/3 and all of it
+    assert len(study.parts) == 1
+    counts = study.query("select metric, count(*) as n from final group by all order by all")
+    assert counts.values.tolist() == [["accuracy", 4], ["silhouette", 2], ["unit_sparsity", 4]]
+    (remark,) = study.runs["remark"].dropna()
+    assert remark == "left out, as measured by bnstudy 0.2: silhouette of epochs 5"
+
+
+def test_epochs_of_another_version_are_left_out(studies: Studies) -> None:
+    attempts = [
+        {"status": "interrupted", "version": "0.2.0", "resumed_from_epoch": None},
+        {"status": "completed", "version": "0.3.1", "resumed_from_epoch": 2},
+    ]
+    layers = {("silhouette", epoch): [epoch / 10] for epoch in range(6)}
+    studies.add("none", 0, layers=layers, attempts=attempts)
+    study = load(studies.folder)
+    assert study.what.endswith("bnstudy 0.3")
+    epochs = study.query("select distinct epoch from rows order by all")
+    assert epochs["epoch"].tolist() == [3, 4, 5]
+
+
+def test_an_option_that_was_added_has_its_meaning_where_it_is_absent(
+    studies: Studies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnstudy.study.load.ADDED_TO_ALL", {"model.start": "he"})
+    for norm in ("none", "batchnorm"):
+        studies.add(norm, 0)
+        record = studies.add(norm, 0, "model.width=16.0")
+        record.description["config"]["model"]["start"] = "torch"
+        record.save()
+    study = load(studies.folder)
+    assert "model.start" in study.design.grid
+    assert study.runs["pair"].nunique() == 2
+    assert set(study.runs["model.start"]) == {"he", "torch"}
+    assert {words for grid in study.runs["grid"] for words in grid.split()} >= {
+        "start=he",
+        "start=torch",
+    }
+
+
+@pytest.fixture
+def pair(studies: Studies) -> Studies:
+    """Two seeds of two norms."""
+    for seed in (0, 1):
+        studies.add("none", seed, layers={"silhouette": [0.1 + seed, 0.2]})
+        studies.add("batchnorm", seed, layers={"silhouette": [0.4 + seed, 0.2]})
+    return studies
+
+
+def copy(record: Path, name: str) -> Path:
+    folder = record.with_name(name)
+    shutil.copytree(record, folder)
+    return folder
+
+
+def test_copies_of_runs_count_once(pair: Studies) -> None:
+    names = sorted(path.name for path in pair.folder.iterdir())
+    for number in range(5):
+        for name in names:
+            copied = copy(pair.folder / name, f"{name}-copy{number}")
+            if number == 4:  # edited by hand, and still the same run
+                text = (copied / "run.json").read_text()
+                (copied / "run.json").write_text(text.replace('"test_accuracy": 0.5', '"x": 1'))
+    study = load(pair.folder)
+    assert sorted(study.results["cell"]) == names
+    assert study.runs["duplicate_of"].value_counts().to_dict() == dict.fromkeys(names, 5)
+    table = effects(study)
+    assert set(table["n"]) == {2}
+    told = verdict(study, table, relations(study), mediation(study), interventions(study))
+    assert "20 of 24 runs repeat others and are not counted again" in told[1]
+    assert set(relations(study)["n"]) == {4}
+
+
+def test_of_the_same_run_the_finished_one_in_its_own_folder_counts(studies: Studies) -> None:
+    record = studies.add("none", 0)
+    other = copy(record.folder, f"a-{record.description['id']}")
+    copy(record.folder, "a")
+    assert load(studies.folder).results["cell"].tolist() == [other.name]
+    (other / "metrics.parquet").unlink()
+    study = load(studies.folder)
+    assert study.results["cell"].tolist() == ["a"]
+    assert "not there, or damaged; the same run as a" in " ".join(study.runs["remark"].dropna())
+
+
+def test_what_has_no_effect_makes_no_other_run(studies: Studies) -> None:
+    studies.add("none", 0)
+    studies.add("none", 0, "trainer.accelerator=gpu")
+    studies.add("none", 0, "logger=none", "cell=mine")
+    studies.add("none", 1)
+    assert sorted(load(studies.folder).results["seed"]) == [0, 1]
+
+
+def test_a_seed_without_effect_makes_no_other_observation(studies: Studies) -> None:
+    numbers = {f"metric{n}": [n / 7, n / 3] for n in range(10)}
+    for seed in range(6):
+        studies.add("none", seed, layers=numbers, loss=0.123)
+        studies.add("batchnorm", seed, layers=numbers | {"metric1": [0.5, 0.6]}, loss=0.1)
+    study = load(studies.folder)
+    assert study.results["seed"].tolist() == [0, 0]
+    assert set(effects(study)["n"]) == {1}
+
+
+def test_few_numbers_that_are_equal_are_no_repetition(studies: Studies) -> None:
+    for seed in range(6):
+        studies.add("none", seed, layers={"silhouette": [0.1]}, loss=0.5)
+    assert len(load(studies.folder).results) == 6
+
+
+def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> None:
+    for seed in range(8):
+        numbers = {"silhouette": [0.1 * seed, math.nan]}
+        for norm in ("none", "batchnorm"):
+            studies.add(norm, seed, layers=numbers, accuracy=0.5 + seed / 100, loss=0.1 * seed)
+        changed = {"silhouette": [0.1 * seed, 0.1]}
+        studies.add("layernorm", seed, layers=changed, accuracy=0.5 + seed / 100, loss=0.1 * seed)
+    study = load(studies.folder)
+    assert study.identical == {"batchnorm": "none"}
+    table = effects(study)
+    assert set(table["treatment"]) == {"layernorm"}
+    assert effects(study, "batchnorm")["treatment"].unique().tolist() == ["layernorm"]
+    assert relations(study)["n"].max() == 16
+    told = verdict(study, table, relations(study), mediation(study), interventions(study))
+    assert (
+        "The runs of batchnorm and none are identical, digit for digit, in all 8 pairs: the "
+        "network seems to ignore norm. They are not compared."
+    ) in told
+    for path in study.folder.glob("norm=layernorm*"):
+        shutil.rmtree(path)
+    findings = Findings(load(studies.folder))  # of which nothing can be compared
+    assert findings.whole.empty
+    assert "They are not compared" in page(findings)
+    assert not any(name.startswith("effects") for name, _ in all_figures(findings))
+    assert all("difference" not in text for _, text in latex_tables(findings))
+
+
+def test_norms_that_differ_in_one_pair_are_compared(studies: Studies) -> None:
+    for seed in range(3):
+        studies.add("none", seed, layers={"silhouette": [0.1]}, loss=0.1)
+        studies.add("batchnorm", seed, layers={"silhouette": [0.1 + (seed == 2)]}, loss=0.1)
+    study = load(studies.folder)
+    assert study.identical == {}
+    assert set(effects(study)["n"]) == {3}
 
 
 def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studies) -> None:
@@ -160,8 +305,8 @@ def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studi
             again = Row(5, 9, "train", 0, "classifier", "features", "unit_sparsity", 0.4, None)
             record.add_rows([again])
     study = load(studies.folder)
-    places = study.query("select place, place_index from places where site = 'features'")
-    assert places.values.tolist() == [["classifier.features", 1]] * 2
+    layers = study.query("select layer, position from layers where site = 'features'")
+    assert layers.values.tolist() == [["classifier.features", 1]] * 2
     assert len(study.query("from final where layer_index >= 0")) == 2 * 3 + 1
     keys, values = wide(study)
     assert values[:, keys["place"] == "classifier.features"].shape == (2, 2)

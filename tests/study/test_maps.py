@@ -63,22 +63,23 @@ def kept(studies: Studies) -> dict[tuple[str, int, int], np.ndarray]:
     return found
 
 
-def test_layers_are_at_their_places_and_of_two_the_last_is_taken(
+def test_layers_are_those_of_each_run(
     studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]
 ) -> None:
     study = load(studies.folder)
     table = Findings(study).maps.merge(study.runs[["cell", "depth", "norm"]], on="cell")
     assert table["cell"].nunique() == len(kept) == 6
     assert table["seed"].is_monotonic_increasing
-    assert set(table["place"]) == {"depth 50 %", "depth 100 %"}
+    assert (table["layers"] == table["depth"]).all()
     for (norm, depth, seed), places in kept.items():
-        for place, layer in (("depth 50 %", depth // 2 - 1), ("depth 100 %", depth - 1)):
+        for layer in range(depth):
             rows = table[
                 (table["norm"] == norm)
                 & (table["depth"] == depth)
                 & (table["seed"] == seed)
-                & (table["place"] == place)
+                & (table["position"] == layer + 1)
             ]
+            assert set(rows["layer"]) == {f"block0{layer + 1}"}
             assert rows["sample"].tolist() == list(range(SAMPLES))
             np.testing.assert_array_equal(rows[["x", "y"]], places[layer])
 
@@ -89,14 +90,14 @@ def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np
     assert found["classes"] == {"0": CLASSES[0], "1": CLASSES[1]}
     assert (found["shown"], found["runs"]) == (6, 6)
     x = numbers(found["x"], -1)
-    assert len(x) == 6 * 2 * SAMPLES
+    assert len(x) == sum(map(len, kept.values())) * SAMPLES
     picture = found["pictures"][0]
     assert picture["point"] in (["2"], ["4"])
     norm = ("none", "batchnorm")[picture["treatment"]]
     places = kept[norm, int(picture["point"][0]), picture["seed"]]
-    layer = len(places) // 2 - 1 if picture["place"] == "depth 50 %" else len(places) - 1
+    assert (picture["layers"], picture["layer"]) == (len(places), f"block0{picture['position']}")
     shown = x[picture["first"] : picture["first"] + picture["count"]]
-    np.testing.assert_array_equal(shown, places[layer, :, 0])
+    np.testing.assert_array_equal(shown, places[picture["position"] - 1, :, 0])
     assert 'id="maps"' in html
     assert MARKUP not in re.sub(r"(?s)<script.*", "", html)
 
@@ -129,7 +130,7 @@ def test_runs_beside_each_other_are_a_pair(studies: Studies) -> None:
     studies.add("batchnorm", 0, "model.depth=2")
     drawn = figures.Plot(Findings(load(studies.folder))).maps()
     assert "depth=4, seed 0" in drawn.get_suptitle()
-    assert len(drawn.axes) == 4
+    assert len(drawn.axes) == 2 * 4
 
 
 def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
@@ -140,7 +141,8 @@ def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
         keep_map(record, 12, number, method="umap", share=None)
     findings = Findings(load(studies.folder))
     names = [f"block{layer:02d}" for layer in range(1, 13)]
-    assert data_of(page(findings))["maps"]["places"] == [f"{name}.conv" for name in names] + names
+    shown = {picture["layer"] for picture in data_of(page(findings))["maps"]["pictures"]}
+    assert shown == {*names, *(f"{name}.conv" for name in names)}
     drawn = dict(figures.all_figures(findings))
     assert {"maps-pca", "maps-pca-conv", "maps-umap"} <= drawn.keys()
     titles = [ax.get_title() for ax in drawn["maps-pca-conv"].axes]
@@ -181,7 +183,7 @@ def test_what_is_drawn_is_what_was_kept(
     drawn = figures.Plot(findings).maps()
     titles = [ax.get_title() for ax in drawn.axes]
     assert titles == [
-        f"{norm}, depth {depth} %" for norm in ("none", "batchnorm") for depth in (50, 100)
+        f"{norm}, block0{layer}" for norm in ("none", "batchnorm") for layer in (1, 2)
     ]
     offsets = np.asarray(drawn.axes[1].collections[0].get_offsets())
     assert any(

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from bnstudy.study.findings import Findings
+from bnstudy.study.layers import KEYS, all_columns
 from bnstudy.study.load import load
 from bnstudy.study.page import page
-from bnstudy.study.statistics import wide
 from tests.study.studies import Studies
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -51,21 +51,21 @@ def numbers(text: str, *shape: int) -> Any:
 
 def test_the_pages_numbers_are_the_tables(findings: Findings) -> None:
     data = data_of(page(findings))
-    keys, values = wide(findings.study)
-    assert [(key["split"], key["metric"], key["place"]) for key in data["keys"]] == list(
-        keys[["split", "metric", "place"]].itertuples(index=False, name=None)
+    keys, values = all_columns(findings.study)
+    assert [tuple(key[name] for name in KEYS) for key in data["keys"]] == list(
+        keys[KEYS].itertuples(index=False, name=None)
     )
     shown = numbers(data["values"]["mean"], len(values), 1, len(keys))[:, 0]
     np.testing.assert_allclose(shown, values, rtol=1e-6)
 
     points = [tuple(point) for point in data["effects"]["points"]]
     assert points == [(None,), ("2",), ("4",)]
-    place = {(key["split"], key["metric"], key["place"]): n for n, key in enumerate(data["keys"])}
+    place = {tuple(key[name] for name in KEYS): n for n, key in enumerate(data["keys"])}
     for field in ("n", "difference", "low", "high", "p", "p_holm", "cohens_d"):
         shown = numbers(data["effects"]["fields"][field], 1, len(points), len(keys))
         for row in findings.effects.to_dict("records"):
             depth = None if pd.isna(row["depth"]) else f"{row['depth']:g}"
-            at = (0, points.index((depth,)), place[row["split"], row["metric"], row["place"]])
+            at = (0, points.index((depth,)), place[tuple(row[name] for name in KEYS)])
             np.testing.assert_allclose(shown[at], float(row[field]), rtol=1e-6)
 
 
@@ -76,6 +76,33 @@ def test_the_norms_to_choose_among_are_those_compared_with_the_baseline(studies:
     (choice,) = re.findall(r'<select data-choice="treatment">(.*?)</select>', html, re.S)
     assert re.findall(r'value="(\d)">(\w+)<', choice) == [("1", "none"), ("2", "batchnorm")]
     assert data_of(html)["treatments"] == ["layernorm", "none", "batchnorm"]
+
+
+def test_the_page_knows_which_layers_a_run_has(findings: Findings) -> None:
+    data = data_of(page(findings))
+    for group in data["groups"]:
+        assert group["layers"] == {"act": int(group["point"][0])}
+    silhouette = [key for key in data["keys"] if key["metric"] == "silhouette"]
+    names = {
+        layers: [key["place"] for key in silhouette if key["layers"] == layers]
+        for layers in (0, 2, 4)
+    }
+    assert names[0] == [f"depth {share} %" for share in (0, 25, 50, 75, 100)]
+    assert names[2] == ["block01", "block02"]
+    assert names[4] == ["block01", "block02", "block03", "block04"]
+
+
+def test_what_differs_besides_the_norm_is_on_it(studies: Studies) -> None:
+    for seed in range(2):
+        studies.add("none", seed, "optim.lr=0.01", layers={"silhouette": [0.1 + seed]})
+        studies.add("batchnorm", seed, "optim.lr=0.1", layers={"silhouette": [0.2 + seed]})
+    html = page(Findings(load(studies.folder)))
+    words = "learning rate 0.1 with batchnorm, 0.01 with none"
+    head, _, rest = html.partition('<nav aria-label="Sections">')
+    assert f"differ in more than the norm:</strong> {words}." in head
+    assert f"They also differ in {words}." in rest
+    assert "everything but the norm and what is named above" in rest
+    assert "differ in nothing else" not in html
 
 
 def test_every_sentence_of_the_verdict_is_on_it(findings: Findings) -> None:
@@ -124,7 +151,7 @@ def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
     data = data_of(html)
     assert "mean and standard deviation over seeds" in html
     assert [group["n"] for group in data["groups"]] == [4] * 4
-    keys, values = wide(findings.study)
+    keys, values = all_columns(findings.study)
     chosen = (findings.study.results["treatment"] == "none") & (
         findings.study.results["depth"] == 4
     )

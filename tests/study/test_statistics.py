@@ -198,12 +198,11 @@ def test_a_planted_effect_is_found_where_it_is(studies: Studies) -> None:
     planted(studies, effect=0.5)
     table = effects(load(studies.folder))
     layers = table[table["metric"] == "silhouette"].set_index("place")
-    last, first = layers.loc["depth 100 %"], layers.loc["depth 50 %"]
-    # In a network of 4 layers the second half is two layers, whose mean is half as much higher.
-    assert last["difference"] == pytest.approx((0.5 + 0.25) / 2, abs=0.06)
-    assert last["low"] < 0.375 < last["high"]
-    assert last["p_holm"] == pytest.approx(2 * 2**-15)
-    assert (last["n"], last["family"], last["rank_biserial"]) == (16, 2, 1)
+    last, first = layers.loc["depth 100 %"], layers.loc["depth 0 %"]
+    assert last["difference"] == pytest.approx(0.5, abs=0.06)
+    assert last["low"] < 0.5 < last["high"]
+    assert last["p_holm"] == pytest.approx(5 * 2**-15)
+    assert (last["n"], last["family"], last["rank_biserial"]) == (16, 5, 1)
     assert first["low"] < 0 < first["high"]
     assert first["p_holm"] > 0.05
 
@@ -211,11 +210,11 @@ def test_a_planted_effect_is_found_where_it_is(studies: Studies) -> None:
 def test_at_each_point_of_the_grid(studies: Studies) -> None:
     planted(studies, effect=0.5)
     table = effects(load(studies.folder), by=["depth"])
-    last = table[(table["metric"] == "silhouette") & (table["place_index"] == 2)]
-    found = last.set_index("depth")["difference"]
-    assert found[2] == pytest.approx(0.5, abs=0.1)
-    assert found[4] == pytest.approx(0.25, abs=0.1)
-    assert set(last["n"]) == {8}
+    layers = table[table["metric"] == "silhouette"].set_index(["depth", "place"])
+    for depth in (2, 4):
+        last = layers.loc[(depth, f"block0{depth}")]
+        assert last["difference"] == pytest.approx(0.5, abs=0.1)
+        assert last["n"] == 8
 
 
 def test_four_pairs_can_prove_nothing(studies: Studies) -> None:

@@ -46,6 +46,14 @@ def test_a_papers_table(findings: Findings) -> None:
     assert layers.index("block01") < layers.index("block02")
 
 
+def test_a_caption_names_what_differs_besides_the_norm(studies: Studies) -> None:
+    studies.add("none", 0, "optim.lr=0.01", layers={"silhouette": [0.1]})
+    studies.add("batchnorm", 0, "optim.lr=0.1", layers={"silhouette": [0.2]})
+    found = dict(tables.latex_tables(Findings(load(studies.folder))))
+    words = "runs of a pair also differ in learning rate 0.1 with batchnorm, 0.01 with none"
+    assert words in found["layers-silhouette"]
+
+
 def test_without_a_second_norm_there_are_no_differences(studies: Studies) -> None:
     studies.add("none", layers={"silhouette": [0.1]})
     findings = Findings(load(studies.folder))

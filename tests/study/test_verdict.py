@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bnstudy.study.fairness import other_differences
 from bnstudy.study.generalization import interventions, mediation, relations
+from bnstudy.study.layers import wide
 from bnstudy.study.load import load
-from bnstudy.study.statistics import effects, wide
+from bnstudy.study.statistics import effects
 from bnstudy.study.verdict import verdict
 from tests.study.studies import Studies
 
@@ -78,6 +80,48 @@ def test_of_layers_it_is_their_activations(studies: Studies) -> None:
     pd.testing.assert_frame_equal(mediation(study), mediation(other))
     drawn = study.plot.layers("silhouette").axes[0].get_xticklabels()
     assert [label.get_text() for label in drawn] == ["block01", "block02"]
+
+
+def test_what_differs_besides_the_norm_is_named(studies: Studies) -> None:
+    for seed in range(3):
+        studies.add("none", seed, "optim.lr=0.01", layers={"silhouette": [0.1 * seed]})
+        for norm, rate, position in (("batchnorm", 0.1, "pre"), ("layernorm", 0.01, "post")):
+            words = (f"optim.lr={rate}", f"norm.position={position}")
+            studies.add(norm, seed, *words, layers={"silhouette": [0.3 * seed + rate]})
+    text = told(studies)
+    assert (
+        "batchnorm is compared with none over 3 pairs of runs that also differ in learning rate "
+        "0.1 with batchnorm, 0.01 with none; 3 seeds." in text
+    )
+    assert (
+        "layernorm is compared with none over 3 pairs of runs that differ in nothing else" in text
+    )
+    study = load(studies.folder)
+    assert other_differences(study, "layernorm", "batchnorm") == (
+        "learning rate 0.01 with layernorm, 0.1 with batchnorm; norm.position post with layernorm, "
+        "pre with batchnorm"
+    )
+
+
+def test_what_differs_in_some_pairs_is_named_with_their_number(studies: Studies) -> None:
+    for seed in range(3):
+        studies.add("none", seed, layers={"silhouette": [0.1 * seed]})
+        words = ("trainer.accelerator=gpu",) if seed == 2 else ()
+        studies.add("batchnorm", seed, *words, layers={"silhouette": [0.3 * seed + 1]})
+    expected = "trainer.accelerator gpu with batchnorm, auto with none (in 1 of 3 pairs)"
+    assert other_differences(load(studies.folder), "batchnorm", "none") == expected
+    assert f"over 3 pairs of runs that also differ in {expected}; 3 seeds." in told(studies)
+
+
+def test_a_regularizer_of_another_strength_is_named(studies: Studies) -> None:
+    for norm, strength in (("none", 0.1), ("batchnorm", 1)):
+        words = ("regularizer=activation_l1", f"regularizer.strength={strength}")
+        studies.add(norm, 0, *words, layers={"silhouette": [strength]})
+    text = told(studies)
+    assert (
+        "over 1 pair of runs that also differ in regularizer.strength 0.1 with none + "
+        "activation_l1, 1 with batchnorm + activation_l1; 1 seed." in text
+    )
 
 
 def test_what_went_wrong_is_told(studies: Studies) -> None:

@@ -14,16 +14,20 @@ import pandas as pd
 
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.findings import Findings
+from bnstudy.study.layers import KEYS, RELATIVE_DEPTHS, Numbers, all_columns, layer_counts
 from bnstudy.study.load import Study
 from bnstudy.study.maps import runs_with_maps
-from bnstudy.study.statistics import KEYS, Numbers, mean, spread, wide
+from bnstudy.study.statistics import mean, spread
 
 MOST_NUMBERS = 1_200_000  # of runs: 6 MB of base64
 MOST_SAMPLES = 150_000  # of maps: 2 MB of base64
 SAMPLES_OF_A_MAP = 500
 FEWEST_EPOCHS = 5  # of each run, before seeds are averaged
 
-FACTS_OF_A_MAP = ["cell", "pair", "method", "place", "epoch", "split", "share", "reason"]
+FACTS_OF_A_MAP = [
+    *("cell", "pair", "method", "site", "layer", "layers", "position"),
+    *("epoch", "split", "share", "reason"),
+]
 EFFECTS = ("n", "difference", "low", "high", "p", "p_holm", "cohens_d", "rank_biserial")
 CURVES = ("n", "difference", "low", "high")
 
@@ -38,10 +42,12 @@ def embedded(findings: Findings) -> dict[str, Any]:
         - baseline, model (the place of the whole model's numbers), treatments (the baseline first),
           directions (by metric);
         - axes: name, label and values of each, as text;
-        - keys: split, metric, place, place_index and site of each column;
+        - keys: split, metric, site, layers, place and place_index of each column, as in
+          `all_columns`; depths: the relative depths;
         - metrics: those of layers; epochs: those that are in `values`;
         - groups: the runs, or in large studies the seeds of a treatment at a point of the grid:
-          index, cell, treatment (its number), seed, point (a value of each axis), n, last_epoch;
+          index, cell, treatment (its number), seed, point (a value of each axis), n, last_epoch,
+          layers (how many it has, by site);
         - values: mean, and for groups of several runs sd and n: groups x epochs x keys;
         - effects: points, each a value of every axis or null for all; fields, each treatments
           without the baseline x points x keys;
@@ -50,7 +56,7 @@ def embedded(findings: Findings) -> dict[str, Any]:
         - similarities: see `_similarities`.
     """
     study = findings.study
-    keys, values = wide(study, every_epoch=True)
+    keys, values = all_columns(study, every_epoch=True)
     all_epochs = keys["epoch"].unique()
     keys = keys[keys["epoch"] == all_epochs[0]].drop(columns="epoch").reset_index(drop=True)
     values = values.reshape(len(values), len(all_epochs), len(keys))
@@ -77,6 +83,7 @@ def embedded(findings: Findings) -> dict[str, Any]:
         "directions": study.directions,
         "axes": axes,
         "keys": json.loads(keys.to_json(orient="records")),
+        "depths": RELATIVE_DEPTHS,
         "metrics": list(dict.fromkeys(keys.loc[keys["place_index"] > 0, "metric"])),
         "epochs": [int(all_epochs[at]) for at in chosen],
         "all_epochs": len(all_epochs),
@@ -114,6 +121,7 @@ def _described(study: Study, treatments: list[str], axes: list[str]) -> pd.DataF
             "point": [tuple(map(_text, run)) for run in results[axes].itertuples(index=False)],
             "n": 1,
             "last_epoch": results["last_epoch"].map(int),
+            "layers": layer_counts(study).to_dict("records"),
         }
     )
 
@@ -127,7 +135,9 @@ def _thinned(epochs: list[int], last: list[int], room: int) -> list[int]:
 def _pooled(groups: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, dict[str, Numbers]]:
     """The seeds of each treatment at each point together."""
     described, parts = [], defaultdict(list)
-    for rows in groups.groupby(["treatment", "point", "last_epoch"], sort=False).indices.values():
+    networks = groups["layers"].map(str)
+    alike = ["treatment", "point", "last_epoch", networks]
+    for rows in groups.groupby(alike, sort=False).indices.values():
         sample = values[rows].reshape(len(rows), -1)
         parts["mean"].append(mean(sample))
         parts["sd"].append(spread(sample))
@@ -197,10 +207,10 @@ def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[st
 
     Returns:
         - classes: by label, their names;
-        - places: of the layers, those of activations last;
         - pictures: cell, treatment (its number), pair (its number), seed, point (a value of each
-          axis), epoch, split, place, method, share (of the variance; null of umap), reason (why
-          there is none; null where there is), and where its samples are (first, count);
+          axis), epoch, split, site, layer, layers and position (as in `Study.query`), method, share
+          (of the variance; null of umap), reason (why there is none; null where there is), and
+          where its samples are (first, count);
         - x, y, labels: of all samples;
         - shown: of how many runs they are; runs: how many have maps.
     """
@@ -208,7 +218,7 @@ def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[st
     if table.empty:
         return {"pictures": []}
     described = _described(findings.study, treatments, axes).set_index("cell")
-    by_picture = table.groupby(["cell", "method", "place"], sort=False)
+    by_picture = table.groupby(["cell", "method", "layer"], sort=False)
     most = min(SAMPLES_OF_A_MAP, max(1, MOST_SAMPLES // len(by_picture)))
     pictures: list[dict[str, Any]] = []
     parts: list[pd.DataFrame] = []
@@ -220,14 +230,12 @@ def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[st
         facts = json.loads(samples[FACTS_OF_A_MAP].iloc[:1].to_json(orient="records"))[0]
         run = described.loc[facts["cell"]]
         of_run = {"treatment": int(run["treatment"]), "seed": int(run["seed"])}
-        place = {"point": run["point"], "first": first, "count": len(parts[-1])}
-        pictures.append(facts | of_run | place)
+        samples_of_it = {"point": run["point"], "first": first, "count": len(parts[-1])}
+        pictures.append(facts | of_run | samples_of_it)
     shown = pd.concat(parts)
     classes = table.drop_duplicates("label").sort_values("label")
-    places = table.drop_duplicates("place").assign(is_act=table["site"] == "act")
     return {
         "classes": dict(zip(map(str, classes["label"]), classes["class"], strict=True)),
-        "places": places.sort_values(["is_act", "site", "place_index"])["place"].tolist(),
         "pictures": pictures,
         "x": _encoded(shown["x"].to_numpy()),
         "y": _encoded(shown["y"].to_numpy()),

@@ -48,14 +48,29 @@ function chosen(name) {
 }
 
 const keyNumbers = new Map(
-  data.keys.map((key, number) => [JSON.stringify([key.split, key.metric, key.place]), number]),
+  data.keys.map((key, number) =>
+    [JSON.stringify([key.split, key.metric, key.layers, key.place]), number]),
 );
-const numberOf = (split, metric, place) => keyNumbers.get(JSON.stringify([split, metric, place]));
 
-/** The groups of runs that are chosen; `free` is an axis whose choice does not count. */
-function shownGroups(free = []) {
+// How many layers all networks have at the chosen point of the axes and site. 0: not all as many,
+// and values are those at relative depths.
+let layersShown = 0;
+
+function numberOf(split, metric, place) {
+  const layers = place === data.model ? 0 : layersShown;
+  return keyNumbers.get(JSON.stringify([split, metric, layers, place]));
+}
+
+function countLayers() {
+  const counts = shownGroups({ withSeed: false }).map((group) => group.layers[chosen("site")]);
+  const different = distinct(counts.filter((count) => count > 0));
+  return different.length === 1 ? different[0] : 0;
+}
+
+/** The groups of runs that are chosen; `free` are axes whose choice does not count. */
+function shownGroups({ free = [], withSeed = true } = {}) {
   return data.groups.filter((group) => {
-    const seed = chosen("seed");
+    const seed = withSeed && chosen("seed");
     if (seed && seed !== "all" && String(group.seed) !== seed) return false;
     return data.axes.every((axis, number) => {
       const value = chosen(`axis${number}`);
@@ -100,7 +115,8 @@ const epochAxis = () =>
 /** The places of a metric in layers, in their order. */
 function placesOf(split, metric) {
   return data.keys
-    .filter((key) => key.split === split && key.metric === metric && key.site === chosen("site"))
+    .filter((key) => key.split === split && key.metric === metric && key.site === chosen("site")
+      && key.layers === layersShown)
     .sort((one, other) => one.place_index - other.place_index)
     .map((key) => key.place);
 }
@@ -406,6 +422,11 @@ function wayOf(metric, splits, place, title) {
   };
 }
 
+/** Which pairs have the layer that is chosen, where not all have. */
+const ofSoManyLayers = () =>
+  data.keys.some((key) => key.site === chosen("site") && key.layers !== layersShown)
+    ? ` of networks with ${layersShown} layers` : "";
+
 const comma = (text) => (text ? `, ${text}` : "");
 
 function differenceOverEpochs() {
@@ -435,7 +456,7 @@ function differenceOverEpochs() {
     }),
     caption:
       `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split, over all ` +
-      "pairs whatever is filtered; bands are each epoch's own 95 % intervals.",
+      `pairs${ofSoManyLayers()} whatever is filtered; bands are each epoch's own 95 % intervals.`,
     columns: ["norm", "epoch", "n", "difference", "low", "high"],
     rows,
   };
@@ -544,7 +565,7 @@ function pooledTarget(name, groups) {
 function learningRates() {
   const name = chosen("rate_target");
   const at = data.axes.findIndex((one) => one.name === "lr");
-  const groups = shownGroups(["lr"]);
+  const groups = shownGroups({ free: ["lr"] });
   const rows = [];
   const traces = data.treatments.map((treatment, number) => {
     const rates = data.axes[at].values.map(Number);
@@ -574,7 +595,7 @@ function depthWidth() {
   const [depth, width] = ["depth", "width"].map((name) =>
     data.axes.findIndex((one) => one.name === name));
   const [what, name] = [chosen("over_grid"), chosen("over_grid_target")];
-  const groups = shownGroups(["depth", "width"]);
+  const groups = shownGroups({ free: ["depth", "width"] });
   const rows = [];
   const at = (number, down, right) => {
     const point = pooledTarget(name, ofTreatment(groups, number).filter((group) =>
@@ -618,16 +639,45 @@ function depthWidth() {
   };
 }
 
-/** The chosen maps of a pair's runs: of the first pair in which the most treatments have one. */
-function picturesShown() {
-  const [method, place, seed] = [chosen("map_method"), chosen("map_place"), chosen("seed")];
-  const fitting = data.maps.pictures.filter((picture) =>
-    picture.method === method && picture.place === place
-    && (!seed || seed === "all" || String(picture.seed) === seed)
+/** The maps of the runs that are chosen, by the chosen method. */
+function fittingPictures() {
+  const [method, seed] = [chosen("map_method"), chosen("seed")];
+  return data.maps.pictures.filter((picture) =>
+    picture.method === method && (!seed || seed === "all" || String(picture.seed) === seed)
     && data.axes.every((_, number) => {
       const value = chosen(`axis${number}`);
       return value === "all" || picture.point[number] === value;
     }));
+}
+
+/**
+ * The layers of some maps by name, activations last, and which of a run's maps is of them: that at a
+ * position, or of networks with different numbers of layers the nearest one to a relative depth.
+ */
+function layersOfMaps(pictures) {
+  const sites = distinct(pictures.map((picture) => picture.site)).sort().reverse();
+  return new Map(sites.filter((site) => site !== "act").concat(sites.filter((site) => site === "act"))
+    .flatMap((site) => {
+      const ofSite = pictures.filter((picture) => picture.site === site);
+      const counts = distinct(ofSite.map((picture) => picture.layers));
+      if (counts.length > 1) {
+        return data.depths.map((depth) => [
+          `depth ${100 * depth} %${site === "act" ? "" : ` ${site}`}`,
+          (one) => one.site === site && one.position === 1 + Math.round(depth * (one.layers - 1)),
+        ]);
+      }
+      return Array.from({ length: counts[0] }, (_, at) => [
+        distinct(ofSite.filter((one) => one.position === at + 1).map((one) => one.layer)).join(" / "),
+        (one) => one.site === site && one.position === at + 1,
+      ]);
+    }));
+}
+
+/** The chosen maps of a pair's runs: of the first pair in which the most treatments have one. */
+function picturesShown() {
+  const pictures = fittingPictures();
+  const isOfLayer = layersOfMaps(pictures).get(chosen("map_layer"));
+  const fitting = isOfLayer ? pictures.filter(isOfLayer) : [];
   const pairs = distinct(fitting.map((picture) => picture.pair))
     .map((pair) => fitting.filter((picture) => picture.pair === pair));
   const most = Math.max(...pairs.map((pictures) => pictures.length));
@@ -715,10 +765,10 @@ function maps() {
       ...axes,
     }),
     caption: first
-      ? `${first.method.toUpperCase()} of ${first.place}, ${measuredOn.join(" and ")}, seed ` +
+      ? `${first.method.toUpperCase()} of ${distinct(pictures.map((one) => one.layer)).join(" / ")}, ${measuredOn.join(" and ")}, seed ` +
         `${first.seed}: ${pictures.map((one) => one.cell).join(", ")}; up to ` +
         `${Math.max(...pictures.map((one) => one.count))} samples each.`
-      : `No run that is chosen has a map of ${chosen("map_place")}.`,
+      : "No run that is chosen has a map.",
     columns: ["norm", "run", "class", "n", "mean of the first axis", "mean of the second axis"],
     rows,
   };
@@ -825,6 +875,8 @@ const sight = new IntersectionObserver(
 
 /** Draw the figures anew: those in sight now, the others when they come into it. */
 function update() {
+  if (data.metrics.length) offer();
+  if (data.maps.pictures.length) offerMaps();
   for (const figure of figures) {
     waiting.add(figure);
     figure.ariaBusy = "true";
@@ -846,9 +898,11 @@ function refill(name, values, first) {
   control.value = values.includes(kept) ? kept : first;
 }
 
-/** Offer the layers and metrics of the chosen site. */
+/** Offer the layers and metrics of the chosen site and point of the axes. */
 function offer() {
-  const ofSite = data.keys.filter((key) => key.site === chosen("site"));
+  layersShown = countLayers();
+  const ofSite = data.keys.filter(
+    (key) => key.site === chosen("site") && key.layers === layersShown);
   const layers = [...ofSite].sort((one, other) => one.place_index - other.place_index);
   const places = distinct(layers.map((key) => key.place));
   const metrics = distinct(ofSite.map((key) => key.metric));
@@ -856,12 +910,13 @@ function offer() {
   refill("metric", metrics, metrics[0]);
 }
 
-for (const control of controls) {
-  control.addEventListener("change", () => {
-    if (control.dataset.choice === "site") offer();
-    update();
-  });
+/** Offer the layers of the maps that are chosen. */
+function offerMaps() {
+  const layers = [...layersOfMaps(fittingPictures()).keys()];
+  refill("map_layer", layers, layers.at(-1));
 }
+
+for (const control of controls) control.addEventListener("change", update);
 for (const figure of figures) {
   figure.querySelector("details").addEventListener("toggle", () => {
     if (figure.querySelector("details").open) {
@@ -872,7 +927,6 @@ for (const figure of figures) {
 }
 document.getElementById("reset-filters").addEventListener("click", () => {
   document.getElementById("filters").reset();
-  if (data.metrics.length) offer();
   colour();
 });
 
@@ -889,6 +943,5 @@ theme.addEventListener("change", colour);
 darkness.addEventListener("change", colour);
 addEventListener("beforeprint", () => figures.forEach(draw));
 
-if (data.metrics.length) offer();
 colour();
 figures.forEach((figure) => sight.observe(figure));

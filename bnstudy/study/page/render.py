@@ -16,7 +16,7 @@ import bnstudy
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
 from bnstudy.study.generalization import ASSUMPTIONS
-from bnstudy.study.load import Study
+from bnstudy.study.load import TREATMENT, Study
 from bnstudy.study.page.embedded import embedded
 from bnstudy.study.redaction import without_credentials
 
@@ -92,6 +92,8 @@ def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None
         "effect_size": "cohens_d" if _has_spread(findings) else "rank_biserial",
         "embedded_note": _embedded_note(data, study),
         "assumptions": ASSUMPTIONS,
+        "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
+        "norm_settings": _norm_settings(study),
         "map_methods": list(dict.fromkeys(one["method"] for one in data["maps"]["pictures"])),
         "similarity_choices": [
             (f"{number}:{name}", f"{name}: {' – '.join(pair['names'])}")
@@ -140,6 +142,21 @@ def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
 
 def _has_spread(findings: Findings) -> bool:
     return not findings.effects.empty and bool(findings.whole["cohens_d"].notna().any())
+
+
+def _norm_settings(study: Study) -> list[str]:
+    """The settings of each treatment's norm and regularizer, those that are swept in its name."""
+    found = []
+    for treatment, cells in study.results.groupby("treatment")["cell"]:
+        settings = study.settings[cells.iloc[0]]
+        options = [
+            f"{key} {value}"
+            for key, value in settings.items()
+            if key.startswith(TREATMENT) and not key.endswith(".name")
+        ]
+        if options:
+            found.append(f"{treatment}: {', '.join(options)}")
+    return found
 
 
 def _embedded_note(data: dict[str, Any], study: Study) -> str:
@@ -199,7 +216,7 @@ def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
         "wrong": _chosen(wrong, "cell status remark attempts failures"),
         "undefined": study.query(
             """
-            select split, metric, place as layer, count(*) as runs, any_value(reason) as reason
+            select split, metric, layer, count(*) as runs, any_value(reason) as reason
             from final where not isfinite(value)
             group by all order by runs desc, metric, layer, split
             """

@@ -1,0 +1,55 @@
+"""What the runs of a comparison differ in besides the normalization."""
+
+from collections import Counter
+
+from bnstudy.study.load import Study
+from bnstudy.study.statistics import pairs
+
+WORDS = {"optim.lr": "learning rate", "model.residual_init": "residual initialization"}
+
+
+def other_differences(study: Study, treatment: str, baseline: str) -> str:
+    """Settings in which the runs of pairs differ besides the norm and the regularizer.
+
+    Such as a learning rate of each norm's own, the position of the norm, or the accelerator. What
+    one of two norms alone has, such as the number of groups, belongs to it, and swept options are
+    in the treatment's name.
+
+    Args:
+        study: Study whose runs are comparable.
+        treatment: One of its treatments.
+        baseline: The treatment that it is compared with.
+
+    Returns:
+        Words such as "learning rate 0.1 with batchnorm, 0.01 with none"; empty where the runs
+        differ in nothing else.
+    """
+    cells = study.results["cell"]
+    matched = pairs(study, treatment, baseline)
+    named = {"norm.name", "regularizer.name", *study.design.options}
+    found: dict[str, Counter[tuple[str, str]]] = {}
+    for ours, theirs in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
+        one, other = study.settings[ours], study.settings[theirs]
+        for key in sorted(
+            one.keys() & other.keys() - named, key=lambda key: (key not in WORDS, key)
+        ):
+            if one[key] != other[key]:
+                found.setdefault(key, Counter())[str(one[key]), str(other[key])] += 1
+    return "; ".join(
+        _in_words(key, values, treatment, baseline, len(matched.treatment))
+        for key, values in found.items()
+    )
+
+
+def all_other_differences(study: Study, baseline: str) -> list[str]:
+    """The `other_differences` of all treatments, those that have none left out."""
+    others = [name for name in study.treatments if name != baseline]
+    return list(filter(None, (other_differences(study, name, baseline) for name in others)))
+
+
+def _in_words(
+    key: str, values: Counter[tuple[str, str]], treatment: str, baseline: str, n: int
+) -> str:
+    ours, theirs = (" or ".join(dict.fromkeys(side)) for side in zip(*values, strict=True))
+    some = f" (in {values.total()} of {n} pairs)" if values.total() < n else ""
+    return f"{WORDS.get(key, key)} {ours} with {treatment}, {theirs} with {baseline}{some}"
