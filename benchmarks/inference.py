@@ -42,7 +42,11 @@ DISTRIBUTIONS: dict[str, Draw] = {
 TIES = "normal, rounded to half a standard deviation"
 CASES = [
     ("normal", 4),
-    *((name, n) for name in ("normal", "Student's t, 3 degrees of freedom", TIES) for n in (6, 8, 16)),
+    *(
+        (name, n)
+        for name in ("normal", "Student's t, 3 degrees of freedom", TIES)
+        for n in (6, 8, 16)
+    ),
     ("normal", 40),
     *(("exponential", n) for n in (4, 6, 8, 16, 40)),
 ]
@@ -130,7 +134,9 @@ def main() -> None:
             f"| {case['family_wise_error']:.1%} |",
             flush=True,
         )
-    print(f"Intervals and p on different sides of 5 %: {sum(one['disagreements'] for one in found)}")
+    print(
+        f"Intervals and p on different sides of 5 %: {sum(one['disagreements'] for one in found)}"
+    )
     if options.json:
         options.json.write_text(json.dumps({"trials": trials, "cases": found}, indent=2) + "\n")
 

@@ -29,9 +29,7 @@ ROUNDING = 1e-12  # relative; sums that differ by less are equal
 SIGN_FLIPS, STUDENT_T = "sign flips", "Student's t"
 
 
-def measured_differences(
-    ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION
-) -> Numbers:
+def measured_differences(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
     """Differences within pairs, as far as the numbers' precision resolves them.
 
     An accuracy of 972 of 1,000 is no float, so differences of two samples come out as 0.002 and
@@ -57,7 +55,7 @@ def measured_differences(
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         differences = ours - theirs
-        noise = resolution * np.maximum(np.abs(ours), np.abs(theirs))
+        noise = _noise(ours, theirs, resolution)
     differences[~np.isfinite(differences)] = np.nan
     sizes = np.abs(differences)
     sizes[sizes <= noise] = 0
@@ -73,6 +71,33 @@ def measured_differences(
         np.put_along_axis(merged, order[:, columns], equal, axis=0)
         differences[:, columns] = np.copysign(merged, differences[:, columns])
     return differences
+
+
+def noise_of(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
+    """Size up to which a mean of differences is no difference: the numbers' own rounding.
+
+    Args:
+        ours: Numbers of the treatment, pairs x comparisons.
+        theirs: Those of the baseline, of the same shape.
+        resolution: As of `measured_differences`.
+
+    Returns:
+        Of each comparison, that of its median pair; 0 where no pair has a value.
+
+    Examples:
+        >>> noise_of(np.array([[1.0], [0.5]]), np.array([[0.5], [2.0]])) * 2**22
+        array([1.5])
+    """
+    known = np.isfinite(ours - theirs)
+    noise = np.where(known, _noise(ours, theirs, resolution), np.nan)
+    found = np.zeros(noise.shape[1])
+    has_pair = known.any(axis=0)
+    found[has_pair] = np.nanmedian(noise[:, has_pair], axis=0)
+    return found
+
+
+def _noise(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
+    return resolution * np.maximum(np.abs(ours), np.abs(theirs))
 
 
 def _merged(sizes: Numbers, noise: Numbers) -> Numbers:
@@ -111,10 +136,10 @@ def spread(values: Numbers) -> Numbers:
     """
     known = np.isfinite(values)
     n = known.sum(axis=0)
-    # The first finite value is subtracted, so that equal values have no spread by rounding.
-    first = np.take_along_axis(values, known.argmax(axis=0)[None], axis=0)
+    # The smallest value is subtracted, so that equal values have no spread by rounding.
+    smallest = np.min(values, axis=0, where=known, initial=np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
-        shifted = np.where(known, values - first, np.nan)
+        shifted = np.where(known, values - smallest, np.nan)
         squares = np.where(known, shifted - mean(shifted), 0) ** 2
         return np.where(n > 1, np.sqrt(squares.sum(axis=0) / (n - 1)), np.nan)
 
@@ -146,6 +171,7 @@ def paired_test(
     differences: Numbers,
     confidence: float = CONFIDENCE,
     *,
+    noise: Numbers | float = 0.0,
     min_pairs_to_flip: int = MIN_PAIRS_TO_FLIP,
     max_pairs_exact: int = MAX_PAIRS_EXACT,
     num_flips: int = NUM_FLIPS,
@@ -172,6 +198,7 @@ def paired_test(
     Args:
         differences: Pairs x comparisons.
         confidence: Of the interval.
+        noise: Of each comparison, the size up to which a mean of differences is 0 (`noise_of`).
         min_pairs_to_flip: Fewest pairs that are tested by sign flips.
         max_pairs_exact: Most pairs all of whose flips are tried.
         num_flips: Number of random flips otherwise, with the identity.
@@ -191,16 +218,18 @@ def paired_test(
     n = known.sum(axis=0)
     difference = mean(differences)
     low, high, p = student_t(differences, confidence)
+    noise = np.broadcast_to(noise, n.shape)
     is_flipped = n >= min_pairs_to_flip
     is_exact = is_flipped & (n <= max_pairs_exact)
     for rows, columns in patterns(known & is_exact):
-        found = _flipped(differences[np.ix_(rows, columns)], flips_of(len(rows)), confidence)
+        sample, flips = differences[np.ix_(rows, columns)], flips_of(len(rows), max_pairs_exact)
+        found = _flipped(sample, flips, confidence, noise[columns])
         low[columns], high[columns], p[columns] = found
     drawn = np.flatnonzero(is_flipped & ~is_exact)
     if drawn.size:
         sample = differences[:, drawn]
         flips = flips_of(len(sample), max_pairs_exact, num_flips)
-        low[drawn], high[drawn], p[drawn] = _flipped(sample, flips, confidence)
+        low[drawn], high[drawn], p[drawn] = _flipped(sample, flips, confidence, noise[drawn])
     smallest = np.where(is_exact, 2.0 ** (1 - np.minimum(n, max_pairs_exact)), 1 / num_flips)
     return PairedTest(
         n,
@@ -242,9 +271,7 @@ def student_t(
 
 
 @lru_cache(maxsize=4)
-def flips_of(
-    n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = NUM_FLIPS
-) -> Flags:
+def flips_of(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = NUM_FLIPS) -> Flags:
     """Sign flips: which pairs change their sign, pairs x flips.
 
     The first flip is the identity. All 2^(n - 1) flips with few pairs, counting a flip and its
@@ -269,27 +296,27 @@ def flips_of(
 
 
 def _flipped(
-    differences: Numbers, flips: Flags, confidence: float
+    differences: Numbers, flips: Flags, confidence: float, noise: Numbers
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Interval's ends and p of `paired_test` by these flips."""
     total = flips.shape[1]
     # So many of the flips hold a value that is not rejected: p is more than 1 - confidence.
     fewest = int((1 - confidence) * total) + 1
-    rounding = ROUNDING * np.nanmax(np.abs(differences), axis=0)
+    zero = np.maximum(noise, ROUNDING * np.nanmax(np.abs(differences), axis=0))
     found = np.empty((3, differences.shape[1]))
     size = max(1, MAX_NUMBERS // total)
     for start in range(0, differences.shape[1], size):
         columns = slice(start, start + size)
-        zero = rounding[columns, None]
         below, above = _subset_means(differences[:, columns], flips)
-        found[2, columns] = ((below <= zero) & (above >= -zero)).sum(axis=1) / total
+        holds_0 = (below <= zero[columns, None]) & (above >= -zero[columns, None])
+        found[2, columns] = holds_0.sum(axis=1) / total
         below.partition(fewest - 1, axis=1)
         above.partition(total - fewest, axis=1)
         found[0, columns] = below[:, fewest - 1]
         found[1, columns] = above[:, total - fewest]
     low, high, p = found
     for end in (low, high):  # which agree with p on what is 0
-        end[np.abs(end) <= rounding] = 0
+        end[np.abs(end) <= zero] = 0
     return low, high, p
 
 
@@ -354,20 +381,24 @@ def max_t_adjusted(
     """
     if pairs is None:
         pairs = [np.arange(len(part)) for part in differences]
-    identities, rows = np.unique(np.concatenate(pairs), return_inverse=True)
-    rows_of = np.split(rows, np.cumsum([len(part) for part in pairs])[:-1])
     known = [np.isfinite(part) for part in differences]
+    has_value = [is_known.any(axis=1) for is_known in known]
+    identities, rows = np.unique(
+        np.concatenate([own[has] for own, has in zip(pairs, has_value, strict=True)]),
+        return_inverse=True,
+    )
+    rows_of = np.split(rows, np.cumsum([has.sum() for has in has_value])[:-1])
     parts = []
-    for part, is_known in zip(differences, known, strict=True):
-        values = np.where(is_known, part, 0)
+    for part, is_known, has in zip(differences, known, has_value, strict=True):
+        values = np.where(is_known, part, 0)[has]
         values /= np.abs(values).max(axis=0, initial=np.finfo(float).tiny)
         parts.append((values / np.sqrt((values**2).sum(axis=0)).clip(1)).T)
     observed = np.abs(np.concatenate([part.sum(axis=1) for part in parts]))
     order = observed.argsort()
     reached = observed[order][:, None] * (1 - ROUNDING)
     as_extreme = np.zeros(len(observed))
-    flips = flips_of(len(identities), max_pairs_exact, num_flips)
-    size = max(1, MAX_NUMBERS // max(len(observed), len(flips)))
+    flips = flips_of(max(1, len(identities)), max_pairs_exact, num_flips)
+    size = max(1, MAX_NUMBERS // max(1, len(observed), len(flips)))
     for start in range(0, flips.shape[1], size):
         signs = 1.0 - 2 * flips[:, start : start + size]
         found = np.vstack([part @ signs[own] for part, own in zip(parts, rows_of, strict=True)])
