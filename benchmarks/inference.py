@@ -111,7 +111,8 @@ def simulated(trials: int) -> Iterator[dict[str, Any]]:
         yield {
             "differences": name,
             "pairs": n,
-            **coverage(name, n, trials, generator),
+            # Where it takes no time, of more comparisons: 97 % is not far from 96.9 %.
+            **coverage(name, n, trials * (10 if n < 10 else 1), generator),
             "family_wise_error": family_wise_error(name, n, trials, generator),
         }
 

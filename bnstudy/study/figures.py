@@ -256,7 +256,7 @@ class Plot:
                 {
                     "n": of_rate.count(),
                     "undefined": rates.size() - of_rate.count(),
-                    "diverged": (runs["status"] == "diverged").sum(),
+                    "diverged": (runs["status"] == "diverged").groupby(runs["lr"]).sum(),
                 }
             )
             label = f"{name}, {_sample_size(counts)}"
@@ -362,7 +362,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _sample_size(table: pd.DataFrame) -> str:
-    """Sample size: n of a treatment's runs or pairs, of how many, and how many of these diverged."""
+    """Number of a treatment's runs or pairs with a value, of how many, and how many diverged."""
     low, high = int(table["n"].min()), int(table["n"].max())
     runs = int((table["n"] + table["undefined"]).max())
     text = f"n = {low}" if low == high else f"n = {low} to {high}"

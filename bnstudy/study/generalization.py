@@ -15,6 +15,7 @@ from scipy import stats
 
 from bnstudy.study.inference import (
     CONFIDENCE,
+    MIN_PAIRS,
     Indices,
     Numbers,
     mean,
@@ -118,17 +119,24 @@ def _granulated(
     metrics: Numbers, goal: Numbers, axes: pd.DataFrame, seeds: pd.Series
 ) -> tuple[Numbers, Numbers, Numbers]:
     """The coefficient of each metric, and its interval over seeds."""
-    by_axis = np.array([_along(metrics, goal, axes, seeds, axis) for axis in axes.columns])
+    along = [_along(metrics, goal, axes, seeds, axis) for axis in axes.columns]
+    by_axis = np.array([tau for tau, _ in along])
     shape = (seeds.nunique(), metrics.shape[1])
     by_seed = mean(by_axis.reshape(-1, shape[0] * shape[1])).reshape(shape)
     found = paired_test(by_seed.round(12))  # where it is 0 but for rounding
-    return found.difference.round(12), found.low.clip(-1), found.high.clip(max=1)
+    centre = found.difference.round(12)
+    centre[sum(groups for _, groups in along) < MIN_PAIRS] = np.nan
+    return centre, found.low.clip(-1), found.high.clip(max=1)
 
 
 def _along(
     metrics: Numbers, goal: Numbers, axes: pd.DataFrame, seeds: pd.Series, axis: str
-) -> Numbers:
-    """By seed, the mean over groups of runs that differ in one axis alone of Kendall's tau."""
+) -> tuple[Numbers, Indices]:
+    """Kendall's tau among runs that differ in one axis alone.
+
+    Returns:
+        Its mean over such groups of runs, seeds x metrics, and the number of groups of each metric.
+    """
     others = [seeds, *(axes[name] for name in axes.columns if name != axis)]
     level, group = pd.factorize(axes[axis])[0], axes.groupby(others).ngroup().to_numpy()
     run = np.full((group.max() + 1, level.max() + 1), -1)
@@ -144,7 +152,8 @@ def _along(
         tau = agreement / couples
     of_group = np.empty(len(run), dtype=np.intp)
     of_group[group] = pd.factorize(seeds, sort=True)[0]
-    return np.array([mean(tau[of_group == seed]) for seed in range(seeds.nunique())])
+    by_seed = np.array([mean(tau[of_group == seed]) for seed in range(seeds.nunique())])
+    return by_seed, np.isfinite(tau).sum(axis=0)
 
 
 def _conditional_mutual_information(
@@ -245,6 +254,7 @@ def mediation(
     baseline = study.baseline(baseline)
     through = mediators(study) if through is None else through
     keys, values = wide(study)
+    values = np.where(np.isfinite(values), values, np.nan)
     of_metric = {
         name: values[:, _columns_of(keys, metric)].mean(axis=1) for name, metric in through.items()
     }
@@ -303,6 +313,9 @@ def _mediated(sample: Numbers, mediators: int) -> dict[str, float]:
         mediators: How many there are.
     """
     n = len(sample)
+    largest = np.abs(sample).max(axis=0)
+    largest[largest == 0] = 1
+    sample = sample / largest  # whose squares may be no floats
     scale = sample.std(axis=0) + (np.ptp(sample, axis=0) == 0)
     variables = np.hstack([sample / scale, np.ones((n, 1))])
     products = (variables[:, :, None] * variables[:, None, :]).reshape(n, -1)
@@ -312,11 +325,12 @@ def _mediated(sample: Numbers, mediators: int) -> dict[str, float]:
     # Of the regression of the first variable on all others; the last one is the intercept's.
     inverse = np.linalg.pinv(moments[:, 1:, 1:], hermitian=True)
     slopes = (inverse @ moments[:, 1:, :1])[:, :mediators, 0]
-    total = moments[:, -1, 0] * scale[0]
-    indirect = (moments[:, -1, 1 : 1 + mediators] * slopes).sum(axis=1) * scale[0]
+    unit = scale[0] * largest[0]
+    total = moments[:, -1, 0] * unit
+    indirect = (moments[:, -1, 1 : 1 + mediators] * slopes).sum(axis=1) * unit
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    test = paired_test(sample[:, :1])
-    found = {"total": total[0], "total_low": test.low[0], "total_high": test.high[0]}
+    low, high = (end[0] * largest[0] for end in paired_test(sample[:, :1])[2:4])
+    found = {"total": total[0], "total_low": low, "total_high": high}
     for name, values in (("indirect", indirect), ("direct", total - indirect)):
         found[name] = values[0]
         found[f"{name}_low"], found[f"{name}_high"] = np.quantile(values[1:], tails)

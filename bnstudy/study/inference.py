@@ -88,7 +88,7 @@ def noise_of(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> 
         >>> noise_of(np.array([[1.0], [0.5]]), np.array([[0.5], [2.0]])) * 2**22
         array([1.5])
     """
-    known = np.isfinite(ours - theirs)
+    known = np.isfinite(ours) & np.isfinite(theirs)
     noise = np.where(known, _noise(ours, theirs, resolution), np.nan)
     found = np.zeros(noise.shape[1])
     has_pair = known.any(axis=0)
@@ -121,7 +121,7 @@ def mean(values: Numbers) -> Numbers:
     array([ 2., nan])
     """
     known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         found: Numbers = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
     return found
 
@@ -138,10 +138,12 @@ def spread(values: Numbers) -> Numbers:
     n = known.sum(axis=0)
     # The smallest value is subtracted, so that equal values have no spread by rounding.
     smallest = np.min(values, axis=0, where=known, initial=np.inf)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         shifted = np.where(known, values - smallest, np.nan)
+        largest = np.max(shifted, axis=0, where=known, initial=0)
+        shifted /= np.where(largest > 0, largest, 1)  # whose square may be no float
         squares = np.where(known, shifted - mean(shifted), 0) ** 2
-        return np.where(n > 1, np.sqrt(squares.sum(axis=0) / (n - 1)), np.nan)
+        return np.where(n > 1, largest * np.sqrt(squares.sum(axis=0) / (n - 1)), np.nan)
 
 
 class PairedTest(NamedTuple):

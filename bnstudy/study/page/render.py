@@ -192,7 +192,8 @@ def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
         "mediation": findings.mediation,
         "interventions": _chosen(
             findings.interventions,
-            "treatment baseline split metric place n undefined difference low high test p p_adjusted",
+            "treatment baseline split metric place n undefined difference low high test p "
+            "p_adjusted",
         ),
         "factors": _chosen(
             _of_main_metrics(findings.factors),
