@@ -174,7 +174,7 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
     tables = []
     for _, at_point in _points(study.results[list(by)]):
         has_value = is_known[at_point].any(axis=0)
-        for point, rows in _points(study.results.loc[at_point, [*by, "treatment"]]):
+        for point, rows in _points(study.results[[*by, "treatment"]].iloc[at_point]):
             sample = values[rows]
             n = is_known[rows].sum(axis=0)
             table = keys.assign(

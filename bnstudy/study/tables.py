@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -60,7 +61,7 @@ def _latex(findings: Findings, metrics: tuple[str, ...], split: str) -> str:
         table[table["metric"].isin(metrics) & (table["split"] == split)] if len(table) else table
         for table in (findings.averages, findings.whole)
     )
-    columns: dict[tuple[str, str], pd.Series] = {}
+    columns: dict[tuple[Any, str], pd.Series] = {}
     for name, of_treatment in averages.groupby("treatment"):
         table = _indexed(of_treatment, by)
         columns |= {
