@@ -119,9 +119,12 @@ class Count(Logger):
         ({"max_epochs": 50}, [Stop(8)], [(0, 0), (3, 8)]),
         ({"max_epochs": 2, "limit_train_batches": 0}, [], []),
     ],
-    ids=str,
+    ids=[
+        *("6 epochs", "5 epochs", "10 steps", "17 steps", "15 steps", "9 steps"),
+        *("early stopping", "should_stop", "no batch"),
+    ],
 )
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, False], ids=["called first", "called last"])
 def test_the_last_epoch_is_measured_however_training_ends(
     options: dict[str, Any],
     callbacks: list[L.Callback],
