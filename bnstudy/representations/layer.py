@@ -29,7 +29,7 @@ C = TypeVar("C", bound=ClassSums)
 Blocks = Iterable[tuple[Tensor, int]]
 
 NEIGHBOURS = 10
-ERROR = 16  # times the resolution: an upper bound of a squared distance's error
+ERROR = 4  # times the resolution: more than the error of a squared distance, relative to its reach
 MAX_PAIRS = 1 / 32  # of all, whose distances are computed from differences, and not in float64
 SPECTRAL_ERROR = 5e-4  # of the sum of the singular values: what rounding may do to it
 
