@@ -141,7 +141,7 @@ def rows_of(page: Page, name: str) -> dict[str, list[float]]:
     """The numbers of a figure, by layer, of those after its name and norm."""
     figure = page.locator(f"figure[data-figure={name}]")
     figure.scroll_into_view_if_needed()
-    if not figure.locator("details").get_attribute("open"):
+    if figure.locator("details").get_attribute("open") is None:
         figure.locator("summary").click()
     expect(figure).to_have_attribute("aria-busy", "false")
     return {
