@@ -94,7 +94,7 @@ def probes(samples: int, device: str) -> dict[str, Batches]:
 def classifier(network: nn.Module) -> Classifier:
     """A network with its initial weights, and the default optimizer."""
     initialize(network, seed=0)
-    return Classifier(network, CLASSES, settings("optim", "sgd"))
+    return Classifier(network, settings("optim", "sgd"))
 
 
 def cnn(depth: int, width: int) -> Classifier:

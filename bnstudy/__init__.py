@@ -1,7 +1,8 @@
 """What does normalization do to a network's representations? See README.md.
 
 For use as a library: `capture` reads the layers of any network, `METRICS` and `evaluate` measure
-one, `SIMILARITIES` compare two; `load` reads the runs of a study.
+one, `SIMILARITIES` compare two; `recalibrate` gives BatchNorm layers the running statistics that an
+untrained network lacks; `load` reads the runs of a study.
 """
 
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnstudy.metrics import METRICS, SIMILARITIES, chosen, evaluate
+    from bnstudy.models import recalibrate
     from bnstudy.representations import Layer, Tap, capture
     from bnstudy.study.load import Study, load
 
@@ -16,6 +18,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "representations": ["Layer", "Tap", "capture"],
+    "models": ["recalibrate"],
     "metrics": ["METRICS", "SIMILARITIES", "chosen", "evaluate"],
     "study.load": ["Study", "load"],
 }
@@ -30,6 +33,7 @@ __all__ = [
     "chosen",
     "evaluate",
     "load",
+    "recalibrate",
 ]
 
 

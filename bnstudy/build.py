@@ -12,11 +12,20 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from bnstudy.data import ImageDataModule
-from bnstudy.data.module import EVALUATION_BATCH
 from bnstudy.errors import UserError
-from bnstudy.models import Classifier, FrozenBatchNorm, Normalization, initialize, recalibrate
+from bnstudy.models import (
+    Classifier,
+    FrozenBatchNorm,
+    Normalization,
+    calibrate,
+    calibrated,
+    initialize,
+    recalibrate,
+    seeded,
+)
 from bnstudy.models.regularizers import Regularizer, regularizer
 from bnstudy.runs.checkpoints import load_checkpoint
+from bnstudy.runs.data_check import require_sha256
 from bnstudy.runs.record import Record
 from bnstudy.runs.twin import final_sparsity, find_twin
 
@@ -34,25 +43,22 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
     data: ImageDataModule = _make(config["data"], seed=config["seed"], probe=config["probe"])
     data.setup()
     facts = data.facts()
-    if record.description.setdefault("data", facts)["sha256"] != facts["sha256"]:
-        raise UserError(
-            f"data: not the images that {record.folder} was trained on (their SHA-256 differs)\n"
-            "Put those back, or choose another study=NAME"
+    record.description.setdefault("data", facts)
+    require_sha256(record, config, facts["sha256"])
+    model = dict(config["model"])
+    initialization = model.pop("initialization", "he")  # as every network before 0.2 had it
+    with seeded(config["seed"]):
+        network: nn.Module = _make(
+            model,
+            input_shape=data.input_shape,
+            num_classes=data.num_classes,
+            norm=Normalization(
+                **config["norm"], synchronized=config["trainer"].get("sync_batchnorm", False)
+            ),
         )
-    network: nn.Module = _make(
-        config["model"],
-        input_shape=data.input_shape,
-        num_classes=data.num_classes,
-        norm=Normalization(
-            **config["norm"], synchronized=config["trainer"].get("sync_batchnorm", False)
-        ),
-    )
-    initialize(network, config["seed"])
-    if any(isinstance(module, FrozenBatchNorm) for module in network.modules()):
-        recalibrate(network, data.probe("train").mixed(EVALUATION_BATCH))
+    initialize(network, config["seed"], initialization)
     classifier = Classifier(
         network,
-        data.num_classes,
         config["optim"],
         config["seed"],
         _regularizer(network, config, record),
@@ -67,14 +73,33 @@ def _regularizer(network: nn.Module, config: dict[str, Any], record: Record) -> 
     options = dict(config["regularizer"])
     if isinstance(norm := options.get("target"), str):
         if "target_sparsity" not in record.description:
-            twin = find_twin(record.folder.parent, config, norm)
+            twin = find_twin(record, config, norm)
             record.description["target_sparsity"] = final_sparsity(twin)
         options["target"] = record.description["target_sparsity"]
     return regularizer(network, **options)
 
 
-def load_weights(classifier: Classifier, checkpoint: Path) -> int:
-    """Give a network the weights of a checkpoint, in their precision; on a GPU where there is one.
+def evaluate_before_training(
+    trainer: L.Trainer, classifier: Classifier, data: ImageDataModule
+) -> None:
+    """Evaluate a network with its initial weights, and running statistics of the training data.
+
+    Those of `batchnorm_frozen` stay; all others are for this evaluation only, and the training that
+    follows does not change.
+    """
+    classifier.to(trainer.strategy.root_device)
+    network = classifier.network
+    if any(isinstance(module, FrozenBatchNorm) for module in network.modules()):
+        recalibrate(network, data.calibration())
+    with calibrated(network, data.calibration()):
+        trainer.validate(classifier, datamodule=data, verbose=False)
+
+
+def load_weights(classifier: Classifier, checkpoint: Path, data: ImageDataModule) -> int:
+    """Load the weights of a checkpoint to measure them: in their precision, on a GPU if there is.
+
+    Running statistics that no batch had updated when it was saved, as before training, are those of
+    the training data.
 
     Returns:
         Batches of training before it was saved.
@@ -88,6 +113,7 @@ def load_weights(classifier: Classifier, checkpoint: Path) -> int:
     classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
     classifier.load_state_dict(weights)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+    calibrate(classifier.network, data.calibration())
     return int(content["global_step"])
 
 

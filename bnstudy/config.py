@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.files import CANNOT_WRITE, cannot_write
 from bnstudy.terms import SITES
 
@@ -24,6 +24,7 @@ CONFIG_FOLDER = next(
 SCHEDULES = ("constant", "cosine")
 # What may be given for each norm, as {batchnorm: 0.1, none: 0.01}.
 OF_EACH_NORM = (("optim", "lr"), ("model", "residual_init"))
+INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ _folder_name = Rule(
 _boolean = Rule("true or false", lambda value: isinstance(value, bool))
 _not_negative = Rule("a number of at least 0", lambda value: _number(value) and value >= 0)
 _positive = Rule("a number above 0", lambda value: _number(value) and value > 0)
+_share = Rule("a number above 0, at most 1", lambda value: _number(value) and 0 < value <= 1)
 _fraction = Rule("a number from 0 to below 1", lambda value: _number(value) and 0 <= value < 1)
 
 RULES: dict[str, Rule] = {
@@ -79,9 +81,10 @@ RULES: dict[str, Rule] = {
     "cell": _folder_name,
     "model.depth": _integer(1),
     "model.width": _positive,
+    "model.initialization": _choice(*INITIALIZATIONS),
     "model.residual_init": _choice("he", "zero", "fixup"),
     "norm.eps": _positive,
-    "norm.momentum": _fraction,
+    "norm.momentum": _share,  # at 0 the running statistics would stay 0 and 1
     "norm.num_groups": _integer(1),
     "norm.ghost_size": _integer(2),
     "norm.position": _choice("pre", "post"),
@@ -121,6 +124,13 @@ RULES: dict[str, Rule] = {
     ),
     "data.channels": _integer(1),
     "trainer.max_epochs": _integer(1),
+    "trainer.devices": Rule(  # auto and -1 are another number, and other numbers, elsewhere
+        "a number of devices of at least 1, or a list of them such as [0,2]",
+        lambda value: (
+            _integer(1).accepts(value)
+            or (isinstance(value, list) and value != [] and all(map(_integer(0).accepts, value)))
+        ),
+    ),
     "trainer.limit_train_batches": _positive,
     "trainer.limit_val_batches": _positive,
     "trainer.compile": _boolean,
@@ -172,6 +182,7 @@ FIXED = {
     "min_epochs",
     "min_steps",
     "num_sanity_val_steps",
+    "plugins",
     "reload_dataloaders_every_n_epochs",
     "use_distributed_sampler",
     "val_check_interval",
@@ -181,14 +192,13 @@ FIXED = {
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain values, every interpolation resolved.
 
-    Where a value is given for each norm, the one of this run's norm takes its place, so that the
-    result says what is used.
+    The result says what is used: see `complete`.
 
     Raises:
         UserError: A value is missing, or that of this run's norm is.
     """
     config = plain_values(cfg)
-    of_this_norm(config)
+    complete(config)
     return config
 
 
@@ -204,11 +214,17 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
 
 
-def of_this_norm(config: dict[str, Any]) -> None:
-    """Put the value of this run's norm in place of those that are given for each norm.
+def complete(config: dict[str, Any]) -> None:
+    """Put what is used in place of what is left open.
+
+    The value of this run's norm stands for those that are given for each norm, and a network whose
+    file says nothing of initialization has its own.
+
+    Args:
+        config: Changed in place.
 
     Raises:
-        UserError: There is none for it.
+        UserError: There is no value for this run's norm.
     """
     norm = config["norm"]["name"]
     for group, key in OF_EACH_NORM:
@@ -219,6 +235,7 @@ def of_this_norm(config: dict[str, Any]) -> None:
                     f"{group}.{key}={value} says nothing for norm={norm}; add {norm}: ... to it"
                 )
             config[group][key] = value[norm]
+    config["model"].setdefault("initialization", "own")
 
 
 def validate(config: dict[str, Any]) -> None:
@@ -280,7 +297,7 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is missing: set it with {key}=..."
     if not isinstance(error, AttributeError | KeyError):
-        return f"{given}: {str(error).splitlines()[0]}"
+        return f"{given}: {first_line(error)}"
     parent = error.parent_node
     allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
     near = difflib.get_close_matches(key.rpartition(".")[2], allowed)

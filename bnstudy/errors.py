@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The message names the key and the value, what is allowed and what to do, in one or two lines.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or the name of its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

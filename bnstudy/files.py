@@ -33,7 +33,8 @@ def cannot_write(path: str | Path, error: OSError) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; rename it to `path` once all went well.
 
-    A process killed at any moment leaves the old file or the new one, never half of one.
+    A process killed at any moment leaves the old file or the new one, never half of one; so does a
+    machine that loses its power, since the content is on the disk before the name is.
 
     Raises:
         UserError: The disk is full, or the folder cannot be written to.
@@ -42,10 +43,26 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _flush(temporary)
         temporary.replace(path)
+        _flush(path.parent)
     except OSError as error:
         if error.errno in CANNOT_WRITE:
             raise UserError(cannot_write(path, error)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        if not is_folder:  # not every file system can do that with a folder
+            raise

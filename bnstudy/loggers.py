@@ -25,7 +25,7 @@ from bnstudy.dashboards.run import (
     wandb_id,
     warn_once,
 )
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.runs.record import Record
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _begin(
         except wandb.Error as error:
             _unreachable.add(server)
             wandb.teardown()  # it would go on trying
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             warn_once(
                 f"W&B keeps these runs offline, as {server} does not take them ({reason})\n"
                 f"python -m bnstudy.dashboard sync {record.folder.parent} uploads them later"

@@ -106,21 +106,31 @@ def measure_checkpoints(
         wanted: By epoch, (split, site, metric).
         memory_budget: GiB that activations and the distances between samples may take.
         say: Told what is measured next.
+
+    Raises:
+        UserError: The run is of another version of bnstudy, or its data cannot be had.
     """
+    record.require_this_version()
     from bnstudy.build import build, load_weights
     from bnstudy.callbacks import RepresentationMetrics
 
     data, classifier = build(record.description["config"], record)
     done: list[int] = []
     record.description.setdefault("measured_later", []).append(
-        {"epochs": done, "metrics": _names(wanted), "environment": environment()}
+        {
+            "epochs": done,
+            "metrics": _names(wanted),
+            "splits": sorted({split for what in wanted.values() for split, _, _ in what}),
+            "sites": sorted({site for what in wanted.values() for _, site, _ in what}),
+            "environment": environment(),
+        }
     )
     for epoch, what in wanted.items():
 
         def say_which(message: str, epoch: int = epoch) -> None:
             say(f"epoch {epoch}: {message}")
 
-        step = load_weights(classifier, record.checkpoints()[epoch])
+        step = load_weights(classifier, record.checkpoints()[epoch], data)
         metrics = RepresentationMetrics(
             {split: data.probe(split) for split in SPLITS if any(split == one for one, *_ in what)},
             sorted({name for _, _, name in what}),

@@ -7,9 +7,9 @@ import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import inf
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,14 +21,20 @@ from rich.console import Console
 from bnstudy.config import CONFIG_FOLDER, explain, resolve, validate
 from bnstudy.errors import UserError
 from bnstudy.measure import measure_missing
-from bnstudy.runs.environment import environment
+from bnstudy.runs.data_check import DataCheck
+from bnstudy.runs.environment import VERSION, environment
 from bnstudy.runs.identity import register_resolvers
 from bnstudy.runs.lease import CellInUse, Lease, held
 from bnstudy.runs.processes import is_first_process, job_of_its_own, stopping_in_order
 from bnstudy.runs.record import Record, discard_if_empty
 from bnstudy.sweeps.progress import SweepProgress
-from bnstudy.sweeps.search_config import register_search
+from bnstudy.sweeps.search_config import register_search, worst_value
 from bnstudy.terminal import console
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX_INITIAL_SHARE = 0.01  # of the running statistics, without a warning
 
 # torch and Lightning are imported where they are needed: they take seconds, and a cell that is
 # complete is skipped without them.
@@ -49,10 +55,11 @@ class Outcome:
     objective: str
 
     def __float__(self) -> float:
-        """The objective, as a search wants it; of a run that diverged the worst there is."""
+        """The objective, as a search wants it; the worst there is where the run diverged."""
         value: float | None = self.record.description["final"][self.objective]
-        worst = inf if self.objective.endswith("_loss") else 0.0
-        return worst if value is None else value
+        if self.record.status == "diverged" or value is None or not isfinite(value):
+            return worst_value(self.objective)
+        return value
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -76,6 +83,8 @@ def run(cfg: DictConfig) -> Outcome:
         choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
         record = Record.open(folder, config, choices, overrides, mine)
         trained = not record.has_ended
+        if not trained and first:
+            DataCheck().require_same(record, config)
         if trained:
             # Several workers' lines would overwrite one another.
             alone = single or SweepProgress.total > 0
@@ -84,8 +93,14 @@ def run(cfg: DictConfig) -> Outcome:
         if first:
             record.remove_parts()  # now: a run killed before this line has its table, and its parts
             tell_result(record)
+            if record.version != VERSION:
+                console.print(
+                    f"  trained by bnstudy {record.version}, so not compared with runs of "
+                    f"{VERSION}; sweep.redo=all -m trains it anew",
+                    style="yellow",
+                )
             measure_missing(record, config["metrics"])
-            tell_not_measured(record, list(config["callbacks"]))
+            tell_not_measured(record, config["callbacks"])
         return Outcome(record, trained, config["sweep"]["objective"])
 
 
@@ -97,7 +112,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         config: Resolved.
         terminal: Where its progress is shown.
     """
-    from bnstudy.build import build, build_trainer
+    from bnstudy.build import build, build_trainer, evaluate_before_training
     from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
     from bnstudy.runs.checkpoints import resume_point
     from bnstudy.terms import SPLITS
@@ -114,12 +129,14 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             record.description["config"] = config  # of what does not change the numbers, too
         else:
             record.measured_by(config["metrics"])
+            config = config | {"callbacks": record.with_callbacks(config["callbacks"])}
         data, classifier = build(config, record)
         progress = Progress(config["cell"], terminal)
         metrics = RepresentationMetrics(
             {split: data.probe(split) for split in SPLITS},
             **config["metrics"],
             on_layer=progress.say,
+            calibration=data.calibration(),
         )
         optimization = [instantiate(node) for node in config["callbacks"].values()]
         recorder = Recorder(record, [metrics, *optimization], config["checkpoint_epochs"])
@@ -132,11 +149,12 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         with instantiate(logger, record=record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
             if checkpoint is None:
-                trainer.validate(classifier, datamodule=data, verbose=False)  # before training
+                evaluate_before_training(trainer, classifier, data)
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
         facts["diverged"] = bool(classifier.diverged)
         if first:
             record.join_parts()
+            warn_of_few_batches(classifier.network, config["trainer"]["max_epochs"])
 
 
 def quieten_lightning() -> None:
@@ -154,6 +172,23 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
 
 
+def warn_of_few_batches(network: "nn.Module", epochs: int) -> None:
+    """Print a warning if running statistics were still close to their initial values.
+
+    They are recorded as they were, as torch has them; training does not depend on them.
+    """
+    from bnstudy.representations.running_statistics import initial_share
+
+    share = initial_share(network, epochs)
+    if share > MAX_INITIAL_SHARE:
+        console.print(
+            f"norm.momentum: after the first epoch {share:.0%} of the running mean and variance "
+            "were still their initial 0 and 1, and what was measured then is biased by that\n"
+            "Train on more batches an epoch (data.batch_size), or raise norm.momentum",
+            style="yellow",
+        )
+
+
 def tell_result(record: Record) -> None:
     """Say how a run ended."""
     final = record.description["final"]
@@ -161,12 +196,28 @@ def tell_result(record: Record) -> None:
     console.print(f"{record.folder}: {record.status}, {accuracy} after {final['epoch']} epochs")
 
 
-def tell_not_measured(record: Record, callbacks: list[str]) -> None:
-    """Say which of the callbacks now asked for a run did not have from its beginning to its end."""
+def tell_not_measured(record: Record, callbacks: dict[str, dict[str, Any]]) -> None:
+    """Print which of the callbacks asked for a run did not have, or had with other options.
+
+    Args:
+        record: Record of the run.
+        callbacks: Options of each callback that is asked for now.
+    """
     had = record.description.get("callbacks", [])
-    if without := [name for name in callbacks if name not in had]:
+    kept = record.description["config"].get("callbacks", {})
+    without = [name for name in callbacks if name not in had]
+    other = [
+        f"callbacks.{name}.{key}={kept[name][key]} and not {value}"
+        for name, options in callbacks.items()
+        if name in had and name in kept
+        for key, value in options.items()
+        if key != "memory_budget" and kept[name].get(key, value) != value
+    ]
+    told = [f"without callbacks={','.join(without)}"] if without else []
+    told += [f"with {', '.join(other)}"] if other else []
+    if told:
         console.print(
-            f"  trained without callbacks={','.join(without)}, which cannot be measured later; "
+            f"  trained {', and '.join(told)}, which cannot be measured later; "
             "choose another study=NAME to train it with them",
             style="yellow",
         )

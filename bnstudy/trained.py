@@ -77,7 +77,7 @@ class Trained:
             raise UserError(f"--samples {samples}: the {split} split has {there}")
         probe = config["probe"] | {split: samples}
         data, classifier = build(config | {"probe": probe}, self.record)
-        load_weights(classifier, self.record.checkpoints()[self.epoch])
+        load_weights(classifier, self.record.checkpoints()[self.epoch], data)
         budget = memory_budget or config["metrics"]["memory_budget"]
         return capture(classifier, data.probe(split), sites=sites, memory_budget=budget)
 

@@ -24,6 +24,8 @@ from bnstudy.train import main
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"  # real images, on machines that have them
 
+# One thread, since other tests run beside; .ci/run runs the numerical ones with two as well.
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")
 TELL_PAGE = report.tell_page
 
 # A run of seconds: two small blocks, two epochs, 400 digits measured.
@@ -54,13 +56,13 @@ CommandLine = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No W&B account, no prompt, whatever the machine has; one thread: others run beside it."""
+    """No W&B account, no prompt, whatever the machine has; as many threads as were asked for."""
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a test starts
-    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", THREADS)  # of the processes that a test starts
+    torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(autouse=True)

@@ -139,6 +139,7 @@ def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Co
         "trainer.max_epochs=7",
         "trainer.precision=bf16-mixed",
         "trainer.devices=2",
+        "+trainer.accumulate_grad_batches=2",
         "trainer=ddp",
         "probe.train=1000",
         "seed=1",
@@ -160,3 +161,29 @@ def test_a_sweep_over_precision_and_sites(command_line: CommandLine, tmp_path: P
     )
     assert result.returncode == 0, result.stderr
     assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("model=cnn", "torch"),
+        ("experiment=paper_mnist", "torch"),
+        ("model=vgg", "he"),
+        ("model=resnet", "he"),
+        ("model=plain", "he"),
+        ("experiment=paper_cifar10", "he"),
+        ("model=torchvision", "own"),
+        ("~model.initialization", "own"),  # as where the file of a user's network says nothing
+        ("model.initialization=orthogonal", "orthogonal"),
+    ],
+)
+def test_the_initialization_is_said_in_every_configuration(
+    composed: Compose, choice: str, expected: str
+) -> None:
+    assert resolve(composed(choice))["model"]["initialization"] == expected
+
+
+def test_he_is_what_earlier_records_mean_by_saying_nothing(composed: Compose) -> None:
+    he, torch_ = (resolve(composed(f"model.initialization={scheme}")) for scheme in ("he", "torch"))
+    earlier = he | {"model": {k: v for k, v in he["model"].items() if k != "initialization"}}
+    assert identity(earlier) == identity(he) != identity(torch_)

@@ -50,7 +50,7 @@ def test_a_multirun_ends_with_a_page_and_a_report_has_more(
     result = command_line(str(folder), main=report.main)
     assert result.returncode == 0, result.stderr
     assert "2 pairs of runs that differ in nothing else: 2 seeds" in result.stdout
-    assert "the smallest two-sided p there can be is 0.5" in result.stdout
+    assert "With 2 pairs nothing is tested" in " ".join(result.stdout.split())
     assert (folder / "report" / "figures" / "performance.pdf").exists()
     effects = pd.read_csv(folder / "report" / "tables" / "effects.csv")
     assert set(effects["n"]) == {2}

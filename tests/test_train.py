@@ -1,6 +1,8 @@
 """The command line, as users call it."""
 
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bnstudy import measure
 from bnstudy.runs.record import SCHEMA
 from tests.conftest import SMALL, CommandLine, description, only_cell
+
+KEPT = Path(__file__).parent / "records" / "kept"
 
 
 def weights(cell: Path) -> dict[str, torch.Tensor]:
@@ -130,9 +135,73 @@ def test_a_terminated_run_is_recorded_as_interrupted(tmp_path: Path) -> None:
     assert run["status"] == run["attempts"][0]["status"] == "interrupted"
 
 
+def test_before_training_batchnorm_normalizes(command_line: CommandLine, tmp_path: Path) -> None:
+    norms = ("batchnorm", "batchnorm_frozen", "none", "ghostbatchnorm", "batchnorm_noaffine")
+    norms += ("batchnorm_centering", "batchnorm_scaling")
+    data = ("data=planted", "data.samples_per_group={train:20,test:7}", "study=start")
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "checkpoint_epochs=[0]")
+    arguments = (*SMALL, *data, *short)
+    result = command_line(*arguments, f"norm={','.join(norms)}", "-m")
+    assert result.returncode == 0, result.stderr
+    later = ("metrics.names=[mean,variance,linear_probe]", "metrics.sites=[conv,norm,act]")
+    measured = command_line("multirun/start", *later, "--epochs", "0", main=measure.main)
+    assert measured.returncode == 0, measured.stderr
+
+    values: dict[str, dict[tuple[object, ...], float]] = {}
+    for cell in (tmp_path / "multirun" / "start").glob("*-*/"):
+        rows = pq.read_table(cell / "metrics.parquet").to_pylist()
+        values[description(cell)["choices"]["norm"]] = {
+            tuple(row[key] for key in ("split", "layer", "site", "metric")): row["value"]
+            for row in rows
+            if row["epoch"] == 0
+        }
+    assert values.keys() == set(norms)
+    assert len(values["none"]) == 2 * (2 + 2 * 16 + 2 * 3 * 3)
+    assert values["batchnorm"] == pytest.approx(values["batchnorm_frozen"], nan_ok=True)
+    assert values["batchnorm"] == pytest.approx(values["batchnorm_noaffine"], nan_ok=True)
+    for norm in set(norms) - {"none"}:
+        for layer, site in (("block01", "norm"), ("block02", "norm"), ("block02", "act")):
+            ours, theirs = (
+                [values[one]["test", layer, site, metric] for metric in ("mean", "variance")]
+                for one in (norm, "none")
+            )
+            assert ours != pytest.approx(theirs, rel=0.01), (norm, layer, site)
+        loss = ("train", "model", None, "loss")
+        assert values[norm][loss] != pytest.approx(values["none"][loss], rel=1e-4), norm
+    for layer in ("block01", "block02"):
+        variance = values["batchnorm"]["train", layer, "norm", "variance"]
+        assert variance == pytest.approx(1, rel=0.05)
+
+
+def test_running_statistics_of_few_batches_are_warned_of(command_line: CommandLine) -> None:
+    few = (*SMALL, "metrics=none", "trainer.limit_train_batches=4")
+    warning = "after the first epoch 66% of the running mean and variance were still"
+    assert warning in command_line(*few).stdout
+    assert "running mean" not in command_line(*few).stdout  # it was trained before
+    assert "running mean" not in command_line(*few, "norm=none").stdout
+    assert "running mean" not in command_line(*few, "norm.momentum=0.9", "study=fast").stdout
+
+
+def test_an_interrupted_run_of_version_0_1_goes_on(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    (kept,) = KEPT.glob("batchnorm-depth1-width2-seed2-*")
+    cell = tmp_path / "multirun" / "kept" / kept.name
+    shutil.copytree(kept, cell)
+    overrides = description(cell)["overrides"]
+    result = command_line(*overrides, "model.initialization=he")
+    assert result.returncode == 0, result.stderr
+    assert only_cell(tmp_path / "multirun") == cell
+    run = description(cell)
+    assert run["status"] == "completed"
+    assert run["attempts"][-1]["resumed_from_epoch"] == 2
+    rows = pq.read_table(cell / "metrics.parquet").to_pylist()
+    assert {row["epoch"] for row in rows} == {0, 1, 2, 3, 4}
+
+
 @pytest.mark.filterwarnings("ignore:block01 at epoch 1. an activation is not finite")
 def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -> None:
-    result = command_line("norm=none", "optim.lr=1e6", *SMALL)
+    result = command_line("norm=none", "optim.lr=1e12", *SMALL)
     assert result.returncode == 0, result.stderr
     cell = only_cell(tmp_path / "multirun")
     assert description(cell)["status"] == "diverged"
@@ -142,7 +211,10 @@ def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -
     assert {row["reason"] for row in undefined} == {"an activation is not finite"}
     losses = [row for row in rows if row["metric"] == "loss" and row["epoch"] == 2]
     assert {row["reason"] for row in losses} == {"the loss is not finite"}
-    assert "diverged, test accuracy" in command_line("norm=none", "optim.lr=1e6", *SMALL).stdout
+    assert all(math.isnan(row["value"]) for row in losses)
+    accuracies = [row for row in rows if row["metric"] == "accuracy" and row["epoch"] == 2]
+    assert [row["value"] for row in accuracies] == [0, 0]  # not the share of class 0
+    assert "diverged, test accuracy" in command_line("norm=none", "optim.lr=1e12", *SMALL).stdout
 
 
 def test_weights_that_the_last_step_blew_up_are_a_divergence(
@@ -224,6 +296,8 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["study=a/b"], ["study=a/b", "folder"]),
         (["study=.."], ["study=..", "folder"]),
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
+        (["trainer.devices=auto"], ["trainer.devices=auto", "at least 1"]),
+        (["+trainer.plugins=x"], ["trainer.plugins", "cannot be set"]),
         (["+trainer.max_steps=5"], ["trainer.max_steps", "trainer.max_epochs"]),
         (["+optim.foo=1", *SMALL], ["optim", "foo"]),
         (["logger.mode=foo"], ["logger.mode=foo", "offline"]),

@@ -1,5 +1,6 @@
 """How far the distribution of each layer's activations moves from epoch to epoch."""
 
+from math import nan
 from typing import NamedTuple
 
 import lightning as L
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
+    calibrated_network,
     network_of,
     probe_of,
     rows_of,
@@ -37,7 +39,8 @@ class ActivationDrift(OptimizationMetrics):
 
     Of each layer, at the sites conv and act, on the training split's probe set in eval mode, with
     the mean m and the standard deviation s of each channel at the end of this epoch and the one
-    before (epoch 1 against the network before training):
+    before (epoch 1 against the network before training, with running statistics of the training
+    data):
 
     - `mean_drift`: |m - m_before| / s_before, averaged over channels.
     - `std_drift`: |log(s / s_before)|, averaged over channels.
@@ -59,9 +62,10 @@ class ActivationDrift(OptimizationMetrics):
 
         That follows from the weights: a run that is resumed measures those it goes on from.
         """
-        if trainer.is_global_zero:
-            self.before = self._measure(trainer, pl_module)
-        trainer.strategy.barrier("measured")
+        with calibrated_network(trainer, pl_module):
+            if trainer.is_global_zero:
+                self.before = self._measure(trainer, pl_module)
+            trainer.strategy.barrier("measured")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, and compare with the epoch before."""
@@ -95,11 +99,12 @@ class ActivationDrift(OptimizationMetrics):
 
 def _drift(before: _Channels, now: _Channels) -> tuple[dict[str, float], str]:
     """Both metrics, and why they are NaN if they are."""
+    if not (before.is_finite and now.is_finite):
+        return {"mean_drift": nan, "std_drift": nan}, "an activation is not finite"
     mean = (now.mean - before.mean).abs() / before.variance.sqrt()
     std = (now.variance / before.variance).log().abs() / 2
     values = {
         "mean_drift": mean[before.varies].mean().item(),
         "std_drift": std[before.varies & now.varies].mean().item(),
     }
-    finite = before.is_finite and now.is_finite
-    return values, "no channel varies" if finite else "an activation is not finite"
+    return values, "no channel varies"

@@ -1,6 +1,7 @@
 """What BatchNorm does differently in training and in evaluation."""
 
 from copy import deepcopy
+from math import nan
 
 import lightning as L
 import torch
@@ -10,13 +11,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
+    calibrated_network,
     network_of,
     probe_of,
     rows_of,
     taps_of,
     varying,
 )
-from bnstudy.models.recalibration import recalibrate, with_running_statistics
+from bnstudy.models.classifier import is_correct
+from bnstudy.models.recalibration import recalibrate
+from bnstudy.representations.running_statistics import with_running_statistics
 from bnstudy.runs.record import Row
 from bnstudy.terms import SPLITS
 
@@ -24,7 +28,8 @@ from bnstudy.terms import SPLITS
 class BatchStatistics(OptimizationMetrics):
     """How far running statistics are from what they stand for, and what that costs.
 
-    Before training and at each epoch's end, of networks with layers that keep running statistics:
+    At each epoch's end, of networks with layers that keep running statistics, and before training,
+    where running statistics are those of the training data:
 
     - `running_mean_error`, of each such layer: |running mean - population mean| over the
       population's standard deviation, averaged over channels.
@@ -42,7 +47,8 @@ class BatchStatistics(OptimizationMetrics):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure before the first step; a run that is resumed has that already."""
         if trainer.global_step == 0:
-            self._measure(trainer, network_of(pl_module), epoch=0)
+            with calibrated_network(trainer, pl_module):
+                self._measure(trainer, network_of(pl_module), epoch=0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the epoch."""
@@ -85,7 +91,7 @@ class BatchStatistics(OptimizationMetrics):
                     logits = network(inputs[share].to(place.device, place.dtype)).float()
                 own = labels[share].to(place.device)
                 sums[0] += functional.cross_entropy(logits, own, reduction="sum")
-                sums[1] += (logits.argmax(1) == own).sum()
+                sums[1] += is_correct(logits, own).sum()
                 sums[2] += len(own)
             loss, correct, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             values = {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count}
@@ -93,12 +99,15 @@ class BatchStatistics(OptimizationMetrics):
         return rows
 
 
-def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float], str | None]:
-    """Of a layer's running statistics, against those of the population; why there are none."""
+def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float], str]:
+    """Errors of a layer's running statistics, and the reason where they are NaN."""
     means, variances = (
         torch.stack([getattr(layer, name) for layer in (running, population)]).double()
         for name in ("running_mean", "running_var")
     )
+    if not (means + variances).isfinite().all():
+        reason = "a statistic is not finite"
+        return {"running_mean_error": nan, "running_variance_error": nan}, reason
     kept = varying(means[1], variances[1])
     mean = (means[0] - means[1]).abs() / variances[1].sqrt()
     variance = (variances[0] / variances[1]).log().abs()
@@ -106,4 +115,4 @@ def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float]
         "running_mean_error": mean[kept].mean().item(),
         "running_variance_error": variance[kept].mean().item(),
     }
-    return values, None if kept.any() else "no channel varies"
+    return values, "no channel varies"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import isfinite, nan
 
 import lightning as L
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from bnstudy.callbacks.names import logged_name
 from bnstudy.data.batches import Batches
 from bnstudy.data.module import ImageDataModule
-from bnstudy.models import Classifier
+from bnstudy.models import Classifier, calibrated
 from bnstudy.representations import Tap
 from bnstudy.representations.taps import Call, Taps
 from bnstudy.runs.record import WHOLE_MODEL, Row
-from bnstudy.terms import Split
+from bnstudy.terms import EvaluatedSplit, Split
 
 CONSTANT = 1e-8  # of the squared mean: as small a variance is what float32 makes of a constant
 
@@ -59,7 +59,7 @@ def rows_of(
     tap: Tap | None,
     epoch: int,
     step: int,
-    split: Split = "train",
+    split: EvaluatedSplit = "train",
     reason: str | None = None,
 ) -> list[Row]:
     """Rows of the long table, by metric; what is not finite is NaN there.
@@ -92,11 +92,22 @@ def network_of(module: L.LightningModule) -> nn.Module:
     return module.network
 
 
+def calibrated_network(
+    trainer: L.Trainer, module: L.LightningModule
+) -> AbstractContextManager[None]:
+    """The network with running statistics of the training data, in case no batch has been seen."""
+    return calibrated(network_of(module), _data_of(trainer).calibration())
+
+
 def probe_of(trainer: L.Trainer, split: Split) -> Batches:
     """The samples of a split that are measured."""
+    return _data_of(trainer).probe(split)
+
+
+def _data_of(trainer: L.Trainer) -> ImageDataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, ImageDataModule)
-    return data.probe(split)
+    return data
 
 
 def taps_of(network: nn.Module, modules: Iterable[str], inputs: Tensor) -> dict[str, Tap]:

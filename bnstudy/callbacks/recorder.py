@@ -1,14 +1,15 @@
 """Keeping the record of a run while it is trained."""
 
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Literal, Protocol
 
 import lightning as L
 
-from bnstudy.runs.record import WHOLE_MODEL, Record, Row
-from bnstudy.terms import EVALUATED_SPLITS
+from bnstudy.callbacks.optimization import rows_of
+from bnstudy.models import Classifier
+from bnstudy.runs.record import Record, Row
+from bnstudy.terms import EvaluatedSplit
 
 
 class Measurement(Protocol):
@@ -46,16 +47,12 @@ class Recorder(L.Callback):
         self.record = record
         self.measurements = measurements
         self.checkpoint_epochs = checkpoint_epochs
-        self.performance: dict[tuple[str, str], float] = {}
+        self.performance: dict[tuple[EvaluatedSplit, str], float] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note loss and accuracy: before training, then at each epoch's end."""
-        self.performance = {
-            (split, metric): trainer.callback_metrics[f"{split}/{metric}"].item()
-            for split in EVALUATED_SPLITS
-            for metric in ("loss", "accuracy")
-            if f"{split}/{metric}" in trainer.callback_metrics
-        }
+        assert isinstance(pl_module, Classifier)
+        self.performance = dict(pl_module.performance)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record what was measured before the first step."""
@@ -71,18 +68,15 @@ class Recorder(L.Callback):
     def _record(self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
         if trainer.is_global_zero:
             step = trainer.global_step
-            rows = [
-                Row(
-                    *(epoch, step, split, -1, WHOLE_MODEL, None, metric, value),
-                    reason=None if isfinite(value) else f"the {metric} is not finite",
-                )
-                for (split, metric), value in self.performance.items()
-            ]
+            rows = []
+            for (split, metric), value in self.performance.items():
+                reason = f"the {metric} is not finite"
+                rows += rows_of({metric: value}, None, epoch, step, split, reason)
             rows += [row for one in self.measurements for row in one.rows if row.epoch == epoch]
             self.record.write_part(epoch, rows)
             self.record.note(
                 measure_seconds=sum(one.seconds for one in self.measurements),
-                diverged=bool(getattr(pl_module, "diverged", False)),
+                diverged=bool(pl_module.diverged),
             )
             values = {f"{split}/{name}": value for (split, name), value in self.performance.items()}
             for logger in trainer.loggers:

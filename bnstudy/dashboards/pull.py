@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from bnstudy.dashboards.run import RUN_ID
 from bnstudy.dashboards.sync import connect
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.files import replacing
 from bnstudy.runs.identity import identity
 from bnstudy.runs.record import KEYS, SCHEMA
@@ -42,7 +42,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
     try:
         runs = [run for run in api.runs(path, lazy=True) if RUN_ID.fullmatch(run.id)]
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: W&B does not give its runs ({reason})") from error
     runs.sort(key=lambda run: int(run.id.rpartition("-")[2]), reverse=True)
     outcomes: Counter[str] = Counter()

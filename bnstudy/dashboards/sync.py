@@ -22,7 +22,7 @@ from bnstudy.dashboards.run import (
     wandb_files,
 )
 from bnstudy.dashboards.transaction_log import TransactionLog
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.measure import runs_below
 from bnstudy.runs.lease import CellInUse, held
 from bnstudy.runs.record import ENDED, Record, Row
@@ -94,7 +94,7 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
         api = wandb.Api(timeout=TIMEOUT)
         user = api.default_entity
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{server} does not answer as W&B's server does ({reason})") from error
     if (entity := entity or user) is None:
         raise UserError("W&B knows no default team of yours; say --entity TEAM")

@@ -1,11 +1,24 @@
 """LightningDataModules, and where their pixels come from."""
 
-from bnstudy.data.image_folder import ImageFolder
-from bnstudy.data.images import Images
-from bnstudy.data.mnist5k import MNIST5k
-from bnstudy.data.module import ImageDataModule
-from bnstudy.data.planted import PlantedGroups
-from bnstudy.data.torchvision import TorchvisionImages
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnstudy.data.image_folder import ImageFolder
+    from bnstudy.data.images import Images
+    from bnstudy.data.mnist5k import MNIST5k
+    from bnstudy.data.module import ImageDataModule
+    from bnstudy.data.planted import PlantedGroups
+    from bnstudy.data.torchvision import TorchvisionImages
+
+_HOMES = {
+    "ImageDataModule": "module",
+    "ImageFolder": "image_folder",
+    "Images": "images",
+    "MNIST5k": "mnist5k",
+    "PlantedGroups": "planted",
+    "TorchvisionImages": "torchvision",
+}
 
 __all__ = [
     "ImageDataModule",
@@ -15,3 +28,10 @@ __all__ = [
     "PlantedGroups",
     "TorchvisionImages",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then: torch takes seconds, and `contents` does without."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

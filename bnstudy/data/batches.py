@@ -117,7 +117,7 @@ class Batches:
             images = images[share].contiguous(memory_format=torch.channels_last)
             yield images, self.labels[batch[share]]
 
-    def mixed(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def mixed(self, size: int) -> "Mixed":
         """The samples in an order of no meaning, always the same, in batches of nearly one size.
 
         A data set may be sorted by class, and a batch of one class has other statistics.
@@ -125,14 +125,31 @@ class Batches:
         Args:
             size: Of a batch: as near to it as possible and, with enough samples, not below.
         """
-        count = len(self.labels)
-        order = torch.randperm(count, generator=generator_for("mixed")).to(self.labels.device)
-        for batch in order.tensor_split(max(1, count // size)):
-            yield self.normalize(self.images.index_select(0, batch)), self.labels[batch]
+        return Mixed(self, size)
 
     def _smallest(self) -> int:
         """Of a last batch: where it is trained on, every process needs a sample of it."""
         return self.world_size if self.shuffle else 1
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The same mixture of samples at each pass; see `Batches.mixed`.
+
+    Attributes:
+        batches: Whose samples.
+        size: Of a batch.
+    """
+
+    batches: Batches
+    size: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        of = self.batches
+        count = len(of.labels)
+        order = torch.randperm(count, generator=generator_for("mixed")).to(of.labels.device)
+        for batch in order.tensor_split(max(1, count // self.size)):
+            yield of.normalize(of.images.index_select(0, batch)), of.labels[batch]
 
 
 def balanced(labels: Tensor, count: int) -> Tensor:

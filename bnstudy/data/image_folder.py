@@ -1,30 +1,48 @@
 """Images in folders, one folder a class."""
 
-import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from filelock import FileLock
 from PIL import Image
 from rich.progress import track
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from bnstudy.data.contents import Listing, absolute, list_images
+from bnstudy.data.image_tree import EXTENSIONS, ImageTree
 from bnstudy.data.images import Images, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
-from bnstudy.terms import SPLITS, Split
+from bnstudy.terminal import console
+
+GREY = {"1", "L", "LA"}
+MAX_12_BIT = 4095
+
+
+class Decoded(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        pixels: uint8, H x W for a grey image, H x W x 3 for any other; uint16, H x W for a grey
+            image of 16 bits.
+        largest: Largest value of an image of 16 bits before it was resized; None for any other.
+    """
+
+    pixels: npt.NDArray[Any]
+    largest: int | None = None
 
 
 class ImageFolder(ImageDataModule):
-    """Any tree `root/train/<class>/*` and `root/test/<class>/*` of image files.
+    """Any tree `root/train/<class>/` and `root/test/<class>/` of image files, at any depth.
 
     Grey images give one channel, if all are grey; otherwise there are three. Images of another size
-    are resized to `image_size`, or to the size of the first training image. The first use decodes
-    every file, with a progress bar, and keeps a copy in `cache`, used until a file changes.
+    are resized to `image_size`, or to the size of the first training image. Grey images of 16 bits
+    become 8 bits by one factor for the whole data set: 65535 is white or, where no value is above
+    4095, as in 12-bit data, 4095. The first use decodes every file, with a progress bar, reports
+    what was ignored, and keeps a copy in `cache`, used until a file changes.
     """
 
     def __init__(
@@ -34,70 +52,87 @@ class ImageFolder(ImageDataModule):
         self.root = root
         self.cache = cache
         self.image_size = image_size
+        self._listing: Listing | None = None
 
     def load(self) -> Images:
         """Read the copy, or decode every image and make it."""
-        root = Path(self.root).expanduser().resolve()
-        files = {split: list(_image_files(root / split)) for split in SPLITS}
-        classes = {split: sorted({path.parent.name for path in files[split]}) for split in SPLITS}
-        for split in SPLITS:
-            if not files[split]:
+        tree = ImageTree.scan(absolute(self.root))
+        for split, classes in tree.files.items():
+            if not classes:
+                ignored = tree.format_ignored()
                 raise UserError(
-                    f"data.root={self.root}: there are no images in {root / split}/<class>/\n"
-                    f"Expected: train/<class>/* and test/<class>/*: {', '.join(IMG_EXTENSIONS)}"
+                    f"data.root={self.root}: there are no images in {tree.root / split}/<class>/"
+                    f"{f'; ignored: {ignored}' if ignored else ''}\n"
+                    f"Expected: train/<class>/* and test/<class>/*: {', '.join(EXTENSIONS)}"
                 )
-        if unknown := set(classes["test"]) - set(classes["train"]):
+        if unknown := tree.files["test"].keys() - tree.files["train"].keys():
             raise UserError(
-                f"data.root={self.root}: classes in test and not in train: {', '.join(unknown)}"
+                f"data.root={self.root}: classes in test and not in train: "
+                f"{', '.join(sorted(unknown))}"
             )
-
-        path = existing_folder("data.cache", self.cache) / f"{self._listing(root, files)}.npz"
-        with FileLock(path.with_suffix(".lock")):
-            images = Images.load(path)
+        existing_folder("data.cache", self.cache)
+        self._listing = listing = list_images(tree, self.cache, self.image_size)
+        assert listing is not None
+        with FileLock(listing.copy.with_suffix(".lock")):
+            images = Images.load(listing.copy)
             if images is None:
-                images = self._decode(files, classes["train"])
-                images.save(path)
+                images = self._decode(tree)
+                images.save(listing.copy)
         return images
 
-    def _listing(self, root: Path, files: dict[Split, list[Path]]) -> str:
-        """What the decoded images depend on, as a name for their copy."""
-        digest = hashlib.sha256(f"{root} {self.image_size}".encode())
-        for path in (*files["train"], *files["test"]):
-            status = path.stat()
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-        return f"image_folder-{root.name}-{digest.hexdigest()[:16]}"
+    def listing(self) -> Listing | None:
+        """The image files, as they were before they were read."""
+        return self._listing
 
-    def _decode(self, files: dict[Split, list[Path]], class_names: list[str]) -> Images:
-        first = _open(files["train"][0])
+    def _decode(self, tree: ImageTree) -> Images:
+        if ignored := tree.format_ignored():
+            console.print(f"data.root={self.root}: ignored {ignored}", style="yellow")
+        paths = [*tree.paths("train"), *tree.paths("test")]
+        first = _open(paths[0])
         size = (self.image_size, self.image_size) if self.image_size else first.size
-        paths = [*files["train"], *files["test"]]
         with ThreadPoolExecutor() as pool:
-            decoded = pool.map(lambda path: _pixels(path, size), paths)
-            pixels = list(
-                track(decoded, "Reading images", total=len(paths), update_period=1, transient=True)
+            images = pool.map(lambda path: _decode(path, size), paths)
+            decoded = list(
+                track(images, "Reading images", total=len(paths), update_period=1, transient=True)
             )
+        pixels = self._to_8_bit(decoded)
         if any(image.ndim == 3 for image in pixels):
             pixels = [
-                image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-                for image in pixels
+                image if image.ndim == 3 else np.stack([image] * 3, axis=2) for image in pixels
             ]
         stacked = torch.from_numpy(np.stack(pixels))
         stacked = stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
+        class_names = tuple(tree.files["train"])
         number = {name: label for label, name in enumerate(class_names)}
-        labels = torch.tensor([number[path.parent.name] for path in paths])
-        end = len(files["train"])
+        labels = torch.tensor(
+            [
+                number[name]
+                for classes in tree.files.values()
+                for name, files in classes.items()
+                for _ in files
+            ]
+        )
+        end = len(tree.paths("train"))
         return Images(
             {"train": stacked[:end].contiguous(), "test": stacked[end:].contiguous()},
             {"train": labels[:end], "test": labels[end:]},
-            tuple(class_names),
+            class_names,
         )
 
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    """The image files of every class folder, in a fixed order."""
-    for path in sorted(folder.glob("*/*")):
-        if path.suffix.lower() in IMG_EXTENSIONS:
-            yield path
+    def _to_8_bit(self, decoded: list[Decoded]) -> list[npt.NDArray[np.uint8]]:
+        """Scale the images of 16 bits, all by the same factor."""
+        largest = max((one.largest for one in decoded if one.largest is not None), default=None)
+        if largest is None:
+            return [one.pixels for one in decoded]
+        bits = 12 if largest <= MAX_12_BIT else 16
+        console.print(
+            f"data.root={self.root}: 16-bit images, values up to {largest}, "
+            f"divided by {1 << (bits - 8)} (as {bits}-bit data)"
+        )
+        return [
+            one.pixels if one.largest is None else (one.pixels >> (bits - 8)).astype(np.uint8)
+            for one in decoded
+        ]
 
 
 def _open(path: Path) -> Image.Image:
@@ -111,10 +146,38 @@ def _open(path: Path) -> Image.Image:
         ) from error
 
 
-def _pixels(path: Path, size: tuple[int, int]) -> Any:
-    """uint8, H x W for a grey image, H x W x 3 for any other."""
+def _decode(path: Path, size: tuple[int, int]) -> Decoded:
+    """Decode an image, and resize it.
+
+    Raises:
+        UserError: It cannot be read, or its values have no known range.
+    """
     image = _open(path)
-    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image)
+        if image.format == "PPM":  # Pillow has scaled it by the range that the file states
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        else:
+            wide = _resized(Image.fromarray(values.astype(np.float32)), size)
+            return Decoded(np.asarray(wide).round().astype(np.uint16), int(values.max()))
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit integer"
+        raise UserError(
+            f"{path}: {kind} image, whose values have no known range from black to white\n"
+            "Convert the whole data set to 8 or 16 bits, every image by the same factor"
+        )
+    try:
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("L" if image.mode in GREY else "RGB")
+    except ValueError as error:
+        raise UserError(
+            f"{path}: cannot be converted to RGB ({error})\nConvert it to 8-bit grey or RGB"
+        ) from error
+    return Decoded(np.asarray(_resized(image, size)))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.BILINEAR)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from bnstudy.data.contents import Listing, list_mnist5k
 from bnstudy.data.images import Images, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.randomness import generator_for
@@ -31,6 +32,10 @@ class MNIST5k(ImageDataModule):
                 images = _parse()
                 images.save(path)
         return images
+
+    def listing(self) -> Listing | None:
+        """The copy."""
+        return list_mnist5k(self.root)
 
 
 def _parse() -> Images:

@@ -8,7 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bnstudy.data.batches import Augment, Batches, Normalize, balanced, stratified
+from bnstudy.data.batches import Augment, Batches, Mixed, Normalize, balanced, stratified
+from bnstudy.data.contents import Listing
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
@@ -16,6 +17,8 @@ from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
 
 PROBE_SAMPLES = 5_000  # by default, as in the paper
 EVALUATION_BATCH = 250
+MAX_CALIBRATION_SAMPLES = 5_000
+CALIBRATION_BATCH = 250
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -73,9 +76,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
             UserError: It cannot be loaded, or is too small for the validation split or the probe
                 set asked for.
         """
-        if hasattr(self, "data"):
+        if hasattr(self, "indices"):
             return
-        self.data = self.load()
+        self._load_once()
         self._of_split: dict[EvaluatedSplit, tuple[Tensor, Tensor]] = {
             split: (self.data.images[split], self.data.labels[split]) for split in SPLITS
         }
@@ -86,6 +89,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self._hold_out()
         self.normalize = Normalize.of(self._of_split["train"][0])
         self.probe_indices = {split: self._choose_probe(split) for split in SPLITS}
+
+    def read_sha256(self) -> str:
+        """SHA-256 of every pixel and label, which is noted for `bnstudy.data.contents`."""
+        self._load_once()
+        sha256 = self.data.fingerprint()
+        if listing := self.listing():
+            listing.write_note(sha256)
+        return sha256
+
+    def listing(self) -> Listing | None:
+        """Files that `load` reads; None where there are none."""
+        return None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -105,7 +120,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def facts(self) -> dict[str, Any]:
         """What a run's record says of its data."""
         return {
-            "sha256": self.data.fingerprint(),
+            "sha256": self.read_sha256(),
             **{split: len(self.indices.get(split, ())) for split in EVALUATED_SPLITS},
             "classes": list(self.data.class_names),
             "probe": {split: len(self.probe_indices[split]) for split in SPLITS},
@@ -140,6 +155,22 @@ class ImageDataModule(L.LightningDataModule, ABC):
             EVALUATION_BATCH,
             self.normalize,
         )
+
+    def calibration(self) -> Mixed:
+        """The training samples that running statistics come from before training.
+
+        At most 5,000, class-balanced, in mixed batches of 250: the same for every run of a data
+        set, whatever its norm and its probe set.
+        """
+        images, labels = self._of_split["train"]
+        chosen = balanced(labels, min(MAX_CALIBRATION_SAMPLES, len(labels)))
+        samples = Batches(images[chosen], labels[chosen], CALIBRATION_BATCH, self.normalize)
+        return samples.mixed(CALIBRATION_BATCH)
+
+    def _load_once(self) -> None:
+        """Load the images, once."""
+        if not hasattr(self, "data"):
+            self.data = self.load()
 
     def _batches(
         self,

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from torchvision import datasets
 
+from bnstudy.data.contents import TORCHVISION_FILES, Listing, list_torchvision
 from bnstudy.data.images import Images, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
@@ -51,13 +52,14 @@ class Source:
 
 def _like_mnist(name: str) -> Source:
     return Source(
-        files=(f"{name}/raw",),
+        files=TORCHVISION_FILES[name],
         expected=f"{name}/raw/ with {', '.join(IDX_FILES)} (.gz or unpacked)",
         sizes={"train": 60_000, "test": 10_000},
     )
 
 
-def _like_cifar(archive: str, folder: str) -> Source:
+def _like_cifar(name: str) -> Source:
+    archive, folder = TORCHVISION_FILES[name]
     return Source(
         files=(archive, folder),
         expected=f"{archive}, or the folder {folder} unpacked from it",
@@ -70,10 +72,10 @@ SOURCES = {
     "MNIST": _like_mnist("MNIST"),
     "FashionMNIST": _like_mnist("FashionMNIST"),
     "KMNIST": _like_mnist("KMNIST"),
-    "CIFAR10": _like_cifar("cifar-10-python.tar.gz", "cifar-10-batches-py"),
-    "CIFAR100": _like_cifar("cifar-100-python.tar.gz", "cifar-100-python"),
+    "CIFAR10": _like_cifar("CIFAR10"),
+    "CIFAR100": _like_cifar("CIFAR100"),
     "SVHN": Source(
-        files=("train_32x32.mat", "test_32x32.mat"),
+        files=TORCHVISION_FILES["SVHN"],
         expected="train_32x32.mat and test_32x32.mat",
         sizes={"train": 73_257, "test": 26_032},
         of_split=lambda split: {"split": split},
@@ -108,14 +110,18 @@ class TorchvisionImages(ImageDataModule):
         # Two processes do not download at once; a folder that is read-only is only read.
         writable = os.access(root, os.W_OK)
         with FileLock(root / f".{self.dataset}.lock") if writable else nullcontext():
-            splits = {split: self._read(source, root, split) for split in SPLITS}
+            splits = {split: self._read_split(source, root, split) for split in SPLITS}
         return Images(
             {split: _channels_first(splits[split].data, source.channels) for split in SPLITS},
             {split: torch.as_tensor(getattr(splits[split], source.labels)) for split in SPLITS},
             tuple(getattr(splits["train"], "classes", DIGITS)),
         )
 
-    def _read(self, source: Source, root: Path, split: Split) -> Any:
+    def listing(self) -> Listing | None:
+        """The files below `root`."""
+        return list_torchvision(self.dataset, self.root)
+
+    def _read_split(self, source: Source, root: Path, split: Split) -> Any:
         dataset = partial(getattr(datasets, self.dataset), root, **source.of_split(split))
         try:
             try:

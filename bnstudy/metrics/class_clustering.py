@@ -10,6 +10,7 @@ from bnstudy.representations import Layer
 from bnstudy.representations.layer import NEIGHBOURS
 
 MOTIONS: tuple[Invariance, ...] = ("rotation", "scale", "translation")
+SMALLEST = 1e-36  # square that float32 holds with all its digits
 NEEDS: tuple[Need, ...] = ("classes", "distances")
 
 
@@ -38,6 +39,14 @@ def silhouette_score(sums: Tensor, clusters: Tensor) -> float:
 def _distance_sums(layer: Layer) -> Tensor:
     """Sum of a sample's distances to each class: float32, N x C."""
     return layer.distances @ layer.membership
+
+
+def _spread_within(layer: Layer) -> float:
+    """Sum over samples of the squared distance to the class mean; 0 where they are all the same."""
+    spread: float = layer.class_sums.residual_norms_squared.double().sum().item()
+    if spread < SMALLEST:
+        raise Undefined("no class has any spread: the index is infinite")
+    return spread
 
 
 @metric(
@@ -70,12 +79,13 @@ def davies_bouldin(layer: Layer) -> float:
 
     s is the mean distance to the class mean, d the distance between class means.
     """
-    sums = layer.class_sums
-    spread = (layer.membership / layer.class_sizes).T @ sums.residual_norms_squared.sqrt()
-    distances = sums.mean_distances_squared.sqrt()
-    distances = distances.masked_fill(distances == 0, math.inf)  # as in scikit-learn
-    if distances.isinf().all():
-        raise Undefined("all class means are the same")
+    sums = layer.class_geometry
+    share = layer.membership.double() / layer.class_sizes
+    spread = share.T @ sums.residual_norms_squared.double().sqrt()
+    apart = torch.ones_like(sums.means_gram, dtype=torch.bool).fill_diagonal_(False)
+    if not sums.mean_distances_squared[apart].all():
+        raise Undefined("the means of two classes are the same: the index is infinite")
+    distances = sums.mean_distances_squared.sqrt().fill_diagonal_(math.inf)
     return ((spread[:, None] + spread) / distances).amax(1).mean().item()
 
 
@@ -88,10 +98,8 @@ def davies_bouldin(layer: Layer) -> float:
 )
 def calinski_harabasz(layer: Layer) -> float:
     """(between-class dispersion / (C - 1)) / (within-class dispersion / (N - C))."""
-    between = (layer.class_sizes * layer.class_sums.means_gram.diagonal()).sum().item()
-    within = layer.class_sums.residual_norms_squared.double().sum().item()
-    if within == 0:
-        raise Undefined("no class has any spread: the index is infinite")
+    between = (layer.class_sizes * layer.class_geometry.means_gram.diagonal()).sum().item()
+    within = layer.shared(_spread_within)
     freedom = (layer.num_samples - layer.num_classes) / (layer.num_classes - 1)
     return between / within * freedom
 
@@ -105,14 +113,13 @@ def calinski_harabasz(layer: Layer) -> float:
 )
 def dunn(layer: Layer) -> float:
     """Least distance between samples of two classes / greatest distance within a class."""
+    layer.shared(_spread_within)
     between, within = math.inf, 0.0
     for number in range(layer.num_classes):
         same = layer.classes == number
         rows = layer.squared_distances[same]
         within = max(within, rows[:, same].max().item())
         between = min(between, rows[:, ~same].min().item())
-    if within == 0:
-        raise Undefined("no class has any spread: the index is infinite")
     return math.sqrt(between / within)
 
 

@@ -9,15 +9,12 @@ from bnstudy.metrics.class_clustering import MOTIONS
 from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.randomness import generator_for
 from bnstudy.representations import Layer
+from bnstudy.representations.sums import Products
 
 KEPT = 0.9  # of the ratios, for TwoNN's fit: the largest ones are the least reliable
 RESAMPLES = 100
+COSINE_ERROR = 1e-5
 FACCO = "Facco et al. 2017, TwoNN, doi 10.1038/s41598-017-11873-y"
-
-
-def _share(layer: Layer) -> Tensor:
-    """Each eigenvalue's share of the variance: float64."""
-    return layer.spectrum / layer.spectrum.sum()
 
 
 @metric(
@@ -59,6 +56,30 @@ def effective_rank(layer: Layer) -> float:
 def stable_rank(layer: Layer) -> float:
     """Sum of the covariance's eigenvalues / the largest one."""
     return (layer.spectrum.sum() / layer.spectrum[0]).item()
+
+
+@metric(
+    direction=None,
+    bounds=(1, math.inf),
+    invariant_to=["rotation", "scale"],
+    needs=["products"],
+    source="Daneshmand et al. 2020, arXiv 2003.01652, of the uncentred second moment",
+)
+def soft_rank(layer: Layer) -> float:
+    """tr(M)^2 / |M|^2 of M = H H^T, the inner products of the samples, nothing subtracted.
+
+    From 1 to min(N, D). As H is the centred H plus the mean h, M_ij = G_ij + a_i + a_j + |h|^2 with
+    the centred Gram matrix G and a_i = (h_i - h) h; the rows of G and the a_i sum to 0.
+    """
+    sums, count = layer.products, layer.num_samples
+    with_mean = sums.residuals_dot_mean + sums.means_dot_mean[layer.classes]
+    total: float = layer.total_variation + sums.mean_norm_squared
+    if total == 0:
+        raise Undefined("every sample's activations are 0")
+    norm: float = torch.linalg.vector_norm(layer.gram, dtype=torch.float64).item()
+    squares = (norm / count) ** 2
+    squares += 2 * with_mean.square().mean().item() + sums.mean_norm_squared**2
+    return total**2 / squares
 
 
 def _ratios(layer: Layer) -> Tensor:
@@ -126,25 +147,46 @@ def intrinsic_dimension_error(layer: Layer) -> float:
 )
 def anisotropy(layer: Layer) -> float:
     """Mean cosine between two samples, those that are all 0 left out."""
-    active = layer.moments.squares > 0
+    squares = layer.moments.squares
+    active = squares > 0
     count = int(active.sum())
     if count < 2:
         raise Undefined("fewer than 2 samples have activations other than 0")
-    weights = torch.where(active, layer.moments.squares, 1).rsqrt() * active
+    weights = torch.where(active, squares, 1).rsqrt() * active
+    if layer.is_readable and _cosine_error(layer, weights) > COSINE_ERROR:
+        parts = (weights @ block.flatten(1).double() for block, _ in layer.blocks())
+        total = sum(part.square().sum().item() for part in parts)
+    else:
+        total = _sum_of_cosines(layer.products, weights)
+    mean = (total - count) / (count * (count - 1))
+    return min(max(mean, -1 / (count - 1)), 1.0)
+
+
+def _cosine_error(layer: Layer, weights: Tensor) -> float:
+    """About how far the mean cosine may be off by rounding: large if samples are near 0."""
     sums = layer.products
-    with_mean = sums.residuals_dot_mean.double() + sums.means_dot_mean[layer.classes]
-    centred = weights @ (layer.gram @ weights.float()).double()
-    total = centred + 2 * weights.sum() * (weights @ with_mean)
-    total = total + weights.sum() ** 2 * sums.mean_norm_squared
-    mean = (total.item() - count) / (count * (count - 1))
-    return min(max(mean, -1 / (count - 1)), 1.0)  # of a sample near 0, products tell less
+    norms = sums.residual_norms_squared.double().sqrt()
+    norms = norms + sums.means_gram.diagonal().sqrt()[layer.classes]
+    norms = norms + math.sqrt(sums.mean_norm_squared)
+    return sums.resolution * (weights @ norms / weights.count_nonzero()).item() ** 2
+
+
+def _sum_of_cosines(sums: Products, weights: Tensor) -> float:
+    """Sum over all pairs of x_i x_j w_i w_j, a sample with itself too; x = residual + means."""
+    classes = sums.classes.index
+    within = weights @ (sums.residuals @ weights.to(sums.dtype)).double()
+    half = sums.residuals_dot_means + sums.means_gram[classes] / 2
+    by_class = weights.new_zeros(half.shape[1]).index_add_(0, classes, weights)
+    with_mean = sums.residuals_dot_mean + sums.means_dot_mean[classes]
+    total = within + 2 * (weights @ half) @ by_class
+    total = total + 2 * weights.sum() * (weights @ with_mean)
+    return (total + weights.sum() ** 2 * sums.mean_norm_squared).item()
 
 
 @metric(
     direction=None,
     bounds=(0, math.inf),
     invariant_to=["rotation"],
-    needs=["representable"],
     source="Euclidean norm of a sample's activations, mean over samples",
 )
 def norm_mean(layer: Layer) -> float:
@@ -156,7 +198,6 @@ def norm_mean(layer: Layer) -> float:
     direction=None,
     bounds=(0, math.inf),
     invariant_to=["rotation", "scale"],
-    needs=["representable"],
     source="standard deviation / mean over samples of a sample's norm",
 )
 def norm_cv(layer: Layer) -> float:

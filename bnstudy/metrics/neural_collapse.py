@@ -8,14 +8,16 @@ from torch import Tensor
 from bnstudy.metrics.class_clustering import MOTIONS
 from bnstudy.metrics.registry import NotApplicable, Undefined, metric
 from bnstudy.representations import Layer
+from bnstudy.representations.sums import ROUNDING, ClassSums
 
-RESOLUTION = 1e-9  # of the largest eigenvalue: below it, an eigenvalue of S_B is 0
+RESOLUTION = 1e-13  # of the largest eigenvalue: below it, an eigenvalue of S_B is 0
+IN_FLOAT32 = 1e-7  # of it: below that, inner products in float32 are not exact enough
 PAPYAN = "Papyan, Han and Donoho 2020, doi 10.1073/pnas.2015509117"
 
 
 def _norms(layer: Layer) -> Tensor:
     """Norms of the class means after the mean of all is subtracted: float64, C."""
-    norms: Tensor = layer.class_sums.means_gram.diagonal().sqrt()
+    norms = layer.class_geometry.mean_norms
     if not norms.any():
         raise Undefined("all class means are the same")
     return norms
@@ -35,13 +37,26 @@ def nc1(layer: Layer) -> float:
     within their span, so that C x C products are all it takes.
     """
     layer.shared(_norms)
-    sums, share = layer.class_sums, layer.class_sizes.double() / layer.num_samples
-    weights = share.sqrt()
-    # S_B = B^T B with B = sqrt(W) M; tr(S_W S_B^+) = mean over samples of |(B B^T)^+ B r|^2.
-    between = weights[:, None] * sums.means_gram * weights
-    inverse = torch.linalg.pinv(between, rtol=RESOLUTION, hermitian=True)
-    ratios = ((sums.residuals_dot_means.double() * weights) @ inverse).square().sum(1)
-    return float(ratios.mean()) / layer.num_classes
+    values, along = _between(layer, layer.class_geometry)
+    if (values < IN_FLOAT32 * values[-1]).any():
+        values, along = _between(layer, layer.in_float64(ClassSums))
+    return float((along / values).square().sum(1).mean()) / layer.num_classes
+
+
+def _between(layer: Layer, sums: ClassSums) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of S_B that are not 0, the largest last; the residuals along its axes.
+
+    Returns:
+        float64, K; and with S_B = B^T B, B = sqrt(W) M, the residuals r as V^T B r with the
+        eigenvectors V of B B^T, so that tr(S_W S_B^+) is the mean over samples of
+        |V^T B r / eigenvalues|^2: float64, N x K.
+    """
+    weights = (layer.class_sizes.double() / layer.num_samples).sqrt()
+    values, vectors = torch.linalg.eigh(weights[:, None] * sums.means_gram * weights)
+    within = float(sums.residual_norms_squared.double().mean())
+    is_positive = values > max(RESOLUTION * float(values[-1]), ROUNDING * within)
+    vectors = vectors[:, is_positive]
+    return values[is_positive], (sums.residuals_dot_means * weights) @ vectors
 
 
 @metric(
@@ -69,7 +84,7 @@ def nc2_angle(layer: Layer) -> float:
     norms, count = layer.shared(_norms), layer.num_classes
     if not norms.all():
         raise Undefined("a class mean is the mean of all samples")
-    cosines = layer.class_sums.means_gram / norms / norms[:, None]
+    cosines = layer.class_geometry.means_gram / norms / norms[:, None]
     away = (cosines + 1 / (count - 1)).abs()
     return ((away.sum() - away.diagonal().sum()) / (count * (count - 1))).item()
 
@@ -93,10 +108,8 @@ def nc3(layer: Layer) -> float:
         raise Undefined("not every class of the last layer has a sample")
     if layer.num_units != weights.shape[1]:
         raise NotApplicable("the last linear layer reads only a part of it at a time")
-    sums = layer.class_sums
-    means = sums.class_means.double()
-    means = means - layer.class_sizes.double() @ means / layer.num_samples
-    weights = weights.double()
+    layer.shared(_norms)
+    means, weights = layer.class_geometry.centred_means.double(), weights.double()
     difference = weights / torch.linalg.norm(weights) - means / torch.linalg.norm(means)
     return float(torch.linalg.norm(difference))
 
@@ -113,5 +126,7 @@ def ncc_agreement(layer: Layer) -> float:
     logits = layer.network.logits if layer.network else None
     if logits is None:
         raise NotApplicable("the network does not put out a number for each class")
-    nearest = layer.class_labels[layer.squared_distances_to_means.argmin(1)]
+    if not logits.isfinite().all():
+        raise Undefined("a logit is not finite")
+    nearest = layer.class_labels[layer.nearest_means]
     return (nearest == logits.argmax(1)).double().mean().item()

@@ -19,7 +19,10 @@ def _view(layer: Layer) -> View:
 
 
 def _finite_margins(layer: Layer) -> Tensor:
+    """Margins of the samples whose gradient is not 0: float64."""
     margins = _view(layer).margins
+    if margins.isnan().any():
+        raise Undefined("a logit or its gradient is not finite")
     margins = margins[margins.isfinite()]
     if not len(margins):
         raise Undefined("the logits do not depend on this layer")
@@ -33,7 +36,10 @@ def _finite_margins(layer: Layer) -> Tensor:
     source="Natekar and Sharma 2020, arXiv 2012.02775, section 3.2",
 )
 def mixup_accuracy(layer: Layer) -> float:
-    """Accuracy when two representations of a class are averaged here and sent on."""
+    """Accuracy when two representations of a class are averaged here and sent on.
+
+    As elsewhere, a prediction from logits that are not finite is wrong.
+    """
     accuracy = _view(layer).mixed_accuracy
     if math.isnan(accuracy):
         raise Undefined("no class has two samples")

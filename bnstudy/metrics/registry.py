@@ -12,10 +12,11 @@ from bnstudy.representations.sums import in_float32
 
 Direction = Literal["higher", "lower"]
 Invariance = Literal["rotation", "scale", "translation"]
-Need = Literal["classes", "representable", "variation", "distances", "network"]
+Need = Literal["classes", "variation", "products", "distances", "network"]
 
 # Largest activations between which float32 holds the sums of squares without overflow or underflow.
 REPRESENTABLE = (1e-12, 1e12)
+SMALLEST_VARIATION = 1e-30  # mean squared distance to the mean whose parts float32 holds as well
 
 
 class Undefined(Exception):
@@ -37,9 +38,9 @@ class Declaration:
         bounds: Smallest and largest possible value.
         invariant_to: What the representations can undergo without a change of the value: any
             rotation, any positive scale, any translation.
-        needs: What must be there: two `classes` or more; activations whose powers are
-            `representable`; samples that differ (`variation`); the `distances` between these; the
-            `network` that the layer is of.
+        needs: What must be there: two `classes` or more; samples that differ (`variation`); the
+            inner `products` of the samples; the `distances` between samples that differ, which
+            include both; the `network` that the layer is of.
         source: Who defined it, and as what.
         function: Computes it; raises `Undefined` where there is no such number.
     """
@@ -52,6 +53,11 @@ class Declaration:
     needs: frozenset[Need]
     source: str
     function: Callable[..., float]
+
+    @property
+    def needs_products(self) -> bool:
+        """Whether it takes what is computed for each pair of samples."""
+        return not self.needs.isdisjoint({"products", "distances"})
 
     @property
     def description(self) -> str:
@@ -118,13 +124,16 @@ def evaluate(metrics: Iterable[Metric], layer: Layer) -> dict[str, Value]:
     """The metrics' values for a layer, by name."""
     metrics = list(metrics)
     values = {}
-    # Those that need distances come first: the one pass that computes these gives what the others
+    # Those that need products come first: the one pass that computes these gives what the others
     # need as well.
-    for one in sorted(metrics, key=lambda one: "distances" not in one.needs):
+    for one in sorted(metrics, key=lambda one: not one.needs_products):
         try:
             check(one.needs, layer)
             with in_float32(layer.labels.device):
-                values[one.name] = Value(one.function(layer))
+                number = one.function(layer)
+            if not math.isfinite(number):
+                raise Undefined("the result is not finite")
+            values[one.name] = Value(number)
         except Undefined as reason:
             applicable = not isinstance(reason, NotApplicable)
             values[one.name] = Value(math.nan, str(reason), applicable)
@@ -149,10 +158,15 @@ def check(needs: Iterable[Need], layer: Layer) -> None:
         raise Undefined("there is only one class")
     if needs & {"variation", "distances"} and layer.activity.is_constant:
         raise Undefined("all samples have the same representation")
-    if needs & {"representable", "variation", "distances"}:
+    if needs & {"variation", "products", "distances"}:
         low, high = REPRESENTABLE
         if largest and not low < largest < high:
             raise Undefined(f"powers of activations up to {largest:.0e} exceed float32")
+    if needs & {"variation", "distances"}:
+        with in_float32(layer.labels.device):
+            _ = layer.products if "distances" in needs else layer.class_sums
+        if layer.total_variation < SMALLEST_VARIATION:
+            raise Undefined("the squared differences between samples are too small for float32")
 
 
 def chosen(names: Iterable[str]) -> list[Metric]:

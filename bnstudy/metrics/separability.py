@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bnstudy.metrics.class_clustering import MOTIONS
-from bnstudy.metrics.registry import metric
+from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.representations import Layer
 
 REGULARIZATION = 0.1  # of the mean squared distance to the mean
@@ -33,6 +33,8 @@ def linear_probe(layer: Layer) -> float:
         hat_targets, leverage = _hat_of_units(centred, targets, penalty)
     residuals = targets - hat_targets - targets.mean(0)
     left_out = targets - residuals / (1 - leverage - 1 / layer.num_samples)[:, None]
+    if not left_out.isfinite().all():
+        raise Undefined("a prediction is not finite")
     return (left_out.argmax(1) == layer.classes).double().mean().item()
 
 

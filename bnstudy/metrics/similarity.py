@@ -7,12 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnstudy.errors import UserError
 from bnstudy.metrics.class_clustering import MOTIONS
 from bnstudy.metrics.registry import Declaration, Direction, Undefined, check
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import in_float32
 
+ADVICE = "read both from a DataLoader with shuffle=False"
 STRIP = 500  # rows of a product that are summed at once
+
+
+class DifferentSamples(UserError, ValueError):
+    """Two layers are not of the same samples in the same order."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,9 @@ class Similarity(Declaration):
         """The value for two layers; NaN where it is undefined.
 
         Raises:
-            ValueError: They are not of the same number of samples.
+            DifferentSamples: They are not of the same samples in the same order.
         """
-        if one.num_samples != other.num_samples:
-            raise ValueError(f"{one.num_samples} samples and {other.num_samples}: not the same")
+        _require_same_samples(one, other)
         try:
             for layer in (one, other):
                 check(self.needs, layer)
@@ -36,6 +41,31 @@ class Similarity(Declaration):
                 return self.function(one, other)
         except Undefined:
             return math.nan
+
+
+def _require_same_samples(one: Layer, other: Layer) -> None:
+    """Raise DifferentSamples where labels or inputs show that samples differ or are reordered.
+
+    Inputs may differ where no sample is in both layers: two networks may read the same images
+    scaled or normalized differently.
+    """
+    if one.num_samples != other.num_samples:
+        raise DifferentSamples(f"{one.num_samples} samples and {other.num_samples}: not the same")
+    differing = int((one.labels.cpu() != other.labels.cpu()).sum())
+    if differing:
+        raise DifferentSamples(
+            f"the layers' labels differ at {differing} of {one.num_samples} samples: a similarity "
+            f"compares the same samples in the same order; {ADVICE}"
+        )
+    sums = [layer.network.checksums if layer.network else None for layer in (one, other)]
+    if sums[0] is None or sums[1] is None:
+        return
+    moved = int(((sums[0] != sums[1]) & torch.isin(sums[0], sums[1])).sum())
+    if moved:
+        raise DifferentSamples(
+            f"{moved} of {one.num_samples} samples are at another place in the other layer: a "
+            f"similarity compares the same samples in the same order; {ADVICE}"
+        )
 
 
 SIMILARITIES: dict[str, Similarity] = {}
@@ -121,12 +151,7 @@ def cka_debiased(one: Layer, other: Layer) -> float:
 
 def _factor(layer: Layer) -> Tensor:
     """Z with Z Z^T = the centred Gram matrix, and |Z| = 1: float64, N x min(N, D)."""
-    centred = layer.products.centred
-    if centred is None:
-        values, vectors = torch.linalg.eigh(layer.gram.double())
-        kept = values > torch.finfo(torch.float32).eps * values[-1]
-        centred = vectors[:, kept] * values[kept].sqrt()
-    factor: Tensor = centred.double()
+    factor = layer.factor
     return factor / float(torch.linalg.norm(factor))
 
 

@@ -64,7 +64,6 @@ def _concentration(layer: Layer) -> Tensor:
     direction=None,
     bounds=(0, 1),
     invariant_to=["scale"],
-    needs=["representable"],
     source="Hoyer 2004, JMLR 5:1457, section 3.1; Hurley and Rickard 2009, arXiv 0811.4706",
 )
 def hoyer(layer: Layer) -> float:
@@ -78,7 +77,6 @@ def hoyer(layer: Layer) -> float:
     direction=None,
     bounds=(0, 1),
     invariant_to=["scale"],
-    needs=["representable"],
     source=SPARSENESS,
 )
 def population_sparseness(layer: Layer) -> float:
@@ -90,7 +88,6 @@ def population_sparseness(layer: Layer) -> float:
     direction=None,
     bounds=(0, 1),
     invariant_to=["scale"],
-    needs=["representable"],
     source=SPARSENESS,
 )
 def lifetime_sparseness(layer: Layer) -> float:

@@ -17,7 +17,6 @@ def mean(layer: Layer) -> float:
 @metric(
     direction=None,
     bounds=(0, float("inf")),
-    needs=["representable"],
     source=MOMENTS,
 )
 def variance(layer: Layer) -> float:
@@ -28,7 +27,7 @@ def variance(layer: Layer) -> float:
 def _varying(layer: Layer) -> Tensor:
     """The moments of the channels that vary: float64, channels x 5."""
     channels = layer.moments.channels
-    varying = channels[channels[:, 1] > 1e-12 * channels[:, 0].square()]
+    varying = channels[channels[:, 1] > 0]
     if not len(varying):
         raise Undefined("no channel varies")
     return varying
@@ -38,7 +37,6 @@ def _varying(layer: Layer) -> Tensor:
     direction=None,
     bounds=(-float("inf"), float("inf")),
     invariant_to=["scale"],
-    needs=["representable"],
     source=MOMENTS,
 )
 def skewness(layer: Layer) -> float:
@@ -51,7 +49,6 @@ def skewness(layer: Layer) -> float:
     direction=None,
     bounds=(-2, float("inf")),
     invariant_to=["scale"],
-    needs=["representable"],
     source=MOMENTS,
 )
 def kurtosis(layer: Layer) -> float:

@@ -3,9 +3,9 @@
 from bnstudy.models.batchnorm_parts import FrozenBatchNorm
 from bnstudy.models.classifier import Classifier
 from bnstudy.models.cnn import CNN
-from bnstudy.models.initialization import initialize
+from bnstudy.models.initialization import initialize, seeded
 from bnstudy.models.normalization import Normalization
-from bnstudy.models.recalibration import recalibrate
+from bnstudy.models.recalibration import calibrate, calibrated, recalibrate
 from bnstudy.models.resnet import ResNet
 from bnstudy.models.torchvision import torchvision_network
 from bnstudy.models.vgg import VGG
@@ -17,7 +17,10 @@ __all__ = [
     "FrozenBatchNorm",
     "Normalization",
     "ResNet",
+    "calibrate",
+    "calibrated",
     "initialize",
     "recalibrate",
+    "seeded",
     "torchvision_network",
 ]

@@ -1,6 +1,7 @@
 """The LightningModule that trains any network to classify."""
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any
 
 import lightning as L
@@ -8,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from bnstudy.errors import UserError
 from bnstudy.models.regularizers import Regularizer
@@ -56,21 +55,41 @@ def make_optimizer(
         raise UserError(f"optim: {error}; remove that key") from error
 
 
+def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which predictions are right: bool, N.
+
+    A prediction from logits that are not all finite is wrong: the argmax of NaN is class 0.
+
+    Args:
+        logits: N x classes.
+        labels: int64, N.
+
+    Example:
+        >>> is_correct(torch.tensor([[2.0, 1.0], [torch.nan, torch.nan]]), torch.tensor([0, 0]))
+        tensor([ True, False])
+    """
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+
+
 class Classifier(L.LightningModule):
     """Cross-entropy training, and loss and accuracy of each split at each epoch's end.
 
-    `trainer.callback_metrics` has `<split>/loss` and `<split>/accuracy`, measured in eval mode with
-    the same weights; the loggers get `train/loss_step` as it trains.
+    These are measured in eval mode with the same weights. `performance` has them exactly;
+    `trainer.callback_metrics` has `<split>/loss` and `<split>/accuracy` as Lightning keeps them, in
+    float32; the loggers get `train/loss_step` as it trains.
 
     Args:
-        network: Maps images N x C x H x W to logits N x `num_classes`.
-        num_classes: How many classes there are.
+        network: Maps images N x C x H x W to logits N x classes.
         optim: The optimizer's `name`, its `lr` and other options, the `schedule`, and what is
             `trainable`.
         seed: Of what layers draw as they are trained, such as dropout.
         regularizer: Adds to the loss.
         compiled: Whether the training step's forward pass is compiled by `torch.compile`.
         splits: Which are evaluated, in the order of the validation dataloaders.
+
+    Attributes:
+        performance: By split and metric, the latest loss (the mean of the samples' losses, in
+            float64) and accuracy (the share of right predictions, the quotient of two counts).
     """
 
     diverged: Tensor
@@ -78,7 +97,6 @@ class Classifier(L.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        num_classes: int,
         optim: dict[str, Any],
         seed: int = 0,
         regularizer: Regularizer | None = None,
@@ -97,10 +115,8 @@ class Classifier(L.LightningModule):
         # Whether a loss was ever not finite, in training or evaluation; kept in checkpoints.
         self.register_buffer("diverged", torch.tensor(False))
         self.splits = splits
-        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in splits)
-        self.accuracies = nn.ModuleList(
-            MulticlassAccuracy(num_classes, average="micro") for _ in splits
-        )
+        self.performance: dict[tuple[EvaluatedSplit, str], float] = {}
+        self._sums = torch.empty(0)  # by split: the losses' sum, right predictions, samples
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits, N x `num_classes`."""
@@ -128,9 +144,7 @@ class Classifier(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start each split's loss and accuracy anew."""
-        for loss, accuracy in self._performance():
-            loss.reset()
-            accuracy.reset()
+        self._sums = torch.zeros(len(self.splits), 3, dtype=torch.float64)
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -139,18 +153,23 @@ class Classifier(L.LightningModule):
         images, labels = batch
         if len(labels) == 0:  # a process's share of a small last batch
             return
-        logits = self(images)
-        loss, accuracy = self._performance()[dataloader_idx]
-        loss.update(functional.cross_entropy(logits, labels), weight=len(labels))
-        accuracy.update(logits, labels)
+        logits, labels = self(images).cpu().double(), labels.cpu()
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        right = is_correct(logits, labels).sum()
+        self._sums[dataloader_idx] += torch.stack([loss, right, torch.tensor(len(labels))])
 
     def on_validation_epoch_end(self) -> None:
-        """Give out each split's loss and accuracy, over all processes."""
-        for split, (loss, accuracy) in zip(self.splits, self._performance(), strict=True):
-            mean_loss = loss.compute()
-            self.diverged |= ~mean_loss.isfinite()
-            self.log(f"{split}/loss", mean_loss, logger=False, sync_dist=True)
-            self.log(f"{split}/accuracy", accuracy.compute(), logger=False, sync_dist=True)
+        """Set each split's loss and accuracy, over all processes."""
+        sums = self._sums
+        if self.trainer.world_size > 1:  # float64: counts stay exact
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
+        for split, (loss, right, count) in zip(self.splits, sums.tolist(), strict=True):
+            self.performance[split, "loss"] = loss / count
+            self.performance[split, "accuracy"] = right / count
+            self.diverged |= not isfinite(loss)
+            for metric in ("loss", "accuracy"):
+                value = self.performance[split, metric]
+                self.log(f"{split}/{metric}", value, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, unless it is constant, the schedule, stepped after each batch."""
@@ -164,7 +183,3 @@ class Classifier(L.LightningModule):
                 "interval": "step",
             },
         }
-
-    def _performance(self) -> list[tuple[MeanMetric, MulticlassAccuracy]]:
-        """Of each split, in their order."""
-        return list(zip(self.losses, self.accuracies, strict=True))  # type: ignore[arg-type]

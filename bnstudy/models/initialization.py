@@ -1,29 +1,92 @@
 """Initial weights that are the same whatever the normalization."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import sqrt
+from typing import Literal
+
 import torch
 from torch import nn
 
 from bnstudy.models.resnet import ResNet
 from bnstudy.randomness import generator_for
 
+Draw = Callable[[nn.Conv2d | nn.Linear, torch.Generator], object]
+
+
+def _torch(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
+    nn.init.kaiming_uniform_(layer.weight, a=sqrt(5), generator=generator)
+
+
+def _he(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity=_before(layer), generator=generator)
+
+
+def _xavier(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+
+
+def _orthogonal(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
+    gain = nn.init.calculate_gain(_before(layer))
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+
+
+def _before(layer: nn.Conv2d | nn.Linear) -> Literal["relu", "linear"]:
+    """What follows a layer."""
+    return "relu" if isinstance(layer, nn.Conv2d) else "linear"
+
+
+WEIGHTS: dict[str, Draw] = {
+    "torch": _torch,
+    "he": _he,
+    "xavier": _xavier,
+    "orthogonal": _orthogonal,
+}
+
 
 @torch.no_grad()
-def initialize(network: nn.Module, seed: int) -> None:
+def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
     """Draw every convolution's and linear layer's weights from a generator of (seed, its name).
 
-    He initialization (He et al. 2015, arXiv 1502.01852): normal with variance 2 / fan-in before a
-    ReLU, 1 / fan-in for a linear layer; biases are 0. Residual branches may start smaller (see
-    `ResNet`). Normalization layers keep torch's scale 1 and shift 0. Networks whose layers have the
-    same names and shapes get the same weights, bit for bit.
+    Networks whose layers have the same names and shapes get the same weights, bit for bit.
+    Normalization layers keep torch's scale 1 and shift 0. Residual branches may start smaller (see
+    `ResNet`), whatever the scheme.
+
+    Args:
+        network: Changed in place.
+        seed: Of the run.
+        scheme: One of
+
+            - `torch`: PyTorch's own; weights and biases uniform within 1 / sqrt(fan-in).
+            - `he`: He et al. 2015 (arXiv 1502.01852); normal with variance 2 / fan-in before a
+              ReLU, 1 / fan-in for a linear layer; biases 0.
+            - `xavier`: Glorot and Bengio 2010; uniform with variance 2 / (fan-in + fan-out); biases
+              0.
+            - `orthogonal`: Saxe, McClelland and Ganguli 2014 (arXiv 1312.6120); orthogonal, times
+              sqrt(2) before a ReLU; biases 0.
+            - `own`: what the network's constructor drew (see `seeded`).
     """
     scales = network.initial_scales() if isinstance(network, ResNet) else {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(
-                module.weight,
-                nonlinearity="relu" if isinstance(module, nn.Conv2d) else "linear",
-                generator=generator_for(seed, "weights", name),
-            )
+            if scheme != "own":
+                WEIGHTS[scheme](module, generator_for(seed, "weights", name))
+                if module.bias is not None:
+                    bound = 1 / sqrt(module.weight[0].numel()) if scheme == "torch" else 0.0
+                    generator = generator_for(seed, "biases", name)
+                    nn.init.uniform_(module.bias, -bound, bound, generator)
             module.weight *= scales.get(name, 1.0)
             if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                module.bias *= scales.get(name, 1.0)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let a network's constructor draw, in the body, numbers that depend on the seed alone.
+
+    Normalization layers draw nothing as they are made: networks that differ in these get the same
+    weights from the same constructor. torch's random numbers go on afterwards as before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(seed, "network").initial_seed())
+        yield

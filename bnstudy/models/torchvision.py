@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.models.normalization import Normalization
 
 
@@ -75,7 +75,9 @@ def _replace(parent: nn.Module, norm: Normalization) -> None:
                 "groups", "padding_mode",
             )  # fmt: skip
             arguments = {key: getattr(part, key) for key in same}
-            setattr(parent, name, norm.convolution(**arguments, bias=part.bias is not None))
+            convolution = norm.convolution(**arguments, bias=part.bias is not None)
+            convolution.load_state_dict(part.state_dict())  # as torchvision initializes it
+            setattr(parent, name, convolution)
         else:
             _replace(part, norm)
 
@@ -91,7 +93,7 @@ def _try(
         size = "x".join(map(str, input_shape[1:]))
         raise UserError(
             f"model.name={name} with norm={norm.name} cannot take {size} images "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
     if not isinstance(logits, Tensor):
         raise UserError(f"model.name={name} puts out several results in training; take another")

@@ -1,8 +1,9 @@
 """Reading the representations of a network's layers, within a budget of memory."""
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import give_back_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
+from bnstudy.representations.running_statistics import uncalibrated
 from bnstudy.representations.sums import (
     BLOCK,
     Activity,
@@ -21,10 +23,12 @@ from bnstudy.representations.sums import (
     Sums,
 )
 from bnstudy.representations.taps import Call, Taps
+from bnstudy.representations.trial import Output, try_out
 
 GIBIBYTE = 2**30
 MATRICES = 6  # of N x N in float32 that a layer's metrics hold at once
 FORWARD_SHARE = 32  # of the budget, what the largest activation of a forward pass may take
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
 BACKWARD_SHARE = 8  # of the budget, what is kept for gradients
 
 
@@ -34,23 +38,34 @@ def capture(
     layers: Sequence[str] | None = None,
     sites: Sequence[str] | None = None,
     *,
+    channel_axis: Mapping[str, int] | None = None,
     memory_budget: float = 2,
     distances: bool = True,
 ) -> Iterator[Layer]:
     """Run a model in eval mode and read what its modules put out, layer by layer.
 
-    Which modules: see `Taps`. Layers are read together as far as they fit into the budget, with as
+    Which modules: see `Taps`. The channels of a layer are found by following them through the
+    functions that the network calls: convolutions put them first, linear layers and layer
+    normalization last. What was chosen by `sites` and cannot be read is reported in a warning, once
+    for each network, and so are activation functions that are not modules.
+
+    Layers are read together as far as they fit into the budget, with as
     few forward passes as possible; a layer that does not fit alone is read in blocks of channels,
     and what its metrics need is added up on the way. Ask for the next layer only when you are done
     with one, and let go of it, and the budget holds.
 
-    The model is left as it was: its mode, its hooks, its gradients.
+    The model is left as it was: its mode, its hooks, its gradients. BatchNorm normalizes by its
+    running statistics, as in eval mode; where these are still the 0 and 1 that the layer was made
+    with, it normalizes nothing, and there is a warning: `bnstudy.recalibrate` sets them.
 
     Args:
         model: Called with the inputs of each batch, on its device and in its floating type.
-        batches: (inputs, labels), the same ones each time they are passed through.
+        batches: (inputs, labels), the same ones each time they are passed through, in the same
+            order: a `DataLoader` does not shuffle, and its data set does not augment.
         layers: Patterns of modules' names, as in a shell, such as `layer4.*`.
         sites: Any of conv, norm, act and features; `act`, where neither layers nor sites are given.
+        channel_axis: By pattern of modules' names, the axis of the channels in what they put out,
+            such as `{"blocks.*": -1}`, where it is not the one that is found.
         memory_budget: GiB that activations and the distances between samples may take.
         distances: Whether metrics will be asked for that need the distances between samples.
 
@@ -58,17 +73,25 @@ def capture(
         The layers, in the order of computation where one forward pass is enough.
 
     Raises:
-        TypeError: A module puts out something that is no tensor.
-        UserError: The budget is too small for so many samples.
+        TypeError: A module in `layers` puts out something that is no tensor, or not one row for
+            each sample.
+        UserError: The budget is too small for so many samples, or an output has no such axis.
         ValueError: There is no such layer, no layer at such a site, or no sample; or the samples
             come in another order when they are passed through again.
     """
     batches = batches if _has_length(batches) else list(batches)
     taps = Taps(model, layers, sites)
-    outputs, sizes = _outputs(taps, batches)
-    samples = max(output.samples for output in outputs.values())
+    if names := list(uncalibrated(taps.model)):
+        warnings.warn(
+            f"{names[0]}{f' and {len(names) - 1} other layers' if names[1:] else ''}: the running "
+            "mean and variance are still 0 and 1, so that nothing is normalized in eval mode\n"
+            "Train the network first, or set them with bnstudy.recalibrate(network, batches)",
+            stacklevel=2,
+        )
+    samples, first = _samples(batches)
+    outputs, sizes = try_out(taps, first, channel_axis or {})
     apart = MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK
-    smallest = max(output.samples * output.channel_bytes for output in outputs.values())
+    smallest = samples * max(map(_channel_bytes, outputs.values()))
     budget = memory_budget * GIBIBYTE
     if budget < apart + smallest:
         raise UserError(
@@ -83,25 +106,7 @@ def capture(
         # A forward pass that keeps everything for its gradients, and these.
         _Split(batches, max(1, int(budget / BACKWARD_SHARE / (3 * sum(sizes))))),
     )
-    return _read(network, outputs, budget - apart, distances)
-
-
-@dataclass(frozen=True)
-class _Output:
-    """What a call puts out: at most so many samples, channels, positions, of a type."""
-
-    samples: int
-    channels: int
-    positions: int
-    dtype: torch.dtype
-
-    @property
-    def channel_bytes(self) -> int:
-        return self.positions * self.dtype.itemsize
-
-    @property
-    def bytes(self) -> int:
-        return self.samples * self.channels * self.channel_bytes
+    return _read(network, outputs, samples, budget - apart, distances)
 
 
 @dataclass(frozen=True)
@@ -133,52 +138,30 @@ def _has_length(batches: Iterable[Batch]) -> bool:
         return False
 
 
-def _outputs(taps: Taps, batches: Iterable[Batch]) -> tuple[dict[Call, _Output], list[int]]:
-    """What the calls of a forward pass put out, in order; bytes a sample of every activation."""
+def _samples(batches: Iterable[Batch]) -> tuple[int, Tensor]:
+    """At most how many samples there are; the inputs of the first batch."""
     inputs, labels = next(iter(batches), (None, ()))
     if inputs is None or not len(labels):
         raise ValueError("batches: there are no samples, or none in the first batch")
     if isinstance(batches, list):
-        samples = sum(len(labels) for _, labels in batches)
-    else:
-        samples = len(labels) * len(batches)  # type: ignore[arg-type]
-    outputs: dict[Call, _Output] = {}
-    sizes = [1]
-
-    def note(call: Call, output: Tensor) -> None:
-        shape = output.shape
-        if len(shape) < 2 or shape[0] != 1:
-            raise TypeError(
-                f"{call.module} puts out {tuple(shape)} for one sample, not (1, channels, ...); "
-                "leave it out with layers=[...]"
-            )
-        outputs[call] = _Output(samples, shape[1], shape[2:].numel(), _held_as(output.dtype))
-
-    def measure(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel() * output.element_size())
-
-    handles = [module.register_forward_hook(measure) for module in taps.modules.values()]
-    try:
-        with torch.no_grad(), taps.hooked(note) as run:
-            run(inputs[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not outputs:
-        raise ValueError(f"the network does not call any of {', '.join(taps.places)}")
-    return outputs, sizes
+        return sum(len(labels) for _, labels in batches), inputs
+    return len(labels) * len(batches), inputs  # type: ignore[arg-type]
 
 
-def _passes(outputs: dict[Call, _Output], limit: float) -> list[list[_Item]]:
+def _items(call: Call, output: Output, samples: int, limit: float) -> Iterator[_Item]:
+    """All channels of what a call puts out, as many at once as fit."""
+    channel = samples * _channel_bytes(output)
+    at_once = min(output.channels, int(limit // channel))
+    for first in range(0, output.channels, at_once):
+        last = min(first + at_once, output.channels)
+        yield _Item(call, first, last, (last - first) * channel)
+
+
+def _passes(outputs: dict[Call, Output], samples: int, limit: float) -> list[list[_Item]]:
     """What to hold in memory in each forward pass over the samples: first fit, largest first."""
-    items = []
+    items: list[_Item] = []
     for call, output in outputs.items():
-        at_once = min(output.channels, int(limit // (output.samples * output.channel_bytes)))
-        for first in range(0, output.channels, at_once):
-            last = min(first + at_once, output.channels)
-            size = (last - first) * output.samples * output.channel_bytes
-            items.append(_Item(call, first, last, size))
+        items += _items(call, output, samples, limit)
     passes: list[list[_Item]] = []
     for item in sorted(items, key=lambda item: -item.bytes):
         for held in passes:
@@ -193,24 +176,28 @@ def _passes(outputs: dict[Call, _Output], limit: float) -> list[list[_Item]]:
     return sorted(passes, key=lambda held: order[held[0].call])
 
 
+def _channel_bytes(output: Output) -> int:
+    return output.positions * _held_as(output.dtype).itemsize
+
+
 def _held_as(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float64 else dtype
 
 
 def _read(
-    network: NetworkView, outputs: dict[Call, _Output], limit: float, distances: bool
+    network: NetworkView,
+    outputs: dict[Call, Output],
+    samples: int,
+    limit: float,
+    distances: bool,
 ) -> Iterator[Layer]:
     tap_of = network.taps.taps(list(outputs))
-    first_labels: Tensor | None = None
     unread = {call: output.channels for call, output in outputs.items()}
     in_blocks: dict[Call, list[Sums]] = {}
-    for items in _passes(outputs, limit):
+    for items in _passes(outputs, samples, limit):
         give_back_memory()
-        held, labels = _hold(network, items)
+        held, labels = _hold(network, items, outputs)
         give_back_memory()
-        first_labels = labels if first_labels is None else first_labels
-        if not torch.equal(labels, first_labels):
-            raise ValueError("batches: not the same samples in the same order again")
         for item in items:
             call, output = item.call, outputs[item.call]
             view = View(network, item.call)
@@ -226,21 +213,40 @@ def _read(
             del values
             unread[call] -= item.last - item.first
             if not unread[call]:
-                yield Layer.of_sums(in_blocks.pop(call), labels, tap_of[call], view)
+                again = partial(_read_again, network, call, outputs, len(labels), held, limit)
+                yield Layer.of_sums(in_blocks.pop(call), labels, tap_of[call], view, again)
 
 
-def _hold(network: NetworkView, items: Sequence[_Item]) -> tuple[dict[_Item, "_Rows"], Tensor]:
+def _read_again(
+    network: NetworkView,
+    call: Call,
+    outputs: dict[Call, Output],
+    samples: int,
+    held: dict[_Item, "_Rows"],
+    limit: float,
+) -> Iterator[tuple[Tensor, int]]:
+    """What a call puts out, in blocks of channels that fit beside what is held, as for `Layer`."""
+    free = limit - sum(item.bytes for item in held)
+    for item in _items(call, outputs[call], samples, free):
+        rows, _ = _hold(network, [item], outputs)
+        yield rows.pop(item).tensor(), item.first
+
+
+def _hold(
+    network: NetworkView, items: Sequence[_Item], outputs: dict[Call, Output]
+) -> tuple[dict[_Item, "_Rows"], Tensor]:
     """Run the model over all batches: what the items ask for, copied; and the labels."""
     wanted: dict[Call, list[_Item]] = {}
     for item in items:
         wanted.setdefault(item.call, []).append(item)
     held: dict[_Item, _Rows] = {}
     all_labels: list[Tensor] = []
+    checksums: list[Tensor] = []
     logits: list[Tensor] = []
 
     def keep(call: Call, output: Tensor) -> None:
         for item in wanted.get(call, ()):
-            part = output[:, item.first : item.last]
+            part = output.movedim(outputs[call].channel_axis, 1)[:, item.first : item.last]
             part = part.flatten(2) if part.ndim > 2 else part.unsqueeze(2)
             part = part.to(_held_as(part.dtype))
             if item not in held:
@@ -251,11 +257,23 @@ def _hold(network: NetworkView, items: Sequence[_Item]) -> tuple[dict[_Item, "_R
         for inputs, labels in network.batches:
             output = run(inputs)
             all_labels.append(labels.to(next(iter(held.values())).buffer.device))
+            checksums.append(_checksums(inputs))
             if is_logits(output, labels):
                 logits.append(output)
     if len(logits) == len(all_labels):
         network.logits = torch.cat(logits)
+    network.identify(torch.cat(all_labels).cpu(), torch.cat(checksums))
     return held, torch.cat(all_labels)
+
+
+def _checksums(inputs: Tensor) -> Tensor:
+    """A number for each sample that depends on its bits and their places: int64, on the CPU.
+
+    Sums of integers do not depend on how the samples are divided into batches.
+    """
+    bits = inputs.reshape(len(inputs), -1).view(BITS[inputs.element_size()]).long()
+    places = torch.arange(1, bits.shape[1] + 1, device=bits.device)
+    return (bits * places).sum(1).cpu()
 
 
 class _Rows:

@@ -28,6 +28,8 @@ class NetworkView:
 
     Attributes:
         logits: What the network puts out: N x classes; None where that is not so.
+        checksums: Number for each sample that identifies its input: int64, N; None before the
+            first pass.
     """
 
     def __init__(
@@ -37,10 +39,28 @@ class NetworkView:
         self.batches = batches
         self.small_batches = small_batches
         self.logits: Tensor | None = None
+        self.checksums: Tensor | None = None
+        self._labels: Tensor | None = None
+
+    def identify(self, labels: Tensor, checksums: Tensor) -> None:
+        """Note the samples of a pass.
+
+        Raises:
+            ValueError: They are not those of the first pass, in the same order.
+        """
+        if self._labels is None or self.checksums is None:
+            self._labels, self.checksums = labels, checksums
+        elif not (torch.equal(labels, self._labels) and torch.equal(checksums, self.checksums)):
+            raise ValueError(
+                "batches: not the same samples in the same order again; give a DataLoader with "
+                "shuffle=False, of a data set without random augmentation"
+            )
 
     @cached_property
     def margins(self) -> dict[Call, Tensor]:
-        """First-order margins of each sample at each place: float64, N; infinite where flat.
+        """First-order margins of each sample at each place: float64, N.
+
+        Infinite where the gradient is 0; NaN where a logit or the gradient is not finite.
 
         The logit of the sample's class minus the largest other one, over the norm of that
         difference's gradient with respect to the representation (Elsayed et al. 2018, arXiv
@@ -71,7 +91,9 @@ class NetworkView:
             for call, gradient in zip(kept, gradients, strict=True):
                 dims = list(range(1, gradient.ndim))
                 slope = torch.linalg.vector_norm(gradient, dim=dims, dtype=torch.float64)
-                margins.setdefault(call, []).append(gaps.detach().double() / slope)
+                margin = torch.where(slope == 0, torch.inf, gaps.detach().double() / slope)
+                known = logits.isfinite().all(1) & slope.isfinite()
+                margins.setdefault(call, []).append(margin.masked_fill(~known, torch.nan))
             del kept, at, logits, others, gaps, gradients, gradient
             if number % BATCHES == 0:
                 give_back_memory()
@@ -176,6 +198,11 @@ class View:
         return self.of.logits
 
     @property
+    def checksums(self) -> Tensor | None:
+        """Number for each sample that identifies its input: int64, N."""
+        return self.of.checksums
+
+    @property
     def margins(self) -> Tensor:
         """First-order margins of each sample here: float64, N."""
         return self.of.margins[self.call]
@@ -200,7 +227,9 @@ def _mixed(output: Tensor) -> Tensor:
 
 
 def _correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(1) == labels.to(logits.device)).sum())
+    """Number of correct predictions; one from logits that are not finite is wrong."""
+    is_right = logits.argmax(1) == labels.to(logits.device)
+    return int((is_right & logits.isfinite().all(1)).sum())
 
 
 def is_logits(output: object, labels: Tensor) -> bool:

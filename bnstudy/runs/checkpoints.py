@@ -1,12 +1,12 @@
 """Reading a run's checkpoints, and which one an interrupted run goes on from."""
 
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.runs.record import Record, set_aside
 
 
@@ -34,7 +34,7 @@ def resume_point(record: Record) -> ResumePoint | None:
             epochs = load_checkpoint(path)["epoch"] + 1
         except UserError as error:
             if record.lease is not None:
-                set_aside(record.folder, path, str(error.__cause__).partition("\n")[0])
+                set_aside(record.folder, path, first_line(error.__cause__ or error))
             continue
         if record.has_parts(range(epochs + 1)):
             return ResumePoint(path, epochs)
@@ -42,17 +42,22 @@ def resume_point(record: Record) -> ResumePoint | None:
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU.
+    """Read a checkpoint onto the CPU, its content verified by the checksums of its archive.
+
+    A tensor with a flipped bit loads without complaint; the archive's CRC-32 finds it.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It is damaged.
     """
     try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
         content["epoch"]
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a damaged file makes of its readers
         raise UserError(
-            f"{checkpoint} is damaged ({str(error).splitlines()[0]})\n"
+            f"{checkpoint} is damaged ({first_line(error)})\n"
             "Remove it; that epoch cannot be measured any more without training another run"
         ) from error
     return content

@@ -21,6 +21,14 @@ PACKAGES = (
 )
 
 
+def comparable_version(version: str) -> str:
+    """Major and minor number of a version; numbers of versions that share them are comparable."""
+    return ".".join(version.split(".")[:2])
+
+
+VERSION = comparable_version(__version__)
+
+
 def environment() -> dict[str, Any]:
     """Commit, versions, Python, processor, GPUs and threads."""
     import torch

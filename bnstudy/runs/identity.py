@@ -16,7 +16,6 @@ from bnstudy.config import resolve
 WITHOUT_EFFECT = {
     "data": {"root", "cache"},
     "trainer": {
-        "_target_",
         "accelerator",
         "benchmark",
         "compile",
@@ -26,9 +25,12 @@ WITHOUT_EFFECT = {
         "strategy",
     },
 }
-# Options that were added after 0.1, with the value that their absence means.
-ADDED: dict[str, Any] = {}
-
+# Keys that records of some version do not have, with the value that says what that version did:
+# with this value a key is left out, so that the runs keep their identity.
+ADDED: dict[str, Any] = {
+    "model.initialization": "he",
+    "trainer._target_": "lightning.pytorch.Trainer",
+}
 CELL_NAME = "${cell_name:}"  # how a configuration asks for it
 GROUPS = ("model", "norm", "data", "optim", "regularizer", "trainer", "probe")
 
@@ -49,7 +51,8 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
         # 0 and 0.0 are the same, but to Lightning 1 batch and 1.0 of all of them are not.
         if isinstance(value, float) and value.is_integer() and not key.startswith("trainer."):
             values[key] = int(value)
-    if isinstance(devices := values["trainer.devices"], list):
+    values = {key: one for key, one in values.items() if key not in ADDED or one != ADDED[key]}
+    if isinstance(devices := values.get("trainer.devices"), list):
         values["trainer.devices"] = len(devices)  # which ones they are does not matter
     return values | {"seed": config["seed"]}
 

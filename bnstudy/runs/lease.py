@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bnstudy.errors import UserError
+from bnstudy.terminal import console
 
 RENEWED_EVERY = 5.0  # seconds
 STALE_AFTER = 60.0  # seconds without renewal; a file system's caches may hold one back for some
@@ -124,8 +125,9 @@ def watch(leases: Sequence[Path], seconds: float = 2 * RENEWED_EVERY) -> set[Pat
     while waiting and time.monotonic() - began < seconds:
         time.sleep(0.2)
         now = {lease: _renewed(lease) for lease in waiting}
-        renewed |= {lease for lease in waiting if now[lease] not in (first[lease], None)}
+        renewed |= {lease for lease in waiting if now[lease] and now[lease] != first[lease] != 0}
         waiting -= renewed | {lease for lease in waiting if now[lease] is None}  # given back
+        first |= {lease: now[lease] for lease in waiting if first[lease] == 0}
     return renewed
 
 
@@ -142,7 +144,12 @@ def _take(folder: Path) -> Path:
     number, newest = _newest(folder)
     if newest:
         alive = is_known_alive(_read(newest))
-        if alive or (alive is None and watch([newest], STALE_AFTER)):
+        if alive is None:
+            console.print(
+                f"{folder}: watching for {STALE_AFTER:.0f} s whether {_holder(newest)} is alive"
+            )
+            alive = bool(watch([newest], STALE_AFTER))
+        if alive:
             raise _in_use(folder, newest)
     path = folder / f".lease.{number + 1}"
     try:
@@ -180,11 +187,14 @@ def _released(lease: Path) -> Path:
 
 
 def _renewed(lease: Path) -> int | None:
+    """When a lease was renewed; None where it was given back, 0 where nothing answers just now."""
     try:
         with lease.open() as file:  # opening makes a network file system look anew
             return os.fstat(file.fileno()).st_mtime_ns
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError:
+        return 0
 
 
 def _read(lease: Path) -> dict[str, Any]:
@@ -196,9 +206,12 @@ def _read(lease: Path) -> dict[str, Any]:
 
 
 def _in_use(folder: Path, lease: Path) -> CellInUse:
+    return CellInUse(f"{folder}: {_holder(lease)} works in this cell; wait for it, or stop it")
+
+
+def _holder(lease: Path) -> str:
     worker = _read(lease)
-    who = f"process {worker['pid']} on {worker['host']}" if worker else "another process"
-    return CellInUse(f"{folder}: {who} works in this cell; wait for it, or stop it")
+    return f"process {worker['pid']} on {worker['host']}" if worker else "another process"
 
 
 @cache

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -30,8 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bnstudy import __version__
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
+from bnstudy.runs.environment import VERSION, comparable_version
 from bnstudy.runs.identity import identity
 from bnstudy.runs.lease import CellInUse, Lease, forget, held
 from bnstudy.terminal import console
@@ -249,39 +250,50 @@ class Record:
             raise UserError(f"{self.folder}: {self.status}; train it to its end first")
 
     @property
-    def version(self) -> str | None:
-        """Version of bnstudy (major.minor) that trained the run last; None where it is unknown."""
-        versions = [
-            attempt["version"] for attempt in self.description["attempts"] if "version" in attempt
-        ]
-        packages = self.description["environment"].get("packages", {})
-        return _minor(versions[-1] if versions else packages.get("bnstudy"))
-
-    def other_versions(self) -> list[dict[str, Any]]:
-        """Rows of the table that another version measured.
-
-        Returns:
-            One entry each: version, epochs, and metrics, splits and sites, None for all of them.
-        """
-        everything = {"metrics": None, "splits": None, "sites": None}
-        found = [
-            everything
-            | {key: value for key, value in later.items() if key in ("epochs", *everything)}
-            | {"version": _minor(later["environment"].get("packages", {}).get("bnstudy"))}
-            for later in self.description.get("measured_later", ())
-        ]
-        attempts = [one for one in self.description["attempts"] if "version" in one]
-        for attempt, following in pairwise(attempts):
-            first, last = ((one.get("resumed_from_epoch") or 0) for one in (attempt, following))
-            begins = 0 if attempt.get("resumed_from_epoch") is None else first + 1
-            epochs = list(range(begins, last + 1))
-            found.append(everything | {"version": _minor(attempt["version"]), "epochs": epochs})
-        return [rows for rows in found if rows["version"] != self.version and rows["epochs"]]
-
-    @property
     def failures(self) -> int:
         """How many attempts failed."""
         return sum(attempt["status"] == "failed" for attempt in self.description["attempts"])
+
+    @property
+    def version(self) -> str:
+        """Major and minor number of the bnstudy that trained the last epochs."""
+        return self._versions()[-1][0]
+
+    def other_versions(self) -> list[dict[str, Any]]:
+        """Rows of the long table that another version than `version` measured.
+
+        Returns:
+            Each with its `version` (major and minor number), the `epochs`, and the `metrics`,
+            `splits` and `sites`, of which None means all.
+        """
+        anything = {"metrics": None, "splits": None, "sites": None}
+        rows = [
+            {"version": version, "epochs": epochs} | anything
+            for version, epochs in self._versions()
+            if epochs
+        ]
+        rows += [
+            anything
+            | {key: entry[key] for key in ("epochs", *anything) if key in entry}
+            | {"version": _version_of(entry["environment"])}
+            for entry in self.description.get("measured_later", [])
+            if entry["epochs"]
+        ]
+        return [some for some in rows if some["version"] != self.version]
+
+    def require_this_version(self) -> None:
+        """Make sure that numbers of this bnstudy may be added to the run's.
+
+        Raises:
+            UserError: The run is of another version.
+        """
+        if self.version != VERSION:
+            raise UserError(
+                f"{self.folder}: trained by bnstudy {self.version}; measured by {VERSION}, it "
+                "would have numbers of both\n"
+                "Train it again with sweep.redo=all -m or in another study=NAME, or measure it "
+                f"with bnstudy {self.version}"
+            )
 
     @property
     def table_path(self) -> Path:
@@ -335,13 +347,16 @@ class Record:
             "status": "running",
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "version": __version__,
         }
         if job := os.environ.get("SLURM_JOB_ID"):
             attempt["slurm"] = {"job": job, "restarts": os.environ.get("SLURM_RESTART_COUNT", "0")}
-        status_before = self.status
+        status_before, environment_before = self.status, self.description["environment"]
         for earlier in self.description["attempts"]:
             if earlier["status"] == "running":  # it was killed: nothing else leaves that behind
                 earlier["status"] = "interrupted"
+            # Version 0.1 said it in the environment alone, which is about to become this attempt's.
+            earlier.setdefault("version", _version_of(self.description["environment"]))
         self.remove_leftovers()
         self.description["attempts"].append(attempt)
         self.description["environment"] = environment
@@ -354,6 +369,7 @@ class Record:
                 self._end(attempt, "failed", error)
             else:
                 self.description["attempts"].remove(attempt)
+                self.description["environment"] = environment_before
                 self._set_status(status_before)
                 if status_before is None:
                     (self.folder / "run.json").unlink()
@@ -415,9 +431,27 @@ class Record:
             metrics: Of the configuration that it goes on with.
         """
         kept = self.description["config"]["metrics"]
-        alike = kept | {"names": []} == metrics | {"names": []}
+        # How much memory was used has no effect on what is measured.
+        same: dict[str, Any] = {"names": [], "memory_budget": None}
+        alike = kept | same == metrics | same
         names = [name for name in metrics["names"] if alike and name in kept["names"]]
         self.description["config"]["metrics"] = metrics | {"names": names}
+
+    def with_callbacks(self, callbacks: dict[str, Any]) -> dict[str, Any]:
+        """Choose and note the callbacks that a run goes on with: their options are the first ones.
+
+        The numbers of a callback's epochs are then all of the same options.
+
+        Args:
+            callbacks: Options of each callback of the configuration that it goes on with.
+
+        Returns:
+            Options of each of these callbacks.
+        """
+        kept = self.description["config"].get("callbacks", {})
+        chosen = {name: kept.get(name, options) for name, options in callbacks.items()}
+        self.description["config"]["callbacks"] = kept | chosen
+        return chosen
 
     def remove_parts(self) -> None:
         """Remove what a run that has ended needs no more: the parts of the long table."""
@@ -483,6 +517,23 @@ class Record:
         if self.lease is not None:
             self.lease.check()
         return replacing(path)
+
+    def _versions(self) -> list[tuple[str, list[int]]]:
+        """By version, in the order of attempts, the epochs that it trained and measured."""
+        attempts = [a for a in self.description["attempts"] if "resumed_from_epoch" in a]
+        if not attempts:
+            return [(_version_of(self.description.get("environment", {})), [])]
+        resumed = [attempt["resumed_from_epoch"] for attempt in attempts]
+        begins = [0 if epoch is None else epoch + 1 for epoch in resumed]
+        last = self.description.get("final", {}).get("epoch")
+        if last is None:
+            last = self.description["config"]["trainer"]["max_epochs"]
+        found = []
+        for place, attempt in enumerate(attempts):
+            end = min(begins[place + 1 :], default=last + 1)  # a later attempt writes over it
+            version = attempt.get("version") or _version_of(self.description.get("environment", {}))
+            found.append((comparable_version(version), list(range(begins[place], end))))
+        return [one for one in found if one[1]] or found[-1:]
 
     def _part(self, epoch: int) -> Path:
         return self.folder / "metrics" / f"epoch={epoch:04d}.parquet"
@@ -564,8 +615,9 @@ def _damage(table: Path) -> str | None:
     return None if schema.equals(SCHEMA) else "it has other columns"
 
 
-def _minor(version: str | None) -> str | None:
-    return None if version is None else ".".join(version.split(".")[:2])
+def _version_of(environment: dict[str, Any]) -> str:
+    """Major and minor number of the bnstudy of an environment."""
+    return comparable_version(environment.get("packages", {}).get("bnstudy", "unknown"))
 
 
 def _now() -> str:

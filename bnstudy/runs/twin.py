@@ -1,12 +1,12 @@
 """The run that a run is paired with: the same but for its normalization."""
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bnstudy.errors import UserError
+from bnstudy.runs.environment import VERSION
 from bnstudy.runs.identity import essence
 from bnstudy.runs.record import Record
 
@@ -14,32 +14,37 @@ from bnstudy.runs.record import Record
 OF_THE_NORM = ("norm.", "regularizer.", "optim.lr", "model.residual_init")
 
 
-def find_twin(study: Path, config: dict[str, Any], norm: str) -> Record:
+def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
     """The run of a study with another normalization, the same seed and all else, unregularized.
 
+    It was trained on the same data, by this version of bnstudy.
+
     Args:
-        study: The study's folder.
-        config: The resolved configuration of the run that is paired.
+        record: Record of the run that is paired, which has its data.
+        config: The resolved configuration of that run.
         norm: The twin's normalization.
 
     Raises:
         UserError: There is none that has ended, or several.
     """
+    study = record.folder.parent
     twins = []
     for path in sorted(study.glob("*/run.json")):
-        record = Record.read(path.parent)
-        other = record.description["config"]
+        candidate = Record.read(path.parent)
+        other = candidate.description["config"]
         if (
-            record.has_ended
+            candidate.has_ended
             and (other["norm"]["name"], other["regularizer"]["name"]) == (norm, "none")
             and _shared(other) == _shared(config)
+            and candidate.description["data"]["sha256"] == record.description["data"]["sha256"]
+            and candidate.version == VERSION
         ):
-            twins.append(record)
+            twins.append(candidate)
     if len(twins) != 1:
-        found = ", ".join(str(record.folder) for record in twins) or "none that has ended"
+        found = ", ".join(str(twin.folder) for twin in twins) or "none that has ended"
         raise UserError(
             f"regularizer.target={norm} needs one run of norm={norm} regularizer=none in {study}/, "
-            f"otherwise the same; there is: {found}\n"
+            f"otherwise the same, of the same images and bnstudy {VERSION}; there is: {found}\n"
             "Train it first, then run the same command again; or give a number from 0 to 1"
         )
     return twins[0]

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.study.inference import RESOLUTION
 from bnstudy.study.load import UNREADABLE, Study, load
 
 # Of what was measured, what the table shows: the most telling of each family.
@@ -110,7 +111,7 @@ def _table(study: Study) -> Table:
             is_whole = layer == WHOLE_MODEL
             label = f"{split} {metric}" if is_whole else metric
             columns = [values.get((*cell, key), []) for cell in cells]
-            if all(math.isnan(value) for column in columns for value in column):
+            if not any(math.isfinite(value) for column in columns for value in column):
                 continue
             table.add_row(
                 "" if label == shown else label + ARROWS[direction],
@@ -158,7 +159,7 @@ def _formatted(
         mean for mean, had, count in zip(means, known, runs, strict=True) if len(had) == count > 0
     ]
     best = None
-    if direction and len(set(whole)) > 1:
+    if direction and whole and not math.isclose(min(whole), max(whole), rel_tol=RESOLUTION):
         best = max(whole) if direction == "higher" else min(whole)
     texts = []
     for count, had, mean in zip(runs, known, means, strict=True):
@@ -167,7 +168,7 @@ def _formatted(
             continue
         spread = f" ± {statistics.stdev(had):.3f}" if len(had) > 1 else ""
         some = f" ({len(had)} of {count})" if len(had) < count else ""
-        better = not some and mean == best
+        better = not some and best is not None and math.isclose(mean, best, rel_tol=RESOLUTION)
         text = f"{mean:.3f}{spread}{some}{' *' if better else '  '}"
         texts.append(Text(text, "bold" if better else ""))
     return texts

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from bnstudy.errors import UserError
 from bnstudy.study.drawing import STYLE
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
-from bnstudy.study.layers import Numbers, of_activations, wide
-from bnstudy.study.statistics import CONFIDENCE
+from bnstudy.study.inference import CONFIDENCE, MIN_PAIRS, Numbers
+from bnstudy.study.layers import of_activations, wide
 
 WIDTH = 6.75  # inches, of two columns
 MOST_METRICS = 2  # of a family, that are drawn over the layers
@@ -61,10 +61,11 @@ class Plot:
         left, right = figure.subplots(1, 2)
         last = _of_layers(averages, metric, split)
         for name, table in last.groupby("treatment"):
+            label = f"{name}, {_sample_size(table)}"
             left.errorbar(
-                table["place"], table["mean"], table["sd"], label=name, **self.looks[str(name)]
+                table["place"], table["mean"], table["sd"], label=label, **self.looks[str(name)]
             )
-        left.set(title=f"mean ± standard deviation, {_told_n(last)}", ylabel=metric)
+        left.set(title="mean ± standard deviation", ylabel=metric)
         differences = _of_layers(effects, metric, split)
         right.axhline(0, color="0.5", linewidth=0.8)
         if differences.empty:
@@ -89,7 +90,7 @@ class Plot:
             table["difference"],
             np.nan_to_num(margin),
             linestyle="",
-            label=name,
+            label=f"{name}, {_sample_size(table)}",
             **looks,
         )
 
@@ -119,7 +120,7 @@ class Plot:
         ax.set_xticks(range(width), grid.columns, rotation=90)
         ax.set_yticks(range(height), grid.index)
         ax.spines[:].set_visible(False)
-        ax.set_title(f"{treatment} against {self.findings.baseline}, {_told_n(table)}")
+        ax.set_title(f"{treatment} against {self.findings.baseline}, {_sample_size(table)}")
         figure.colorbar(image, ax=ax, label="paired rank-biserial correlation")
         return figure
 
@@ -140,15 +141,16 @@ class Plot:
             self._curves(ax, table[table["place"] == place])
             ax.set(title=place, xlabel="epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.legend(*ax.get_legend_handles_labels())
         panels[0].set_ylabel(metric)
-        panels[0].legend()
         return figure
 
     def _curves(self, ax: Axes, table: pd.DataFrame, style: str = "-", label: str = "") -> None:
         for name, curve in table.groupby("treatment"):
             curve = curve.sort_values("epoch")
             colour = self.looks[str(name)]["color"]
-            ax.plot(curve["epoch"], curve["mean"], style, color=colour, label=f"{name}{label}")
+            text = f"{name}{label}, {_sample_size(curve)}"
+            ax.plot(curve["epoch"], curve["mean"], style, color=colour, label=text)
             low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
             ax.fill_between(curve["epoch"], low, high, color=colour, alpha=0.15, linewidth=0)
 
@@ -164,7 +166,7 @@ class Plot:
                 self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
             ax.set(xlabel="epoch", ylabel=metric)
             ax.xaxis.get_major_locator().set_params(integer=True)
-        accuracy.legend()
+            ax.legend(*ax.get_legend_handles_labels())
         runs = self.findings.study.results
         for place, name in enumerate(self.findings.study.treatments):
             of_treatment = runs[runs["treatment"] == name]
@@ -253,30 +255,41 @@ class Plot:
         figure = Figure((WIDTH / 2, 2.4), layout="constrained")
         ax = figure.subplots()
         for name, runs in self.findings.study.results.groupby("treatment"):
-            of_rate = runs.groupby("lr")["test_accuracy"]
+            rates = runs.groupby("lr")
+            of_rate = rates["test_accuracy"]
             mean, sd = of_rate.mean(), of_rate.std()
-            ax.errorbar(mean.index, mean, sd.fillna(0), label=name, **self.looks[str(name)])
+            counts = pd.DataFrame(
+                {
+                    "n": of_rate.count(),
+                    "undefined": rates.size() - of_rate.count(),
+                    "diverged": (runs["status"] == "diverged").groupby(runs["lr"]).sum(),
+                }
+            )
+            label = f"{name}, {_sample_size(counts)}"
+            ax.errorbar(mean.index, mean, sd.fillna(0), label=label, **self.looks[str(name)])
         ax.set(xscale="log", xlabel="learning rate", ylabel="test accuracy")
         ax.legend()
         return figure
 
     @mpl.rc_context(STYLE)
     def depth_width(self) -> Figure:
-        """Mean test accuracy over depth and width, a map for each treatment."""
-        maps = {
-            name: runs.pivot_table(index="depth", columns="width", values="test_accuracy")
-            for name, runs in self.findings.study.results.groupby("treatment")
-        }
-        low = min(np.nanmin(grid) for grid in maps.values())
-        high = max(np.nanmax(grid) for grid in maps.values())
+        """Mean test accuracy over depth and width, a map for each treatment, with each mean's n."""
+        results = self.findings.study.results
+        points = results.groupby(["treatment", "depth", "width"])["test_accuracy"]
+        means, counts = points.mean(), points.count()
+        low, high = means.min(), means.max()  # of the finite ones; NaN leaves the scale to itself
+        names = list(means.index.get_level_values("treatment").unique())
         figure = Figure((WIDTH, 2.4), layout="constrained")
-        panels = figure.subplots(1, len(maps), squeeze=False)[0]
-        for ax, (name, grid) in zip(panels, maps.items(), strict=True):
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for ax, name in zip(panels, names, strict=True):
+            grid, n = means[name].unstack(), counts[name].unstack()
             image = ax.imshow(grid, vmin=low, vmax=high, origin="lower", aspect="auto")
+            for (row, column), count in np.ndenumerate(n.fillna(0).to_numpy(int)):
+                ax.text(column, row, f"n = {count}", ha="center", va="center", fontsize=5)
             ax.set_xticks(range(len(grid.columns)), grid.columns)
             ax.set_yticks(range(len(grid)), grid.index)
             ax.set(title=name, xlabel="width", ylabel="depth")
-        figure.colorbar(image, ax=panels, label="test accuracy")
+        figure.colorbar(image, ax=panels, label="mean test accuracy")
         return figure
 
 
@@ -297,9 +310,10 @@ def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)
             yield f"accuracy-{metric}", plot.against_accuracy(metric)
-    compared = set(findings.whole["treatment"]) if len(findings.whole) else ()
-    for treatment in findings.study.treatments if measured else []:
-        if treatment in compared:
+    effects = findings.whole
+    for treatment in findings.study.treatments if measured and len(effects) else []:
+        of_layers = (effects["treatment"] == treatment) & (effects["place_index"] > 0)
+        if effects.loc[of_layers, "rank_biserial"].notna().any():
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
     for method, site in findings.maps[["method", "site"]].drop_duplicates().itertuples(index=False):
@@ -355,15 +369,19 @@ def _spread(count: int, most: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
 
 
-def _told_n(table: pd.DataFrame) -> str:
-    """Over how many runs, or pairs."""
-    low, high = table["n"].min(), table["n"].max()
-    return f"n = {low}" if low == high else f"n = {low} to {high}"
+def _sample_size(table: pd.DataFrame) -> str:
+    """Number of a treatment's runs or pairs with a value, of how many, and how many diverged."""
+    low, high = int(table["n"].min()), int(table["n"].max())
+    runs = int((table["n"] + table["undefined"]).max())
+    text = f"n = {low}" if low == high else f"n = {low} to {high}"
+    text += f" of {runs}" if low < runs else ""
+    diverged = int(table["diverged"].max())
+    return f"{text}, {diverged} diverged" if diverged else text
 
 
 def _told_interval(table: pd.DataFrame) -> str:
     known = table["low"].notna().any()
-    return f"{CONFIDENCE:.0%} intervals" if known else "too few pairs for intervals"
+    return f"{CONFIDENCE:.0%} intervals" if known else f"no intervals: fewer than {MIN_PAIRS} pairs"
 
 
 def _name_places(ax: Axes) -> None:

@@ -13,14 +13,25 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bnstudy.study.layers import Indices, Numbers, layer_means, wide
+from bnstudy.study.inference import (
+    CONFIDENCE,
+    MIN_PAIRS,
+    Indices,
+    Numbers,
+    mean,
+    measured_differences,
+    paired_test,
+)
+from bnstudy.study.layers import layer_means, wide
 from bnstudy.study.load import NAMES, Study
-from bnstudy.study.statistics import CONFIDENCE, effects, interval, mean, pairs, resample
+from bnstudy.study.statistics import effects, pairs
 
 TARGETS = ("test accuracy", "generalization gap")  # the gap: train less test accuracy
 
+MIN_RUNS = 5  # for a correlation: with fewer, Kendall's tau has no p of 0.05 or less
 MOST_RUNS = 200  # whose pairs conditional mutual information is of; of more runs, some are drawn
 SHUFFLES = 100
+RESAMPLES = 2_000  # of the bootstrap of a mediated effect
 
 # What a treatment's effect may go through: of each, the first that was measured.
 MEDIATORS = {
@@ -37,11 +48,11 @@ ASSUMPTIONS = (
 
 def targets(study: Study) -> pd.DataFrame:
     """Test accuracy and generalization gap of each of `study.results`, by those names."""
-    results = study.results
-    test = results["test_accuracy"].astype(float)
-    return pd.DataFrame(
-        {"test accuracy": test, "generalization gap": results["train_accuracy"] - test}
+    train, test = (
+        study.results[name].to_numpy(float) for name in ("train_accuracy", "test_accuracy")
     )
+    gap = measured_differences(train[:, None], test[:, None])[:, 0]
+    return pd.DataFrame({"test accuracy": test, "generalization gap": gap})
 
 
 def relations(study: Study) -> pd.DataFrame:
@@ -52,14 +63,14 @@ def relations(study: Study) -> pd.DataFrame:
 
     Returns:
         One row for each split, metric, place (place_index, site) and target ("test accuracy",
-        "generalization gap"), with n, the runs that have both, and
+        "generalization gap"), with n, the runs that have both, and (NaN with fewer than 5 runs)
 
         - tau: Kendall's tau-b, over all pairs of runs, and tau_p, of no association; runs that
           share a seed or a point of the grid are taken to be independent, which flatters it;
         - granulated: the granulated Kendall coefficient (Jiang et al. 2020, arXiv 1912.02178, eq.
           7): the mean over the study's axes (the treatment, and those of the grid) of tau among
           runs that differ in this axis alone; its interval granulated_low, granulated_high over
-          seeds (NaN where it is the same with each), and axes, how many there are;
+          seeds (of `paired_test`), and axes, how many there are;
         - cmi: conditional mutual information of the two orders (ibid., eq. 9 to 11), in [0, 1]: the
           least share of the entropy of the order by the target that the order by the metric takes
           away, given up to two axes' values of both runs; of more than 200 runs, 200 are drawn.
@@ -83,20 +94,18 @@ def relations(study: Study) -> pd.DataFrame:
         granulated, low, high = _granulated(metrics, goal, axes, results["seed"])
         cmi, null = _conditional_mutual_information(metrics, goal, axes)
         tau = np.array([_tau(column, goal) for column in metrics.T])
-        tables.append(
-            keys.loc[layers].assign(
-                target=name,
-                n=np.isfinite(metrics + goal[:, None]).sum(axis=0),
-                tau=tau[:, 0],
-                tau_p=tau[:, 1],
-                granulated=granulated,
-                granulated_low=low,
-                granulated_high=high,
-                axes=axes.shape[1],
-                cmi=cmi,
-                cmi_null=null,
-            )
-        )
+        n = np.isfinite(metrics + goal[:, None]).sum(axis=0)
+        found = {
+            "tau": tau[:, 0],
+            "tau_p": tau[:, 1],
+            "granulated": granulated,
+            "granulated_low": low,
+            "granulated_high": high,
+            "cmi": cmi,
+            "cmi_null": null,
+        }
+        found = {name: np.where(n >= MIN_RUNS, values, np.nan) for name, values in found.items()}
+        tables.append(keys.loc[layers].assign(target=name, n=n, axes=axes.shape[1], **found))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -113,18 +122,24 @@ def _granulated(
     metrics: Numbers, goal: Numbers, axes: pd.DataFrame, seeds: pd.Series
 ) -> tuple[Numbers, Numbers, Numbers]:
     """The coefficient of each metric, and its interval over seeds."""
-    by_axis = np.array([_along(metrics, goal, axes, seeds, axis) for axis in axes.columns])
+    along = [_along(metrics, goal, axes, seeds, axis) for axis in axes.columns]
+    by_axis = np.array([tau for tau, _ in along])
     shape = (seeds.nunique(), metrics.shape[1])
     by_seed = mean(by_axis.reshape(-1, shape[0] * shape[1])).reshape(shape)
-    low, high = interval(by_seed)
-    centre = mean(by_seed).round(12)  # where it is 0 but for rounding
-    return centre, low.clip(-1), high.clip(max=1)
+    found = paired_test(by_seed.round(12))  # where it is 0 but for rounding
+    centre = found.difference.round(12)
+    centre[sum(groups for _, groups in along) < MIN_PAIRS] = np.nan
+    return centre, found.low.clip(-1), found.high.clip(max=1)
 
 
 def _along(
     metrics: Numbers, goal: Numbers, axes: pd.DataFrame, seeds: pd.Series, axis: str
-) -> Numbers:
-    """By seed, the mean over groups of runs that differ in one axis alone of Kendall's tau."""
+) -> tuple[Numbers, Indices]:
+    """Kendall's tau among runs that differ in one axis alone.
+
+    Returns:
+        Its mean over such groups of runs, seeds x metrics, and the number of groups of each metric.
+    """
     others = [seeds, *(axes[name] for name in axes.columns if name != axis)]
     level, group = pd.factorize(axes[axis])[0], axes.groupby(others).ngroup().to_numpy()
     run = np.full((group.max() + 1, level.max() + 1), -1)
@@ -140,7 +155,8 @@ def _along(
         tau = agreement / couples
     of_group = np.empty(len(run), dtype=np.intp)
     of_group[group] = pd.factorize(seeds, sort=True)[0]
-    return np.array([mean(tau[of_group == seed]) for seed in range(seeds.nunique())])
+    by_seed = np.array([mean(tau[of_group == seed]) for seed in range(seeds.nunique())])
+    return by_seed, np.isfinite(tau).sum(axis=0)
 
 
 def _conditional_mutual_information(
@@ -252,9 +268,8 @@ def mediation(
             continue
         matched = pairs(study, treatment, baseline)
         for target, goal in targets(study).items():
-            change = (goal.to_numpy()[matched.treatment] - goal.to_numpy()[matched.baseline])[
-                :, None
-            ]
+            values_of = goal.to_numpy()[:, None]
+            change = measured_differences(values_of[matched.treatment], values_of[matched.baseline])
             for name, route in routes:
                 metric = np.stack([of_metric[one] for one in route], axis=1)
                 ours, theirs = metric[matched.treatment], metric[matched.baseline]
@@ -271,7 +286,7 @@ def mediation(
                         "mediator": name,
                         "metric": " + ".join(through[one] for one in route),
                         "n": len(sample),
-                        **_mediated(sample, len(route), matched.grid[known]),
+                        **_mediated(sample, len(route)),
                     }
                 )
     return pd.DataFrame(rows)
@@ -279,18 +294,23 @@ def mediation(
 
 @lru_cache(maxsize=1)
 def _draws(size: int) -> Numbers:
-    return resample(np.random.default_rng(0), size)
+    """How large a share each of `size` pairs has in each resample, resamples x pairs."""
+    chosen = np.random.default_rng(0).integers(size, size=(RESAMPLES, size))
+    chosen += size * np.arange(RESAMPLES)[:, None]
+    return np.bincount(chosen.ravel(), minlength=RESAMPLES * size).reshape(-1, size) / size
 
 
-def _mediated(sample: Numbers, mediators: int, grid: Indices) -> dict[str, float]:
+def _mediated(sample: Numbers, mediators: int) -> dict[str, float]:
     """Effects of one treatment.
 
     Args:
         sample: Pairs x (change in the target, changes in the mediators, their mean levels).
         mediators: How many there are.
-        grid: The point of the grid of each pair.
     """
     n = len(sample)
+    largest = np.abs(sample).max(axis=0)
+    largest[largest == 0] = 1
+    sample = sample / largest  # whose squares may be no floats
     scale = sample.std(axis=0) + (np.ptp(sample, axis=0) == 0)
     variables = np.hstack([sample / scale, np.ones((n, 1))])
     products = (variables[:, :, None] * variables[:, None, :]).reshape(n, -1)
@@ -300,18 +320,21 @@ def _mediated(sample: Numbers, mediators: int, grid: Indices) -> dict[str, float
     # Of the regression of the first variable on all others; the last one is the intercept's.
     inverse = np.linalg.pinv(moments[:, 1:, 1:], hermitian=True)
     slopes = (inverse @ moments[:, 1:, :1])[:, :mediators, 0]
-    total = moments[:, -1, 0] * scale[0]
-    indirect = (moments[:, -1, 1 : 1 + mediators] * slopes).sum(axis=1) * scale[0]
+    unit = scale[0] * largest[0]
+    total = moments[:, -1, 0] * unit
+    indirect = (moments[:, -1, 1 : 1 + mediators] * slopes).sum(axis=1) * unit
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    low, high = interval(sample[:, :1], grid)
-    found = {"total": total[0], "total_low": low[0], "total_high": high[0]}
+    low, high = (end[0] * largest[0] for end in paired_test(sample[:, :1])[2:4])
+    found = {"total": total[0], "total_low": low, "total_high": high}
     for name, values in (("indirect", indirect), ("direct", total - indirect)):
         found[name] = values[0]
         found[f"{name}_low"], found[f"{name}_high"] = np.quantile(values[1:], tails)
     share = np.full(3, np.nan)
     if found["total_low"] > 0 or found["total_high"] < 0:
-        shares = indirect / total
-        share = np.array([shares[0], *np.quantile(shares[1:], tails)])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = indirect / total  # of a resample without a total effect there is none
+            share = np.array([shares[0], *np.quantile(shares[1:], tails)])
+        share[~np.isfinite(share)] = np.nan
     return found | dict(zip(("share", "share_low", "share_high"), share.tolist(), strict=True))
 
 
@@ -324,7 +347,7 @@ def interventions(study: Study) -> pd.DataFrame:
     Returns:
         Of `effects`, the rows of the regularized treatments, each with the same norm without a
         regularizer as baseline: the whole model's accuracy and loss, and what stands for sparsity
-        and clustering (`mediators`) at each place. p_holm is that of `effects`.
+        and clustering (`mediators`) at each place. p_adjusted is that of `effects`.
     """
     results = study.results
     plain = set(results.loc[results["regularizer"] == "none", "treatment"])

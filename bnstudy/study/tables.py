@@ -41,8 +41,8 @@ def all_tables(findings: Findings) -> dict[str, pd.DataFrame]:
 def latex_tables(findings: Findings) -> Iterator[tuple[str, str]]:
     """Names and LaTeX (for the package booktabs) of the tables of a paper.
 
-    Means ± standard deviations over runs, paired differences with their intervals and p corrected
-    by Holm; n, the pairs.
+    Means ± standard deviations over runs, and paired differences with their intervals and adjusted
+    p, each with its n; the caption tells how many runs diverged.
 
     Args:
         findings: Of the study.
@@ -66,17 +66,20 @@ def _latex(
             (findings.averages, findings.whole) if depth is None else findings.of_depth(depth)
         )
     )
-    columns = {
-        (name, "mean ± SD"): _indexed(of_treatment, by).apply(_spread, axis=1)
-        for name, of_treatment in averages.groupby("treatment")
-    }
+    columns: dict[tuple[str, str], pd.Series] = {}
+    for name, of_treatment in averages.groupby("treatment"):
+        table = _indexed(of_treatment, by)
+        columns |= {
+            (name, "mean ± SD"): table.apply(_spread, axis=1),
+            (name, "n"): table.apply(_count, axis=1),
+        }
     for name, of_treatment in effects.groupby("treatment") if len(effects) else ():
         table = _indexed(of_treatment, by)
         against = f"{name} − {findings.baseline}"
         columns |= {
             (against, "difference [95 %]"): table.apply(_difference, axis=1),
-            (against, "Holm p"): table["p_holm"].map(_number),
-            (against, "n"): table["n"].map(str),
+            (against, "adjusted p"): table["p_adjusted"].map(_number),
+            (against, "n"): table.apply(_count, axis=1),
         }
     table = pd.DataFrame(columns).droplevel(["site", "place_index"])
     table.index.names = [None, None]
@@ -85,6 +88,9 @@ def _latex(
         caption += f", networks of depth {depth}"
     if findings.other_differences:
         caption += f"; runs of a pair also differ in {'; '.join(findings.other_differences)}"
+    for treatment, runs in findings.study.results.groupby("treatment"):
+        if diverged := int((runs["status"] == "diverged").sum()):
+            caption += f"; {diverged} of {len(runs)} runs of {treatment} diverged"
     text: str = table.fillna("").to_latex(
         escape=True,
         multicolumn_format="c",
@@ -101,6 +107,11 @@ def _indexed(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def _spread(row: pd.Series) -> str:
     spread = "" if pd.isna(row["sd"]) else f" ± {_number(row['sd'])}"
     return f"{_number(row['mean'])}{spread}"
+
+
+def _count(row: pd.Series) -> str:
+    """Number of values, and of how many runs or pairs where some have none."""
+    return f"{row['n']} of {row['n'] + row['undefined']}" if row["undefined"] else str(row["n"])
 
 
 def _difference(row: pd.Series) -> str:

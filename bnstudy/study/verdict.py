@@ -7,13 +7,16 @@ from typing import Any
 import pandas as pd
 
 from bnstudy.study.fairness import other_differences
-from bnstudy.study.generalization import mediators
+from bnstudy.study.generalization import MIN_RUNS, mediators
+from bnstudy.study.inference import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP, STUDENT_T
 from bnstudy.study.layers import of_activations
 from bnstudy.study.load import Study
-from bnstudy.study.statistics import CONFIDENCE, pairs
+from bnstudy.study.statistics import pairs
 
-LEVEL = 1 - CONFIDENCE  # below which p is called small
+LEVEL = round(1 - CONFIDENCE, 9)  # p up to which a difference is called significant
 MAX_LISTED = 3  # runs that are counted once
+
+NO_VALUES = "no pair has a value in both of its runs"
 
 
 def verdict(
@@ -97,47 +100,71 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
         f"{treatment} is compared with {baseline} over {_count(n, 'pair')} of runs that {only}"
         f"{_count(seeds, 'seed')}{where}{unpaired}."
     )
-    smallest = table.loc[table["n"] == n, "smallest_p"].min()
-    if smallest >= LEVEL:
-        yield (
-            f"With {_count(n, 'pair')} the smallest two-sided p there can be is {smallest:.3g}: "
-            "this study cannot establish any single difference, only suggest its size."
-        )
-    for row in _rows(table, split="test", metric="accuracy", place_index=0):
+    if few := few_pairs(n, points):
+        yield few
+    accuracy = list(_rows(table, split="test", metric="accuracy", place_index=0))
+    for row in accuracy:
         yield (
             f"Test accuracy with {treatment} is {row.treatment_mean:.3f}, with {baseline} "
             f"{row.baseline_mean:.3f}: {_difference(row)}."
         )
+    if not accuracy:
+        yield f"Test accuracy cannot be compared: {NO_VALUES}."
     for metric in mediators(study).values():
         yield from _metric(treatment, metric, list(_rows(table, split="train", metric=metric)))
-    layers = table[table["place_index"] > 0]
+    layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
     for split, tests in layers.groupby("split", sort=False):
-        if tests["family"].max() > 1 and smallest < LEVEL:
-            found, family = int((tests["p_holm"] < LEVEL).sum()), int(tests["family"].max())
-            few = f"; with {_count(n, 'pair')} none could" if smallest * family >= LEVEL else ""
+        if (family := int(tests["family"].max())) > 1:
+            found = int((tests["p_adjusted"] <= LEVEL).sum())
             yield (
-                f"After Holm's correction for {family} tests p is below {LEVEL:.2g} for {found} of "
-                f"the {len(tests)} differences of layers on the {split} split{few}."
+                f"After adjustment for all {family} tests on the {split} split, {found} of the "
+                f"{len(tests)} differences in layers with {treatment} "
+                f"{'is' if found == 1 else 'are'} significant (p at most {LEVEL:.2g})."
             )
+
+
+def few_pairs(n: int, points: int = 1) -> str:
+    """What so few pairs allow, and how many seeds to add; empty where they are enough.
+
+    Args:
+        n: Number of pairs.
+        points: Points of the grid, at each of which a seed adds a pair.
+    """
+    if n >= MIN_PAIRS_TO_FLIP:
+        return ""
+    more = math.ceil((MIN_PAIRS_TO_FLIP - n) / max(1, points))
+    exact = (
+        f"an exact test needs at least {MIN_PAIRS_TO_FLIP} pairs: add {_count(more, 'seed')} of "
+        "each norm."
+    )
+    if n < MIN_PAIRS:
+        return f"With {_count(n, 'pair')} nothing is tested, only values are shown; {exact}"
+    return (
+        f"With {_count(n, 'pair')} intervals and p are those of Student's t-test, which assumes "
+        f"normally distributed differences; {exact}"
+    )
 
 
 def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
     """Where in depth a metric differs."""
     if not rows:
+        yield f"{metric} cannot be compared: {NO_VALUES}."
         return
-    clear = [row for row in rows if row.low > 0 or row.high < 0]
-    bounded = [row for row in rows if not math.isnan(row.low)]
-    largest = max(rows, key=lambda row: (abs(row.difference), row.place_index))
-    if not bounded:
+    tested = [row for row in rows if not math.isnan(row.p)]
+    largest = max(tested or rows, key=lambda row: (abs(row.difference), row.place_index))
+    if not tested:
+        low, high = (_number(end(row.difference for row in rows)) for end in (min, max))
+        ends = f"is {low}" if low == high else f"ranges from {low} to {high}"
         yield (
-            f"{metric}: the largest difference, at {largest.place}, is {_difference(largest)}; "
-            "there is no interval."
+            f"{metric}: the difference {ends} in {_count(len(rows), 'layer')}, "
+            f"{_count(largest.n, 'pair')}, not tested."
         )
         return
+    clear = [row for row in tested if row.low > 0 or row.high < 0]
     if not clear:
         yield (
-            f"{metric}: no layer's interval leaves out 0; the largest difference, at "
-            f"{largest.place}, is {_difference(largest)}."
+            f"{metric} does not differ significantly in any of {_count(len(rows), 'layer')}. The "
+            f"largest difference is in {largest.place}: {_difference(largest)}."
         )
         return
     for way, some in (
@@ -146,12 +173,12 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
     ):
         if some:
             largest = max(some, key=lambda row: abs(row.difference))
-            sure = sum(row.p_holm < LEVEL for row in some)
+            sure = sum(row.p_adjusted <= LEVEL for row in some)
             yield (
-                f"{metric} is {way} with {treatment} at {len(some)} of "
-                f"{_count(len(rows), 'place')} ({', '.join(row.place for row in some)}), going by "
-                f"single intervals, most at {largest.place}: {_difference(largest)}; "
-                f"{sure or 'none'} of them after Holm's correction."
+                f"{metric} is {way} with {treatment} in {len(some)} of "
+                f"{_count(len(rows), 'layer')} ({', '.join(row.place for row in some)}) by single "
+                f"tests, in {sure or 'none'} after adjustment for {_count(largest.family, 'test')}."
+                f" The largest difference is in {largest.place}: {_difference(largest)}."
             )
 
 
@@ -159,25 +186,21 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
     if relations.empty:
         return
     accuracy = relations[(relations["target"] == "test accuracy") & (relations["split"] == "train")]
-    accuracy = accuracy[of_activations(accuracy)].dropna(subset="granulated")
+    accuracy = accuracy[of_activations(accuracy)]
+    if len(accuracy) and accuracy["n"].max() < MIN_RUNS:
+        yield (
+            f"Whether a metric goes with test accuracy needs at least {MIN_RUNS} runs that have "
+            f"both; there {'is' if accuracy['n'].max() == 1 else 'are'} {accuracy['n'].max()}."
+        )
+    accuracy = accuracy.dropna(subset="granulated")
     for name, metric in mediators(study).items():
         table = accuracy[accuracy["metric"] == metric]
         if not table.empty:
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
-            spread = (
-                f" [{row['granulated_low']:.2f}, {row['granulated_high']:.2f}]"
-                if not math.isnan(row["granulated_low"])
-                else " (no interval)"
-            )
-            alone = ", of norms alone" if row["axes"] == 1 else ""
-            chance = "above" if row["cmi"] > row["cmi_null"] else "not above"
             yield (
                 f"Does {name} go with generalization? Over {row['n']} runs, {metric} goes with "
-                f"test accuracy most at {row['place']}, the strongest of "
-                f"{_count(len(table), 'place')}: granulated Kendall "
-                f"{row['granulated']:+.2f}{spread}{alone}, tau {row['tau']:+.2f}; its conditional "
-                f"mutual information, {row['cmi']:.3f}, is {chance} what 95 of 100 random orders "
-                f"stay below ({row['cmi_null']:.3f})."
+                f"test accuracy most in {row['place']}, the strongest of "
+                f"{_count(len(table), 'layer')}: {_association(row)}."
             )
     if mediation.empty:
         yield "There are too few pairs to ask how much of an effect goes through a metric."
@@ -192,8 +215,8 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
     for treatment, table in shared.groupby("treatment"):
         singly: list[Any] = list(table[table["mediator"] != "both"].itertuples())
         parts = " and ".join(
-            f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}] through {row.mediator} "
-            f"({row.metric})"
+            f"{row.share:.0%}{_interval(row.share_low, row.share_high, '.0%')} through "
+            f"{row.mediator} ({row.metric})"
             for row in singly
         )
         unclear = all(row.share_low <= 0 <= row.share_high for row in singly)
@@ -205,6 +228,23 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
         )
 
 
+def _association(row: Any) -> str:
+    """Coefficients of a metric with test accuracy, those that are defined."""
+    ends = _interval(row["granulated_low"], row["granulated_high"], ".2f") or " (no interval)"
+    alone = ", of norms alone" if row["axes"] == 1 else ""
+    parts = [f"granulated Kendall {row['granulated']:+.2f}{ends}{alone}"]
+    if math.isfinite(row["tau"]):
+        parts.append(f"tau {row['tau']:+.2f}")
+    text = ", ".join(parts)
+    if math.isfinite(row["cmi"]) and math.isfinite(row["cmi_null"]):
+        chance = "above" if row["cmi"] > row["cmi_null"] else "not above"
+        text += (
+            f"; its conditional mutual information, {row['cmi']:.3f}, is {chance} what 95 of 100 "
+            f"random orders stay below ({row['cmi_null']:.3f})"
+        )
+    return text
+
+
 def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
     if interventions.empty:
         return
@@ -214,7 +254,7 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
         for metric in dict.fromkeys(table.loc[table["place_index"] > 0, "metric"]):
             rows = list(_rows(table, split="train", metric=metric))
             if rows:
-                told.append(f"{metric} by {sum(r.difference for r in rows) / len(rows):+.3f}")
+                told.append(f"{metric} by {_number(sum(r.difference for r in rows) / len(rows))}")
         for row in _rows(table, split="test", metric="accuracy", place_index=0):
             yield (
                 f"Intervention: {treatment} instead of {baseline} changed "
@@ -238,11 +278,25 @@ def _rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:
 
 
 def _difference(row: Any) -> str:
-    interval = "" if math.isnan(row.low) else f" [{row.low:.3f}, {row.high:.3f}]"
+    """Difference with interval, p-values and number of pairs, those that are defined."""
     undefined = f", {row.undefined} undefined" if row.undefined else ""
-    way = ", the same way in all that differ" if row.n > 1 and abs(row.rank_biserial) == 1 else ""
+    text = f"{_number(row.difference)}{_interval(row.low, row.high, '.3g')}"
     n = _count(row.n, "pair")
-    return f"{row.difference:+.3f}{interval}, p = {row.p:.3g}, {n}{way}{undefined}"
+    if math.isnan(row.p):
+        return f"{text}, {n}{undefined}, not tested"
+    test = f", {STUDENT_T}" if row.test == STUDENT_T else ""
+    adjusted = "" if math.isnan(row.p_adjusted) else f", adjusted {row.p_adjusted:.3g}"
+    return f"{text}, {n}{undefined}, p = {row.p:.3g}{adjusted}{test}"
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f" [{low:{form}}, {high:{form}}]"
+
+
+def _number(difference: float) -> str:
+    return f"{difference:+.3g}" if difference else "0"
 
 
 def _count(number: int, noun: str) -> str:

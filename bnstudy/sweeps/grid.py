@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from bnstudy.config import of_this_norm, plain_values
+from bnstudy.config import complete, plain_values
 from bnstudy.runs.identity import CELL_NAME, cell_name, folder_name, without_hydra
 
 Compose = Callable[[Sequence[str]], DictConfig]
@@ -111,7 +111,7 @@ class _Composed:
                 node[group] = dict(node[group])
                 node = node[group]
             node[name] = _value(override)
-        of_this_norm(config)
+        complete(config)
         if self.names_itself:
             config["cell"] = cell_name(config)
         return config

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bnstudy.config import plain_values, validate
 from bnstudy.errors import UserError
+from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
 
 
@@ -166,7 +167,8 @@ def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) 
     table = Table("search", *keys, objective, "trials", box=box.SIMPLE_HEAD)
     for study in studies:
         complete = study.get_trials(states=(TrialState.COMPLETE,))
-        if complete:
+        # Where every trial has the worst value, as where all diverged, none of them is the best.
+        if any(trial.value != worst_value(objective) for trial in complete):
             best = study.best_trial
             values = [*(_told(best.params[key]) for key in keys), f"{best.value:.4f}"]
         else:

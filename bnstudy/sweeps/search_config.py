@@ -4,6 +4,7 @@ They are not in a file of conf/: Hydra's Optuna plugin has an option of that nam
 take.
 """
 
+from math import inf
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -29,3 +30,12 @@ def register_search() -> None:
     store = ConfigStore.instance()
     if "optuna.yaml" in store.list("hydra/sweeper"):
         store.store(group="hydra/sweeper", name="optuna", node=OPTIONS, provider="bnstudy")
+
+
+def worst_value(objective: str) -> float:
+    """The value that a search gives to a run that diverged.
+
+    Args:
+        objective: A loss, or an accuracy.
+    """
+    return inf if objective.endswith("_loss") else 0.0

@@ -5,6 +5,7 @@ from typing import Literal
 
 from bnstudy.errors import UserError
 from bnstudy.measure import missing_metrics
+from bnstudy.runs.environment import VERSION
 from bnstudy.runs.lease import is_known_alive, lease_of, watch
 from bnstudy.runs.record import Record
 from bnstudy.sweeps.grid import Cell
@@ -25,12 +26,29 @@ ENDED: tuple[State, ...] = ("complete", "diverged", "not measurable")
 MISSING: tuple[State, ...] = ("to measure", "to resume", "to run")
 
 
-def states(cells: Sequence[Cell]) -> list[State]:
+Recorded = Record | Literal["damaged"] | None  # None where no run was begun
+
+
+def read_record(cell: Cell) -> Recorded:
+    """The record of a cell."""
+    if not (cell.folder / "run.json").exists():
+        return None
+    try:
+        return Record.read(cell.folder)
+    except UserError:  # whoever works there next sets it aside
+        return "damaged"
+
+
+def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
     """The state of each cell, by its record and its lease.
 
     Leases that are held on other machines are watched for some seconds, all of them together.
+
+    Args:
+        cells: Cells of a grid.
+        records: The record of each.
     """
-    known = [_by_record(cell) for cell in cells]
+    known = [_by_record(cell, record) for cell, record in zip(cells, records, strict=True)]
     unknown = {}
     for place, cell in enumerate(cells):
         if known[place] in MISSING and (found := lease_of(cell.folder)):
@@ -45,17 +63,15 @@ def states(cells: Sequence[Cell]) -> list[State]:
     return known
 
 
-def _by_record(cell: Cell) -> State:
-    if not (cell.folder / "run.json").exists():
-        return "to run"
-    try:
-        record = Record.read(cell.folder)
-    except UserError:  # whoever works there next sets it aside
-        return "to resume"
+def _by_record(cell: Cell, record: Recorded) -> State:
+    if not isinstance(record, Record):
+        return "to resume" if record else "to run"
     if record.has_ended:
         # What it was trained with needs no look into the table, of which there may be thousands.
-        if record.description["config"].get("metrics") != cell.config["metrics"]:
-            possible, impossible = missing_metrics(record, cell.config["metrics"])
+        # A cell of another version is not measured again.
+        asked = cell.config["metrics"]
+        if record.description["config"].get("metrics") != asked and record.version == VERSION:
+            possible, impossible = missing_metrics(record, asked)
             if possible or impossible:
                 return "to measure" if possible else "not measurable"
         return "diverged" if record.status == "diverged" else "complete"

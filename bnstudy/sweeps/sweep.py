@@ -17,13 +17,15 @@ from rich.table import Table
 
 from bnstudy.config import explain
 from bnstudy.errors import UserError
+from bnstudy.runs.data_check import DataCheck
+from bnstudy.runs.environment import VERSION
 from bnstudy.runs.lease import CellInUse, held
 from bnstudy.runs.record import Record
 from bnstudy.sweeps.estimate import Timing, epochs_recorded, kind, told
 from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
-from bnstudy.sweeps.states import ENDED, GIVEN_UP_AFTER, MISSING, State, states
+from bnstudy.sweeps.states import ENDED, GIVEN_UP_AFTER, MISSING, State, read_record, states
 from bnstudy.terminal import console
 
 LAUNCHES = 3  # of a cell whose worker dies each time, out of memory perhaps
@@ -69,17 +71,27 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         dry_run: Only tell what would be run, and about how long it would take.
 
     Raises:
-        UserError: Cells failed or were lost.
+        UserError: Cells failed or were lost, or were trained on other data than are there now.
     """
     cells = list({cell.folder: cell for cell in cells}.values())  # axes may have no effect
-    known = states(cells)
+    records = [read_record(cell) for cell in cells]
+    known = states(cells, records)
+    again = {place for place, state in enumerate(known) if redo and _is_asked_again(state, redo)}
+    begun = {
+        place: record
+        for place, record in enumerate(records)
+        if isinstance(record, Record) and (place not in again or redo == "failed")
+    }
+    check = DataCheck()
+    for place, record in begun.items():
+        check.require_same(record, cells[place].config)
     if redo:
-        again = {place for place, state in enumerate(known) if _is_asked_again(state, redo)}
         if not dry_run and redo != "failed":  # what failed goes on from its last epoch
             _start_over([cells[place] for place in again])
         for place in again:
             known[place] = "to run"
     console.print(summary(known))
+    _print_versions([record for place, record in begun.items() if known[place] in ENDED])
     missing = [place for place, state in enumerate(known) if state in MISSING]
     if dry_run:
         _list([cells[place] for place in missing], [known[place] for place in missing])
@@ -121,6 +133,17 @@ def summary(known: Sequence[State]) -> str:
             f"{left} left alone that failed {GIVEN_UP_AFTER} times (sweep.redo=failed runs them)"
         )
     return ", ".join(parts)
+
+
+def _print_versions(records: Sequence[Record]) -> None:
+    """Name the versions of complete cells that this one is not compared with."""
+    count = Counter(record.version for record in records if record.version != VERSION)
+    for version, cells in sorted(count.items()):
+        console.print(
+            f"Complete cells of bnstudy {version}: {cells}; they are neither compared with those "
+            f"of {VERSION} nor measured again (sweep.redo=all trains them anew)",
+            style="yellow",
+        )
 
 
 def _is_asked_again(state: State, redo: Redo) -> bool:
@@ -176,7 +199,7 @@ def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
         before = {place: _story(cell) for place, cell in todo.items()}
         SweepProgress.total = len(todo)
         returns = _launch(launcher, list(todo.values()))
-        known = states(list(todo.values()))
+        known = states(list(todo.values()), [read_record(cell) for cell in todo.values()])
         lost: dict[int, Cell] = {}
         for (place, cell), job, state in zip(todo.items(), returns, known, strict=True):
             failures.pop(place, None)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bnstudy.callbacks import ActivationDrift
+from bnstudy.callbacks.activation_drift import _Channels, _drift
 from tests.callbacks.training import Noise, Watch, small_network, train
 
 
@@ -67,3 +68,12 @@ def test_activations_that_are_not_finite_are_told() -> None:
     callback = ActivationDrift(memory_budget=1)
     train(small_network(nn.Identity()), callback, epochs=1, lr=1e30)
     assert {row.reason for row in callback.rows} == {"an activation is not finite"}
+
+
+@pytest.mark.parametrize("damaged", ["before", "now"])
+def test_a_channel_that_is_not_finite_is_not_left_out(damaged: str) -> None:
+    sound = _Channels(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]))
+    other = _Channels(torch.tensor([torch.nan, 2.0]), torch.tensor([torch.nan, 1.0]))
+    values, reason = _drift(*((other, sound) if damaged == "before" else (sound, other)))
+    assert np.isnan(list(values.values())).all()
+    assert reason == "an activation is not finite"

@@ -1,5 +1,6 @@
 """BatchNorm's two modes against plain loops over copies of the network."""
 
+import math
 from copy import deepcopy
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 from bnstudy.callbacks import BatchStatistics
+from bnstudy.callbacks.batch_statistics import _errors
 from bnstudy.terms import SPLITS, Split
 from tests.callbacks.training import Noise, Watch, small_network, train
 
@@ -59,10 +61,10 @@ def test_errors_and_performance_at_each_epoch() -> None:
             variance = (layer.running_var.log() - reference.running_var.log()).abs()
             key = (epoch, "train", place)
             assert watch.values("running_mean_error")[key] == pytest.approx(
-                (mean / reference.running_var.sqrt()).mean().item(), rel=1e-3
+                (mean / reference.running_var.sqrt()).mean().item(), rel=1e-3, abs=1e-5
             )
             assert watch.values("running_variance_error")[key] == pytest.approx(
-                variance.mean().item(), rel=1e-3
+                variance.mean().item(), rel=1e-3, abs=1e-5
             )
         variants = {
             "probe": deepcopy(network).eval(),
@@ -78,18 +80,29 @@ def test_errors_and_performance_at_each_epoch() -> None:
     assert len(watch.rows) == 3 * (2 * 2 + 2 * 6)
 
 
-def test_at_the_start_the_error_is_that_of_zero_and_one() -> None:
-    callback = BatchStatistics()
-    watch = Watch(callback)
-    network = small_network()
-    train(network, callback, watch, epochs=1)
-    convolution = watch.epochs[0][0]
-    x = convolution(next(iter(data().probe("train")))[0]).detach()
-    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
-    values = watch.values("running_mean_error"), watch.values("running_variance_error")
-    key = (0, "train", "1.norm")
-    assert values[0][key] == pytest.approx((mean.abs() / variance.sqrt()).mean().item(), rel=1e-4)
-    assert values[1][key] == pytest.approx(variance.log().abs().mean().item(), rel=1e-4)
+def test_before_training_running_statistics_are_those_of_the_training_data() -> None:
+    watch = Watch(BatchStatistics())
+    train(small_network(), watch.watched, watch, epochs=1)
+    # The 60 samples of the training split are its probe set, and one batch.
+    for metric in ("running_mean_error", "running_variance_error"):
+        errors = watch.values(metric)
+        assert [errors[0, "train", place] for place in LAYERS.values()] == pytest.approx([0, 0])
+        assert all(errors[1, "train", place] > 0 for place in LAYERS.values())
+    for split in SPLITS:
+        losses = [
+            watch.values(f"{name}_loss")[0, split, "model"] for name in ("probe", "recalibrated")
+        ]
+        assert losses[0] == pytest.approx(losses[1])
+
+
+@pytest.mark.parametrize("place", ["running", "population"])
+def test_statistics_that_are_not_finite_have_no_error(place: str) -> None:
+    running, population = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    damaged = running if place == "running" else population
+    damaged.running_mean[0] = torch.nan  # the other channel is sound
+    values, reason = _errors(running, population)
+    assert all(map(math.isnan, values.values()))
+    assert reason == "a statistic is not finite"
 
 
 def test_channels_that_are_constant_are_left_out() -> None:

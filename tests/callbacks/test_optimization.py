@@ -56,6 +56,19 @@ def cell_of(tmp_path: Path, study: str) -> Path:
     return cell
 
 
+def test_nothing_that_is_measured_changes_the_training(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    probe = ("probe.train=60", "probe.test=60")
+    everything = ("callbacks=all", "metrics=full", "checkpoint_epochs=all", "logger=csv")
+    for study, more in (("without", ("metrics=none",)), ("with", everything)):
+        result = command_line(*SMALL, *probe, *more, f"study={study}")
+        assert result.returncode == 0, result.stderr
+    ours, theirs = (weights(cell_of(tmp_path, study)) for study in ("with", "without"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -175,6 +188,30 @@ def test_those_added_to_a_run_that_goes_on_do_not_count_as_had(
     assert description(cell)["callbacks"] == ["gradient_norms"]
     drift = [row["epoch"] for row in table(cell) if row["metric"] == "mean_drift"]
     assert set(drift) == {2}
+
+
+def test_a_run_goes_on_with_the_options_that_it_began_with(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*SMALL, "metrics=none", "callbacks=loss_landscape")
+    option = "callbacks.loss_landscape.step_sizes"
+
+    def crash(self: Classifier) -> None:
+        if self.current_epoch == 1:
+            raise RuntimeError("the power went out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_train_epoch_start", crash)
+        with pytest.raises(RuntimeError, match="the power went out"):
+            command_line(*arguments, f"{option}=[0.1]")
+    told = f"trained with {option}=[0.1] and not [0.5], which cannot be measured later"
+    for _ in ("gone on with", "complete"):
+        result = command_line(*arguments, f"{option}=[0.5]")
+        assert result.returncode == 0, result.stderr
+        assert told in result.stdout
+    options = description(only_cell(tmp_path / "multirun"))["config"]["callbacks"]
+    assert options["loss_landscape"]["step_sizes"] == [0.1]
+    assert "which cannot be measured" not in command_line(*arguments, f"{option}=[0.1]").stdout
 
 
 @pytest.mark.parametrize(

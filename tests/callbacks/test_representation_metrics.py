@@ -1,14 +1,20 @@
 """The callback on a LightningModule that is not ours."""
 
+from copy import deepcopy
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
 from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.errors import UserError
+from bnstudy.models import recalibrate
 
 LEAF_SPEC = "ignore:.*LeafSpec.* is deprecated"  # Lightning 2.6 with torch 2.15
 
@@ -65,9 +71,119 @@ def test_any_module_is_measured_before_training_and_when_due() -> None:
     )
     trainer.fit(Autoencoder(), loader())
     assert list(dict.fromkeys((row.epoch, row.step) for row in seen)) == [(0, 0), (2, 6), (3, 9)]
-    assert {(row.layer, row.site, row.layer_index) for row in seen} == {("1", "act", 0)}
+    assert {(row.layer, row.site, row.layer_index) for row in seen} == {("encoder.1", "act", 0)}
     assert {row.metric for row in seen} == set(names)
     assert callback.seconds > 0
+
+
+class Stop(L.Callback):
+    """Asks for the end of training after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop |= trainer.global_step == self.step
+
+
+class Count(Logger):
+    """Which epochs are logged, and at which step."""
+
+    name, version = "count", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[tuple[float, int | None]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if any(name.startswith("rep/") for name in metrics):
+            self.logged.append((metrics["epoch"], step))
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings(
+    LEAF_SPEC, "ignore:.*does not have many workers", "ignore:`max_epochs` was not set"
+)
+@pytest.mark.parametrize(
+    ("options", "callbacks", "measured"),
+    [
+        ({"max_epochs": 6}, [], [(0, 0), (5, 15), (6, 18)]),
+        ({"max_epochs": 5}, [], [(0, 0), (5, 15)]),
+        ({"max_steps": 10}, [], [(0, 0), (4, 10)]),  # in the middle of an epoch of 3 steps
+        ({"max_steps": 17}, [], [(0, 0), (5, 15), (6, 17)]),
+        ({"max_steps": 15}, [], [(0, 0), (5, 15)]),
+        ({"max_epochs": -1, "max_steps": 9}, [], [(0, 0), (3, 9)]),
+        ({"max_epochs": 50}, [EarlyStopping("flat", patience=2)], [(0, 0), (3, 9)]),
+        ({"max_epochs": 50}, [Stop(8)], [(0, 0), (3, 8)]),
+        ({"max_epochs": 2, "limit_train_batches": 0}, [], []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_the_last_epoch_is_measured_however_training_ends(
+    options: dict[str, Any],
+    callbacks: list[L.Callback],
+    measured: list[tuple[int, int]],
+    first: bool,
+) -> None:
+    class Flat(Autoencoder):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            self.log("flat", 1.0, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    callback = RepresentationMetrics({"train": loader()}, ["unit_sparsity"], every_n_epochs=5)
+    others = deepcopy(callbacks)
+    logger = Count()
+    trainer = L.Trainer(
+        **options,
+        accelerator="cpu",
+        callbacks=[callback, *others] if first else [*others, callback],
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    model = Flat()
+    trainer.fit(model, loader())
+    assert logger.logged == measured
+    if measured:
+        assert {(row.epoch, row.step) for row in callback.rows} == {measured[-1]}
+    if not callbacks:
+        trainer.fit(model, loader())  # nothing is left to train
+        assert logger.logged == measured
+
+
+class Normalized(Autoencoder):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout()
+        )
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60])
+def test_a_network_that_has_seen_no_batch_has_the_statistics_of_the_training_data(
+    batch_size: int,
+) -> None:
+    module, reference = Normalized(), Normalized()
+    before = deepcopy(module.state_dict())
+    images = torch.cat([inputs for inputs, _ in loader()])
+    recalibrate(reference, [(images, torch.zeros(60))])
+    data = DataLoader(loader().dataset, batch_size=batch_size)
+    callback = RepresentationMetrics({"test": loader(), "train": data}, ["mean"], ["norm"])
+    values = {row.split: row.value for row in callback.measure(module, 0, 0)}
+    with torch.no_grad():
+        normalized = reference.encoder[:2].eval()(images)
+    assert values["train"] == pytest.approx(normalized.mean().item(), abs=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+    module(images)  # in training mode: statistics of its own, far from these, which count
+    callback.measure(module, 1, 1)
+    assert {row.value for row in callback.measure(module, 1, 1)} != {values["train"]}
 
 
 def test_a_torchvision_network_is_measured() -> None:

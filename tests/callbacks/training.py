@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnstudy.callbacks.optimization import OptimizationMetrics
 from bnstudy.data.images import Images
 from bnstudy.data.module import ImageDataModule
-from bnstudy.models import Classifier
+from bnstudy.models import Classifier, calibrated
 from bnstudy.runs.record import Row
 from bnstudy.terms import SPLITS
 
@@ -43,7 +43,10 @@ class Noise(ImageDataModule):
 
 
 class Watch(L.Callback):
-    """Copies the network and each batch before a step, and the network at each epoch's end."""
+    """Copies the network and each batch before a step, and the network at each epoch's end.
+
+    Of the network before training the running statistics are those of the training data.
+    """
 
     def __init__(self, watched: OptimizationMetrics | None = None) -> None:
         self.watched = watched
@@ -52,7 +55,8 @@ class Watch(L.Callback):
         self.rows: list[Row] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._note(pl_module)
+        with calibrated(pl_module.network, trainer.datamodule.calibration()):
+            self._note(pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -101,7 +105,7 @@ def train(
     optim = {"name": "sgd", "lr": lr, "momentum": 0.9, "schedule": "constant", "trainable": "all"}
     data = data or Noise()
     data.setup()
-    module = Classifier(network, 3, optim, splits=data.evaluated_splits)
+    module = Classifier(network, optim, splits=data.evaluated_splits)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
         warnings.filterwarnings("ignore", ".*does not have many workers")

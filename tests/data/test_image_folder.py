@@ -1,27 +1,17 @@
 """Any tree of images."""
 
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 from bnstudy.data import ImageFolder
+from bnstudy.data.image_tree import EXTENSIONS, ImageTree
 from bnstudy.errors import UserError
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Ten images of each of three classes in train, four in test; red grows with the number."""
-    for split, count in (("train", 10), ("test", 4)):
-        for number, name in enumerate(("ant", "bee", "cat")):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                colour = (10 * index, 50 * number, 200)
-                Image.new("RGB", (12, 8), colour).save(folder / f"{index:02d}.png")
-    return tmp_path / "images"
 
 
 def load(tree: Path, **options: Any) -> ImageFolder:
@@ -84,3 +74,141 @@ def test_a_class_without_training_images_is_told(tree: Path) -> None:
     Image.new("RGB", (12, 8)).save(tree / "test" / "dog" / "0.png")
     with pytest.raises(UserError, match="classes in test and not in train: dog"):
         load(tree)
+
+
+def write(path: Path, values: object, dtype: type = np.uint16) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, dtype)).save(path)
+
+
+def first_of(data: ImageFolder, split: Literal["train", "test"] = "train") -> list[object]:
+    """Top left pixels."""
+    pixels: list[object] = data.data.images[split][:, :, 0, 0].squeeze(1).tolist()
+    return pixels
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "pgm"])
+def test_grey_images_of_16_bits_are_scaled_by_their_range(tmp_path: Path, extension: str) -> None:
+    values = [0, 300, 20_000, 40_000, 65_535]
+    for number, value in enumerate(values):
+        for split in ("train", "test"):
+            write(tmp_path / "i" / split / "a" / f"{number}.{extension}", np.full((4, 4), value))
+    data = load(tmp_path / "i")
+    assert data.input_shape == (1, 4, 4)
+    assert first_of(data) == pytest.approx([255 * value / 65_535 for value in values], abs=1)
+
+
+def test_a_gradient_of_16_bits_is_that_of_8_bits(tmp_path: Path) -> None:
+    wide = np.arange(65_536).reshape(256, 256)
+    for split in ("train", "test"):
+        write(tmp_path / "i" / split / "a" / "0.png", wide)
+    data = load(tmp_path / "i")
+    assert np.array_equal(data.data.images["train"][0, 0], wide // 256)
+    assert load(tmp_path / "i", image_size=32).data.images["train"].unique().numel() > 50
+
+
+def test_data_of_12_bits_use_the_whole_range(tmp_path: Path, capsys: Any) -> None:
+    for split, values in (("train", [0, 1000, 2047]), ("test", [4095])):
+        for value in values:
+            write(tmp_path / "i" / split / "a" / f"{value:04d}.png", np.full((4, 4), value))
+    data = load(tmp_path / "i")  # the largest value is in the test split
+    assert first_of(data) == [0, 62, 127]
+    assert first_of(data, "test") == [255]
+    assert "values up to 4095, divided by 16" in capsys.readouterr().out
+
+
+def test_a_pgm_states_its_range(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        path = tmp_path / "i" / split / "a" / "0.pgm"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"P5 2 1 1000\n" + np.array([1000, 250], ">u2").tobytes())
+    assert load(tmp_path / "i").data.images["train"].flatten().tolist() == [255, 64]
+
+
+def test_8_and_16_bits_in_one_data_set(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "i" / split / "a" / "0.png", np.full((4, 4), 200), np.uint8)
+        write(tmp_path / "i" / split / "a" / "1.png", np.full((4, 4), 200 * 257))
+        write(tmp_path / "i" / split / "b" / "2.png", np.full((4, 4, 3), [1, 2, 3]), np.uint8)
+    assert first_of(load(tmp_path / "i")) == [[200] * 3, [200] * 3, [1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(np.int32, "signed or 32-bit integer"), (np.float32, "floating-point")]
+)
+def test_values_without_a_range_are_refused_by_name(tree: Path, dtype: type, kind: str) -> None:
+    write(tree / "test" / "bee" / "00.tif", np.full((4, 4), 77), dtype)
+    with pytest.raises(UserError, match=rf"test/bee/00.tif: {kind} image.*\nConvert") as told:
+        load(tree)
+    assert len(str(told.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "extension", "expected"),
+    [("LA", "png", [77]), ("1", "png", [255]), ("P", "png", [77] * 3), ("CMYK", "jpg", [178] * 3)],
+)
+def test_other_modes(tmp_path: Path, mode: str, extension: str, expected: list[int]) -> None:
+    colour: Any = {"LA": (77, 255), "CMYK": (77, 77, 77, 0)}.get(mode, 77)
+    image = Image.new(mode, (8, 8), colour)
+    if mode == "P":
+        image.putpalette([level for level in range(256) for _ in range(3)])
+    for split in ("train", "test"):
+        path = tmp_path / "i" / split / "a" / f"0.{extension}"
+        path.parent.mkdir(parents=True)
+        image.save(path)
+    assert load(tmp_path / "i").data.images["train"][0, :, 0, 0].tolist() == expected
+
+
+def test_folders_are_read_as_torchvision_reads_them(tree: Path) -> None:
+    nested = tree / "train" / "cat" / "site2" / "day 1"
+    nested.mkdir(parents=True)
+    for name in ("z.PNG", "a.jpeg"):
+        Image.new("RGB", (12, 8)).save(nested / name)
+    elsewhere = tree.parent / "elsewhere"
+    (tree / "train" / "bee").rename(elsewhere)
+    (tree / "train" / "bee").symlink_to(elsewhere, target_is_directory=True)
+    theirs = datasets.ImageFolder(tree / "train")
+    data = load(tree)
+    assert list(data.data.class_names) == theirs.classes
+    assert data.data.labels["train"].tolist() == theirs.targets
+    scanned = ImageTree.scan(tree).paths("train")
+    assert {str(path) for path in scanned} == {path for path, _ in theirs.samples}
+
+
+def test_what_is_hidden_is_ignored_and_all_that_is_ignored_is_reported(
+    tree: Path, capsys: Any
+) -> None:
+    before = load(tree, cache=str(tree.parent / "before")).facts()
+    assert "ignored" not in capsys.readouterr().out
+    for hidden in (".ipynb_checkpoints", "__MACOSX", "ant/.thumbnails"):
+        shutil.copytree(tree / "train" / "cat", tree / "train" / hidden)
+    for name in ("._00.png", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (tree / "train" / "ant" / name).write_bytes(b"no image")
+    (tree / "test" / "dog").mkdir()
+    (tree / "test" / "dog" / "film.gif").write_bytes(b"")
+    shutil.copy(tree / "test" / "cat" / "00.png", tree / "test")
+    (tree / "train" / "cat" / "again").symlink_to(tree / "train", target_is_directory=True)
+    data = load(tree)
+    assert data.data.class_names == ("ant", "bee", "cat")
+    assert data.facts() == before
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line]
+    for reason in (
+        "5 hidden files or folders (.DS_Store, ",
+        "3 files that are no images (.db, .gif, .txt)",
+        "1 class folders without images (dog)",
+        "1 images outside of a class folder (00.png)",
+        "1 links to a folder above them (again)",
+    ):
+        assert reason in line
+    load(tree)
+    assert capsys.readouterr().out.strip() == ""  # once, when the images are decoded
+
+
+def test_a_link_to_nothing_is_named(tree: Path) -> None:
+    (tree / "train" / "ant" / "11.png").symlink_to(tree / "lost.png")
+    with pytest.raises(UserError, match=r"train/ant/11.png: cannot be read \(No such file"):
+        load(tree)
+
+
+def test_the_extensions_are_torchvisions() -> None:
+    assert EXTENSIONS == datasets.folder.IMG_EXTENSIONS

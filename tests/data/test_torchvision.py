@@ -23,14 +23,6 @@ from tests.conftest import SHARED_DATA, SMALL, CommandLine, description, only_ce
 OPTIONS: dict[str, Any] = {"batch_size": 8, "seed": 0, "probe": {"train": None, "test": None}}
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets of 60 and 20 images instead of 60,000."""
-    for name, source in module.SOURCES.items():
-        fewer = replace(source, sizes={"train": 60, "test": 20})
-        monkeypatch.setitem(module.SOURCES, name, fewer)
-
-
 def write_idx(path: Path, values: np.ndarray) -> None:
     header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
     path.parent.mkdir(parents=True, exist_ok=True)

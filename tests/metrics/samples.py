@@ -60,14 +60,15 @@ def translate(x: Tensor, seed: int) -> Tensor:
     return x + torch.randn(x.shape[1:], generator=generator(seed))
 
 
-def streamed(activations: Tensor, labels: Tensor) -> Layer:
-    """The layer as it is when it was read a channel at a time, and not held."""
+def streamed(activations: Tensor, labels: Tensor, channels: int = 1) -> Layer:
+    """The layer as it is when it was read a few channels at a time, and not held."""
     x = activations.contiguous().reshape(*activations.shape[:2], activations.shape[2:].numel())
+    blocks = list(zip(x.split(channels, 1), range(0, x.shape[1], channels), strict=True))
     sums = [kind(tuple(x.shape), Classes(labels)) for kind in (Activity, Moments, Products)]
     for one in sums:
-        for channel in range(x.shape[1]):
-            one.add_all(x[:, channel : channel + 1], channel)
-    return Layer.of_sums(sums, labels, None, None)
+        for block, first in blocks:
+            one.add_all(block, first)
+    return Layer.of_sums(sums, labels, None, None, lambda: blocks)
 
 
 def read_from_a_network(activations: Tensor, labels: Tensor, num_classes: int = 5) -> Layer:

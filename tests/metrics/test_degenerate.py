@@ -112,6 +112,7 @@ REASONS = [
     ("a dead layer", "silhouette", "the same representation"),
     ("a dead layer", "hoyer", "activations are 0"),
     ("a dead layer", "anisotropy", "the same representation"),
+    ("a dead layer", "soft_rank", "activations are 0"),
     ("a dead layer", "lifetime_sparseness", "activations are 0"),
     ("a dead layer", "norm_cv", "activations are 0"),
     ("a dead layer", "skewness", "no channel varies"),
@@ -132,12 +133,13 @@ REASONS = [
     ("a class a sample", "intraclass_silhouette", "no class has 3 samples"),
     ("NaN", "unit_sparsity", "not finite"),
     ("infinity", "mean", "not finite"),
+    ("huge", "soft_rank", "exceed float32"),
     ("huge", "knn_purity", "exceed float32"),
-    ("huge", "variance", "exceed float32"),
     ("tiny", "silhouette", "exceed float32"),
     ("every sample twice", "intrinsic_dimension", "too few samples have neighbours"),
     ("classes that are points", "calinski_harabasz", "no class has any spread"),
     ("classes whose means are the same", "nc1", "all class means are the same"),
+    ("classes whose means are the same", "davies_bouldin", "the means of two classes are the same"),
 ]
 
 
@@ -148,6 +150,12 @@ def test_the_reason_is_told(case: str, name: str, words: str, how: str) -> None:
     assert math.isnan(number)
     assert words in str(reason)
     assert is_applicable
+
+
+@pytest.mark.parametrize("how", ["held", "streamed"])
+@pytest.mark.parametrize("case", ["a constant layer", "one sample"])
+def test_samples_that_are_all_the_same_have_one_direction(case: str, how: str) -> None:
+    assert METRICS["soft_rank"](read(case, how)) == pytest.approx(1, rel=1e-6)
 
 
 def test_what_is_known_of_a_dead_layer_is_told() -> None:

@@ -107,6 +107,32 @@ def test_the_rank_is_found(rank: int, count: int, units: int) -> None:
     assert (layer.spectrum > 1e-5 * layer.spectrum[0]).sum() == rank
 
 
+@pytest.mark.parametrize(("rank", "count", "units"), [(1, 80, 30), (7, 80, 30), (7, 30, 80)])
+def test_the_uncentred_rank_is_found(rank: int, count: int, units: int) -> None:
+    random = generator(rank)
+    directions = torch.linalg.qr(torch.randn(units, rank, generator=random)).Q
+    equally_strong = torch.linalg.qr(torch.randn(count, rank, generator=random)).Q
+    layer = Layer(equally_strong @ directions.T, torch.arange(count) % 3)
+    assert METRICS["soft_rank"](layer) == pytest.approx(rank, rel=1e-5)
+    identity = Layer(5 * torch.eye(count, units), torch.arange(count) % 3)
+    assert METRICS["soft_rank"](identity) == pytest.approx(min(count, units), rel=1e-5)
+
+
+@pytest.mark.parametrize("units", [20, 200])
+def test_a_common_direction_takes_the_uncentred_rank_to_1(units: int) -> None:
+    noise, labels = torch.randn(100, units, generator=generator(0)), torch.arange(100) % 5
+    along = torch.randn(units, generator=generator(1))
+    values = [Layer(noise + far * along, labels) for far in (0, 1, 10, 1000)]
+    ranks = [METRICS["soft_rank"](layer) for layer in values]
+    assert ranks == sorted(ranks, reverse=True)
+    assert ranks[0] > 15
+    assert ranks[-1] == pytest.approx(1, abs=1e-4)
+    # The centred rank does not show it.
+    assert METRICS["effective_rank"](values[-1]) == pytest.approx(
+        METRICS["effective_rank"](values[0]), rel=1e-3
+    )
+
+
 def test_the_sparsity_is_found() -> None:
     activations = 1 + torch.rand(100, 8, 4, 4, generator=generator(0))
     activations[:, :2] = 0  # dead channels

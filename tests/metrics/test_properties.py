@@ -181,6 +181,7 @@ REACHED = {
     "participation_ratio": [(LINE, 1)],
     "effective_rank": [(LINE, 1)],
     "stable_rank": [(LINE, 1)],
+    "soft_rank": [(LINE, 1), (halves(-1, 2), 1)],
     "anisotropy": [(LINE, 1), (halves(-1, 2), -1)],
     "norm_mean": [(DEAD, 0)],
     "norm_cv": [(ONES, 0)],

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from bnstudy.errors import UserError
 from bnstudy.metrics import SIMILARITIES
-from bnstudy.representations import Layer
+from bnstudy.representations import Layer, capture
 from tests.metrics.samples import generator, rotate, sample, streamed, translate
 
 SEEDS = st.integers(0, 2**31)
@@ -109,9 +111,8 @@ def test_a_similarity_is_what_it_says(
     expected = reference(x, y)
     similarity = SIMILARITIES[name]
     assert similarity(layer(x), layer(y)) == pytest.approx(expected, rel=1e-4)
-    assert similarity(streamed(x, torch.zeros(len(x))), layer(y)) == pytest.approx(
-        expected, rel=1e-4
-    )
+    by_channel = streamed(x, torch.arange(len(x)) % 10)
+    assert similarity(by_channel, layer(y)) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("count", [4, 7])
@@ -227,6 +228,45 @@ def test_few_samples_give_a_number_or_none(name: str, count: int) -> None:
 def test_different_samples_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="50 samples and 40"):
         SIMILARITIES[name](layer(torch.zeros(50, 3)), layer(torch.zeros(40, 3)))
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_other_labels_are_refused(name: str) -> None:
+    x = torch.randn(40, 6, generator=generator(0))
+    labels = torch.arange(40) % 4
+    order = torch.randperm(40, generator=generator(1))
+    differing = int((labels != labels[order]).sum())
+    with pytest.raises(UserError, match=f"labels differ at {differing} of 40 samples.*shuffle"):
+        SIMILARITIES[name](Layer(x, labels), Layer(x[order], labels[order]))
+    assert not math.isnan(SIMILARITIES[name](Layer(x, labels), Layer(x, labels.to(torch.int32))))
+
+
+def read(images: Tensor, labels: Tensor, shuffle: bool = False, scale: float = 1) -> Layer:
+    """A layer of a network that reads images of 8 x 8 pixels."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    data = TensorDataset(scale * images, labels)
+    (layer,) = capture(network, DataLoader(data, 16, shuffle=shuffle))
+    return layer
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_a_network_read_from_a_shuffling_loader_is_refused(name: str, num_classes: int) -> None:
+    images, labels = torch.randn(40, 1, 8, 8, generator=generator(0)), torch.arange(40)
+    one = read(images, labels % num_classes)
+    same = read(images, labels % num_classes)
+    assert SIMILARITIES[name](one, same) == pytest.approx(
+        0 if name == "procrustes" else 1, abs=2e-3
+    )
+    with pytest.raises(ValueError, match=r"of 40 samples.*same order.*shuffle=False"):
+        SIMILARITIES[name](one, read(images, labels % num_classes, shuffle=True))
+
+
+def test_the_same_samples_may_be_scaled_differently() -> None:
+    images, labels = torch.randn(40, 1, 8, 8, generator=generator(0)), torch.arange(40) % 3
+    images[::10] = 0  # the same whatever the scale, and each other's
+    assert 0.9 < SIMILARITIES["cka"](read(images, labels), read(images, labels, scale=3)) <= 1
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)

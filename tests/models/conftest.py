@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.models import CNN, VGG, Normalization, ResNet, initialize
+from bnstudy.models import CNN, VGG, Normalization, ResNet, initialize, seeded
 
 NORMS: dict[str, Any] = {
     path.stem: OmegaConf.to_container(OmegaConf.load(path))
@@ -35,13 +35,18 @@ def normalization(norm: str, **options: Any) -> Normalization:
 
 
 def network(
-    model: str, norm: str | Normalization = "none", seed: int = 0, **options: Any
+    model: str,
+    norm: str | Normalization = "none",
+    seed: int = 0,
+    initialization: str = "he",
+    **options: Any,
 ) -> nn.Module:
     """A small one of a kind, for digits."""
     norm = normalization(norm) if isinstance(norm, str) else norm
     arguments = SMALLEST[model] | GREY | {"norm": norm} | options
-    made: nn.Module = MAKE[model](**arguments)
-    initialize(made, seed)
+    with seeded(seed):
+        made: nn.Module = MAKE[model](**arguments)
+    initialize(made, seed, initialization)
     return made
 
 

@@ -1,12 +1,20 @@
 """Running statistics against those computed by hand, layer by layer."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from bnstudy.models import calibrate, calibrated, recalibrate
 from bnstudy.models.batchnorm_parts import CenteringBatchNorm, FrozenBatchNorm
-from bnstudy.models.recalibration import recalibrate, with_running_statistics
+from bnstudy.representations.running_statistics import (
+    initial_share,
+    uncalibrated,
+    with_running_statistics,
+)
+from tests.models.conftest import normalization
 
 
 def batches(count: int = 4) -> list[tuple[Tensor, Tensor]]:
@@ -64,9 +72,8 @@ def test_it_agrees_with_torch_where_torch_knows_the_layers() -> None:
     theirs[3].p = 0.0
     recalibrate(ours, batches())
     update_bn(batches(), theirs)
-    assert all(
-        torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items()
-    )
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -92,3 +99,46 @@ def test_layers_without_running_statistics_are_left_alone() -> None:
     recalibrate(model, batches())
     model.append(nn.BatchNorm2d(4))
     assert list(with_running_statistics(model)) == ["3"]
+
+
+def test_only_statistics_that_no_batch_has_updated_are_calibrated() -> None:
+    model = network(nn.BatchNorm2d(5))
+    model[1](model[0](batches()[0][0]))  # which has statistics now
+    model[5].num_batches_tracked += 7  # a count alone is not one
+    before = model[1].running_mean.clone()
+    assert list(uncalibrated(model)) == ["5"]
+    calibrate(model, batches())
+    assert uncalibrated(model) == {}
+    assert torch.equal(model[1].running_mean, before)
+    inputs = torch.cat([images for images, _ in batches()])
+    expected = model[:5].eval()(inputs).mean((0, 2, 3))  # the first norm in eval mode on the way
+    torch.testing.assert_close(model[5].running_mean, expected)
+
+    trained = deepcopy(model.state_dict())
+    calibrate(model, [(3 * inputs, torch.zeros(40))])
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", ["batchnorm", "ghostbatchnorm", "batchnorm_centering"])
+def test_a_network_is_calibrated_for_a_while(norm: str) -> None:
+    model = network(normalization(norm).layer(5)).train()
+    before, state = deepcopy(model.state_dict()), torch.get_rng_state()
+    reference = deepcopy(model)
+    recalibrate(reference, batches())
+    with calibrated(model, batches()):
+        assert model.training
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, reference.state_dict()[name]), name
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("batches", "epochs"), [(4, 1), (40, 10), (200, 4)])
+def test_the_initial_values_leave_running_statistics_slowly(batches: int, epochs: int) -> None:
+    layer = nn.BatchNorm1d(2, momentum=0.2)
+    for _ in range(batches):
+        layer(torch.full((5, 2), 3.0))
+    share = 0.8 ** (batches / epochs)
+    assert initial_share(nn.Sequential(layer, FrozenBatchNorm(2)), epochs) == pytest.approx(share)
+    if epochs == 1:
+        torch.testing.assert_close(layer.running_mean, torch.full((2,), 3 * (1 - share)))

@@ -65,6 +65,30 @@ def test_grey_images_are_shown_in_colour_and_norms_are_read(norm: str) -> None:
     assert len(names) == 20
 
 
+# How often activation functions are called. (Of the 42 activation modules of mobilenet_v3_small, 9
+# are gates of squeeze-and-excitation blocks.)
+ACTIVATIONS = {
+    "mobilenet_v2": 35,
+    "mobilenet_v3_small": 33,
+    "resnet18": 17,
+    "shufflenet_v2_x0_5": 37,
+    "squeezenet1_1": 26,
+}
+
+
+@pytest.mark.parametrize(("name", "activations"), ACTIVATIONS.items())
+def test_every_convolution_and_activation_of_torchvisions_networks_is_read(
+    name: str, activations: int
+) -> None:
+    model = torchvision.models.get_model(name, weights=None, num_classes=3)
+    batches = [(torch.randn(2, 3, 64, 64), torch.arange(2))]
+    read = list(capture(model, batches, sites=["act"], distances=False))
+    assert len(read) == activations
+    read = list(capture(model, batches, sites=["conv"], distances=False))
+    modules = model.named_modules()
+    assert {one.name for one in read} == {name for name, part in modules if type(part) is nn.Conv2d}
+
+
 @pytest.mark.parametrize(
     ("name", "norm", "words"),
     [

@@ -326,7 +326,7 @@ def test_an_output_that_is_no_tensor_is_told() -> None:
 
 
 def test_an_output_without_channels_is_told() -> None:
-    with pytest.raises(TypeError, match=r"1 puts out \(256,\) for one sample"):
+    with pytest.raises(TypeError, match=r"1 puts out \(512,\) for 2 samples"):
         read(nn.Sequential(nn.Flatten(), nn.Flatten(0)), ["1"])
 
 

@@ -84,7 +84,7 @@ def test_as_few_passes_as_possible(room: int) -> None:
     passes = passes_of(model)
     layers = capture(model, data, sites=["conv"], memory_budget=budget(20, room * layer + 100))
     assert len(list(layers)) == 6
-    _, *after_the_first = passes  # that one is of one sample, for the shapes
+    _, *after_the_first = passes  # that one is a trial of one sample
     assert sum(after_the_first) == 20 * math.ceil(6 / room)
 
 
@@ -116,7 +116,7 @@ def test_a_layer_read_in_blocks_without_distances_has_the_other_metrics() -> Non
     first, *_ = capture(cnn(), data, memory_budget=tight, distances=False)
     assert first.activations is None
     expected, *_ = capture(cnn(), data)
-    others = [one for one in METRICS.values() if "distances" not in one.needs]
+    others = [one for one in METRICS.values() if not one.needs_products]
     others.remove(METRICS["mixup_accuracy"])  # see below
     theirs = evaluate(others, expected)
     for name, value in evaluate(others, first).items():
@@ -164,9 +164,34 @@ def test_batches_that_grow_may_be_read_in_blocks() -> None:
         )
 
 
-def test_samples_that_come_in_another_order_are_told() -> None:
+class Augmented(torch.utils.data.TensorDataset):
+    """Flips an image at random, as torchvision's transforms do."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        image, label = super().__getitem__(index)
+        return image.flip(2) if torch.rand(()) < 0.5 else image, label
+
+
+@pytest.mark.parametrize("num_classes", [1, 4])
+@pytest.mark.parametrize(
+    ("kind", "shuffle"), [(torch.utils.data.TensorDataset, True), (Augmented, False)]
+)
+def test_samples_that_are_not_the_same_again_are_refused(
+    kind: type[torch.utils.data.TensorDataset], shuffle: bool, num_classes: int
+) -> None:
     images, labels = (torch.cat(parts) for parts in zip(*DATA, strict=True))
-    data = torch.utils.data.TensorDataset(images, labels)
-    shuffled = torch.utils.data.DataLoader(data, 40, shuffle=True)
-    with pytest.raises(ValueError, match="same order"):
-        list(capture(cnn(), shuffled, memory_budget=budget(40, LAYER)))
+    loader = torch.utils.data.DataLoader(kind(images, labels % num_classes), 40, shuffle=shuffle)
+    with pytest.raises(ValueError, match=r"same order.*shuffle=False.*augmentation"):
+        list(capture(cnn(), loader, memory_budget=budget(40, LAYER)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.uint8])
+def test_the_same_samples_are_recognized_however_they_are_divided(dtype: torch.dtype) -> None:
+    checksums = sys.modules["bnstudy.representations.capture"]._checksums
+    images = torch.cat([images for images, _ in DATA]).mul(50).to(dtype)
+    whole = checksums(images)
+    assert len(whole.unique()) == len(images)
+    for size in (1, 7):
+        assert torch.equal(torch.cat([checksums(part) for part in images.split(size)]), whole)
+    assert torch.equal(checksums(images.to(memory_format=torch.channels_last)), whole)
+    assert (checksums(images.flip(3)) != whole).all()

@@ -1,5 +1,6 @@
 """One worker a cell, whatever becomes of workers and clocks."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,10 +55,12 @@ def held_elsewhere(folder: Path, renewing: bool) -> Iterator[Path]:
     thread = threading.Thread(target=renew)
     if renewing:
         thread.start()
-    yield path
-    stop.set()
-    if renewing:
-        thread.join()
+    try:
+        yield path
+    finally:
+        stop.set()
+        if renewing:
+            thread.join()
 
 
 def test_many_processes_exclude_one_another(tmp_path: Path) -> None:
@@ -100,6 +104,25 @@ def test_a_dead_worker_of_another_machine_is_seen_by_watching(
 def test_a_living_worker_of_another_machine_keeps_its_folder(tmp_path: Path) -> None:
     with held_elsewhere(tmp_path / "cell", renewing=True), pytest.raises(CellInUse, match="far"):
         held(tmp_path / "cell").__enter__()
+
+
+def test_an_error_that_passes_takes_no_folder_from_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network file system may answer once with ESTALE, and well again after that."""
+    opened = Path.open
+    errors = iter([False, False, True, True, True])
+
+    def stale(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name == ".lease.3" and next(errors, False):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return opened(self, *args, **options)
+
+    with held_elsewhere(tmp_path / "cell", renewing=True):
+        monkeypatch.setattr(Path, "open", stale)
+        with pytest.raises(CellInUse):
+            held(tmp_path / "cell").__enter__()
+    assert "watching for 60 s whether" in capsys.readouterr().out
 
 
 def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Whatever happens to a cell's files, the same command ends as if nothing had."""
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,19 @@ def truncate_both_checkpoints(cell: Path) -> None:
     truncate(cell / "checkpoints" / "previous.ckpt")
 
 
+def flip_a_bit_of_the_weights(cell: Path) -> None:
+    path = cell / "checkpoints" / "last.ckpt"
+    with zipfile.ZipFile(path) as archive:
+        entry = max(archive.infolist(), key=lambda one: one.file_size)
+    content = bytearray(path.read_bytes())
+    content[entry.header_offset + 200 + entry.file_size // 2] ^= 0x40
+    path.write_bytes(content)
+
+
+def empty_checkpoint(cell: Path) -> None:
+    (cell / "checkpoints" / "last.ckpt").write_bytes(b"")
+
+
 def truncate_part(cell: Path) -> None:
     truncate(cell / "metrics" / "epoch=0002.parquet")
 
@@ -127,6 +141,8 @@ def kill_between_the_checkpoints_names(cell: Path) -> None:
     ("damage", "goes_on_from", "named"),
     [
         (truncate_checkpoint, 2, "last.ckpt"),
+        (flip_a_bit_of_the_weights, 2, "last.ckpt"),
+        (empty_checkpoint, 2, "last.ckpt"),
         (truncate_part, None, "epoch=0002.parquet"),
         (truncate_the_last_part, 2, "epoch=0003.parquet"),
         (lose_part, None, None),

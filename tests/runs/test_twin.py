@@ -1,5 +1,6 @@
 """Sparsity as its BatchNorm twin has it."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -64,6 +65,23 @@ def test_a_twin_that_is_not_there_or_was_not_measured_is_told(
 def test_only_the_norm_may_differ(command_line: CommandLine, tmp_path: Path, other: str) -> None:
     assert command_line(*SMALL, METRICS, "norm=batchnorm").returncode == 0
     assert command_line(*SMALL, METRICS, *TARGET, other).returncode == 1
+
+
+def test_a_twin_of_other_images_or_another_version_is_none(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    assert command_line(*SMALL, METRICS, "norm=batchnorm").returncode == 0
+    path = cell(tmp_path, "batchnorm") / "run.json"
+    run = description(path.parent)
+    data = run["data"] | {"sha256": "0" * 64}
+    attempts = [run["attempts"][0] | {"version": "0.1.0"}]
+    for other in ({"data": data}, {"attempts": attempts}):
+        path.write_text(json.dumps(run | other))
+        result = command_line(*SMALL, METRICS, *TARGET)
+        assert result.returncode == 1
+        assert "of the same images and bnstudy" in result.stderr
+    path.write_text(json.dumps(run))
+    assert command_line(*SMALL, METRICS, *TARGET).returncode == 0
 
 
 @pytest.mark.long

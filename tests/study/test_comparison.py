@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -69,6 +70,14 @@ def test_mean_and_standard_deviation_over_seeds(add: Any, tmp_path: Path) -> Non
     assert "silhouette ↑ block01 0.150 ± 0.071 0.400 ± 0.141 *" in lines
     assert "davies_bouldin ↓ block01 0.150 ± 0.071 * 0.400 ± 0.141" in lines
     assert "test accuracy ↑ 0.900 ± 0.000 0.900 ± 0.000" in lines  # a tie is nobody's
+
+
+def test_means_that_differ_by_rounding_alone_are_a_tie(add: Any, tmp_path: Path) -> None:
+    for seed, (ours, theirs) in enumerate([(970, 975), (980, 975)]):
+        for norm, right in (("batchnorm", ours), ("none", theirs)):
+            add(f"seed={seed}", norm=norm, accuracy=float(np.float32(right / 1000)))
+    (row,) = (line for line in table(tmp_path) if line.startswith("test accuracy"))
+    assert "*" not in row
 
 
 def test_each_point_of_the_grid_is_compared_for_itself(add: Any, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Figures of a study, in publication size."""
 
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from bnstudy.errors import UserError
@@ -58,12 +61,51 @@ def test_what_is_drawn_is_what_was_found(findings: Findings) -> None:
         for one in [*levels.containers, *differences.containers]
     ]
     assert drawn == [
-        ("batchnorm", [0.23, 0.2]),
-        ("none", [0.13, 0.2]),
-        ("batchnorm", [0.1, 0]),
+        ("batchnorm, n = 4", [0.23, 0.2]),
+        ("none, n = 4", [0.13, 0.2]),
+        ("batchnorm, n = 4", [0.1, 0]),
     ]
 
 
 def test_a_metric_that_was_not_measured_is_told(findings: Findings) -> None:
     with pytest.raises(UserError, match=r"silhuette was not measured.*silhouette, unit_sparsity"):
         figures.Plot(findings).layers("silhuette")
+
+
+def labels(axes: Axes) -> list[str]:
+    return [str(text.get_text()) for text in axes.get_legend().get_texts()]
+
+
+def test_every_mean_has_its_n(studies: Studies) -> None:
+    for seed, norm, depth, lr in itertools.product(
+        range(2), ("none", "batchnorm"), (2, 4), (0.1, 0.2)
+    ):
+        diverged = norm == "none" and (seed, lr) != (0, 0.1)
+        words = (f"model.depth={depth}", f"model.width={depth}", f"optim.lr={lr}")
+        studies.add(
+            norm,
+            seed,
+            *words,
+            layers={"silhouette": [math.nan if diverged else 0.1] * depth},
+            accuracy=math.nan if diverged else 0.9,
+            status="diverged" if diverged else "completed",
+        )
+    plot = figures.Plot(Findings(load(studies.folder)))
+    levels, differences = plot.layers("silhouette").axes
+    assert labels(levels) == ["batchnorm, n = 8", "none, n = 2 of 8, 6 diverged"]
+    assert labels(differences) == ["batchnorm, n = 2 of 8, 6 diverged"]
+    assert labels(plot.epochs("silhouette").axes[0])[1] == "none, n = 2 of 8, 6 diverged"
+    assert labels(plot.performance().axes[0])[3] == "none, test, n = 2 of 8, 6 diverged"
+    assert labels(plot.learning_rates().axes[0]) == [
+        "batchnorm, n = 4",
+        "none, n = 0 to 2 of 4, 4 diverged",
+    ]
+    maps = plot.depth_width().axes
+    assert [text.get_text() for text in maps[1].texts] == ["n = 1", "n = 0", "n = 0", "n = 1"]
+
+
+def test_one_pair_has_no_map_of_effects(studies: Studies) -> None:
+    for norm in ("none", "batchnorm"):
+        studies.add(norm, layers={"silhouette": [0.1, 0.2]})
+    names = {name for name, _ in figures.all_figures(Findings(load(studies.folder)))}
+    assert not any(name.startswith("effects") for name in names)

@@ -61,7 +61,7 @@ def test_the_pages_numbers_are_the_tables(findings: Findings) -> None:
     points = [tuple(point) for point in data["effects"]["points"]]
     assert points == [(None,), ("2",), ("4",)]
     place = {tuple(key[name] for name in KEYS): n for n, key in enumerate(data["keys"])}
-    for field in ("n", "difference", "low", "high", "p", "p_holm", "cohens_d"):
+    for field in ("n", "difference", "low", "high", "p", "p_adjusted", "cohens_d"):
         shown = numbers(data["effects"]["fields"][field], 1, len(points), len(keys))
         for row in findings.effects.to_dict("records"):
             depth = None if pd.isna(row["depth"]) else f"{row['depth']:g}"

@@ -1,5 +1,6 @@
 """The tables that a report writes."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +39,7 @@ def test_a_papers_table(findings: Findings) -> None:
     assert set(found) == {"performance-test", "performance-train", "layers-silhouette"}
     accuracy = found["performance-test"]
     assert r"0.525 $\pm$ 0.0187" in accuracy  # of 0.50, 0.51, ... 0.55
-    assert "0.102 [0.0974, 0.106]" in accuracy  # Student's t over 5 times 0.1, once 0.11
+    assert "0.102 [0.1, 0.11]" in accuracy  # sign flips of 6 pairs: 5 times 0.1, once 0.11
     assert accuracy.count(r"\begin{tabular}") == 1
     assert "_" not in accuracy.replace(r"\_", "").replace("multicolumn", "")
     assert r"\caption{a\_study: accuracy, loss, test split" in accuracy
@@ -52,6 +53,21 @@ def test_a_caption_names_what_differs_besides_the_norm(studies: Studies) -> None
     found = dict(tables.latex_tables(Findings(load(studies.folder))))
     words = "runs of a pair also differ in learning rate 0.1 with batchnorm, 0.01 with none"
     assert words in found["layers-silhouette"]
+
+
+def test_every_mean_has_its_n_and_what_diverged_is_told(studies: Studies) -> None:
+    for seed in range(4):
+        studies.add("batchnorm", seed, layers={"silhouette": [0.1 * seed]})
+        value = 0.2 if seed == 0 else math.nan
+        status = "completed" if seed == 0 else "diverged"
+        studies.add("none", seed, layers={"silhouette": [value]}, accuracy=value, status=status)
+    found = dict(tables.latex_tables(Findings(load(studies.folder))))
+    (row,) = (line for line in found["layers-silhouette"].splitlines() if "block01" in line)
+    cells = [cell.strip(" \\") for cell in row.split("&")]
+    assert cells[2:6] == [r"0.15 $\pm$ 0.129", "4", "0.2", "1 of 4"]
+    assert cells[6:] == ["$-$0.2", "", "1 of 4"]
+    assert all("3 of 4 runs of none diverged" in text for text in found.values())
+    assert all("nan" not in text for text in found.values())
 
 
 def test_without_a_second_norm_there_are_no_differences(studies: Studies) -> None:

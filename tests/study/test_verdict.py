@@ -1,6 +1,7 @@
 """What a study is said to say."""
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -31,32 +32,70 @@ def add_pairs(studies: Studies, seeds: int, effect: float) -> None:
         studies.add(norm, seed, layers={"unit_sparsity": values.tolist()}, accuracy=accuracy)
 
 
-def test_with_four_seeds_nothing_is_established(studies: Studies) -> None:
+def test_four_pairs_assume_normal_differences(studies: Studies) -> None:
     add_pairs(studies, seeds=4, effect=-0.3)
     text = told(studies)
     assert "over 4 pairs of runs that differ in nothing else: 4 seeds." in text
-    assert "the smallest two-sided p there can be is 0.125" in text
-    assert "unit_sparsity is lower with batchnorm at 1 of 2 places (block02)" in text
-    assert "none of them after Holm's correction" in text
+    assert "With 4 pairs intervals and p are those of Student's t-test, which assumes" in text
+    assert "an exact test needs at least 6 pairs: add 2 seeds of each norm." in text
+    assert (
+        "unit_sparsity is lower with batchnorm in 1 of 2 layers (block02) by single tests" in text
+    )
+    assert text.count(", Student's t.") == 2  # accuracy, and the layer
     assert "too few pairs to ask how much of an effect goes through" in text
 
 
-def test_with_ten_seeds_it_is(studies: Studies) -> None:
-    add_pairs(studies, seeds=10, effect=-0.3)
+def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
+    add_pairs(studies, seeds=6, effect=-0.3)
     text = told(studies)
-    assert "smallest two-sided p" not in text
-    assert "1 of them after Holm's correction" in text
+    assert "Student" not in text
+    assert "in 1 after adjustment for 2 tests" in text
+    assert "6 pairs, p = 0.0312, adjusted 0.0312." in text
     assert (
-        "for 2 tests p is below 0.05 for 1 of the 2 differences of layers on the train split"
-        in text
+        "After adjustment for all 2 tests on the train split, 1 of the 2 differences in layers "
+        "with batchnorm is significant (p at most 0.05)" in text
     )
+
+
+@pytest.mark.parametrize(("seeds", "more"), [(1, "5 seeds"), (2, "4 seeds")])
+def test_of_one_or_two_pairs_nothing_is_claimed(studies: Studies, seeds: int, more: str) -> None:
+    add_pairs(studies, seeds, effect=-0.3)
+    text = told(studies)
+    assert "nothing is tested, only values are shown" in text
+    assert f"at least 6 pairs: add {more} of each norm" in text
+    assert "unit_sparsity: the difference ranges from -0.3" in text
+    assert "Whether a metric goes with test accuracy needs at least 5 runs" in text
+    for claim in ("p =", "[", "higher", "lower", "the same way", "Kendall", "significant"):
+        assert claim not in text
 
 
 def test_no_effect_is_told_as_none(studies: Studies) -> None:
     add_pairs(studies, seeds=10, effect=0)
     text = told(studies)
-    assert "unit_sparsity: no layer's interval leaves out 0" in text
+    assert "unit_sparsity does not differ significantly in any of 2 layers" in text
     assert "of nothing there are no shares" in text
+
+
+@pytest.mark.parametrize("seeds", [1, 4, 8])
+@pytest.mark.parametrize("lost", ["all", "all but one", "a metric"])
+def test_what_is_not_finite_is_in_no_sentence(studies: Studies, seeds: int, lost: str) -> None:
+    for seed, norm in itertools.product(range(seeds), ("none", "batchnorm")):
+        diverged = norm == "none" and (lost == "all" or (lost == "all but one" and seed > 0))
+        value = float("nan") if diverged else 0.1 * seed + 0.01 * (norm == "none")
+        silhouette = float("nan") if lost == "a metric" else value
+        studies.add(
+            norm,
+            seed,
+            layers={"unit_sparsity": [value], "silhouette": [silhouette]},
+            accuracy=value,
+            status="diverged" if diverged else "completed",
+        )
+    text = told(studies)
+    assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
+    if lost == "all":
+        assert "Test accuracy cannot be compared: no pair has a value in both" in text
+    if lost in ("all", "a metric"):
+        assert "silhouette cannot be compared: no pair has a value in both" in text
 
 
 def test_of_layers_it_is_their_activations(studies: Studies) -> None:
@@ -73,9 +112,9 @@ def test_of_layers_it_is_their_activations(studies: Studies) -> None:
     places = keys.loc[keys["metric"] == "silhouette", "place"].tolist()
     assert places == ["block01", "block02", "classifier.features"]
     text = told(studies)
-    assert "silhouette is higher with batchnorm at 1 of 2 places (block01)" in text
-    assert "the strongest of 2 places" in text
-    assert "2 of the 3 differences of layers on the train split" in text
+    assert "silhouette is higher with batchnorm in 1 of 2 layers (block01)" in text
+    assert "the strongest of 2 layers" in text
+    assert "2 of the 3 differences in layers with batchnorm are significant" in text
     assert len(mediation(study)) == 2
     pd.testing.assert_frame_equal(mediation(study), mediation(other))
     drawn = study.plot.layers("silhouette").axes[0].get_xticklabels()
@@ -154,9 +193,9 @@ def test_an_intervention_is_told(studies: Studies) -> None:
         studies.add("none", seed, *words, layers=layers, accuracy=0.7 + 0.01 * seed)
     text = told(studies)
     assert (
-        "Intervention: none + activation_l1 instead of none changed unit_sparsity by +0.200" in text
+        "Intervention: none + activation_l1 instead of none changed unit_sparsity by +0.2" in text
     )
-    assert "test accuracy: -0.090" in text
+    assert "test accuracy: -0.09 [" in text
 
 
 def test_shares_of_mediation_are_told_as_association(studies: Studies) -> None:

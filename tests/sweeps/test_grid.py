@@ -65,6 +65,8 @@ def composing() -> Iterator[CountingCompose]:
         pytest.param(["cell=mine-${seed}", "seed=0,1"], 2, 3, marks=pytest.mark.long),
         pytest.param(["cell=one,two"], 2, 1, marks=pytest.mark.long),
         (["+optim.nesterov=true,false"], 2, 2),  # a key that is added
+        (["~model.initialization", "seed=0,1"], 2, 1),  # a network that says nothing of it
+        (["model.initialization=he,torch"], 2, 1),
         (["seed=0,1", "seed=5,6"], 2, 1),  # the last one counts, as in Hydra
         (["seed=7"], 1, 1),
     ],

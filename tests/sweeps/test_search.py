@@ -7,7 +7,9 @@ import pytest
 
 optuna = pytest.importorskip("optuna")
 
+from bnstudy.runs.record import Record  # noqa: E402
 from bnstudy.sweeps.search import split  # noqa: E402
+from bnstudy.train import Outcome  # noqa: E402
 from tests.conftest import SMALL, CommandLine, description  # noqa: E402
 
 SEARCH = ("model.depth=1", *SMALL[1:], "metrics=none", "data.validation=0.1")
@@ -87,9 +89,29 @@ def test_a_trial_that_fails_is_told_and_a_diverged_one_is_the_worst(
     result = command_line(*arguments, "optim.lr=interval(1e12,1e13)")
     assert result.returncode == 0, result.stderr
     assert trials(tmp_path)["search"][0][2] == math.inf
+    assert "inf" not in result.stdout  # none is the best
     result = command_line(*arguments, "optim.lr=interval(-2.0,-1.0)", "study=other")
     assert result.returncode == 1
     assert "1 trials failed" in result.stderr
+
+
+@pytest.mark.parametrize("objective", ["validation_accuracy", "train_loss"])
+@pytest.mark.parametrize(
+    ("status", "value", "expected"),
+    [
+        ("completed", 0.25, 0.25),
+        ("diverged", 0.25, None),  # whatever number was recorded
+        ("completed", None, None),
+        ("completed", math.nan, None),
+        ("completed", math.inf, None),
+    ],
+)
+def test_the_objective_of_a_diverged_run_is_the_worst(
+    objective: str, status: str, value: float | None, expected: float | None
+) -> None:
+    record = Record(Path(), {"status": status, "final": {objective: value}})
+    worst = math.inf if objective == "train_loss" else 0.0
+    assert float(Outcome(record, True, objective)) == (worst if expected is None else expected)
 
 
 @pytest.mark.parametrize(

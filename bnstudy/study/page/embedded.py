@@ -14,10 +14,10 @@ import pandas as pd
 
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.findings import Findings
-from bnstudy.study.layers import KEYS, RELATIVE_DEPTHS, Numbers, all_columns, layer_counts
+from bnstudy.study.inference import MIN_PAIRS, MIN_PAIRS_TO_FLIP, Numbers, mean, spread
+from bnstudy.study.layers import KEYS, RELATIVE_DEPTHS, all_columns, layer_counts
 from bnstudy.study.load import Study
 from bnstudy.study.maps import runs_with_maps
-from bnstudy.study.statistics import mean, spread
 
 MOST_NUMBERS = 1_200_000  # of runs: 6 MB of base64
 MOST_SAMPLES = 150_000  # of maps: 2 MB of base64
@@ -28,8 +28,11 @@ FACTS_OF_A_MAP = [
     *("cell", "pair", "method", "site", "layer", "layers", "position"),
     *("epoch", "split", "share", "reason"),
 ]
-EFFECTS = ("n", "difference", "low", "high", "p", "p_holm", "cohens_d", "rank_biserial")
-CURVES = ("n", "difference", "low", "high")
+EFFECTS = (
+    *("n", "undefined", "difference", "low", "high", "p", "p_adjusted"),
+    *("cohens_d", "rank_biserial"),
+)
+CURVES = ("n", "undefined", "difference", "low", "high")
 
 
 def embedded(findings: Findings) -> dict[str, Any]:
@@ -41,13 +44,15 @@ def embedded(findings: Findings) -> dict[str, Any]:
     Returns:
         - baseline, model (the place of the whole model's numbers), treatments (the baseline first),
           directions (by metric);
+        - min_pairs, min_pairs_to_flip: fewest pairs of a test, and of one by sign flips;
         - axes: name, label and values of each, as text;
         - keys: split, metric, site, layers, place and place_index of each column, as in
           `all_columns`; depths: the relative depths;
         - metrics: those of layers; epochs: those that are in `values`;
         - groups: the runs, or in large studies the seeds of a treatment at a point of the grid:
-          index, cell, treatment (its number), seed, point (a value of each axis), n, last_epoch,
-          layers (how many it has, by site);
+          index, cell, treatment (its number), pair and seed (null of several), point (a value of
+          each axis), n, diverged (how many of these), last_epoch, layers (how many it has, by
+          site);
         - values: mean, and for groups of several runs sd and n: groups x epochs x keys;
         - effects: points, each a value of every axis or null for all; fields, each treatments
           without the baseline x points x keys;
@@ -80,6 +85,8 @@ def embedded(findings: Findings) -> dict[str, Any]:
         "baseline": findings.baseline,
         "model": WHOLE_MODEL,
         "treatments": treatments,
+        "min_pairs": MIN_PAIRS,
+        "min_pairs_to_flip": MIN_PAIRS_TO_FLIP,
         "directions": study.directions,
         "axes": axes,
         "keys": json.loads(keys.to_json(orient="records")),
@@ -117,9 +124,11 @@ def _described(study: Study, treatments: list[str], axes: list[str]) -> pd.DataF
         {
             "cell": results["cell"],
             "treatment": results["treatment"].map(treatments.index),
+            "pair": results["pair"].map(int),
             "seed": results["seed"].map(int),
             "point": [tuple(map(_text, run)) for run in results[axes].itertuples(index=False)],
             "n": 1,
+            "diverged": (results["status"] == "diverged").map(int),
             "last_epoch": results["last_epoch"].map(int),
             "layers": layer_counts(study).to_dict("records"),
         }
@@ -144,7 +153,9 @@ def _pooled(groups: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, dict[s
         parts["n"].append(np.isfinite(sample).sum(axis=0))
         first = groups.iloc[rows[0]]
         cell = f"{first['cell'].partition('-seed')[0]}, {len(rows)} seeds"
-        described.append(first.to_dict() | {"cell": cell, "seed": None, "n": len(rows)})
+        diverged = int(groups["diverged"].iloc[rows].sum())
+        seeds = {"cell": cell, "pair": None, "seed": None, "n": len(rows), "diverged": diverged}
+        described.append(first.to_dict() | seeds)
     return pd.DataFrame(described), {name: np.array(arrays) for name, arrays in parts.items()}
 
 

@@ -32,6 +32,7 @@ const plain = (text) =>
 const told = (value) => {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (typeof value !== "number") return String(value);
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (Number.isInteger(value)) return String(value).replace("-", "−");
   return String(Number(value.toPrecision(4))).replace("-", "−");
 };
@@ -85,7 +86,7 @@ function epochOf(group) {
   return data.epochs.indexOf(epoch === last ? group.last_epoch : Number(epoch));
 }
 
-/** Number, mean and standard deviation of the values of runs: of groups pooled. */
+/** Mean and standard deviation over runs, of groups pooled; n have a value, others are undefined. */
 function pooled(groups, key, epochAt = epochOf) {
   let n = 0;
   let sum = 0;
@@ -105,7 +106,8 @@ function pooled(groups, key, epochAt = epochOf) {
   for (const part of parts) {
     squares += (part.n - 1) * (part.sd || 0) ** 2 + part.n * (part.mean - mean) ** 2;
   }
-  return { n, mean: n ? mean : NaN, sd: n > 1 ? Math.sqrt(squares / (n - 1)) : NaN };
+  const sd = n > 1 ? Math.sqrt(squares / (n - 1)) : NaN;
+  return { n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd };
 }
 
 /** An axis of epochs, which are whole. */
@@ -144,12 +146,42 @@ function ofTreatment(groups, number) {
 
 const runsIn = (groups) => groups.reduce((sum, group) => sum + group.n, 0);
 
-/** How many runs each treatment has among these. */
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+/** How many runs each treatment has among these, and how many of them diverged. */
 function countsTold(groups) {
   const counts = data.treatments.map((_, number) => runsIn(ofTreatment(groups, number)));
-  return distinct(counts).length === 1
-    ? `${counts[0]} runs each`
-    : data.treatments.map((name, number) => `${counts[number]} runs of ${name}`).join(", ");
+  const all = distinct(counts).length === 1
+    ? `${counted(counts[0], "run")} each`
+    : data.treatments.map((name, at) => `${counted(counts[at], "run")} of ${name}`).join(", ");
+  const diverged = data.treatments.flatMap((name, number) => {
+    const count = ofTreatment(groups, number).reduce((sum, group) => sum + group.diverged, 0);
+    return count ? [`${count} of ${name} diverged`] : [];
+  });
+  return diverged.length ? `${all} (${diverged.join(", ")})` : all;
+}
+
+/** Of which treatments a point is the mean of fewer runs than there are, in a sentence. */
+function fewerTold(pointsOf) {
+  const fewer = data.treatments.flatMap((name, number) => {
+    const some = pointsOf[number].filter((point) => point.undefined > 0);
+    const least = Math.min(...some.map((point) => point.n));
+    const point = some.find((one) => one.n === least);
+    return point ? [`${least} of ${least + point.undefined} with ${name}`] : [];
+  });
+  return fewer.length ? ` Some runs have no value; the fewest that do: ${fewer.join(", ")}.` : "";
+}
+
+/** What so few pairs allow, and how many more an exact test needs, in a sentence. */
+function fewPairsTold(counts) {
+  const least = Math.min(...counts);
+  if (!counts.length || least >= data.min_pairs_to_flip) return "";
+  const exact = `an exact test needs at least ${data.min_pairs_to_flip} pairs, ` +
+    `${data.min_pairs_to_flip - least} more.`;
+  return least < data.min_pairs
+    ? ` With ${counted(least, "pair")} nothing is tested, only values are shown; ${exact}`
+    : ` With ${counted(least, "pair")} intervals and p are those of Student's t-test, which ` +
+      `assumes normally distributed differences; ${exact}`;
 }
 
 /** What is chosen, in words. */
@@ -202,6 +234,10 @@ function layout(extra) {
   };
 }
 
+/** How many runs or pairs a point is the mean of, and how many have no value. */
+const sizeTold = ({ n, undefined: left }) =>
+  n === undefined ? "" : `n = ${told(n)}${left ? `, ${told(left)} without a value` : ""}`;
+
 function line(number, name, x, points, extra = {}) {
   const { colour, symbol } = looks(number);
   return {
@@ -210,6 +246,8 @@ function line(number, name, x, points, extra = {}) {
     name: plain(name),
     x: x.map((one) => (typeof one === "number" ? one : plain(one))),
     y: points.map((point) => point.mean),
+    text: points.map((point) => sizeTold(point)),
+    hovertemplate: "%{x}: %{y:.4g}<br>%{text}",
     line: { color: colour, width: 2 },
     marker: { color: colour, symbol, size: 8 },
     ...extra,
@@ -257,10 +295,12 @@ function levels(metric) {
   const places = placesOf(split, metric);
   const groups = shownGroups();
   const rows = [];
+  const pointsOf = [];
   const traces = data.treatments.map((name, number) => {
     const points = places.map((place) =>
       pooled(ofTreatment(groups, number), numberOf(split, metric, place)),
     );
+    pointsOf.push(points);
     points.forEach((point, at) =>
       rows.push([name, places[at], point.n, point.mean, point.sd]),
     );
@@ -271,7 +311,8 @@ function levels(metric) {
     layout: layout({ xaxis: axis("layer", { type: "category" }), yaxis: axis(metric) }),
     caption:
       `${metric}${directionOf(metric)} per layer, ${split} split, ${filtersTold()}: mean over ` +
-      `${countsTold(groups)}; bars are standard deviations over them.`,
+      `${countsTold(groups)}; bars are standard deviations over them.` +
+      fewerTold(pointsOf),
     columns: ["norm", "layer", "n", "mean", "standard deviation"],
     rows,
   };
@@ -284,17 +325,17 @@ function difference(metric) {
   const traces = others().map(({ name, number }) => {
     const found = places.map((place) => effectOf(number, numberOf(split, metric, place)) || {});
     found.forEach((one, at) =>
-      rows.push([name, places[at], one.n, one.difference, one.low, one.high, one.p, one.p_holm,
-        one.cohens_d, one.rank_biserial]),
+      rows.push([name, places[at], one.n, one.undefined, one.difference, one.low, one.high, one.p,
+        one.p_adjusted, one.cohens_d, one.rank_biserial]),
     );
-    const points = found.map((one) => ({ mean: one.difference }));
+    const points = found.map((one) => ({ ...one, mean: one.difference }));
     return withBars(
       line(number, name, places, points, { mode: "markers" }),
       found.map((one) => one.high - one.difference),
       found.map((one) => one.difference - one.low),
     );
   });
-  const known = rows.some((row) => Number.isFinite(row[4]));
+  const known = rows.some((row) => Number.isFinite(row[5]));
   const n = rows.map((row) => row[2]).filter(Boolean);
   return {
     traces,
@@ -306,9 +347,9 @@ function difference(metric) {
       `Paired difference in ${metric} to ${data.baseline}, ${split} split, ` +
       `${filtersTold({ withEpoch: false, withSeed: false }) || "all pairs"}, after the last epoch` +
       ` and over all seeds, n = ${n.length ? distinct(n).join(", ") : 0} pairs; ` +
-      (known ? "bars are 95 % intervals." : "too few pairs for intervals."),
-    columns: ["norm", "layer", "n", "difference", "low", "high", "p", "Holm p", "Cohen's d",
-      "rank-biserial"],
+      (known ? "bars are 95 % intervals." : "there are no intervals.") + fewPairsTold(n),
+    columns: ["norm", "layer", "n", "pairs without a value", "difference", "low", "high", "p",
+      "adjusted p", "Cohen's d", "rank-biserial"],
     rows,
   };
 }
@@ -329,7 +370,7 @@ function effectMap() {
       const effect = effectOf(treatment, numberOf(split, metric, place));
       if (effect) {
         rows.push([metric, place, effect.n, effect[size], effect.difference, effect.low,
-          effect.high, effect.p_holm]);
+          effect.high, effect.p, effect.p_adjusted]);
       }
       return effect;
     }),
@@ -346,7 +387,7 @@ function effectMap() {
           row.map((effect) =>
             effect
               ? `difference ${told(effect.difference)} [${told(effect.low)}, ${told(effect.high)}]` +
-                `<br>p ${told(effect.p)}, Holm ${told(effect.p_holm)}, n ${effect.n}`
+                `<br>p ${told(effect.p)}, adjusted ${told(effect.p_adjusted)}, ${sizeTold(effect)}`
               : "",
           ),
         ),
@@ -371,10 +412,13 @@ function effectMap() {
       "after the last epoch and over all seeds. " +
       (size === "cohens_d"
         ? "Colour: mean paired difference in standard deviations of the differences (Cohen's d; " +
-          "colours end at ±3); blank where the differences do not vary, or there are fewer than two."
+          "colours end at ±3); blank where the differences do not vary, or with fewer than " +
+          `${data.min_pairs} pairs.`
         : "Colour: matched-pairs rank-biserial correlation, ±1 where all pairs that differ do so " +
-          "the same way; blank where none differs."),
-    columns: ["metric", "layer", "n", "effect size", "difference", "low", "high", "Holm p"],
+          `the same way; blank where none differs, or with fewer than ${data.min_pairs} pairs.`) +
+      fewPairsTold(rows.map((row) => row[2])),
+    columns: ["metric", "layer", "n", "effect size", "difference", "low", "high", "p",
+      "adjusted p"],
     rows,
   };
 }
@@ -390,12 +434,14 @@ function wayOf(metric, splits, place, title) {
   const groups = shownGroups();
   const traces = [];
   const rows = [];
+  const pointsOf = data.treatments.map(() => []);
   data.treatments.forEach((name, number) => {
     splits.forEach((split) => {
       const key = numberOf(split, metric, place);
       const points = data.epochs
         .map((epoch, at) => ({ epoch, ...pooled(ofTreatment(groups, number), key, () => at) }))
         .filter((point) => point.n > 0);
+      pointsOf[number].push(...points);
       points.forEach((point) =>
         rows.push([name, split, point.epoch, point.n, point.mean, point.sd]),
       );
@@ -416,7 +462,7 @@ function wayOf(metric, splits, place, title) {
     caption:
       `${title}, from initialization to the end of training` +
       `${comma(filtersTold({ withEpoch: false }))}: mean over ${countsTold(groups)}; bands are ` +
-      "standard deviations over them.",
+      "standard deviations over them." + fewerTold(pointsOf),
     columns: ["norm", "split", "epoch", "n", "mean", "standard deviation"],
     rows,
   };
@@ -441,10 +487,11 @@ function differenceOverEpochs() {
         return { epoch, ...mapped(curves, (field) => (key === undefined ? NaN : field[cell])) };
       })
       .filter((point) => Number.isFinite(point.difference));
-    points.forEach((one) => rows.push([name, one.epoch, one.n, one.difference, one.low, one.high]));
+    points.forEach((one) => rows.push([name, one.epoch, one.n, one.undefined, one.difference,
+      one.low, one.high]));
     const epochs = points.map((point) => point.epoch);
     return [
-      line(number, name, epochs, points.map((point) => ({ mean: point.difference }))),
+      line(number, name, epochs, points.map((point) => ({ ...point, mean: point.difference }))),
       band(number, epochs, points.map((one) => one.low), points.map((one) => one.high)),
     ];
   });
@@ -456,8 +503,9 @@ function differenceOverEpochs() {
     }),
     caption:
       `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split, over all ` +
-      `pairs${ofSoManyLayers()} whatever is filtered; bands are each epoch's own 95 % intervals.`,
-    columns: ["norm", "epoch", "n", "difference", "low", "high"],
+      `pairs${ofSoManyLayers()} whatever is filtered; bands are each epoch's own 95 % intervals.` +
+      fewPairsTold(rows.map((row) => row[2])),
+    columns: ["norm", "epoch", "n", "pairs without a value", "difference", "low", "high"],
     rows,
   };
 }
@@ -472,11 +520,11 @@ function target(name, group) {
     pooled([group], numberOf(split, metric, data.model)).mean;
   switch (name) {
     case "gap": return mean("train", "accuracy") - mean("test", "accuracy");
-    case "test_loss": return mean("test", "loss");
-    default: return mean("test", "accuracy");
+    default: return mean("test", METRIC_OF[name]);
   }
 }
 
+const METRIC_OF = { accuracy: "accuracy", test_loss: "loss" };
 const TARGET_NAMES = {
   accuracy: "test accuracy",
   gap: "train − test accuracy",
@@ -551,15 +599,36 @@ function against(metric) {
   };
 }
 
+/** A target's mean and standard deviation over runs; the latter is unknown of pooled gaps. */
 function pooledTarget(name, groups) {
-  const values = groups.map((group) => target(name, group)).filter(Number.isFinite);
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
-  return {
-    n: values.length,
-    mean: values.length ? mean : NaN,
-    sd: values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : NaN,
-  };
+  if (name !== "gap") return pooled(groups, numberOf("test", METRIC_OF[name], data.model));
+  return summarized(groups, (group) => target("gap", group), counts !== null);
+}
+
+/** Mean and standard deviation of a value of each group. */
+function summarized(groups, valueOf, isPooled = false) {
+  const known = groups.filter((group) => Number.isFinite(valueOf(group)));
+  const n = runsIn(known);
+  const mean = known.reduce((sum, group) => sum + group.n * valueOf(group), 0) / n;
+  const squares = known.reduce((sum, group) => sum + (valueOf(group) - mean) ** 2, 0);
+  const sd = n > 1 && !isPooled ? Math.sqrt(squares / (n - 1)) : NaN;
+  return { n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd };
+}
+
+/** Mean difference of a target within pairs of runs; of pooled seeds, where all have a value. */
+function pairedTarget(name, ours, theirs) {
+  const pairOf = (group) => group.pair ?? JSON.stringify(group.point);
+  const partners = new Map(theirs.map((group) => [pairOf(group), group]));
+  const isWhole = (group) => pooledTarget(name, [group]).undefined === 0;
+  return summarized(
+    ours.filter((group) => partners.has(pairOf(group))),
+    (group) => {
+      const partner = partners.get(pairOf(group));
+      return isWhole(group) && isWhole(partner) && group.n === partner.n
+        ? target(name, group) - target(name, partner) : NaN;
+    },
+    counts !== null,
+  );
 }
 
 function learningRates() {
@@ -567,6 +636,7 @@ function learningRates() {
   const at = data.axes.findIndex((one) => one.name === "lr");
   const groups = shownGroups({ free: ["lr"] });
   const rows = [];
+  const pointsOf = [];
   const traces = data.treatments.map((treatment, number) => {
     const rates = data.axes[at].values.map(Number);
     const points = rates.map((rate) => ({
@@ -574,6 +644,7 @@ function learningRates() {
       ...pooledTarget(name, ofTreatment(groups, number).filter(
         (group) => Number(group.point[at]) === rate)),
     })).filter((point) => point.n > 0);
+    pointsOf.push(points);
     points.forEach((one) => rows.push([treatment, one.rate, one.n, one.mean, one.sd]));
     const x = points.map((point) => point.rate);
     return withBars(line(number, treatment, x, points), points.map((point) => point.sd));
@@ -585,7 +656,7 @@ function learningRates() {
     }),
     caption:
       `${TARGET_NAMES[name]} over the learning rate, ${filtersTold({ free: ["lr"] })}; bars are ` +
-      `standard deviations over what each point is the mean of (each ${ofEach()}).`,
+      `standard deviations over the runs that each point is the mean of.` + fewerTold(pointsOf),
     columns: ["norm", "learning rate", "n", "mean", "standard deviation"],
     rows,
   };
@@ -597,20 +668,19 @@ function depthWidth() {
   const [what, name] = [chosen("over_grid"), chosen("over_grid_target")];
   const groups = shownGroups({ free: ["depth", "width"] });
   const rows = [];
-  const at = (number, down, right) => {
-    const point = pooledTarget(name, ofTreatment(groups, number).filter((group) =>
-      group.point[depth] === down && group.point[width] === right));
-    return point;
-  };
   const isDifference = what.startsWith("-");
   const number = Math.abs(Number(what));
-  const z = data.axes[depth].values.map((down) =>
+  const points = data.axes[depth].values.map((down) =>
     data.axes[width].values.map((right) => {
-      const ours = at(number, down, right);
-      const value = isDifference ? ours.mean - at(0, down, right).mean : ours.mean;
-      rows.push([down, right, ours.n, value]);
-      return value;
+      const here = groups.filter((group) =>
+        group.point[depth] === down && group.point[width] === right);
+      const ours = ofTreatment(here, number);
+      const point = isDifference
+        ? pairedTarget(name, ours, ofTreatment(here, 0)) : pooledTarget(name, ours);
+      rows.push([down, right, point.n, point.undefined, point.mean]);
+      return point;
     }));
+  const z = points.map((row) => row.map((point) => point.mean));
   const largest = Math.max(...z.flat().filter(Number.isFinite).map(Math.abs), 1e-12);
   const title = isDifference
     ? `${data.treatments[number]} less ${data.baseline}` : data.treatments[number];
@@ -620,8 +690,9 @@ function depthWidth() {
       x: data.axes[width].values.map(plain),
       y: data.axes[depth].values.map(plain),
       z,
-      texttemplate: "%{z:.3f}",
-      hovertemplate: "depth %{y}, width %{x}: %{z:.4f}<extra></extra>",
+      text: points.map((row) => row.map(sizeTold)),
+      texttemplate: "%{z:.3f}<br>%{text}",
+      hovertemplate: "depth %{y}, width %{x}: %{z:.4f}<br>%{text}<extra></extra>",
       colorscale: isDifference
         ? [[0, property("--low")], [0.5, property("--middle")], [1, property("--high")]]
         : "Viridis",
@@ -633,8 +704,9 @@ function depthWidth() {
       xaxis: axis("width", { type: "category" }), yaxis: axis("depth", { type: "category" }),
     }),
     caption: `${TARGET_NAMES[name]} of ${title} over depth and width, ` +
-      `${filtersTold({ free: ["depth", "width"] })}: means.`,
-    columns: ["depth", "width", "n", TARGET_NAMES[name]],
+      `${filtersTold({ free: ["depth", "width"] })}: ` +
+      (isDifference ? "mean differences within pairs." : "means over runs."),
+    columns: ["depth", "width", "n", "without a value", TARGET_NAMES[name]],
     rows,
   };
 }

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 import bnstudy
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.findings import CLUSTERING, SPARSITY, Findings
-from bnstudy.study.generalization import ASSUMPTIONS
+from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
 from bnstudy.study.load import TREATMENT, Study
 from bnstudy.study.page.embedded import embedded
 from bnstudy.study.redaction import without_credentials
@@ -112,6 +112,8 @@ def told(value: Any) -> str:
     """A value as a table on the page shows it."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "–"
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else str(value)
@@ -190,7 +192,7 @@ def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
         performance = performance[performance["metric"].isin(["accuracy", "loss"])]
     relations = findings.relations
     if len(relations):
-        relations = relations[relations["split"] == "train"]
+        relations = relations[(relations["split"] == "train") & (relations["n"] >= MIN_RUNS)]
     wrong = runs[(runs["status"] != "completed") | runs["remark"].notna()]
     known = [column for column in ENVIRONMENT if column in study.results]
     environments = study.results.groupby(known, dropna=False).size().rename("runs").reset_index()
@@ -198,7 +200,7 @@ def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
         "performance": _chosen(
             performance,
             "treatment baseline split metric n undefined diverged baseline_mean treatment_mean "
-            "difference low high p smallest_p p_holm cohens_d rank_biserial",
+            "difference low high test p smallest_p p_adjusted cohens_d rank_biserial",
         ),
         "relations": _chosen(
             relations,
@@ -207,11 +209,12 @@ def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
         "mediation": findings.mediation,
         "interventions": _chosen(
             findings.interventions,
-            "treatment baseline split metric place n difference low high p p_holm",
+            "treatment baseline split metric place n undefined difference low high test p "
+            "p_adjusted",
         ),
         "factors": _chosen(
             _of_main_metrics(findings.factors),
-            "treatment split metric place term n f df df_residual eta_squared p p_holm",
+            "treatment split metric place term n f df df_residual eta_squared p p_adjusted",
         ),
         "wrong": _chosen(wrong, "cell status remark attempts failures"),
         "undefined": study.query(

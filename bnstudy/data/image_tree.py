@@ -1,0 +1,121 @@
+"""Image files in folders, one folder a class, found as torchvision's ImageFolder finds them."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bnstudy.errors import UserError
+from bnstudy.terms import SPLITS, Split
+
+# torchvision's IMG_EXTENSIONS, without the seconds that importing it takes.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # of archives made on macOS, of Synology's file servers
+MAX_LISTED_NAMES = 3
+
+Ignored = dict[str, list[str]]  # by reason, the names of files and folders (or their extensions)
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """Image files below `root/train/<class>/` and `root/test/<class>/`, at any depth.
+
+    Attributes:
+        root: Absolute path.
+        files: Image files by split and class, sorted.
+        ignored: Names of what was ignored, by reason.
+    """
+
+    root: Path
+    files: dict[Split, dict[str, list[Path]]]
+    ignored: Ignored
+
+    @classmethod
+    def scan(cls, root: Path) -> "ImageTree":
+        """Find the image files.
+
+        Args:
+            root: Absolute path.
+
+        Raises:
+            UserError: A folder cannot be read.
+        """
+        ignored: Ignored = defaultdict(list)
+        try:
+            files = {split: _classes(root / split, ignored) for split in SPLITS}
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: cannot be read ({error.strerror})\n"
+                "Make it readable, or move it out of the data set"
+            ) from error
+        return cls(root, files, ignored)
+
+    def paths(self, split: Split) -> list[Path]:
+        """Image files of a split, sorted by class."""
+        return [path for files in self.files[split].values() for path in files]
+
+    def format_ignored(self) -> str:
+        """What was ignored, with numbers; empty where nothing was."""
+        return ", ".join(
+            f"{len(names)} {reason} ({_abbreviated(sorted(set(names)))})"
+            for reason, names in sorted(self.ignored.items())
+        )
+
+
+def _classes(folder: Path, ignored: Ignored) -> dict[str, list[Path]]:
+    """Image files of one split, by class; a class folder without any is ignored."""
+    classes = {}
+    if folder.is_dir():
+        for entry in _visible(folder, ignored):
+            if entry.is_dir():
+                if images := sorted(_images(Path(entry.path), [folder.resolve()], ignored)):
+                    classes[entry.name] = images
+                else:
+                    ignored["class folders without images"].append(entry.name)
+            elif _is_image(entry.name):
+                ignored["images outside of a class folder"].append(entry.name)
+            else:
+                _ignore_type(entry.name, ignored)
+    return classes
+
+
+def _images(folder: Path, above: list[Path], ignored: Ignored) -> Iterator[Path]:
+    """Image files in a folder and in those below it, symbolic links included."""
+    place = folder.resolve()
+    if place in above:
+        ignored["links to a folder above them"].append(folder.name)
+        return
+    for entry in _visible(folder, ignored):
+        if entry.is_dir():
+            yield from _images(Path(entry.path), [*above, place], ignored)
+        elif _is_image(entry.name):
+            yield Path(entry.path)
+        else:
+            _ignore_type(entry.name, ignored)
+
+
+def _visible(folder: Path, ignored: Ignored) -> list[os.DirEntry[str]]:
+    """Entries of a folder, sorted by name, without the hidden ones."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    if hidden := [entry.name for entry in found if _is_hidden(entry.name)]:
+        ignored["hidden files or folders"] += hidden
+    return [entry for entry in found if not _is_hidden(entry.name)]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _ignore_type(name: str, ignored: Ignored) -> None:
+    ignored["files that are no images"].append(Path(name).suffix or name)
+
+
+def _abbreviated(names: list[str]) -> str:
+    more = ["..."] if len(names) > MAX_LISTED_NAMES else []
+    return ", ".join([*names[:MAX_LISTED_NAMES], *more])

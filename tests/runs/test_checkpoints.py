@@ -1,0 +1,47 @@
+"""A damaged checkpoint is refused, whatever the damage; it is never taken as good."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnstudy.errors import UserError
+from bnstudy.runs.checkpoints import load_checkpoint
+
+RECORDS = Path(__file__).parents[1] / "records" / "kept"
+FLIPS = 300
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of a run's last checkpoint."""
+    (kept,) = RECORDS.glob("batchnorm-depth2-width2-seed0-*/checkpoints/last.ckpt")
+    return Path(shutil.copy(kept, tmp_path))
+
+
+def test_flipped_bits_are_found(checkpoint: Path) -> None:
+    whole = checkpoint.read_bytes()
+    weights = load_checkpoint(checkpoint)["state_dict"]
+    chance = random.Random(0)
+    refused = 0
+    for place in [chance.randrange(8 * len(whole)) for _ in range(FLIPS)]:
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        checkpoint.write_bytes(flipped)
+        try:
+            loaded = load_checkpoint(checkpoint)["state_dict"]
+        except UserError:
+            refused += 1
+        else:  # a bit that means nothing, such as one of the padding between tensors
+            assert loaded.keys() == weights.keys()
+            assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    assert refused > FLIPS / 4
+
+
+@pytest.mark.parametrize("content", [b"", b"P", b"not an archive" * 100], ids=len)
+def test_what_is_no_archive(checkpoint: Path, content: bytes) -> None:
+    checkpoint.write_bytes(content)
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged \(\w"):
+        load_checkpoint(checkpoint)
