@@ -24,11 +24,11 @@ print(accuracy.groupby(["treatment", "epoch"])["value"].agg(["mean", "std", "cou
 
 # %% [markdown]
 # Runs that differ in nothing but the norm are pairs: n is their number; `smallest_p`, what so few
-# can show at best.
+# can show at best; p_adjusted is for all metrics and layers.
 
 # %%
 effects = study.effects(baseline="none")
-columns = ["split", "place", "n", "difference", "low", "high", "p", "smallest_p"]
+columns = ["split", "place", "n", "difference", "low", "high", "p", "p_adjusted", "smallest_p"]
 print(effects.loc[effects["metric"] == "unit_sparsity", columns])
 
 # %% [markdown]

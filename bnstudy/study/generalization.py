@@ -29,6 +29,9 @@ from bnstudy.study.statistics import effects, pairs
 TARGETS = ("test accuracy", "generalization gap")  # the gap: train less test accuracy
 
 MIN_RUNS = 5  # for a correlation: with fewer, Kendall's tau has no p of 0.05 or less
+COEFFICIENTS = [
+    *("tau", "tau_p", "granulated", "granulated_low", "granulated_high", "cmi", "cmi_null")
+]
 MOST_RUNS = 200  # whose pairs conditional mutual information is of; of more runs, some are drawn
 SHUFFLES = 100
 RESAMPLES = 2_000  # of the bootstrap of a mediated effect
@@ -95,17 +98,20 @@ def relations(study: Study) -> pd.DataFrame:
         cmi, null = _conditional_mutual_information(metrics, goal, axes)
         tau = np.array([_tau(column, goal) for column in metrics.T])
         n = np.isfinite(metrics + goal[:, None]).sum(axis=0)
-        found = {
-            "tau": tau[:, 0],
-            "tau_p": tau[:, 1],
-            "granulated": granulated,
-            "granulated_low": low,
-            "granulated_high": high,
-            "cmi": cmi,
-            "cmi_null": null,
-        }
-        found = {name: np.where(n >= MIN_RUNS, values, np.nan) for name, values in found.items()}
-        tables.append(keys.loc[layers].assign(target=name, n=n, axes=axes.shape[1], **found))
+        table = keys.loc[layers].assign(
+            target=name,
+            n=n,
+            tau=tau[:, 0],
+            tau_p=tau[:, 1],
+            granulated=granulated,
+            granulated_low=low,
+            granulated_high=high,
+            axes=axes.shape[1],
+            cmi=cmi,
+            cmi_null=null,
+        )
+        table.loc[n < MIN_RUNS, COEFFICIENTS] = np.nan
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 

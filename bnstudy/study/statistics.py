@@ -59,7 +59,7 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
     tables = []
     for at_point, shared in _shared_columns(study, keys, by):
         shared = shared & is_known[at_point].any(axis=0)
-        for point, rows in _points(study.results.loc[at_point, [*by, "treatment"]]):
+        for point, rows in _points(study.results[[*by, "treatment"]].iloc[at_point]):
             sample = values[np.ix_(rows, shared)]
             n = np.isfinite(sample).sum(axis=0)
             table = keys[shared].assign(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -66,7 +67,7 @@ def _latex(
             (findings.averages, findings.whole) if depth is None else findings.of_depth(depth)
         )
     )
-    columns: dict[tuple[str, str], pd.Series] = {}
+    columns: dict[tuple[Any, str], pd.Series] = {}
     for name, of_treatment in averages.groupby("treatment"):
         table = _indexed(of_treatment, by)
         columns |= {

@@ -174,14 +174,17 @@ function fewerTold(pointsOf) {
 
 /** What so few pairs allow, and how many more an exact test needs, in a sentence. */
 function fewPairsTold(counts) {
-  const least = Math.min(...counts);
-  if (!counts.length || least >= data.min_pairs_to_flip) return "";
-  const exact = `an exact test needs at least ${data.min_pairs_to_flip} pairs, ` +
-    `${data.min_pairs_to_flip - least} more.`;
-  return least < data.min_pairs
-    ? ` With ${counted(least, "pair")} nothing is tested, only values are shown; ${exact}`
-    : ` With ${counted(least, "pair")} intervals and p are those of Student's t-test, which ` +
-      `assumes normally distributed differences; ${exact}`;
+  const [least, most] = [Math.min(...counts), Math.max(...counts)];
+  const [fewest, enough] = [data.min_pairs, data.min_pairs_to_flip];
+  if (!counts.length || least >= enough) return "";
+  const student = "intervals and p are those of Student's t-test, which assumes normally " +
+    "distributed differences";
+  if (least < most) {
+    return ` Where n is below ${enough}, ${student}; below ${fewest}, nothing is tested.`;
+  }
+  return ` With ${counted(least, "pair")} ` +
+    (least < fewest ? "nothing is tested, only values are shown" : student) +
+    `; an exact test needs at least ${enough} pairs, ${enough - least} more.`;
 }
 
 /** What is chosen, in words. */
@@ -346,7 +349,7 @@ function difference(metric) {
     caption:
       `Paired difference in ${metric} to ${data.baseline}, ${split} split, ` +
       `${filtersTold({ withEpoch: false, withSeed: false }) || "all pairs"}, after the last epoch` +
-      ` and over all seeds, n = ${n.length ? distinct(n).join(", ") : 0} pairs; ` +
+      ` and over all seeds and pairs, n = ${n.length ? distinct(n).join(", ") : 0}; ` +
       (known ? "bars are 95 % intervals." : "there are no intervals.") + fewPairsTold(n),
     columns: ["norm", "layer", "n", "pairs without a value", "difference", "low", "high", "p",
       "adjusted p", "Cohen's d", "rank-biserial"],
@@ -640,12 +643,13 @@ function learningRates() {
   const pointsOf = [];
   const traces = data.treatments.map((treatment, number) => {
     const rates = data.axes[at].values.map(Number);
-    const points = rates.map((rate) => ({
+    const all = rates.map((rate) => ({
       rate,
       ...pooledTarget(name, ofTreatment(groups, number).filter(
         (group) => Number(group.point[at]) === rate)),
-    })).filter((point) => point.n > 0);
-    pointsOf.push(points);
+    }));
+    const points = all.filter((point) => point.n > 0);
+    pointsOf.push(all);
     points.forEach((one) => rows.push([treatment, one.rate, one.n, one.mean, one.sd]));
     const x = points.map((point) => point.rate);
     return withBars(line(number, treatment, x, points), points.map((point) => point.sd));
