@@ -260,8 +260,8 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
         for row in _rows(table, split="test", metric="accuracy", place_index=0):
             yield (
                 f"Intervention: {treatment} instead of {baseline} changed "
-                f"{' and '.join(told) or 'representations'} (mean over {points}), and test accuracy: "
-                f"{_difference(row)}."
+                f"{' and '.join(told) or 'representations'} (mean over {points}), and test "
+                f"accuracy: {_difference(row)}."
             )
 
 
