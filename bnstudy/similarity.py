@@ -109,8 +109,12 @@ def compare(arguments: Sequence[str]) -> None:
         )
     facts = {
         "runs": [
-            {"folder": str(side.record.folder), "id": side.record.description["id"]}
-            | {"epoch": side.epoch}
+            {
+                "folder": str(side.record.folder),
+                "id": side.record.description["id"],
+                "attempts": len(side.record.description["attempts"]),
+                "epoch": side.epoch,
+            }
             for side in sides
         ],
         "split": options.split,

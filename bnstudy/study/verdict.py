@@ -251,15 +251,17 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
     known = _known(interventions)
     for (treatment, baseline), table in known.groupby(["treatment", "baseline"]):
         told = []
-        for metric in dict.fromkeys(table.loc[table["place_index"] > 0, "metric"]):
+        of_layers = table[table["place_index"] > 0]
+        points = "layers" if (of_layers["layers"] > 0).all() else "relative depths"
+        for metric in dict.fromkeys(of_layers["metric"]):
             rows = list(_rows(table, split="train", metric=metric))
             if rows:
                 told.append(f"{metric} by {_number(sum(r.difference for r in rows) / len(rows))}")
         for row in _rows(table, split="test", metric="accuracy", place_index=0):
             yield (
                 f"Intervention: {treatment} instead of {baseline} changed "
-                f"{' and '.join(told) or 'representations'} (mean over layers), and test accuracy: "
-                f"{_difference(row)}."
+                f"{' and '.join(told) or 'representations'} (mean over {points}), and test "
+                f"accuracy: {_difference(row)}."
             )
 
 

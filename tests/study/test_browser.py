@@ -141,7 +141,7 @@ def rows_of(page: Page, name: str) -> dict[str, list[float]]:
     """The numbers of a figure, by layer, of those after its name and norm."""
     figure = page.locator(f"figure[data-figure={name}]")
     figure.scroll_into_view_if_needed()
-    if not figure.locator("details").get_attribute("open"):
+    if figure.locator("details").get_attribute("open") is None:
         figure.locator("summary").click()
     expect(figure).to_have_attribute("aria-busy", "false")
     return {
@@ -163,13 +163,15 @@ def test_of_one_depth_its_own_layers_are_shown(
             studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=seed / 10)
     write_page(studies.folder)
     page = opened(browser, studies.folder / "report", complaints)
-    across = {place: row[:2] for place, row in rows_of(page, "sparsity-difference").items()}
+    across = {place: row[0:3:2] for place, row in rows_of(page, "sparsity-difference").items()}
     assert list(across) == [f"depth {share} %" for share in (0, 25, 50, 75, 100)]
     assert across["depth 100 %"] == pytest.approx([6, -0.2])
     assert across["depth 0 %"] == pytest.approx([6, 0])
+    caption = captions(page)["epochs-difference"]
+    assert "at depth 100 % to none, train split, over all pairs whatever is filtered" in caption
 
     page.locator("#filters select[data-choice=axis0]").select_option("4")
-    of_depth = {place: row[:2] for place, row in rows_of(page, "sparsity-difference").items()}
+    of_depth = {place: row[0:3:2] for place, row in rows_of(page, "sparsity-difference").items()}
     assert list(of_depth) == [f"block0{layer}" for layer in (1, 2, 3, 4)]
     assert of_depth["block04"] == pytest.approx([3, -0.4])
     assert of_depth["block03"] == pytest.approx([3, 0])

@@ -144,9 +144,9 @@ def test_runs_of_different_versions_have_tables_of_their_own(studies: Studies) -
     show(studies.folder, Console(file=output, width=60))
     lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
     assert [line for line in lines if "comparable with no others" in line] == [
-        "2 runs of mnist5k (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.1, "
+        "2 runs of digits (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.1, "
         "comparable with no others:",
-        "1 run of mnist5k (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.2, "
+        "1 run of digits (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.2, "
         "comparable with no others:",
     ]
     shown = [line for line in lines if line.startswith("unit_sparsity")]

@@ -182,6 +182,23 @@ def test_what_went_wrong_is_on_it(studies: Studies) -> None:
     assert "4 runs: 2 completed, 1 diverged, 1 failed" in html
 
 
+def test_similarities_of_runs_that_were_trained_again_are_not_on_it(studies: Studies) -> None:
+    record = studies.add("none", layers={"silhouette": [1.0, 2.0]})
+    folder = studies.folder / "similarity" / "one"
+    folder.mkdir(parents=True)
+    (folder / "cka.csv").write_text(",block01\nblock01,1\n")
+    for name, attempts, is_shown in (
+        (record.folder.name, 1, True),
+        (record.folder.name, 0, False),
+        ("gone", 1, False),
+    ):
+        run = {"folder": f"multirun/study/{name}", "epoch": 5, "attempts": attempts}
+        facts = {"runs": [run], "split": "train", "samples": 10}
+        (folder / "similarity.json").write_text(json.dumps(facts))
+        found = data_of(page(Findings(load(studies.folder))))["similarities"]
+        assert bool(found) == is_shown
+
+
 def test_similarities_that_were_measured_are_on_it(studies: Studies, tmp_path: Path) -> None:
     studies.add("none", layers={"silhouette": [1.0, 2.0]})
     folder = studies.folder / "similarity" / "one-other"

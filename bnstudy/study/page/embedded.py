@@ -99,7 +99,7 @@ def embedded(findings: Findings) -> dict[str, Any]:
         "effects": _effects(findings, keys, treatments),
         "curves": _curves(findings, keys, treatments, [int(all_epochs[at]) for at in chosen]),
         "maps": _maps(findings, treatments, [axis["name"] for axis in axes]),
-        "similarities": _similarities(study.folder),
+        "similarities": _similarities(study),
     }
 
 
@@ -256,11 +256,22 @@ def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[st
     }
 
 
-def _similarities(study: Path) -> list[dict[str, Any]]:
-    """What `bnstudy.measure similarity` wrote: pairs of runs, and a matrix for each measure."""
+def _similarities(study: Study) -> list[dict[str, Any]]:
+    """What `bnstudy.measure similarity` wrote: pairs of runs, and a matrix for each measure.
+
+    Left out are those of runs that are not in the study any more, or were trained again since.
+    """
+    attempts = study.runs.set_index("cell")["attempts"].to_dict()
     found = []
-    for facts_path in sorted(study.glob("similarity/*/similarity.json")):
+    for facts_path in sorted(study.folder.glob("similarity/*/similarity.json")):
         facts = json.loads(facts_path.read_text())
+        folders = [(Path(run["folder"]), run) for run in facts["runs"]]
+        ours = [(path.name, run) for path, run in folders if path.parent.name == study.name]
+        if not all(
+            cell in attempts and run.get("attempts", attempts[cell]) == attempts[cell]
+            for cell, run in ours
+        ):
+            continue
         matrices = {}
         for path in sorted(facts_path.parent.glob("*.csv")):
             matrix = pd.read_csv(path, index_col=0)

@@ -473,7 +473,8 @@ function wayOf(metric, splits, place, title) {
 
 /** Which pairs have the layer that is chosen, where not all have. */
 const ofSoManyLayers = () =>
-  data.keys.some((key) => key.site === chosen("site") && key.layers !== layersShown)
+  layersShown > 0
+  && data.keys.some((key) => key.site === chosen("site") && key.layers !== layersShown)
     ? ` of networks with ${layersShown} layers` : "";
 
 const comma = (text) => (text ? `, ${text}` : "");
