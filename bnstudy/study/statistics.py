@@ -185,7 +185,7 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
                 mean=mean(sample),
                 sd=spread(sample),
             )
-            tables.append(table.loc[has_value])
+            tables.append(table.iloc[np.flatnonzero(has_value)])
     found: pd.DataFrame = pd.concat(tables, ignore_index=True)
     return found
 
