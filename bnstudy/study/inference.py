@@ -52,7 +52,17 @@ def measured_differences(ours: Numbers, theirs: Numbers, resolution: float = RES
         >>> np.unique(measured_differences(*accuracy)).size
         1
     """
-    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    found = np.empty(ours.shape)
+    size = max(1, MAX_NUMBERS // max(1, len(ours)))
+    for start in range(0, ours.shape[1], size):
+        block = slice(start, start + size)
+        found[:, block] = _measured(
+            ours[:, block].astype(np.float64), theirs[:, block].astype(np.float64), resolution
+        )
+    return found
+
+
+def _measured(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
     with np.errstate(invalid="ignore", over="ignore"):
         differences = ours - theirs
         noise = _noise(ours, theirs, resolution)

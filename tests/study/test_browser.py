@@ -1,6 +1,7 @@
 """The page in a browser, as its readers see it; screenshots stay in pytest's folder."""
 
 import itertools
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -230,9 +231,45 @@ def test_by_keyboard_to_the_numbers_which_are_the_tables(page: Page, folder: Pat
     rows = figure.locator("tbody tr")
     expect(rows).to_have_count(len(expected))
     for row in rows.all():
-        place, shown = row.locator("td").nth(1), row.locator("td").nth(3)
+        place, shown = row.locator("td").nth(1), row.locator("td").nth(4)
         value = float(shown.get_attribute("data-value") or "nan")
         assert value == pytest.approx(expected[place.inner_text()], rel=1e-5)
+
+
+def test_means_of_survivors_are_told_as_such(
+    browser: Browser, studies: Studies, complaints: list[str]
+) -> None:
+    for seed in range(4):
+        studies.add("batchnorm", seed, layers={"silhouette": [0.1]})
+        value, status = (0.2, "completed") if seed == 0 else (math.nan, "diverged")
+        studies.add("none", seed, layers={"silhouette": [value]}, status=status)
+    write_page(studies.folder)
+    found = captions(opened(browser, studies.folder / "report", complaints))
+    assert "4 runs each (3 of none diverged)" in found["clustering-levels"]
+    assert "the fewest that do: 1 of 4 with none" in found["clustering-levels"]
+    assert "an exact test needs at least 6 pairs, 5 more" in found["clustering-difference"]
+    assert complaints == []
+
+
+def test_differences_over_the_grid_are_those_within_pairs(
+    browser: Browser, studies: Studies, complaints: list[str]
+) -> None:
+    for depth, width, seed in itertools.product((2, 4), (4, 8), range(2)):
+        words = (f"model.depth={depth}", f"model.width={width}")
+        studies.add("batchnorm", seed, *words, layers={"silhouette": [0.1]}, accuracy=0.6 + seed)
+        if (depth, width, seed) != (2, 4, 1):  # whose partner has none
+            studies.add("none", seed, *words, layers={"silhouette": [0.1]}, accuracy=0.5 + seed)
+    write_page(studies.folder)
+    page = opened(browser, studies.folder / "report", complaints)
+    page.locator("select[data-choice=over_grid]").select_option("-1")
+    drawn(page)
+    figure = page.locator("figure[data-figure=depth-width]")
+    figure.locator("summary").click()
+    values = figure.locator("tbody td:last-child")
+    expect(values).to_have_count(4)
+    assert [float(text) for text in values.all_inner_texts()] == pytest.approx([0.1] * 4, rel=1e-3)
+    assert figure.locator("tbody td:nth-child(3)").all_inner_texts() == ["1", "2", "2", "2"]
+    assert complaints == []
 
 
 def test_a_name_with_markup_is_shown_and_does_nothing(

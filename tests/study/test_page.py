@@ -169,6 +169,37 @@ def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
         )
 
 
+def test_of_one_pair_it_claims_nothing(studies: Studies) -> None:
+    for norm, value in (("none", 0.1), ("batchnorm", 0.2)):
+        studies.add(norm, layers={"silhouette": [value]}, accuracy=value)
+    html = page(Findings(load(studies.folder)))
+    assert "add 5 seeds of each norm" in html
+    assert "How each metric orders the runs" not in html
+    data = data_of(html)
+    fields = data["effects"]["fields"]
+    shape = (1, len(data["effects"]["points"]), len(data["keys"]))
+    assert np.isfinite(numbers(fields["difference"], *shape)).all()
+    for field in ("low", "high", "p", "p_adjusted", "cohens_d", "rank_biserial"):
+        assert np.isnan(numbers(fields[field], *shape)).all(), field
+
+
+@pytest.mark.parametrize("most", [10, 1_000_000])
+def test_runs_that_diverged_are_counted_in_its_figures(
+    studies: Studies, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("bnstudy.study.page.embedded.MOST_NUMBERS", most)
+    for seed in range(4):
+        studies.add("batchnorm", seed, layers={"silhouette": [0.1]})
+        status = "diverged" if seed else "completed"
+        value = np.nan if seed else 0.2
+        studies.add("none", seed, layers={"silhouette": [value]}, status=status)
+    data = data_of(page(Findings(load(studies.folder))))
+    diverged = dict.fromkeys(data["treatments"], 0)
+    for group in data["groups"]:
+        diverged[data["treatments"][group["treatment"]]] += group["diverged"]
+    assert diverged == {"none": 3, "batchnorm": 0}
+
+
 def test_what_went_wrong_is_on_it(studies: Studies) -> None:
     studies.add("none")
     studies.add("batchnorm")
