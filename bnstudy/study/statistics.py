@@ -81,21 +81,19 @@ class Pairs(NamedTuple):
     Attributes:
         treatment: Rows of `Study.results`, one a pair.
         baseline: Rows of `Study.results`, one a pair.
-        grid: The point of the grid that each pair is at.
         unpaired: How many runs of the treatment have no partner.
         identical: How many pairs there would be, were their runs not the same, digit for digit.
     """
 
     treatment: Indices
     baseline: Indices
-    grid: Indices
     unpaired: int
     identical: int = 0
 
 
 def pairs(study: Study, treatment: str, baseline: str) -> Pairs:
     """The pairs of runs of two treatments; none where they are identical (`Study.identical`)."""
-    results = study.results[["treatment", "pair", "grid"]].reset_index(names="row")
+    results = study.results[["treatment", "pair"]].reset_index(names="row")
     ours, theirs = (results[results["treatment"] == name] for name in (treatment, baseline))
     both = ours.merge(theirs, on="pair", suffixes=("", "_baseline")).sort_values("pair")
     unpaired, identical = len(ours) - len(both), 0
@@ -104,7 +102,6 @@ def pairs(study: Study, treatment: str, baseline: str) -> Pairs:
     return Pairs(
         both["row"].to_numpy(),
         both["row_baseline"].to_numpy(),
-        pd.factorize(both["grid"])[0],
         unpaired,
         identical,
     )

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from bnstudy.build import build
 from bnstudy.config import INITIALIZATIONS
+from bnstudy.metrics import METRICS
 from bnstudy.models import calibrated, initialize, torchvision_network
 from bnstudy.models.initialization import WEIGHTS, seeded
 from bnstudy.models.norm_layers import WeightStandardizedConv2d
@@ -143,13 +144,6 @@ def test_with_torchs_initialization_the_logits_are_small() -> None:
     assert losses["he"] > 2.5
 
 
-def soft_rank(activations: Tensor) -> float:
-    """tr(M)^2 / ||M||_F^2 of M = H H^T, not centred."""
-    h = activations.flatten(1).double()
-    gram = h @ h.T
-    return float(gram.trace() ** 2 / gram.square().sum())
-
-
 @pytest.mark.parametrize("scheme", ["he", "torch"])
 def test_batchnorm_keeps_the_rank_that_deep_plain_networks_lose(scheme: str) -> None:
     """Daneshmand et al. 2020, arXiv 2003.01652: at initialization, with depth."""
@@ -160,8 +154,7 @@ def test_batchnorm_keeps_the_rank_that_deep_plain_networks_lose(scheme: str) -> 
         model = network("plain", norm, 0, scheme, depth=32, width=1, input_shape=(1, 16, 16))
         with calibrated(model, [(images, labels)]):
             ranks[norm] = [
-                soft_rank(layer.activations)
-                for layer in capture(model, [(images, labels)], distances=False)
+                METRICS["soft_rank"](layer) for layer in capture(model, [(images, labels)])
             ]
     assert len(ranks["none"]) == 31
     assert ranks["none"][0] > 5
