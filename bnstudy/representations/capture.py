@@ -1,6 +1,5 @@
 """Reading the representations of a network's layers, within a budget of memory."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import give_back_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
-from bnstudy.representations.running_statistics import uncalibrated
 from bnstudy.representations.sums import (
     BLOCK,
     Activity,
@@ -81,13 +79,6 @@ def capture(
     """
     batches = batches if _has_length(batches) else list(batches)
     taps = Taps(model, layers, sites)
-    if names := list(uncalibrated(taps.model)):
-        warnings.warn(
-            f"{names[0]}{f' and {len(names) - 1} other layers' if names[1:] else ''}: the running "
-            "mean and variance are still 0 and 1, so that nothing is normalized in eval mode\n"
-            "Train the network first, or set them with bnstudy.recalibrate(network, batches)",
-            stacklevel=2,
-        )
     samples, first = _samples(batches)
     outputs, sizes = try_out(taps, first, channel_axis or {})
     apart = MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK

@@ -29,9 +29,7 @@ def uncalibrated(network: nn.Module) -> dict[str, _NormBase]:
         ['1']
     """
     return {
-        name: layer
-        for name, layer in with_running_statistics(network).items()
-        if _is_initial(layer)
+        name: layer for name, layer in with_running_statistics(network).items() if is_initial(layer)
     }
 
 
@@ -53,7 +51,8 @@ def initial_share(network: nn.Module, epochs: int) -> float:
     return max(shares, default=0.0)
 
 
-def _is_initial(layer: _NormBase) -> bool:
+def is_initial(layer: _NormBase) -> bool:
+    """Whether a layer's running mean and variance are the 0 and 1 of construction."""
     mean, variance = layer.running_mean, layer.running_var
     assert mean is not None
     assert variance is not None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnstudy.errors import UserError
 from bnstudy.representations.channels import ChannelAxes, function_name
+from bnstudy.representations.running_statistics import uncalibrated
 from bnstudy.representations.taps import (
     ACTIVATION_ADVICE,
     ACTIVATIONS,
@@ -55,7 +56,8 @@ def try_out(
     """Run a network on one sample, and settle which modules are read and how.
 
     A module that was chosen by its site and cannot be read is left out. That is reported, once for
-    each network, and so are activation functions that are not modules.
+    each network, and so are activation functions that are not modules. A warning names the
+    normalization layers whose running statistics are none yet.
 
     Args:
         taps: The modules that were chosen; those that cannot be read are removed from it, and the
@@ -87,6 +89,13 @@ def try_out(
                 stack.callback(handle.remove)
         with torch.no_grad(), trial:
             run(torch.cat([inputs[:1]] * SAMPLES))
+    if names := [name for name, at in uncalibrated(taps.model).items() if at in trial.called]:
+        warnings.warn(
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: the running mean and "
+            "variance are still 0 and 1, so that nothing is normalized in eval mode\n"
+            "Train the network first, or set them with bnstudy.recalibrate(network, batches)",
+            stacklevel=3,
+        )
     outputs = trial.settle()
     problems = "; ".join(trial.problems(outputs))
     if trial.reads_all_activations and (trial.functions or trial.lookalikes):
@@ -104,6 +113,7 @@ class _Trial(ChannelAxes):
 
     Attributes:
         names: By module, the name by which it is read.
+        called: Modules that the forward pass calls.
         sample_bytes: Size of every module's output, in bytes a sample.
         unreadable: By name of a module that is left out, why its output cannot be read.
         functions: By name, and class of the module that called it: how often an activation function
@@ -120,6 +130,7 @@ class _Trial(ChannelAxes):
         self.channel_axis = channel_axis
         names = {module: name for name, module in reversed(taps.modules.items())}
         self.names = names | {taps.modules[name]: name for name in taps.places}
+        self.called: set[nn.Module] = set()
         self.sample_bytes = [1]
         self.unreadable: dict[str, str] = {}
         self.functions: Counter[tuple[str, str]] = Counter()
@@ -160,6 +171,7 @@ class _Trial(ChannelAxes):
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Note what a linear layer reads: it may be the last one."""
         self._running.append(module)
+        self.called.add(module)
         if self._is_lookalike(module):
             self.lookalikes[self.names[module]] = type(module).__name__
         if FEATURES in self.sites and isinstance(module, nn.Linear) and inputs:

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import update_bn
 
 from bnstudy.models import calibrate, calibrated, recalibrate
 from bnstudy.models.batchnorm_parts import CenteringBatchNorm, FrozenBatchNorm
+from bnstudy.representations import capture
 from bnstudy.representations.running_statistics import (
     initial_share,
     uncalibrated,
@@ -99,6 +100,60 @@ def test_layers_without_running_statistics_are_left_alone() -> None:
     recalibrate(model, batches())
     model.append(nn.BatchNorm2d(4))
     assert list(with_running_statistics(model)) == ["3"]
+
+
+def test_instance_norm_averages_its_statistics_too() -> None:
+    model = nn.Sequential(nn.InstanceNorm2d(2, track_running_stats=True))
+    recalibrate(model, batches())
+    inputs = torch.cat([images for images, _ in batches()])
+    torch.testing.assert_close(model[0].running_mean, inputs.mean((0, 2, 3)))
+    torch.testing.assert_close(model[0].running_var, inputs.var((2, 3)).mean(0))
+
+
+class WithAuxiliaryBranch(nn.Module):
+    """Has a branch that is called in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.branch, self.act = nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(x))
+        return x + self.branch(x) if self.training else x
+
+
+def test_layers_that_are_not_called_keep_their_statistics() -> None:
+    model = WithAuxiliaryBranch()
+    model(batches()[0][0])
+    before = deepcopy(model.branch.state_dict())
+    recalibrate(model, batches())
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.branch.state_dict().items()
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_that_is_not_called_is_not_warned_of() -> None:
+    model = WithAuxiliaryBranch()
+    recalibrate(model, batches())
+    assert list(uncalibrated(model)) == ["branch"]
+    assert [layer.name for layer in capture(model, batches(), memory_budget=1)] == ["act"]
+
+
+def test_without_batches_statistics_are_kept() -> None:
+    model = network(nn.BatchNorm2d(5)).train()
+    model(batches()[0][0])
+    before = deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="batches"):
+        recalibrate(model, iter([]))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_inputs_that_are_integers_stay_integers() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.BatchNorm1d(12))
+    tokens = torch.randint(10, (20, 3), generator=torch.Generator().manual_seed(0))
+    recalibrate(model, [(tokens, torch.zeros(20))])
+    torch.testing.assert_close(model[2].running_mean, model[:2](tokens).mean(0))
 
 
 def test_only_statistics_that_no_batch_has_updated_are_calibrated() -> None:
