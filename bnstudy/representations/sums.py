@@ -238,6 +238,7 @@ class ClassSums(Sums):
         self.means_gram = self._zeros(count, count)
         self.mean_norms = self._zeros(count)
         self.mean_distances_squared = self._zeros(count, count)
+        self._means_apart = self._zeros(count, count)
         self.residuals_dot_mean = self._zeros(samples)
         self.means_dot_mean = self._zeros(count)
         self.mean_norm_squared = 0.0
@@ -304,6 +305,8 @@ class ClassSums(Sums):
         squares = self.means_gram.diagonal()
         rounding = ROUNDING * spread + 10 * torch.finfo(torch.float64).eps * squares
         apart = squares[:, None] + squares - 2 * self.means_gram
+        # What counts as 0 between class means may be much between samples near to each other.
+        self._means_apart = apart.clamp_min(0).fill_diagonal_(0)
         is_zero = apart <= rounding[:, None] + rounding
         self.mean_distances_squared = apart.masked_fill_(is_zero, 0).fill_diagonal_(0)
         is_zero = squares <= rounding + ROUNDING * spread.mean()
@@ -317,7 +320,7 @@ class ClassSums(Sums):
     def beyond(self) -> Tensor:
         """u_ib of the formula above: N x C, 0 where b is the sample's own class."""
         own = self.residuals_dot_means.gather(1, self.classes.index[:, None])
-        apart = self.mean_distances_squared[self.classes.index]
+        apart = self._means_apart[self.classes.index]
         return (2 * (own - self.residuals_dot_means) + apart / 2).to(self.dtype)
 
     @cached_property
@@ -334,7 +337,7 @@ class ClassSums(Sums):
     @cached_property
     def squared_distances_to_means(self) -> Tensor:
         """Of each sample to each class mean: float64, N x C."""
-        apart = self.mean_distances_squared[self.classes.index]
+        apart = self._means_apart[self.classes.index]
         norms = self.residual_norms_squared[:, None]
         return (norms + self.beyond.double() + apart / 2).clamp_min_(0)
 

@@ -107,6 +107,17 @@ def test_distances_of_a_cloud_far_from_zero() -> None:
     torch.testing.assert_close(squared.double(), expected, rtol=1e-3, atol=0)
 
 
+@READ
+def test_distances_within_far_modes_where_class_means_nearly_agree(read: Read) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mode = torch.arange(2).repeat(30)[:, None]
+    activations = torch.randn(60, 100, generator=generator) + 1e6 * mode
+    labels = torch.arange(3).repeat_interleave(20)  # as many of each mode
+    expected = squared_distances(activations.double(), activations.double())
+    ours = read(activations, labels).squared_distances.double()
+    torch.testing.assert_close(ours, expected, rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("num_classes", [1, 7])
 def test_class_sums_alone_are_those_of_a_pass_with_products(num_classes: int) -> None:
     activations, labels = sample(num_classes, 0.5, count=90)
