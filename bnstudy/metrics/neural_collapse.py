@@ -8,10 +8,10 @@ from torch import Tensor
 from bnstudy.metrics.class_clustering import MOTIONS
 from bnstudy.metrics.registry import NotApplicable, Undefined, metric
 from bnstudy.representations import Layer
-from bnstudy.representations.sums import ROUNDING, ClassSums
+from bnstudy.representations.sums import ClassSums
 
 RESOLUTION = 1e-13  # of the largest eigenvalue: below it, an eigenvalue of S_B is 0
-IN_FLOAT32 = 1e-7  # of it: below that, inner products in float32 are not exact enough
+MAX_ERROR = 1e-3  # what rounding in float32 may do to the residuals along S_B's axes
 PAPYAN = "Papyan, Han and Donoho 2020, doi 10.1073/pnas.2015509117"
 
 
@@ -37,26 +37,31 @@ def nc1(layer: Layer) -> float:
     within their span, so that C x C products are all it takes.
     """
     layer.shared(_norms)
-    values, along = _between(layer, layer.class_geometry)
-    if (values < IN_FLOAT32 * values[-1]).any():
-        values, along = _between(layer, layer.in_float64(ClassSums))
-    return float((along / values).square().sum(1).mean()) / layer.num_classes
+    trace, is_exact = _trace(layer, layer.class_geometry)
+    if not is_exact:
+        trace, _ = _trace(layer, layer.in_float64(ClassSums))
+    return trace / layer.num_classes
 
 
-def _between(layer: Layer, sums: ClassSums) -> tuple[Tensor, Tensor]:
-    """The eigenvalues of S_B that are not 0, the largest last; the residuals along its axes.
+def _trace(layer: Layer, sums: ClassSums) -> tuple[float, bool]:
+    """tr(S_W S_B^+), and whether rounding does not tell in it.
 
-    Returns:
-        float64, K; and with S_B = B^T B, B = sqrt(W) M, the residuals r as V^T B r with the
-        eigenvectors V of B B^T, so that tr(S_W S_B^+) is the mean over samples of
-        |V^T B r / eigenvalues|^2: float64, N x K.
+    With S_B = B^T B, B = sqrt(W) M, and the eigenvectors V and eigenvalues of B B^T, it is the mean
+    over samples of |V^T B r / eigenvalues|^2 with the residuals r, eigenvalues of 0 left out.
     """
     weights = (layer.class_sizes.double() / layer.num_samples).sqrt()
     values, vectors = torch.linalg.eigh(weights[:, None] * sums.means_gram * weights)
+    largest = float(values[-1])
     within = float(sums.residual_norms_squared.double().mean())
-    is_positive = values > max(RESOLUTION * float(values[-1]), ROUNDING * within)
-    vectors = vectors[:, is_positive]
-    return values[is_positive], (sums.residuals_dot_means * weights) @ vectors
+    # Class means are exact to about the resolution times the norms of what is averaged.
+    rounding = (10 * sums.resolution) ** 2 * (within + sums.mean_norm_squared)
+    is_positive = values > max(RESOLUTION * largest, rounding)
+    values, vectors = values[is_positive], vectors[:, is_positive]
+    along = (sums.residuals_dot_means * weights) @ vectors / values
+    trace = float(along.square().sum(1).mean())
+    error = float((sums.resolution / values).square().sum()) * within * largest
+    is_whole = len(values) == min(layer.num_classes - 1, layer.num_units)
+    return trace, is_whole and error <= MAX_ERROR**2 * trace
 
 
 @metric(

@@ -328,3 +328,16 @@ def test_differences_too_small_for_their_squares_are_no_distances() -> None:
     found = evaluate(METRICS.values(), Layer(x, turns(60, 3)))
     for name in ("silhouette", "knn_purity", "davies_bouldin", "participation_ratio"):
         assert "too small for float32" in str(found[name].reason)
+
+
+@READ
+@pytest.mark.parametrize("apart", [1e4, 3e4, 1e5])
+def test_class_means_that_differ_little_beside_far_modes(
+    apart: float, read: Callable[[Tensor, Tensor], Layer]
+) -> None:
+    labels = turns(260, 3)
+    x = normal(260, 10)
+    x[:, 0] = apart * torch.randint(2, (260,), generator=generator(1))
+    expected = nc1(x.double().numpy()[:, :, None], labels.numpy())
+    (found,) = evaluate([METRICS["nc1"]], read(x, labels)).values()
+    assert found.number == pytest.approx(expected, rel=2e-3)
