@@ -1,5 +1,6 @@
 """Records as tables, over studies with known numbers."""
 
+import itertools
 import json
 import math
 import shutil
@@ -287,6 +288,15 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
     assert "They are not compared" in page(findings)
     assert not any(name.startswith("effects") for name, _ in all_figures(findings))
     assert all("difference" not in text for _, text in latex_tables(findings))
+
+
+def test_norms_are_identical_also_where_both_runs_of_a_pair_diverged(studies: Studies) -> None:
+    for seed, norm in itertools.product(range(3), ("none", "batchnorm")):
+        value, status = (math.nan, "diverged") if seed == 2 else (0.1 * seed, "completed")
+        studies.add(norm, seed, layers={"silhouette": [value]}, loss=value, status=status)
+    study = load(studies.folder)
+    assert study.identical == {"batchnorm": "none"}
+    assert effects(study).empty
 
 
 def test_norms_that_differ_in_one_pair_are_compared(studies: Studies) -> None:
