@@ -95,6 +95,23 @@ def shared_columns(study: Study, keys: pd.DataFrame, runs: Indices) -> Mask:
     return (keys["layers"] == keys["site"].map(shared)).to_numpy(dtype=bool)
 
 
+def of_networks(study: Study, keys: pd.DataFrame) -> Mask:
+    """Which columns are of layers that a run's network has, or of all networks.
+
+    Args:
+        study: Study whose runs are comparable.
+        keys: Columns, of `all_columns`.
+
+    Returns:
+        Rows of `Study.results` x columns.
+    """
+    found = np.ones((len(study.results), len(keys)), dtype=bool)
+    counts = layer_counts(study)
+    for (site, count), columns in keys[keys["layers"] > 0].groupby(["site", "layers"]):
+        found[:, columns.index] = (counts[site] == count).to_numpy()[:, None]
+    return found
+
+
 @lru_cache(maxsize=2)
 def layer_counts(study: Study) -> pd.DataFrame:
     """How many layers each of `study.results` has at each site."""
