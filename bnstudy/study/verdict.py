@@ -162,15 +162,15 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
         low, high = (_number(end(row.difference for row in rows)) for end in (min, max))
         ends = f"is {low}" if low == high else f"ranges from {low} to {high}"
         yield (
-            f"{metric}: the difference {ends} in {_count(len(rows), 'layer')}, "
+            f"{metric}: the difference {ends} {_places(rows)}, "
             f"{_count(largest.n, 'pair')}, not tested."
         )
         return
     clear = [row for row in tested if row.low > 0 or row.high < 0]
     if not clear:
         yield (
-            f"{metric} does not differ significantly in any of {_count(len(rows), 'layer')}. The "
-            f"largest difference is in {largest.place}: {_difference(largest)}."
+            f"{metric} does not differ significantly {_places(rows, 'any of ')}. The largest "
+            f"difference is {_place(largest)}: {_difference(largest)}."
         )
         return
     for way, some in (
@@ -181,11 +181,25 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
             largest = max(some, key=lambda row: abs(row.difference))
             sure = sum(row.p_adjusted <= LEVEL for row in some)
             yield (
-                f"{metric} is {way} with {treatment} in {len(some)} of "
-                f"{_count(len(rows), 'layer')} ({', '.join(row.place for row in some)}) by single "
-                f"tests, in {sure or 'none'} after adjustment for {_count(largest.family, 'test')}."
-                f" The largest difference is in {largest.place}: {_difference(largest)}."
+                f"{metric} is {way} with {treatment} {_places(rows, f'{len(some)} of ')} "
+                f"({', '.join(row.place for row in some)}) by single tests, in {sure or 'none'} "
+                f"after adjustment for {_count(largest.family, 'test')}. The largest difference is "
+                f"{_place(largest)}: {_difference(largest)}."
             )
+
+
+def _noun(row: Any) -> str:
+    """What the place of a row is: networks of different depth share relative depths alone."""
+    return "layer" if row.layers > 0 else "relative depth"
+
+
+def _place(row: Any) -> str:
+    return f"{'in' if row.layers > 0 else 'at'} {row.place}"
+
+
+def _places(rows: Sequence[Any], some: str = "") -> str:
+    preposition = "in" if rows[0].layers > 0 else "at"
+    return f"{preposition} {some}{_count(len(rows), _noun(rows[0]))}"
 
 
 def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
@@ -206,8 +220,8 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
             yield (
                 f"Does {name} go with generalization? Over {row['n']} runs, {metric} goes with "
-                f"test accuracy most in {row['place']}, the strongest of "
-                f"{_count(len(table), 'layer')}: {_association(row, has_norms)}."
+                f"test accuracy most {_place(row)}, the strongest of "
+                f"{_count(len(table), _noun(row))}: {_association(row, has_norms)}."
             )
     if mediation.empty:
         yield "There are too few pairs to ask how much of an effect goes through a metric."

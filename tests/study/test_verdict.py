@@ -241,3 +241,16 @@ def test_shares_of_mediation_are_told_as_association(studies: Studies) -> None:
         "through sparsity (unit_sparsity) would go, each looked at alone: this is association"
         in text
     )
+
+
+def test_across_depths_it_is_of_relative_depths(studies: Studies) -> None:
+    generator = np.random.default_rng(4)
+    for seed, depth, norm in itertools.product(range(4), (2, 4), ("none", "batchnorm")):
+        values = generator.normal(size=depth) + 9 * (norm == "batchnorm")
+        layers = {"silhouette": values.tolist()}
+        accuracy = generator.uniform()
+        studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=accuracy)
+    text = told(studies)
+    assert "silhouette is higher with batchnorm at 5 of 5 relative depths (depth 0 %, " in text
+    assert "The largest difference is at depth " in text
+    assert "the strongest of 5 relative depths: " in text
