@@ -538,16 +538,18 @@ def _mark_duplicates(runs: pd.DataFrame, identities: Sequence[str]) -> None:
 def _mark_repetitions(runs: pd.DataFrame) -> None:
     """Find runs of a treatment whose numbers are another run's, digit for digit.
 
-    What they differ in, such as the seed, had no effect: they are one observation. Few numbers may
-    be equal by chance, accuracies above all.
+    What they differ in, such as the seed, had no effect: they are one observation. The one that
+    counts is the one with the most partners. Few numbers may be equal by chance, accuracies above
+    all.
     """
     numbers = _final_numbers(runs)
     if "train_loss" not in numbers:
         return
     counted = runs[runs["ended"] & runs["duplicate_of"].isna() & runs["train_loss"].notna()]
     keys = ["treatment", "comparable", *numbers]
-    equal = counted[counted.duplicated(keys, keep=False)]
-    ordered = equal.sort_values(["grid", "seed", "cell"], kind="stable")
+    partners = counted.groupby(["pair", "comparable"])["cell"].transform("size")
+    equal = counted.assign(partners=-partners)[counted.duplicated(keys, keep=False)]
+    ordered = equal.sort_values(["partners", "grid", "seed", "cell"], kind="stable")
     for _, same in ordered.groupby(keys, dropna=False, sort=False):
         first, *others = same.index
         paths = same["path"].astype(str)

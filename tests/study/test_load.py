@@ -257,6 +257,16 @@ def test_a_seed_without_effect_makes_no_other_observation(studies: Studies) -> N
     assert set(effects(study)["n"]) == {1}
 
 
+def test_of_repetitions_the_one_with_a_partner_counts(studies: Studies) -> None:
+    for norm, widths in (("none", (8, 16)), ("batchnorm", (8,))):  # the network ignores the width
+        for seed, width in itertools.product(range(3), widths):
+            value = seed + 0.5 * (norm == "none")
+            layers = {"silhouette": [value + 0.1 * layer for layer in range(25)]}
+            studies.add(norm, seed, f"model.width={width}", layers=layers, loss=value)
+    table = effects(load(studies.folder))
+    assert set(table["n"]) == {3}
+
+
 def test_few_numbers_that_are_equal_are_no_repetition(studies: Studies) -> None:
     for seed in range(6):
         studies.add("none", seed, layers={"silhouette": [0.1]}, loss=0.5)
