@@ -95,6 +95,23 @@ def shared_columns(study: Study, keys: pd.DataFrame, runs: Indices) -> Mask:
     return (keys["layers"] == keys["site"].map(shared)).to_numpy(dtype=bool)
 
 
+def of_networks(study: Study, keys: pd.DataFrame) -> Mask:
+    """Which columns are of layers that a run's network has, or of all networks.
+
+    Args:
+        study: Study whose runs are comparable.
+        keys: Columns, of `all_columns`.
+
+    Returns:
+        Rows of `Study.results` x columns.
+    """
+    found = np.ones((len(study.results), len(keys)), dtype=bool)
+    counts = layer_counts(study)
+    for (site, count), columns in keys[keys["layers"] > 0].groupby(["site", "layers"]):
+        found[:, columns.index] = (counts[site] == count).to_numpy()[:, None]
+    return found
+
+
 @lru_cache(maxsize=2)
 def layer_counts(study: Study) -> pd.DataFrame:
     """How many layers each of `study.results` has at each site."""
@@ -108,15 +125,22 @@ def layer_means(study: Study, metric: str) -> Numbers:
 
     Args:
         study: Study whose runs are comparable.
-        metric: Name of the metric; where it has no activations, the mean is over its other layers.
+        metric: Name of the metric; where it has no activations, the mean is over its other layers,
+            at the sites that all networks have.
     """
     keys, values = all_columns(study)
+    counts = layer_counts(study)
     chosen = keys[(keys["split"] == "train") & (keys["metric"] == metric)]
     chosen = chosen[of_activations(chosen) & (chosen["layers"] > 0)]
-    means = np.full(len(values), np.nan)
+    shared = [site for site in chosen["site"].unique() if (counts[site] > 0).all()]
+    chosen = chosen[chosen["site"].isin(shared)]
+    total, layers = np.zeros((2, len(values)))
     for (site, count), columns in chosen.groupby(["site", "layers"]):
-        runs = np.flatnonzero(layer_counts(study)[site] == count)
-        means[runs] = values[np.ix_(runs, columns.index.to_numpy(dtype=np.intp))].mean(axis=1)
+        runs = np.flatnonzero(counts[site] == count)
+        total[runs] += values[np.ix_(runs, columns.index.to_numpy(dtype=np.intp))].sum(axis=1)
+        layers[runs] += len(columns)
+    with np.errstate(invalid="ignore"):
+        means: Numbers = total / layers
     return means
 
 
@@ -193,13 +217,12 @@ def _networks(study: Study) -> pd.DataFrame:
         for cell, network in study.connection.execute(listed).fetchall()
     }
     runs = study.results[["cell", "treatment"]].reset_index(names="run")
-    order = runs["treatment"].map(study.treatments.index).sort_values(kind="stable").index
+    order = runs["treatment"].map(study.treatments.index).to_numpy().argsort(kind="stable")
     numbers: dict[Any, int] = {}
-    runs["network"] = 0
-    for run in order:
-        network = layers.get(runs.at[run, "cell"], ())
-        runs.at[run, "network"] = numbers.setdefault(network, len(numbers))
-    return runs.drop(columns="treatment")
+    networks = np.zeros(len(runs), dtype=np.intp)
+    for run, cell in zip(order, runs["cell"].iloc[order], strict=True):
+        networks[run] = numbers.setdefault(layers.get(cell, ()), len(numbers))
+    return runs.drop(columns="treatment").assign(network=networks)
 
 
 def _names(measured: pd.DataFrame) -> pd.Series:

@@ -294,26 +294,29 @@ class Study:
         """Treatments all of whose pairs with an earlier treatment are the same, digit for digit.
 
         By treatment, the first one that it is the same as. Such runs say nothing of the treatment:
-        the network seems to ignore it. Only runs whose loss is known are looked at: other numbers
+        the network seems to ignore it. The loss of at least one pair must be known: other numbers
         are equal by chance.
         """
-        results = self.results
+        numbers = _final_numbers(self.runs)
         found: dict[str, str] = {}
-        for treatment in self.treatments:
-            for earlier in self.treatments[: self.treatments.index(treatment)]:
+        if "train_loss" not in numbers:
+            return found
+        treatments = self.treatments
+        results = self.results[["treatment", "pair", "path", *numbers]]
+        for treatment in treatments:
+            for earlier in treatments[: treatments.index(treatment)]:
                 one, other = (
                     results[results["treatment"] == name] for name in (earlier, treatment)
                 )
                 pairs = one.merge(other, on="pair", suffixes=("", "_other"))
-                numbers = _final_numbers(one)
                 ours = pairs[numbers].to_numpy(float)
                 theirs = pairs[[f"{name}_other" for name in numbers]].to_numpy(float)
+                is_known = pairs["train_loss"].notna()  # unless both runs diverged
                 if (
-                    "train_loss" in numbers
-                    and pairs["train_loss"].notna().any()
+                    is_known.any()
                     and earlier not in found
                     and np.array_equal(ours, theirs, equal_nan=True)
-                    and all(map(_are_identical, pairs["path"], pairs["path_other"]))
+                    and all(map(_are_identical, pairs["path"], pairs["path_other"], is_known))
                 ):
                     found[treatment] = earlier
                     break
@@ -524,8 +527,10 @@ def _mark_duplicates(runs: pd.DataFrame, identities: Sequence[str]) -> None:
         }
     ).sort_values(["ended", "completed", "named", "cell"])
     ordered = runs.loc[order.index]
+    keys = ["treatment", "pair", "comparable"]
     known = ordered[ordered["comparable"] != ""]
-    for _, same in known.groupby(["treatment", "pair", "comparable"], sort=False):
+    known = known[known.duplicated(keys, keep=False)]  # most runs have no duplicate
+    for _, same in known.groupby(keys, sort=False):
         first, *others = same.index
         _mark(runs, others, first, "the same run as {}, which counts in its place")
 
@@ -533,15 +538,19 @@ def _mark_duplicates(runs: pd.DataFrame, identities: Sequence[str]) -> None:
 def _mark_repetitions(runs: pd.DataFrame) -> None:
     """Find runs of a treatment whose numbers are another run's, digit for digit.
 
-    What they differ in, such as the seed, had no effect: they are one observation. Few numbers may
-    be equal by chance, accuracies above all.
+    What they differ in, such as the seed, had no effect: they are one observation. The one that
+    counts is the one with the most partners. Few numbers may be equal by chance, accuracies above
+    all.
     """
     numbers = _final_numbers(runs)
     if "train_loss" not in numbers:
         return
     counted = runs[runs["ended"] & runs["duplicate_of"].isna() & runs["train_loss"].notna()]
-    ordered = counted.sort_values(["grid", "seed", "cell"], kind="stable")
-    for _, same in ordered.groupby(["treatment", "comparable", *numbers], dropna=False, sort=False):
+    keys = ["treatment", "comparable", *numbers]
+    partners = counted.groupby(["pair", "comparable"])["cell"].transform("size")
+    equal = counted.assign(partners=-partners)[counted.duplicated(keys, keep=False)]
+    ordered = equal.sort_values(["partners", "grid", "seed", "cell"], kind="stable")
+    for _, same in ordered.groupby(keys, dropna=False, sort=False):
         first, *others = same.index
         paths = same["path"].astype(str)
         repeated = [

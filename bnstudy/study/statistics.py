@@ -29,7 +29,7 @@ from bnstudy.study.inference import (
     rank_biserial,
     spread,
 )
-from bnstudy.study.layers import Mask, all_columns, shared_columns, wide
+from bnstudy.study.layers import Mask, all_columns, of_networks, shared_columns, wide
 from bnstudy.study.load import Study
 
 MAX_PAIRS_EXACT_OVER_EPOCHS = 12  # of the many intervals over epochs, so that they take seconds
@@ -119,7 +119,7 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
     Returns:
         One row a comparison: `by`, treatment, baseline, split, metric, layers, place, place_index,
         site (the layers are those of all runs at the point, of `shared_columns`); n, the pairs;
-        undefined, the pairs left out because one of their runs has no value; diverged,
+        undefined, the pairs left out because a run of theirs has no value; diverged,
         the pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
         difference, with low, high, p, smallest_p and test of `paired_test`; p_adjusted, for all
         tests of a family: all treatments, metrics and layers of one split, or all those of the
@@ -185,14 +185,14 @@ def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
 
 
 def _compare(ours: Numbers, theirs: Numbers, differences: Numbers) -> pd.DataFrame:
-    is_measured = ~(np.isnan(ours) & np.isnan(theirs))
+    is_measured = ~(np.isnan(ours) & np.isnan(theirs)).all(axis=0)
     known = np.isfinite(differences)
     found = paired_test(differences, noise=noise_of(ours, theirs))
     is_enough = found.n >= MIN_PAIRS
     return pd.DataFrame(
         {
             "n": found.n,
-            "undefined": (is_measured & ~known).sum(axis=0),
+            "undefined": np.where(is_measured, len(known) - found.n, 0),
             "baseline_mean": mean(np.where(known, theirs, np.nan)),
             "treatment_mean": mean(np.where(known, ours, np.nan)),
             "difference": found.difference,
@@ -258,6 +258,7 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
     baseline = study.baseline(baseline)
     keys, values = all_columns(study, every_epoch=True)
     is_diverged = study.results["status"].to_numpy() == "diverged"
+    has_layers = of_networks(study, keys)
     tables = []
     for treatment in study.treatments:
         if treatment == baseline:
@@ -272,13 +273,14 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
             num_flips=NUM_FLIPS_OVER_EPOCHS,
         )
         lost = is_diverged[matched.treatment] | is_diverged[matched.baseline]
+        own = has_layers[matched.treatment] | has_layers[matched.baseline]
         tables.append(
             keys.assign(
                 treatment=treatment,
                 baseline=baseline,
                 n=found.n,
-                undefined=len(differences) - found.n,
-                diverged=lost.sum(),
+                undefined=own.sum(axis=0) - found.n,
+                diverged=(own & lost[:, None]).sum(axis=0),
                 difference=found.difference,
                 low=found.low,
                 high=found.high,

@@ -86,8 +86,8 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
         return
     if n == 0:
         yield (
-            f"No run of {treatment} is paired with one of {baseline}: they differ in more than "
-            "that, so that nothing is compared."
+            f"No run of {treatment} is paired with one of {baseline}, so nothing is compared: "
+            "runs of a pair share everything but norm and regularizer."
         )
         return
     rows = study.results.loc[matched.treatment]
@@ -102,6 +102,12 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
     )
     if few := few_pairs(n, points):
         yield few
+    elif (table["test"] == STUDENT_T).any():  # other pairs have no value
+        yield (
+            f"Where fewer than {MIN_PAIRS_TO_FLIP} pairs have a value, intervals and p are those "
+            "of Student's t-test, which assumes normally distributed differences; an exact test "
+            f"needs at least {MIN_PAIRS_TO_FLIP} pairs with a value."
+        )
     accuracy = list(_rows(table, split="test", metric="accuracy", place_index=0))
     for row in accuracy:
         yield (
@@ -156,15 +162,15 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
         low, high = (_number(end(row.difference for row in rows)) for end in (min, max))
         ends = f"is {low}" if low == high else f"ranges from {low} to {high}"
         yield (
-            f"{metric}: the difference {ends} in {_count(len(rows), 'layer')}, "
+            f"{metric}: the difference {ends} {_places(rows)}, "
             f"{_count(largest.n, 'pair')}, not tested."
         )
         return
     clear = [row for row in tested if row.low > 0 or row.high < 0]
     if not clear:
         yield (
-            f"{metric} does not differ significantly in any of {_count(len(rows), 'layer')}. The "
-            f"largest difference is in {largest.place}: {_difference(largest)}."
+            f"{metric} does not differ significantly {_places(rows, 'any of ')}. The largest "
+            f"difference is {_place(largest)}: {_difference(largest)}."
         )
         return
     for way, some in (
@@ -175,11 +181,25 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
             largest = max(some, key=lambda row: abs(row.difference))
             sure = sum(row.p_adjusted <= LEVEL for row in some)
             yield (
-                f"{metric} is {way} with {treatment} in {len(some)} of "
-                f"{_count(len(rows), 'layer')} ({', '.join(row.place for row in some)}) by single "
-                f"tests, in {sure or 'none'} after adjustment for {_count(largest.family, 'test')}."
-                f" The largest difference is in {largest.place}: {_difference(largest)}."
+                f"{metric} is {way} with {treatment} {_places(rows, f'{len(some)} of ')} "
+                f"({', '.join(row.place for row in some)}) by single tests, in {sure or 'none'} "
+                f"after adjustment for {_count(largest.family, 'test')}. The largest difference is "
+                f"{_place(largest)}: {_difference(largest)}."
             )
+
+
+def _noun(row: Any) -> str:
+    """What the place of a row is: networks of different depth share relative depths alone."""
+    return "layer" if row.layers > 0 else "relative depth"
+
+
+def _place(row: Any) -> str:
+    return f"{'in' if row.layers > 0 else 'at'} {row.place}"
+
+
+def _places(rows: Sequence[Any], some: str = "") -> str:
+    preposition = "in" if rows[0].layers > 0 else "at"
+    return f"{preposition} {some}{_count(len(rows), _noun(rows[0]))}"
 
 
 def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
@@ -193,14 +213,15 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
             f"both; there {'is' if accuracy['n'].max() == 1 else 'are'} {accuracy['n'].max()}."
         )
     accuracy = accuracy.dropna(subset="granulated")
+    has_norms = len(study.treatments) - len(study.identical) > 1  # as an axis
     for name, metric in mediators(study).items():
         table = accuracy[accuracy["metric"] == metric]
         if not table.empty:
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
             yield (
                 f"Does {name} go with generalization? Over {row['n']} runs, {metric} goes with "
-                f"test accuracy most in {row['place']}, the strongest of "
-                f"{_count(len(table), 'layer')}: {_association(row)}."
+                f"test accuracy most {_place(row)}, the strongest of "
+                f"{_count(len(table), _noun(row))}: {_association(row, has_norms)}."
             )
     if mediation.empty:
         yield "There are too few pairs to ask how much of an effect goes through a metric."
@@ -228,10 +249,10 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
         )
 
 
-def _association(row: Any) -> str:
+def _association(row: Any, has_norms: bool) -> str:
     """Coefficients of a metric with test accuracy, those that are defined."""
     ends = _interval(row["granulated_low"], row["granulated_high"], ".2f") or " (no interval)"
-    alone = ", of norms alone" if row["axes"] == 1 else ""
+    alone = ", of norms alone" if has_norms and row["axes"] == 1 else ""
     parts = [f"granulated Kendall {row['granulated']:+.2f}{ends}{alone}"]
     if math.isfinite(row["tau"]):
         parts.append(f"tau {row['tau']:+.2f}")
@@ -285,7 +306,8 @@ def _difference(row: Any) -> str:
     text = f"{_number(row.difference)}{_interval(row.low, row.high, '.3g')}"
     n = _count(row.n, "pair")
     if math.isnan(row.p):
-        return f"{text}, {n}{undefined}, not tested"
+        equal = ", all equal" if row.n >= MIN_PAIRS else ""  # of which no spread can be estimated
+        return f"{text}, {n}{undefined}{equal}, not tested"
     test = f", {STUDENT_T}" if row.test == STUDENT_T else ""
     adjusted = "" if math.isnan(row.p_adjusted) else f", adjusted {row.p_adjusted:.3g}"
     return f"{text}, {n}{undefined}, p = {row.p:.3g}{adjusted}{test}"

@@ -120,7 +120,7 @@ def test_curves_are_of_layers_and_of_relative_depths(planted: Studies) -> None:
     found = curves(load(planted.folder)).query("metric == 'unit_sparsity'")
     of_layers = found[found["layers"] == 4].set_index("place")
     assert of_layers.loc["block04", "difference"] == pytest.approx(-0.4)
-    assert of_layers.loc["block04", "n"] == 3
+    assert of_layers.loc["block04", ["n", "undefined"]].tolist() == [3, 0]
     across = found[found["layers"] == 0].set_index("place")
     assert across.loc["depth 100 %", "difference"] == pytest.approx(-0.2)
     assert across.loc["depth 100 %", "n"] == 6
@@ -153,3 +153,17 @@ def test_what_is_written_of_each_depth_has_its_layers(planted: Studies) -> None:
     assert "block04" in written["layers-unit_sparsity-depth4"]
     assert "networks of depth 4" in written["layers-unit_sparsity-depth4"]
     assert "block" not in written["layers-unit_sparsity"]
+
+
+def test_without_activations_means_are_over_the_sites_that_all_networks_have(
+    studies: Studies,
+) -> None:
+    sites = {"none": ("conv", "features"), "batchnorm": ("conv", "features", "norm")}
+    values = {"conv": 0.2, "features": 0.6, "norm": 5.0}
+    for seed, norm in itertools.product(range(3), sites):
+        studies.add(norm, seed).add_rows(
+            Row(5, 9, "train", number, f"block{number}", site, "silhouette", values[site], None)
+            for number, site in enumerate(sites[norm])
+        )
+    means = layer_means(load(studies.folder), "silhouette")
+    assert means.tolist() == pytest.approx([0.4] * 6)

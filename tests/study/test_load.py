@@ -1,5 +1,6 @@
 """Records as tables, over studies with known numbers."""
 
+import itertools
 import json
 import math
 import shutil
@@ -256,6 +257,16 @@ def test_a_seed_without_effect_makes_no_other_observation(studies: Studies) -> N
     assert set(effects(study)["n"]) == {1}
 
 
+def test_of_repetitions_the_one_with_a_partner_counts(studies: Studies) -> None:
+    for norm, widths in (("none", (8, 16)), ("batchnorm", (8,))):  # the network ignores the width
+        for seed, width in itertools.product(range(3), widths):
+            value = seed + 0.5 * (norm == "none")
+            layers = {"silhouette": [value + 0.1 * layer for layer in range(25)]}
+            studies.add(norm, seed, f"model.width={width}", layers=layers, loss=value)
+    table = effects(load(studies.folder))
+    assert set(table["n"]) == {3}
+
+
 def test_few_numbers_that_are_equal_are_no_repetition(studies: Studies) -> None:
     for seed in range(6):
         studies.add("none", seed, layers={"silhouette": [0.1]}, loss=0.5)
@@ -287,6 +298,15 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
     assert "They are not compared" in page(findings)
     assert not any(name.startswith("effects") for name, _ in all_figures(findings))
     assert all("difference" not in text for _, text in latex_tables(findings))
+
+
+def test_norms_are_identical_also_where_both_runs_of_a_pair_diverged(studies: Studies) -> None:
+    for seed, norm in itertools.product(range(3), ("none", "batchnorm")):
+        value, status = (math.nan, "diverged") if seed == 2 else (0.1 * seed, "completed")
+        studies.add(norm, seed, layers={"silhouette": [value]}, loss=value, status=status)
+    study = load(studies.folder)
+    assert study.identical == {"batchnorm": "none"}
+    assert effects(study).empty
 
 
 def test_norms_that_differ_in_one_pair_are_compared(studies: Studies) -> None:

@@ -173,6 +173,15 @@ def test_diverged_and_missing_runs_are_counted(studies: Studies) -> None:
     assert pairs(study, "batchnorm", "none").unpaired == 1
 
 
+def test_a_pair_whose_runs_both_have_no_value_is_counted(studies: Studies) -> None:
+    for seed in range(4):
+        value, status = (math.nan, "diverged") if seed == 3 else (0.1 * seed, "completed")
+        studies.add("none", seed, layers={"silhouette": [value]}, status=status)
+        studies.add("batchnorm", seed, layers={"silhouette": [2 * value]}, status=status)
+    row = effects(load(studies.folder)).set_index("metric").loc["silhouette"]
+    assert (row["n"], row["undefined"], row["diverged"]) == (3, 1, 1)
+
+
 def test_a_treatment_without_any_value_has_averages_of_no_run(studies: Studies) -> None:
     for seed in range(3):
         studies.add("batchnorm", seed, layers={"silhouette": [0.1]})

@@ -57,6 +57,20 @@ def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
     )
 
 
+def test_pairs_without_a_value_may_leave_too_few_for_an_exact_test(studies: Studies) -> None:
+    generator = np.random.default_rng(3)
+    for seed, norm in itertools.product(range(7), ("none", "batchnorm")):
+        diverged = norm == "none" and seed > 3
+        value = float("nan") if diverged else generator.normal()
+        status = "diverged" if diverged else "completed"
+        accuracy = 0.1 if diverged else generator.uniform()
+        layers = {"silhouette": [value]}
+        studies.add(norm, seed, layers=layers, accuracy=accuracy, status=status)
+    text = told(studies)
+    assert "4 pairs, 3 undefined, p = " in text
+    assert "Where fewer than 6 pairs have a value, intervals and p are those of Student's" in text
+
+
 @pytest.mark.parametrize(("seeds", "more"), [(1, "5 seeds"), (2, "4 seeds")])
 def test_of_one_or_two_pairs_nothing_is_claimed(studies: Studies, seeds: int, more: str) -> None:
     add_pairs(studies, seeds, effect=-0.3)
@@ -173,6 +187,24 @@ def test_what_went_wrong_is_told(studies: Studies) -> None:
     assert "1 of 6 runs, without results" in text
 
 
+def test_of_equal_differences_it_is_told_why_nothing_is_tested(studies: Studies) -> None:
+    for seed, right in enumerate((970, 979, 973, 967)):
+        studies.add("none", seed, accuracy=right / 1000)
+        studies.add("batchnorm", seed, accuracy=(right + 2) / 1000)
+    assert "+0.002, 4 pairs, all equal, not tested." in told(studies)
+
+
+def test_of_identical_norms_associations_are_over_the_grid(studies: Studies) -> None:
+    for seed, rate, norm in itertools.product(range(3), (0.1, 0.01), ("none", "batchnorm")):
+        value = 0.1 * seed + rate
+        layers = {"silhouette": [value]}
+        studies.add(norm, seed, f"optim.lr={rate}", layers=layers, accuracy=value, loss=value)
+    text = told(studies)
+    assert "the network seems to ignore norm" in text
+    assert "granulated Kendall +1.00" in text
+    assert "of norms alone" not in text
+
+
 @pytest.mark.parametrize("norm", ["none", "batchnorm"])
 def test_one_treatment_alone_is_compared_with_nothing(studies: Studies, norm: str) -> None:
     studies.add(norm, layers={"unit_sparsity": [0.1]})
@@ -209,3 +241,16 @@ def test_shares_of_mediation_are_told_as_association(studies: Studies) -> None:
         "through sparsity (unit_sparsity) would go, each looked at alone: this is association"
         in text
     )
+
+
+def test_across_depths_it_is_of_relative_depths(studies: Studies) -> None:
+    generator = np.random.default_rng(4)
+    for seed, depth, norm in itertools.product(range(4), (2, 4), ("none", "batchnorm")):
+        values = generator.normal(size=depth) + 9 * (norm == "batchnorm")
+        layers = {"silhouette": values.tolist()}
+        accuracy = generator.uniform()
+        studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=accuracy)
+    text = told(studies)
+    assert "silhouette is higher with batchnorm at 5 of 5 relative depths (depth 0 %, " in text
+    assert "The largest difference is at depth " in text
+    assert "the strongest of 5 relative depths: " in text
