@@ -19,7 +19,6 @@ from bnstudy.errors import UserError
 from bnstudy.terminal import console
 
 GREY = {"1", "L", "LA"}
-MAX_12_BIT = 4095
 
 
 class Decoded(NamedTuple):
@@ -40,9 +39,10 @@ class ImageFolder(ImageDataModule):
 
     Grey images give one channel, if all are grey; otherwise there are three. Images of another size
     are resized to `image_size`, or to the size of the first training image. Grey images of 16 bits
-    become 8 bits by one factor for the whole data set: 65535 is white or, where no value is above
-    4095, as in 12-bit data, 4095. The first use decodes every file, with a progress bar, reports
-    what was ignored, and keeps a copy in `cache`, used until a file changes.
+    become 8 bits by one factor for the whole data set, the power of 2 that its largest value needs:
+    65535 becomes 255 or, where no value is above 4095, as in 12-bit data, 4095 does. The first use
+    decodes every file, with a progress bar, reports what was ignored, and keeps a copy in `cache`,
+    used until a file changes.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class ImageFolder(ImageDataModule):
         largest = max((one.largest for one in decoded if one.largest is not None), default=None)
         if largest is None:
             return [one.pixels for one in decoded]
-        bits = 12 if largest <= MAX_12_BIT else 16
+        bits = max(8, largest.bit_length())
         console.print(
             f"data.root={self.root}: 16-bit images, values up to {largest}, "
             f"divided by {1 << (bits - 8)} (as {bits}-bit data)"

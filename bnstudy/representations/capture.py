@@ -246,9 +246,9 @@ def _hold(
 
     with torch.no_grad(), network.taps.hooked(keep) as run:
         for inputs, labels in network.batches:
+            checksums.append(_checksums(inputs))  # first: a network may change its input in place
             output = run(inputs)
             all_labels.append(labels.to(next(iter(held.values())).buffer.device))
-            checksums.append(_checksums(inputs))
             if is_logits(output, labels):
                 logits.append(output)
     if len(logits) == len(all_labels):

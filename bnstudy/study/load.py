@@ -384,7 +384,7 @@ def load(folder: Path | str) -> Study:
     redefined = {metric for metric, found in directions.items() if len(found) > 1}
     runs = pd.DataFrame([_row(run, design, redefined) for run in read])
     runs["pair"] = pd.factorize(runs["pair"])[0]
-    _mark_duplicates(runs, [run.identity for run in read])
+    _mark_duplicates(runs, [run.own_name for run in read])
     _mark_repetitions(runs)
     parts = runs.loc[runs["ended"], "comparable"].value_counts().index
     runs["part"] = parts.get_indexer(runs["comparable"]).clip(min=0)
@@ -436,7 +436,7 @@ class _Run(NamedTuple):
         directions: Of its metrics.
         settings: As in `Study`.
         other_versions: As in `Study`.
-        identity: SHA-256 that its record has.
+        own_name: Name of the folder that it was trained in; a copy lies in another one.
     """
 
     facts: dict[str, Any]
@@ -444,7 +444,7 @@ class _Run(NamedTuple):
     directions: dict[str, str | None]
     settings: dict[str, Any]
     other_versions: list[dict[str, Any]]
-    identity: str
+    own_name: str
 
 
 def _read(folder: Path) -> _Run:
@@ -497,7 +497,9 @@ def _read(folder: Path) -> _Run:
     for key in EXECUTION:
         group, _, name = key.partition(".")
         settings[key] = whole["config"][group].get(name)
-    return _Run(facts, config, whole.get("metrics", {}), settings, others, whole["identity"])
+    return _Run(
+        facts, config, whole.get("metrics", {}), settings, others, whole.get("cell", folder.name)
+    )
 
 
 def _left_out(rows: Mapping[str, Any]) -> str:
@@ -507,25 +509,22 @@ def _left_out(rows: Mapping[str, Any]) -> str:
     return f"left out, as measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
 
 
-def _mark_duplicates(runs: pd.DataFrame, identities: Sequence[str]) -> None:
+def _mark_duplicates(runs: pd.DataFrame, own_names: Sequence[str]) -> None:
     """Find copies of a run, and runs that were trained again in another folder.
 
     Of several runs with the same configuration and seed, on the same data, the one that counts has
-    ended, or completed rather than diverged; then it is the one whose folder has the name that its
-    identity gives it; then the first one by name.
+    ended, or completed rather than diverged; then it is the one that lies in the folder that it was
+    trained in; then the first one by name.
     """
     runs["duplicate_of"] = None
     order = pd.DataFrame(
         {
             "ended": ~runs["ended"],
             "completed": runs["status"] != "completed",
-            "named": [
-                not cell.endswith(identity[:8])
-                for cell, identity in zip(runs["cell"], identities, strict=True)
-            ],
+            "copied": runs["cell"] != own_names,
             "cell": runs["cell"],
         }
-    ).sort_values(["ended", "completed", "named", "cell"])
+    ).sort_values(["ended", "completed", "copied", "cell"])
     ordered = runs.loc[order.index]
     keys = ["treatment", "pair", "comparable"]
     known = ordered[ordered["comparable"] != ""]

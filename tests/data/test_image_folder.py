@@ -117,6 +117,13 @@ def test_data_of_12_bits_use_the_whole_range(tmp_path: Path, capsys: Any) -> Non
     assert "values up to 4095, divided by 16" in capsys.readouterr().out
 
 
+def test_data_of_8_bits_in_images_of_16_stay_what_they_are(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "i" / split / "a" / "0.png", np.array([[0, 1], [200, 255]]))
+    data = load(tmp_path / "i")
+    assert data.data.images["train"].flatten().tolist() == [0, 1, 200, 255]
+
+
 def test_a_pgm_states_its_range(tmp_path: Path) -> None:
     for split in ("train", "test"):
         path = tmp_path / "i" / split / "a" / "0.pgm"

@@ -230,10 +230,10 @@ def test_copies_of_runs_count_once(pair: Studies) -> None:
 
 def test_of_the_same_run_the_finished_one_in_its_own_folder_counts(studies: Studies) -> None:
     record = studies.add("none", 0)
-    other = copy(record.folder, f"a-{record.description['id']}")
     copy(record.folder, "a")
-    assert load(studies.folder).results["cell"].tolist() == [other.name]
-    (other / "metrics.parquet").unlink()
+    copy(record.folder, f"a-{record.folder.name}")
+    assert load(studies.folder).results["cell"].tolist() == [record.folder.name]
+    (record.folder / "metrics.parquet").unlink()
     study = load(studies.folder)
     assert study.results["cell"].tolist() == ["a"]
     assert "not there, or damaged; the same run as a" in " ".join(study.runs["remark"].dropna())
