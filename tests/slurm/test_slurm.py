@@ -162,7 +162,7 @@ def test_a_sweep_goes_through_whatever_happens(
         assert first["status"] == "interrupted"
         assert others
         assert others[-1]["status"] == "completed"
-        assert others[-1]["resumed_from_epoch"] > 1
+        assert others[-1]["resumed_from_epoch"] >= 1  # killed between a part and its checkpoint
 
     again = command_line(*run, "hydra/launcher=slurm", "-m")
     assert again.returncode == 0

@@ -21,6 +21,8 @@ from tests.study.test_page import MARKUP
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 RUN = (*SMALL, "metrics=fast", "norm=batchnorm,none", "model.depth=2,4", "optim.lr=0.02,0.05")
 
+expect.set_options(timeout=30_000)  # drawing takes seconds where others work beside it
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
