@@ -229,7 +229,7 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
     try:
         pages = current_pages(study) if is_report(page) else [page]
     except UserError as error:
-        console.print(f"{page}: not uploaded; {str(error).splitlines()[0]}")
+        console.print(f"{page}: not uploaded; {first_line(error)}")
         return
     content = hashlib.sha256(b"".join(path.read_bytes() for path in pages)).hexdigest()
     entity, name = project.split("/")

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bnstudy import __version__
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.files import replacing
 from bnstudy.runs.environment import VERSION, comparable_version
 from bnstudy.runs.identity import identity
@@ -598,7 +598,7 @@ def read_maps(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]})\n{again}") from error
+        raise UserError(f"{path} is damaged ({first_line(error)})\n{again}") from error
     if not table.schema.equals(MAPS_SCHEMA):
         raise UserError(f"{path} has other columns than this version's\n{again}")
     return table
@@ -611,7 +611,7 @@ def _damage(table: Path) -> str | None:
     except FileNotFoundError:
         return "it is not there"
     except (OSError, pa.ArrowException) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None if schema.equals(SCHEMA) else "it has other columns"
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from bnstudy.config import OF_EACH_NORM
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.runs.identity import ADDED, essence
 from bnstudy.runs.record import Record
 
@@ -452,7 +452,7 @@ def _read(folder: Path) -> _Run:
         record = Record.read(folder)
         config = ADDED_TO_ALL | essence(record.description["config"])
     except (UserError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
         return _Run(facts, {}, {}, {}, [], "")
     whole = record.description

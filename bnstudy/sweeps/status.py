@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.runs.lease import STALE_AFTER, is_known_alive, lease_of
 from bnstudy.runs.record import Record
 from bnstudy.sweeps.estimate import Timing, epochs_recorded, kind, told
@@ -121,7 +121,7 @@ class StudyStatus:
 
 def _cell(folder: Path, record: Record | UserError) -> CellStatus:
     if isinstance(record, UserError):
-        return CellStatus(folder.name, "damaged", 0, 0, "", error=str(record).splitlines()[0])
+        return CellStatus(folder.name, "damaged", 0, 0, "", error=first_line(record))
     description = record.description
     attempts = description["attempts"]
     last = attempts[-1] if attempts else {}
