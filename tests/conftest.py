@@ -42,6 +42,11 @@ SMALL = (
 )
 
 
+# Training that is not finite from the second step on, whatever the network and the machine:
+# weight decay multiplies every weight by -1e20, also those of a unit that no longer fires.
+DIVERGING = ("optim.lr=1e20", "optim.weight_decay=1")
+
+
 @dataclass(frozen=True)
 class Result:
     """What a command did."""

@@ -18,7 +18,7 @@ import torch
 
 from bnstudy import measure
 from bnstudy.runs.record import SCHEMA
-from tests.conftest import SMALL, CommandLine, description, only_cell
+from tests.conftest import DIVERGING, SMALL, CommandLine, description, only_cell
 
 KEPT = Path(__file__).parent / "records" / "kept"
 
@@ -201,7 +201,7 @@ def test_an_interrupted_run_of_version_0_1_goes_on(
 
 @pytest.mark.filterwarnings("ignore:block01 at epoch 1. an activation is not finite")
 def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -> None:
-    result = command_line("norm=none", "optim.lr=1e12", *SMALL)
+    result = command_line("norm=none", *DIVERGING, *SMALL)
     assert result.returncode == 0, result.stderr
     cell = only_cell(tmp_path / "multirun")
     assert description(cell)["status"] == "diverged"
@@ -214,14 +214,17 @@ def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -
     assert all(math.isnan(row["value"]) for row in losses)
     accuracies = [row for row in rows if row["metric"] == "accuracy" and row["epoch"] == 2]
     assert [row["value"] for row in accuracies] == [0, 0]  # not the share of class 0
-    assert "diverged, test accuracy" in command_line("norm=none", "optim.lr=1e12", *SMALL).stdout
+    assert "diverged, test accuracy" in command_line("norm=none", *DIVERGING, *SMALL).stdout
 
 
 def test_weights_that_the_last_step_blew_up_are_a_divergence(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     arguments = (*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "metrics=none")
-    assert command_line(*arguments, "norm=none", "optim.lr=1e30").returncode == 0
+    assert (
+        command_line(*arguments, "norm=none", "optim.lr=1e38", "optim.weight_decay=1e6").returncode
+        == 0
+    )
     assert description(only_cell(tmp_path / "multirun"))["status"] == "diverged"
 
 

@@ -99,10 +99,12 @@ def train(
     *callbacks: L.Callback,
     epochs: int = 2,
     lr: float = 0.1,
+    weight_decay: float = 0.0,
     data: ImageDataModule | None = None,
     **options: Any,
 ) -> Classifier:
-    optim = {"name": "sgd", "lr": lr, "momentum": 0.9, "schedule": "constant", "trainable": "all"}
+    optim = {"name": "sgd", "lr": lr, "momentum": 0.9, "weight_decay": weight_decay}
+    optim |= {"schedule": "constant", "trainable": "all"}
     data = data or Noise()
     data.setup()
     module = Classifier(network, optim, splits=data.evaluated_splits)

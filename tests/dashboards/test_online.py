@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bnstudy.callbacks import Recorder
-from tests.conftest import CommandLine, description, only_cell
+from tests.conftest import DIVERGING, CommandLine, description, only_cell
 from tests.dashboards.runs import (
     RUN,
     assert_every_epoch,
@@ -123,7 +123,7 @@ def test_a_run_that_starts_over_gets_a_run_of_its_own(
 def test_a_diverged_run_is_a_result(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
-    assert command_line(*RUN[:-1], "metrics=none", "norm=none", "optim.lr=1e6").returncode == 0
+    assert command_line(*RUN[:-1], "metrics=none", "norm=none", *DIVERGING).returncode == 0
     (run,) = server.runs.values()
     assert description(only_cell(tmp_path / "multirun"))["status"] == "diverged"
     assert (run.summary["status"], run.exit_code) == ("diverged", 0)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.runs.lease import held
-from tests.conftest import SMALL, CommandLine, description
+from tests.conftest import DIVERGING, SMALL, CommandLine, description
 
 QUICK = ("model.depth=1", *SMALL[1:], "metrics=none", "study=quick")
 FOUR = (*QUICK, "norm=batchnorm,none", "seed=0,1")
@@ -163,7 +163,7 @@ def test_a_cell_that_two_points_of_the_grid_share_runs_once(
 
 
 def test_a_diverged_run_is_no_failure(command_line: CommandLine, tmp_path: Path) -> None:
-    result = command_line(*QUICK, "norm=none", "optim.lr=1e10", "optim.momentum=0.9", "-m")
+    result = command_line(*QUICK, "norm=none", *DIVERGING, "-m")
     assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("multirun/quick/*/run.json")
     assert description(path.parent)["status"] == "diverged"
