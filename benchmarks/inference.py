@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bnstudy.study.inference import (
+from bnstudy.study.inference.paired import (
     MIN_PAIRS_TO_FLIP,
     Numbers,
     holm,

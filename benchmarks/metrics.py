@@ -56,7 +56,6 @@ from subject import (
 )
 from torch import Tensor
 
-from bnstudy.build import build_trainer
 from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.data.batches import Batches
 from bnstudy.metrics import METRICS
@@ -65,6 +64,7 @@ from bnstudy.metrics.kmeans import kmeans
 from bnstudy.models import Classifier
 from bnstudy.representations import Layer, capture
 from bnstudy.train import quieten_lightning
+from bnstudy.training.build import build_trainer
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 from rich.progress import track
 
-from bnstudy.config import CONFIG_FOLDER, resolve
-from bnstudy.runs.identity import folder_name, identity
+from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.composition import resolve
+from bnstudy.config.identity import folder_name, identity
 from bnstudy.runs.record import SCHEMA, WHOLE_MODEL
 
 NORMS = ("batchnorm", "none", "layernorm", "groupnorm", "instancenorm")

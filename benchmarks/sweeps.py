@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bnstudy.runs.identity import folder_name, identity
+from bnstudy.config.identity import folder_name, identity
 from bnstudy.runs.record import Record
 
 SMALL = ("model.depth=2", "model.width=8", "trainer.max_epochs=3", "logger=none", "metrics=fast")

@@ -2,10 +2,9 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from bnstudy.config import explain
+from bnstudy.cli import command_line
 from bnstudy.terminal import console
 
 HELP = """\
@@ -41,22 +40,16 @@ def main() -> None:
     )
     for command in (push, sync, pull):
         command.add_argument("--entity", help="W&B's user or team; default: your own")
-    try:
-        run(parser.parse_args())
-    except KeyboardInterrupt:
-        sys.exit("Interrupted: the same command goes on")
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            raise
-        sys.exit(message)
+    options = parser.parse_args()
+    with command_line("Interrupted: the same command goes on"):
+        run(options)
 
 
 def run(options: argparse.Namespace) -> None:
     """Do what the command line says."""
     match options.command:
         case "push":
-            from bnstudy.dashboards import workspace
+            from bnstudy.tracking import workspace
 
             study = options.study
             measured = workspace.measured_in(study) if study else workspace.Measured()
@@ -66,11 +59,11 @@ def run(options: argparse.Namespace) -> None:
             else:
                 console.print(workspace.push(options.project, options.entity, measured))
         case "sync":
-            from bnstudy.dashboards.sync import sync
+            from bnstudy.tracking.sync import sync
 
             sync(options.study, options.project, options.entity)
         case "pull":
-            from bnstudy.dashboards.pull import pull
+            from bnstudy.tracking.pull import pull
 
             pull(options.project, options.entity, options.output_root)
 

@@ -1,6 +1,7 @@
-"""Measuring runs that have been trained. `python -m bnstudy.measure --help`."""
+"""Measure, compare and embed finished runs. `python -m bnstudy.measure --help`."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,21 +9,15 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bnstudy.config import CONFIG_FOLDER, explain, validate
+from bnstudy.cli import command_line
+from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
-from bnstudy.runs.environment import environment
-from bnstudy.runs.lease import held
-from bnstudy.runs.record import Record
-from bnstudy.terminal import console
-from bnstudy.terms import SPLITS, Split
-
-# torch is imported where it is needed: bnstudy.train tells that nothing is missing without it.
-
-Wanted = dict[int, set[tuple[str, str, str]]]  # by epoch, (split, site, metric)
-
-MOST_NAMES = 5  # that are listed
+from bnstudy.runs.record import runs_below
+from bnstudy.terms import SITES, SPLITS
+from bnstudy.trained.measuring import each_run, measure_cell
+from bnstudy.trained.selection import MIN_SAMPLES, Selection
 
 HELP = """\
 Measure runs that have been trained, from the checkpoints they kept, without training.
@@ -37,147 +32,100 @@ interrupted. A run keeps the weights of its last epoch, and of those that checkp
 bnstudy.train asked for.
 """
 
+SIMILARITY_HELP = """\
+How alike the layers of two runs are, or those of one run to each other: linear CKA, debiased CKA
+and the Procrustes shape distance (in radians), as matrices, layers of RUN_A x layers of RUN_B.
 
-def measure_missing(
-    record: Record,
-    metrics: dict[str, Any],
-    splits: Sequence[Split] = SPLITS,
-    epochs: Sequence[int] | None = None,
-    say: Callable[[str], None] = lambda message: None,
-) -> bool:
-    """Measure what is asked for and not in a run's record, and tell what was and what was not.
+  python -m bnstudy.measure similarity multirun/STUDY/CELL_A multirun/STUDY/CELL_B
+  python -m bnstudy.measure similarity multirun/STUDY/CELL_A
 
-    Args:
-        record: Of a run that has ended; it is added to after each epoch.
-        metrics: The configuration group of that name.
-        splits: Whose probe sets are measured.
-        epochs: Which ones; None: every n-th, as `metrics` says, and the last one.
-        say: Told what is measured next.
+Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
+"""
 
-    Returns:
-        Whether anything was missing.
-    """
-    possible, without = missing_metrics(record, metrics, splits, epochs)
-    if possible:
-        measure_checkpoints(record, possible, metrics["memory_budget"], say)
-        console.print(f"  measured from checkpoints: {_told(possible)}")
-    if without:
-        console.print(
-            f"  not measured, for want of a checkpoint: {_told(without)} "
-            "(bnstudy.train keeps those of checkpoint_epochs=..., and of the last epoch)",
-            style="yellow",
-        )
-    return bool(possible or without)
+MAP_HELP = """\
+Where samples lie in a plane, for each layer of trained runs: by their first two principal
+components, and by UMAP where it is installed (pip install -e '.[umap]').
+
+  python -m bnstudy.measure map multirun/mnist5k_cnn
+  python -m bnstudy.measure map multirun/mnist5k_cnn/CELL --samples 500 --epoch 0
+
+Writes maps.parquet into each run's folder; bnstudy.report shows them. What is there already is not
+made again; with another epoch, split, number of samples or other sites, it is replaced.
+"""
 
 
-def missing_metrics(
-    record: Record,
-    metrics: dict[str, Any],
-    splits: Sequence[Split] = SPLITS,
-    epochs: Sequence[int] | None = None,
-) -> tuple[Wanted, Wanted]:
-    """What is asked for and not in a run's record: with a checkpoint to measure, and without.
-
-    Args:
-        record: Of a run that has ended.
-        metrics: The configuration group of that name.
-        splits: Whose probe sets are measured.
-        epochs: Which ones; None: every n-th, as `metrics` says, and the last one.
-    """
-    if epochs is None:
-        last = record.description["final"]["epoch"]
-        epochs = sorted({*range(0, last, metrics["every_n_epochs"]), last})
-    missing = record.missing(metrics["names"], metrics["sites"], epochs, splits)
-    kept = record.checkpoints()
-    possible = {epoch: what for epoch, what in missing.items() if epoch in kept}
-    return possible, {epoch: what for epoch, what in missing.items() if epoch not in kept}
-
-
-def measure_checkpoints(
-    record: Record,
-    wanted: Wanted,
-    memory_budget: float,
-    say: Callable[[str], None] = lambda message: None,
-) -> None:
-    """Add to the record what is wanted of epochs whose weights were kept, epoch by epoch.
-
-    Args:
-        record: Of a run that has ended.
-        wanted: By epoch, (split, site, metric).
-        memory_budget: GiB that activations and the distances between samples may take.
-        say: Told what is measured next.
+def measure(arguments: Sequence[str]) -> None:
+    """Measure runs and studies.
 
     Raises:
-        UserError: The run is of another version of bnstudy, or its data cannot be had.
+        UserError: Something is asked for that is not there; a run's own trouble is told, and the
+            others are measured.
     """
-    record.require_this_version()
-    from bnstudy.build import build, load_weights
-    from bnstudy.callbacks import RepresentationMetrics
-
-    data, classifier = build(record.description["config"], record)
-    done: list[int] = []
-    record.description.setdefault("measured_later", []).append(
-        {
-            "epochs": done,
-            "metrics": _names(wanted),
-            "splits": sorted({split for what in wanted.values() for split, _, _ in what}),
-            "sites": sorted({site for what in wanted.values() for _, site, _ in what}),
-            "environment": environment(),
-        }
+    parser = _parser("bnstudy.measure", HELP)
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN_OR_STUDY_DIR | metrics=...",
+        help="folders; metrics=default (default), fast, full or paper; metrics.KEY=VALUE",
     )
-    for epoch, what in wanted.items():
-
-        def say_which(message: str, epoch: int = epoch) -> None:
-            say(f"epoch {epoch}: {message}")
-
-        step = load_weights(classifier, record.checkpoints()[epoch], data)
-        metrics = RepresentationMetrics(
-            {split: data.probe(split) for split in SPLITS if any(split == one for one, *_ in what)},
-            sorted({name for _, _, name in what}),
-            sorted({site for _, site, _ in what}),
-            memory_budget=memory_budget,
-            on_layer=say_which,
-        )
-        rows = metrics.measure(classifier, epoch, step)
-        record.description["metrics"] |= metrics.directions()
-        record.save()  # first: a direction without a value does no harm
-        record.add_rows(row for row in rows if (row.split, row.site, row.metric) in what)
-        done.append(epoch)
-        record.save()
-
-
-def progress_bar(of: str) -> Progress:
-    """How many are done, gone when all are.
-
-    Args:
-        of: What is counted.
-    """
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(of),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
+    parser.add_argument("--split", choices=SPLITS, help="only this one")
+    parser.add_argument(
+        "--epochs",
+        type=_epochs,
+        metavar="N,N",
+        help="only these; 0 is before training",
     )
-
-
-def runs_below(folder: Path) -> list[Path]:
-    """The cells in a study's folder, or the one that the folder is.
-
-    Raises:
-        UserError: There is none.
-    """
-    if (folder / "run.json").exists():
-        return [folder]
-    cells = sorted(path.parent for path in folder.glob("*/run.json"))
+    options = parser.parse_intermixed_args(arguments)
+    metrics = asked_metrics([word for word in options.words if _is_override(word)])
+    folders = [Path(word) for word in options.words if not _is_override(word)]
+    cells = [cell for folder in folders for cell in runs_below(folder)]
     if not cells:
-        raise UserError(
-            f"{folder}: no run.json in it or in its folders; give the folder of a run or of a "
-            "study, such as multirun/mnist5k_cnn"
-        )
-    return cells
+        parser.error("give the folder of a run or of a study")
+    splits = [options.split] if options.split else SPLITS
+
+    def measure_one(cell: Path, progress: Callable[[str], None]) -> None:
+        measure_cell(cell, metrics, splits, options.epochs, progress)
+
+    each_run(cells, measure_one, "measured")
+
+
+def measure_similarity(arguments: Sequence[str]) -> None:
+    """Compare the layers of two runs.
+
+    Raises:
+        UserError: A run cannot be compared.
+    """
+    parser = _parser("bnstudy.measure similarity", SIMILARITY_HELP)
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="the folder of a run")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="another; else RUN_A")
+    _add_selection(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
+    )
+    options = parser.parse_args(arguments)
+    from bnstudy.trained.layer_similarity import compare
+
+    compare(options.run_a, options.run_b, _selection(options), options.epoch, options.output)
+
+
+def measure_maps(arguments: Sequence[str]) -> None:
+    """Embed the samples of runs in a plane.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    parser = _parser("bnstudy.measure map", MAP_HELP)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY_DIR")
+    _add_selection(parser)
+    options = parser.parse_args(arguments)
+    from bnstudy.trained.embeddings import embed_run
+
+    cells = [cell for folder in options.folders for cell in runs_below(folder)]
+
+    def embed_one(cell: Path, progress: Callable[[str], None]) -> None:
+        embed_run(cell, _selection(options), options.epoch, progress)
+
+    each_run(cells, embed_one, "mapped")
 
 
 def asked_metrics(overrides: Sequence[str]) -> dict[str, Any]:
@@ -202,97 +150,47 @@ def asked_metrics(overrides: Sequence[str]) -> dict[str, Any]:
     return metrics
 
 
-def measure(arguments: Sequence[str]) -> None:
-    """Measure runs and studies.
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
-    Raises:
-        UserError: Something is asked for that is not there; a run's own trouble is told, and the
-            others are measured.
-    """
-    parser = argparse.ArgumentParser(
-        "bnstudy.measure", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epoch", type=int, metavar="N", help="whose weights; the last one's")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="whose samples; test")
+    parser.add_argument(
+        "--samples", type=_samples, default=1000, metavar="N", help="of the split, how many; 1000"
     )
     parser.add_argument(
-        "words",
-        nargs="+",
-        metavar="RUN_OR_STUDY_DIR | metrics=...",
-        help="folders; metrics=default (default), fast, full or paper; metrics.KEY=VALUE",
+        "--sites", nargs="+", choices=SITES, default=["act"], help="where in a layer; act"
     )
-    parser.add_argument("--split", choices=SPLITS, help="only this one")
     parser.add_argument(
-        "--epochs",
-        type=_epochs,
-        metavar="N,N",
-        help="only these; 0 is before training",
+        "--memory-budget",
+        type=_gibibytes,
+        metavar="GIB",
+        help="as metrics.memory_budget; the run's",
     )
-    options = parser.parse_intermixed_args(arguments)
-    metrics = asked_metrics([word for word in options.words if _is_override(word)])
-    folders = [Path(word) for word in options.words if not _is_override(word)]
-    cells = [cell for folder in folders for cell in runs_below(folder)]
-    if not cells:
-        parser.error("give the folder of a run or of a study")
-    splits = [options.split] if options.split else SPLITS
-
-    def measure_one(cell: Path, say: Callable[[str], None]) -> None:
-        _measure_cell(cell, metrics, splits, options.epochs, say)
-
-    each_run(cells, measure_one, "measured")
 
 
-def each_run(
-    cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], what: str
-) -> None:
-    """Work on runs one after the other; the trouble with one is told, and the others go on.
-
-    Args:
-        cells: The runs' folders.
-        work: Is called with a run's folder, and a function that is told what is done next.
-        what: In a word, what is done.
-    """
-    failed = 0
-    with progress_bar("runs") as bar:
-        task = bar.add_task("", total=len(cells))
-        for cell in cells:
-
-            def say(message: str, cell: Path = cell) -> None:
-                bar.update(task, description=f"{cell.name} · {message}")
-
-            say("reading the record")
-            try:
-                work(cell, say)
-            except UserError as error:
-                console.print(str(error), style="red")
-                failed += 1
-            bar.advance(task)
-    if failed:
-        sys.exit(f"{failed} of {len(cells)} runs were not {what}")
+def _selection(options: argparse.Namespace) -> Selection:
+    return Selection(options.split, options.samples, tuple(options.sites), options.memory_budget)
 
 
-def _measure_cell(
-    cell: Path,
-    metrics: dict[str, Any],
-    splits: Sequence[Split],
-    epochs: Sequence[int] | None,
-    say: Callable[[str], None],
-) -> None:
-    with held(cell) as lease:
-        record = Record.read(cell)
-        record.lease = lease
-        record.require_end()
-        record.remove_leftovers()
-        console.print(str(cell))
-        if not measure_missing(record, metrics, splits, epochs, say):
-            console.print("  nothing is missing")
+def _samples(text: str) -> int:
+    if not text.isdecimal() or int(text) < MIN_SAMPLES:
+        raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least {MIN_SAMPLES}")
+    return int(text)
 
 
-def _names(wanted: Wanted) -> list[str]:
-    return sorted({name for what in wanted.values() for _, _, name in what})
-
-
-def _told(wanted: Wanted) -> str:
-    names = _names(wanted)
-    what = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} metrics"
-    return f"{what} of epoch{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))}"
+def _gibibytes(text: str) -> float:
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = 0
+    if not 0 < budget < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: it takes a number above 0")
+    return budget
 
 
 def _is_override(word: str) -> bool:
@@ -307,29 +205,19 @@ def _epochs(text: str) -> list[int]:
 
 
 def main() -> None:
-    """The command line."""
-    arguments = sys.argv[1:]
-    again = "the same command goes on from the last measured epoch"
-    try:
-        if arguments[:1] == ["similarity"]:
-            from bnstudy.similarity import compare
-
-            again = "nothing was written"
-            compare(arguments[1:])
-        elif arguments[:1] == ["map"]:
-            from bnstudy.maps import make_maps
-
+    """Run the command line."""
+    match sys.argv[1:]:
+        case ["similarity", *arguments]:
+            with command_line("Interrupted: nothing was written"):
+                measure_similarity(arguments)
+        case ["map", *arguments]:
             again = "the same command goes on with the run that it was at"
-            make_maps(arguments[1:])
-        else:
-            measure(arguments)
-    except KeyboardInterrupt:
-        sys.exit(f"Interrupted: {again}")
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            raise
-        sys.exit(message)
+            with command_line(f"Interrupted: {again}"):
+                measure_maps(arguments)
+        case arguments:
+            again = "the same command goes on from the last measured epoch"
+            with command_line(f"Interrupted: {again}"):
+                measure(arguments)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """How far a sweep is. `python -m bnstudy.sweep --help`."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
-from bnstudy.config import explain
+from bnstudy.cli import command_line
 from bnstudy.sweeps.status import StudyStatus
 
 HELP = """\
@@ -56,15 +55,8 @@ def main() -> None:
         help="show it anew after so many seconds (2)",
     )
     options = parser.parse_args()
-    try:
+    with command_line(interrupted=0):
         status(options.study, options.watch)
-    except KeyboardInterrupt:
-        sys.exit(0)
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            raise
-        sys.exit(message)
 
 
 def _seconds(text: str) -> float:

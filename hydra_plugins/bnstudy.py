@@ -45,10 +45,11 @@ class Grid(Sweeper):
         Raises:
             bnstudy.errors.UserError: Cells failed.
         """
-        from bnstudy.config import plain_values, validate
+        from bnstudy.config.composition import plain_values
+        from bnstudy.config.schema import validate
         from bnstudy.errors import UserError
         from bnstudy.sweeps.grid import cells
-        from bnstudy.sweeps.sweep import sweep
+        from bnstudy.sweeps.multirun import sweep
 
         settings = plain_values(self.config.sweep)
         validate({"sweep": settings})

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from bnstudy import report
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.runs.identity import register_resolvers
+from bnstudy.config.identity import register_resolvers
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.train import main
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from bnstudy.build import build, build_trainer, evaluate_before_training, load_weights
-from bnstudy.config import resolve
+from bnstudy.config.composition import resolve
 from bnstudy.data import MNIST5k
 from bnstudy.models import Classifier, recalibrate
 from bnstudy.models.classifier import is_correct
 from bnstudy.runs.record import Record
 from bnstudy.terms import Split
 from bnstudy.train import quieten_lightning
+from bnstudy.training.build import build, build_trainer, evaluate_before_training, load_weights
 from tests.conftest import SMALL
 from tests.test_configs import Compose
 

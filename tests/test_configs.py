@@ -9,8 +9,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from bnstudy.config import CONFIG_FOLDER, RULES, resolve, validate
-from bnstudy.runs.identity import identity
+from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.composition import resolve
+from bnstudy.config.identity import identity
+from bnstudy.config.schema import RULES, validate
 from bnstudy.terms import SPLITS
 from tests.conftest import SMALL, CommandLine, description, only_cell
 

@@ -75,7 +75,7 @@ def test_the_baseline_and_the_place_are_ones_own(
 def test_runs_that_are_not_comparable_have_pages_of_their_own(
     study: Studies, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnstudy.study.figures.all_figures", lambda _: [])  # they take long
+    monkeypatch.setattr("bnstudy.study.present.figures.all_figures", lambda _: [])  # they take long
     study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
     result = command_line(str(study.folder), main=report.main)
     assert result.returncode == 0
@@ -90,7 +90,7 @@ def test_runs_that_are_not_comparable_have_pages_of_their_own(
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report draws one figure: all of them take long."""
     figure = Figure()
-    monkeypatch.setattr("bnstudy.study.figures.all_figures", lambda _: [("one", figure)])
+    monkeypatch.setattr("bnstudy.study.present.figures.all_figures", lambda _: [("one", figure)])
 
 
 def written(folder: Path) -> set[str]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from bnstudy.data.mnist5k import MNIST5k
     from bnstudy.data.module import ImageDataModule
     from bnstudy.data.planted import PlantedGroups
-    from bnstudy.data.torchvision import TorchvisionImages
+    from bnstudy.data.torchvision_images import TorchvisionImages
 
 _HOMES = {
     "ImageDataModule": "module",

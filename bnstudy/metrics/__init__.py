@@ -1,6 +1,7 @@
 """Pure functions from a layer's representations to a number, and their registry."""
 
-from bnstudy.metrics import (  # noqa: F401  (they declare the metrics)
+from bnstudy.metrics import (  # noqa: F401, each registers its metrics
+    activation_statistics,
     class_clustering,
     geometry,
     implicit_clustering,
@@ -8,7 +9,6 @@ from bnstudy.metrics import (  # noqa: F401  (they declare the metrics)
     quality,
     separability,
     sparsity,
-    statistics,
 )
 from bnstudy.metrics.registry import METRICS, Metric, Undefined, Value, chosen, evaluate
 from bnstudy.metrics.similarity import SIMILARITIES, Similarity

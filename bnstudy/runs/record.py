@@ -7,7 +7,8 @@ In the cell's folder:
     metrics/epoch=0007.parquet    its parts while the run goes on, one a measured epoch
     checkpoints/                  last.ckpt, and epoch=0007.ckpt for the epochs that were asked for;
                                   while the run goes on previous.ckpt, of the epoch before the last
-    maps.parquet                  where samples lie in a plane, if that was asked for (bnstudy.maps)
+    maps.parquet                  where samples lie in a plane, if that was asked for
+                                  (bnstudy.trained.embeddings)
 
 Every file is written under another name and renamed: it is whole or not there. One that is damaged
 all the same, by a disk say, is set aside as *.damaged, and what it held is made again.
@@ -30,11 +31,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bnstudy import __version__
+from bnstudy.config.identity import identity
 from bnstudy.errors import UserError, first_line
 from bnstudy.files import replacing
-from bnstudy.runs.environment import VERSION, comparable_version
-from bnstudy.runs.identity import identity
 from bnstudy.runs.lease import CellInUse, Lease, forget, held
+from bnstudy.runs.version import VERSION, comparable_version
 from bnstudy.terminal import console
 from bnstudy.terms import SPLITS
 
@@ -336,7 +337,7 @@ class Record:
         A mistake of the user's, found before training, is no attempt: nothing is recorded of it.
 
         Args:
-            environment: Of `bnstudy.runs.environment`.
+            environment: Of `bnstudy.training.environment`.
 
         Yields:
             The attempt's entry in run.json, for what else is to be said of it.
@@ -577,6 +578,23 @@ def set_aside(cell: Path, path: Path, reason: str) -> None:
             f"{path} is damaged ({reason}); set aside as {aside.name}, and made again",
             style="yellow",
         )
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The cells in a study's folder, or the one that the folder is.
+
+    Raises:
+        UserError: There is none.
+    """
+    if (folder / "run.json").exists():
+        return [folder]
+    cells = sorted(path.parent for path in folder.glob("*/run.json"))
+    if not cells:
+        raise UserError(
+            f"{folder}: no run.json in it or in its folders; give the folder of a run or of a "
+            "study, such as multirun/mnist5k_cnn"
+        )
+    return cells
 
 
 def read_maps(path: Path) -> pa.Table:

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from bnstudy.study.load import Study
-from bnstudy.study.statistics import pairs
+from bnstudy.study.effects import pairs
+from bnstudy.study.load.records import Study
 
 WORDS = {"optim.lr": "learning rate", "model.residual_init": "residual initialization"}
 

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bnstudy.study.inference import (
+from bnstudy.study.effects import effects, pairs
+from bnstudy.study.inference.paired import (
     CONFIDENCE,
     MIN_PAIRS,
     Indices,
@@ -22,9 +23,8 @@ from bnstudy.study.inference import (
     measured_differences,
     paired_test,
 )
-from bnstudy.study.layers import layer_means, wide
-from bnstudy.study.load import NAMES, Study
-from bnstudy.study.statistics import effects, pairs
+from bnstudy.study.load.numbers import layer_means, wide
+from bnstudy.study.load.records import NAMES, Study
 
 TARGETS = ("test accuracy", "generalization gap")  # the gap: train less test accuracy
 

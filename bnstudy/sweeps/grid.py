@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from bnstudy.config import complete, plain_values
-from bnstudy.runs.identity import CELL_NAME, cell_name, folder_name, without_hydra
+from bnstudy.config.composition import complete, plain_values
+from bnstudy.config.identity import CELL_NAME, cell_name, folder_name, without_hydra
 
 Compose = Callable[[Sequence[str]], DictConfig]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bnstudy.files import replacing
-from bnstudy.sweeps.estimate import kind
+from bnstudy.sweeps.duration import kind
 from bnstudy.sweeps.grid import Cell
 
 

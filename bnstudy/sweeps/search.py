@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 from rich import box
 from rich.table import Table
 
-from bnstudy.config import plain_values, validate
+from bnstudy.config.composition import plain_values
+from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console

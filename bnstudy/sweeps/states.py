@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from bnstudy.errors import UserError
-from bnstudy.measure import missing_metrics
-from bnstudy.runs.environment import VERSION
 from bnstudy.runs.lease import is_known_alive, lease_of, watch
 from bnstudy.runs.record import Record
+from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.grid import Cell
+from bnstudy.trained.measuring import missing_metrics
 
 GIVEN_UP_AFTER = 3  # failures
 

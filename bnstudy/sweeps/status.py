@@ -13,7 +13,7 @@ from rich.table import Table
 from bnstudy.errors import UserError, first_line
 from bnstudy.runs.lease import STALE_AFTER, is_known_alive, lease_of
 from bnstudy.runs.record import Record
-from bnstudy.sweeps.estimate import Timing, epochs_recorded, kind, told
+from bnstudy.sweeps.duration import Timing, epochs_recorded, kind, told
 from bnstudy.sweeps.plan import read_plans
 
 # In the order in which they are told.

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from bnstudy.callbacks import ActivationDrift, BatchStatistics, GradientNorms, LossLandscape
-from bnstudy.config import resolve
+from bnstudy.config.composition import resolve
 from bnstudy.models import Classifier
 from tests.callbacks.training import small_network, train
 from tests.conftest import (

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.dashboard import main
-from bnstudy.dashboards.workspace import heat_map, measured_in
+from bnstudy.tracking.workspace import heat_map, measured_in
 from tests.conftest import CommandLine, description
 from tests.dashboards.runs import RUN, table
 from tests.dashboards.server import KEY, ServedRun, Server
@@ -145,7 +145,7 @@ def test_mistakes(command_line: CommandLine, arguments: tuple[str, ...], told: s
 def test_a_server_that_is_not_there(
     command_line: CommandLine, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnstudy.dashboards.sync.TIMEOUT", 1)
+    monkeypatch.setattr("bnstudy.tracking.sync.TIMEOUT", 1)
     server.go_away()
     result = command_line("pull", main=main)
     assert result.returncode == 1

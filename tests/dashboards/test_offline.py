@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bnstudy.dashboards import transaction_log
-from bnstudy.dashboards.transaction_log import TransactionLog
 from bnstudy.runs.lease import held
+from bnstudy.tracking import transaction_log
+from bnstudy.tracking.transaction_log import TransactionLog
 from tests.conftest import REPOSITORY, CommandLine, description, only_cell
 from tests.dashboards.runs import (
     RUN,

@@ -132,10 +132,10 @@ def test_a_diverged_run_is_a_result(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a bad server for a second each."""
-    monkeypatch.setattr("bnstudy.dashboards.run.BEGIN_TIMEOUT", 1.0)
-    monkeypatch.setattr("bnstudy.dashboards.run.END_TIMEOUT", 1.0)
-    monkeypatch.setattr("bnstudy.loggers._unreachable", set())
-    monkeypatch.setattr("bnstudy.dashboards.run._warned", set())
+    monkeypatch.setattr("bnstudy.tracking.wandb_run.BEGIN_TIMEOUT", 1.0)
+    monkeypatch.setattr("bnstudy.tracking.wandb_run.END_TIMEOUT", 1.0)
+    monkeypatch.setattr("bnstudy.training.loggers._unreachable", set())
+    monkeypatch.setattr("bnstudy.tracking.wandb_run._warned", set())
 
 
 @pytest.mark.long

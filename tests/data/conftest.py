@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bnstudy.data import torchvision as module
+from bnstudy.data import torchvision_images as module
 
 
 @pytest.fixture

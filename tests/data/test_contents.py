@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 
-from bnstudy.config import resolve
+from bnstudy.config.composition import resolve
 from bnstudy.data import ImageFolder, MNIST5k, TorchvisionImages
 from bnstudy.data.contents import find_sha256
 from tests.data.test_torchvision import write_mnist

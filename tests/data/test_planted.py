@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 
-from bnstudy.config import resolve
+from bnstudy.config.composition import resolve
 from bnstudy.data import PlantedGroups
 from tests.conftest import CommandLine, description
 

@@ -16,7 +16,7 @@ import scipy.io
 import torch
 
 from bnstudy.data import TorchvisionImages
-from bnstudy.data import torchvision as module
+from bnstudy.data import torchvision_images as module
 from bnstudy.errors import UserError
 from tests.conftest import SHARED_DATA, SMALL, CommandLine, description, only_cell
 

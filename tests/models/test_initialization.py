@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bnstudy.build import build
-from bnstudy.config import INITIALIZATIONS
+from bnstudy.config.schema import INITIALIZATIONS
 from bnstudy.metrics import METRICS
 from bnstudy.models import calibrated, initialize, torchvision_network
 from bnstudy.models.initialization import WEIGHTS, seeded
 from bnstudy.models.norm_layers import WeightStandardizedConv2d
 from bnstudy.representations import capture
 from bnstudy.runs.record import Record
+from bnstudy.training.build import build
 from tests.models.conftest import COLOUR, NORMS, network, normalization, weighted
 
 KEPT = Path(__file__).parents[1] / "records" / "kept"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bnstudy.errors import UserError
-from bnstudy.runs.checkpoints import load_checkpoint
+from bnstudy.training.checkpoints import load_checkpoint
 
 RECORDS = Path(__file__).parents[1] / "records" / "kept"
 FLIPS = 300

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bnstudy import load
-from bnstudy.config import resolve
-from bnstudy.runs import identity as module
-from bnstudy.runs.identity import ADDED, essence, identity
+from bnstudy.config import identity as module
+from bnstudy.config.composition import resolve
+from bnstudy.config.identity import ADDED, essence, identity
 from bnstudy.runs.record import Record
 from tests.conftest import REPOSITORY
 from tests.test_configs import Compose

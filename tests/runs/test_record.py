@@ -26,7 +26,7 @@ def rows(epoch: int) -> list[Row]:
 
 @pytest.fixture
 def record(composed: Compose, tmp_path: Path) -> Record:
-    from bnstudy.config import resolve
+    from bnstudy.config.composition import resolve
 
     return Record.open(tmp_path / "cell", resolve(composed()), CHOICES, ["seed=0"])
 
@@ -102,7 +102,7 @@ def test_two_processes_never_work_in_one_cell(record: Record) -> None:
 def test_another_runs_record_is_not_touched(
     record: Record, composed: Compose, tmp_path: Path
 ) -> None:
-    from bnstudy.config import resolve
+    from bnstudy.config.composition import resolve
 
     record.folder.mkdir()
     record.save()

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from bnstudy import __version__, measure
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.errors import UserError
-from bnstudy.runs.environment import VERSION, comparable_version
 from bnstudy.runs.record import Record
+from bnstudy.runs.version import VERSION, comparable_version
 from tests.conftest import REPOSITORY, CommandLine, description
 
 KEPT = REPOSITORY / "tests" / "records" / "kept"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnstudy.config import resolve
+from bnstudy.config.composition import resolve
 from bnstudy.runs.record import Record, Row
 from bnstudy.terms import SPLITS
 from tests.test_configs import Compose

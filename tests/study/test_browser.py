@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from bnstudy import measure
-from bnstudy.report import report, write_page
+from bnstudy.study.present.report_files import report, write_page
 from tests.conftest import SMALL, CommandLine
 from tests.study.studies import Studies
 from tests.study.test_maps import CLASSES, keep_map
@@ -41,11 +41,12 @@ def folder(
     """The report of a real study, of two depths and two learning rates."""
     if not (kept / "report").exists():
         assert command_line(*RUN, "-m").returncode == 0
-        monkeypatch.setattr("bnstudy.maps.methods", lambda: ["pca"])
+        monkeypatch.setattr("bnstudy.trained.embeddings.methods", lambda: ["pca"])
         study = "multirun/mnist5k_cnn"
         options = ("--samples", "100", "--sites", "act", "features")
         assert command_line("map", study, *options, main=measure.main).returncode == 0
-        monkeypatch.setattr("bnstudy.study.figures.all_figures", lambda _: [])  # they take long
+        # Figures for print take long.
+        monkeypatch.setattr("bnstudy.study.present.figures.all_figures", lambda _: [])
         report(tmp_path / "multirun" / "mnist5k_cnn", output=kept / "report")
     return kept / "report"
 

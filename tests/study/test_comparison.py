@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bnstudy.config import resolve
+from bnstudy.config.composition import resolve
 from bnstudy.runs.record import Record, Row
-from bnstudy.study.comparison import show
+from bnstudy.study.present.terminal import show
 from tests.study.studies import Studies
 from tests.test_configs import Compose
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from bnstudy.errors import UserError
-from bnstudy.study import figures
-from bnstudy.study.drawing import FORMATS, draw
-from bnstudy.study.findings import Findings
-from bnstudy.study.load import load
+from bnstudy.study.analysis import Findings
+from bnstudy.study.load.records import load
+from bnstudy.study.present import figures
+from bnstudy.study.present.drawing import FORMATS, draw
 from tests.study.studies import Studies
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bnstudy.study import inference
-from bnstudy.study.inference import (
+from bnstudy.study.inference import paired as inference
+from bnstudy.study.inference.paired import (
     NUM_FLIPS,
     cohens_d,
     holm,

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from bnstudy.runs.record import Row
-from bnstudy.study.figures import all_figures
-from bnstudy.study.findings import Findings
+from bnstudy.study.analysis import Findings
+from bnstudy.study.effects import averages, curves, effects
 from bnstudy.study.generalization import mediation
-from bnstudy.study.layers import layer_means, wide
-from bnstudy.study.load import load
-from bnstudy.study.statistics import averages, curves, effects
-from bnstudy.study.tables import latex_tables
+from bnstudy.study.load.numbers import layer_means, wide
+from bnstudy.study.load.records import load
+from bnstudy.study.present.figures import all_figures
+from bnstudy.study.present.tables import latex_tables
 from tests.study.studies import Studies
 
 DEPTHS = ("depth 0 %", "depth 25 %", "depth 50 %", "depth 75 %", "depth 100 %")

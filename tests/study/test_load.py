@@ -12,15 +12,15 @@ import pytest
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import Row
-from bnstudy.study.figures import all_figures
-from bnstudy.study.findings import Findings
+from bnstudy.study.analysis import Findings
+from bnstudy.study.effects import effects
 from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.layers import wide
-from bnstudy.study.load import load
-from bnstudy.study.page import page
-from bnstudy.study.statistics import effects
-from bnstudy.study.tables import latex_tables
-from bnstudy.study.verdict import verdict
+from bnstudy.study.load.numbers import wide
+from bnstudy.study.load.records import load
+from bnstudy.study.present.figures import all_figures
+from bnstudy.study.present.page import page
+from bnstudy.study.present.tables import latex_tables
+from bnstudy.study.present.verdict import verdict
 from tests.study.studies import Studies
 
 
@@ -179,7 +179,7 @@ def test_epochs_of_another_version_are_left_out(studies: Studies) -> None:
 def test_an_option_that_was_added_has_its_meaning_where_it_is_absent(
     studies: Studies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnstudy.study.load.ADDED_TO_ALL", {"model.start": "he"})
+    monkeypatch.setattr("bnstudy.study.load.records.ADDED_TO_ALL", {"model.start": "he"})
     for norm in ("none", "batchnorm"):
         studies.add(norm, 0)
         record = studies.add(norm, 0, "model.width=16.0")
@@ -353,7 +353,7 @@ def test_the_baseline(studies: Studies) -> None:
 def test_reading_records_needs_no_torch(studies: Studies) -> None:
     studies.add("none", layers={"silhouette": [0.1]})
     code = (
-        "import sys, json; from pathlib import Path; from bnstudy.study.load import load; "
+        "import sys, json; from pathlib import Path; from bnstudy.study.load.records import load; "
         f"load(Path({str(studies.folder)!r})).query('from final'); "
         "print(json.dumps('torch' in sys.modules))"
     )

@@ -10,10 +10,11 @@ import pytest
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import MAPS_SCHEMA, Record, read_maps
-from bnstudy.study import figures, maps
-from bnstudy.study.findings import Findings
-from bnstudy.study.load import load
-from bnstudy.study.page import embedded, page
+from bnstudy.study.analysis import Findings
+from bnstudy.study.load import embedding_tables as maps
+from bnstudy.study.load.records import load
+from bnstudy.study.present import figures
+from bnstudy.study.present.page import embedded, page
 from tests.study.studies import Studies
 from tests.study.test_page import MARKUP, data_of, numbers
 

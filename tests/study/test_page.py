@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnstudy.study.findings import Findings
-from bnstudy.study.layers import KEYS, all_columns
-from bnstudy.study.load import load
-from bnstudy.study.page import page
+from bnstudy.study.analysis import Findings
+from bnstudy.study.load.numbers import KEYS, all_columns
+from bnstudy.study.load.records import load
+from bnstudy.study.present.page import page
 from tests.study.studies import Studies
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -146,7 +146,7 @@ def test_it_loads_nothing(findings: Findings) -> None:
 def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
     findings: Findings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnstudy.study.page.embedded.MOST_NUMBERS", 10)
+    monkeypatch.setattr("bnstudy.study.present.page.embedded.MOST_NUMBERS", 10)
     html = page(findings)
     data = data_of(html)
     assert "mean and standard deviation over seeds" in html
@@ -187,7 +187,7 @@ def test_of_one_pair_it_claims_nothing(studies: Studies) -> None:
 def test_runs_that_diverged_are_counted_in_its_figures(
     studies: Studies, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr("bnstudy.study.page.embedded.MOST_NUMBERS", most)
+    monkeypatch.setattr("bnstudy.study.present.page.embedded.MOST_NUMBERS", most)
     for seed in range(4):
         studies.add("batchnorm", seed, layers={"silhouette": [0.1]})
         status = "diverged" if seed else "completed"

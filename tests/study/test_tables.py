@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bnstudy.study import tables
-from bnstudy.study.findings import Findings
-from bnstudy.study.load import load
+from bnstudy.study.analysis import Findings
+from bnstudy.study.load.records import load
+from bnstudy.study.present import tables
 from tests.study.studies import Studies
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bnstudy.study.effects import effects
 from bnstudy.study.fairness import other_differences
 from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.layers import wide
-from bnstudy.study.load import load
-from bnstudy.study.statistics import effects
-from bnstudy.study.verdict import verdict
+from bnstudy.study.load.numbers import wide
+from bnstudy.study.load.records import load
+from bnstudy.study.present.verdict import verdict
 from tests.study.studies import Studies
 
 

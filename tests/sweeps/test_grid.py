@@ -7,9 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bnstudy.config import CONFIG_FOLDER, resolve
+from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.composition import resolve
+from bnstudy.config.identity import folder_name, register_resolvers, without_hydra
 from bnstudy.errors import UserError
-from bnstudy.runs.identity import folder_name, register_resolvers, without_hydra
 from bnstudy.sweeps.grid import cells
 
 GROUPS = {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()}

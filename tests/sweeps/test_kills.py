@@ -24,7 +24,7 @@ RUN = (*RUN, "norm=batchnorm,none", "seed=0,1", "-m")
 
 # Forks a process that has imported everything, and has no threads yet.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["bnstudy.build", __name__])
+PROCESSES.set_forkserver_preload(["bnstudy.training.build", __name__])
 
 
 def sweep(folder: Path) -> None:

@@ -1,0 +1,424 @@
+"""Paired comparison of treatments with a baseline: differences, intervals and p-values.
+
+Runs that differ in nothing but the treatment are a pair. The pairs are the sample: n is their
+number, and all weigh the same. What is computed of the differences is in
+`bnstudy.study.inference.paired`.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import linalg
+
+from bnstudy.study.inference.paired import (
+    MIN_PAIRS,
+    MIN_PAIRS_TO_FLIP,
+    Indices,
+    Numbers,
+    cohens_d,
+    holm,
+    max_t_adjusted,
+    mean,
+    measured_differences,
+    noise_of,
+    paired_test,
+    patterns,
+    rank_biserial,
+    spread,
+)
+from bnstudy.study.load.numbers import Mask, all_columns, of_networks, shared_columns, wide
+from bnstudy.study.load.records import Study
+
+MAX_PAIRS_EXACT_OVER_EPOCHS = 12  # of the many intervals over epochs, so that they take seconds
+NUM_FLIPS_OVER_EPOCHS = 2_048
+MAX_PERMUTATIONS = 999
+ENOUGH = 100  # permutations as extreme as the observed order, after which no more are drawn
+MAX_COLUMNS = 2_000  # comparisons at once, so that memory is bounded
+
+
+def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Mean and standard deviation over runs of each treatment.
+
+    Args:
+        study: Whose runs are comparable.
+        every_epoch: At each epoch instead of the last one of each run.
+        by: Columns of `study.runs`, such as depth, whose values are kept apart.
+
+    Returns:
+        One row each: `by`, treatment, split, metric, layers, place, place_index, site, (epoch,) n,
+        the runs that have a finite value, undefined, those that have none, and diverged, how many
+        of all these runs did; mean, and sd, of n - 1 degrees of freedom. The layers are those of
+        all runs at the point, of `shared_columns`. What no run has at any treatment has no row.
+    """
+    keys, values = all_columns(study, every_epoch=every_epoch)
+    is_diverged = study.results["status"].to_numpy() == "diverged"
+    is_known = np.isfinite(values)
+    tables = []
+    for at_point, shared in _shared_columns(study, keys, by):
+        shared = shared & is_known[at_point].any(axis=0)
+        for point, rows in _points(study.results[[*by, "treatment"]].iloc[at_point]):
+            sample = values[np.ix_(rows, shared)]
+            n = np.isfinite(sample).sum(axis=0)
+            table = keys[shared].assign(
+                **point,
+                n=n,
+                undefined=len(rows) - n,
+                diverged=is_diverged[rows].sum(),
+                mean=mean(sample),
+                sd=spread(sample),
+            )
+            tables.append(table)
+    found: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return found
+
+
+class Pairs(NamedTuple):
+    """Runs of a treatment beside those of the baseline that they are paired with.
+
+    Attributes:
+        treatment: Rows of `Study.results`, one a pair.
+        baseline: Rows of `Study.results`, one a pair.
+        unpaired: How many runs of the treatment have no partner.
+        identical: How many pairs there would be, were their runs not the same, digit for digit.
+    """
+
+    treatment: Indices
+    baseline: Indices
+    unpaired: int
+    identical: int = 0
+
+
+def pairs(study: Study, treatment: str, baseline: str) -> Pairs:
+    """The pairs of runs of two treatments; none where they are identical (`Study.identical`)."""
+    results = study.results[["treatment", "pair"]].reset_index(names="row")
+    ours, theirs = (results[results["treatment"] == name] for name in (treatment, baseline))
+    both = ours.merge(theirs, on="pair", suffixes=("", "_baseline")).sort_values("pair")
+    unpaired, identical = len(ours) - len(both), 0
+    if study.identical.get(treatment, treatment) == study.identical.get(baseline, baseline):
+        both, identical = both[:0], len(both)
+    return Pairs(
+        both["row"].to_numpy(),
+        both["row_baseline"].to_numpy(),
+        unpaired,
+        identical,
+    )
+
+
+def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Paired differences to a baseline after the last epoch, with their uncertainty.
+
+    Args:
+        study: Whose runs are comparable.
+        baseline: A treatment; None: `Study.baseline`'s choice.
+        by: Columns of `study.runs`, such as depth, at each of whose values the pairs are compared
+            by themselves.
+
+    Returns:
+        One row a comparison: `by`, treatment, baseline, split, metric, layers, place, place_index,
+        site (the layers are those of all runs at the point, of `shared_columns`); n, the pairs;
+        undefined, the pairs left out because a run of theirs has no value; diverged,
+        the pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
+        difference, with low, high, p, smallest_p and test of `paired_test`; p_adjusted, for all
+        tests of a family: all treatments, metrics and layers of one split, or all those of the
+        whole model's loss and accuracy, by max-T, or by Holm where no comparison has enough pairs
+        to flip; family, how many tests that is; cohens_d and rank_biserial, NaN with fewer than 3
+        pairs.
+    """
+    baseline = study.baseline(baseline)
+    keys, values = all_columns(study)
+    is_diverged = study.results["status"].to_numpy() == "diverged"
+    tables, samples = [], []
+    for identity, treatment_rows, baseline_rows, shared in _comparisons(study, keys, baseline, by):
+        ours, theirs = (values[np.ix_(rows, shared)] for rows in (treatment_rows, baseline_rows))
+        differences = measured_differences(ours, theirs)
+        lost = is_diverged[treatment_rows] | is_diverged[baseline_rows]
+        found = _compare(ours, theirs, differences).assign(diverged=lost.sum())
+        tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(found))
+        samples.append((differences, baseline_rows))  # which identify the pairs
+    if not tables:
+        return pd.DataFrame()
+    _adjust(tables, samples)
+    table = pd.concat(tables, ignore_index=True)
+    return table[table["n"] + table["undefined"] > 0].reset_index(drop=True)
+
+
+def _comparisons(
+    study: Study, keys: pd.DataFrame, baseline: str, by: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], Indices, Indices, Mask]]:
+    """Point and treatments of each comparison, the rows of its pairs' runs, and its columns.
+
+    The columns are those that all runs at the point share.
+    """
+    shared: dict[int, Mask] = {}  # by row of the results
+    for at, columns in _shared_columns(study, keys, by):
+        shared |= dict.fromkeys(at.tolist(), columns)
+    none = np.zeros(len(keys), dtype=bool)
+    for treatment in study.treatments:
+        if treatment == baseline:
+            continue
+        matched = pairs(study, treatment, baseline)
+        points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
+        for point, rows in _points(points):
+            identity = point | {"treatment": treatment, "baseline": baseline}
+            columns = shared[matched.treatment[rows][0]] if len(rows) else none
+            yield identity, matched.treatment[rows], matched.baseline[rows], columns
+
+
+def _shared_columns(
+    study: Study, keys: pd.DataFrame, by: Sequence[str]
+) -> Iterator[tuple[Indices, Mask]]:
+    """The rows of the results at each point, and the columns that they share."""
+    for _, rows in _points(study.results[list(by)]):
+        yield rows, shared_columns(study, keys, rows)
+
+
+def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
+    """Each point of a grid, and the rows that are there."""
+    if points.columns.empty:
+        yield {}, np.arange(len(points))
+        return
+    for value, rows in points.groupby(list(points.columns), dropna=False):
+        yield dict(zip(points.columns, value, strict=True)), rows.index.to_numpy()
+
+
+def _compare(ours: Numbers, theirs: Numbers, differences: Numbers) -> pd.DataFrame:
+    is_measured = ~(np.isnan(ours) & np.isnan(theirs)).all(axis=0)
+    known = np.isfinite(differences)
+    found = paired_test(differences, noise=noise_of(ours, theirs))
+    is_enough = found.n >= MIN_PAIRS
+    return pd.DataFrame(
+        {
+            "n": found.n,
+            "undefined": np.where(is_measured, len(known) - found.n, 0),
+            "baseline_mean": mean(np.where(known, theirs, np.nan)),
+            "treatment_mean": mean(np.where(known, ours, np.nan)),
+            "difference": found.difference,
+            "low": found.low,
+            "high": found.high,
+            "p": found.p,
+            "smallest_p": found.smallest_p,
+            "test": found.test,
+            "cohens_d": np.where(is_enough, cohens_d(differences), np.nan),
+            "rank_biserial": np.where(is_enough, rank_biserial(differences), np.nan),
+        }
+    )
+
+
+def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Indices]]) -> None:
+    """Add p_adjusted and family to the tables of comparisons.
+
+    Args:
+        tables: One of each treatment, at each point.
+        samples: Of each table, the differences, pairs x rows of the table, and the pairs' identity.
+    """
+    families = [
+        table["split"].where(table["place_index"] > 0, "whole model").to_numpy() for table in tables
+    ]
+    for table in tables:
+        table["p_adjusted"] = np.nan
+        table["family"] = 0
+    for family in dict.fromkeys(np.concatenate(families)):
+        members = [
+            np.flatnonzero((of_table == family) & table["p"].notna())
+            for of_table, table in zip(families, tables, strict=True)
+        ]
+        chosen = [table.iloc[rows] for table, rows in zip(tables, members, strict=True)]
+        raw = [table["p"].to_numpy() for table in chosen]
+        if max(table["n"].max() if len(table) else 0 for table in chosen) >= MIN_PAIRS_TO_FLIP:
+            adjusted = max_t_adjusted(
+                [sample[:, rows] for (sample, _), rows in zip(samples, members, strict=True)],
+                [identities for _, identities in samples],
+            )
+        else:
+            ends = np.cumsum([len(part) for part in raw])[:-1]
+            adjusted = np.split(holm(np.concatenate(raw)), ends)
+        size = sum(map(len, members))
+        for table, rows, of_table, p in zip(tables, members, adjusted, raw, strict=True):
+            # Comparisons with too few pairs to flip have a p of Student's t.
+            table.loc[rows, "p_adjusted"] = np.maximum(of_table, p)
+            table.loc[rows, "family"] = size
+
+
+def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
+    """Paired differences to a baseline at each epoch, with intervals; nothing is tested.
+
+    Args:
+        study: Whose runs are comparable.
+        baseline: A treatment; None: `Study.baseline`'s choice.
+
+    Returns:
+        One row a comparison: treatment, baseline, split, metric, layers, place, place_index, site,
+        epoch (of networks with so many layers at the site, or of all, as in `all_columns`), n,
+        undefined, diverged, difference, low, high: as of `effects`, but of at most 2,048 flips;
+        intervals are each epoch's own, not of the whole curve.
+    """
+    baseline = study.baseline(baseline)
+    keys, values = all_columns(study, every_epoch=True)
+    is_diverged = study.results["status"].to_numpy() == "diverged"
+    has_layers = of_networks(study, keys)
+    tables = []
+    for treatment in study.treatments:
+        if treatment == baseline:
+            continue
+        matched = pairs(study, treatment, baseline)
+        ours, theirs = values[matched.treatment], values[matched.baseline]
+        differences = measured_differences(ours, theirs)
+        found = paired_test(
+            differences,
+            noise=noise_of(ours, theirs),
+            max_pairs_exact=MAX_PAIRS_EXACT_OVER_EPOCHS,
+            num_flips=NUM_FLIPS_OVER_EPOCHS,
+        )
+        lost = is_diverged[matched.treatment] | is_diverged[matched.baseline]
+        own = has_layers[matched.treatment] | has_layers[matched.baseline]
+        tables.append(
+            keys.assign(
+                treatment=treatment,
+                baseline=baseline,
+                n=found.n,
+                undefined=own.sum(axis=0) - found.n,
+                diverged=(own & lost[:, None]).sum(axis=0),
+                difference=found.difference,
+                low=found.low,
+                high=found.high,
+            )
+        )
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    return table[table["n"] > 0].reset_index(drop=True)
+
+
+def factors(
+    study: Study, baseline: str | None = None, *, of: Sequence[str] = ("depth", "width")
+) -> pd.DataFrame:
+    """Does the treatment's effect depend on depth and width? A permutation analysis of variance.
+
+    A treatment is within pairs, depth and width are between them. So the interaction of treatment
+    and depth is a main effect of depth on the differences within pairs, and that of all three the
+    interaction of depth and width on them: what a mixed model with an intercept of each pair's own
+    tests. Factors are categories. Sums of squares are of type II; p comes of permuted residuals of
+    the model without the term (Freedman and Lane 1983), so that it needs no normal distribution.
+
+    Args:
+        study: Whose runs are comparable.
+        baseline: A treatment; None: `Study.baseline`'s choice.
+        of: Columns of `study.runs`; those that do not vary are left out.
+
+    Returns:
+        One row a term: treatment, baseline, split, metric, place, place_index, site, term (such as
+        "treatment x depth"), n, the pairs; f, df, df_residual, eta_squared (partial), p (at least
+        1/1000), and p_adjusted, by Holm for the tests of that term and split. Comparisons without
+        residual degrees of freedom, as of one seed, have no row.
+    """
+    baseline = study.baseline(baseline)
+    keys, values = wide(study)
+    results = study.results
+    varying = [name for name in of if results[name].nunique() > 1]
+    terms = [frozenset(term) for size in (1, 2) for term in combinations(varying, size)]
+    tables = []
+    for treatment in study.treatments if terms else []:
+        if treatment == baseline:
+            continue
+        matched = pairs(study, treatment, baseline)
+        differences = measured_differences(values[matched.treatment], values[matched.baseline])
+        levels = results.loc[matched.treatment, varying].astype(str).reset_index(drop=True)
+        for columns, sample, chosen in _blocks(differences):
+            for term in terms:
+                models = [
+                    _basis(levels.loc[chosen], some)
+                    for some in (
+                        [one for one in terms if not term <= one],  # without the term
+                        [one for one in terms if not term < one],  # with it
+                        terms,
+                    )
+                ]
+                without, with_it, full = (basis.shape[1] for basis in models)
+                df, df_residual = with_it - without, len(sample) - full
+                if df < 1 or df_residual < 1:
+                    continue
+                f, eta_squared, p = _analysis_of_variance(sample, models)
+                tables.append(
+                    keys.loc[columns].assign(
+                        treatment=treatment,
+                        baseline=baseline,
+                        term=" x ".join(["treatment", *sorted(term)]),
+                        n=len(sample),
+                        f=f / df * df_residual,
+                        df=df,
+                        df_residual=df_residual,
+                        eta_squared=eta_squared,
+                        p=p,
+                    )
+                )
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True).dropna(subset="f", ignore_index=True)
+    table["p_adjusted"] = np.nan
+    for _, family in table.groupby(["term", "split"]):
+        table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
+    return table
+
+
+def _blocks(differences: Numbers) -> Iterator[tuple[Indices, Numbers, Indices]]:
+    """Columns that have the same pairs: their numbers, differences and the pairs' rows."""
+    for rows, same in patterns(np.isfinite(differences)):
+        for start in range(0, len(same), MAX_COLUMNS):
+            block = same[start : start + MAX_COLUMNS]
+            yield block, differences[np.ix_(rows, block)], rows
+
+
+def _basis(levels: pd.DataFrame, terms: Sequence[frozenset[str]]) -> Numbers:
+    """An orthonormal basis of what a model with these terms can say, rows x dimensions."""
+    cells = [pd.get_dummies(levels.groupby(sorted(term)).ngroup()) for term in terms]
+    parts = [np.ones((len(levels), 1)), *(cell.to_numpy(float) for cell in cells)]
+    return np.asarray(linalg.orth(np.hstack(parts)), dtype=np.float64)
+
+
+def _analysis_of_variance(
+    sample: Numbers, models: Sequence[Numbers]
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Ratio of the explained sum of squares to the residual one, partial eta squared, and p.
+
+    Permutations are drawn until 100 were as extreme, at most 999 (Besag and Clifford 1991).
+
+    Args:
+        sample: Rows x comparisons.
+        models: Orthonormal bases: without the term, with it, and of the full model.
+    """
+    starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
+    bases = np.hstack(models)
+    without = models[0].shape[1]
+    fixed = bases.T @ models[0] @ (models[0].T @ sample)  # of the fit without the term
+    residuals = sample - models[0] @ (models[0].T @ sample)
+    squares = (sample**2).sum(axis=0)
+
+    def ratio(order: Indices, chosen: Indices, residuals: Numbers) -> Numbers:
+        """Explained over residual, of the fit with the residuals in another order.
+
+        The bases, which have fewer columns, are put in the opposite order instead.
+        """
+        moved = bases[order].T @ residuals
+        total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)
+        captured = np.add.reduceat((fixed[:, chosen] + moved) ** 2, starts)
+        explained, left = captured[1] - captured[0], total - captured[2]
+        rounding = 1e-12 * total
+        return np.where(explained > rounding, explained, 0) / np.where(left > rounding, left, 0)
+
+    generator = np.random.default_rng(0)
+    undecided = np.arange(sample.shape[1])
+    as_extreme, permutations = np.zeros((2, len(undecided)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        observed = ratio(np.arange(len(sample)), undecided, residuals)
+        for _ in range(MAX_PERMUTATIONS):
+            found = ratio(generator.permutation(len(sample)), undecided, residuals)
+            as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
+            permutations[undecided] += 1
+            still = as_extreme[undecided] < ENOUGH
+            if not still.all():
+                undecided, residuals = undecided[still], residuals[:, still]
+        eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
+    return observed, eta_squared, (1 + as_extreme) / (1 + permutations)

@@ -1,0 +1,1 @@
+"""Statistics of paired differences and ranks: arrays in, arrays out."""

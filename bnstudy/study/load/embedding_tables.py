@@ -1,0 +1,82 @@
+"""Where samples lie in a plane, of the runs of a study that kept it."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from bnstudy.errors import UserError
+from bnstudy.runs.record import MAPS, MAPS_SCHEMA, read_maps
+from bnstudy.study.load.records import Study, layers_of
+from bnstudy.terminal import console
+
+MOST_PICTURES = 300  # of a layer by a method, in each 1,000 samples unless others were asked for
+
+NAMED = ["cell", "treatment", "pair", "seed"]  # columns of the runs
+
+NUMBERED = f"""
+    select read.* exclude (layer_index, number), layers, position
+    from read join ({layers_of("read")}) using (cell, site, layer)
+    order by number, method, site, position, sample
+"""
+
+
+def runs_with_maps(study: Study) -> pd.DataFrame:
+    """The runs that have ended and kept maps, those first that are to be shown first.
+
+    Runs of a pair stand together: pairs in which the most treatments have maps, then first seeds.
+
+    Returns:
+        Of `Study.runs` the columns cell, treatment, pair and seed; and file.
+    """
+    runs = study.results[NAMED]
+    runs = runs.assign(file=[study.folder / cell / MAPS for cell in runs["cell"]])
+    runs = runs[[file.is_file() for file in runs["file"]]]
+    treatments = runs.groupby("pair")["treatment"].transform("nunique")
+    order = runs.assign(fewer=-treatments).sort_values(["fewer", "seed", "pair", "cell"])
+    return order.drop(columns="fewer").reset_index(drop=True)
+
+
+def maps(study: Study) -> pd.DataFrame:
+    """The maps that `python -m bnstudy.measure map` made, of the first pairs of runs.
+
+    Of as many pairs as have 300 pictures; a file that cannot be read is told and left out.
+
+    Args:
+        study: Its runs that have ended are looked at.
+
+    Returns:
+        One row a sample of a map, in the order of `runs_with_maps`: cell, treatment, pair, seed,
+        epoch, split, site, method (pca, umap), layer, layers and position (as in `Study.query`, of
+        the layers that have maps), sample, label, class, x, y (NaN where there is no map, and
+        reason says why), share (of the variance that the plane holds; NaN of umap).
+    """
+    found: list[pd.DataFrame] = []
+    pictures = 0
+    for _, runs in runs_with_maps(study).groupby("pair", sort=False):
+        of_pair = [
+            _read(run["file"]).assign(**{name: run[name] for name in NAMED})
+            for run in runs.to_dict("records")
+        ]
+        pictures += sum(len(one.groupby(["layer", "method"])) for one in of_pair)
+        if found and pictures > MOST_PICTURES:
+            break
+        found += [one for one in of_pair if len(one)]
+    if not found:
+        return pd.DataFrame(columns=[*NAMED, "site", "method", "layer"])
+    table = pd.concat([one.assign(number=number) for number, one in enumerate(found)])
+    study.connection.register("read", table)
+    numbered = study.query(NUMBERED)
+    study.connection.unregister("read")
+    return numbered
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A run's file; a layer is named as in the long table. Nothing where it cannot be read."""
+    try:
+        table = read_maps(path)
+    except UserError as error:
+        console.print(str(error), style="yellow")
+        table = MAPS_SCHEMA.empty_table()
+    frame: pd.DataFrame = table.to_pandas()
+    named = frame["layer"].where(frame["site"] == "act", frame["layer"] + "." + frame["site"])
+    return frame.assign(layer=named)

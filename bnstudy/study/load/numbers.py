@@ -1,0 +1,281 @@
+"""A study's numbers as a matrix: a run a row, a metric at a layer a column.
+
+Networks with as many layers at a site are compared layer by layer, in their order, whatever the
+layers' names. Networks with different numbers of layers are compared at relative depth: values are
+interpolated linearly between the two nearest layers of each network.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bnstudy.errors import UserError
+from bnstudy.study.inference.paired import Indices, Numbers
+from bnstudy.study.load.records import Study
+
+Mask = NDArray[np.bool_]
+
+# In a network with L layers at a site the i-th, counted from 1, has the relative depth
+# (i - 1) / (L - 1). A single layer is the first and the last one: its value is that of all depths.
+RELATIVE_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+KEYS = ["split", "metric", "layers", "place"]  # which no two columns share
+
+MAX_NAMES = 2  # of layers that are matched; more of them are named by their number
+
+
+def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
+    """Numbers of all runs that have ended, with one column for each layer of all runs together.
+
+    Args:
+        study: Study whose runs are comparable.
+        every_epoch: Numbers of each epoch instead of each run's last one, for what the last one
+            has.
+
+    Returns:
+        The columns of `all_columns` that all runs share, and the numbers, runs x columns.
+
+    Raises:
+        UserError: The runs are not comparable.
+    """
+    keys, values = all_columns(study, every_epoch=every_epoch)
+    shared = shared_columns(study, keys, np.arange(len(values)))
+    return keys[shared].reset_index(drop=True), values[:, shared]
+
+
+def all_columns(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
+    """Numbers of all runs that have ended, with the columns of every subset of them.
+
+    Args:
+        study: Study whose runs are comparable.
+        every_epoch: Numbers of each epoch instead of each run's last one, for what the last one
+            has.
+
+    Returns:
+        The columns (split, metric, site, layers, place, place_index; epoch), activations before
+        other sites, and the numbers, runs x columns, the runs in the order of `study.results`; NaN
+        where there is none. `layers` is the number of layers that a network has at the site: such
+        columns hold the values of these networks' layers, `place` is the layer's name, and
+        `place_index` its number, from 1. It is 0 where the values are interpolated, at the
+        `RELATIVE_DEPTHS`, because the study's networks have different numbers of layers. Numbers of
+        the whole model have the site "", layers 0 and the place_index 0. Both are kept: do not
+        change them.
+
+    Raises:
+        UserError: The runs are not comparable.
+    """
+    if len(study.parts) > 1:
+        raise UserError(
+            f"{study.folder} holds runs that are not comparable: "
+            + " | ".join(f"{len(part.results)} runs of {part.what}" for part in study.parts)
+            + "\nLook at each of them by itself, or train them as different studies (study=NAME)"
+        )
+    return _numbers(study, every_epoch)
+
+
+def shared_columns(study: Study, keys: pd.DataFrame, runs: Indices) -> Mask:
+    """The columns by which some runs are compared with one another.
+
+    Args:
+        study: Study whose runs are comparable.
+        keys: Columns, of `all_columns`.
+        runs: Rows of `Study.results`.
+
+    Returns:
+        True for the layers of a site where all these networks have as many, otherwise for the
+        relative depths, and for the whole model.
+    """
+    shared = {"": 0}
+    for site, counts in layer_counts(study).iloc[runs].items():
+        different = set(counts) - {0}
+        shared[str(site)] = different.pop() if len(different) == 1 else 0
+    return (keys["layers"] == keys["site"].map(shared)).to_numpy(dtype=bool)
+
+
+def of_networks(study: Study, keys: pd.DataFrame) -> Mask:
+    """Which columns are of layers that a run's network has, or of all networks.
+
+    Args:
+        study: Study whose runs are comparable.
+        keys: Columns, of `all_columns`.
+
+    Returns:
+        Rows of `Study.results` x columns.
+    """
+    found = np.ones((len(study.results), len(keys)), dtype=bool)
+    counts = layer_counts(study)
+    for (site, count), columns in keys[keys["layers"] > 0].groupby(["site", "layers"]):
+        found[:, columns.index] = (counts[site] == count).to_numpy()[:, None]
+    return found
+
+
+@lru_cache(maxsize=2)
+def layer_counts(study: Study) -> pd.DataFrame:
+    """How many layers each of `study.results` has at each site."""
+    counts = study.query("select cell, site, count(*) as layers from layers group by all")
+    table = counts.pivot_table(index="cell", columns="site", values="layers", fill_value=0)
+    return table.reindex(study.results["cell"], fill_value=0).astype(int)
+
+
+def layer_means(study: Study, metric: str) -> Numbers:
+    """Each run's mean of a metric over its own layers' activations, on the training split.
+
+    Args:
+        study: Study whose runs are comparable.
+        metric: Name of the metric; where it has no activations, the mean is over its other layers,
+            at the sites that all networks have.
+    """
+    keys, values = all_columns(study)
+    counts = layer_counts(study)
+    chosen = keys[(keys["split"] == "train") & (keys["metric"] == metric)]
+    chosen = chosen[of_activations(chosen) & (chosen["layers"] > 0)]
+    shared = [site for site in chosen["site"].unique() if (counts[site] > 0).all()]
+    chosen = chosen[chosen["site"].isin(shared)]
+    total, layers = np.zeros((2, len(values)))
+    for (site, count), columns in chosen.groupby(["site", "layers"]):
+        runs = np.flatnonzero(counts[site] == count)
+        total[runs] += values[np.ix_(runs, columns.index.to_numpy(dtype=np.intp))].sum(axis=1)
+        layers[runs] += len(columns)
+    with np.errstate(invalid="ignore"):
+        means: Numbers = total / layers
+    return means
+
+
+def of_activations(table: pd.DataFrame) -> pd.Series:
+    """Which rows are of layers' activations or, of a metric that has none, of layers at any site.
+
+    What is said of a metric in a few words, or is one curve over the layers, is of these.
+
+    Args:
+        table: With the columns split, metric, place_index and site, and all rows of a metric: also
+            those that have no value.
+    """
+    layers = table["place_index"] > 0
+    activations = layers & (table["site"] == "act")
+    has_any = activations.groupby([table["split"], table["metric"]]).transform("any")
+    return activations | (layers & ~has_any)
+
+
+@lru_cache(maxsize=2)
+def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
+    runs = _networks(study)
+    connection = study.connection
+    connection.register("numbers", runs)
+    measured = study.query(
+        """
+        select distinct network, split, metric, layer, coalesce(site, '') as site,
+               coalesce(layers, 0) as layers, coalesce(position, 0) as place_index
+        from final join numbers using (cell)
+        """
+    )
+    measured["place"] = _names(measured)
+    keys = measured.drop(columns=["network", "layer"]).drop_duplicates()
+    keys = pd.concat([keys, _relative_depths(keys)], ignore_index=True)
+    keys = keys.sort_values(
+        ["split", "metric", "site", "layers", "place_index"],  # of sites, act is the first by name
+        ascending=[False, True, True, True, True],
+    ).reset_index(drop=True)
+    columns = measured.merge(keys.reset_index(names="column_number"))
+    epochs = int(study.results["last_epoch"].max()) + 1 if every_epoch else 1
+    values = np.full((len(runs), epochs, len(keys)), np.nan)
+    found: set[int] = set()
+    connection.register(
+        "columns", columns[["network", "split", "metric", "layer", "column_number"]]
+    )
+    batches = connection.sql(
+        f"""
+        select (run * {epochs} + measured) * {len(keys)} + column_number as address, value, measured
+        from (select *, {"epoch" if every_epoch else 0} as measured
+              from {"rows" if every_epoch else "last"})
+        join numbers using (cell) join columns using (network, split, metric, layer)
+        where measured < {epochs}
+        """
+    ).to_arrow_reader(1_000_000)
+    for batch in batches:
+        values.ravel()[batch["address"].to_numpy()] = batch["value"].to_numpy()
+        found.update(batch["measured"].unique().to_pylist())
+    there = sorted(found)
+    if len(there) < epochs:
+        values = values[:, there]
+    _interpolate(keys, values, layer_counts(study))
+    if every_epoch:
+        keys = pd.concat([keys.assign(epoch=epoch) for epoch in there], ignore_index=True)
+    return keys, values.reshape(len(runs), -1)
+
+
+def _networks(study: Study) -> pd.DataFrame:
+    """The number of each run's network: runs with layers of the same names have the same one.
+
+    Networks are numbered in the order of the treatments, then of the runs.
+    """
+    listed = "select cell, list([site, layer] order by site, position) from layers group by cell"
+    layers = {
+        cell: tuple(map(tuple, network))
+        for cell, network in study.connection.execute(listed).fetchall()
+    }
+    runs = study.results[["cell", "treatment"]].reset_index(names="run")
+    order = runs["treatment"].map(study.treatments.index).to_numpy().argsort(kind="stable")
+    numbers: dict[Any, int] = {}
+    networks = np.zeros(len(runs), dtype=np.intp)
+    for run, cell in zip(order, runs["cell"].iloc[order], strict=True):
+        networks[run] = numbers.setdefault(layers.get(cell, ()), len(numbers))
+    return runs.drop(columns="treatment").assign(network=networks)
+
+
+def _names(measured: pd.DataFrame) -> pd.Series:
+    """The names of layers: that of their networks, or of both where they have different ones."""
+    names = measured["layer"].copy()
+    layers = measured[measured["layers"] > 0].sort_values("network", kind="stable")
+    for key, matched in layers.groupby(["site", "layers", "place_index"]):
+        different = matched["layer"].unique()
+        if len(different) > MAX_NAMES:
+            names[matched.index] = f"layer {key[2]}{_suffix(str(key[0]))}"
+        elif len(different) > 1:
+            names[matched.index] = " / ".join(different)
+    return names
+
+
+def _relative_depths(keys: pd.DataFrame) -> pd.DataFrame:
+    """Columns of the sites at which networks have different numbers of layers."""
+    layers = keys[keys["layers"] > 0]
+    mixed = layers[layers.groupby("site")["layers"].transform("nunique") > 1]
+    depths = [
+        mixed[["split", "metric", "site"]]
+        .drop_duplicates()
+        .assign(
+            layers=0,
+            place_index=number,
+            place=lambda table, depth=depth: [  # type: ignore[misc]
+                f"depth {depth:.0%}".replace("%", " %") + _suffix(site) for site in table["site"]
+            ],
+        )
+        for number, depth in enumerate(RELATIVE_DEPTHS, start=1)
+    ]
+    return pd.concat(depths)
+
+
+def _suffix(site: str) -> str:
+    return "" if site == "act" else f" {site}"
+
+
+def _interpolate(keys: pd.DataFrame, values: Numbers, counts: pd.DataFrame) -> None:
+    """Fill the columns of relative depths in from those of layers: runs x epochs x columns."""
+    for key, columns in keys.groupby(["split", "metric", "site"]):
+        depths = columns.index[(columns["layers"] == 0) & (columns["place_index"] > 0)]
+        if depths.empty:
+            continue
+        for count in sorted(set(columns["layers"].tolist()) - {0}):
+            runs = np.flatnonzero(counts[key[-1]] == count)
+            own = columns[columns["layers"] == count]
+            of_position = dict(zip(own["place_index"], own.index, strict=True))
+            for column, depth in zip(depths, RELATIVE_DEPTHS, strict=True):
+                lower, weight = divmod(1 + depth * (count - 1), 1)
+                nearest = {lower: 1 - weight, lower + 1: weight} if weight else {lower: 1.0}
+                if of_position.keys() >= nearest.keys():
+                    values[runs, :, column] = sum(
+                        share * values[runs, :, of_position[position]]
+                        for position, share in nearest.items()
+                    )

@@ -1,5 +1,0 @@
-"""A study's page: one HTML file with everything in it, which needs no network to be read."""
-
-from bnstudy.study.page.render import page
-
-__all__ = ["page"]

@@ -1,0 +1,1 @@
+"""Verdict, figures, tables and page of a study."""

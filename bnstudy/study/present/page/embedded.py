@@ -1,0 +1,292 @@
+"""The numbers that the page's figures are drawn from, as page.js reads them.
+
+Numbers stand in arrays of float32 (little endian, base64), NaN where there is none.
+"""
+
+import base64
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.study.analysis import Findings
+from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP, Numbers, mean, spread
+from bnstudy.study.load.embedding_tables import runs_with_maps
+from bnstudy.study.load.numbers import KEYS, RELATIVE_DEPTHS, all_columns, layer_counts
+from bnstudy.study.load.records import Study
+
+MOST_NUMBERS = 1_200_000  # of runs: 6 MB of base64
+MOST_SAMPLES = 150_000  # of maps: 2 MB of base64
+SAMPLES_OF_A_MAP = 500
+FEWEST_EPOCHS = 5  # of each run, before seeds are averaged
+
+FACTS_OF_A_MAP = [
+    *("cell", "pair", "method", "site", "layer", "layers", "position"),
+    *("epoch", "split", "share", "reason"),
+]
+EFFECTS = (
+    *("n", "undefined", "difference", "low", "high", "p", "p_adjusted"),
+    *("cohens_d", "rank_biserial"),
+)
+CURVES = ("n", "undefined", "difference", "low", "high")
+
+
+def embedded(findings: Findings) -> dict[str, Any]:
+    """What page.js draws.
+
+    Args:
+        findings: Of the study.
+
+    Returns:
+        - baseline, model (the place of the whole model's numbers), treatments (the baseline first),
+          directions (by metric);
+        - min_pairs, min_pairs_to_flip: fewest pairs of a test, and of one by sign flips;
+        - axes: name, label and values of each, as text;
+        - keys: split, metric, site, layers, place and place_index of each column, as in
+          `all_columns`; depths: the relative depths;
+        - metrics: those of layers; epochs: those that are in `values`;
+        - groups: the runs, or in large studies the seeds of a treatment at a point of the grid:
+          index, cell, treatment (its number), pair and seed (null of several), point (a value of
+          each axis), n, diverged (how many of these), last_epoch, layers (how many it has, by
+          site);
+        - values: mean, and for groups of several runs sd and n: groups x epochs x keys;
+        - effects: points, each a value of every axis or null for all; fields, each treatments
+          without the baseline x points x keys;
+        - curves: fields, each treatments without the baseline x epochs x keys;
+        - maps: see `_maps`;
+        - similarities: see `_similarities`.
+    """
+    study = findings.study
+    keys, values = all_columns(study, every_epoch=True)
+    all_epochs = keys["epoch"].unique()
+    keys = keys[keys["epoch"] == all_epochs[0]].drop(columns="epoch").reset_index(drop=True)
+    values = values.reshape(len(values), len(all_epochs), len(keys))
+    treatments = [findings.baseline]
+    treatments += [name for name in study.treatments if name != findings.baseline]
+    axes = [_axis(study, name) for name in findings.axes]
+
+    groups = _described(study, treatments, [axis["name"] for axis in axes])
+    last_epochs = sorted(set(groups["last_epoch"]))
+    room = MOST_NUMBERS // values[:, 0].size
+    many = room < min(FEWEST_EPOCHS, len(all_epochs))
+    if many:
+        room = MOST_NUMBERS // (3 * groups.groupby(["treatment", "point"]).ngroups * len(keys))
+    chosen = _thinned(list(all_epochs), last_epochs, room)
+    values = values[:, chosen]
+    arrays = {"mean": values}
+    if many:
+        groups, arrays = _pooled(groups, values)
+    groups["index"] = range(len(groups))
+    return {
+        "baseline": findings.baseline,
+        "model": WHOLE_MODEL,
+        "treatments": treatments,
+        "min_pairs": MIN_PAIRS,
+        "min_pairs_to_flip": MIN_PAIRS_TO_FLIP,
+        "directions": study.directions,
+        "axes": axes,
+        "keys": json.loads(keys.to_json(orient="records")),
+        "depths": RELATIVE_DEPTHS,
+        "metrics": list(dict.fromkeys(keys.loc[keys["place_index"] > 0, "metric"])),
+        "epochs": [int(all_epochs[at]) for at in chosen],
+        "all_epochs": len(all_epochs),
+        "groups": json.loads(groups.to_json(orient="records")),
+        "values": {name: _encoded(array) for name, array in arrays.items()},
+        "effects": _effects(findings, keys, treatments),
+        "curves": _curves(findings, keys, treatments, [int(all_epochs[at]) for at in chosen]),
+        "maps": _maps(findings, treatments, [axis["name"] for axis in axes]),
+        "similarities": _similarities(study),
+    }
+
+
+def _encoded(array: Numbers) -> str:
+    with np.errstate(over="ignore"):  # what float32 cannot hold is as good as infinite
+        return base64.b64encode(np.asarray(array, dtype="<f4").tobytes()).decode()
+
+
+def _axis(study: Study, name: str) -> dict[str, Any]:
+    values = sorted(study.results[name].unique())
+    return {"name": name, "label": name.rpartition(".")[2], "values": [_text(v) for v in values]}
+
+
+def _text(value: Any) -> str:
+    """A value of an axis as the page knows it: 4, not 4.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _described(study: Study, treatments: list[str], axes: list[str]) -> pd.DataFrame:
+    results = study.results
+    return pd.DataFrame(
+        {
+            "cell": results["cell"],
+            "treatment": results["treatment"].map(treatments.index),
+            "pair": results["pair"].map(int),
+            "seed": results["seed"].map(int),
+            "point": [tuple(map(_text, run)) for run in results[axes].itertuples(index=False)],
+            "n": 1,
+            "diverged": (results["status"] == "diverged").map(int),
+            "last_epoch": results["last_epoch"].map(int),
+            "layers": layer_counts(study).to_dict("records"),
+        }
+    )
+
+
+def _thinned(epochs: list[int], last: list[int], room: int) -> list[int]:
+    """Which epochs are kept: all, or evenly spread ones and each run's last."""
+    places = {round(place) for place in np.linspace(0, len(epochs) - 1, max(2, room))}
+    return sorted(places | {epochs.index(epoch) for epoch in last if epoch in epochs})
+
+
+def _pooled(groups: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, dict[str, Numbers]]:
+    """The seeds of each treatment at each point together."""
+    described, parts = [], defaultdict(list)
+    networks = groups["layers"].map(str)
+    alike = ["treatment", "point", "last_epoch", networks]
+    for rows in groups.groupby(alike, sort=False).indices.values():
+        sample = values[rows].reshape(len(rows), -1)
+        parts["mean"].append(mean(sample))
+        parts["sd"].append(spread(sample))
+        parts["n"].append(np.isfinite(sample).sum(axis=0))
+        first = groups.iloc[rows[0]]
+        cell = f"{first['cell'].partition('-seed')[0]}, {len(rows)} seeds"
+        diverged = int(groups["diverged"].iloc[rows].sum())
+        seeds = {"cell": cell, "pair": None, "seed": None, "n": len(rows), "diverged": diverged}
+        described.append(first.to_dict() | seeds)
+    return pd.DataFrame(described), {name: np.array(arrays) for name, arrays in parts.items()}
+
+
+def _placed(
+    table: pd.DataFrame,
+    fields: tuple[str, ...],
+    shape: tuple[int, ...],
+    *places: pd.Series,
+) -> dict[str, str]:
+    """Columns of a table as arrays of that shape."""
+    arrays = {}
+    for field in fields:
+        array = np.full(shape, np.nan)
+        array[tuple(np.asarray(place, dtype=int) for place in places)] = table[field]
+        arrays[field] = _encoded(array)
+    return arrays
+
+
+def _numbered(table: pd.DataFrame, keys: pd.DataFrame) -> pd.Series:
+    """The number of each row's key."""
+    index = pd.MultiIndex.from_frame(keys[KEYS])
+    return pd.Series(index.get_indexer(pd.MultiIndex.from_frame(table[KEYS])), table.index)
+
+
+def _effects(findings: Findings, keys: pd.DataFrame, treatments: list[str]) -> dict[str, Any]:
+    table = findings.effects
+    if table.empty:
+        return {"points": [], "fields": {}}
+    at = [
+        tuple(None if pd.isna(value) else _text(value) for value in row)
+        for row in table[list(findings.axes)].itertuples(index=False)
+    ]
+    points = list(dict.fromkeys(at))
+    shape = (len(treatments) - 1, len(points), len(keys))
+    treatment = table["treatment"].map(treatments.index) - 1
+    number = pd.Series(at, table.index).map({point: one for one, point in enumerate(points)})
+    fields = _placed(table, EFFECTS, shape, treatment, number, _numbered(table, keys))
+    return {"points": points, "fields": fields}
+
+
+def _curves(
+    findings: Findings, keys: pd.DataFrame, treatments: list[str], epochs: list[int]
+) -> dict[str, str]:
+    table = findings.curves
+    if table.empty:
+        return {}
+    table = table[table["epoch"].isin(epochs)]
+    return _placed(
+        table,
+        CURVES,
+        (len(treatments) - 1, len(epochs), len(keys)),
+        table["treatment"].map(treatments.index) - 1,
+        table["epoch"].map(epochs.index),
+        _numbered(table, keys),
+    )
+
+
+def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[str, Any]:
+    """Where samples lie in a plane.
+
+    Returns:
+        - classes: by label, their names;
+        - pictures: cell, treatment (its number), pair (its number), seed, point (a value of each
+          axis), epoch, split, site, layer, layers and position (as in `Study.query`), method, share
+          (of the variance; null of umap), reason (why there is none; null where there is), and
+          where its samples are (first, count);
+        - x, y, labels: of all samples;
+        - shown: of how many runs they are; runs: how many have maps.
+    """
+    table = findings.maps
+    if table.empty:
+        return {"pictures": []}
+    described = _described(findings.study, treatments, axes).set_index("cell")
+    by_picture = table.groupby(["cell", "method", "layer"], sort=False)
+    most = min(SAMPLES_OF_A_MAP, max(1, MOST_SAMPLES // len(by_picture)))
+    pictures: list[dict[str, Any]] = []
+    parts: list[pd.DataFrame] = []
+    for _, samples in by_picture:
+        there = samples[samples["x"].notna()]
+        drawn = there.sample(min(most, len(there)), random_state=0)  # they may stand by class
+        parts.append(drawn.sort_index())
+        first = pictures[-1]["first"] + pictures[-1]["count"] if pictures else 0
+        facts = json.loads(samples[FACTS_OF_A_MAP].iloc[:1].to_json(orient="records"))[0]
+        run = described.loc[facts["cell"]]
+        of_run = {"treatment": int(run["treatment"]), "seed": int(run["seed"])}
+        samples_of_it = {"point": run["point"], "first": first, "count": len(parts[-1])}
+        pictures.append(facts | of_run | samples_of_it)
+    shown = pd.concat(parts)
+    classes = table.drop_duplicates("label").sort_values("label")
+    return {
+        "classes": dict(zip(map(str, classes["label"]), classes["class"], strict=True)),
+        "pictures": pictures,
+        "x": _encoded(shown["x"].to_numpy()),
+        "y": _encoded(shown["y"].to_numpy()),
+        "labels": _encoded(shown["label"].to_numpy()),
+        "shown": table["cell"].nunique(),
+        "runs": len(runs_with_maps(findings.study)),
+    }
+
+
+def _similarities(study: Study) -> list[dict[str, Any]]:
+    """What `bnstudy.measure similarity` wrote: pairs of runs, and a matrix for each measure.
+
+    Left out are those of runs that are not in the study any more, or were trained again since.
+    """
+    attempts = study.runs.set_index("cell")["attempts"].to_dict()
+    found = []
+    for facts_path in sorted(study.folder.glob("similarity/*/similarity.json")):
+        facts = json.loads(facts_path.read_text())
+        folders = [(Path(run["folder"]), run) for run in facts["runs"]]
+        ours = [(path.name, run) for path, run in folders if path.parent.name == study.name]
+        if not all(
+            cell in attempts and run.get("attempts", attempts[cell]) == attempts[cell]
+            for cell, run in ours
+        ):
+            continue
+        matrices = {}
+        for path in sorted(facts_path.parent.glob("*.csv")):
+            matrix = pd.read_csv(path, index_col=0)
+            matrices[path.stem] = {
+                "rows": [str(name) for name in matrix.index],
+                "columns": [str(name) for name in matrix.columns],
+                "values": json.loads(matrix.to_json(orient="values")),
+            }
+        names = [f"{Path(run['folder']).name}, epoch {run['epoch']}" for run in facts["runs"]]
+        found.append(
+            {
+                "names": [names[0], names[-1]],
+                "split": facts["split"],
+                "samples": facts["samples"],
+                "matrices": matrices,
+            }
+        )
+    return found

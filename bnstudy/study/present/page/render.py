@@ -1,0 +1,261 @@
+"""The page's text, around the numbers that its figures are drawn from."""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+import bnstudy
+from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.study.analysis import CLUSTERING, SPARSITY, Findings
+from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
+from bnstudy.study.load.records import TREATMENT, Study
+from bnstudy.study.present.page.embedded import embedded
+from bnstudy.study.present.redaction import without_credentials
+
+MOST_ROWS = 500  # of a table on the page; the CSV has all
+
+ENVIRONMENT = [
+    "commit",
+    "dirty",
+    "version",
+    "torch",
+    "python",
+    "processor",
+    "gpus",
+    "threads",
+    "host",
+    "data",
+    "data_sha256",
+    "probe",
+]
+TARGETS = [
+    ("accuracy", "test accuracy"),
+    ("gap", "train − test accuracy"),
+    ("test_loss", "test loss"),
+]
+
+
+def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None) -> str:
+    """The page of a study, as HTML.
+
+    Names, messages and whatever else comes from records is text on it: scripts other than the
+    page's own are not run, and nothing is loaded from anywhere.
+
+    Args:
+        findings: Of the study.
+        files: Figures and tables beside the page, relative to it.
+        apart: Why there are runs in the study's folder that are not on the page.
+    """
+    study = findings.study
+    data = embedded(findings)
+    scripts = [get_plotlyjs(), _resource("page.js")]
+    runs = without_credentials(study.runs)
+    environment = Environment(
+        loader=PackageLoader(__package__, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"told": told, "words": lambda name: str(name).replace("_", " ")}
+    environment.globals |= {"zipped": _zipped, "numbered": _numbered}
+    has_grid = {"depth", "width"} <= set(findings.axes)
+    content = {
+        "findings": findings,
+        "study": study,
+        "data": data,
+        # No text can end the element that it stands in.
+        "data_json": json.dumps(data, allow_nan=False).replace("<", r"\u003c"),
+        "scripts": scripts,
+        "allowed_scripts": " ".join(map(_allowed, scripts)),
+        "style": _resource("page.css"),
+        "version": bnstudy.__version__,
+        "apart": apart,
+        "files": files,
+        "compared": len(data["treatments"]) > 1,
+        "axis_names": list(findings.axes),
+        "over_grid": _over_grid(data["treatments"]) if has_grid else [],
+        "targets": TARGETS,
+        "seeds": sorted({one["seed"] for one in data["groups"]} - {None}),
+        "splits": sorted({key["split"] for key in data["keys"] if key["place_index"] > 0})[::-1],
+        "sites": sorted({key["site"] for key in data["keys"] if key["site"]}),
+        "sparsity": [name for name in SPARSITY if name in data["metrics"]],
+        "clustering": [name for name in CLUSTERING if name in data["metrics"]],
+        "effect_size": "cohens_d" if _has_spread(findings) else "rank_biserial",
+        "embedded_note": _embedded_note(data, study),
+        "assumptions": ASSUMPTIONS,
+        "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
+        "norm_settings": _norm_settings(study),
+        "map_methods": list(dict.fromkeys(one["method"] for one in data["maps"]["pictures"])),
+        "similarity_choices": [
+            (f"{number}:{name}", f"{name}: {' – '.join(pair['names'])}")
+            for number, pair in enumerate(data["similarities"])
+            for name in pair["matrices"]
+        ],
+        "command_lines": runs[["cell", "overrides"]].dropna()[:MOST_ROWS].to_numpy().tolist(),
+        "hours": _hours(study),
+        **_tables(findings, runs),
+    }
+    content["sections"] = _sections(content)
+    return environment.get_template("page.html").render(content)
+
+
+def told(value: Any) -> str:
+    """A value as a table on the page shows it."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else str(value)
+
+
+def _resource(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _allowed(script: str) -> str:
+    """How a Content-Security-Policy names a script that may run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _zipped(values: Iterable[Any]) -> list[tuple[Any, Any]]:
+    return [(value, value) for value in values]
+
+
+def _numbered(values: Sequence[Any]) -> list[tuple[int, Any]]:
+    return list(enumerate(values))
+
+
+def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
+    """What can be shown over depth and width: each treatment, and each less the baseline."""
+    absolute = [(str(number), name) for number, name in enumerate(treatments)]
+    return absolute + [(f"-{number}", f"{name} − {treatments[0]}") for number, name in absolute[1:]]
+
+
+def _has_spread(findings: Findings) -> bool:
+    return not findings.effects.empty and bool(findings.whole["cohens_d"].notna().any())
+
+
+def _norm_settings(study: Study) -> list[str]:
+    """The settings of each treatment's norm and regularizer, those that are swept in its name."""
+    found = []
+    for treatment, cells in study.results.groupby("treatment")["cell"]:
+        settings = study.settings[cells.iloc[0]]
+        options = [
+            f"{key} {value}"
+            for key, value in settings.items()
+            if key.startswith(TREATMENT) and not key.endswith(".name")
+        ]
+        if options:
+            found.append(f"{treatment}: {', '.join(options)}")
+    return found
+
+
+def _embedded_note(data: dict[str, Any], study: Study) -> str:
+    """What the page's figures leave out of a large study."""
+    notes = []
+    if "n" in data["values"]:
+        notes.append("its figures know the mean and standard deviation over seeds, not each run")
+    if len(data["epochs"]) < data["all_epochs"]:
+        notes.append(f"they have {len(data['epochs'])} of {data['all_epochs']} epochs")
+    pooled = len(study.design.grid) - len(data["axes"])
+    if pooled > 0:
+        notes.append(f"{pooled} more of the grid's axes have no filter")
+    return f"To keep this page small: {'; '.join(notes)}. The tables have all." if notes else ""
+
+
+def _hours(study: Study) -> str:
+    seconds = study.runs["seconds"].sum() if "seconds" in study.runs else 0
+    measured = study.runs["measure_seconds"].sum() if "seconds" in study.runs else 0
+    return (
+        f"{len(study.runs)} runs took {seconds / 3600:.2f} hours, {measured / 3600:.2f} of them "
+        "for measuring representations."
+    )
+
+
+def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | None]:
+    """The page's tables; None where there is nothing to say."""
+    study = findings.study
+    performance = findings.whole
+    if len(performance):
+        performance = performance[performance["place"] == WHOLE_MODEL]
+        performance = performance[performance["metric"].isin(["accuracy", "loss"])]
+    relations = findings.relations
+    if len(relations):
+        relations = relations[(relations["split"] == "train") & (relations["n"] >= MIN_RUNS)]
+    wrong = runs[(runs["status"] != "completed") | runs["remark"].notna()]
+    known = [column for column in ENVIRONMENT if column in study.results]
+    environments = study.results.groupby(known, dropna=False).size().rename("runs").reset_index()
+    tables = {
+        "performance": _chosen(
+            performance,
+            "treatment baseline split metric n undefined diverged baseline_mean treatment_mean "
+            "difference low high test p smallest_p p_adjusted cohens_d rank_biserial",
+        ),
+        "relations": _chosen(
+            relations,
+            "target metric place n granulated granulated_low granulated_high tau cmi cmi_null",
+        ),
+        "mediation": findings.mediation,
+        "interventions": _chosen(
+            findings.interventions,
+            "treatment baseline split metric place n undefined difference low high test p "
+            "p_adjusted",
+        ),
+        "factors": _chosen(
+            _of_main_metrics(findings.factors),
+            "treatment split metric place term n f df df_residual eta_squared p p_adjusted",
+        ),
+        "wrong": _chosen(wrong, "cell status remark attempts failures"),
+        "undefined": study.query(
+            """
+            select split, metric, layer, count(*) as runs, any_value(reason) as reason
+            from final where not isfinite(value)
+            group by all order by runs desc, metric, layer, split
+            """
+        ),
+    }
+    shown = {name: None if table.empty else table[:MOST_ROWS] for name, table in tables.items()}
+    return shown | {"environments": environments[["runs", *known]]}
+
+
+def _chosen(table: pd.DataFrame, columns: str) -> pd.DataFrame:
+    return table[[name for name in columns.split() if name in table]]
+
+
+def _of_main_metrics(factors: pd.DataFrame) -> pd.DataFrame:
+    if factors.empty:
+        return factors
+    names = {"accuracy", "loss", *SPARSITY, *CLUSTERING}
+    return factors[factors["metric"].isin(names)]
+
+
+def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """Anchors and titles of the sections that the page has."""
+    has_layers = bool(content["data"]["metrics"])
+    there = {
+        ("layers", "Layers"): has_layers,
+        ("effects", "Effects"): has_layers and content["compared"],
+        ("epochs", "Over epochs"): has_layers,
+        ("performance", "Accuracy and loss"): True,
+        ("generalization", "Generalization"): has_layers,
+        ("axes", "Over the grid"): "lr" in content["axis_names"]
+        or content["over_grid"]
+        or content["factors"] is not None,
+        ("maps", "Maps"): content["map_methods"],
+        ("similarity", "Similarity"): content["data"]["similarities"],
+        ("wrong", "What went wrong"): True,
+        ("method", "Method"): True,
+        ("provenance", "Provenance"): True,
+    }
+    return [section for section, is_there in there.items() if is_there]

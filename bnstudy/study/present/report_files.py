@@ -1,0 +1,275 @@
+"""A study's report on disk: its pages, figures and tables, and what they were made of."""
+
+import hashlib
+import html
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import bnstudy
+from bnstudy.errors import UserError
+from bnstudy.files import replacing
+from bnstudy.study.analysis import Findings
+from bnstudy.study.load.records import Study, load
+from bnstudy.study.present.page import page
+from bnstudy.terminal import console
+
+MOST_TOLD = 10  # runs that did not go well
+
+PAGE = "index.html"
+
+# What a report consists of and what it was made of. Files that are not listed in it are the user's.
+MANIFEST = ".bnstudy-report.json"
+
+INPUTS = ("run.json", "metrics.parquet", "maps.parquet")  # of each run
+
+SIGNATURE = "Written by bnstudy"  # on each page
+
+
+def report(folder: Path, baseline: str | None = None, output: Path | None = None) -> list[Path]:
+    """Write the page, figures and tables of a study, and print its summary.
+
+    Runs that are not comparable with the others have a page of their own. Files of an earlier
+    report that the new one does not have are removed.
+
+    Args:
+        folder: Of the study.
+        baseline: The norm that the others are compared with; None: no normalization, or BatchNorm.
+        output: Where to; None: `report` in the study's folder.
+
+    Returns:
+        The pages, the first one being index.html.
+
+    Raises:
+        UserError: There is no run that has ended, or no such baseline.
+    """
+    from threadpoolctl import threadpool_limits
+
+    from bnstudy.study.present import tables
+    from bnstudy.study.present.drawing import draw
+    from bnstudy.study.present.figures import all_figures
+
+    output = output or folder / "report"
+    inputs, parts, files = fingerprint(folder), _parts(load(folder), output), []
+    for study, place, apart in parts:
+        findings = Findings(study, baseline)
+        drawn = draw(all_figures(findings), place / "figures")
+        # Other processes draw: threads that wait for a core of theirs would hold up the others.
+        with threadpool_limits(1, "blas"):
+            written = tables.write(findings, place / "tables")
+        beside = [*drawn, *written]
+        names = [path.relative_to(place).as_posix() for path in beside]
+        files += [*beside, _write(page(findings, names, apart), place / PAGE)]
+        _summarize(findings, apart)
+        for what, where in (
+            ("Page", files[-1]),
+            ("Figures", place / "figures"),
+            ("Tables", place / "tables"),
+        ):
+            console.print(f"{what:<8} {where}")
+    return _finish(output, parts, inputs, files)
+
+
+def write_page(folder: Path) -> list[Path]:
+    """Write the page of a study alone, without figures and tables: it takes seconds.
+
+    Figures and tables of an earlier report are removed: they would not be those of the page. So is
+    the earlier page where no run has a result any more.
+
+    Args:
+        folder: Of the study.
+
+    Returns:
+        The pages, the first one being index.html; several, where the runs are not comparable.
+
+    Raises:
+        UserError: There is no run that has ended.
+    """
+    output, inputs = folder / "report", fingerprint(folder)
+    try:
+        parts = _parts(load(folder), output)
+        findings = [(Findings(study), place, apart) for study, place, apart in parts]
+    except UserError:
+        _remove(output, _listed(output)["files"])
+        raise
+    files = [_write(page(found, apart=apart), place / PAGE) for found, place, apart in findings]
+    return _finish(output, parts, inputs, files)
+
+
+def current_pages(folder: Path) -> list[Path]:
+    """The pages of a study, written again if anything has changed that they were made of.
+
+    Args:
+        folder: Of the study.
+
+    Returns:
+        The pages, the first one being index.html.
+
+    Raises:
+        UserError: There is no run that has ended.
+    """
+    manifest = _listed(folder / "report")
+    pages = [folder / "report" / name for name in manifest["pages"]]
+    is_current = manifest["inputs"] == fingerprint(folder)
+    if pages and is_current and all(path.exists() for path in pages):
+        return pages
+    return write_page(folder)
+
+
+def tell_page(folder: Path) -> None:
+    """Write the page of a study unless nothing has changed since, and say where it is.
+
+    Whatever prevents that is told in a line: a sweep has done its work without its page.
+    """
+    try:
+        pages = current_pages(folder)
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        console.print(f"Report   none: {message.splitlines()[0]}")
+        return
+    for path in pages:
+        console.print(f"Report   {path}")
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of what a page is made of: names, sizes and times of files, and the version.
+
+    Args:
+        folder: Of the study.
+    """
+    found = []
+    for cell in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
+        for path in (Path(cell, name) for name in INPUTS) if cell.is_dir() else ():
+            if path.exists():
+                found.append(path)
+    found += sorted((folder / "similarity").glob("*/*"))
+    states = [(path.relative_to(folder).as_posix(), path.stat()) for path in found]
+    described = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return hashlib.sha256(json.dumps([bnstudy.__version__, described]).encode()).hexdigest()
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that bnstudy wrote."""
+    return path.is_file() and SIGNATURE in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _listed(output: Path) -> dict[str, Any]:
+    """The manifest of an earlier report: inputs, pages and files, relative to its folder.
+
+    Pages that were written before there were manifests are listed as well.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((output / MANIFEST).read_text())
+    except (OSError, ValueError):
+        found = [output / PAGE, *output.glob(f"part*/{PAGE}")]
+        pages = [path for path in found if is_report(path)]
+        names = [path.relative_to(output).as_posix() for path in pages]
+        return {"inputs": None, "pages": names, "files": names}
+    return manifest
+
+
+def _finish(
+    output: Path, parts: list[tuple[Study, Path, str | None]], inputs: str, files: list[Path]
+) -> list[Path]:
+    """Write the page that leads to those of the parts, remove what is out of date, list the files.
+
+    Args:
+        output: Folder of the report.
+        parts: Its parts, with their folders.
+        inputs: The `fingerprint` of what it was made of.
+        files: Files of the report.
+
+    Returns:
+        The pages.
+    """
+    pages = [place / PAGE for _, place, _ in parts]
+    if len(parts) > 1:
+        pages.insert(0, _write(_contents(parts), output / PAGE))
+    names = {path.relative_to(output).as_posix() for path in (*pages, *files)}
+    _remove(output, set(_listed(output)["files"]) - names)
+    manifest = {
+        "inputs": inputs,
+        "pages": [path.relative_to(output).as_posix() for path in pages],
+        "files": sorted(names),
+    }
+    _write(json.dumps(manifest, indent=2) + "\n", output / MANIFEST)
+    return pages
+
+
+def _remove(output: Path, names: Iterable[str]) -> None:
+    """Remove files of an earlier report, and folders that are empty then."""
+    for name in names:
+        path = output / name
+        path.unlink(missing_ok=True)
+        for folder in path.relative_to(output).parents:
+            if (
+                folder != Path()
+                and (output / folder).is_dir()
+                and not any((output / folder).iterdir())
+            ):
+                (output / folder).rmdir()
+
+
+def _contents(parts: list[tuple[Study, Path, str | None]]) -> str:
+    """The page that leads to those of the parts."""
+    name = html.escape(parts[0][0].name)
+    items = "\n".join(
+        f'<li><a href="{place.name}/{PAGE}">{place.name}</a>: {len(part.results)} runs of '
+        f"{html.escape(part.what)}</li>"
+        for part, place, _ in parts
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{name} · bnstudy</title></head>
+<body>
+<h1>{name}</h1>
+<p>The runs of this study are not all comparable: {len(parts)} groups of them have a page each.</p>
+<ul>
+{items}
+</ul>
+<footer>{SIGNATURE} {bnstudy.__version__}.</footer>
+</body>
+</html>
+"""
+
+
+def _parts(study: Study, output: Path) -> list[tuple[Study, Path, str | None]]:
+    """What is comparable: each part, its folder, and what it is apart from."""
+    if len(study.parts) == 1:
+        return [(study.parts[0], output, None)]
+    return [
+        (
+            part,
+            output / f"part{number}",
+            "; ".join(
+                f"{len(other.results)} runs of {other.what} (part{place})"
+                for place, other in enumerate(study.parts, start=1)
+                if other is not part
+            ),
+        )
+        for number, part in enumerate(study.parts, start=1)
+    ]
+
+
+def _write(text: str, path: Path) -> Path:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _summarize(findings: Findings, apart: str | None) -> None:
+    console.print(f"\n{findings.study.name}", style="bold")
+    if apart:
+        console.print(f"Not comparable with the rest of the folder: {apart}", style="yellow")
+    for sentence in findings.verdict:
+        console.print(f"· {sentence}")
+    runs = findings.study.runs
+    troubled = runs.loc[runs["remark"].notna(), ["cell", "status", "remark"]]
+    for cell, status, remark in troubled[:MOST_TOLD].to_numpy().tolist():
+        told = remark if status == "completed" else status
+        console.print(f"! {cell}: {told}", style="yellow")
+    if len(troubled) > MOST_TOLD:
+        console.print(f"! and {len(troubled) - MOST_TOLD} more, on the page", style="yellow")
+    console.print()

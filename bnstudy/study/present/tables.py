@@ -1,0 +1,146 @@
+"""Tables of a study: CSV of everything that was computed, LaTeX of what a paper has."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bnstudy.files import replacing
+from bnstudy.study.analysis import CLUSTERING, SPARSITY, Findings
+from bnstudy.study.present.redaction import without_credentials
+
+# Characters that mean something to LaTeX.
+TO_LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "#$%&_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+
+NOT_TOLD = ["path", "comparable", "pair"]  # columns of the runs: of the program, not of the study
+
+
+def all_tables(findings: Findings) -> dict[str, pd.DataFrame]:
+    """The tables by name; those that have nothing to say are left out.
+
+    Args:
+        findings: Of the study.
+    """
+    tables = {
+        "runs": without_credentials(findings.study.runs).drop(columns=NOT_TOLD, errors="ignore"),
+        "averages": findings.points,
+        "epochs": findings.epochs,
+        "effects": findings.effects,
+        "curves": findings.curves,
+        "factors": findings.factors,
+        "relations": findings.relations,
+        "mediation": findings.mediation,
+        "interventions": findings.interventions,
+    }
+    return {name: table for name, table in tables.items() if not table.empty}
+
+
+def latex_tables(findings: Findings) -> Iterator[tuple[str, str]]:
+    """Names and LaTeX (for the package booktabs) of the tables of a paper.
+
+    Means ± standard deviations over runs, and paired differences with their intervals and adjusted
+    p, each with its n; the caption tells how many runs diverged.
+
+    Args:
+        findings: Of the study.
+    """
+    for split in ("test", "train"):
+        yield f"performance-{split}", _latex(findings, ("accuracy", "loss"), split)
+    for metric in (*SPARSITY, *CLUSTERING):
+        if metric in set(findings.averages["metric"]):
+            yield f"layers-{metric}", _latex(findings, (metric,), "train")
+            for depth in findings.depths:
+                yield f"layers-{metric}-depth{depth}", _latex(findings, (metric,), "train", depth)
+
+
+def _latex(
+    findings: Findings, metrics: tuple[str, ...], split: str, depth: int | None = None
+) -> str:
+    by = ["metric", "site", "place_index", "place"]
+    averages, effects = (
+        table[table["metric"].isin(metrics) & (table["split"] == split)] if len(table) else table
+        for table in (
+            (findings.averages, findings.whole) if depth is None else findings.of_depth(depth)
+        )
+    )
+    columns: dict[tuple[Any, str], pd.Series] = {}
+    for name, of_treatment in averages.groupby("treatment"):
+        table = _indexed(of_treatment, by)
+        columns |= {
+            (name, "mean ± SD"): table.apply(_spread, axis=1),
+            (name, "n"): table.apply(_count, axis=1),
+        }
+    for name, of_treatment in effects.groupby("treatment") if len(effects) else ():
+        table = _indexed(of_treatment, by)
+        against = f"{name} − {findings.baseline}"
+        columns |= {
+            (against, "difference [95 %]"): table.apply(_difference, axis=1),
+            (against, "adjusted p"): table["p_adjusted"].map(_number),
+            (against, "n"): table.apply(_count, axis=1),
+        }
+    table = pd.DataFrame(columns).droplevel(["site", "place_index"])
+    table.index.names = [None, None]
+    caption = f"{findings.study.name}: {', '.join(metrics)}, {split} split, after the last epoch"
+    if depth is not None:
+        caption += f", networks of depth {depth}"
+    if findings.other_differences:
+        caption += f"; runs of a pair also differ in {'; '.join(findings.other_differences)}"
+    for treatment, runs in findings.study.results.groupby("treatment"):
+        if diverged := int((runs["status"] == "diverged").sum()):
+            caption += f"; {diverged} of {len(runs)} runs of {treatment} diverged"
+    text: str = table.fillna("").to_latex(
+        escape=True,
+        multicolumn_format="c",
+        multirow=False,
+        caption=caption.translate(TO_LATEX),
+    )
+    return text.replace("±", r"$\pm$").replace("−", "$-$")
+
+
+def _indexed(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    return table.set_index(by).sort_index()
+
+
+def _spread(row: pd.Series) -> str:
+    spread = "" if pd.isna(row["sd"]) else f" ± {_number(row['sd'])}"
+    return f"{_number(row['mean'])}{spread}"
+
+
+def _count(row: pd.Series) -> str:
+    """Number of values, and of how many runs or pairs where some have none."""
+    return f"{row['n']} of {row['n'] + row['undefined']}" if row["undefined"] else str(row["n"])
+
+
+def _difference(row: pd.Series) -> str:
+    if pd.isna(row["difference"]):
+        return ""
+    interval = "" if pd.isna(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
+    return f"{_number(row['difference'])}{interval}"
+
+
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
+
+
+def write(findings: Findings, folder: Path) -> list[Path]:
+    """Write all tables.
+
+    Args:
+        findings: Of the study.
+        folder: Where to.
+
+    Returns:
+        The files.
+    """
+    texts = {
+        f"{name}.csv": table.to_csv(index=False) for name, table in all_tables(findings).items()
+    }
+    texts |= {f"{name}.tex": text for name, text in latex_tables(findings)}
+    for name, text in texts.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text)
+    return [folder / name for name in texts]

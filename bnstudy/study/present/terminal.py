@@ -1,0 +1,174 @@
+"""The normalizations of a study beside each other, in one table for the terminal."""
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.study.inference.paired import RESOLUTION
+from bnstudy.study.load.records import UNREADABLE, Study, load
+
+# Of what was measured, what the table shows: the most telling of each family.
+MAIN_METRICS = (
+    "unit_sparsity",
+    "channel_sparsity",
+    "silhouette",
+    "davies_bouldin",
+    "within_between_ratio",
+    "knn_purity",
+    "kmeans_nmi",
+)
+PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
+    ("test", "accuracy"): "higher",
+    ("validation", "accuracy"): "higher",
+    ("train", "accuracy"): "higher",
+    ("test", "loss"): "lower",
+    ("validation", "loss"): "lower",
+    ("train", "loss"): "lower",
+}
+ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
+
+Key = tuple[str, str, str]  # split, metric, layer
+
+# Of the last epochs, the whole model's numbers, and those of layers on the training split:
+# activations, which are the first by name, then other sites.
+SHOWN = """
+    select grid, treatment, split, metric, layer, value
+    from final join runs using (cell)
+    where layer_index < 0 or split = 'train'
+    order by site, position, layer, cell
+"""
+
+
+def show(folder: Path, console: Console) -> None:
+    """Print the comparison of a study's runs, and where everything lies."""
+    study = load(folder)
+    runs = study.runs
+    for remark in runs.loc[runs["status"] == UNREADABLE, "remark"]:
+        console.print(remark, style="red")
+    if len(study.results):
+        for part in study.parts:
+            if len(study.parts) > 1:
+                told = (
+                    f"{_count(len(part.results), 'run')} of {part.what}, comparable with no others:"
+                )
+                console.print(told, style="yellow", soft_wrap=True, highlight=False)
+            table = _table(part)
+            # Whole also where the terminal is narrow or there is none.
+            width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+            Console(file=console.file, width=max(console.width, width)).print(table)
+        if duplicates := study.runs["duplicate_of"].notna().sum():
+            console.print(f"{_count(duplicates, 'run')} that repeat others are not counted again.")
+        console.print(
+            "Layers: representations of the training split's probe set. "
+            "* the better mean by the metric's direction; no test of significance.",
+            style="dim",
+        )
+    for what, where in (
+        ("Study", f"{folder}/ ({study.counts()})"),
+        ("Records", f"{folder}/*/run.json"),
+        ("Tables", f"{folder}/*/metrics.parquet"),
+        ("W&B", f"{folder}/*/wandb/" if next(folder.glob("*/wandb"), None) else None),
+    ):
+        if where:
+            console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)
+
+
+def _table(study: Study) -> Table:
+    results = study.results
+    runs = Counter(zip(results["grid"], results["treatment"], strict=True))
+    lost = results[results["status"] == "diverged"]
+    diverged = Counter(zip(lost["grid"], lost["treatment"], strict=True))
+    values: dict[tuple[str, str, Key], list[float]] = defaultdict(list)
+    for grid, treatment, split, metric, layer, value in study.connection.execute(SHOWN).fetchall():
+        values[grid, treatment, (split, metric, layer)].append(value)
+    treatments = list(dict.fromkeys(results["treatment"]))
+    own = dict(zip(results["treatment"], results["own"], strict=True))
+
+    table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: mean ± standard deviation over seeds")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("layer", no_wrap=True)
+    for treatment in treatments:
+        heading = f"{treatment} {own[treatment]}".strip()
+        table.add_column(heading, justify="right", no_wrap=True)
+    for grid in sorted(set(results["grid"])):
+        table.add_section()
+        cells = [(grid, treatment) for treatment in treatments]
+        where = Text(grid or f"{results['last_epoch'].max():.0f} epochs", "bold")
+        table.add_row(where, "", *(_seeds(runs[cell], diverged[cell]) for cell in cells))
+        shown = None
+        for key, direction in _rows(dict.fromkeys(key for *_, key in values), study.directions):
+            split, metric, layer = key
+            is_whole = layer == WHOLE_MODEL
+            label = f"{split} {metric}" if is_whole else metric
+            columns = [values.get((*cell, key), []) for cell in cells]
+            if not any(math.isfinite(value) for column in columns for value in column):
+                continue
+            table.add_row(
+                "" if label == shown else label + ARROWS[direction],
+                "" if is_whole else layer,
+                *_formatted(columns, [runs[cell] for cell in cells], direction),
+            )
+            shown = label
+    return table
+
+
+def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[Key, str | None]]:
+    """What the table has a row for, in order, with the metric's direction."""
+    performance = [((*key, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
+    measured = [key for key in keys if key[2] != WHOLE_MODEL]
+    names = [name for name in MAIN_METRICS if any(key[1] == name for key in measured)]
+    layers = [
+        (key, directions.get(name))
+        for name in names or sorted({key[1] for key in measured})
+        for key in measured
+        if key[1] == name
+    ]
+    return [*performance, *layers]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _seeds(runs: int, diverged: int) -> str:
+    count = _count(runs, "seed")
+    return f"{count}, {diverged} diverged" if diverged else count
+
+
+def _formatted(
+    columns: Sequence[Sequence[float]], runs: Sequence[int], direction: str | None
+) -> list[Text]:
+    """Mean and standard deviation of each column, of so many runs, the better mean marked.
+
+    Where a run has no value, as one that diverged, the rest of its column is not comparable: it
+    says how many values it is of, and is never the better one.
+    """
+    known = [[value for value in column if math.isfinite(value)] for column in columns]
+    means = [statistics.fmean(column) if column else math.nan for column in known]
+    whole = [
+        mean for mean, had, count in zip(means, known, runs, strict=True) if len(had) == count > 0
+    ]
+    best = None
+    if direction and whole and not math.isclose(min(whole), max(whole), rel_tol=RESOLUTION):
+        best = max(whole) if direction == "higher" else min(whole)
+    texts = []
+    for count, had, mean in zip(runs, known, means, strict=True):
+        if not had:
+            texts.append(Text("–  "))
+            continue
+        spread = f" ± {statistics.stdev(had):.3f}" if len(had) > 1 else ""
+        some = f" ({len(had)} of {count})" if len(had) < count else ""
+        better = not some and best is not None and math.isclose(mean, best, rel_tol=RESOLUTION)
+        text = f"{mean:.3f}{spread}{some}{' *' if better else '  '}"
+        texts.append(Text(text, "bold" if better else ""))
+    return texts

@@ -1,0 +1,327 @@
+"""A sweep: the cells of a grid that are missing are launched, and the end of each is told."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from rich import box
+from rich.table import Table
+
+from bnstudy.config.mistakes import explain
+from bnstudy.errors import UserError
+from bnstudy.runs.lease import CellInUse, held
+from bnstudy.runs.record import Record
+from bnstudy.runs.version import VERSION
+from bnstudy.sweeps.duration import Timing, epochs_recorded, kind, told
+from bnstudy.sweeps.grid import Cell
+from bnstudy.sweeps.plan import write_plan
+from bnstudy.sweeps.progress import SweepProgress
+from bnstudy.sweeps.states import ENDED, GIVEN_UP_AFTER, MISSING, State, read_record, states
+from bnstudy.terminal import console
+from bnstudy.training.data_check import DataCheck
+
+LAUNCHES = 3  # of a cell whose worker dies each time, out of memory perhaps
+
+Redo = Literal["failed", "diverged", "all"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell that was launched has not ended.
+
+    Attributes:
+        kind: It raised an error; its worker was lost; or another process works in it.
+        error: In a line.
+        log: Where more stands; None where nothing does.
+    """
+
+    kind: Literal["failed", "lost", "running elsewhere"]
+    error: str
+    log: Path | None = None
+
+
+class WorkerLost(Exception):
+    """A job's process ended without a word.
+
+    Attributes:
+        log: What it wrote.
+    """
+
+    def __init__(self, log: Path | None = None) -> None:
+        super().__init__("the process ended without a word: killed, or out of memory")
+        self.log = log
+
+
+def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
+    """Run the cells of a grid that have not ended, show what came of the studies.
+
+    Args:
+        cells: Of the grid.
+        launcher: Hydra's, of any kind.
+        redo: Run again also what failed too often (`failed`), what has diverged (`diverged`), or
+            everything from its beginning (`all`); None: none of it.
+        dry_run: Only tell what would be run, and about how long it would take.
+
+    Raises:
+        UserError: Cells failed or were lost, or were trained on other data than are there now.
+    """
+    cells = list({cell.folder: cell for cell in cells}.values())  # axes may have no effect
+    records = [read_record(cell) for cell in cells]
+    known = states(cells, records)
+    again = {place for place, state in enumerate(known) if redo and _is_asked_again(state, redo)}
+    begun = {
+        place: record
+        for place, record in enumerate(records)
+        if isinstance(record, Record) and (place not in again or redo == "failed")
+    }
+    check = DataCheck()
+    for place, record in begun.items():
+        check.require_same(record, cells[place].config)
+    if redo:
+        if not dry_run and redo != "failed":  # what failed goes on from its last epoch
+            _start_over([cells[place] for place in again])
+        for place in again:
+            known[place] = "to run"
+    console.print(summary(known))
+    _print_versions([record for place, record in begun.items() if known[place] in ENDED])
+    missing = [place for place, state in enumerate(known) if state in MISSING]
+    if dry_run:
+        _list([cells[place] for place in missing], [known[place] for place in missing])
+        return
+    if missing:
+        for study in _studies(cells):
+            write_plan(study, [cell for cell in cells if cell.folder.parent == study])
+            if not isinstance(launcher, BasicLauncher):  # jobs write elsewhere, or all at once
+                folder = shlex.quote(str(study))
+                console.print(f"How far it is: python -m bnstudy.sweep status {folder} --watch")
+    failures = _run({place: cells[place] for place in missing}, launcher)
+
+    from bnstudy.study.present.report_files import tell_page  # they take a moment
+    from bnstudy.study.present.terminal import show
+
+    for study in _studies(cells):
+        if any(study.glob("*/run.json")):
+            show(study, console)
+            tell_page(study)
+    if failures:
+        _tell(cells, failures)
+
+
+def summary(known: Sequence[State]) -> str:
+    """How many cells are in which state, in a sentence."""
+    count = Counter(known)
+    complete = sum(count[state] for state in ENDED)
+    parts = [f"{complete} of {len(known)} cells complete"]
+    parts[0] += f" ({count['diverged']} diverged)" if count["diverged"] else ""
+    if count["not measurable"]:
+        parts[0] += (
+            f" ({count['not measurable']} without a checkpoint to measure all that is asked)"
+        )
+    always: tuple[State, ...] = ("to resume", "to run")
+    shown: tuple[State, ...] = ("to measure", *always, "running elsewhere")
+    parts += [f"{count[state]} {state}" for state in shown if count[state] or state in always]
+    if left := count["left alone"]:
+        parts.append(
+            f"{left} left alone that failed {GIVEN_UP_AFTER} times (sweep.redo=failed runs them)"
+        )
+    return ", ".join(parts)
+
+
+def _print_versions(records: Sequence[Record]) -> None:
+    """Name the versions of complete cells that this one is not compared with."""
+    count = Counter(record.version for record in records if record.version != VERSION)
+    for version, cells in sorted(count.items()):
+        console.print(
+            f"Complete cells of bnstudy {version}: {cells}; they are neither compared with those "
+            f"of {VERSION} nor measured again (sweep.redo=all trains them anew)",
+            style="yellow",
+        )
+
+
+def _is_asked_again(state: State, redo: Redo) -> bool:
+    match redo:
+        case "failed":
+            return state == "left alone"
+        case "diverged":
+            return state == "diverged"
+        case "all":
+            return state != "running elsewhere"
+
+
+def _start_over(cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        if not (cell.folder / "run.json").exists():
+            continue
+        with suppress(CellInUse, UserError), held(cell.folder) as lease:
+            record = Record.read(cell.folder)
+            record.lease = lease
+            record.start_over()
+
+
+def _studies(cells: Sequence[Cell]) -> list[Path]:
+    return sorted({cell.folder.parent for cell in cells})
+
+
+def _list(cells: Sequence[Cell], known: Sequence[State]) -> None:
+    """What a sweep would run, and its time."""
+    records = []
+    for study in _studies(cells):
+        for path in study.glob("*/run.json"):
+            with suppress(UserError):
+                records.append(Record.read(path.parent))
+    timing = Timing(records)
+    seconds = []
+    for cell, state in zip(cells, known, strict=True):
+        epochs = cell.config["trainer"]["max_epochs"] - epochs_recorded(cell.folder)
+        seconds.append(timing.seconds(kind(cell.config), epochs))
+        console.print(f"  {state:<10} {cell.folder}  {epochs} epochs")
+    if cells:
+        console.print(told(seconds))
+
+
+def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
+    """Launch cells, those whose workers are lost again; what went wrong, by place in the grid."""
+    failures: dict[int, Failure] = {}
+    todo = dict(cells)
+    for launched in range(LAUNCHES):
+        if not todo:
+            break
+        if launched:
+            console.print(f"Launched again, as their workers were lost: {len(todo)} cells")
+        before = {place: _story(cell) for place, cell in todo.items()}
+        SweepProgress.total = len(todo)
+        returns = _launch(launcher, list(todo.values()))
+        known = states(list(todo.values()), [read_record(cell) for cell in todo.values()])
+        lost: dict[int, Cell] = {}
+        for (place, cell), job, state in zip(todo.items(), returns, known, strict=True):
+            failures.pop(place, None)
+            if failure := _failure(cell, job, state):
+                failures[place] = failure
+                if failure.kind == "lost":
+                    lost[place] = cell
+        stopped = next((job for job in returns if isinstance(job, Exception)), None)
+        if stopped and before == {place: _story(cell) for place, cell in todo.items()}:
+            if explain(stopped):
+                raise stopped
+            reason = f"{type(stopped).__name__}: {stopped}".strip().splitlines()[-1]
+            raise UserError(  # no cell was begun: it is the launcher that cannot
+                f"The launcher has begun no cell ({reason})\nLook at its options with --cfg hydra"
+            ) from stopped
+        todo = lost
+    return failures
+
+
+def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | Exception]:
+    """Launch jobs and wait for all of them; the launcher's own error stands for those it lost."""
+    size = _at_once(launcher, len(cells))
+    returns: list[JobReturn | Exception] = []
+    for first in range(0, len(cells), size):
+        jobs = [list(cell.overrides) for cell in cells[first : first + size]]
+        try:
+            with _every_result():
+                returns += launcher.launch(jobs, initial_job_idx=first)
+        except Exception as error:
+            returns += [error] * len(jobs)
+        except SystemExit:  # of a worker that was told to stop; in this process it is meant for us
+            if isinstance(launcher, BasicLauncher):
+                raise
+            returns += [WorkerLost()] * len(jobs)
+    return returns
+
+
+def _at_once(launcher: Launcher, jobs: int) -> int:
+    """How many jobs a launcher can be given at once."""
+    match getattr(launcher, "_EXECUTOR", None):
+        case "slurm":
+            return 1000  # a cluster's MaxArraySize is 1001 unless it was set
+        case "local":  # starts all that it is given
+            from joblib import cpu_count  # here: a sweep begins without it
+
+            threads: int = launcher.params["cpus_per_task"]  # type: ignore[attr-defined]
+            processors: int = cpu_count()
+            return max(1, processors // threads)
+    return max(jobs, 1)
+
+
+@contextmanager
+def _every_result() -> Iterator[None]:
+    """Have submitit's launcher wait for every job.
+
+    It collects the jobs' results in order, and raises at the first one that was lost while others
+    still run; a lost job's result is here its error.
+    """
+    try:
+        from submitit import Job
+        from submitit.core.utils import UncompletedJobError
+    except ImportError:  # no launcher of submitit's then
+        yield
+        return
+    results = Job.results
+
+    def every_result(job: "Job[JobReturn]") -> list[JobReturn]:
+        try:
+            returned: list[JobReturn] = results(job)
+            return returned
+        except UncompletedJobError:
+            error: Exception = WorkerLost(job.paths.stderr)
+        except Exception as raised:  # before or after our code: it could not be unpickled, say
+            error = raised
+        return [JobReturn(status=JobStatus.FAILED, _return_value=error)]
+
+    with patch.object(Job, "results", every_result):
+        yield
+
+
+def _story(cell: Cell) -> list[str | None]:
+    """By which it shows whether anything has happened in a cell."""
+    with suppress(UserError):
+        record = Record.read(cell.folder)
+        return [attempt.get("started") for attempt in record.description["attempts"]]
+    return []
+
+
+def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | None:
+    """What went wrong in a cell; None where nothing did."""
+    if state in ENDED:
+        return None
+    error = job if isinstance(job, Exception) else job._return_value
+    if state == "running elsewhere" or isinstance(error, CellInUse):
+        return Failure("running elsewhere", "another process works in it")
+    if not isinstance(error, Exception):  # it returned, and yet has not ended
+        error = WorkerLost()
+    mistake = explain(error)
+    line = mistake or f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+    if isinstance(job, Exception) or isinstance(error, WorkerLost):
+        return Failure("lost", line, getattr(error, "log", None))
+    log = cell.folder / "train.log"
+    return Failure("failed", line, log if mistake is None and log.exists() else None)
+
+
+def _tell(cells: Sequence[Cell], failures: dict[int, Failure]) -> None:
+    """A table of the cells that have not ended.
+
+    Raises:
+        UserError: Some failed or were lost.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("cell", "", "error", "log"):
+        table.add_column(column, overflow="fold")
+    for place, failure in sorted(failures.items()):
+        table.add_row(
+            cells[place].folder.name, failure.kind, failure.error, str(failure.log or "–")
+        )
+    console.print(table)
+    count = Counter(failure.kind for failure in failures.values())
+    if bad := count["failed"] + count["lost"]:
+        raise UserError(
+            f"{bad} of {len(cells)} cells have not ended: {count['failed']} failed, "
+            f"{count['lost']} lost their worker\nThe same command tries them again"
+        )

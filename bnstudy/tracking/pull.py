@@ -1,0 +1,105 @@
+"""A project of W&B's as studies on this disk."""
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bnstudy.config.identity import identity
+from bnstudy.errors import UserError, first_line
+from bnstudy.files import replacing
+from bnstudy.runs.record import KEYS, SCHEMA
+from bnstudy.terminal import console
+from bnstudy.tracking.sync import connect
+from bnstudy.tracking.wandb_run import RUN_ID
+
+if TYPE_CHECKING:
+    from wandb.apis.public import Run as ServedRun
+
+FILES = ("metrics.parquet", "run.json")  # the record last: with it the cell is there
+
+
+def pull(project: str, entity: str | None, root: Path) -> None:
+    """Write the records of a project's runs as studies, each run to the cell it came from.
+
+    Of a cell that is here already nothing is written; of one that W&B has several runs of, the
+    newest attempt counts.
+
+    Args:
+        project: W&B's.
+        entity: W&B's user or team; None: the default one.
+        root: Where the studies' folders go.
+
+    Raises:
+        UserError: There is no such project, or no run with a record in it.
+    """
+    api, entity = connect(entity)
+    path = f"{entity}/{project}"
+    try:
+        runs = [run for run in api.runs(path, lazy=True) if RUN_ID.fullmatch(run.id)]
+    except Exception as error:
+        reason = first_line(error)
+        raise UserError(f"{path}: W&B does not give its runs ({reason})") from error
+    runs.sort(key=lambda run: int(run.id.rpartition("-")[2]), reverse=True)
+    outcomes: Counter[str] = Counter()
+    pulled: set[Path] = set()
+    for run in runs:
+        cell = root / _checked(run.group) / _checked(run.name)
+        if cell in pulled:
+            outcomes["of earlier attempts"] += 1
+        elif (cell / "run.json").exists():
+            outcomes["here already"] += 1
+        else:
+            outcome = _pull_run(run, cell)
+            console.print(f"{cell}: {outcome}")
+            outcomes[outcome] += 1
+        pulled.add(cell)
+    if not outcomes:
+        raise UserError(f"{path} has no runs of bnstudy's")
+    told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    console.print(f"{path}: {told}")
+
+
+def _pull_run(run: "ServedRun", cell: Path) -> str:
+    """Write a run's record to a folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in FILES:
+            for file in run.files(names=[f"record/{name}"]):
+                file.download(root=temporary, replace=True).close()
+        record = Path(temporary) / "record" / "run.json"
+        table = Path(temporary) / "record" / "metrics.parquet"
+        if not record.exists():
+            return "without a record: still running, or killed (bnstudy.dashboard sync adds it)"
+        description = json.loads(record.read_text())
+        if (
+            not description.keys() >= KEYS
+            or identity(description["config"]) != description["identity"]
+        ):
+            return "its record is not whole"
+        if table.exists():
+            try:
+                if not pq.read_schema(table).equals(SCHEMA):
+                    return "its table has other columns"
+            except pa.ArrowException:
+                return "its table is damaged"
+        for name in FILES:
+            source = Path(temporary) / "record" / name
+            if source.exists():
+                with replacing(cell / name) as target:
+                    target.write_bytes(source.read_bytes())
+    return "pulled"
+
+
+def _checked(name: str | None) -> str:
+    """A folder's name that comes from a server.
+
+    Raises:
+        UserError: It leads elsewhere.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UserError(f"W&B names a group or a run {name!r}, which is no folder's name")
+    return name

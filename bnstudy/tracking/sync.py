@@ -1,0 +1,269 @@
+"""Uploading what W&B's server does not have of a study's runs."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bnstudy.errors import UserError, first_line
+from bnstudy.runs.lease import CellInUse, held
+from bnstudy.runs.record import ENDED, Record, Row, runs_below
+from bnstudy.terminal import console
+from bnstudy.tracking.transaction_log import TransactionLog
+from bnstudy.tracking.wandb_run import (
+    begin,
+    conclude,
+    finish,
+    logged_in,
+    logs,
+    replay,
+    rows_by_epoch,
+    run_folders,
+    set_earlier_aside,
+    table_of,
+    wandb_files,
+)
+
+if TYPE_CHECKING:
+    import wandb
+    from wandb.apis.public import Run as ServedRun
+
+PAGE = Path("report", "index.html")  # of a study, in its folder
+
+TIMEOUT = 30  # seconds, of a question
+PATIENCE = 10.0  # nothing waits for a sync
+
+Outcome = Literal["uploaded", "already there", "not W&B's", "running", "incomplete"]
+
+
+def sync(study: Path, project: str | None, entity: str | None) -> None:
+    """Upload what is missing, run by run, and tell what was done; again, it goes on.
+
+    Args:
+        study: Its folder, or a run's.
+        project: Of W&B; None: each run's own.
+        entity: W&B's user or team; None: each run's own, or the default one.
+
+    Raises:
+        UserError: There is no run, W&B cannot be asked, or a run could not be uploaded whole.
+    """
+    api, user = connect(entity)
+    outcomes: list[Outcome] = []
+    projects = set()
+    for cell in runs_below(study):
+        outcome, path = _sync_cell(cell, api, project, entity, user)
+        console.print(f"{cell}: {outcome}")
+        outcomes.append(outcome)
+        projects |= {path.rpartition("/")[0]} if path else set()
+    for one in sorted(projects):
+        _sync_page(study, api, one)
+    told = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
+    console.print(f"{len(outcomes)} runs: {told}")
+    if "incomplete" in outcomes:
+        raise UserError(
+            f"{outcomes.count('incomplete')} runs are not wholly on the server; the same command "
+            "uploads the rest"
+        )
+
+
+def connect(entity: str | None) -> tuple["wandb.Api", str]:
+    """W&B's server, to be asked, and the user or team.
+
+    Args:
+        entity: The team; None: the user that is logged in.
+
+    Raises:
+        UserError: wandb is not installed, nobody is logged in, or the server does not answer.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("The package wandb is not installed; pip install wandb") from None
+
+    server = wandb.setup().settings.base_url
+    if not logged_in():
+        raise UserError(
+            f"Nobody is logged in to {server}; wandb login does that, or the environment variable "
+            "WANDB_API_KEY"
+        )
+    try:
+        api = wandb.Api(timeout=TIMEOUT)
+        user = api.default_entity
+    except Exception as error:
+        reason = first_line(error)
+        raise UserError(f"{server} does not answer as W&B's server does ({reason})") from error
+    if (entity := entity or user) is None:
+        raise UserError("W&B knows no default team of yours; say --entity TEAM")
+    return api, entity
+
+
+def find_run(api: "wandb.Api", path: str) -> "ServedRun | None":
+    """What the server has of a run; None where it has nothing.
+
+    Args:
+        api: W&B's.
+        path: entity/project/id.
+    """
+    import wandb
+
+    api.flush()  # type: ignore[no-untyped-call]  # it keeps what it was told before
+    try:
+        return api.run(path)
+    except (ValueError, wandb.Error) as error:
+        if "not find" in str(error):
+            return None
+        raise
+
+
+def is_whole(run: "ServedRun | None", record: Record, status: str) -> bool:
+    """Whether the server has a run to its end: its last row, and how it ended."""
+    if run is None or run.state == "running" or run.summary_metrics.get("status") != status:
+        return False
+    return bool(run.lastHistoryStep >= _last_step(rows_by_epoch(record), status))
+
+
+def _last_step(epochs: list[list[Row]], status: str) -> int:
+    """W&B's step of a run's last row; after the last epoch's comes that of its tables."""
+    if not epochs:
+        return -1
+    has_tables = status in ENDED and any(table_of(row) for of_epoch in epochs for row in of_epoch)
+    return 2 * epochs[-1][0].step + has_tables
+
+
+def _sync_cell(
+    cell: Path, api: "wandb.Api", project: str | None, entity: str | None, user: str
+) -> tuple[Outcome, str | None]:
+    """Upload a cell's run; what came of it, and the run's path."""
+    record = Record.read(cell)
+    if not (folders := run_folders(cell)):
+        return "not W&B's", None
+    options = record.description["config"]["logger"]
+    try:
+        with held(cell):
+            return _upload(
+                record,
+                folders[-1],
+                api,
+                project or options.get("project") or "bnstudy",
+                entity or options.get("entity") or user,
+            )
+    except CellInUse:
+        return "running", None
+
+
+def _upload(
+    record: Record, folder: Path, api: "wandb.Api", project: str, entity: str
+) -> tuple[Outcome, str]:
+    run_id = folder.name.split("-", 3 if folder.name.startswith("offline") else 2)[-1]
+    path = f"{entity}/{project}/{run_id}"
+    # A run that is still said to be running was killed: nobody holds its cell.
+    status = "interrupted" if record.status == "running" else str(record.status)
+    served = find_run(api, path)
+    if is_whole(served, record, status):
+        return "already there", path
+    log = logs(record.folder, run_id)[-1]
+    if served is None and _is_self_contained(log, record):
+        _wandb_sync(folder, project, entity)
+    else:
+        _complete(record, run_id, project, entity, status, log)
+    whole = is_whole(find_run(api, path), record, status)
+    return "uploaded" if whole else "incomplete", path
+
+
+def _is_self_contained(log: TransactionLog, record: Record) -> bool:
+    """Whether a log goes from the run's beginning to its end, and all that it refers to is there.
+
+    One of an attempt that went on online begins where the server was, and one of a study that was
+    moved refers to files of its old place.
+    """
+    begins_and_goes_on = all(2 * of_epoch[0].step in log.rows for of_epoch in rows_by_epoch(record))
+    return (
+        log.exit_code is not None
+        and begins_and_goes_on
+        and all(path.exists() for path in log.staged)
+    )
+
+
+def _wandb_sync(folder: Path, project: str, entity: str) -> None:
+    """Have W&B upload a folder of which its server has nothing yet, system metrics and all."""
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced"]
+    subprocess.run(
+        [*command, "--project", project, "--entity", entity, str(folder)],
+        capture_output=True,
+        check=False,  # whether all is there is asked of the server
+        env=os.environ | {"WANDB_MODE": "online"},
+    )
+
+
+def _complete(
+    record: Record, run_id: str, project: str, entity: str, status: str, log: TransactionLog
+) -> None:
+    """Log to a run on the server what it lacks."""
+    exit_code = 0 if status in ENDED else log.exit_code or 1
+    checkpoint = record.description["config"]["logger"].get("checkpoint", False)
+    with wandb_files(record.folder):
+        run = begin(record, run_id, project, entity, "online", PATIENCE)
+        set_earlier_aside(record, Path(run.sync_dir))
+        replay(run, record)
+        conclude(run, record, status, checkpoint)
+        finish(run, exit_code, record.folder.parent)
+
+
+def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
+    """Upload a study's report, if it has one, as an artifact of a run of its own.
+
+    A report that is out of date is written again first; a page that bnstudy did not write is
+    uploaded as it is.
+    """
+    page = study / PAGE
+    if not page.exists():
+        return
+    import wandb
+
+    from bnstudy.study.present.report_files import current_pages, is_report  # they take a moment
+
+    try:
+        pages = current_pages(study) if is_report(page) else [page]
+    except UserError as error:
+        console.print(f"{page}: not uploaded; {first_line(error)}")
+        return
+    content = hashlib.sha256(b"".join(path.read_bytes() for path in pages)).hexdigest()
+    entity, name = project.split("/")
+    run_id = f"report-{hashlib.sha256(study.resolve().name.encode()).hexdigest()[:8]}"
+    served = find_run(api, f"{project}/{run_id}")
+    if served is not None and served.summary_metrics.get("page") == content:
+        console.print(f"{page}: already there")
+        return
+    settings: dict[str, Any] = {"console": "off", "silent": True, "disable_git": True}
+    with wandb_files(study), suppress(TimeoutError):
+        run = wandb.init(
+            project=name,
+            entity=entity,
+            id=run_id,
+            resume="allow",
+            name=f"report of {study.resolve().name}",
+            group=study.resolve().name,
+            job_type="report",
+            dir=study.absolute(),
+            reinit="finish_previous",
+            settings=wandb.Settings(**settings, x_disable_stats=True, x_save_requirements=False),
+        )
+        artifact = wandb.Artifact(f"report-{study.resolve().name}", type="report")
+        for path in pages:
+            name_there = path.relative_to(page.parent).as_posix() if pages[1:] else "report.html"
+            artifact.add_file(str(path), name=name_there)
+        run.log_artifact(artifact)
+        # The page that leads to several is of no use without the folders beside it.
+        shown = pages[1:] or pages
+        run.log({_name(path, page): wandb.Html(path.read_text(), inject=False) for path in shown})
+        run.summary["page"] = content
+        run.finish()
+    console.print(f"{page}: uploaded")
+
+
+def _name(path: Path, page: Path) -> str:
+    """Under which name W&B shows a page: report, or report/part1."""
+    return (Path("report") / path.parent.relative_to(page.parent)).as_posix()

@@ -1,0 +1,1 @@
+"""Finished runs read again: measured, compared and embedded from the weights they kept."""

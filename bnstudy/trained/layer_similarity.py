@@ -1,0 +1,146 @@
+"""Similarity of the layers of two finished runs, as matrices."""
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bnstudy.errors import UserError
+from bnstudy.files import replacing
+from bnstudy.metrics import SIMILARITIES, Similarity
+from bnstudy.representations import Layer
+from bnstudy.study.present.heat_map import draw
+from bnstudy.terminal import console, progress_bar
+from bnstudy.trained.finished_run import FinishedRun
+from bnstudy.trained.selection import Selection
+from bnstudy.training.environment import environment
+
+
+def _layers(run: FinishedRun, selection: Selection) -> list[Layer]:
+    """A run's layers in the order of computation: their inner products, without activations."""
+    layers = []
+    for layer in run.layers(selection):
+        layer.let_go_of_activations()
+        layers.append(layer)
+    return sorted(layers, key=lambda layer: layer.index)
+
+
+def matrix(
+    similarity: Similarity,
+    rows: Sequence[Layer],
+    columns: Sequence[Layer],
+    advance: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """A similarity of some layers to others: float64, rows x columns; NaN where undefined."""
+    values = np.empty((len(rows), len(columns)))
+    for i, j in itertools.product(range(len(rows)), range(len(columns))):
+        known = rows is columns and j < i  # similarities are symmetric
+        values[i, j] = values[j, i] if known else similarity(rows[i], columns[j])
+        advance()
+    return values
+
+
+def compare(
+    run_a: Path,
+    run_b: Path | None,
+    selection: Selection,
+    epoch: int | None = None,
+    output: Path | None = None,
+) -> None:
+    """Write the similarities of the layers of two runs, or of one run to itself.
+
+    Args:
+        run_a: Folder of a run.
+        run_b: Folder of another; None: the first one again.
+        selection: Part of the representations that is compared.
+        epoch: Epoch of the weights; None: each run's last one.
+        output: Folder for the files; None: STUDY/similarity/<cell A>~<cell B>.
+
+    Raises:
+        UserError: A run cannot be compared.
+    """
+    sides = [FinishedRun.open(run, epoch) for run in (run_a, run_b) if run is not None]
+    if len({side.record.description["data"]["sha256"] for side in sides}) > 1:
+        raise UserError(
+            f"{run_a} and {run_b} were trained on different images; similarities "
+            "compare representations of the same samples"
+        )
+    # Where as many of the same images are left to train on, they are the same ones.
+    trained_on = {side.record.description["data"]["train"] for side in sides}
+    if selection.split == "train" and len(trained_on) > 1:
+        raise UserError(
+            f"{run_a} and {run_b} differ in data.validation, and so in the samples "
+            "of the training split; compare them with --split test"
+        )
+    output = output or (
+        run_a.resolve().parent / "similarity" / "~".join(side.name for side in sides)
+    )
+    matrices, labels = _matrices(sides, selection)
+    axes = (
+        f"{sides[0].name}, epoch {sides[0].epoch}",
+        f"{sides[-1].name}, epoch {sides[-1].epoch}",
+    )
+    for name, values in matrices.items():
+        _write_table(output / f"{name}.csv", values, *labels)
+        low, high = SIMILARITIES[name].bounds
+        draw(
+            values,
+            *labels,
+            title=f"{name}, {selection.samples} samples of the {selection.split} split",
+            axes=axes,
+            bounds=(max(low, 0), high),
+            lower_is_brighter=SIMILARITIES[name].direction == "lower",  # alike is bright
+            path=output / name,
+        )
+    facts = {
+        "runs": [
+            {
+                "folder": str(side.record.folder),
+                "id": side.record.description["id"],
+                "attempts": len(side.record.description["attempts"]),
+                "epoch": side.epoch,
+            }
+            for side in sides
+        ],
+        "split": selection.split,
+        "samples": selection.samples,
+        "sites": list(selection.sites),
+        "environment": environment(),
+    }
+    with replacing(output / "similarity.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    for what, ending in (("Tables", "csv"), ("Figures", "svg"), ("Figures", "png")):
+        console.print(f"{what:<8} {output}/{{{','.join(matrices)}}}.{ending}")
+
+
+def _matrices(
+    sides: Sequence[FinishedRun], selection: Selection
+) -> tuple[dict[str, np.ndarray], tuple[list[str], list[str]]]:
+    """By similarity, its matrix; and the names of the rows and columns."""
+    with progress_bar("pairs of layers") as bar:
+        task = bar.add_task("reading representations", total=None)
+        of_sides = [_layers(side, selection) for side in sides]
+        rows, columns = of_sides[0], of_sides[-1]
+        bar.update(task, total=len(SIMILARITIES) * len(rows) * len(columns))
+        matrices = {}
+        for name, similarity in SIMILARITIES.items():
+            bar.update(task, description=name)
+            matrices[name] = matrix(similarity, rows, columns, lambda: bar.advance(task))
+    return matrices, (_labels(rows), _labels(columns))
+
+
+def _labels(layers: Sequence[Layer]) -> list[str]:
+    return [layer.tap.label for layer in layers if layer.tap]
+
+
+def _write_table(
+    path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["layer", *columns])
+        for name, row in zip(rows, values.tolist(), strict=True):
+            table.writerow([name, *row])

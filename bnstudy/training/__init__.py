@@ -1,0 +1,1 @@
+"""One cell of a study: built, trained, recorded."""
