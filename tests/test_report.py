@@ -11,6 +11,7 @@ import bnstudy
 from bnstudy import report
 from bnstudy.errors import UserError
 from bnstudy.runs.record import Record, Row
+from bnstudy.study.present import report_files
 from tests.conftest import SMALL, TELL_PAGE, CommandLine
 from tests.study.studies import Studies
 from tests.test_configs import Compose
@@ -100,7 +101,7 @@ def written(folder: Path) -> set[str]:
 @pytest.mark.usefixtures("without_figures")
 def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
     folder = study.folder / "report"
-    assert report.report(study.folder) == [folder / "index.html"]
+    assert report_files.report(study.folder) == [folder / "index.html"]
     whole = written(folder)
     assert {"figures/one.pdf", "tables/effects.csv"} <= whole
     (folder / "figures" / "mine.pdf").write_text("a user's own")
@@ -109,7 +110,7 @@ def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
     own = {"figures/mine.pdf", "part1/notes.txt"}
 
     other = study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
-    pages = report.report(study.folder)
+    pages = report_files.report(study.folder)
     assert [path.relative_to(folder).as_posix() for path in pages] == [
         "index.html",
         "part1/index.html",
@@ -120,14 +121,14 @@ def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
     assert not {"figures/one.pdf", "tables/effects.csv"} & written(folder)
 
     shutil.rmtree(other.folder)
-    assert report.report(study.folder) == [folder / "index.html"]
+    assert report_files.report(study.folder) == [folder / "index.html"]
     assert written(folder) == whole | own
 
 
 @pytest.mark.usefixtures("without_figures")
 def test_a_page_alone_leaves_no_figures_of_an_earlier_state(study: Studies) -> None:
     folder = study.folder / "report"
-    report.report(study.folder)
+    report_files.report(study.folder)
     study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
     TELL_PAGE(study.folder)
     assert written(folder) == {
@@ -139,7 +140,7 @@ def test_a_page_alone_leaves_no_figures_of_an_earlier_state(study: Studies) -> N
 def test_where_no_run_has_a_result_there_is_no_page(
     study: Studies, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report.write_page(study.folder)
+    report_files.write_page(study.folder)
     for path in study.folder.glob("*/metrics.parquet"):
         path.unlink()
     TELL_PAGE(study.folder)
@@ -151,7 +152,7 @@ def test_where_no_run_has_a_result_there_is_no_page(
 def test_what_a_page_is_made_of_decides_whether_it_is_written_again(
     study: Studies, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (page,) = report.write_page(study.folder)
+    (page,) = report_files.write_page(study.folder)
     before = page.stat().st_mtime_ns
     record = Record.read(next(path.parent for path in study.folder.glob("*/run.json")))
     match change:
@@ -165,7 +166,7 @@ def test_what_a_page_is_made_of_decides_whether_it_is_written_again(
             monkeypatch.setattr(bnstudy, "__version__", "99.0.0")
         case "maps":
             record.maps_path.write_bytes(b"damaged, which is said")
-    assert report.current_pages(study.folder) == [page]
+    assert report_files.current_pages(study.folder) == [page]
     assert (page.stat().st_mtime_ns == before) == (change == "nothing")
 
 
@@ -176,7 +177,7 @@ def test_a_page_of_a_version_that_listed_no_files_is_replaced(study: Studies) ->
         (folder / name / "index.html").write_text("Written by bnstudy 0.1.0")
     (folder / "part3").mkdir()
     (folder / "part3" / "index.html").write_text("a user's own")
-    report.write_page(study.folder)
+    report_files.write_page(study.folder)
     expected = {".bnstudy-report.json", "index.html", "part3/index.html"}
     assert written(folder) == expected
 
