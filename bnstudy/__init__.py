@@ -20,7 +20,7 @@ _HOMES = {
     "representations": ["Layer", "Tap", "capture"],
     "models": ["recalibrate"],
     "metrics": ["METRICS", "SIMILARITIES", "chosen", "evaluate"],
-    "study.load": ["Study", "load"],
+    "study.load.records": ["Study", "load"],
 }
 
 __all__ = [

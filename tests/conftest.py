@@ -71,6 +71,12 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics before training come from two batches: 5,000 samples take a run a second."""
+    monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 500)
+
+
+@pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """A multirun in this process ends without its page: a second or two each."""
     monkeypatch.setattr(report_files, "tell_page", lambda study: None)

@@ -211,7 +211,7 @@ def test_a_page_that_cannot_be_written_stops_no_sweep(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "_write", full)
+    monkeypatch.setattr(report_files, "_write", full)
     TELL_PAGE(study.folder)
     assert capsys.readouterr().out == "Report   none: OSError: [Errno 28] No space left on device\n"
 

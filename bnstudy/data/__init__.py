@@ -17,7 +17,7 @@ _HOMES = {
     "Images": "images",
     "MNIST5k": "mnist5k",
     "PlantedGroups": "planted",
-    "TorchvisionImages": "torchvision",
+    "TorchvisionImages": "torchvision_images",
 }
 
 __all__ = [

@@ -7,7 +7,7 @@ from bnstudy.models.initialization import initialize, seeded
 from bnstudy.models.normalization import Normalization
 from bnstudy.models.recalibration import calibrate, calibrated, recalibrate
 from bnstudy.models.resnet import ResNet
-from bnstudy.models.torchvision_network import torchvision_network
+from bnstudy.models.torchvision_models import torchvision_network
 from bnstudy.models.vgg import VGG
 
 __all__ = [

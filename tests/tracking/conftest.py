@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import wandb
 
-from tests.dashboards.server import Server
+from tests.tracking.server import Server
 
 
 @pytest.fixture

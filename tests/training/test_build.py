@@ -13,8 +13,8 @@ from bnstudy.models import Classifier, recalibrate
 from bnstudy.models.classifier import is_correct
 from bnstudy.runs.record import Record
 from bnstudy.terms import Split
-from bnstudy.train import quieten_lightning
 from bnstudy.training.build import build, build_trainer, evaluate_before_training, load_weights
+from bnstudy.training.recipe import quieten_lightning
 from tests.conftest import SMALL
 from tests.test_configs import Compose
 
@@ -86,6 +86,7 @@ def test_they_come_from_a_fixed_part_of_the_training_split(
     samples: dict[Split, int | None] = {"train": probe, "test": probe}
     data = MNIST5k(str(tmp_path), batch_size=64, seed=0, probe=samples, validation=0.2)
     data.setup()
+    monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 5000)
     images, labels = (torch.cat(parts) for parts in zip(*data.calibration(), strict=True))
     assert torch.bincount(labels).tolist() == [320] * 10
     monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 1000)

@@ -15,7 +15,7 @@ import wandb
 from bnstudy.dashboard import main
 from bnstudy.models import Classifier
 from tests.conftest import REPOSITORY, SMALL, CommandLine, Result, description, only_cell
-from tests.dashboards.server import ServedRun
+from tests.tracking.server import ServedRun
 
 RUN = (*SMALL[:-1], "logger=wandb", "metrics.names=[unit_sparsity,silhouette]")
 VALUE = "rep/train/block01/silhouette"

@@ -7,7 +7,7 @@ import pytest
 
 from bnstudy.callbacks import Recorder
 from tests.conftest import DIVERGING, CommandLine, description, only_cell
-from tests.dashboards.runs import (
+from tests.tracking.runs import (
     RUN,
     assert_every_epoch,
     assert_whole,
@@ -16,7 +16,7 @@ from tests.dashboards.runs import (
     sync,
     table,
 )
-from tests.dashboards.server import KEY, Server
+from tests.tracking.server import KEY, Server
 
 
 def test_a_run_is_there_whole(command_line: CommandLine, server: Server, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from bnstudy.runs.lease import held
 from bnstudy.tracking import transaction_log
 from bnstudy.tracking.transaction_log import TransactionLog
 from tests.conftest import REPOSITORY, CommandLine, description, only_cell
-from tests.dashboards.runs import (
+from tests.tracking.runs import (
     RUN,
     VALUE,
     assert_every_epoch,
@@ -23,7 +23,7 @@ from tests.dashboards.runs import (
     stop_at,
     sync,
 )
-from tests.dashboards.server import Server
+from tests.tracking.server import Server
 
 OFFLINE = (*RUN, "logger.mode=offline")
 
