@@ -49,13 +49,14 @@ def run(options: argparse.Namespace) -> None:
     """Do what the command line says."""
     match options.command:
         case "push":
+            from bnstudy.adapters.wandb_internals import view_spec
             from bnstudy.tracking import workspace
 
             study = options.study
             measured = workspace.measured_in(study) if study else workspace.Measured()
             if options.json:
                 view = workspace.workspace(options.entity or "me", options.project, measured)
-                print(json.dumps(json.loads(workspace.spec(view)), indent=2))
+                print(json.dumps(json.loads(view_spec(view)), indent=2))
             else:
                 console.print(workspace.push(options.project, options.entity, measured))
         case "sync":

@@ -6,12 +6,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
+from bnstudy.adapters.hydra_internals import split_grid
 from bnstudy.config.composition import complete, plain_values
 from bnstudy.config.identity import CELL_NAME, cell_name, folder_name, without_hydra
 
@@ -56,7 +56,7 @@ def cells(
     }
     values = {key for key, axis in axes.items() if _is_plain_value(axis) and not is_group(key)}
     composed: dict[tuple[str, ...], _Composed] = {}
-    for job in BasicSweeper.split_arguments(list(axes.values()), None)[0]:
+    for job in split_grid(axes.values()):
         choice = tuple(override for override in job if _key(override) not in values)
         if choice not in composed:
             composed[choice] = _Composed(compose(job))

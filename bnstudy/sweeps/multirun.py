@@ -2,19 +2,19 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from unittest.mock import patch
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from rich import box
 from rich.table import Table
 
+from bnstudy.adapters.hydra_internals import is_basic, returned
+from bnstudy.adapters.submitit_internals import WorkerLost, every_result, max_jobs
 from bnstudy.config.mistakes import explain
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import CellInUse, held
@@ -46,18 +46,6 @@ class Failure:
     kind: Literal["failed", "lost", "running elsewhere"]
     error: str
     log: Path | None = None
-
-
-class WorkerLost(Exception):
-    """A job's process ended without a word.
-
-    Attributes:
-        log: What it wrote.
-    """
-
-    def __init__(self, log: Path | None = None) -> None:
-        super().__init__("the process ended without a word: killed, or out of memory")
-        self.log = log
 
 
 def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
@@ -99,7 +87,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
-            if not isinstance(launcher, BasicLauncher):  # jobs write elsewhere, or all at once
+            if not is_basic(launcher):  # jobs write elsewhere, or all at once
                 folder = shlex.quote(str(study))
                 console.print(f"How far it is: python -m bnstudy.sweep status {folder} --watch")
     failures = _run({place: cells[place] for place in missing}, launcher)
@@ -221,63 +209,20 @@ def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
 
 def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | Exception]:
     """Launch jobs and wait for all of them; the launcher's own error stands for those it lost."""
-    size = _at_once(launcher, len(cells))
+    size = max_jobs(launcher, len(cells))
     returns: list[JobReturn | Exception] = []
     for first in range(0, len(cells), size):
         jobs = [list(cell.overrides) for cell in cells[first : first + size]]
         try:
-            with _every_result():
+            with every_result():
                 returns += launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:
             returns += [error] * len(jobs)
         except SystemExit:  # of a worker that was told to stop; in this process it is meant for us
-            if isinstance(launcher, BasicLauncher):
+            if is_basic(launcher):
                 raise
             returns += [WorkerLost()] * len(jobs)
     return returns
-
-
-def _at_once(launcher: Launcher, jobs: int) -> int:
-    """How many jobs a launcher can be given at once."""
-    match getattr(launcher, "_EXECUTOR", None):
-        case "slurm":
-            return 1000  # a cluster's MaxArraySize is 1001 unless it was set
-        case "local":  # starts all that it is given
-            from joblib import cpu_count  # here: a sweep begins without it
-
-            threads: int = launcher.params["cpus_per_task"]  # type: ignore[attr-defined]
-            processors: int = cpu_count()
-            return max(1, processors // threads)
-    return max(jobs, 1)
-
-
-@contextmanager
-def _every_result() -> Iterator[None]:
-    """Have submitit's launcher wait for every job.
-
-    It collects the jobs' results in order, and raises at the first one that was lost while others
-    still run; a lost job's result is here its error.
-    """
-    try:
-        from submitit import Job
-        from submitit.core.utils import UncompletedJobError
-    except ImportError:  # no launcher of submitit's then
-        yield
-        return
-    results = Job.results
-
-    def every_result(job: "Job[JobReturn]") -> list[JobReturn]:
-        try:
-            returned: list[JobReturn] = results(job)
-            return returned
-        except UncompletedJobError:
-            error: Exception = WorkerLost(job.paths.stderr)
-        except Exception as raised:  # before or after our code: it could not be unpickled, say
-            error = raised
-        return [JobReturn(status=JobStatus.FAILED, _return_value=error)]
-
-    with patch.object(Job, "results", every_result):
-        yield
 
 
 def _story(cell: Cell) -> list[str | None]:
@@ -292,7 +237,7 @@ def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | 
     """What went wrong in a cell; None where nothing did."""
     if state in ENDED:
         return None
-    error = job if isinstance(job, Exception) else job._return_value
+    error = job if isinstance(job, Exception) else returned(job)
     if state == "running elsewhere" or isinstance(error, CellInUse):
         return Failure("running elsewhere", "another process works in it")
     if not isinstance(error, Exception):  # it returned, and yet has not ended

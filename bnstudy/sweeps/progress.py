@@ -9,6 +9,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
+from bnstudy.adapters.hydra_internals import returned
+
 
 class SweepProgress(Callback):
     """A Hydra callback: before each job, which one of how many it is and about how long is left.
@@ -39,5 +41,5 @@ class SweepProgress(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Note how long it took."""
         self.finished += 1
-        if getattr(job_return._return_value, "trained", False):
+        if getattr(returned(job_return), "trained", False):
             self.seconds.append(time.monotonic() - self.started)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 from rich import box
 from rich.table import Table
 
+from bnstudy.adapters.hydra_internals import split_grid
+from bnstudy.adapters.optuna_internals import make_sweeper
 from bnstudy.config.composition import plain_values
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
@@ -73,8 +73,6 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     options = options | {"storage": options["storage"] or f"sqlite:///{folder}/search.db"}
     optuna.logging.set_verbosity(logging.ERROR)
-    # It warns of failed trials in the log of the last cell, which may be gone; they are told below.
-    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
     failed = 0
     studies = []
     for point in points:
@@ -91,12 +89,7 @@ def search(
         console.print(f"{point.name}: {done} of {n_trials} trials complete")
         before = len(study.get_trials(states=(TrialState.FAIL,)))
         if done < n_trials:
-            sweeper = OptunaSweeperImpl(
-                params=None,
-                study_name=name,
-                n_trials=n_trials - done,
-                **options | {"direction": direction},
-            )
+            sweeper = make_sweeper(name, n_trials - done, options | {"direction": direction})
             sweeper.setup(config=config, **context)
             try:
                 sweeper.sweep([*point.overrides, *searched])
@@ -135,7 +128,7 @@ def split(arguments: Sequence[str], params: dict[str, Any]) -> tuple[list[Point]
     grid = {key: axis for key, axis in axes.items() if key not in searched}
     varying = {key for key, axis in grid.items() if axis.is_sweep_override()}
     points = []
-    for job in BasicSweeper.split_arguments(list(grid.values()), None)[0]:
+    for job in split_grid(grid.values()):
         name = " ".join(override for override in job if _key(override) in varying)
         points.append(Point(name or "search", tuple(job)))
     return points, list(searched.values())

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bnstudy.adapters.wandb_internals import QUIET_SETTINGS
 from bnstudy.errors import UserError, first_line
 from bnstudy.runs.lease import CellInUse, held
 from bnstudy.runs.record import ENDED, Record, Row, runs_below
@@ -249,7 +250,7 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
             job_type="report",
             dir=study.absolute(),
             reinit="finish_previous",
-            settings=wandb.Settings(**settings, x_disable_stats=True, x_save_requirements=False),
+            settings=wandb.Settings(**settings, **QUIET_SETTINGS),
         )
         artifact = wandb.Artifact(f"report-{study.resolve().name}", type="report")
         for path in pages:

@@ -1,22 +1,11 @@
-"""Reading the file in which W&B's SDK keeps all that a run has logged.
-
-`run-ID.wandb` is a log of protobuf messages in the format of LevelDB's logs: blocks of 32 KiB of
-chunks, each with a checksum (CRC-32), its length and its place in a message. A process that is
-killed may leave the last message unfinished; what comes before it is whole.
-"""
+"""What a run has logged, from the file in which W&B's SDK keeps it."""
 
 import json
-import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HEADER = struct.Struct("<4sHB")
-CHUNK = struct.Struct("<IHB")
-BLOCK = 32 * 1024
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+from bnstudy.adapters.wandb_internals import read_transaction_log
 
 
 @dataclass
@@ -36,11 +25,8 @@ class TransactionLog:
 
 def read(path: Path) -> TransactionLog:
     """Read a log as far as it is whole."""
-    from wandb.proto import wandb_internal_pb2
-
     log = TransactionLog()
-    for message in _messages(path.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(message)  # type: ignore[attr-defined]
+    for record in read_transaction_log(path):
         match record.WhichOneof("record_type"):
             case "history":
                 items = record.history.item
@@ -53,24 +39,3 @@ def read(path: Path) -> TransactionLog:
             case "exit":
                 log.exit_code = record.exit.exit_code
     return log
-
-
-def _messages(raw: bytes) -> Iterator[bytes]:
-    """The messages of a log, up to the first that is not whole."""
-    if len(raw) < HEADER.size or HEADER.unpack_from(raw)[0] != b":W&B":
-        return
-    position, message = HEADER.size, b""
-    while position + CHUNK.size <= len(raw):
-        left = BLOCK - position % BLOCK
-        if left < CHUNK.size:  # too short for a chunk: filled with zeros
-            position += left
-            continue
-        checksum, length, place = CHUNK.unpack_from(raw, position)
-        position += CHUNK.size
-        content = raw[position : position + length]
-        if len(content) < length or zlib.crc32(bytes([place]) + content) != checksum:
-            return
-        position += length
-        message = content if place in (FULL, FIRST) else message + content
-        if place in (FULL, LAST):
-            yield message

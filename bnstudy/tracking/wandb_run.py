@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
+from bnstudy.adapters.wandb_internals import flush_settings, without_launch
 from bnstudy.callbacks.names import logged_name
 from bnstudy.files import replacing
 from bnstudy.metrics import METRICS
@@ -107,8 +108,7 @@ def begin(
 
     description = record.description
     choices = description["choices"]
-    # Whether W&B Launch began this process is looked up with imports of seconds; it never does.
-    with patch.object(wandb.Run, "_detect_and_apply_job_inputs", lambda run: None, create=True):
+    with without_launch():
         run = wandb.init(
             project=project,
             entity=entity,
@@ -127,8 +127,7 @@ def begin(
                 silent=True,
                 disable_git=True,  # a remote's address can hold a password
                 save_code=False,
-                x_save_requirements=False,
-                x_transaction_log_flush_interval=FLUSHED_EVERY,
+                **flush_settings(FLUSHED_EVERY),
                 init_timeout=BEGIN_TIMEOUT * patience,
                 finish_timeout=END_TIMEOUT * patience,
                 finish_timeout_raises=True,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from bnstudy.adapters.wandb_internals import name_view
 from bnstudy.errors import UserError
 from bnstudy.study.present.terminal import MAIN_METRICS
 from bnstudy.tracking.wandb_run import HEAT_MAP, TABLES, warn_once
@@ -191,12 +192,6 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
     )
 
 
-def spec(view: "Workspace") -> str:
-    """A view as JSON, as W&B keeps it."""
-    text: str = view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
-    return text
-
-
 def push(project: str, entity: str | None, measured: Measured) -> str:
     """Make the dashboard, or bring the one that is there up to date.
 
@@ -219,11 +214,8 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
     api, entity = connect(entity)
 
     view = workspace(entity, project, measured)
-    from wandb_workspaces.workspaces import Workspace
-
-    view._internal_name = _view_name(entity, project)
     try:
-        view._internal_id = Workspace.from_url(view.url)._internal_id
+        name_view(view, _view_name(entity, project))
     except ValueError as error:  # it is not there; perhaps nor is the project
         if "Project" in str(error):
             api.create_project(project, entity)

@@ -10,6 +10,8 @@ from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 
+from bnstudy.adapters.submitit_internals import requeue_handler
+
 
 def is_first_process() -> bool:
     """Whether this process keeps the record: the only one, or the first of a distributed run."""
@@ -29,8 +31,7 @@ def stopping_in_order() -> Iterator[None]:
     again from within the signal's handler, and that can end in the midst of anything. Here the body
     is left by an exception first, so that it can record how it ended.
     """
-    queue_again = signal.getsignal(signal.SIGUSR2)
-    if "SUBMITIT_EXECUTOR" not in os.environ or not callable(queue_again):
+    if (queue_again := requeue_handler()) is None:
         yield
         return
 

@@ -1,0 +1,34 @@
+"""Private parts of Hydra. Checked with hydra-core 1.3.8."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+
+
+def split_grid(axes: Iterable[Override]) -> list[list[str]]:
+    """List the jobs of a grid, each with its overrides, as Hydra's own sweeper does."""
+    jobs: list[list[str]] = BasicSweeper.split_arguments(list(axes), None)[0]
+    return jobs
+
+
+def is_basic(launcher: Launcher) -> bool:
+    """Return whether a launcher runs jobs in this process, one after the other."""
+    return isinstance(launcher, BasicLauncher)
+
+
+def returned(job: JobReturn) -> Any:
+    """Return what a job returned, or the exception that it raised.
+
+    `JobReturn.return_value` would raise that.
+    """
+    return job._return_value
+
+
+def failed_job(error: Exception) -> JobReturn:
+    """Make the result of a job that raised an error."""
+    return JobReturn(status=JobStatus.FAILED, _return_value=error)
