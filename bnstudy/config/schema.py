@@ -69,7 +69,7 @@ class Group(BaseModel):
 
     @classmethod
     def known_keys(cls, values: Mapping[str, Any]) -> Collection[str] | None:
-        """Keys that may stand together with some values; None where any key may."""
+        """Find the keys that may stand together with some values; None where any key may."""
         if cls.model_config["extra"] == "allow":
             return None
         return [field.alias or name for name, field in cls.model_fields.items()]
@@ -80,7 +80,7 @@ class Group(BaseModel):
         if isinstance(values, dict) and (known := cls.known_keys(values)) is not None:
             for key in values:
                 if key not in known:
-                    context = {"key": key, "known": sorted(known)}
+                    context = {"key": str(key), "known": sorted(known)}
                     raise PydanticCustomError("unknown_key", "there is no such key", context)
         return values
 
@@ -89,8 +89,8 @@ class ChosenGroup(Group, extra="allow"):
     """A group of which one key says which others there are.
 
     Attributes:
-        chosen_by: That key: `name`, or `_target_`, which may also be a class or function of the
-            user's. Its other keys are then free, but a key that is a field keeps its range.
+        chosen_by: Key that says it: `name`, or `_target_`, which may also be a class or function of
+            the user's. Other keys are then free, but those that are fields keep their ranges.
         keys_of: Other keys of each choice of ours.
     """
 
@@ -99,7 +99,7 @@ class ChosenGroup(Group, extra="allow"):
 
     @classmethod
     def known_keys(cls, values: Mapping[str, Any]) -> Collection[str] | None:
-        """Keys of the choice; None where it is the user's."""
+        """Find the keys of the choice; None where it is the user's."""
         chosen = values.get(cls.chosen_by)
         own = cls.keys_of.get(chosen) if isinstance(chosen, str) else None
         return None if own is None else {cls.chosen_by, *own}
@@ -113,8 +113,7 @@ class Model(ChosenGroup):
         "bnstudy.models.CNN": ["depth", "width", "initialization"],
         "bnstudy.models.VGG": ["depth", "width", "initialization"],
         "bnstudy.models.ResNet": [
-            *("depth", "width", "initialization"),
-            *("shortcuts", "residual_init"),
+            *("depth", "width", "initialization", "shortcuts", "residual_init")
         ],
         "bnstudy.models.torchvision_network": ["name", "initialization"],
     }
