@@ -112,9 +112,7 @@ class Model(ChosenGroup):
     keys_of = {
         "bnstudy.models.CNN": ["depth", "width", "initialization"],
         "bnstudy.models.VGG": ["depth", "width", "initialization"],
-        "bnstudy.models.ResNet": [
-            *("depth", "width", "initialization", "shortcuts", "residual_init")
-        ],
+        "bnstudy.models.ResNet": ["depth", "width", "initialization", "shortcuts", "residual_init"],
         "bnstudy.models.torchvision_network": ["name", "initialization"],
     }
 
