@@ -12,9 +12,8 @@ from bnstudy import report
 from bnstudy.errors import UserError
 from bnstudy.runs.record import Record, Row
 from bnstudy.study.present import report_files
-from tests.conftest import SMALL, TELL_PAGE, CommandLine
+from tests.conftest import SMALL, TELL_PAGE, CommandLine, Compose
 from tests.study.studies import Studies
-from tests.test_configs import Compose
 
 RUN = ("model.depth=1", *SMALL[1:], "norm=batchnorm,none", "seed=0,1", "-m")
 RUN = (*RUN, "metrics.names=[unit_sparsity]")

@@ -11,7 +11,7 @@ import pytest
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import CellInUse, held
 from bnstudy.runs.record import Record, Row, discard_if_empty
-from tests.test_configs import Compose
+from tests.conftest import Compose
 
 CHOICES = {"norm": "batchnorm", "model": "cnn", "data": "mnist5k"}
 

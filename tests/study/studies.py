@@ -8,7 +8,7 @@ from typing import Any
 from bnstudy.config.composition import resolve
 from bnstudy.runs.record import Record, Row
 from bnstudy.terms import SPLITS
-from tests.test_configs import Compose
+from tests.conftest import Compose
 
 DIRECTIONS = {"silhouette": "higher", "unit_sparsity": None}
 

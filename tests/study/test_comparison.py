@@ -14,8 +14,8 @@ from rich.console import Console
 from bnstudy.config.composition import resolve
 from bnstudy.runs.record import Record, Row
 from bnstudy.study.present.terminal import show
+from tests.conftest import Compose
 from tests.study.studies import Studies
-from tests.test_configs import Compose
 
 DIRECTIONS = {"silhouette": "higher", "davies_bouldin": "lower", "unit_sparsity": None}
 

@@ -15,8 +15,7 @@ from bnstudy.runs.record import Record
 from bnstudy.terms import Split
 from bnstudy.training.build import build, build_trainer, evaluate_before_training, load_weights
 from bnstudy.training.recipe import quieten_lightning
-from tests.conftest import SMALL
-from tests.test_configs import Compose
+from tests.conftest import SMALL, Compose
 
 DATA = ("data=planted", "data.samples_per_group={train:30,test:30}", "probe.test=50")
 
