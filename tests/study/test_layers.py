@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from bnstudy.runs.record import Row
+from bnstudy.runs.long_table import Row
 from bnstudy.study.analysis import Findings
 from bnstudy.study.effects import averages, curves, effects
 from bnstudy.study.generalization import mediation
