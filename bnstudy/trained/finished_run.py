@@ -80,7 +80,8 @@ class FinishedRun:
         if chosen not in kept:
             raise UserError(
                 f"--epoch {epoch}: {record.folder} has the weights of epochs "
-                f"{', '.join(map(str, kept))}; checkpoint_epochs=all makes bnstudy.train keep every epoch's"
+                f"{', '.join(map(str, kept))}; "
+                "checkpoint_epochs=all makes bnstudy.train keep every epoch's"
             )
         return cls(record, chosen)
 
