@@ -8,6 +8,7 @@
     maps.parquet                  embeddings of samples in a plane, if they were asked for
     train.log, .hydra/            Hydra's log and configuration
     wandb/                        W&B's files
+    .lease.1, .lease.2, ...       who works in the folder: see bnstudy.runs.lease
 
 Every file is written under a temporary name and renamed, so it is whole or not there. A file that
 is damaged all the same, by a disk for example, is renamed to *.damaged, and its content is made
