@@ -73,6 +73,8 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
             return "without a record: still running, or killed (bnstudy.dashboard sync adds it)"
         try:
             description = RunDescription.from_json(paths.record.read_bytes(), cell / RECORD)
+        except UserError:
+            return "its record is of a later version of bnstudy"
         except ValueError:
             return "its record is not whole"
         if identity(description.config) != description.identity:

@@ -185,7 +185,7 @@ def test_a_cell_that_another_process_takes_first_is_no_failure(
 
         raise CellInUse(f"{folder}: another")
 
-    monkeypatch.setattr("bnstudy.train.held", taken)
+    monkeypatch.setattr("bnstudy.runs.record.held", taken)
     result = command_line(*QUICK, "-m")
     assert result.returncode == 0, result.stderr
     assert "running elsewhere" in result.stdout
