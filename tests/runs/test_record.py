@@ -12,7 +12,7 @@ from bnstudy.errors import UserError
 from bnstudy.runs.description import Environment, RunDescription
 from bnstudy.runs.lease import CellInUse, held
 from bnstudy.runs.long_table import Row
-from bnstudy.runs.record import DamagedRecord, Record, discard_if_empty
+from bnstudy.runs.record import DamagedRecord, Observer, Record, discard_if_empty
 from tests.test_configs import Compose
 
 CHOICES = {"norm": "batchnorm", "model": "cnn", "data": "mnist5k"}
@@ -130,3 +130,46 @@ def test_a_run_that_goes_on_with_other_metrics_has_what_both_name() -> None:
         )
         described.keep_common_metrics(now)
         assert described.config["metrics"] == now | {"names": both}
+
+
+def test_who_holds_a_cell_finds_it_tidy(record: Record) -> None:
+    folder, described = record.folder, record.description
+    anew = described.model_copy(deep=True)
+    with pytest.raises(UserError, match="cannot be read"), Record.held(folder):
+        pass
+    with Record.held(folder, described) as mine:
+        assert mine.lease is not None
+        assert _leftover(folder).exists()
+        with mine.attempt(Environment()):
+            mine.table.write_part(0, rows(0))
+            mine.join_parts()
+    with Record.held(folder) as mine:
+        assert not list(folder.rglob("*.tmp"))
+        assert mine.has_ended
+    (folder / "run.json").write_text("{")
+    with Record.held(folder, anew) as mine:
+        assert (folder / "run.json.damaged").read_text() == "{"
+        assert mine.paths.parts() == [mine.paths.part(0)]  # the run goes on from them
+        assert not mine.paths.table.exists()
+
+
+def _leftover(folder: Path) -> Path:
+    leftover = folder / ".metrics.parquet.4711.tmp"
+    leftover.write_bytes(b"P")
+    return leftover
+
+
+def test_other_processes_of_a_distributed_run_write_nothing(record: Record) -> None:
+    record.save()
+    record.paths.table.write_bytes(b"damaged")
+    before = {path: path.read_bytes() for path in record.folder.iterdir()}
+    with Observer.held(record.folder, record.description) as observer:
+        with observer.attempt(Environment()) as attempt:
+            attempt.resumed_from_epoch = None
+            observer.set_aside(observer.paths.table, "damaged")
+            observer.join_parts()
+            observer.save()
+        assert observer.description.attempts == []
+    with pytest.raises(KeyboardInterrupt), observer.attempt(Environment()):
+        raise KeyboardInterrupt
+    assert {path: path.read_bytes() for path in record.folder.iterdir()} == before
