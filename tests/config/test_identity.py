@@ -39,8 +39,8 @@ def test_a_command_line_of_version_0_1_has_the_same_identity(
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 def test_a_kept_run_has_the_same_identity(folder: Path) -> None:
     record = Record.read(folder)
-    assert identity(record.description["config"]) == record.description["identity"]
-    assert folder.name.endswith(identity(record.description["config"])[:8])
+    assert identity(record.description.config) == record.description.identity
+    assert folder.name.endswith(identity(record.description.config)[:8])
 
 
 def test_kept_runs_are_paired() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from bnstudy.errors import UserError
-from bnstudy.runs.record import MAPS, MAPS_SCHEMA, read_maps
+from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
+from bnstudy.runs.paths import EMBEDDINGS
 from bnstudy.study.load.records import Study, layers_of
 from bnstudy.terminal import console
 
@@ -29,7 +30,7 @@ def runs_with_maps(study: Study) -> pd.DataFrame:
         Of `Study.runs` the columns cell, treatment, pair and seed; and file.
     """
     runs = study.results[NAMED]
-    runs = runs.assign(file=[study.folder / cell / MAPS for cell in runs["cell"]])
+    runs = runs.assign(file=[study.folder / cell / EMBEDDINGS for cell in runs["cell"]])
     runs = runs[[file.is_file() for file in runs["file"]]]
     treatments = runs.groupby("pair")["treatment"].transform("nunique")
     order = runs.assign(fewer=-treatments).sort_values(["fewer", "seed", "pair", "cell"])

@@ -11,6 +11,7 @@ from typing import Any
 import bnstudy
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
+from bnstudy.runs.paths import EMBEDDINGS, RECORD, TABLE
 from bnstudy.study.analysis import Findings
 from bnstudy.study.load.records import Study, load
 from bnstudy.study.present.page import page
@@ -23,7 +24,7 @@ PAGE = "index.html"
 # What a report consists of and what it was made of. Files that are not listed in it are the user's.
 MANIFEST = ".bnstudy-report.json"
 
-INPUTS = ("run.json", "metrics.parquet", "maps.parquet")  # of each run
+INPUTS = (RECORD, TABLE, EMBEDDINGS)  # of each run
 
 SIGNATURE = "Written by bnstudy"  # on each page
 

@@ -13,7 +13,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.runs.long_table import WHOLE_MODEL
+from bnstudy.runs.paths import RECORD, TABLE, WANDB
 from bnstudy.study.inference.paired import RESOLUTION
 from bnstudy.study.load.records import UNREADABLE, Study, load
 
@@ -75,9 +76,9 @@ def show(folder: Path, console: Console) -> None:
         )
     for what, where in (
         ("Study", f"{folder}/ ({study.counts()})"),
-        ("Records", f"{folder}/*/run.json"),
-        ("Tables", f"{folder}/*/metrics.parquet"),
-        ("W&B", f"{folder}/*/wandb/" if next(folder.glob("*/wandb"), None) else None),
+        ("Records", f"{folder}/*/{RECORD}"),
+        ("Tables", f"{folder}/*/{TABLE}"),
+        ("W&B", f"{folder}/*/{WANDB}/" if next(folder.glob(f"*/{WANDB}"), None) else None),
     ):
         if where:
             console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)

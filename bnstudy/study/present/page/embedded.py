@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Findings
 from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP, Numbers, mean, spread
 from bnstudy.study.load.embedding_tables import runs_with_maps

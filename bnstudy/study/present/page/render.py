@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 import bnstudy
-from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import CLUSTERING, SPARSITY, Findings
 from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
 from bnstudy.study.load.records import TREATMENT, Study
