@@ -6,18 +6,13 @@ number, and all weigh the same. What is computed of the differences is in
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
 
-from bnstudy.study.inference.paired import (
-    MIN_PAIRS,
-    MIN_PAIRS_TO_FLIP,
-    Indices,
-    Numbers,
+from bnstudy.study.inference import (
+    analysis_of_variance,
     cohens_d,
     holm,
     max_t_adjusted,
@@ -25,18 +20,16 @@ from bnstudy.study.inference.paired import (
     measured_differences,
     noise_of,
     paired_test,
-    patterns,
     rank_biserial,
     spread,
 )
+from bnstudy.study.inference.columns import Indices, Numbers
+from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.numbers import Mask, all_columns, of_networks, shared_columns, wide
 from bnstudy.study.load.records import Study
 
 MAX_PAIRS_EXACT_OVER_EPOCHS = 12  # of the many intervals over epochs, so that they take seconds
 NUM_FLIPS_OVER_EPOCHS = 2_048
-MAX_PERMUTATIONS = 999
-ENOUGH = 100  # permutations as extreme as the observed order, after which no more are drawn
-MAX_COLUMNS = 2_000  # comparisons at once, so that memory is bounded
 
 
 def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -300,8 +293,7 @@ def factors(
     A treatment is within pairs, depth and width are between them. So the interaction of treatment
     and depth is a main effect of depth on the differences within pairs, and that of all three the
     interaction of depth and width on them: what a mixed model with an intercept of each pair's own
-    tests. Factors are categories. Sums of squares are of type II; p comes of permuted residuals of
-    the model without the term (Freedman and Lane 1983), so that it needs no normal distribution.
+    tests: `bnstudy.study.inference.analysis_of_variance`.
 
     Args:
         study: Whose runs are comparable.
@@ -318,42 +310,28 @@ def factors(
     keys, values = wide(study)
     results = study.results
     varying = [name for name in of if results[name].nunique() > 1]
-    terms = [frozenset(term) for size in (1, 2) for term in combinations(varying, size)]
     tables = []
-    for treatment in study.treatments if terms else []:
+    for treatment in study.treatments if varying else []:
         if treatment == baseline:
             continue
         matched = pairs(study, treatment, baseline)
         differences = measured_differences(values[matched.treatment], values[matched.baseline])
-        levels = results.loc[matched.treatment, varying].astype(str).reset_index(drop=True)
-        for columns, sample, chosen in _blocks(differences):
-            for term in terms:
-                models = [
-                    _basis(levels.loc[chosen], some)
-                    for some in (
-                        [one for one in terms if not term <= one],  # without the term
-                        [one for one in terms if not term < one],  # with it
-                        terms,
-                    )
-                ]
-                without, with_it, full = (basis.shape[1] for basis in models)
-                df, df_residual = with_it - without, len(sample) - full
-                if df < 1 or df_residual < 1:
-                    continue
-                f, eta_squared, p = _analysis_of_variance(sample, models)
-                tables.append(
-                    keys.loc[columns].assign(
-                        treatment=treatment,
-                        baseline=baseline,
-                        term=" x ".join(["treatment", *sorted(term)]),
-                        n=len(sample),
-                        f=f / df * df_residual,
-                        df=df,
-                        df_residual=df_residual,
-                        eta_squared=eta_squared,
-                        p=p,
-                    )
+        levels = results.loc[matched.treatment, varying].astype(str).to_numpy()
+        for found in analysis_of_variance(differences, levels):
+            names = sorted(varying[factor] for factor in found.term)
+            tables.append(
+                keys.loc[found.columns].assign(
+                    treatment=treatment,
+                    baseline=baseline,
+                    term=" x ".join(["treatment", *names]),
+                    n=found.n,
+                    f=found.f,
+                    df=found.df,
+                    df_residual=found.df_residual,
+                    eta_squared=found.eta_squared,
+                    p=found.p,
                 )
+            )
     if not tables:
         return pd.DataFrame()
     table = pd.concat(tables, ignore_index=True).dropna(subset="f", ignore_index=True)
@@ -361,64 +339,3 @@ def factors(
     for _, family in table.groupby(["term", "split"]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
     return table
-
-
-def _blocks(differences: Numbers) -> Iterator[tuple[Indices, Numbers, Indices]]:
-    """Columns that have the same pairs: their numbers, differences and the pairs' rows."""
-    for rows, same in patterns(np.isfinite(differences)):
-        for start in range(0, len(same), MAX_COLUMNS):
-            block = same[start : start + MAX_COLUMNS]
-            yield block, differences[np.ix_(rows, block)], rows
-
-
-def _basis(levels: pd.DataFrame, terms: Sequence[frozenset[str]]) -> Numbers:
-    """An orthonormal basis of what a model with these terms can say, rows x dimensions."""
-    cells = [pd.get_dummies(levels.groupby(sorted(term)).ngroup()) for term in terms]
-    parts = [np.ones((len(levels), 1)), *(cell.to_numpy(float) for cell in cells)]
-    return np.asarray(linalg.orth(np.hstack(parts)), dtype=np.float64)
-
-
-def _analysis_of_variance(
-    sample: Numbers, models: Sequence[Numbers]
-) -> tuple[Numbers, Numbers, Numbers]:
-    """Ratio of the explained sum of squares to the residual one, partial eta squared, and p.
-
-    Permutations are drawn until 100 were as extreme, at most 999 (Besag and Clifford 1991).
-
-    Args:
-        sample: Rows x comparisons.
-        models: Orthonormal bases: without the term, with it, and of the full model.
-    """
-    starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
-    bases = np.hstack(models)
-    without = models[0].shape[1]
-    fixed = bases.T @ models[0] @ (models[0].T @ sample)  # of the fit without the term
-    residuals = sample - models[0] @ (models[0].T @ sample)
-    squares = (sample**2).sum(axis=0)
-
-    def ratio(order: Indices, chosen: Indices, residuals: Numbers) -> Numbers:
-        """Explained over residual, of the fit with the residuals in another order.
-
-        The bases, which have fewer columns, are put in the opposite order instead.
-        """
-        moved = bases[order].T @ residuals
-        total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)
-        captured = np.add.reduceat((fixed[:, chosen] + moved) ** 2, starts)
-        explained, left = captured[1] - captured[0], total - captured[2]
-        rounding = 1e-12 * total
-        return np.where(explained > rounding, explained, 0) / np.where(left > rounding, left, 0)
-
-    generator = np.random.default_rng(0)
-    undecided = np.arange(sample.shape[1])
-    as_extreme, permutations = np.zeros((2, len(undecided)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        observed = ratio(np.arange(len(sample)), undecided, residuals)
-        for _ in range(MAX_PERMUTATIONS):
-            found = ratio(generator.permutation(len(sample)), undecided, residuals)
-            as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
-            permutations[undecided] += 1
-            still = as_extreme[undecided] < ENOUGH
-            if not still.all():
-                undecided, residuals = undecided[still], residuals[:, still]
-        eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
-    return observed, eta_squared, (1 + as_extreme) / (1 + permutations)

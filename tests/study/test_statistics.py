@@ -12,7 +12,7 @@ from statsmodels.stats.anova import anova_lm
 
 from bnstudy.study.effects import averages, curves, effects, factors, pairs
 from bnstudy.study.generalization import relations
-from bnstudy.study.inference.paired import holm, max_t_adjusted, paired_test
+from bnstudy.study.inference import holm, max_t_adjusted, paired_test
 from bnstudy.study.load.records import load
 from tests.study.studies import Studies
 

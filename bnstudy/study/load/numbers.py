@@ -13,9 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bnstudy.errors import UserError
-from bnstudy.study.inference.paired import Indices, Numbers
 from bnstudy.study.load.records import Study
 
+Numbers = NDArray[np.float64]
+Indices = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 # In a network with L layers at a site the i-th, counted from 1, has the relative depth

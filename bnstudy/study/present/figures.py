@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from bnstudy.errors import UserError
 from bnstudy.study.analysis import CLUSTERING, SPARSITY, Findings
-from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, Numbers
+from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
 from bnstudy.study.load.numbers import of_activations, wide
 from bnstudy.study.present.drawing import STYLE
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnstudy.runs.record import WHOLE_MODEL
-from bnstudy.study.inference.paired import RESOLUTION
+from bnstudy.study.inference.resolution import RESOLUTION
 from bnstudy.study.load.records import UNREADABLE, Study, load
 
 # Of what was measured, what the table shows: the most telling of each family.

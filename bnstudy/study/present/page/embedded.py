@@ -14,7 +14,9 @@ import pandas as pd
 
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.analysis import Findings
-from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP, Numbers, mean, spread
+from bnstudy.study.inference import mean, spread
+from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.embedding_tables import runs_with_maps
 from bnstudy.study.load.numbers import KEYS, RELATIVE_DEPTHS, all_columns, layer_counts
 from bnstudy.study.load.records import Study
