@@ -8,10 +8,10 @@ import pandas as pd
 from bnstudy.study.effects import averages, curves, effects, factors
 from bnstudy.study.fairness import all_other_differences
 from bnstudy.study.generalization import interventions, mediation, relations
+from bnstudy.study.load.design import NAMES
 from bnstudy.study.load.embedding_tables import maps
-from bnstudy.study.load.numbers import all_columns
-from bnstudy.study.load.records import NAMES, Study
-from bnstudy.study.present.verdict import verdict
+from bnstudy.study.load.matrix import all_columns
+from bnstudy.study.load.study_runs import StudyRuns
 
 MOST_AXES = 3  # by whose values effects are looked at, alone and in combination
 
@@ -20,12 +20,12 @@ SPARSITY = ("channel_sparsity", "unit_sparsity", "hoyer")
 CLUSTERING = ("kmeans_nmi", "silhouette", "kmeans_purity", "knn_purity", "within_between_ratio")
 
 
-class Findings:
+class Analysis:
     """What a study's runs say; each table is computed when it is first asked for.
 
     Args:
         study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
 
     Attributes:
         study: As given.
@@ -36,7 +36,7 @@ class Findings:
         UserError: No run has ended, or there is no such treatment.
     """
 
-    def __init__(self, study: Study, baseline: str | None = None) -> None:
+    def __init__(self, study: StudyRuns, baseline: str | None = None) -> None:
         _ = study.connection  # tells where no run has ended
         self.study = study
         self.baseline = study.baseline(baseline)
@@ -135,20 +135,8 @@ class Findings:
         """Of `bnstudy.study.load.embedding_tables.maps`."""
         return maps(self.study)
 
-    @cached_property
-    def verdict(self) -> list[str]:
-        """Of `bnstudy.study.present.verdict`: sentences."""
-        return verdict(
-            self.study,
-            self.whole,
-            self.relations,
-            self.mediation,
-            self.interventions,
-            self.baseline,
-        )
 
-
-def axes_of(study: Study) -> tuple[str, ...]:
+def axes_of(study: StudyRuns) -> tuple[str, ...]:
     """Depth, width, the learning rate, then others: the first three of the grid's axes that vary.
 
     Args:

@@ -6,7 +6,7 @@ number, and all weigh the same. What is computed of the differences is in
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,14 +25,17 @@ from bnstudy.study.inference import (
 )
 from bnstudy.study.inference.columns import Indices, Numbers
 from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
-from bnstudy.study.load.numbers import Mask, all_columns, of_networks, shared_columns, wide
-from bnstudy.study.load.records import Study
+from bnstudy.study.load.matrix import Mask, all_columns, of_networks, shared_columns, wide
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.load.study_runs import StudyRuns
 
 MAX_PAIRS_EXACT_OVER_EPOCHS = 12  # of the many intervals over epochs, so that they take seconds
 NUM_FLIPS_OVER_EPOCHS = 2_048
 
 
-def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:
+def averages(
+    study: StudyRuns, *, every_epoch: bool = False, by: Sequence[str] = ()
+) -> pd.DataFrame:
     """Mean and standard deviation over runs of each treatment.
 
     Args:
@@ -68,44 +71,14 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
     return found
 
 
-class Pairs(NamedTuple):
-    """Runs of a treatment beside those of the baseline that they are paired with.
-
-    Attributes:
-        treatment: Rows of `Study.results`, one a pair.
-        baseline: Rows of `Study.results`, one a pair.
-        unpaired: How many runs of the treatment have no partner.
-        identical: How many pairs there would be, were their runs not the same, digit for digit.
-    """
-
-    treatment: Indices
-    baseline: Indices
-    unpaired: int
-    identical: int = 0
-
-
-def pairs(study: Study, treatment: str, baseline: str) -> Pairs:
-    """The pairs of runs of two treatments; none where they are identical (`Study.identical`)."""
-    results = study.results[["treatment", "pair"]].reset_index(names="row")
-    ours, theirs = (results[results["treatment"] == name] for name in (treatment, baseline))
-    both = ours.merge(theirs, on="pair", suffixes=("", "_baseline")).sort_values("pair")
-    unpaired, identical = len(ours) - len(both), 0
-    if study.identical.get(treatment, treatment) == study.identical.get(baseline, baseline):
-        both, identical = both[:0], len(both)
-    return Pairs(
-        both["row"].to_numpy(),
-        both["row_baseline"].to_numpy(),
-        unpaired,
-        identical,
-    )
-
-
-def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()) -> pd.DataFrame:
+def effects(
+    study: StudyRuns, baseline: str | None = None, *, by: Sequence[str] = ()
+) -> pd.DataFrame:
     """Paired differences to a baseline after the last epoch, with their uncertainty.
 
     Args:
         study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
         by: Columns of `study.runs`, such as depth, at each of whose values the pairs are compared
             by themselves.
 
@@ -139,7 +112,7 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
 
 
 def _comparisons(
-    study: Study, keys: pd.DataFrame, baseline: str, by: Sequence[str]
+    study: StudyRuns, keys: pd.DataFrame, baseline: str, by: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], Indices, Indices, Mask]]:
     """Point and treatments of each comparison, the rows of its pairs' runs, and its columns.
 
@@ -152,7 +125,7 @@ def _comparisons(
     for treatment in study.treatments:
         if treatment == baseline:
             continue
-        matched = pairs(study, treatment, baseline)
+        matched = match_pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _points(points):
             identity = point | {"treatment": treatment, "baseline": baseline}
@@ -161,7 +134,7 @@ def _comparisons(
 
 
 def _shared_columns(
-    study: Study, keys: pd.DataFrame, by: Sequence[str]
+    study: StudyRuns, keys: pd.DataFrame, by: Sequence[str]
 ) -> Iterator[tuple[Indices, Mask]]:
     """The rows of the results at each point, and the columns that they share."""
     for _, rows in _points(study.results[list(by)]):
@@ -235,12 +208,12 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
             table.loc[rows, "family"] = size
 
 
-def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
+def curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
     """Paired differences to a baseline at each epoch, with intervals; nothing is tested.
 
     Args:
         study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
 
     Returns:
         One row a comparison: treatment, baseline, split, metric, layers, place, place_index, site,
@@ -256,7 +229,7 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
     for treatment in study.treatments:
         if treatment == baseline:
             continue
-        matched = pairs(study, treatment, baseline)
+        matched = match_pairs(study, treatment, baseline)
         ours, theirs = values[matched.treatment], values[matched.baseline]
         differences = measured_differences(ours, theirs)
         found = paired_test(
@@ -286,7 +259,7 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
 
 
 def factors(
-    study: Study, baseline: str | None = None, *, of: Sequence[str] = ("depth", "width")
+    study: StudyRuns, baseline: str | None = None, *, of: Sequence[str] = ("depth", "width")
 ) -> pd.DataFrame:
     """Does the treatment's effect depend on depth and width? A permutation analysis of variance.
 
@@ -297,7 +270,7 @@ def factors(
 
     Args:
         study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
         of: Columns of `study.runs`; those that do not vary are left out.
 
     Returns:
@@ -314,7 +287,7 @@ def factors(
     for treatment in study.treatments if varying else []:
         if treatment == baseline:
             continue
-        matched = pairs(study, treatment, baseline)
+        matched = match_pairs(study, treatment, baseline)
         differences = measured_differences(values[matched.treatment], values[matched.baseline])
         levels = results.loc[matched.treatment, varying].astype(str).to_numpy()
         for found in analysis_of_variance(differences, levels):

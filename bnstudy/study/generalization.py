@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from bnstudy.study.effects import effects, pairs
+from bnstudy.study.effects import effects
 from bnstudy.study.inference import (
     conditional_mutual_information,
     granulated_kendall,
@@ -19,8 +19,10 @@ from bnstudy.study.inference import (
     measured_differences,
     mediate,
 )
-from bnstudy.study.load.numbers import layer_means, wide
-from bnstudy.study.load.records import NAMES, Study
+from bnstudy.study.load.design import NAMES
+from bnstudy.study.load.matrix import layer_means, wide
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.load.study_runs import StudyRuns
 
 TARGETS = ("test accuracy", "generalization gap")  # the gap: train less test accuracy
 
@@ -42,7 +44,7 @@ ASSUMPTIONS = (
 )
 
 
-def targets(study: Study) -> pd.DataFrame:
+def targets(study: StudyRuns) -> pd.DataFrame:
     """Test accuracy and generalization gap of each of `study.results`, by those names."""
     train, test = (
         study.results[name].to_numpy(float) for name in ("train_accuracy", "test_accuracy")
@@ -51,7 +53,7 @@ def targets(study: Study) -> pd.DataFrame:
     return pd.DataFrame({"test accuracy": test, "generalization gap": gap})
 
 
-def relations(study: Study) -> pd.DataFrame:
+def relations(study: StudyRuns) -> pd.DataFrame:
     """How each metric at each place goes with generalization, over all runs.
 
     Args:
@@ -109,7 +111,7 @@ def relations(study: Study) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def mediators(study: Study) -> dict[str, str]:
+def mediators(study: StudyRuns) -> dict[str, str]:
     """Of sparsity and clustering, the metric that stands for it.
 
     The first that was measured on the training split, of activations if there is one.
@@ -127,7 +129,7 @@ def mediators(study: Study) -> dict[str, str]:
 
 
 def mediation(
-    study: Study, baseline: str | None = None, through: Mapping[str, str] | None = None
+    study: StudyRuns, baseline: str | None = None, through: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
     """How much of a treatment's effect on generalization may go through a metric.
 
@@ -137,7 +139,7 @@ def mediation(
 
     Args:
         study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
         through: By name, the metrics; None: `mediators`.
 
     Returns:
@@ -156,7 +158,7 @@ def mediation(
     for treatment in study.treatments:
         if treatment == baseline:
             continue
-        matched = pairs(study, treatment, baseline)
+        matched = match_pairs(study, treatment, baseline)
         for target, goal in targets(study).items():
             values_of = goal.to_numpy()[:, None]
             change = measured_differences(values_of[matched.treatment], values_of[matched.baseline])
@@ -179,7 +181,7 @@ def mediation(
     return pd.DataFrame(rows)
 
 
-def interventions(study: Study) -> pd.DataFrame:
+def interventions(study: StudyRuns) -> pd.DataFrame:
     """What a regularizer that changes representations directly did to generalization.
 
     Args:

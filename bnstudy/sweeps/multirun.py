@@ -93,7 +93,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     failures = _run({place: cells[place] for place in missing}, launcher)
 
     from bnstudy.study.present.report_files import tell_page  # they take a moment
-    from bnstudy.study.present.terminal import show
+    from bnstudy.study.present.terminal_table import show
 
     for study in _studies(cells):
         if any(study.glob("*/run.json")):

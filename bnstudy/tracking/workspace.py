@@ -12,7 +12,7 @@ import duckdb
 
 from bnstudy.adapters.wandb_internals import name_view
 from bnstudy.errors import UserError
-from bnstudy.study.present.terminal import MAIN_METRICS
+from bnstudy.study.present.terminal_table import MAIN_METRICS
 from bnstudy.tracking.wandb_run import HEAT_MAP, TABLES, warn_once
 
 if TYPE_CHECKING:

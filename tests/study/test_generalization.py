@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.formula.api import ols
 
 from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.load.records import load
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 NORMS = ("none", "batchnorm", "layernorm")

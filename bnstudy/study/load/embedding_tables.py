@@ -6,7 +6,8 @@ import pandas as pd
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import MAPS, MAPS_SCHEMA, read_maps
-from bnstudy.study.load.records import Study, layers_of
+from bnstudy.study.load.database import select_layers
+from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terminal import console
 
 MOST_PICTURES = 300  # of a layer by a method, in each 1,000 samples unless others were asked for
@@ -15,18 +16,18 @@ NAMED = ["cell", "treatment", "pair", "seed"]  # columns of the runs
 
 NUMBERED = f"""
     select read.* exclude (layer_index, number), layers, position
-    from read join ({layers_of("read")}) using (cell, site, layer)
+    from read join ({select_layers("read")}) using (cell, site, layer)
     order by number, method, site, position, sample
 """
 
 
-def runs_with_maps(study: Study) -> pd.DataFrame:
+def runs_with_maps(study: StudyRuns) -> pd.DataFrame:
     """The runs that have ended and kept maps, those first that are to be shown first.
 
     Runs of a pair stand together: pairs in which the most treatments have maps, then first seeds.
 
     Returns:
-        Of `Study.runs` the columns cell, treatment, pair and seed; and file.
+        Of `StudyRuns.runs` the columns cell, treatment, pair and seed; and file.
     """
     runs = study.results[NAMED]
     runs = runs.assign(file=[study.folder / cell / MAPS for cell in runs["cell"]])
@@ -36,7 +37,7 @@ def runs_with_maps(study: Study) -> pd.DataFrame:
     return order.drop(columns="fewer").reset_index(drop=True)
 
 
-def maps(study: Study) -> pd.DataFrame:
+def maps(study: StudyRuns) -> pd.DataFrame:
     """The maps that `python -m bnstudy.measure map` made, of the first pairs of runs.
 
     Of as many pairs as have 300 pictures; a file that cannot be read is told and left out.
@@ -46,8 +47,8 @@ def maps(study: Study) -> pd.DataFrame:
 
     Returns:
         One row a sample of a map, in the order of `runs_with_maps`: cell, treatment, pair, seed,
-        epoch, split, site, method (pca, umap), layer, layers and position (as in `Study.query`, of
-        the layers that have maps), sample, label, class, x, y (NaN where there is no map, and
+        epoch, split, site, method (pca, umap), layer, layers and position (as in `StudyRuns.query`,
+        of the layers that have maps), sample, label, class, x, y (NaN where there is no map, and
         reason says why), share (of the variance that the plane holds; NaN of umap).
     """
     found: list[pd.DataFrame] = []

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnstudy.errors import UserError
-from bnstudy.study.analysis import CLUSTERING, SPARSITY, Findings
+from bnstudy.study.analysis import CLUSTERING, SPARSITY, Analysis
 from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
-from bnstudy.study.load.numbers import of_activations, wide
+from bnstudy.study.load.matrix import of_activations, wide
 from bnstudy.study.present.drawing import STYLE
 
 WIDTH = 6.75  # inches, of two columns
@@ -31,12 +31,12 @@ class Plot:
     """Figures of what was found in a study; each method returns a Matplotlib figure to go on with.
 
     Args:
-        findings: Of the study.
+        analysis: Of the study.
     """
 
-    def __init__(self, findings: Findings) -> None:
-        self.findings = findings
-        treatments = findings.study.treatments
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        treatments = analysis.study.treatments
         self.looks: dict[str, dict[str, Any]] = {
             name: {"color": colour, "marker": marker}
             for name, colour, marker in zip(
@@ -54,7 +54,7 @@ class Plot:
             depth: Depth of the networks that are shown, layer by layer; None: all networks, at
                 relative depth where they have different numbers of layers.
         """
-        found = self.findings
+        found = self.analysis
         averages, effects = (
             (found.averages, found.whole) if depth is None else found.of_depth(depth)
         )
@@ -103,7 +103,7 @@ class Plot:
             treatment: Which is compared with the baseline.
             split: Whose probe set.
         """
-        table = self.findings.whole
+        table = self.analysis.whole
         table = table[
             (table["treatment"] == treatment)
             & (table["split"] == split)
@@ -121,7 +121,7 @@ class Plot:
         ax.set_xticks(range(width), grid.columns, rotation=90)
         ax.set_yticks(range(height), grid.index)
         ax.spines[:].set_visible(False)
-        ax.set_title(f"{treatment} against {self.findings.baseline}, {_sample_size(table)}")
+        ax.set_title(f"{treatment} against {self.analysis.baseline}, {_sample_size(table)}")
         figure.colorbar(image, ax=ax, label="paired rank-biserial correlation")
         return figure
 
@@ -133,7 +133,7 @@ class Plot:
             metric: Its name.
             split: Whose probe set.
         """
-        table = _of_layers(self.findings.epochs, metric, split)
+        table = _of_layers(self.analysis.epochs, metric, split)
         places = list(dict.fromkeys(table["place"]))
         chosen = [places[i] for i in _spread(len(places), MOST_PLACES)]
         figure = Figure((WIDTH, 2.1), layout="constrained")
@@ -162,14 +162,14 @@ class Plot:
         accuracy, loss, gap = figure.subplots(1, 3)
         for ax, metric in ((accuracy, "accuracy"), (loss, "loss")):
             for split, style in (("train", ":"), ("test", "-")):
-                table = self.findings.epochs
+                table = self.analysis.epochs
                 table = table[(table["metric"] == metric) & (table["split"] == split)]
                 self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
             ax.set(xlabel="epoch", ylabel=metric)
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend(*ax.get_legend_handles_labels())
-        runs = self.findings.study.results
-        for place, name in enumerate(self.findings.study.treatments):
+        runs = self.analysis.study.results
+        for place, name in enumerate(self.analysis.study.treatments):
             of_treatment = runs[runs["treatment"] == name]
             gaps = of_treatment["train_accuracy"] - of_treatment["test_accuracy"]
             shift = np.linspace(-0.15, 0.15, len(gaps))
@@ -186,10 +186,10 @@ class Plot:
             metric: Its name.
             split: Whose probe set.
         """
-        keys, values = wide(self.findings.study)
+        keys, values = wide(self.analysis.study)
         chosen = _of_layers(keys, metric, split)
         columns = chosen.index.to_numpy()[_spread(len(chosen), MOST_PLACES)]
-        runs = self.findings.study.results
+        runs = self.analysis.study.results
         figure = Figure((WIDTH, 2.1), layout="constrained")
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for ax, column in zip(panels, columns, strict=True):
@@ -202,7 +202,7 @@ class Plot:
         return figure
 
     def _markers(self, ax: Axes, name: str, x: Numbers, y: pd.Series) -> None:
-        many = len(self.findings.study.results) > MOST_MARKERS
+        many = len(self.analysis.study.results) > MOST_MARKERS
         looks = self.looks[name]
         ax.plot(x, y, linestyle="", alpha=0.7, label=name, rasterized=many, **looks)
 
@@ -219,13 +219,13 @@ class Plot:
         Raises:
             UserError: No run has such a map.
         """
-        table = self.findings.maps
+        table = self.analysis.maps
         sites = " ".join(sorted({*table["site"], site}))
         table = table[(table["method"] == method) & (table["site"] == site)]
         if table.empty:
             raise UserError(
-                f"{method}, {site}: no run of {self.findings.study.folder} has such a map; "
-                f"python -m bnstudy.measure map {self.findings.study.folder} --sites {sites} makes "
+                f"{method}, {site}: no run of {self.analysis.study.folder} has such a map; "
+                f"python -m bnstudy.measure map {self.analysis.study.folder} --sites {sites} makes "
                 "them" + (", where umap-learn is installed" if method == "umap" else "")
             )
         pair = table.groupby("pair", sort=False)["treatment"].nunique().idxmax()
@@ -244,7 +244,7 @@ class Plot:
                 ax.set_title(f"{name}, {samples['layer'].iloc[0]}")
             if what.nunique() > 1:
                 row[0].set_ylabel(what[of_run].iloc[0])
-        run = self.findings.study.results.set_index("cell").loc[table["cell"].iloc[0]]
+        run = self.analysis.study.results.set_index("cell").loc[table["cell"].iloc[0]]
         facts = [method.upper(), run["grid"], f"seed {run['seed']}"]
         facts += what.unique().tolist() if what.nunique() == 1 else []
         figure.suptitle(f"{', '.join(filter(None, facts))}; colours are classes", fontsize=8)
@@ -255,7 +255,7 @@ class Plot:
         """Test accuracy after the last epoch over the learning rates."""
         figure = Figure((WIDTH / 2, 2.4), layout="constrained")
         ax = figure.subplots()
-        for name, runs in self.findings.study.results.groupby("treatment"):
+        for name, runs in self.analysis.study.results.groupby("treatment"):
             rates = runs.groupby("lr")
             of_rate = rates["test_accuracy"]
             mean, sd = of_rate.mean(), of_rate.std()
@@ -275,7 +275,7 @@ class Plot:
     @mpl.rc_context(STYLE)
     def depth_width(self) -> Figure:
         """Mean test accuracy over depth and width, a map for each treatment, with each mean's n."""
-        results = self.findings.study.results
+        results = self.analysis.study.results
         points = results.groupby(["treatment", "depth", "width"])["test_accuracy"]
         means, counts = points.mean(), points.count()
         low, high = means.min(), means.max()  # of the finite ones; NaN leaves the scale to itself
@@ -294,35 +294,35 @@ class Plot:
         return figure
 
 
-def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
+def all_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
     """Names and figures of all that a study has the numbers for.
 
     Args:
-        findings: Of the study.
+        analysis: Of the study.
     """
-    plot = Plot(findings)
-    measured = set(findings.averages.loc[findings.averages["place_index"] > 0, "metric"])
+    plot = Plot(analysis)
+    measured = set(analysis.averages.loc[analysis.averages["place_index"] > 0, "metric"])
     for metrics in (SPARSITY, CLUSTERING):
         there = [metric for metric in metrics if metric in measured]
         for metric in there[:MOST_METRICS]:
             yield f"layers-{metric}", plot.layers(metric)
-            for depth in findings.depths:
+            for depth in analysis.depths:
                 yield f"layers-{metric}-depth{depth}", plot.layers(metric, depth=depth)
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)
             yield f"accuracy-{metric}", plot.against_accuracy(metric)
-    effects = findings.whole
-    for treatment in findings.study.treatments if measured and len(effects) else []:
+    effects = analysis.whole
+    for treatment in analysis.study.treatments if measured and len(effects) else []:
         of_layers = (effects["treatment"] == treatment) & (effects["place_index"] > 0)
         if effects.loc[of_layers, "rank_biserial"].notna().any():
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
-    for method, site in findings.maps[["method", "site"]].drop_duplicates().itertuples(index=False):
+    for method, site in analysis.maps[["method", "site"]].drop_duplicates().itertuples(index=False):
         yield f"maps-{method}" + f"-{site}" * (site != "act"), plot.maps(method, site)
     yield "performance", plot.performance()
-    if "lr" in findings.axes:
+    if "lr" in analysis.axes:
         yield "learning_rates", plot.learning_rates()
-    if {"depth", "width"} <= set(findings.axes):
+    if {"depth", "width"} <= set(analysis.axes):
         yield "depth_width", plot.depth_width()
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import bnstudy
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
-from bnstudy.study.analysis import Findings
-from bnstudy.study.load.records import Study, load
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.page import page
+from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.terminal import console
 
 MOST_TOLD = 10  # runs that did not go well
@@ -52,17 +53,17 @@ def report(folder: Path, baseline: str | None = None, output: Path | None = None
     from bnstudy.study.present.figures import all_figures
 
     output = output or folder / "report"
-    inputs, parts, files = fingerprint(folder), _parts(load(folder), output), []
+    inputs, parts, files = fingerprint(folder), _parts(StudyRuns.read(folder), output), []
     for study, place, apart in parts:
-        findings = Findings(study, baseline)
-        drawn = draw(all_figures(findings), place / "figures")
+        analysis = Analysis(study, baseline)
+        drawn = draw(all_figures(analysis), place / "figures")
         # Other processes draw: threads that wait for a core of theirs would hold up the others.
         with threadpool_limits(1, "blas"):
-            written = tables.write(findings, place / "tables")
+            written = tables.write(analysis, place / "tables")
         beside = [*drawn, *written]
         names = [path.relative_to(place).as_posix() for path in beside]
-        files += [*beside, _write(page(findings, names, apart), place / PAGE)]
-        _summarize(findings, apart)
+        files += [*beside, _write(page(analysis, names, apart), place / PAGE)]
+        _summarize(analysis, apart)
         for what, where in (
             ("Page", files[-1]),
             ("Figures", place / "figures"),
@@ -89,12 +90,12 @@ def write_page(folder: Path) -> list[Path]:
     """
     output, inputs = folder / "report", fingerprint(folder)
     try:
-        parts = _parts(load(folder), output)
-        findings = [(Findings(study), place, apart) for study, place, apart in parts]
+        parts = _parts(StudyRuns.read(folder), output)
+        analyses = [(Analysis(study), place, apart) for study, place, apart in parts]
     except UserError:
         _remove(output, _listed(output)["files"])
         raise
-    files = [_write(page(found, apart=apart), place / PAGE) for found, place, apart in findings]
+    files = [_write(page(found, apart=apart), place / PAGE) for found, place, apart in analyses]
     return _finish(output, parts, inputs, files)
 
 
@@ -171,7 +172,7 @@ def _listed(output: Path) -> dict[str, Any]:
 
 
 def _finish(
-    output: Path, parts: list[tuple[Study, Path, str | None]], inputs: str, files: list[Path]
+    output: Path, parts: list[tuple[StudyRuns, Path, str | None]], inputs: str, files: list[Path]
 ) -> list[Path]:
     """Write the page that leads to those of the parts, remove what is out of date, list the files.
 
@@ -212,7 +213,7 @@ def _remove(output: Path, names: Iterable[str]) -> None:
                 (output / folder).rmdir()
 
 
-def _contents(parts: list[tuple[Study, Path, str | None]]) -> str:
+def _contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
     """The page that leads to those of the parts."""
     name = html.escape(parts[0][0].name)
     items = "\n".join(
@@ -235,7 +236,7 @@ def _contents(parts: list[tuple[Study, Path, str | None]]) -> str:
 """
 
 
-def _parts(study: Study, output: Path) -> list[tuple[Study, Path, str | None]]:
+def _parts(study: StudyRuns, output: Path) -> list[tuple[StudyRuns, Path, str | None]]:
     """What is comparable: each part, its folder, and what it is apart from."""
     if len(study.parts) == 1:
         return [(study.parts[0], output, None)]
@@ -259,13 +260,13 @@ def _write(text: str, path: Path) -> Path:
     return path
 
 
-def _summarize(findings: Findings, apart: str | None) -> None:
-    console.print(f"\n{findings.study.name}", style="bold")
+def _summarize(analysis: Analysis, apart: str | None) -> None:
+    console.print(f"\n{analysis.study.name}", style="bold")
     if apart:
         console.print(f"Not comparable with the rest of the folder: {apart}", style="yellow")
-    for sentence in findings.verdict:
+    for sentence in compose_verdict(analysis):
         console.print(f"· {sentence}")
-    runs = findings.study.runs
+    runs = analysis.study.runs
     troubled = runs.loc[runs["remark"].notna(), ["cell", "status", "remark"]]
     for cell, status, remark in troubled[:MOST_TOLD].to_numpy().tolist():
         told = remark if status == "completed" else status

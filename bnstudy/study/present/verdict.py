@@ -6,12 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from bnstudy.study.effects import pairs
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.fairness import other_differences
 from bnstudy.study.generalization import MIN_RUNS, mediators
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP, STUDENT_T
-from bnstudy.study.load.numbers import of_activations
-from bnstudy.study.load.records import Study
+from bnstudy.study.load.matrix import of_activations
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.load.study_runs import StudyRuns
 
 LEVEL = round(1 - CONFIDENCE, 9)  # p up to which a difference is called significant
 MAX_LISTED = 3  # runs that are counted once
@@ -19,37 +20,29 @@ MAX_LISTED = 3  # runs that are counted once
 NO_VALUES = "no pair has a value in both of its runs"
 
 
-def verdict(
-    study: Study,
-    effects: pd.DataFrame,
-    relations: pd.DataFrame,
-    mediation: pd.DataFrame,
-    interventions: pd.DataFrame,
-    baseline: str | None = None,
-) -> list[str]:
-    """The sentences: what was run, what differs, where, how sure, and what may explain it.
+def compose_verdict(analysis: Analysis) -> list[str]:
+    """Compose the sentences: what was run, what differs, where, how sure, what may explain it.
 
     Args:
-        study: Whose runs are comparable.
-        effects: Of `bnstudy.study.effects.effects`, of all pairs together.
-        relations: Of `bnstudy.study.generalization.relations`.
-        mediation: Of `bnstudy.study.generalization.mediation`.
-        interventions: Of `bnstudy.study.generalization.interventions`.
-        baseline: The treatment that `effects` compares with; None: `Study.baseline`'s choice.
+        analysis: Analysis of the study.
     """
+    study, baseline = analysis.study, analysis.baseline
     sentences = [f"{study.counts()}.", *_left_out(study)]
     if len(study.treatments) < 2:
         return [*sentences, "There is nothing to compare: all runs have the same treatment."]
-    baseline = study.baseline(baseline)
-    known = _known(effects)
+    known = _known(analysis.whole)
     for treatment in study.treatments:
         if treatment != baseline:
             table = known[known["treatment"] == treatment]
             sentences += _treatment(study, treatment, baseline, table)
-    return [*sentences, *_explained(study, relations, mediation), *_intervened(interventions)]
+    return [
+        *sentences,
+        *_explained(study, analysis.relations, analysis.mediation),
+        *_intervened(analysis.interventions),
+    ]
 
 
-def _left_out(study: Study) -> Iterator[str]:
+def _left_out(study: StudyRuns) -> Iterator[str]:
     results = study.results
     for treatment, runs in results.groupby("treatment"):
         if diverged := int((runs["status"] == "diverged").sum()):
@@ -72,8 +65,10 @@ def _left_out(study: Study) -> Iterator[str]:
         yield f"Not in what follows: {missing} of {len(study.runs)} runs, without results."
 
 
-def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame) -> Iterator[str]:
-    matched = pairs(study, treatment, baseline)
+def _treatment(
+    study: StudyRuns, treatment: str, baseline: str, table: pd.DataFrame
+) -> Iterator[str]:
+    matched = match_pairs(study, treatment, baseline)
     n = len(matched.treatment)
     if matched.identical:
         norms = study.results.groupby("treatment")["norm"].first()
@@ -202,7 +197,7 @@ def _places(rows: Sequence[Any], some: str = "") -> str:
     return f"{preposition} {some}{_count(len(rows), _noun(rows[0]))}"
 
 
-def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
+def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
     if relations.empty:
         return
     accuracy = relations[(relations["target"] == "test accuracy") & (relations["split"] == "train")]

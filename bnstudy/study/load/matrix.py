@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bnstudy.errors import UserError
-from bnstudy.study.load.records import Study
+from bnstudy.study.load.study_runs import StudyRuns
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -28,11 +28,11 @@ KEYS = ["split", "metric", "layers", "place"]  # which no two columns share
 MAX_NAMES = 2  # of layers that are matched; more of them are named by their number
 
 
-def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
+def wide(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
     """Numbers of all runs that have ended, with one column for each layer of all runs together.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         every_epoch: Numbers of each epoch instead of each run's last one, for what the last one
             has.
 
@@ -47,11 +47,11 @@ def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numb
     return keys[shared].reset_index(drop=True), values[:, shared]
 
 
-def all_columns(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
+def all_columns(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
     """Numbers of all runs that have ended, with the columns of every subset of them.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         every_epoch: Numbers of each epoch instead of each run's last one, for what the last one
             has.
 
@@ -77,13 +77,13 @@ def all_columns(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFram
     return _numbers(study, every_epoch)
 
 
-def shared_columns(study: Study, keys: pd.DataFrame, runs: Indices) -> Mask:
+def shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: Indices) -> Mask:
     """The columns by which some runs are compared with one another.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         keys: Columns, of `all_columns`.
-        runs: Rows of `Study.results`.
+        runs: Rows of `StudyRuns.results`.
 
     Returns:
         True for the layers of a site where all these networks have as many, otherwise for the
@@ -96,15 +96,15 @@ def shared_columns(study: Study, keys: pd.DataFrame, runs: Indices) -> Mask:
     return (keys["layers"] == keys["site"].map(shared)).to_numpy(dtype=bool)
 
 
-def of_networks(study: Study, keys: pd.DataFrame) -> Mask:
+def of_networks(study: StudyRuns, keys: pd.DataFrame) -> Mask:
     """Which columns are of layers that a run's network has, or of all networks.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         keys: Columns, of `all_columns`.
 
     Returns:
-        Rows of `Study.results` x columns.
+        Rows of `StudyRuns.results` x columns.
     """
     found = np.ones((len(study.results), len(keys)), dtype=bool)
     counts = layer_counts(study)
@@ -114,18 +114,18 @@ def of_networks(study: Study, keys: pd.DataFrame) -> Mask:
 
 
 @lru_cache(maxsize=2)
-def layer_counts(study: Study) -> pd.DataFrame:
+def layer_counts(study: StudyRuns) -> pd.DataFrame:
     """How many layers each of `study.results` has at each site."""
     counts = study.query("select cell, site, count(*) as layers from layers group by all")
     table = counts.pivot_table(index="cell", columns="site", values="layers", fill_value=0)
     return table.reindex(study.results["cell"], fill_value=0).astype(int)
 
 
-def layer_means(study: Study, metric: str) -> Numbers:
+def layer_means(study: StudyRuns, metric: str) -> Numbers:
     """Each run's mean of a metric over its own layers' activations, on the training split.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         metric: Name of the metric; where it has no activations, the mean is over its other layers,
             at the sites that all networks have.
     """
@@ -161,7 +161,7 @@ def of_activations(table: pd.DataFrame) -> pd.Series:
 
 
 @lru_cache(maxsize=2)
-def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
+def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
     runs = _networks(study)
     connection = study.connection
     connection.register("numbers", runs)
@@ -207,7 +207,7 @@ def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
     return keys, values.reshape(len(runs), -1)
 
 
-def _networks(study: Study) -> pd.DataFrame:
+def _networks(study: StudyRuns) -> pd.DataFrame:
     """The number of each run's network: runs with layers of the same names have the same one.
 
     Networks are numbered in the order of the treatments, then of the runs.

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from bnstudy.runs.record import Row
-from bnstudy.study.analysis import Findings
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import averages, curves, effects
 from bnstudy.study.generalization import mediation
-from bnstudy.study.load.numbers import layer_means, wide
-from bnstudy.study.load.records import load
+from bnstudy.study.load.matrix import layer_means, wide
 from bnstudy.study.present.figures import all_figures
 from bnstudy.study.present.tables import latex_tables
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 DEPTHS = ("depth 0 %", "depth 25 %", "depth 50 %", "depth 75 %", "depth 100 %")
@@ -141,15 +141,15 @@ def test_means_over_layers_are_of_each_networks_own_layers(planted: Studies) -> 
 
 
 def test_what_is_written_of_each_depth_has_its_layers(planted: Studies) -> None:
-    findings = Findings(load(planted.folder))
-    assert findings.depths == [2, 4]
-    drawn = dict(all_figures(findings))
+    analysis = Analysis(load(planted.folder))
+    assert analysis.depths == [2, 4]
+    drawn = dict(all_figures(analysis))
     assert {"layers-unit_sparsity", "layers-unit_sparsity-depth2"} <= drawn.keys()
     _, differences = drawn["layers-unit_sparsity-depth4"].axes
     assert [label.get_text() for label in differences.get_xticklabels()] == [
         f"block0{layer}" for layer in (1, 2, 3, 4)
     ]
-    written = dict(latex_tables(findings))
+    written = dict(latex_tables(analysis))
     assert "block04" in written["layers-unit_sparsity-depth4"]
     assert "networks of depth 4" in written["layers-unit_sparsity-depth4"]
     assert "block" not in written["layers-unit_sparsity"]

@@ -14,9 +14,9 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from bnstudy import measure
 from bnstudy.study.present.report_files import report, write_page
 from tests.conftest import SMALL, CommandLine
+from tests.study.present.test_page import MARKUP
 from tests.study.studies import Studies
 from tests.study.test_maps import CLASSES, keep_map
-from tests.study.test_page import MARKUP
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 RUN = (*SMALL, "metrics=fast", "norm=batchnorm,none", "model.depth=2,4", "optim.lr=0.02,0.05")

@@ -10,10 +10,11 @@ from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from bnstudy.study.effects import averages, curves, effects, factors, pairs
+from bnstudy.study.effects import averages, curves, effects, factors
 from bnstudy.study.generalization import relations
 from bnstudy.study.inference import holm, max_t_adjusted, paired_test
-from bnstudy.study.load.records import load
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 SEEDS = range(4)
@@ -170,7 +171,7 @@ def test_diverged_and_missing_runs_are_counted(studies: Studies) -> None:
     curve = curves(study).set_index("metric").loc["silhouette"]
     assert (curve["n"], curve["undefined"], curve["diverged"]) == (4, 1, 1)
     assert effects(study).set_index("metric").loc["accuracy", "n"].tolist() == [5, 5]
-    assert pairs(study, "batchnorm", "none").unpaired == 1
+    assert match_pairs(study, "batchnorm", "none").unpaired == 1
 
 
 def test_a_pair_whose_runs_both_have_no_value_is_counted(studies: Studies) -> None:

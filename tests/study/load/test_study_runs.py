@@ -12,15 +12,15 @@ import pytest
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import Row
-from bnstudy.study.analysis import Findings
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import effects
-from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.load.numbers import wide
-from bnstudy.study.load.records import load
+from bnstudy.study.generalization import relations
+from bnstudy.study.load.matrix import wide
 from bnstudy.study.present.figures import all_figures
 from bnstudy.study.present.page import page
 from bnstudy.study.present.tables import latex_tables
-from bnstudy.study.present.verdict import verdict
+from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
@@ -223,7 +223,7 @@ def test_copies_of_runs_count_once(pair: Studies) -> None:
     assert study.runs["duplicate_of"].value_counts().to_dict() == dict.fromkeys(names, 5)
     table = effects(study)
     assert set(table["n"]) == {2}
-    told = verdict(study, table, relations(study), mediation(study), interventions(study))
+    told = compose_verdict(Analysis(study))
     assert "20 of 24 runs repeat others and are not counted again" in told[1]
     assert set(relations(study)["n"]) == {4}
 
@@ -286,18 +286,18 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
     assert set(table["treatment"]) == {"layernorm"}
     assert effects(study, "batchnorm")["treatment"].unique().tolist() == ["layernorm"]
     assert relations(study)["n"].max() == 16
-    told = verdict(study, table, relations(study), mediation(study), interventions(study))
+    told = compose_verdict(Analysis(study))
     assert (
         "The runs of batchnorm and none are identical, digit for digit, in all 8 pairs: the "
         "network seems to ignore norm. They are not compared."
     ) in told
     for path in study.folder.glob("norm=layernorm*"):
         shutil.rmtree(path)
-    findings = Findings(load(studies.folder))  # of which nothing can be compared
-    assert findings.whole.empty
-    assert "They are not compared" in page(findings)
-    assert not any(name.startswith("effects") for name, _ in all_figures(findings))
-    assert all("difference" not in text for _, text in latex_tables(findings))
+    analysis = Analysis(load(studies.folder))  # of which nothing can be compared
+    assert analysis.whole.empty
+    assert "They are not compared" in page(analysis)
+    assert not any(name.startswith("effects") for name, _ in all_figures(analysis))
+    assert all("difference" not in text for _, text in latex_tables(analysis))
 
 
 def test_norms_are_identical_also_where_both_runs_of_a_pair_diverged(studies: Studies) -> None:
@@ -353,9 +353,9 @@ def test_the_baseline(studies: Studies) -> None:
 def test_reading_records_needs_no_torch(studies: Studies) -> None:
     studies.add("none", layers={"silhouette": [0.1]})
     code = (
-        "import sys, json; from pathlib import Path; from bnstudy.study.load.records import load; "
-        f"load(Path({str(studies.folder)!r})).query('from final'); "
-        "print(json.dumps('torch' in sys.modules))"
+        f"import bnstudy, json, sys; study = bnstudy.load({str(studies.folder)!r}); "
+        "study.query('from final'); study.effects(); "
+        "print(json.dumps(sorted({'torch', 'lightning', 'hydra', 'wandb'} & sys.modules.keys())))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) is False
+    assert json.loads(done.stdout) == []

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bnstudy.config.composition import resolve
 from bnstudy.runs.record import Record, Row
-from bnstudy.study.present.terminal import show
+from bnstudy.study.present.terminal_table import show
 from tests.study.studies import Studies
 from tests.test_configs import Compose
 

@@ -7,20 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnstudy.study.effects import effects
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.fairness import other_differences
-from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.load.numbers import wide
-from bnstudy.study.load.records import load
-from bnstudy.study.present.verdict import verdict
+from bnstudy.study.generalization import mediation
+from bnstudy.study.load.matrix import wide
+from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
 def told(studies: Studies) -> str:
-    study = load(studies.folder)
-    return "\n".join(
-        verdict(study, effects(study), relations(study), mediation(study), interventions(study))
-    )
+    return "\n".join(compose_verdict(Analysis(load(studies.folder))))
 
 
 def add_pairs(studies: Studies, seeds: int, effect: float) -> None:

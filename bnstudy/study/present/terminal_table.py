@@ -15,7 +15,8 @@ from rich.text import Text
 
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.inference.resolution import RESOLUTION
-from bnstudy.study.load.records import UNREADABLE, Study, load
+from bnstudy.study.load.records import UNREADABLE
+from bnstudy.study.load.study_runs import StudyRuns
 
 # Of what was measured, what the table shows: the most telling of each family.
 MAIN_METRICS = (
@@ -51,7 +52,7 @@ SHOWN = """
 
 def show(folder: Path, console: Console) -> None:
     """Print the comparison of a study's runs, and where everything lies."""
-    study = load(folder)
+    study = StudyRuns.read(folder)
     runs = study.runs
     for remark in runs.loc[runs["status"] == UNREADABLE, "remark"]:
         console.print(remark, style="red")
@@ -83,7 +84,7 @@ def show(folder: Path, console: Console) -> None:
             console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)
 
 
-def _table(study: Study) -> Table:
+def _table(study: StudyRuns) -> Table:
     results = study.results
     runs = Counter(zip(results["grid"], results["treatment"], strict=True))
     lost = results[results["status"] == "diverged"]
