@@ -15,10 +15,6 @@ from bnstudy.study.load.study_runs import StudyRuns
 
 MOST_AXES = 3  # by whose values effects are looked at, alone and in combination
 
-# What the figures, and the terminal, begin with: of each, the first that was measured.
-SPARSITY = ("channel_sparsity", "unit_sparsity", "hoyer")
-CLUSTERING = ("kmeans_nmi", "silhouette", "kmeans_purity", "knn_purity", "within_between_ratio")
-
 
 class Analysis:
     """What a study's runs say; each table is computed when it is first asked for.

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from bnstudy.headline import FAMILIES, choose_measured
 from bnstudy.study.effects import effects
 from bnstudy.study.inference import (
     conditional_mutual_information,
@@ -30,12 +31,6 @@ MIN_RUNS = 5  # for a correlation: with fewer, Kendall's tau has no p of 0.05 or
 COEFFICIENTS = [
     *("tau", "tau_p", "granulated", "granulated_low", "granulated_high", "cmi", "cmi_null")
 ]
-
-# What a treatment's effect may go through: of each, the first that was measured.
-MEDIATORS = {
-    "sparsity": ("unit_sparsity", "channel_sparsity", "hoyer"),
-    "clustering": ("silhouette", "kmeans_nmi", "knn_purity", "within_between_ratio"),
-}
 
 ASSUMPTIONS = (
     "Shares are causal only if, within a pair, nothing else that the treatment changes moves both "
@@ -121,9 +116,9 @@ def mediators(study: StudyRuns) -> dict[str, str]:
     )
     activations = set(measured.loc[measured["site"] == "act", "metric"])
     found = {
-        name: [metric for metric in metrics if metric in activations]
-        or [metric for metric in metrics if metric in set(measured["metric"])]
-        for name, metrics in MEDIATORS.items()
+        name: choose_measured(family, activations)
+        or choose_measured(family, set(measured["metric"]))
+        for name, family in FAMILIES.items()
     }
     return {name: metrics[0] for name, metrics in found.items() if metrics}
 

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnstudy.errors import UserError
-from bnstudy.study.analysis import CLUSTERING, SPARSITY, Analysis
+from bnstudy.headline import FAMILIES, choose_measured
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
 from bnstudy.study.load.matrix import of_activations, wide
@@ -302,8 +303,8 @@ def all_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
     """
     plot = Plot(analysis)
     measured = set(analysis.averages.loc[analysis.averages["place_index"] > 0, "metric"])
-    for metrics in (SPARSITY, CLUSTERING):
-        there = [metric for metric in metrics if metric in measured]
+    for family in FAMILIES.values():
+        there = choose_measured(family, measured)
         for metric in there[:MOST_METRICS]:
             yield f"layers-{metric}", plot.layers(metric)
             for depth in analysis.depths:

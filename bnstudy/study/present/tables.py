@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from bnstudy.files import replacing
-from bnstudy.study.analysis import CLUSTERING, SPARSITY, Analysis
+from bnstudy.headline import METRICS, choose_measured
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.present.redaction import without_credentials
 
 # Characters that mean something to LaTeX.
@@ -50,11 +51,10 @@ def latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
     """
     for split in ("test", "train"):
         yield f"performance-{split}", _latex(analysis, ("accuracy", "loss"), split)
-    for metric in (*SPARSITY, *CLUSTERING):
-        if metric in set(analysis.averages["metric"]):
-            yield f"layers-{metric}", _latex(analysis, (metric,), "train")
-            for depth in analysis.depths:
-                yield f"layers-{metric}-depth{depth}", _latex(analysis, (metric,), "train", depth)
+    for metric in choose_measured(METRICS, set(analysis.averages["metric"])):
+        yield f"layers-{metric}", _latex(analysis, (metric,), "train")
+        for depth in analysis.depths:
+            yield f"layers-{metric}-depth{depth}", _latex(analysis, (metric,), "train", depth)
 
 
 def _latex(

@@ -13,21 +13,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from bnstudy.headline import METRICS, choose_measured
 from bnstudy.runs.record import WHOLE_MODEL
 from bnstudy.study.inference.resolution import RESOLUTION
 from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
 
-# Of what was measured, what the table shows: the most telling of each family.
-MAIN_METRICS = (
-    "unit_sparsity",
-    "channel_sparsity",
-    "silhouette",
-    "davies_bouldin",
-    "within_between_ratio",
-    "knn_purity",
-    "kmeans_nmi",
-)
 PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
     ("test", "accuracy"): "higher",
     ("validation", "accuracy"): "higher",
@@ -127,7 +118,7 @@ def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[
     """What the table has a row for, in order, with the metric's direction."""
     performance = [((*key, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
     measured = [key for key in keys if key[2] != WHOLE_MODEL]
-    names = [name for name in MAIN_METRICS if any(key[1] == name for key in measured)]
+    names = choose_measured(METRICS, {key[1] for key in measured})
     layers = [
         (key, directions.get(name))
         for name in names or sorted({key[1] for key in measured})

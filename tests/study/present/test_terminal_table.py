@@ -17,7 +17,7 @@ from bnstudy.study.present.terminal_table import show
 from tests.study.studies import Studies
 from tests.test_configs import Compose
 
-DIRECTIONS = {"silhouette": "higher", "davies_bouldin": "lower", "unit_sparsity": None}
+DIRECTIONS = {"silhouette": "higher", "within_between_ratio": "lower", "unit_sparsity": None}
 
 
 @pytest.fixture
@@ -62,13 +62,14 @@ def table(tmp_path: Path) -> list[str]:
 
 def test_mean_and_standard_deviation_over_seeds(add: Any, tmp_path: Path) -> None:
     for seed, (ours, theirs) in enumerate([(0.1, 0.3), (0.2, 0.5)]):
-        add(f"seed={seed}", norm="batchnorm", silhouette=ours, davies_bouldin=ours, accuracy=0.9)
-        add(f"seed={seed}", norm="none", silhouette=theirs, davies_bouldin=theirs, accuracy=0.9)
+        for norm, value in (("batchnorm", ours), ("none", theirs)):
+            metrics = {"silhouette": value, "within_between_ratio": value}
+            add(f"seed={seed}", norm=norm, accuracy=0.9, **metrics)
     lines = table(tmp_path)
     assert "metric layer batchnorm none" in lines
     assert "5 epochs 2 seeds 2 seeds" in lines
     assert "silhouette ↑ block01 0.150 ± 0.071 0.400 ± 0.141 *" in lines
-    assert "davies_bouldin ↓ block01 0.150 ± 0.071 * 0.400 ± 0.141" in lines
+    assert "within_between_ratio ↓ block01 0.150 ± 0.071 * 0.400 ± 0.141" in lines
     assert "test accuracy ↑ 0.900 ± 0.000 0.900 ± 0.000" in lines  # a tie is nobody's
 
 

@@ -13,8 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 import bnstudy
+from bnstudy.headline import CLUSTERING, METRICS, SPARSITY, choose_measured
 from bnstudy.runs.record import WHOLE_MODEL
-from bnstudy.study.analysis import CLUSTERING, SPARSITY, Analysis
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
 from bnstudy.study.load.design import TREATMENT
 from bnstudy.study.load.study_runs import StudyRuns
@@ -90,8 +91,8 @@ def page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None
         "seeds": sorted({one["seed"] for one in data["groups"]} - {None}),
         "splits": sorted({key["split"] for key in data["keys"] if key["place_index"] > 0})[::-1],
         "sites": sorted({key["site"] for key in data["keys"] if key["site"]}),
-        "sparsity": [name for name in SPARSITY if name in data["metrics"]],
-        "clustering": [name for name in CLUSTERING if name in data["metrics"]],
+        "sparsity": choose_measured(SPARSITY, data["metrics"]),
+        "clustering": choose_measured(CLUSTERING, data["metrics"]),
         "effect_size": "cohens_d" if _has_spread(analysis) else "rank_biserial",
         "embedded_note": _embedded_note(data, study),
         "assumptions": ASSUMPTIONS,
@@ -239,7 +240,7 @@ def _chosen(table: pd.DataFrame, columns: str) -> pd.DataFrame:
 def _of_main_metrics(factors: pd.DataFrame) -> pd.DataFrame:
     if factors.empty:
         return factors
-    names = {"accuracy", "loss", *SPARSITY, *CLUSTERING}
+    names = {"accuracy", "loss", *METRICS}
     return factors[factors["metric"].isin(names)]
 
 
