@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bnstudy.config.composition import OF_EACH_NORM
+from bnstudy.terms import PER_NORM_OPTIONS
 
 TREATMENT = ("norm.", "regularizer.")  # keys of what is compared
 
@@ -40,7 +40,7 @@ class Design:
             of_treatment[treatment].append(config)
         swept = set[str]().union(*(_varying(some) for some in of_treatment.values()))
         varying = _varying(configs)
-        own = varying & {f"{group}.{key}" for group, key in OF_EACH_NORM} - swept
+        own = varying & {f"{group}.{key}" for group, key in PER_NORM_OPTIONS} - swept
         options = {key for key in swept if key.startswith(TREATMENT)}
         grid = {key for key in varying if not key.startswith(TREATMENT)} - own - {"seed"}
         return cls(tuple(sorted(options)), tuple(sorted(own)), tuple(sorted(grid)))

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bnstudy.config.composition import OF_EACH_NORM
 from bnstudy.config.identity import ADDED, essence
 from bnstudy.errors import UserError, first_line
 from bnstudy.runs.record import Record
 from bnstudy.study.load.design import NAMES, TREATMENT, Design, format_options
+from bnstudy.terms import PER_NORM_OPTIONS
 
-SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in OF_EACH_NORM))
+SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in PER_NORM_OPTIONS))
 
 # Options of all runs that older ones do not name, with the value that this means.
 ADDED_TO_ALL = {key: value for key, value in ADDED.items() if not key.startswith(TREATMENT)}
