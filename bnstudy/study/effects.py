@@ -2,7 +2,7 @@
 
 Runs that differ in nothing but the treatment are a pair. The pairs are the sample: n is their
 number, and all weigh the same. What is computed of the differences is in
-`bnstudy.study.inference.paired`.
+`bnstudy.study.inference`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,13 @@ from bnstudy.study.inference import (
 )
 from bnstudy.study.inference.columns import Indices, Numbers
 from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
-from bnstudy.study.load.matrix import Mask, all_columns, of_networks, shared_columns, wide
+from bnstudy.study.load.matrix import (
+    Mask,
+    load_columns,
+    load_shared_columns,
+    select_own_columns,
+    select_shared_columns,
+)
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 
@@ -33,13 +39,13 @@ MAX_PAIRS_EXACT_OVER_EPOCHS = 12  # of the many intervals over epochs, so that t
 NUM_FLIPS_OVER_EPOCHS = 2_048
 
 
-def averages(
+def compute_averages(
     study: StudyRuns, *, every_epoch: bool = False, by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Mean and standard deviation over runs of each treatment.
+    """Compute mean and standard deviation over runs of each treatment.
 
     Args:
-        study: Whose runs are comparable.
+        study: Study whose runs are comparable.
         every_epoch: At each epoch instead of the last one of each run.
         by: Columns of `study.runs`, such as depth, whose values are kept apart.
 
@@ -47,13 +53,14 @@ def averages(
         One row each: `by`, treatment, split, metric, layers, place, place_index, site, (epoch,) n,
         the runs that have a finite value, undefined, those that have none, and diverged, how many
         of all these runs did; mean, and sd, of n - 1 degrees of freedom. The layers are those of
-        all runs at the point, of `shared_columns`. What no run has at any treatment has no row.
+        all runs at the point, of `select_shared_columns`. What no run has at any treatment has no
+        row.
     """
-    keys, values = all_columns(study, every_epoch=every_epoch)
+    keys, values = load_columns(study, every_epoch=every_epoch)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     is_known = np.isfinite(values)
     tables = []
-    for at_point, shared in _shared_columns(study, keys, by):
+    for at_point, shared in _group_points(study, keys, by):
         shared = shared & is_known[at_point].any(axis=0)
         for point, rows in _points(study.results[[*by, "treatment"]].iloc[at_point]):
             sample = values[np.ix_(rows, shared)]
@@ -71,21 +78,21 @@ def averages(
     return found
 
 
-def effects(
+def compute_effects(
     study: StudyRuns, baseline: str | None = None, *, by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Paired differences to a baseline after the last epoch, with their uncertainty.
+    """Compute paired differences to a baseline after the last epoch, with their uncertainty.
 
     Args:
-        study: Whose runs are comparable.
-        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
         by: Columns of `study.runs`, such as depth, at each of whose values the pairs are compared
             by themselves.
 
     Returns:
         One row a comparison: `by`, treatment, baseline, split, metric, layers, place, place_index,
-        site (the layers are those of all runs at the point, of `shared_columns`); n, the pairs;
-        undefined, the pairs left out because a run of theirs has no value; diverged,
+        site (the layers are those of all runs at the point, of `select_shared_columns`); n, the
+        pairs; undefined, the pairs left out because a run of theirs has no value; diverged,
         the pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
         difference, with low, high, p, smallest_p and test of `paired_test`; p_adjusted, for all
         tests of a family: all treatments, metrics and layers of one split, or all those of the
@@ -94,7 +101,7 @@ def effects(
         pairs.
     """
     baseline = study.baseline(baseline)
-    keys, values = all_columns(study)
+    keys, values = load_columns(study)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     tables, samples = [], []
     for identity, treatment_rows, baseline_rows, shared in _comparisons(study, keys, baseline, by):
@@ -119,7 +126,7 @@ def _comparisons(
     The columns are those that all runs at the point share.
     """
     shared: dict[int, Mask] = {}  # by row of the results
-    for at, columns in _shared_columns(study, keys, by):
+    for at, columns in _group_points(study, keys, by):
         shared |= dict.fromkeys(at.tolist(), columns)
     none = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments:
@@ -133,12 +140,12 @@ def _comparisons(
             yield identity, matched.treatment[rows], matched.baseline[rows], columns
 
 
-def _shared_columns(
+def _group_points(
     study: StudyRuns, keys: pd.DataFrame, by: Sequence[str]
 ) -> Iterator[tuple[Indices, Mask]]:
     """The rows of the results at each point, and the columns that they share."""
     for _, rows in _points(study.results[list(by)]):
-        yield rows, shared_columns(study, keys, rows)
+        yield rows, select_shared_columns(study, keys, rows)
 
 
 def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
@@ -178,7 +185,7 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
 
     Args:
         tables: One of each treatment, at each point.
-        samples: Of each table, the differences, pairs x rows of the table, and the pairs' identity.
+        samples: Differences of each table, pairs x rows of the table, and the pairs' identities.
     """
     families = [
         table["split"].where(table["place_index"] > 0, "whole model").to_numpy() for table in tables
@@ -208,23 +215,23 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
             table.loc[rows, "family"] = size
 
 
-def curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
-    """Paired differences to a baseline at each epoch, with intervals; nothing is tested.
+def compute_curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
+    """Compute paired differences to a baseline at each epoch, with intervals; nothing is tested.
 
     Args:
-        study: Whose runs are comparable.
-        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
 
     Returns:
         One row a comparison: treatment, baseline, split, metric, layers, place, place_index, site,
-        epoch (of networks with so many layers at the site, or of all, as in `all_columns`), n,
+        epoch (of networks with so many layers at the site, or of all, as in `load_columns`), n,
         undefined, diverged, difference, low, high: as of `effects`, but of at most 2,048 flips;
         intervals are each epoch's own, not of the whole curve.
     """
     baseline = study.baseline(baseline)
-    keys, values = all_columns(study, every_epoch=True)
+    keys, values = load_columns(study, every_epoch=True)
     is_diverged = study.results["status"].to_numpy() == "diverged"
-    has_layers = of_networks(study, keys)
+    has_layers = select_own_columns(study, keys)
     tables = []
     for treatment in study.treatments:
         if treatment == baseline:
@@ -258,10 +265,10 @@ def curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
     return table[table["n"] > 0].reset_index(drop=True)
 
 
-def factors(
+def compute_factors(
     study: StudyRuns, baseline: str | None = None, *, of: Sequence[str] = ("depth", "width")
 ) -> pd.DataFrame:
-    """Does the treatment's effect depend on depth and width? A permutation analysis of variance.
+    """Test whether the treatment's effect depends on depth and width.
 
     A treatment is within pairs, depth and width are between them. So the interaction of treatment
     and depth is a main effect of depth on the differences within pairs, and that of all three the
@@ -269,8 +276,8 @@ def factors(
     tests: `bnstudy.study.inference.analysis_of_variance`.
 
     Args:
-        study: Whose runs are comparable.
-        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
         of: Columns of `study.runs`; those that do not vary are left out.
 
     Returns:
@@ -280,7 +287,7 @@ def factors(
         residual degrees of freedom, as of one seed, have no row.
     """
     baseline = study.baseline(baseline)
-    keys, values = wide(study)
+    keys, values = load_shared_columns(study)
     results = study.results
     varying = [name for name in of if results[name].nunique() > 1]
     tables = []

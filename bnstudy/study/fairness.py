@@ -1,4 +1,4 @@
-"""What the runs of a comparison differ in besides the normalization."""
+"""Settings in which the runs of a comparison differ besides the normalization."""
 
 from collections import Counter
 
@@ -8,8 +8,8 @@ from bnstudy.study.load.study_runs import StudyRuns
 WORDS = {"optim.lr": "learning rate", "model.residual_init": "residual initialization"}
 
 
-def other_differences(study: StudyRuns, treatment: str, baseline: str) -> str:
-    """Settings in which the runs of pairs differ besides the norm and the regularizer.
+def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) -> str:
+    """Describe the settings in which runs of pairs differ besides the norm and the regularizer.
 
     Such as a learning rate of each norm's own, the position of the norm, or the accelerator. What
     one of two norms alone has, such as the number of groups, belongs to it, and swept options are
@@ -41,10 +41,12 @@ def other_differences(study: StudyRuns, treatment: str, baseline: str) -> str:
     )
 
 
-def all_other_differences(study: StudyRuns, baseline: str) -> list[str]:
-    """The `other_differences` of all treatments, those that have none left out."""
+def describe_all_other_differences(study: StudyRuns, baseline: str) -> list[str]:
+    """Describe the other differences of all treatments, those that have none left out."""
     others = [name for name in study.treatments if name != baseline]
-    return list(filter(None, (other_differences(study, name, baseline) for name in others)))
+    return list(
+        filter(None, (describe_other_differences(study, name, baseline) for name in others))
+    )
 
 
 def _in_words(

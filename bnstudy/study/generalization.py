@@ -1,8 +1,9 @@
 """Do representations explain generalization? Over the runs of a study, after their last epoch.
 
-`relations` asks whether a metric orders networks as their generalization does, `mediation` how much
-of a treatment's effect may go through a metric, `interventions` what happened where a metric was
-changed directly. The first two are about association: only the third changes anything.
+`compute_relations` asks whether a metric orders networks as their generalization does,
+`compute_mediation` how much of a treatment's effect may go through a metric,
+`compute_interventions` what happened where a metric was changed directly. The first two are about
+association: only the third changes anything.
 """
 
 import math
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bnstudy.headline import FAMILIES, choose_measured
-from bnstudy.study.effects import effects
+from bnstudy.study.effects import compute_effects
 from bnstudy.study.inference import (
     conditional_mutual_information,
     granulated_kendall,
@@ -21,7 +22,7 @@ from bnstudy.study.inference import (
     mediate,
 )
 from bnstudy.study.load.design import NAMES
-from bnstudy.study.load.matrix import layer_means, wide
+from bnstudy.study.load.matrix import average_layers, load_shared_columns
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 
@@ -39,8 +40,8 @@ ASSUMPTIONS = (
 )
 
 
-def targets(study: StudyRuns) -> pd.DataFrame:
-    """Test accuracy and generalization gap of each of `study.results`, by those names."""
+def compute_targets(study: StudyRuns) -> pd.DataFrame:
+    """Compute test accuracy and generalization gap of each of `study.results`, by those names."""
     train, test = (
         study.results[name].to_numpy(float) for name in ("train_accuracy", "test_accuracy")
     )
@@ -48,11 +49,11 @@ def targets(study: StudyRuns) -> pd.DataFrame:
     return pd.DataFrame({"test accuracy": test, "generalization gap": gap})
 
 
-def relations(study: StudyRuns) -> pd.DataFrame:
-    """How each metric at each place goes with generalization, over all runs.
+def compute_relations(study: StudyRuns) -> pd.DataFrame:
+    """Compute how each metric at each place goes with generalization, over all runs.
 
     Args:
-        study: Whose runs are comparable.
+        study: Study whose runs are comparable.
 
     Returns:
         One row for each split, metric, place (place_index, site) and target ("test accuracy",
@@ -71,7 +72,7 @@ def relations(study: StudyRuns) -> pd.DataFrame:
     """
     # Of treatments that are the same, digit for digit, one counts.
     results = study.results[~study.results["treatment"].isin(study.identical)]
-    keys, values = wide(study)
+    keys, values = load_shared_columns(study)
     values = values[results.index]
     layers = np.flatnonzero(keys["place_index"] > 0)
     axes = pd.DataFrame({"treatment": results["treatment"]})
@@ -80,7 +81,7 @@ def relations(study: StudyRuns) -> pd.DataFrame:
     axes = axes.loc[:, axes.nunique() > 1]
     if not layers.size or len(results) < 2:
         return pd.DataFrame()
-    goals, levels = targets(study).loc[results.index], axes.to_numpy()
+    goals, levels = compute_targets(study).loc[results.index], axes.to_numpy()
     tables = []
     for name in TARGETS:
         goal = goals[name].to_numpy(float)
@@ -106,10 +107,10 @@ def relations(study: StudyRuns) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def mediators(study: StudyRuns) -> dict[str, str]:
-    """Of sparsity and clustering, the metric that stands for it.
+def choose_mediators(study: StudyRuns) -> dict[str, str]:
+    """Choose the metric that stands for each family of the headline.
 
-    The first that was measured on the training split, of activations if there is one.
+    It is the first that was measured on the training split, of activations if there is one.
     """
     measured = study.query(
         "select distinct metric, site from final where layer_index >= 0 and split = 'train'"
@@ -123,19 +124,19 @@ def mediators(study: StudyRuns) -> dict[str, str]:
     return {name: metrics[0] for name, metrics in found.items() if metrics}
 
 
-def mediation(
+def compute_mediation(
     study: StudyRuns, baseline: str | None = None, through: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """How much of a treatment's effect on generalization may go through a metric.
+    """Compute how much of a treatment's effect on generalization may go through a metric.
 
     A metric is its mean over the layers' activations, on the training split's probe set. The total
-    effect's interval is that of `effects`; what is computed is in
+    effect's interval is that of `compute_effects`; what is computed is in
     `bnstudy.study.inference.mediate`, what has to be assumed in `ASSUMPTIONS`.
 
     Args:
-        study: Whose runs are comparable.
-        baseline: A treatment; None: `StudyRuns.baseline`'s choice.
-        through: By name, the metrics; None: `mediators`.
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
+        through: Metrics by name of the mediator; None: `choose_mediators`.
 
     Returns:
         One row for each treatment, target and mediator (and "both", together): metric, n; total,
@@ -144,8 +145,8 @@ def mediation(
         are no shares. Fewer pairs than twice the regression's parameters have no row.
     """
     baseline = study.baseline(baseline)
-    through = mediators(study) if through is None else through
-    of_metric = {name: layer_means(study, metric) for name, metric in through.items()}
+    through = choose_mediators(study) if through is None else through
+    of_metric = {name: average_layers(study, metric) for name, metric in through.items()}
     routes: list[tuple[str, list[str]]] = [(name, [name]) for name in through]
     if len(through) > 1:
         routes.append(("both", list(through)))
@@ -154,7 +155,7 @@ def mediation(
         if treatment == baseline:
             continue
         matched = match_pairs(study, treatment, baseline)
-        for target, goal in targets(study).items():
+        for target, goal in compute_targets(study).items():
             values_of = goal.to_numpy()[:, None]
             change = measured_differences(values_of[matched.treatment], values_of[matched.baseline])
             for name, route in routes:
@@ -176,16 +177,16 @@ def mediation(
     return pd.DataFrame(rows)
 
 
-def interventions(study: StudyRuns) -> pd.DataFrame:
-    """What a regularizer that changes representations directly did to generalization.
+def compute_interventions(study: StudyRuns) -> pd.DataFrame:
+    """Compute what regularizers that change representations directly did to generalization.
 
     Args:
-        study: Whose runs are comparable.
+        study: Study whose runs are comparable.
 
     Returns:
-        Of `effects`, the rows of the regularized treatments, each with the same norm without a
+        Rows of `compute_effects` of the regularized treatments, each with the same norm without a
         regularizer as baseline: the whole model's accuracy and loss, and what stands for sparsity
-        and clustering (`mediators`) at each place. p_adjusted is that of `effects`.
+        and clustering (`choose_mediators`) at each place. p_adjusted is that of `compute_effects`.
     """
     results = study.results
     plain = set(results.loc[results["regularizer"] == "none", "treatment"])
@@ -194,8 +195,8 @@ def interventions(study: StudyRuns) -> pd.DataFrame:
     for norm, treatments in regularized.groupby("norm")["treatment"].unique().items():
         if norm not in plain:
             continue
-        table = effects(study, str(norm))
-        wanted = [*mediators(study).values(), "accuracy", "loss"]
+        table = compute_effects(study, str(norm))
+        wanted = [*choose_mediators(study).values(), "accuracy", "loss"]
         chosen = table["treatment"].isin(treatments) & table["metric"].isin(wanted)
         tables.append(table[chosen])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

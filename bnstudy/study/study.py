@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnstudy.errors import UserError
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.effects import effects
+from bnstudy.study.effects import compute_effects
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.figures import Plot
 
@@ -22,11 +22,11 @@ class Study(StudyRuns):
     def metrics(
         self, *names: str, split: str | None = None, every_epoch: bool = False
     ) -> pd.DataFrame:
-        """What was measured in the runs that have ended.
+        """Select what was measured in the runs that have ended.
 
         Args:
-            names: Of metrics, `accuracy` and `loss` among them; none: all.
-            split: Whose samples; None: all splits.
+            names: Names of metrics, `accuracy` and `loss` among them; none: all.
+            split: Split of the samples; None: all splits.
             every_epoch: Each epoch's numbers instead of each run's last.
 
         Returns:
@@ -62,17 +62,17 @@ class Study(StudyRuns):
         )
 
     def effects(self, baseline: str | None = None, *, by: Sequence[str] = ()) -> pd.DataFrame:
-        """Paired differences to a baseline with their uncertainty: `bnstudy.study.effects`.
+        """Compute paired differences to a baseline with their uncertainty.
 
         Args:
-            baseline: A treatment; None: as in `baseline`.
+            baseline: Treatment to compare with; None: as in `baseline`.
             by: Columns of `runs`, such as depth, at each of whose values pairs are compared.
         """
-        return effects(self, baseline, by=by)
+        return compute_effects(self, baseline, by=by)
 
     @cached_property
     def plot(self) -> Plot:
-        """Its figures: `study.plot.layers("silhouette")` is a Matplotlib figure to go on with."""
+        """Figures: `study.plot.layers("silhouette")` is a Matplotlib figure to go on with."""
         return Plot(Analysis(self))
 
 

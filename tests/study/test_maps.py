@@ -13,7 +13,7 @@ from bnstudy.runs.record import MAPS_SCHEMA, Record, read_maps
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.load import embedding_tables as maps
 from bnstudy.study.present import figures
-from bnstudy.study.present.page import embedded, page
+from bnstudy.study.present.page import embedded, render_page
 from bnstudy.study.study import load
 from tests.study.present.test_page import MARKUP, data_of, numbers
 from tests.study.studies import Studies
@@ -86,7 +86,7 @@ def test_layers_are_those_of_each_run(
 
 
 def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]) -> None:
-    html = page(Analysis(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     found = data_of(html)["maps"]
     assert found["classes"] == {"0": CLASSES[0], "1": CLASSES[1]}
     assert (found["shown"], found["runs"]) == (6, 6)
@@ -110,17 +110,17 @@ def test_of_a_large_study_whole_pairs_are_shown(
     for seed in range(4):
         for norm in norms if seed else norms[:2]:
             keep_map(studies.add(norm, seed), 2, seed)
-    monkeypatch.setattr(maps, "MOST_PICTURES", 2 * 3 * 2)
-    monkeypatch.setattr(embedded, "SAMPLES_OF_A_MAP", 5)
-    html = page(Analysis(load(studies.folder)))
+    monkeypatch.setattr(maps, "MAX_PICTURES", 2 * 3 * 2)
+    monkeypatch.setattr(embedded, "MAX_SAMPLES_OF_MAP", 5)
+    html = render_page(Analysis(load(studies.folder)))
     found = data_of(html)["maps"]
     shown = [(picture["seed"], picture["treatment"]) for picture in found["pictures"][::2]]
     assert sorted(shown) == [(seed, norm) for seed in (1, 2) for norm in range(3)]
     assert {picture["count"] for picture in found["pictures"]} == {5}
     assert len(set(numbers(found["labels"], -1))) == 2
     assert "the maps of 6 of the 11 runs" in html
-    monkeypatch.setattr(embedded, "MOST_SAMPLES", 3 * len(found["pictures"]))
-    again = data_of(page(Analysis(load(studies.folder))))["maps"]
+    monkeypatch.setattr(embedded, "MAX_SAMPLES", 3 * len(found["pictures"]))
+    again = data_of(render_page(Analysis(load(studies.folder))))["maps"]
     assert {picture["count"] for picture in again["pictures"]} == {3}
 
 
@@ -142,9 +142,9 @@ def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
         keep_map(record, 12, number, method="umap", share=None)
     analysis = Analysis(load(studies.folder))
     names = [f"block{layer:02d}" for layer in range(1, 13)]
-    shown = {picture["layer"] for picture in data_of(page(analysis))["maps"]["pictures"]}
+    shown = {picture["layer"] for picture in data_of(render_page(analysis))["maps"]["pictures"]}
     assert shown == {*names, *(f"{name}.conv" for name in names)}
-    drawn = dict(figures.all_figures(analysis))
+    drawn = dict(figures.draw_figures(analysis))
     assert {"maps-pca", "maps-pca-conv", "maps-umap"} <= drawn.keys()
     titles = [ax.get_title() for ax in drawn["maps-pca-conv"].axes]
     assert titles[:2] == ["none, block01.conv", "none, block05.conv"]
@@ -168,7 +168,7 @@ def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
         dead = keep_map(record, 2, 0, **(places if norm == "none" else {}))
         assert len(dead) == 2
     analysis = Analysis(load(studies.folder))
-    found = data_of(page(analysis))["maps"]["pictures"]
+    found = data_of(render_page(analysis))["maps"]["pictures"]
     assert [(one["reason"], one["count"]) for one in found] == [
         *[(None, SAMPLES)] * 2,
         *[("all samples are alike", 0)] * 2,
@@ -192,7 +192,7 @@ def test_what_is_drawn_is_what_was_kept(
         for (norm, _, seed), places in kept.items()
         if norm == "none" and seed == 0
     )
-    assert "maps-pca" in dict(figures.all_figures(analysis))
+    assert "maps-pca" in dict(figures.draw_figures(analysis))
     with pytest.raises(UserError, match=r"umap, act: no run of .* has such a map"):
         figures.Plot(analysis).maps("umap")
 
@@ -207,7 +207,7 @@ def test_what_is_damaged_is_told_and_left_out(
     whole = record.maps_path.read_bytes()
     damaged = whole[:4] + bytes(400) + whole[404:] if of_body else b"damaged"
     record.maps_path.write_bytes(damaged)
-    html = page(Analysis(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     assert "maps.parquet is damaged" in " ".join(capsys.readouterr().out.split())
     assert data_of(html)["maps"] == {"pictures": []}
     assert 'id="maps"' not in html

@@ -64,7 +64,7 @@ def patterns(known: Flags) -> Iterator[tuple[Indices, Indices]]:
     """Group the comparisons that have the same pairs.
 
     Args:
-        known: Which pairs have a value, pairs x comparisons.
+        known: True where a pair has a value, pairs x comparisons.
 
     Yields:
         The rows of the pairs that have one, and the columns; nothing for columns without a pair.

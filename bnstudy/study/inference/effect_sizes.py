@@ -7,7 +7,7 @@ from bnstudy.study.inference.columns import Numbers, mean, spread
 
 
 def cohens_d(differences: Numbers) -> Numbers:
-    """Mean difference in standard deviations of the differences (Cohen 1988's d_z).
+    """Compute the mean difference in standard deviations of the differences (Cohen 1988's d_z).
 
     Args:
         differences: Pairs x comparisons.
@@ -25,7 +25,7 @@ def cohens_d(differences: Numbers) -> Numbers:
 
 
 def rank_biserial(differences: Numbers) -> Numbers:
-    """Matched-pairs rank-biserial correlation (Kerby 2014, with Wilcoxon's ranks).
+    """Compute the matched-pairs rank-biserial correlation (Kerby 2014, with Wilcoxon's ranks).
 
     Of the sum of the ranks of the differences' sizes, the share of positive differences less that
     of negative ones; pairs without a difference have no rank.

@@ -123,7 +123,7 @@ def mediate(
 
 @lru_cache(maxsize=1)
 def _draw_resamples(size: int, num_resamples: int) -> Numbers:
-    """How large a share each of `size` pairs has in each resample, resamples x pairs."""
+    """Draw resamples: the share of each of `size` pairs in each, resamples x pairs."""
     chosen = np.random.default_rng(0).integers(size, size=(num_resamples, size))
     chosen += size * np.arange(num_resamples)[:, None]
     return np.bincount(chosen.ravel(), minlength=num_resamples * size).reshape(-1, size) / size

@@ -15,7 +15,7 @@ def max_t_adjusted(
     max_pairs_exact: int = MAX_PAIRS_EXACT,
     num_flips: int = NUM_FLIPS,
 ) -> list[Numbers]:
-    """p-values adjusted for all comparisons of a family: max-T over sign flips.
+    """Adjust p-values for all comparisons of a family: max-T over sign flips.
 
     Westfall and Young 1993's step-down procedure (algorithm 4.1) with the flips of `paired_test`,
     the same for all comparisons, so that it knows how they depend on each other. The smallest value
@@ -24,7 +24,7 @@ def max_t_adjusted(
 
     Args:
         differences: Parts of the family, such as of each treatment, each pairs x comparisons.
-        pairs: Of each part, the identity of each pair; a pair has the same sign in all parts. None:
+        pairs: Identity of each pair of each part; a pair has the same sign in all parts. None:
             the parts have the same pairs.
         max_pairs_exact: Most pairs of the family all of whose flips are tried.
         num_flips: Number of random flips otherwise, with the identity.
@@ -70,10 +70,10 @@ def max_t_adjusted(
 
 
 def holm(p: Numbers) -> Numbers:
-    """p-values adjusted for all tests of a family without regard to dependence (Holm 1979).
+    """Adjust p-values for all tests of a family without regard to dependence (Holm 1979).
 
     Args:
-        p: Of each test.
+        p: p-value of each test.
 
     Returns:
         Each at most 1.

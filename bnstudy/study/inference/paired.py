@@ -80,8 +80,8 @@ def paired_test(
 
     Args:
         differences: Pairs x comparisons.
-        confidence: Of the interval.
-        noise: Of each comparison, the size up to which a mean of differences is 0 (`noise_of`).
+        confidence: Confidence of the interval.
+        noise: Size up to which a mean of differences is 0, of each comparison (`noise_of`).
         min_pairs_to_flip: Fewest pairs that are tested by sign flips.
         max_pairs_exact: Most pairs all of whose flips are tried.
         num_flips: Number of random flips otherwise, with the identity.
@@ -132,7 +132,7 @@ def student_t(
 
     Args:
         differences: Pairs x comparisons.
-        confidence: Of the interval.
+        confidence: Confidence of the interval.
         min_pairs: Fewest pairs.
 
     Returns:

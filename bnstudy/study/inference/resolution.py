@@ -8,7 +8,7 @@ RESOLUTION = 2.0**-22  # of a difference of two float32 numbers, relative to the
 
 
 def measured_differences(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
-    """Differences within pairs, as far as the numbers' precision resolves them.
+    """Compute differences within pairs, as far as the numbers' precision resolves them.
 
     An accuracy of 972 of 1,000 is no float, so differences of two samples come out as 0.002 and
     0.0019999743, and ties are broken. Here differences whose sizes agree to the resolution become
@@ -62,12 +62,12 @@ def _measured(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
 
 
 def noise_of(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
-    """Size up to which a mean of differences is no difference: the numbers' own rounding.
+    """Compute the size up to which a mean of differences is the numbers' own rounding.
 
     Args:
         ours: Numbers of the treatment, pairs x comparisons.
         theirs: Those of the baseline, of the same shape.
-        resolution: As of `measured_differences`.
+        resolution: Resolution, as of `measured_differences`.
 
     Returns:
         Of each comparison, that of its median pair; 0 where no pair has a value.

@@ -34,7 +34,7 @@ OF_THIS_VERSION = """
 
 # The numbers of each run's last epoch, with their layers. DuckDB looks for the epochs while it
 # reads the files, and passes over the rest.
-LAST = "select * exclude (epoch, is_last, step)"
+LAST_COLUMNS = "select * exclude (epoch, is_last, step)"
 
 FINAL = """
     select last.*, layers.* exclude (cell, site, layer)
@@ -63,7 +63,7 @@ def connect(
         condition = OF_THIS_VERSION
     connection.execute(f"create view rows as from ({ROWS}) as measured {condition}")
     last = f"from ({ROWS} and epoch = last_epoch) as measured {condition}"
-    connection.execute(f"create table last as {LAST} {last}")
+    connection.execute(f"create table last as {LAST_COLUMNS} {last}")
     connection.execute(f"create table layers as {select_layers('last')}")
     connection.execute(f"create view final as {FINAL}")
     return connection
@@ -76,7 +76,7 @@ def tabulate_other_versions(
 
     Args:
         cells: Cells of the runs that have ended.
-        other_versions: What other versions measured, as in `StudyRuns.other_versions`.
+        other_versions: Rows that other versions measured, as in `StudyRuns.other_versions`.
     """
     return [
         (cell, epoch, rows["metrics"], rows["splits"], rows["sites"])
@@ -87,12 +87,12 @@ def tabulate_other_versions(
 
 
 def select_layers(table: str) -> str:
-    """A query for the layers of each run, in the order of computation, each site by itself.
+    """Compose a query for the layers of each run, in the order of computation, each site by itself.
 
     Layers' indices depend on which others were read with them, their order does not.
 
     Args:
-        table: Which has the layers: cell, site, layer_index, layer.
+        table: Name of a table with the columns cell, site, layer_index, layer.
 
     Returns:
         In SQL: cell, site, layer, position, layers, relative_depth; see `StudyRuns.query`.

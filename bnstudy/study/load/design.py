@@ -15,12 +15,13 @@ NAMES = {"model.depth": "depth", "model.width": "width", "optim.lr": "lr"}  # of
 
 @dataclass(frozen=True)
 class Design:
-    """What the runs of a study differ in, by key of the configuration.
+    """Keys of the configuration in which the runs of a study differ.
 
     Attributes:
-        options: Of a normalization or a regularizer, which were swept: each value is a treatment.
-        own: What each treatment has one value of, such as a learning rate; it belongs to it.
-        grid: The other ones, but for the seed: treatments are compared at each point.
+        options: Options of a normalization or a regularizer that were swept: each value is a
+            treatment.
+        own: Keys of which each treatment has one value, such as a learning rate.
+        grid: Other keys but the seed: treatments are compared at each point.
     """
 
     options: tuple[str, ...]
@@ -29,11 +30,11 @@ class Design:
 
     @classmethod
     def of(cls, treatments: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> "Design":
-        """The design of some runs.
+        """Find the design of some runs.
 
         Args:
-            treatments: The normalization of each, with its regularizer.
-            configs: What can change the numbers of each, of `bnstudy.config.identity.essence`.
+            treatments: Normalization of each, with its regularizer.
+            configs: Configuration of each, of `bnstudy.config.identity.essence`.
         """
         of_treatment = defaultdict(list)
         for treatment, config in zip(treatments, configs, strict=True):

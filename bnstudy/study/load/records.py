@@ -30,15 +30,15 @@ UNREADABLE = "unreadable"  # status of a run whose run.json cannot be read
 
 
 class _Run(NamedTuple):
-    """What is kept of a run.json.
+    """Facts that are kept of a run.json.
 
     Attributes:
         facts: Columns of `StudyRuns.runs`.
-        config: Of `bnstudy.config.identity.essence`, and options that were added since the run,
-            with the value that their absence means; empty where it cannot be read.
-        directions: Of its metrics.
-        settings: As in `StudyRuns`.
-        other_versions: As in `StudyRuns`.
+        config: Keys of `bnstudy.config.identity.essence`, and options that were added since the
+            run, with the value that their absence means; empty where it cannot be read.
+        directions: Directions of its metrics.
+        settings: Settings, as in `StudyRuns`.
+        other_versions: Rows of other versions, as in `StudyRuns`.
         own_name: Name of the folder that it was trained in; a copy lies in another one.
     """
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-MIN_REPEATED = 20  # numbers, without which two runs are not taken for the same observation
+MIN_EQUAL_NUMBERS = 20  # numbers, without which two runs are not taken for the same observation
 
 
 def mark_duplicates(runs: pd.DataFrame, own_names: Sequence[str]) -> None:
-    """Find copies of a run, and runs that were trained again in another folder.
+    """Mark copies of a run, and runs that were trained again in another folder.
 
     Of several runs with the same configuration and seed, on the same data, the one that counts has
     ended, or completed rather than diverged; then it is the one that lies in the folder that it was
@@ -35,7 +35,7 @@ def mark_duplicates(runs: pd.DataFrame, own_names: Sequence[str]) -> None:
 
 
 def mark_repetitions(runs: pd.DataFrame) -> None:
-    """Find runs of a treatment whose numbers are another run's, digit for digit.
+    """Mark runs of a treatment whose numbers are another run's, digit for digit.
 
     What they differ in, such as the seed, had no effect: they are one observation. The one that
     counts is the one with the most partners. Few numbers may be equal by chance, accuracies above
@@ -53,7 +53,9 @@ def mark_repetitions(runs: pd.DataFrame) -> None:
         first, *others = same.index
         paths = same["path"].astype(str)
         repeated = [
-            other for other in others if _are_identical(paths[first], paths[other], MIN_REPEATED)
+            other
+            for other in others
+            if _are_identical(paths[first], paths[other], MIN_EQUAL_NUMBERS)
         ]
         _mark(runs, repeated, first, "its numbers are all those of {}, as which it counts")
 

@@ -27,8 +27,8 @@ class StudyRuns:
     """The runs of a study.
 
     Attributes:
-        name: Of the study.
-        folder: Where its runs lie.
+        name: Name of the study.
+        folder: Folder that its runs lie in.
         runs: One row a run, whatever became of it, with the columns
 
             - cell, path (of its table), overrides, seed, treatment (its norm, its regularizer and
@@ -43,10 +43,10 @@ class StudyRuns:
             - last_epoch, and the final numbers: train_loss, test_accuracy, ...;
             - commit, dirty, version, torch, python, processor, gpus, threads, host, data_sha256,
               probe.
-        design: What they differ in.
-        directions: By metric, which values are better: higher, lower or None.
-        settings: By cell, the settings by which runs of a pair may differ besides the norm.
-        other_versions: By cell, the rows of its table that another version of bnstudy measured, as
+        design: Keys that they differ in.
+        directions: Better values by metric: higher, lower or None.
+        settings: Settings by cell, in which runs of a pair may differ besides the norm.
+        other_versions: Rows by cell of its table that another version of bnstudy measured, as
             in `Record.other_versions`; they are in none of the tables.
     """
 
@@ -115,7 +115,7 @@ class StudyRuns:
         return connect(self.runs, tables, others)
 
     def query(self, sql: str, **parameters: Any) -> pd.DataFrame:
-        """The answer to a question in SQL.
+        """Answer a question in SQL.
 
         Args:
             sql: It reads these tables. `runs`. `rows`, the long table of the runs that have ended:
@@ -160,18 +160,18 @@ class StudyRuns:
         return find_identical_treatments(self.results, self.treatments, final_numbers(self.runs))
 
     @property
-    def what(self) -> str:
-        """What the runs that have ended were measured on and by, in words."""
+    def measured_on(self) -> str:
+        """Data, probe set and version that the results were measured with, in words."""
         return "; ".join(sorted(set(self.results["comparable"])))
 
     @property
     def treatments(self) -> list[str]:
-        """Of the runs that have ended, the baselines' candidates first."""
+        """Treatments of the runs that have ended, the candidates for the baseline first."""
         names = set(self.results["treatment"])
         return [name for name in BASELINES if name in names] + sorted(names - {*BASELINES})
 
     def baseline(self, asked: str | None = None) -> str:
-        """The treatment that the others are compared with.
+        """Choose the treatment that the others are compared with.
 
         Args:
             asked: One of `treatments`; None: no normalization, or else BatchNorm, or the first.
@@ -186,7 +186,7 @@ class StudyRuns:
         return asked or self.treatments[0]
 
     def counts(self) -> str:
-        """How many runs there are, and what became of them."""
+        """Count the runs by status, in words."""
         counts = Counter(self.runs["status"])
         order = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
         told = ", ".join(f"{count} {status}" for status, count in order)

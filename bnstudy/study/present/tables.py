@@ -9,7 +9,7 @@ import pandas as pd
 from bnstudy.files import replacing
 from bnstudy.headline import METRICS, choose_measured
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.present.redaction import without_credentials
+from bnstudy.study.present.redaction import redact_runs
 
 # Characters that mean something to LaTeX.
 TO_LATEX = str.maketrans(
@@ -17,17 +17,17 @@ TO_LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 
-NOT_TOLD = ["path", "comparable", "pair"]  # columns of the runs: of the program, not of the study
+INTERNAL_COLUMNS = ["path", "comparable", "pair"]  # of the runs
 
 
-def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """The tables by name; those that have nothing to say are left out.
+def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """Collect the tables by name; those without rows are left out.
 
     Args:
-        analysis: Of the study.
+        analysis: Analysis of the study.
     """
     tables = {
-        "runs": without_credentials(analysis.study.runs).drop(columns=NOT_TOLD, errors="ignore"),
+        "runs": redact_runs(analysis.study.runs).drop(columns=INTERNAL_COLUMNS, errors="ignore"),
         "averages": analysis.points,
         "epochs": analysis.epochs,
         "effects": analysis.effects,
@@ -40,14 +40,14 @@ def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in tables.items() if not table.empty}
 
 
-def latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
-    """Names and LaTeX (for the package booktabs) of the tables of a paper.
+def format_latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
+    """Format the tables of a paper as LaTeX (for the package booktabs).
 
     Means ± standard deviations over runs, and paired differences with their intervals and adjusted
     p, each with its n; the caption tells how many runs diverged.
 
     Args:
-        analysis: Of the study.
+        analysis: Analysis of the study.
     """
     for split in ("test", "train"):
         yield f"performance-{split}", _latex(analysis, ("accuracy", "loss"), split)
@@ -126,20 +126,20 @@ def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
 
 
-def write(analysis: Analysis, folder: Path) -> list[Path]:
+def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
     """Write all tables.
 
     Args:
-        analysis: Of the study.
-        folder: Where to.
+        analysis: Analysis of the study.
+        folder: Folder for the files.
 
     Returns:
         The files.
     """
     texts = {
-        f"{name}.csv": table.to_csv(index=False) for name, table in all_tables(analysis).items()
+        f"{name}.csv": table.to_csv(index=False) for name, table in collect_tables(analysis).items()
     }
-    texts |= {f"{name}.tex": text for name, text in latex_tables(analysis)}
+    texts |= {f"{name}.tex": text for name, text in format_latex_tables(analysis)}
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text)

@@ -33,7 +33,7 @@ Key = tuple[str, str, str]  # split, metric, layer
 
 # Of the last epochs, the whole model's numbers, and those of layers on the training split:
 # activations, which are the first by name, then other sites.
-SHOWN = """
+TABLE_NUMBERS = """
     select grid, treatment, split, metric, layer, value
     from final join runs using (cell)
     where layer_index < 0 or split = 'train'
@@ -41,7 +41,7 @@ SHOWN = """
 """
 
 
-def show(folder: Path, console: Console) -> None:
+def print_table(folder: Path, console: Console) -> None:
     """Print the comparison of a study's runs, and where everything lies."""
     study = StudyRuns.read(folder)
     runs = study.runs
@@ -50,10 +50,9 @@ def show(folder: Path, console: Console) -> None:
     if len(study.results):
         for part in study.parts:
             if len(study.parts) > 1:
-                told = (
-                    f"{_count(len(part.results), 'run')} of {part.what}, comparable with no others:"
-                )
-                console.print(told, style="yellow", soft_wrap=True, highlight=False)
+                size = _count(len(part.results), "run")
+                heading = f"{size} of {part.measured_on}, comparable with no others:"
+                console.print(heading, style="yellow", soft_wrap=True, highlight=False)
             table = _table(part)
             # Whole also where the terminal is narrow or there is none.
             width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
@@ -81,7 +80,9 @@ def _table(study: StudyRuns) -> Table:
     lost = results[results["status"] == "diverged"]
     diverged = Counter(zip(lost["grid"], lost["treatment"], strict=True))
     values: dict[tuple[str, str, Key], list[float]] = defaultdict(list)
-    for grid, treatment, split, metric, layer, value in study.connection.execute(SHOWN).fetchall():
+    for grid, treatment, split, metric, layer, value in study.connection.execute(
+        TABLE_NUMBERS
+    ).fetchall():
         values[grid, treatment, (split, metric, layer)].append(value)
     treatments = list(dict.fromkeys(results["treatment"]))
     own = dict(zip(results["treatment"], results["own"], strict=True))
@@ -115,7 +116,7 @@ def _table(study: StudyRuns) -> Table:
 
 
 def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[Key, str | None]]:
-    """What the table has a row for, in order, with the metric's direction."""
+    """List the rows of the table in order, with the metrics' directions."""
     performance = [((*key, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
     measured = [key for key in keys if key[2] != WHOLE_MODEL]
     names = choose_measured(METRICS, {key[1] for key in measured})

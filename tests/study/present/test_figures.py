@@ -12,7 +12,7 @@ from PIL import Image
 from bnstudy.errors import UserError
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.present import figures
-from bnstudy.study.present.drawing import FORMATS, draw
+from bnstudy.study.present.drawing import FORMATS, write_figures
 from bnstudy.study.study import load
 from tests.study.studies import Studies
 
@@ -27,7 +27,7 @@ def analysis(studies: Studies) -> Analysis:
 
 
 def test_each_is_written_in_every_format(analysis: Analysis, tmp_path: Path) -> None:
-    written = list(draw(figures.all_figures(analysis), tmp_path))
+    written = list(write_figures(figures.draw_figures(analysis), tmp_path))
     names = {path.stem for path in written}
     assert names == {
         *("layers-unit_sparsity", "epochs-unit_sparsity", "accuracy-unit_sparsity"),
@@ -48,8 +48,8 @@ def test_each_is_written_in_every_format(analysis: Analysis, tmp_path: Path) -> 
 
 def test_the_same_study_gives_the_same_files(analysis: Analysis, tmp_path: Path) -> None:
     for name in ("one", "other"):
-        one = list(figures.all_figures(analysis))[:1]
-        assert len(list(draw(one, tmp_path / name))) == len(FORMATS)
+        one = list(figures.draw_figures(analysis))[:1]
+        assert len(list(write_figures(one, tmp_path / name))) == len(FORMATS)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes(), path.name
 
@@ -107,5 +107,5 @@ def test_every_mean_has_its_n(studies: Studies) -> None:
 def test_one_pair_has_no_map_of_effects(studies: Studies) -> None:
     for norm in ("none", "batchnorm"):
         studies.add(norm, layers={"silhouette": [0.1, 0.2]})
-    names = {name for name, _ in figures.all_figures(Analysis(load(studies.folder)))}
+    names = {name for name, _ in figures.draw_figures(Analysis(load(studies.folder)))}
     assert not any(name.startswith("effects") for name in names)

@@ -25,7 +25,7 @@ def analysis(studies: Studies) -> Analysis:
 
 
 def test_what_is_written_is_what_was_found(analysis: Analysis, tmp_path: Path) -> None:
-    written = tables.write(analysis, tmp_path / "tables")
+    written = tables.write_tables(analysis, tmp_path / "tables")
     assert all(path.exists() for path in written)
     read = pd.read_csv(tmp_path / "tables" / "effects.csv").fillna({"site": ""})
     pd.testing.assert_frame_equal(read, analysis.whole, check_dtype=False, check_like=True)
@@ -35,7 +35,7 @@ def test_what_is_written_is_what_was_found(analysis: Analysis, tmp_path: Path) -
 
 
 def test_a_papers_table(analysis: Analysis) -> None:
-    found = dict(tables.latex_tables(analysis))
+    found = dict(tables.format_latex_tables(analysis))
     assert set(found) == {"performance-test", "performance-train", "layers-silhouette"}
     accuracy = found["performance-test"]
     assert r"0.525 $\pm$ 0.0187" in accuracy  # of 0.50, 0.51, ... 0.55
@@ -50,7 +50,7 @@ def test_a_papers_table(analysis: Analysis) -> None:
 def test_a_caption_names_what_differs_besides_the_norm(studies: Studies) -> None:
     studies.add("none", 0, "optim.lr=0.01", layers={"silhouette": [0.1]})
     studies.add("batchnorm", 0, "optim.lr=0.1", layers={"silhouette": [0.2]})
-    found = dict(tables.latex_tables(Analysis(load(studies.folder))))
+    found = dict(tables.format_latex_tables(Analysis(load(studies.folder))))
     words = "runs of a pair also differ in learning rate 0.1 with batchnorm, 0.01 with none"
     assert words in found["layers-silhouette"]
 
@@ -61,7 +61,7 @@ def test_every_mean_has_its_n_and_what_diverged_is_told(studies: Studies) -> Non
         value = 0.2 if seed == 0 else math.nan
         status = "completed" if seed == 0 else "diverged"
         studies.add("none", seed, layers={"silhouette": [value]}, accuracy=value, status=status)
-    found = dict(tables.latex_tables(Analysis(load(studies.folder))))
+    found = dict(tables.format_latex_tables(Analysis(load(studies.folder))))
     (row,) = (line for line in found["layers-silhouette"].splitlines() if "block01" in line)
     cells = [cell.strip(" \\") for cell in row.split("&")]
     assert cells[2:6] == [r"0.15 $\pm$ 0.129", "4", "0.2", "1 of 4"]
@@ -73,5 +73,5 @@ def test_every_mean_has_its_n_and_what_diverged_is_told(studies: Studies) -> Non
 def test_without_a_second_norm_there_are_no_differences(studies: Studies) -> None:
     studies.add("none", layers={"silhouette": [0.1]})
     analysis = Analysis(load(studies.folder))
-    assert set(tables.all_tables(analysis)) == {"runs", "averages", "epochs"}
-    assert all("difference" not in text for _, text in tables.latex_tables(analysis))
+    assert set(tables.collect_tables(analysis)) == {"runs", "averages", "epochs"}
+    assert all("difference" not in text for _, text in tables.format_latex_tables(analysis))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bnstudy.config.composition import resolve
 from bnstudy.runs.record import Record, Row
-from bnstudy.study.present.terminal_table import show
+from bnstudy.study.present.terminal_table import print_table
 from tests.study.studies import Studies
 from tests.test_configs import Compose
 
@@ -56,7 +56,7 @@ def add(composed: Compose, tmp_path: Path) -> Any:
 
 def table(tmp_path: Path) -> list[str]:
     output = StringIO()
-    show(tmp_path / "study", Console(file=output, width=60))
+    print_table(tmp_path / "study", Console(file=output, width=60))
     return [" ".join(line.split()) for line in output.getvalue().splitlines()]
 
 
@@ -142,7 +142,7 @@ def test_runs_of_different_versions_have_tables_of_their_own(studies: Studies) -
     for seed, version in enumerate(("0.1.0", "0.1.0", "0.2.0")):
         studies.add("none", seed, layers={"unit_sparsity": [0.1 * seed]}, version=version)
     output = StringIO()
-    show(studies.folder, Console(file=output, width=60))
+    print_table(studies.folder, Console(file=output, width=60))
     lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
     assert [line for line in lines if "comparable with no others" in line] == [
         "2 runs of digits (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.1, "

@@ -19,11 +19,11 @@ from bnstudy.study.analysis import Analysis
 from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
 from bnstudy.study.load.design import TREATMENT
 from bnstudy.study.load.study_runs import StudyRuns
-from bnstudy.study.present.page.embedded import embedded
-from bnstudy.study.present.redaction import without_credentials
+from bnstudy.study.present.page.embedded import embed_numbers
+from bnstudy.study.present.redaction import redact_runs
 from bnstudy.study.present.verdict import compose_verdict
 
-MOST_ROWS = 500  # of a table on the page; the CSV has all
+MAX_ROWS = 500  # of a table on the page; the CSV has all
 
 ENVIRONMENT = [
     "commit",
@@ -46,21 +46,21 @@ TARGETS = [
 ]
 
 
-def page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None) -> str:
-    """The page of a study, as HTML.
+def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None) -> str:
+    """Render the page of a study as HTML.
 
     Names, messages and whatever else comes from records is text on it: scripts other than the
     page's own are not run, and nothing is loaded from anywhere.
 
     Args:
-        analysis: Of the study.
+        analysis: Analysis of the study.
         files: Figures and tables beside the page, relative to it.
-        apart: Why there are runs in the study's folder that are not on the page.
+        apart: Reason why there are runs in the study's folder that are not on the page.
     """
     study = analysis.study
-    data = embedded(analysis)
+    data = embed_numbers(analysis)
     scripts = [get_plotlyjs(), _resource("page.js")]
-    runs = without_credentials(study.runs)
+    runs = redact_runs(study.runs)
     environment = Environment(
         loader=PackageLoader(__package__, ""),
         autoescape=True,
@@ -68,7 +68,10 @@ def page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"told": told, "words": lambda name: str(name).replace("_", " ")}
+    environment.filters |= {
+        "formatted": format_value,
+        "words": lambda name: str(name).replace("_", " "),
+    }
     environment.globals |= {"zipped": _zipped, "numbered": _numbered}
     has_grid = {"depth", "width"} <= set(analysis.axes)
     content = {
@@ -104,7 +107,7 @@ def page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None
             for number, pair in enumerate(data["similarities"])
             for name in pair["matrices"]
         ],
-        "command_lines": runs[["cell", "overrides"]].dropna()[:MOST_ROWS].to_numpy().tolist(),
+        "command_lines": runs[["cell", "overrides"]].dropna()[:MAX_ROWS].to_numpy().tolist(),
         "hours": _hours(study),
         **_tables(analysis, runs),
     }
@@ -112,8 +115,8 @@ def page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None
     return environment.get_template("page.html").render(content)
 
 
-def told(value: Any) -> str:
-    """A value as a table on the page shows it."""
+def format_value(value: Any) -> str:
+    """Format a value for a table on the page."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float) and math.isinf(value):
@@ -128,7 +131,7 @@ def _resource(name: str) -> str:
 
 
 def _allowed(script: str) -> str:
-    """How a Content-Security-Policy names a script that may run."""
+    """Name a script that may run, for a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -141,7 +144,7 @@ def _numbered(values: Sequence[Any]) -> list[tuple[int, Any]]:
 
 
 def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
-    """What can be shown over depth and width: each treatment, and each less the baseline."""
+    """List the choices over depth and width: each treatment, and each less the baseline."""
     absolute = [(str(number), name) for number, name in enumerate(treatments)]
     return absolute + [(f"-{number}", f"{name} − {treatments[0]}") for number, name in absolute[1:]]
 
@@ -166,7 +169,7 @@ def _norm_settings(study: StudyRuns) -> list[str]:
 
 
 def _embedded_note(data: dict[str, Any], study: StudyRuns) -> str:
-    """What the page's figures leave out of a large study."""
+    """Describe what the page's figures leave out of a large study."""
     notes = []
     if "n" in data["values"]:
         notes.append("its figures know the mean and standard deviation over seeds, not each run")
@@ -229,7 +232,7 @@ def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
             """
         ),
     }
-    shown = {name: None if table.empty else table[:MOST_ROWS] for name, table in tables.items()}
+    shown = {name: None if table.empty else table[:MAX_ROWS] for name, table in tables.items()}
     return shown | {"environments": environments[["runs", *known]]}
 
 
