@@ -17,13 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bnstudy.study.inference.paired import (
-    MIN_PAIRS_TO_FLIP,
-    Numbers,
-    holm,
-    max_t_adjusted,
-    paired_test,
-)
+from bnstudy.study.inference import holm, max_t_adjusted, paired_test
+from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.paired import MIN_PAIRS_TO_FLIP
 
 LEVEL = 0.05
 TREATMENTS, MEASURES = 2, 4

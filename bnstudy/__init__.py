@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bnstudy.metrics import METRICS, SIMILARITIES, chosen, evaluate
     from bnstudy.models import recalibrate
     from bnstudy.representations import Layer, Tap, capture
-    from bnstudy.study.load.records import Study, load
+    from bnstudy.study.study import Study, load
 
 __version__ = "0.2.0"
 
@@ -20,7 +20,7 @@ _HOMES = {
     "representations": ["Layer", "Tap", "capture"],
     "models": ["recalibrate"],
     "metrics": ["METRICS", "SIMILARITIES", "chosen", "evaluate"],
-    "study.load.records": ["Study", "load"],
+    "study.study": ["Study", "load"],
 }
 
 __all__ = [

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from bnstudy.cli import command_line
-from bnstudy.study.present.report_files import report
+from bnstudy.study.present.report_files import write_report
 
 HELP = """\
 What the runs of a study say: one page (HTML, to be read in any browser, without a network), figures
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to; STUDY_DIR/report")
     options = parser.parse_args()
     with command_line("Interrupted: what was written is whole"):
-        report(options.study, options.baseline, options.output)
+        write_report(options.study, options.baseline, options.output)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 EvaluatedSplit = Literal["train", "validation", "test"]
 EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("train", "validation", "test")
 
+# Groups and keys of options that may have a value of each norm, as {batchnorm: 0.1, none: 0.01}.
+PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
+
 # Where in a layer representations are read; `features` is what the last linear layer reads.
 SITES = ("conv", "norm", "act", "features")
 

@@ -26,7 +26,7 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"  # real images, on machines 
 
 # One thread, since other tests run beside; .ci/run runs the numerical ones with two as well.
 THREADS = os.environ.get("OMP_NUM_THREADS", "1")
-TELL_PAGE = report_files.tell_page
+PRINT_PAGE = report_files.print_page
 
 # A run of seconds: two small blocks, two epochs, 400 digits measured.
 SMALL = (
@@ -80,13 +80,13 @@ def _small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """A multirun in this process ends without its page: a second or two each."""
-    monkeypatch.setattr(report_files, "tell_page", lambda study: None)
+    monkeypatch.setattr(report_files, "print_page", lambda study: None)
 
 
 @pytest.fixture
 def with_page(_no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A multirun ends with its page, as for users."""
-    monkeypatch.setattr(report_files, "tell_page", TELL_PAGE)
+    monkeypatch.setattr(report_files, "print_page", PRINT_PAGE)
 
 
 @pytest.fixture

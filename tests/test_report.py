@@ -13,7 +13,7 @@ from bnstudy.errors import UserError
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
 from bnstudy.study.present import report_files
-from tests.conftest import SMALL, TELL_PAGE, CommandLine, Compose
+from tests.conftest import PRINT_PAGE, SMALL, CommandLine, Compose
 from tests.study.studies import Studies
 
 RUN = ("model.depth=1", *SMALL[1:], "norm=batchnorm,none", "seed=0,1", "-m")
@@ -76,7 +76,9 @@ def test_the_baseline_and_the_place_are_ones_own(
 def test_runs_that_are_not_comparable_have_pages_of_their_own(
     study: Studies, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnstudy.study.present.figures.all_figures", lambda _: [])  # they take long
+    monkeypatch.setattr(
+        "bnstudy.study.present.figures.draw_figures", lambda _: []
+    )  # they take long
     study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
     result = command_line(str(study.folder), main=report.main)
     assert result.returncode == 0
@@ -91,7 +93,7 @@ def test_runs_that_are_not_comparable_have_pages_of_their_own(
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report draws one figure: all of them take long."""
     figure = Figure()
-    monkeypatch.setattr("bnstudy.study.present.figures.all_figures", lambda _: [("one", figure)])
+    monkeypatch.setattr("bnstudy.study.present.figures.draw_figures", lambda _: [("one", figure)])
 
 
 def written(folder: Path) -> set[str]:
@@ -101,7 +103,7 @@ def written(folder: Path) -> set[str]:
 @pytest.mark.usefixtures("without_figures")
 def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
     folder = study.folder / "report"
-    assert report_files.report(study.folder) == [folder / "index.html"]
+    assert report_files.write_report(study.folder) == [folder / "index.html"]
     whole = written(folder)
     assert {"figures/one.pdf", "tables/effects.csv"} <= whole
     (folder / "figures" / "mine.pdf").write_text("a user's own")
@@ -110,7 +112,7 @@ def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
     own = {"figures/mine.pdf", "part1/notes.txt"}
 
     other = study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
-    pages = report_files.report(study.folder)
+    pages = report_files.write_report(study.folder)
     assert [path.relative_to(folder).as_posix() for path in pages] == [
         "index.html",
         "part1/index.html",
@@ -121,16 +123,16 @@ def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
     assert not {"figures/one.pdf", "tables/effects.csv"} & written(folder)
 
     shutil.rmtree(other.folder)
-    assert report_files.report(study.folder) == [folder / "index.html"]
+    assert report_files.write_report(study.folder) == [folder / "index.html"]
     assert written(folder) == whole | own
 
 
 @pytest.mark.usefixtures("without_figures")
 def test_a_page_alone_leaves_no_figures_of_an_earlier_state(study: Studies) -> None:
     folder = study.folder / "report"
-    report_files.report(study.folder)
+    report_files.write_report(study.folder)
     study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
-    TELL_PAGE(study.folder)
+    PRINT_PAGE(study.folder)
     assert written(folder) == {
         ".bnstudy-report.json",
         *("index.html", "part1/index.html", "part2/index.html"),
@@ -143,7 +145,7 @@ def test_where_no_run_has_a_result_there_is_no_page(
     report_files.write_page(study.folder)
     for path in study.folder.glob("*/metrics.parquet"):
         path.unlink()
-    TELL_PAGE(study.folder)
+    PRINT_PAGE(study.folder)
     assert "Report   none: " in capsys.readouterr().out
     assert written(study.folder / "report") <= {".bnstudy-report.json"}
 
@@ -166,7 +168,7 @@ def test_what_a_page_is_made_of_decides_whether_it_is_written_again(
             monkeypatch.setattr(bnstudy, "__version__", "99.0.0")
         case "maps":
             record.paths.embeddings.write_bytes(b"damaged, which is said")
-    assert report_files.current_pages(study.folder) == [page]
+    assert report_files.refresh_pages(study.folder) == [page]
     assert (page.stat().st_mtime_ns == before) == (change == "nothing")
 
 
@@ -212,7 +214,7 @@ def test_a_page_that_cannot_be_written_stops_no_sweep(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(report_files, "_write", full)
-    TELL_PAGE(study.folder)
+    PRINT_PAGE(study.folder)
     assert capsys.readouterr().out == "Report   none: OSError: [Errno 28] No space left on device\n"
 
 

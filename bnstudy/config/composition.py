@@ -6,9 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from bnstudy.errors import UserError
-
-# What may be given for each norm, as {batchnorm: 0.1, none: 0.01}.
-OF_EACH_NORM = (("optim", "lr"), ("model", "residual_init"))
+from bnstudy.terms import PER_NORM_OPTIONS
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def complete(config: dict[str, Any]) -> None:
         UserError: There is no value for this run's norm.
     """
     norm = config["norm"]["name"]
-    for group, key in OF_EACH_NORM:
+    for group, key in PER_NORM_OPTIONS:
         value = config[group].get(key)
         if isinstance(value, dict):
             if norm not in value:

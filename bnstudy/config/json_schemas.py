@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import OF_EACH_NORM
 from bnstudy.config.schema import ChosenGroup, Config, Group
+from bnstudy.terms import PER_NORM_OPTIONS
 
 # Beside conf/ in a checkout and in a wheel: files name their schemas by relative paths.
 SCHEMA_FOLDER = CONFIG_FOLDER.parent / "docs" / "schema"
@@ -41,7 +41,7 @@ def json_schemas() -> dict[str, Schema]:
         definition = definitions[model.__name__]
         if issubclass(model, ChosenGroup):
             definition["allOf"] = _conditions(model, list(definition["properties"]))
-        for key in (key for each, key in OF_EACH_NORM if each == group):
+        for key in (key for each, key in PER_NORM_OPTIONS if each == group):
             value = definition["properties"][key]
             (one,) = _alternatives(value)
             value["anyOf"] = [one, {"type": "object", "additionalProperties": {**one}}]

@@ -1,82 +1,78 @@
-"""All that is computed of a study, once: the page, figures, tables and terminal show it."""
+"""All tables of a study, each computed once: the page, figures and tables show them."""
 
 from functools import cached_property
 from itertools import combinations
 
 import pandas as pd
 
-from bnstudy.study.effects import averages, curves, effects, factors
-from bnstudy.study.fairness import all_other_differences
-from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.load.embedding_tables import maps
-from bnstudy.study.load.numbers import all_columns
-from bnstudy.study.load.records import NAMES, Study
-from bnstudy.study.present.verdict import verdict
+from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
+from bnstudy.study.fairness import describe_all_other_differences
+from bnstudy.study.generalization import compute_interventions, compute_mediation, compute_relations
+from bnstudy.study.load.design import NAMES
+from bnstudy.study.load.embedding_tables import read_embeddings
+from bnstudy.study.load.matrix import load_columns
+from bnstudy.study.load.study_runs import StudyRuns
 
-MOST_AXES = 3  # by whose values effects are looked at, alone and in combination
-
-# What the figures, and the terminal, begin with: of each, the first that was measured.
-SPARSITY = ("channel_sparsity", "unit_sparsity", "hoyer")
-CLUSTERING = ("kmeans_nmi", "silhouette", "kmeans_purity", "knn_purity", "within_between_ratio")
+MAX_AXES = 3  # by whose values effects are looked at, alone and in combination
 
 
-class Findings:
-    """What a study's runs say; each table is computed when it is first asked for.
+class Analysis:
+    """Tables of a study; each is computed when it is first asked for.
 
     Args:
-        study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
 
     Attributes:
-        study: As given.
-        baseline: The treatment that the others are compared with.
+        study: Study whose runs are comparable.
+        baseline: Treatment that the others are compared with.
         axes: Columns of `study.runs` at whose values effects are looked at as well.
 
     Raises:
         UserError: No run has ended, or there is no such treatment.
     """
 
-    def __init__(self, study: Study, baseline: str | None = None) -> None:
+    def __init__(self, study: StudyRuns, baseline: str | None = None) -> None:
         _ = study.connection  # tells where no run has ended
         self.study = study
         self.baseline = study.baseline(baseline)
-        self.axes = axes_of(study)
+        self.axes = choose_axes(study)
 
     @cached_property
     def other_differences(self) -> list[str]:
-        """What runs of a pair differ in besides the norm, of each comparison that has such."""
-        return all_other_differences(self.study, self.baseline)
+        """Differences of runs of a pair besides the norm, of each treatment that has any."""
+        return describe_all_other_differences(self.study, self.baseline)
 
     @cached_property
     def averages(self) -> pd.DataFrame:
-        """Of `bnstudy.study.effects.averages`, over all runs, after the last epoch."""
-        return averages(self.study)
+        """Averages over all runs after the last epoch, of `compute_averages`."""
+        return compute_averages(self.study)
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """The same at each point of the axes."""
-        return averages(self.study, by=self.axes)
+        """Averages at each point of the axes."""
+        return compute_averages(self.study, by=self.axes)
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """The same over all runs at each epoch."""
-        return averages(self.study, every_epoch=True)
+        """Averages over all runs at each epoch."""
+        return compute_averages(self.study, every_epoch=True)
 
     @cached_property
     def whole(self) -> pd.DataFrame:
-        """Of `bnstudy.study.effects.effects`, of all pairs together."""
-        return effects(self.study, self.baseline)
+        """Effects over all pairs together, of `compute_effects`."""
+        return compute_effects(self.study, self.baseline)
 
     @cached_property
     def effects(self) -> pd.DataFrame:
-        """Those of all pairs (the axes' columns are empty), and at all values of the axes.
+        """Effects over all pairs (the axes' columns are empty), and at all values of the axes.
 
         At each value of one, and at each combination of values of several.
         """
         subsets = [
             some for size in range(1, len(self.axes) + 1) for some in combinations(self.axes, size)
         ]
-        at_points = [effects(self.study, self.baseline, by=some) for some in subsets]
+        at_points = [compute_effects(self.study, self.baseline, by=some) for some in subsets]
         return pd.concat(
             [self.whole.assign(**dict.fromkeys(self.axes)), *at_points], ignore_index=True
         )
@@ -84,7 +80,7 @@ class Findings:
     @cached_property
     def depths(self) -> list[int]:
         """Depths of networks that differ in their numbers of layers; empty where none do."""
-        keys = all_columns(self.study)[0]
+        keys = load_columns(self.study)[0]
         is_mixed = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
         if not is_mixed or "depth" not in self.axes:
             return []
@@ -92,10 +88,10 @@ class Findings:
 
     @cached_property
     def _averages_of_depths(self) -> pd.DataFrame:
-        return averages(self.study, by=["depth"])
+        return compute_averages(self.study, by=["depth"])
 
     def of_depth(self, depth: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The averages and effects of networks of one depth, whatever else they differ in.
+        """Select averages and effects of networks of one depth, whatever else they differ in.
 
         Args:
             depth: One of `depths`.
@@ -107,52 +103,40 @@ class Findings:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """Of `bnstudy.study.effects.curves`."""
-        return curves(self.study, self.baseline)
+        """Differences at each epoch, of `compute_curves`."""
+        return compute_curves(self.study, self.baseline)
 
     @cached_property
     def factors(self) -> pd.DataFrame:
-        """Of `bnstudy.study.effects.factors`."""
-        return factors(self.study, self.baseline)
+        """Tests of depth and width as factors of the effects, of `compute_factors`."""
+        return compute_factors(self.study, self.baseline)
 
     @cached_property
     def relations(self) -> pd.DataFrame:
-        """Of `bnstudy.study.generalization.relations`."""
-        return relations(self.study)
+        """Rank associations of metrics with generalization, of `compute_relations`."""
+        return compute_relations(self.study)
 
     @cached_property
     def mediation(self) -> pd.DataFrame:
-        """Of `bnstudy.study.generalization.mediation`."""
-        return mediation(self.study, self.baseline)
+        """Mediated effects on generalization, of `compute_mediation`."""
+        return compute_mediation(self.study, self.baseline)
 
     @cached_property
     def interventions(self) -> pd.DataFrame:
-        """Of `bnstudy.study.generalization.interventions`."""
-        return interventions(self.study)
+        """Effects of regularizers, of `compute_interventions`."""
+        return compute_interventions(self.study)
 
     @cached_property
     def maps(self) -> pd.DataFrame:
-        """Of `bnstudy.study.load.embedding_tables.maps`."""
-        return maps(self.study)
-
-    @cached_property
-    def verdict(self) -> list[str]:
-        """Of `bnstudy.study.present.verdict`: sentences."""
-        return verdict(
-            self.study,
-            self.whole,
-            self.relations,
-            self.mediation,
-            self.interventions,
-            self.baseline,
-        )
+        """Embeddings of samples, of `read_embeddings`."""
+        return read_embeddings(self.study)
 
 
-def axes_of(study: Study) -> tuple[str, ...]:
-    """Depth, width, the learning rate, then others: the first three of the grid's axes that vary.
+def choose_axes(study: StudyRuns) -> tuple[str, ...]:
+    """Choose up to three axes of the grid that vary: depth, width, the learning rate, then others.
 
     Args:
-        study: Whose runs are comparable.
+        study: Study whose runs are comparable.
     """
     columns = [NAMES.get(key, key) for key in study.design.grid]
     first = [name for name in NAMES.values() if name in columns]
@@ -161,4 +145,4 @@ def axes_of(study: Study) -> tuple[str, ...]:
         for name in dict.fromkeys([*first, *columns])
         if study.results[name].nunique() > 1 and study.results[name].notna().all()
     ]
-    return tuple(varying[:MOST_AXES])
+    return tuple(varying[:MAX_AXES])

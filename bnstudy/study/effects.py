@@ -2,22 +2,17 @@
 
 Runs that differ in nothing but the treatment are a pair. The pairs are the sample: n is their
 number, and all weigh the same. What is computed of the differences is in
-`bnstudy.study.inference.paired`.
+`bnstudy.study.inference`.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
 
-from bnstudy.study.inference.paired import (
-    MIN_PAIRS,
-    MIN_PAIRS_TO_FLIP,
-    Indices,
-    Numbers,
+from bnstudy.study.inference import (
+    analysis_of_variance,
     cohens_d,
     holm,
     max_t_adjusted,
@@ -25,25 +20,32 @@ from bnstudy.study.inference.paired import (
     measured_differences,
     noise_of,
     paired_test,
-    patterns,
     rank_biserial,
     spread,
 )
-from bnstudy.study.load.numbers import Mask, all_columns, of_networks, shared_columns, wide
-from bnstudy.study.load.records import Study
+from bnstudy.study.inference.columns import Indices, Numbers
+from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
+from bnstudy.study.load.matrix import (
+    Mask,
+    load_columns,
+    load_shared_columns,
+    select_own_columns,
+    select_shared_columns,
+)
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.load.study_runs import StudyRuns
 
 MAX_PAIRS_EXACT_OVER_EPOCHS = 12  # of the many intervals over epochs, so that they take seconds
 NUM_FLIPS_OVER_EPOCHS = 2_048
-MAX_PERMUTATIONS = 999
-ENOUGH = 100  # permutations as extreme as the observed order, after which no more are drawn
-MAX_COLUMNS = 2_000  # comparisons at once, so that memory is bounded
 
 
-def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Mean and standard deviation over runs of each treatment.
+def compute_averages(
+    study: StudyRuns, *, every_epoch: bool = False, by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Compute mean and standard deviation over runs of each treatment.
 
     Args:
-        study: Whose runs are comparable.
+        study: Study whose runs are comparable.
         every_epoch: At each epoch instead of the last one of each run.
         by: Columns of `study.runs`, such as depth, whose values are kept apart.
 
@@ -51,13 +53,14 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
         One row each: `by`, treatment, split, metric, layers, place, place_index, site, (epoch,) n,
         the runs that have a finite value, undefined, those that have none, and diverged, how many
         of all these runs did; mean, and sd, of n - 1 degrees of freedom. The layers are those of
-        all runs at the point, of `shared_columns`. What no run has at any treatment has no row.
+        all runs at the point, of `select_shared_columns`. What no run has at any treatment has no
+        row.
     """
-    keys, values = all_columns(study, every_epoch=every_epoch)
+    keys, values = load_columns(study, every_epoch=every_epoch)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     is_known = np.isfinite(values)
     tables = []
-    for at_point, shared in _shared_columns(study, keys, by):
+    for at_point, shared in _group_points(study, keys, by):
         shared = shared & is_known[at_point].any(axis=0)
         for point, rows in _points(study.results[[*by, "treatment"]].iloc[at_point]):
             sample = values[np.ix_(rows, shared)]
@@ -75,51 +78,21 @@ def averages(study: Study, *, every_epoch: bool = False, by: Sequence[str] = ())
     return found
 
 
-class Pairs(NamedTuple):
-    """Runs of a treatment beside those of the baseline that they are paired with.
-
-    Attributes:
-        treatment: Rows of `Study.results`, one a pair.
-        baseline: Rows of `Study.results`, one a pair.
-        unpaired: How many runs of the treatment have no partner.
-        identical: How many pairs there would be, were their runs not the same, digit for digit.
-    """
-
-    treatment: Indices
-    baseline: Indices
-    unpaired: int
-    identical: int = 0
-
-
-def pairs(study: Study, treatment: str, baseline: str) -> Pairs:
-    """The pairs of runs of two treatments; none where they are identical (`Study.identical`)."""
-    results = study.results[["treatment", "pair"]].reset_index(names="row")
-    ours, theirs = (results[results["treatment"] == name] for name in (treatment, baseline))
-    both = ours.merge(theirs, on="pair", suffixes=("", "_baseline")).sort_values("pair")
-    unpaired, identical = len(ours) - len(both), 0
-    if study.identical.get(treatment, treatment) == study.identical.get(baseline, baseline):
-        both, identical = both[:0], len(both)
-    return Pairs(
-        both["row"].to_numpy(),
-        both["row_baseline"].to_numpy(),
-        unpaired,
-        identical,
-    )
-
-
-def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Paired differences to a baseline after the last epoch, with their uncertainty.
+def compute_effects(
+    study: StudyRuns, baseline: str | None = None, *, by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Compute paired differences to a baseline after the last epoch, with their uncertainty.
 
     Args:
-        study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
         by: Columns of `study.runs`, such as depth, at each of whose values the pairs are compared
             by themselves.
 
     Returns:
         One row a comparison: `by`, treatment, baseline, split, metric, layers, place, place_index,
-        site (the layers are those of all runs at the point, of `shared_columns`); n, the pairs;
-        undefined, the pairs left out because a run of theirs has no value; diverged,
+        site (the layers are those of all runs at the point, of `select_shared_columns`); n, the
+        pairs; undefined, the pairs left out because a run of theirs has no value; diverged,
         the pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
         difference, with low, high, p, smallest_p and test of `paired_test`; p_adjusted, for all
         tests of a family: all treatments, metrics and layers of one split, or all those of the
@@ -128,7 +101,7 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
         pairs.
     """
     baseline = study.baseline(baseline)
-    keys, values = all_columns(study)
+    keys, values = load_columns(study)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     tables, samples = [], []
     for identity, treatment_rows, baseline_rows, shared in _comparisons(study, keys, baseline, by):
@@ -146,20 +119,20 @@ def effects(study: Study, baseline: str | None = None, *, by: Sequence[str] = ()
 
 
 def _comparisons(
-    study: Study, keys: pd.DataFrame, baseline: str, by: Sequence[str]
+    study: StudyRuns, keys: pd.DataFrame, baseline: str, by: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], Indices, Indices, Mask]]:
     """Point and treatments of each comparison, the rows of its pairs' runs, and its columns.
 
     The columns are those that all runs at the point share.
     """
     shared: dict[int, Mask] = {}  # by row of the results
-    for at, columns in _shared_columns(study, keys, by):
+    for at, columns in _group_points(study, keys, by):
         shared |= dict.fromkeys(at.tolist(), columns)
     none = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments:
         if treatment == baseline:
             continue
-        matched = pairs(study, treatment, baseline)
+        matched = match_pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _points(points):
             identity = point | {"treatment": treatment, "baseline": baseline}
@@ -167,12 +140,12 @@ def _comparisons(
             yield identity, matched.treatment[rows], matched.baseline[rows], columns
 
 
-def _shared_columns(
-    study: Study, keys: pd.DataFrame, by: Sequence[str]
+def _group_points(
+    study: StudyRuns, keys: pd.DataFrame, by: Sequence[str]
 ) -> Iterator[tuple[Indices, Mask]]:
     """The rows of the results at each point, and the columns that they share."""
     for _, rows in _points(study.results[list(by)]):
-        yield rows, shared_columns(study, keys, rows)
+        yield rows, select_shared_columns(study, keys, rows)
 
 
 def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
@@ -212,7 +185,7 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
 
     Args:
         tables: One of each treatment, at each point.
-        samples: Of each table, the differences, pairs x rows of the table, and the pairs' identity.
+        samples: Differences of each table, pairs x rows of the table, and the pairs' identities.
     """
     families = [
         table["split"].where(table["place_index"] > 0, "whole model").to_numpy() for table in tables
@@ -242,28 +215,28 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
             table.loc[rows, "family"] = size
 
 
-def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
-    """Paired differences to a baseline at each epoch, with intervals; nothing is tested.
+def compute_curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
+    """Compute paired differences to a baseline at each epoch, with intervals; nothing is tested.
 
     Args:
-        study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
 
     Returns:
         One row a comparison: treatment, baseline, split, metric, layers, place, place_index, site,
-        epoch (of networks with so many layers at the site, or of all, as in `all_columns`), n,
+        epoch (of networks with so many layers at the site, or of all, as in `load_columns`), n,
         undefined, diverged, difference, low, high: as of `effects`, but of at most 2,048 flips;
         intervals are each epoch's own, not of the whole curve.
     """
     baseline = study.baseline(baseline)
-    keys, values = all_columns(study, every_epoch=True)
+    keys, values = load_columns(study, every_epoch=True)
     is_diverged = study.results["status"].to_numpy() == "diverged"
-    has_layers = of_networks(study, keys)
+    has_layers = select_own_columns(study, keys)
     tables = []
     for treatment in study.treatments:
         if treatment == baseline:
             continue
-        matched = pairs(study, treatment, baseline)
+        matched = match_pairs(study, treatment, baseline)
         ours, theirs = values[matched.treatment], values[matched.baseline]
         differences = measured_differences(ours, theirs)
         found = paired_test(
@@ -292,20 +265,19 @@ def curves(study: Study, baseline: str | None = None) -> pd.DataFrame:
     return table[table["n"] > 0].reset_index(drop=True)
 
 
-def factors(
-    study: Study, baseline: str | None = None, *, of: Sequence[str] = ("depth", "width")
+def compute_factors(
+    study: StudyRuns, baseline: str | None = None, *, of: Sequence[str] = ("depth", "width")
 ) -> pd.DataFrame:
-    """Does the treatment's effect depend on depth and width? A permutation analysis of variance.
+    """Test whether the treatment's effect depends on depth and width.
 
     A treatment is within pairs, depth and width are between them. So the interaction of treatment
     and depth is a main effect of depth on the differences within pairs, and that of all three the
     interaction of depth and width on them: what a mixed model with an intercept of each pair's own
-    tests. Factors are categories. Sums of squares are of type II; p comes of permuted residuals of
-    the model without the term (Freedman and Lane 1983), so that it needs no normal distribution.
+    tests: `bnstudy.study.inference.analysis_of_variance`.
 
     Args:
-        study: Whose runs are comparable.
-        baseline: A treatment; None: `Study.baseline`'s choice.
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
         of: Columns of `study.runs`; those that do not vary are left out.
 
     Returns:
@@ -315,45 +287,31 @@ def factors(
         residual degrees of freedom, as of one seed, have no row.
     """
     baseline = study.baseline(baseline)
-    keys, values = wide(study)
+    keys, values = load_shared_columns(study)
     results = study.results
     varying = [name for name in of if results[name].nunique() > 1]
-    terms = [frozenset(term) for size in (1, 2) for term in combinations(varying, size)]
     tables = []
-    for treatment in study.treatments if terms else []:
+    for treatment in study.treatments if varying else []:
         if treatment == baseline:
             continue
-        matched = pairs(study, treatment, baseline)
+        matched = match_pairs(study, treatment, baseline)
         differences = measured_differences(values[matched.treatment], values[matched.baseline])
-        levels = results.loc[matched.treatment, varying].astype(str).reset_index(drop=True)
-        for columns, sample, chosen in _blocks(differences):
-            for term in terms:
-                models = [
-                    _basis(levels.loc[chosen], some)
-                    for some in (
-                        [one for one in terms if not term <= one],  # without the term
-                        [one for one in terms if not term < one],  # with it
-                        terms,
-                    )
-                ]
-                without, with_it, full = (basis.shape[1] for basis in models)
-                df, df_residual = with_it - without, len(sample) - full
-                if df < 1 or df_residual < 1:
-                    continue
-                f, eta_squared, p = _analysis_of_variance(sample, models)
-                tables.append(
-                    keys.loc[columns].assign(
-                        treatment=treatment,
-                        baseline=baseline,
-                        term=" x ".join(["treatment", *sorted(term)]),
-                        n=len(sample),
-                        f=f / df * df_residual,
-                        df=df,
-                        df_residual=df_residual,
-                        eta_squared=eta_squared,
-                        p=p,
-                    )
+        levels = results.loc[matched.treatment, varying].astype(str).to_numpy()
+        for found in analysis_of_variance(differences, levels):
+            names = sorted(varying[factor] for factor in found.term)
+            tables.append(
+                keys.loc[found.columns].assign(
+                    treatment=treatment,
+                    baseline=baseline,
+                    term=" x ".join(["treatment", *names]),
+                    n=found.n,
+                    f=found.f,
+                    df=found.df,
+                    df_residual=found.df_residual,
+                    eta_squared=found.eta_squared,
+                    p=found.p,
                 )
+            )
     if not tables:
         return pd.DataFrame()
     table = pd.concat(tables, ignore_index=True).dropna(subset="f", ignore_index=True)
@@ -361,64 +319,3 @@ def factors(
     for _, family in table.groupby(["term", "split"]):
         table.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy())
     return table
-
-
-def _blocks(differences: Numbers) -> Iterator[tuple[Indices, Numbers, Indices]]:
-    """Columns that have the same pairs: their numbers, differences and the pairs' rows."""
-    for rows, same in patterns(np.isfinite(differences)):
-        for start in range(0, len(same), MAX_COLUMNS):
-            block = same[start : start + MAX_COLUMNS]
-            yield block, differences[np.ix_(rows, block)], rows
-
-
-def _basis(levels: pd.DataFrame, terms: Sequence[frozenset[str]]) -> Numbers:
-    """An orthonormal basis of what a model with these terms can say, rows x dimensions."""
-    cells = [pd.get_dummies(levels.groupby(sorted(term)).ngroup()) for term in terms]
-    parts = [np.ones((len(levels), 1)), *(cell.to_numpy(float) for cell in cells)]
-    return np.asarray(linalg.orth(np.hstack(parts)), dtype=np.float64)
-
-
-def _analysis_of_variance(
-    sample: Numbers, models: Sequence[Numbers]
-) -> tuple[Numbers, Numbers, Numbers]:
-    """Ratio of the explained sum of squares to the residual one, partial eta squared, and p.
-
-    Permutations are drawn until 100 were as extreme, at most 999 (Besag and Clifford 1991).
-
-    Args:
-        sample: Rows x comparisons.
-        models: Orthonormal bases: without the term, with it, and of the full model.
-    """
-    starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
-    bases = np.hstack(models)
-    without = models[0].shape[1]
-    fixed = bases.T @ models[0] @ (models[0].T @ sample)  # of the fit without the term
-    residuals = sample - models[0] @ (models[0].T @ sample)
-    squares = (sample**2).sum(axis=0)
-
-    def ratio(order: Indices, chosen: Indices, residuals: Numbers) -> Numbers:
-        """Explained over residual, of the fit with the residuals in another order.
-
-        The bases, which have fewer columns, are put in the opposite order instead.
-        """
-        moved = bases[order].T @ residuals
-        total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)
-        captured = np.add.reduceat((fixed[:, chosen] + moved) ** 2, starts)
-        explained, left = captured[1] - captured[0], total - captured[2]
-        rounding = 1e-12 * total
-        return np.where(explained > rounding, explained, 0) / np.where(left > rounding, left, 0)
-
-    generator = np.random.default_rng(0)
-    undecided = np.arange(sample.shape[1])
-    as_extreme, permutations = np.zeros((2, len(undecided)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        observed = ratio(np.arange(len(sample)), undecided, residuals)
-        for _ in range(MAX_PERMUTATIONS):
-            found = ratio(generator.permutation(len(sample)), undecided, residuals)
-            as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
-            permutations[undecided] += 1
-            still = as_extreme[undecided] < ENOUGH
-            if not still.all():
-                undecided, residuals = undecided[still], residuals[:, still]
-        eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
-    return observed, eta_squared, (1 + as_extreme) / (1 + permutations)

@@ -1,22 +1,22 @@
-"""What the runs of a comparison differ in besides the normalization."""
+"""Settings in which the runs of a comparison differ besides the normalization."""
 
 from collections import Counter
 
-from bnstudy.study.effects import pairs
-from bnstudy.study.load.records import Study
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.load.study_runs import StudyRuns
 
 WORDS = {"optim.lr": "learning rate", "model.residual_init": "residual initialization"}
 
 
-def other_differences(study: Study, treatment: str, baseline: str) -> str:
-    """Settings in which the runs of pairs differ besides the norm and the regularizer.
+def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) -> str:
+    """Describe the settings in which runs of pairs differ besides the norm and the regularizer.
 
     Such as a learning rate of each norm's own, the position of the norm, or the accelerator. What
     one of two norms alone has, such as the number of groups, belongs to it, and swept options are
     in the treatment's name.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         treatment: One of its treatments.
         baseline: The treatment that it is compared with.
 
@@ -25,7 +25,7 @@ def other_differences(study: Study, treatment: str, baseline: str) -> str:
         differ in nothing else.
     """
     cells = study.results["cell"]
-    matched = pairs(study, treatment, baseline)
+    matched = match_pairs(study, treatment, baseline)
     named = {"norm.name", "regularizer.name", *study.design.options}
     found: dict[str, Counter[tuple[str, str]]] = {}
     for ours, theirs in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
@@ -41,10 +41,12 @@ def other_differences(study: Study, treatment: str, baseline: str) -> str:
     )
 
 
-def all_other_differences(study: Study, baseline: str) -> list[str]:
-    """The `other_differences` of all treatments, those that have none left out."""
+def describe_all_other_differences(study: StudyRuns, baseline: str) -> list[str]:
+    """Describe the other differences of all treatments, those that have none left out."""
     others = [name for name in study.treatments if name != baseline]
-    return list(filter(None, (other_differences(study, name, baseline) for name in others)))
+    return list(
+        filter(None, (describe_other_differences(study, name, baseline) for name in others))
+    )
 
 
 def _in_words(

@@ -94,13 +94,13 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
                 console.print(f"How far it is: python -m bnstudy.sweep status {folder} --watch")
     failures = _run({place: cells[place] for place in missing}, launcher)
 
-    from bnstudy.study.present.report_files import tell_page  # they take a moment
-    from bnstudy.study.present.terminal import show
+    from bnstudy.study.present.report_files import print_page  # they take a moment
+    from bnstudy.study.present.terminal_table import print_table
 
     for study in _studies(cells):
         if cells_of(study):
-            show(study, console)
-            tell_page(study)
+            print_table(study, console)
+            print_page(study)
     if failures:
         _tell(cells, failures)
 

@@ -231,10 +231,10 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
         return
     import wandb
 
-    from bnstudy.study.present.report_files import current_pages, is_report  # they take a moment
+    from bnstudy.study.present.report_files import is_report, refresh_pages  # they take a moment
 
     try:
-        pages = current_pages(study) if is_report(page) else [page]
+        pages = refresh_pages(study) if is_report(page) else [page]
     except UserError as error:
         console.print(f"{page}: not uploaded; {first_line(error)}")
         return

@@ -29,6 +29,7 @@ from rich.console import Console
 from bnstudy.adapters.wandb_internals import flush_settings, without_launch
 from bnstudy.callbacks.names import logged_name
 from bnstudy.files import replacing
+from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
 from bnstudy.runs.description import ENDED, RunDescription, Status
 from bnstudy.runs.long_table import Row, final_numbers
@@ -49,7 +50,6 @@ FLUSHED_EVERY = 1.0  # seconds: what a kill -9 can cost of the rows between epoc
 HEAT_MAP = "bnstudy-layer-epoch"  # the custom chart that draws the table of representations
 TABLES = {"representations": "representations_table", "optimization": "optimization_table"}
 TABLE_COLUMNS: list[str | int] = ["layer", "epoch", "split", "metric", "value"]
-FIRST_DRAWN = "silhouette"  # by a run's heat map, where it was measured
 RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}-\d+")  # of a cell, its study, and an attempt
 SEPARATE = "earlier"  # in a cell's folder wandb: what an attempt left that a later one stands for
 
@@ -287,7 +287,7 @@ def _tables(run: "wandb.Run", epochs: list[list[Row]]) -> dict[str, Any]:
         table = wandb.Table(columns=TABLE_COLUMNS, data=[table_row(row) for row in rows])
         if name == "representations" and run.entity:
             names = [row.metric for row in rows]
-            drawn = FIRST_DRAWN if FIRST_DRAWN in names else names[0]
+            drawn = (choose_measured(CLUSTERING, names) or names)[0]
             tables[name] = wandb.plot_table(
                 vega_spec_name=f"{run.entity}/{HEAT_MAP}",
                 data_table=table,

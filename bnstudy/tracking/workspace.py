@@ -12,8 +12,8 @@ import duckdb
 
 from bnstudy.adapters.wandb_internals import name_view
 from bnstudy.errors import UserError
+from bnstudy.headline import METRICS, choose_measured
 from bnstudy.runs.paths import TABLE
-from bnstudy.study.present.terminal import MAIN_METRICS
 from bnstudy.tracking.wandb_run import HEAT_MAP, TABLES, warn_once
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class Measured:
     """
 
     layers: Sequence[str] = ("block01", "block02", "block03", "block04")
-    metrics: Sequence[str] = MAIN_METRICS
+    metrics: Sequence[str] = METRICS
 
 
 def measured_in(study: Path) -> Measured:
-    """The layers of a study's runs, and the most telling of their metrics.
+    """Find the layers of a study's runs, and the headline metrics that they have.
 
     Raises:
         UserError: No run of it has measured a layer.
@@ -60,8 +60,8 @@ def measured_in(study: Path) -> Measured:
     if not rows:
         raise UserError(f"{study}: none of its runs has ended and measured a layer")
     metrics = {metric for _, metric in rows}
-    telling = [name for name in MAIN_METRICS if name in metrics]
-    return Measured(list(dict.fromkeys(layer for layer, _ in rows)), telling or sorted(metrics))
+    headline = choose_measured(METRICS, metrics)
+    return Measured(list(dict.fromkeys(layer for layer, _ in rows)), headline or sorted(metrics))
 
 
 def heat_map() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.metrics import SIMILARITIES, Similarity
 from bnstudy.representations import Layer
-from bnstudy.study.present.heat_map import draw
+from bnstudy.study.present.heat_map import write_heat_map
 from bnstudy.terminal import console, progress_bar
 from bnstudy.trained.finished_run import FinishedRun
 from bnstudy.trained.selection import Selection
@@ -86,7 +86,7 @@ def compare(
     for name, values in matrices.items():
         _write_table(output / f"{name}.csv", values, *labels)
         low, high = SIMILARITIES[name].bounds
-        draw(
+        write_heat_map(
             values,
             *labels,
             title=f"{name}, {selection.samples} samples of the {selection.split} split",

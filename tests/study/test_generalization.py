@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from statsmodels.formula.api import ols
 
-from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.load.records import load
+from bnstudy.study.generalization import compute_interventions, compute_mediation, compute_relations
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 NORMS = ("none", "batchnorm", "layernorm")
@@ -30,7 +30,7 @@ def random_study(studies: Studies, explained: float) -> pd.DataFrame:
 
 
 def related(studies: Studies, target: str = "test accuracy") -> pd.Series:
-    table = relations(load(studies.folder))
+    table = compute_relations(load(studies.folder))
     return table[table["target"] == target].iloc[0]
 
 
@@ -91,7 +91,7 @@ def test_a_metric_that_knows_nothing_is_within_chance(studies: Studies) -> None:
     for norm, seed in itertools.product(NORMS, range(8)):
         values = generator.normal(size=60).tolist()
         studies.add(norm, seed, layers={"silhouette": values}, accuracy=generator.uniform())
-    table = relations(load(studies.folder))
+    table = compute_relations(load(studies.folder))
     assert (table["cmi"] <= table["cmi_null"]).mean() == pytest.approx(0.95, abs=0.05)
     inside = (table["granulated_low"] <= 0) & (table["granulated_high"] >= 0)
     assert inside.mean() > 0.85
@@ -121,7 +121,7 @@ def mediated(studies: Studies, through: float, past: float, seeds: int) -> pd.Da
 
 def test_mediation_is_the_regression_of_differences(studies: Studies) -> None:
     runs = mediated(studies, through=0.2, past=0.04, seeds=30)
-    table = mediation(load(studies.folder)).set_index("target")
+    table = compute_mediation(load(studies.folder)).set_index("target")
     row = table.loc["test accuracy"]
     centred = runs.assign(level=runs["level"] - runs["level"].mean())
     fit = ols("dy ~ dm + level", centred).fit()
@@ -136,21 +136,21 @@ def test_mediation_is_the_regression_of_differences(studies: Studies) -> None:
 
 def test_what_goes_past_the_metric_is_no_share_of_it(studies: Studies) -> None:
     mediated(studies, through=0, past=0.05, seeds=30)
-    row = mediation(load(studies.folder)).iloc[0]
+    row = compute_mediation(load(studies.folder)).iloc[0]
     assert row["indirect_low"] < 0 < row["indirect_high"]
     assert row["share"] == pytest.approx(0, abs=0.1)
 
 
 def test_of_no_effect_there_is_no_share(studies: Studies) -> None:
     mediated(studies, through=0, past=0, seeds=12)
-    row = mediation(load(studies.folder)).iloc[0]
+    row = compute_mediation(load(studies.folder)).iloc[0]
     assert row["total_low"] < 0 < row["total_high"]
     assert math.isnan(row["share"])
 
 
 def test_four_pairs_are_too_few_for_mediation(studies: Studies) -> None:
     mediated(studies, through=0.2, past=0, seeds=4)
-    assert mediation(load(studies.folder)).empty
+    assert compute_mediation(load(studies.folder)).empty
 
 
 def test_two_mediators_are_told_apart_and_together(studies: Studies) -> None:
@@ -161,7 +161,7 @@ def test_two_mediators_are_told_apart_and_together(studies: Studies) -> None:
         layers = {"unit_sparsity": [sparsity], "silhouette": [clustering]}
         accuracy = 0.5 + 0.1 * clustering + 0.001 * generator.normal()
         studies.add(norm, seed, layers=layers, accuracy=accuracy)
-    table = mediation(load(studies.folder))
+    table = compute_mediation(load(studies.folder))
     table = table[table["target"] == "test accuracy"].set_index("mediator")
     assert table.loc["both", "share"] == pytest.approx(1, abs=0.1)
     assert table.loc["clustering", "share"] == pytest.approx(1, abs=0.1)
@@ -176,7 +176,7 @@ def test_interventions_are_compared_with_the_same_norm_left_alone(studies: Studi
         words = ("regularizer=activation_l1",)
         layers = {"unit_sparsity": [sparsity + 0.1 + 0.001 * seed]}
         studies.add("none", seed, *words, layers=layers, accuracy=0.7 + 0.01 * seed)
-    table = interventions(load(studies.folder))
+    table = compute_interventions(load(studies.folder))
     assert set(table["baseline"]) == {"none"}
     assert set(table["treatment"]) == {"none + activation_l1"}
     found = table.set_index(["split", "metric"])["difference"]
@@ -186,4 +186,4 @@ def test_interventions_are_compared_with_the_same_norm_left_alone(studies: Studi
 
 def test_without_interventions_there_are_none(studies: Studies) -> None:
     studies.add("none")
-    assert interventions(load(studies.folder)).empty
+    assert compute_interventions(load(studies.folder)).empty

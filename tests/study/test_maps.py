@@ -11,13 +11,13 @@ import pytest
 from bnstudy.errors import UserError
 from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
 from bnstudy.runs.record import Record
-from bnstudy.study.analysis import Findings
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.load import embedding_tables as maps
-from bnstudy.study.load.records import load
 from bnstudy.study.present import figures
-from bnstudy.study.present.page import embedded, page
+from bnstudy.study.present.page import embedded, render_page
+from bnstudy.study.study import load
+from tests.study.present.test_page import MARKUP, data_of, numbers
 from tests.study.studies import Studies
-from tests.study.test_page import MARKUP, data_of, numbers
 
 CLASSES = ("cat", f"{MARKUP}%{{x}}")
 SAMPLES = 6
@@ -69,7 +69,7 @@ def test_layers_are_those_of_each_run(
     studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]
 ) -> None:
     study = load(studies.folder)
-    table = Findings(study).maps.merge(study.runs[["cell", "depth", "norm"]], on="cell")
+    table = Analysis(study).maps.merge(study.runs[["cell", "depth", "norm"]], on="cell")
     assert table["cell"].nunique() == len(kept) == 6
     assert table["seed"].is_monotonic_increasing
     assert (table["layers"] == table["depth"]).all()
@@ -87,7 +87,7 @@ def test_layers_are_those_of_each_run(
 
 
 def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]) -> None:
-    html = page(Findings(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     found = data_of(html)["maps"]
     assert found["classes"] == {"0": CLASSES[0], "1": CLASSES[1]}
     assert (found["shown"], found["runs"]) == (6, 6)
@@ -111,17 +111,17 @@ def test_of_a_large_study_whole_pairs_are_shown(
     for seed in range(4):
         for norm in norms if seed else norms[:2]:
             keep_map(studies.add(norm, seed), 2, seed)
-    monkeypatch.setattr(maps, "MOST_PICTURES", 2 * 3 * 2)
-    monkeypatch.setattr(embedded, "SAMPLES_OF_A_MAP", 5)
-    html = page(Findings(load(studies.folder)))
+    monkeypatch.setattr(maps, "MAX_PICTURES", 2 * 3 * 2)
+    monkeypatch.setattr(embedded, "MAX_SAMPLES_OF_MAP", 5)
+    html = render_page(Analysis(load(studies.folder)))
     found = data_of(html)["maps"]
     shown = [(picture["seed"], picture["treatment"]) for picture in found["pictures"][::2]]
     assert sorted(shown) == [(seed, norm) for seed in (1, 2) for norm in range(3)]
     assert {picture["count"] for picture in found["pictures"]} == {5}
     assert len(set(numbers(found["labels"], -1))) == 2
     assert "the maps of 6 of the 11 runs" in html
-    monkeypatch.setattr(embedded, "MOST_SAMPLES", 3 * len(found["pictures"]))
-    again = data_of(page(Findings(load(studies.folder))))["maps"]
+    monkeypatch.setattr(embedded, "MAX_SAMPLES", 3 * len(found["pictures"]))
+    again = data_of(render_page(Analysis(load(studies.folder))))["maps"]
     assert {picture["count"] for picture in again["pictures"]} == {3}
 
 
@@ -130,7 +130,7 @@ def test_runs_beside_each_other_are_a_pair(studies: Studies) -> None:
     for norm, depth in (("none", 2), ("none", 4), ("batchnorm", 4)):
         keep_map(studies.add(norm, 0, f"model.depth={depth}"), depth, depth)
     studies.add("batchnorm", 0, "model.depth=2")
-    drawn = figures.Plot(Findings(load(studies.folder))).maps()
+    drawn = figures.Plot(Analysis(load(studies.folder))).maps()
     assert "depth=4, seed 0" in drawn.get_suptitle()
     assert len(drawn.axes) == 2 * 4
 
@@ -141,11 +141,11 @@ def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
         keep_map(record, 12, number)
         keep_map(record, 12, number, site="conv")
         keep_map(record, 12, number, method="umap", share=None)
-    findings = Findings(load(studies.folder))
+    analysis = Analysis(load(studies.folder))
     names = [f"block{layer:02d}" for layer in range(1, 13)]
-    shown = {picture["layer"] for picture in data_of(page(findings))["maps"]["pictures"]}
+    shown = {picture["layer"] for picture in data_of(render_page(analysis))["maps"]["pictures"]}
     assert shown == {*names, *(f"{name}.conv" for name in names)}
-    drawn = dict(figures.all_figures(findings))
+    drawn = dict(figures.draw_figures(analysis))
     assert {"maps-pca", "maps-pca-conv", "maps-umap"} <= drawn.keys()
     titles = [ax.get_title() for ax in drawn["maps-pca-conv"].axes]
     assert titles[:2] == ["none, block01.conv", "none, block05.conv"]
@@ -154,7 +154,7 @@ def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
 def test_maps_of_other_epochs_are_told_apart(studies: Studies) -> None:
     keep_map(studies.add("none"), 1, 0, epoch=0)
     keep_map(studies.add("batchnorm"), 1, 1)
-    drawn = figures.Plot(Findings(load(studies.folder))).maps()
+    drawn = figures.Plot(Analysis(load(studies.folder))).maps()
     assert [ax.get_ylabel() for ax in drawn.axes] == [
         "test split, epoch 0",
         "test split, epoch 5",
@@ -168,21 +168,21 @@ def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
         record = studies.add(norm)
         dead = keep_map(record, 2, 0, **(places if norm == "none" else {}))
         assert len(dead) == 2
-    findings = Findings(load(studies.folder))
-    found = data_of(page(findings))["maps"]["pictures"]
+    analysis = Analysis(load(studies.folder))
+    found = data_of(render_page(analysis))["maps"]["pictures"]
     assert [(one["reason"], one["count"]) for one in found] == [
         *[(None, SAMPLES)] * 2,
         *[("all samples are alike", 0)] * 2,
     ]
-    labels = [ax.get_xlabel() for ax in figures.Plot(findings).maps().axes]
+    labels = [ax.get_xlabel() for ax in figures.Plot(analysis).maps().axes]
     assert labels == ["no map: all samples are alike"] * 2 + [""] * 2
 
 
 def test_what_is_drawn_is_what_was_kept(
     studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]
 ) -> None:
-    findings = Findings(load(studies.folder))
-    drawn = figures.Plot(findings).maps()
+    analysis = Analysis(load(studies.folder))
+    drawn = figures.Plot(analysis).maps()
     titles = [ax.get_title() for ax in drawn.axes]
     assert titles == [
         f"{norm}, block0{layer}" for norm in ("none", "batchnorm") for layer in (1, 2)
@@ -193,9 +193,9 @@ def test_what_is_drawn_is_what_was_kept(
         for (norm, _, seed), places in kept.items()
         if norm == "none" and seed == 0
     )
-    assert "maps-pca" in dict(figures.all_figures(findings))
+    assert "maps-pca" in dict(figures.draw_figures(analysis))
     with pytest.raises(UserError, match=r"umap, act: no run of .* has such a map"):
-        figures.Plot(findings).maps("umap")
+        figures.Plot(analysis).maps("umap")
 
 
 @pytest.mark.parametrize("of_body", [False, True])
@@ -208,7 +208,7 @@ def test_what_is_damaged_is_told_and_left_out(
     whole = record.paths.embeddings.read_bytes()
     damaged = whole[:4] + bytes(400) + whole[404:] if of_body else b"damaged"
     record.paths.embeddings.write_bytes(damaged)
-    html = page(Findings(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     assert "maps.parquet is damaged" in " ".join(capsys.readouterr().out.split())
     assert data_of(html)["maps"] == {"pictures": []}
     assert 'id="maps"' not in html

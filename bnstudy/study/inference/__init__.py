@@ -1,1 +1,47 @@
-"""Statistics of paired differences and ranks: arrays in, arrays out."""
+"""Inference from paired differences and from ranks: functions of arrays.
+
+`differences` is always pairs x comparisons; NaN marks a pair without a value, which is left out of
+that comparison alone. The constants of each module are the defaults of its functions' arguments.
+"""
+
+from bnstudy.study.inference.columns import mean, patterns, spread
+from bnstudy.study.inference.effect_sizes import cohens_d, rank_biserial
+from bnstudy.study.inference.mediation import Mediation, mediate
+from bnstudy.study.inference.multiple_tests import holm, max_t_adjusted
+from bnstudy.study.inference.paired import PairedTest, paired_test, sign_flips, student_t
+from bnstudy.study.inference.ranks import (
+    GranulatedKendall,
+    Kendall,
+    MutualInformation,
+    conditional_mutual_information,
+    granulated_kendall,
+    kendall,
+)
+from bnstudy.study.inference.resolution import measured_differences, noise_of
+from bnstudy.study.inference.variance import TermTest, analysis_of_variance
+
+__all__ = [
+    "GranulatedKendall",
+    "Kendall",
+    "Mediation",
+    "MutualInformation",
+    "PairedTest",
+    "TermTest",
+    "analysis_of_variance",
+    "cohens_d",
+    "conditional_mutual_information",
+    "granulated_kendall",
+    "holm",
+    "kendall",
+    "max_t_adjusted",
+    "mean",
+    "measured_differences",
+    "mediate",
+    "noise_of",
+    "paired_test",
+    "patterns",
+    "rank_biserial",
+    "sign_flips",
+    "spread",
+    "student_t",
+]

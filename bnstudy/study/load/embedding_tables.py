@@ -1,4 +1,4 @@
-"""Where samples lie in a plane, of the runs of a study that kept it."""
+"""Embeddings of samples in a plane, of the runs of a study that kept them."""
 
 from pathlib import Path
 
@@ -7,29 +7,30 @@ import pandas as pd
 from bnstudy.errors import UserError
 from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
 from bnstudy.runs.paths import EMBEDDINGS
-from bnstudy.study.load.records import Study, layers_of
+from bnstudy.study.load.database import select_layers
+from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terminal import console
 
-MOST_PICTURES = 300  # of a layer by a method, in each 1,000 samples unless others were asked for
+MAX_PICTURES = 300  # of a layer by a method, in each 1,000 samples unless others were asked for
 
-NAMED = ["cell", "treatment", "pair", "seed"]  # columns of the runs
+RUN_COLUMNS = ["cell", "treatment", "pair", "seed"]  # columns of the runs
 
-NUMBERED = f"""
+NUMBERED_LAYERS = f"""
     select read.* exclude (layer_index, number), layers, position
-    from read join ({layers_of("read")}) using (cell, site, layer)
+    from read join ({select_layers("read")}) using (cell, site, layer)
     order by number, method, site, position, sample
 """
 
 
-def runs_with_maps(study: Study) -> pd.DataFrame:
-    """The runs that have ended and kept maps, those first that are to be shown first.
+def find_runs_with_maps(study: StudyRuns) -> pd.DataFrame:
+    """Find the runs that have ended and kept maps, those first that are to be shown first.
 
     Runs of a pair stand together: pairs in which the most treatments have maps, then first seeds.
 
     Returns:
-        Of `Study.runs` the columns cell, treatment, pair and seed; and file.
+        Of `StudyRuns.runs` the columns cell, treatment, pair and seed; and file.
     """
-    runs = study.results[NAMED]
+    runs = study.results[RUN_COLUMNS]
     runs = runs.assign(file=[study.folder / cell / EMBEDDINGS for cell in runs["cell"]])
     runs = runs[[file.is_file() for file in runs["file"]]]
     treatments = runs.groupby("pair")["treatment"].transform("nunique")
@@ -37,8 +38,8 @@ def runs_with_maps(study: Study) -> pd.DataFrame:
     return order.drop(columns="fewer").reset_index(drop=True)
 
 
-def maps(study: Study) -> pd.DataFrame:
-    """The maps that `python -m bnstudy.measure map` made, of the first pairs of runs.
+def read_embeddings(study: StudyRuns) -> pd.DataFrame:
+    """Read the maps that `python -m bnstudy.measure map` made, of the first pairs of runs.
 
     Of as many pairs as have 300 pictures; a file that cannot be read is told and left out.
 
@@ -46,27 +47,28 @@ def maps(study: Study) -> pd.DataFrame:
         study: Its runs that have ended are looked at.
 
     Returns:
-        One row a sample of a map, in the order of `runs_with_maps`: cell, treatment, pair, seed,
-        epoch, split, site, method (pca, umap), layer, layers and position (as in `Study.query`, of
-        the layers that have maps), sample, label, class, x, y (NaN where there is no map, and
-        reason says why), share (of the variance that the plane holds; NaN of umap).
+        One row a sample of a map, in the order of `find_runs_with_maps`: cell, treatment, pair,
+        seed, epoch, split, site, method (pca, umap), layer, layers and position (as in
+        `StudyRuns.query`, of the layers that have maps), sample, label, class, x, y (NaN where
+        there is no map, and reason says why), share (of the variance that the plane
+        holds; NaN of umap).
     """
     found: list[pd.DataFrame] = []
     pictures = 0
-    for _, runs in runs_with_maps(study).groupby("pair", sort=False):
+    for _, runs in find_runs_with_maps(study).groupby("pair", sort=False):
         of_pair = [
-            _read(run["file"]).assign(**{name: run[name] for name in NAMED})
+            _read(run["file"]).assign(**{name: run[name] for name in RUN_COLUMNS})
             for run in runs.to_dict("records")
         ]
         pictures += sum(len(one.groupby(["layer", "method"])) for one in of_pair)
-        if found and pictures > MOST_PICTURES:
+        if found and pictures > MAX_PICTURES:
             break
         found += [one for one in of_pair if len(one)]
     if not found:
-        return pd.DataFrame(columns=[*NAMED, "site", "method", "layer"])
+        return pd.DataFrame(columns=[*RUN_COLUMNS, "site", "method", "layer"])
     table = pd.concat([one.assign(number=number) for number, one in enumerate(found)])
     study.connection.register("read", table)
-    numbered = study.query(NUMBERED)
+    numbered = study.query(NUMBERED_LAYERS)
     study.connection.unregister("read")
     return numbered
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from bnstudy.files import replacing
 
 FORMATS = ("svg", "pdf", "png")
-MOST_PROCESSES = 4
+MAX_PROCESSES = 4
 
 STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
@@ -30,21 +30,21 @@ STYLE: dict[Any, Any] = {
 WITHOUT_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
-def draw(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterator[Path]:
+def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterator[Path]:
     """Write figures as SVG, PDF and PNG.
 
     They are drawn in processes of their own, while this one goes on.
 
     Args:
         figures: Names, and figures.
-        folder: Where to.
+        folder: Folder for the files.
 
     Returns:
         The files, each once it is there.
     """
     where = folder.absolute()  # the processes may be older than this one's current directory
     drawing: Iterator[list[str]] = Parallel(
-        min(MOST_PROCESSES, cpu_count()), return_as="generator", pre_dispatch="all", batch_size=1
+        min(MAX_PROCESSES, cpu_count()), return_as="generator", pre_dispatch="all", batch_size=1
     )(delayed(_save)(figure, where / name) for name, figure in figures)
     return (folder / name for names in drawing for name in names)
 

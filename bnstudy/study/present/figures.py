@@ -11,15 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnstudy.errors import UserError
-from bnstudy.study.analysis import CLUSTERING, SPARSITY, Findings
-from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, Numbers
-from bnstudy.study.load.numbers import of_activations, wide
+from bnstudy.headline import FAMILIES, choose_measured
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
+from bnstudy.study.load.matrix import are_activations, load_shared_columns
 from bnstudy.study.present.drawing import STYLE
 
 WIDTH = 6.75  # inches, of two columns
-MOST_METRICS = 2  # of a family, that are drawn over the layers
-MOST_PLACES = 4  # that the way over epochs is drawn for
-MOST_MARKERS = 1_000  # of a panel; where there are more they are pixels, in all formats
+MAX_METRICS = 2  # of a family, that are drawn over the layers
+MAX_PANELS = 4  # that the way over epochs is drawn for
+MAX_VECTOR_MARKERS = 1_000  # of a panel; where there are more they are pixels, in all formats
 
 # Told apart with any colour vision (Okabe and Ito 2008), and by their markers in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -30,12 +32,12 @@ class Plot:
     """Figures of what was found in a study; each method returns a Matplotlib figure to go on with.
 
     Args:
-        findings: Of the study.
+        analysis: Analysis of the study.
     """
 
-    def __init__(self, findings: Findings) -> None:
-        self.findings = findings
-        treatments = findings.study.treatments
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        treatments = analysis.study.treatments
         self.looks: dict[str, dict[str, Any]] = {
             name: {"color": colour, "marker": marker}
             for name, colour, marker in zip(
@@ -45,15 +47,15 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def layers(self, metric: str, split: str = "train", depth: int | None = None) -> Figure:
-        """A metric over the layers: means and standard deviations, and paired differences.
+        """Draw a metric over the layers: means and standard deviations, and paired differences.
 
         Args:
             metric: Its name.
-            split: Whose probe set.
+            split: Split whose probe set is shown.
             depth: Depth of the networks that are shown, layer by layer; None: all networks, at
                 relative depth where they have different numbers of layers.
         """
-        found = self.findings
+        found = self.analysis
         averages, effects = (
             (found.averages, found.whole) if depth is None else found.of_depth(depth)
         )
@@ -74,7 +76,7 @@ class Plot:
             for name, table in differences.groupby("treatment"):
                 self._differences(right, str(name), table)
             right.set(
-                title=f"paired difference to {found.baseline}, {_told_interval(differences)}",
+                title=f"paired difference to {found.baseline}, {_describe_intervals(differences)}",
                 ylabel=f"difference in {metric}",
             )
         for ax in (left, right):
@@ -96,13 +98,13 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def effects(self, treatment: str, split: str = "train") -> Figure:
-        """A heat map of paired effect sizes, metrics x layers.
+        """Draw a heat map of paired effect sizes, metrics x layers.
 
         Args:
-            treatment: Which is compared with the baseline.
-            split: Whose probe set.
+            treatment: Treatment that is compared with the baseline.
+            split: Split whose probe set is shown.
         """
-        table = self.findings.whole
+        table = self.analysis.whole
         table = table[
             (table["treatment"] == treatment)
             & (table["split"] == split)
@@ -120,21 +122,21 @@ class Plot:
         ax.set_xticks(range(width), grid.columns, rotation=90)
         ax.set_yticks(range(height), grid.index)
         ax.spines[:].set_visible(False)
-        ax.set_title(f"{treatment} against {self.findings.baseline}, {_sample_size(table)}")
+        ax.set_title(f"{treatment} against {self.analysis.baseline}, {_sample_size(table)}")
         figure.colorbar(image, ax=ax, label="paired rank-biserial correlation")
         return figure
 
     @mpl.rc_context(STYLE)
     def epochs(self, metric: str, split: str = "train") -> Figure:
-        """A metric from initialization to the end of training, in up to four layers.
+        """Draw a metric from initialization to the end of training, in up to four layers.
 
         Args:
             metric: Its name.
-            split: Whose probe set.
+            split: Split whose probe set is shown.
         """
-        table = _of_layers(self.findings.epochs, metric, split)
+        table = _of_layers(self.analysis.epochs, metric, split)
         places = list(dict.fromkeys(table["place"]))
-        chosen = [places[i] for i in _spread(len(places), MOST_PLACES)]
+        chosen = [places[i] for i in _spread(len(places), MAX_PANELS)]
         figure = Figure((WIDTH, 2.1), layout="constrained")
         panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
         for ax, place in zip(panels, chosen, strict=True):
@@ -156,19 +158,19 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def performance(self) -> Figure:
-        """Accuracy and loss over the epochs, and the generalization gap of every run."""
+        """Draw accuracy and loss over the epochs, and the generalization gap of every run."""
         figure = Figure((WIDTH, 2.4), layout="constrained")
         accuracy, loss, gap = figure.subplots(1, 3)
         for ax, metric in ((accuracy, "accuracy"), (loss, "loss")):
             for split, style in (("train", ":"), ("test", "-")):
-                table = self.findings.epochs
+                table = self.analysis.epochs
                 table = table[(table["metric"] == metric) & (table["split"] == split)]
                 self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
             ax.set(xlabel="epoch", ylabel=metric)
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend(*ax.get_legend_handles_labels())
-        runs = self.findings.study.results
-        for place, name in enumerate(self.findings.study.treatments):
+        runs = self.analysis.study.results
+        for place, name in enumerate(self.analysis.study.treatments):
             of_treatment = runs[runs["treatment"] == name]
             gaps = of_treatment["train_accuracy"] - of_treatment["test_accuracy"]
             shift = np.linspace(-0.15, 0.15, len(gaps))
@@ -179,16 +181,16 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def against_accuracy(self, metric: str, split: str = "train") -> Figure:
-        """A metric of each run in up to four layers, against its test accuracy.
+        """Draw a metric of each run in up to four layers, against its test accuracy.
 
         Args:
             metric: Its name.
-            split: Whose probe set.
+            split: Split whose probe set is shown.
         """
-        keys, values = wide(self.findings.study)
+        keys, values = load_shared_columns(self.analysis.study)
         chosen = _of_layers(keys, metric, split)
-        columns = chosen.index.to_numpy()[_spread(len(chosen), MOST_PLACES)]
-        runs = self.findings.study.results
+        columns = chosen.index.to_numpy()[_spread(len(chosen), MAX_PANELS)]
+        runs = self.analysis.study.results
         figure = Figure((WIDTH, 2.1), layout="constrained")
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for ax, column in zip(panels, columns, strict=True):
@@ -201,36 +203,36 @@ class Plot:
         return figure
 
     def _markers(self, ax: Axes, name: str, x: Numbers, y: pd.Series) -> None:
-        many = len(self.findings.study.results) > MOST_MARKERS
+        many = len(self.analysis.study.results) > MAX_VECTOR_MARKERS
         looks = self.looks[name]
         ax.plot(x, y, linestyle="", alpha=0.7, label=name, rasterized=many, **looks)
 
     @mpl.rc_context(STYLE)
     def maps(self, method: str = "pca", site: str = "act") -> Figure:
-        """Where the samples of a run of each treatment lie in a plane, in up to four layers.
+        """Draw the embeddings of a run of each treatment, in up to four layers.
 
         Of the first pair in which the most treatments have maps.
 
         Args:
             method: pca or umap.
-            site: Where in the layers.
+            site: Site in the layers.
 
         Raises:
             UserError: No run has such a map.
         """
-        table = self.findings.maps
+        table = self.analysis.maps
         sites = " ".join(sorted({*table["site"], site}))
         table = table[(table["method"] == method) & (table["site"] == site)]
         if table.empty:
             raise UserError(
-                f"{method}, {site}: no run of {self.findings.study.folder} has such a map; "
-                f"python -m bnstudy.measure map {self.findings.study.folder} --sites {sites} makes "
+                f"{method}, {site}: no run of {self.analysis.study.folder} has such a map; "
+                f"python -m bnstudy.measure map {self.analysis.study.folder} --sites {sites} makes "
                 "them" + (", where umap-learn is installed" if method == "umap" else "")
             )
         pair = table.groupby("pair", sort=False)["treatment"].nunique().idxmax()
         table = table[table["pair"] == pair]
         names = [name for name in self.looks if (table["treatment"] == name).any()]
-        columns = min(MOST_PLACES, table["layers"].max())
+        columns = min(MAX_PANELS, table["layers"].max())
         what = table["split"] + " split, epoch " + table["epoch"].astype(str)
         figure = Figure((WIDTH, 0.4 + 1.6 * len(names)), layout="constrained")
         panels = figure.subplots(len(names), columns, squeeze=False)
@@ -243,7 +245,7 @@ class Plot:
                 ax.set_title(f"{name}, {samples['layer'].iloc[0]}")
             if what.nunique() > 1:
                 row[0].set_ylabel(what[of_run].iloc[0])
-        run = self.findings.study.results.set_index("cell").loc[table["cell"].iloc[0]]
+        run = self.analysis.study.results.set_index("cell").loc[table["cell"].iloc[0]]
         facts = [method.upper(), run["grid"], f"seed {run['seed']}"]
         facts += what.unique().tolist() if what.nunique() == 1 else []
         figure.suptitle(f"{', '.join(filter(None, facts))}; colours are classes", fontsize=8)
@@ -251,10 +253,10 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def learning_rates(self) -> Figure:
-        """Test accuracy after the last epoch over the learning rates."""
+        """Draw test accuracy after the last epoch over the learning rates."""
         figure = Figure((WIDTH / 2, 2.4), layout="constrained")
         ax = figure.subplots()
-        for name, runs in self.findings.study.results.groupby("treatment"):
+        for name, runs in self.analysis.study.results.groupby("treatment"):
             rates = runs.groupby("lr")
             of_rate = rates["test_accuracy"]
             mean, sd = of_rate.mean(), of_rate.std()
@@ -273,8 +275,8 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def depth_width(self) -> Figure:
-        """Mean test accuracy over depth and width, a map for each treatment, with each mean's n."""
-        results = self.findings.study.results
+        """Draw mean test accuracy over depth and width, a map for each treatment, with n."""
+        results = self.analysis.study.results
         points = results.groupby(["treatment", "depth", "width"])["test_accuracy"]
         means, counts = points.mean(), points.count()
         low, high = means.min(), means.max()  # of the finite ones; NaN leaves the scale to itself
@@ -293,35 +295,35 @@ class Plot:
         return figure
 
 
-def all_figures(findings: Findings) -> Iterator[tuple[str, Figure]]:
+def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
     """Names and figures of all that a study has the numbers for.
 
     Args:
-        findings: Of the study.
+        analysis: Analysis of the study.
     """
-    plot = Plot(findings)
-    measured = set(findings.averages.loc[findings.averages["place_index"] > 0, "metric"])
-    for metrics in (SPARSITY, CLUSTERING):
-        there = [metric for metric in metrics if metric in measured]
-        for metric in there[:MOST_METRICS]:
+    plot = Plot(analysis)
+    measured = set(analysis.averages.loc[analysis.averages["place_index"] > 0, "metric"])
+    for family in FAMILIES.values():
+        there = choose_measured(family, measured)
+        for metric in there[:MAX_METRICS]:
             yield f"layers-{metric}", plot.layers(metric)
-            for depth in findings.depths:
+            for depth in analysis.depths:
                 yield f"layers-{metric}-depth{depth}", plot.layers(metric, depth=depth)
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)
             yield f"accuracy-{metric}", plot.against_accuracy(metric)
-    effects = findings.whole
-    for treatment in findings.study.treatments if measured and len(effects) else []:
+    effects = analysis.whole
+    for treatment in analysis.study.treatments if measured and len(effects) else []:
         of_layers = (effects["treatment"] == treatment) & (effects["place_index"] > 0)
         if effects.loc[of_layers, "rank_biserial"].notna().any():
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
-    for method, site in findings.maps[["method", "site"]].drop_duplicates().itertuples(index=False):
+    for method, site in analysis.maps[["method", "site"]].drop_duplicates().itertuples(index=False):
         yield f"maps-{method}" + f"-{site}" * (site != "act"), plot.maps(method, site)
     yield "performance", plot.performance()
-    if "lr" in findings.axes:
+    if "lr" in analysis.axes:
         yield "learning_rates", plot.learning_rates()
-    if {"depth", "width"} <= set(findings.axes):
+    if {"depth", "width"} <= set(analysis.axes):
         yield "depth_width", plot.depth_width()
 
 
@@ -345,7 +347,7 @@ def _map(ax: Axes, samples: pd.DataFrame, last: int) -> None:
 
 
 def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """A metric's rows of layers, those of `of_activations`, in their order; of an empty table none.
+    """Select a metric's rows of layers, activations where it has them, in their order.
 
     Raises:
         UserError: It was not measured.
@@ -361,7 +363,7 @@ def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
             f"{splits}"
         )
     found = layers[chosen]
-    return found[of_activations(found)].sort_values("place_index", kind="stable")
+    return found[are_activations(found)].sort_values("place_index", kind="stable")
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -379,7 +381,7 @@ def _sample_size(table: pd.DataFrame) -> str:
     return f"{text}, {diverged} diverged" if diverged else text
 
 
-def _told_interval(table: pd.DataFrame) -> str:
+def _describe_intervals(table: pd.DataFrame) -> str:
     known = table["low"].notna().any()
     return f"{CONFIDENCE:.0%} intervals" if known else f"no intervals: fewer than {MIN_PAIRS} pairs"
 

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from bnstudy.files import replacing
 
 LABEL_WIDTH = 30  # letters of a line
-MOST_NUMBERS = 14  # rows or columns, up to which the numbers stand in the cells
+MAX_NUMBERS = 14  # rows or columns, up to which the numbers stand in the cells
 
 
-def draw(
+def write_heat_map(
     values: np.ndarray,
     rows: Sequence[str],
     columns: Sequence[str],
@@ -30,11 +30,11 @@ def draw(
         values: Rows x columns; NaN is left blank.
         rows: Their names, from top to bottom.
         columns: Their names, from left to right.
-        title: Above the picture.
-        axes: What the rows are of, and the columns.
-        bounds: What the colours' ends stand for.
+        title: Title above the picture.
+        axes: Labels of the rows and of the columns.
+        bounds: Values at the ends of the colour scale.
         lower_is_brighter: Whether low values, not high ones, are the bright colours.
-        path: Of the files, without their endings.
+        path: Path of the files, without their endings.
     """
     height, width = values.shape
     size = max(0.28, 0.55 - 0.02 * max(height, width))  # inches of a cell
@@ -48,7 +48,7 @@ def draw(
     ax.set_xlabel(textwrap.fill(axes[1], LABEL_WIDTH))
     ax.set_title(textwrap.fill(title, LABEL_WIDTH), fontsize=10)
     figure.colorbar(image, ax=ax, shrink=0.9)
-    if max(height, width) <= MOST_NUMBERS:
+    if max(height, width) <= MAX_NUMBERS:
         middle = sum(bounds) / 2
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):

@@ -1,4 +1,4 @@
-"""Keeps credentials that slipped into a command line or an error's text out of what is shown."""
+"""Keep credentials that slipped into a command line or an error's text out of what is shown."""
 
 import os
 import re
@@ -16,11 +16,11 @@ IN_URL = re.compile(r"(\w://)[^/\s@]+@")
 KEY = re.compile(r"\b(?:wandb_v\d_\w+|[0-9a-f]{40})\b")
 
 
-def redacted(text: str) -> str:
-    """A text without what may be a credential.
+def redact(text: str) -> str:
+    """Remove what may be a credential from a text.
 
     Args:
-        text: Of a record. Not a column of commits, which look like keys of Weights & Biases.
+        text: Text of a record. Not a column of commits, which look like keys of Weights & Biases.
     """
     text = ASSIGNED.sub(rf"\1{REMOVED}", text)
     text = IN_URL.sub(rf"\1{REMOVED}@", text)
@@ -29,11 +29,11 @@ def redacted(text: str) -> str:
     return text.replace(known, REMOVED) if known else text
 
 
-def without_credentials(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of a study, command lines and remarks redacted."""
+def redact_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Redact the command lines and remarks of a study's runs."""
     return runs.assign(
         **{
-            column: [redacted(text) if isinstance(text, str) else text for text in runs[column]]
+            column: [redact(text) if isinstance(text, str) else text for text in runs[column]]
             for column in ("overrides", "remark")
             if column in runs
         }

@@ -12,12 +12,13 @@ import bnstudy
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.paths import EMBEDDINGS, RECORD, TABLE
-from bnstudy.study.analysis import Findings
-from bnstudy.study.load.records import Study, load
-from bnstudy.study.present.page import page
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.page import render_page
+from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.terminal import console
 
-MOST_TOLD = 10  # runs that did not go well
+MAX_LISTED_RUNS = 10  # in the summary, of those that did not go well
 
 PAGE = "index.html"
 
@@ -29,16 +30,18 @@ INPUTS = (RECORD, TABLE, EMBEDDINGS)  # of each run
 SIGNATURE = "Written by bnstudy"  # on each page
 
 
-def report(folder: Path, baseline: str | None = None, output: Path | None = None) -> list[Path]:
+def write_report(
+    folder: Path, baseline: str | None = None, output: Path | None = None
+) -> list[Path]:
     """Write the page, figures and tables of a study, and print its summary.
 
     Runs that are not comparable with the others have a page of their own. Files of an earlier
     report that the new one does not have are removed.
 
     Args:
-        folder: Of the study.
+        folder: Folder of the study.
         baseline: The norm that the others are compared with; None: no normalization, or BatchNorm.
-        output: Where to; None: `report` in the study's folder.
+        output: Folder for the report; None: `report` in the study's folder.
 
     Returns:
         The pages, the first one being index.html.
@@ -49,21 +52,21 @@ def report(folder: Path, baseline: str | None = None, output: Path | None = None
     from threadpoolctl import threadpool_limits
 
     from bnstudy.study.present import tables
-    from bnstudy.study.present.drawing import draw
-    from bnstudy.study.present.figures import all_figures
+    from bnstudy.study.present.drawing import write_figures
+    from bnstudy.study.present.figures import draw_figures
 
     output = output or folder / "report"
-    inputs, parts, files = fingerprint(folder), _parts(load(folder), output), []
+    inputs, parts, files = fingerprint(folder), _split_parts(StudyRuns.read(folder), output), []
     for study, place, apart in parts:
-        findings = Findings(study, baseline)
-        drawn = draw(all_figures(findings), place / "figures")
+        analysis = Analysis(study, baseline)
+        drawn = write_figures(draw_figures(analysis), place / "figures")
         # Other processes draw: threads that wait for a core of theirs would hold up the others.
         with threadpool_limits(1, "blas"):
-            written = tables.write(findings, place / "tables")
+            written = tables.write_tables(analysis, place / "tables")
         beside = [*drawn, *written]
         names = [path.relative_to(place).as_posix() for path in beside]
-        files += [*beside, _write(page(findings, names, apart), place / PAGE)]
-        _summarize(findings, apart)
+        files += [*beside, _write(render_page(analysis, names, apart), place / PAGE)]
+        _print_summary(analysis, apart)
         for what, where in (
             ("Page", files[-1]),
             ("Figures", place / "figures"),
@@ -80,7 +83,7 @@ def write_page(folder: Path) -> list[Path]:
     the earlier page where no run has a result any more.
 
     Args:
-        folder: Of the study.
+        folder: Folder of the study.
 
     Returns:
         The pages, the first one being index.html; several, where the runs are not comparable.
@@ -90,20 +93,22 @@ def write_page(folder: Path) -> list[Path]:
     """
     output, inputs = folder / "report", fingerprint(folder)
     try:
-        parts = _parts(load(folder), output)
-        findings = [(Findings(study), place, apart) for study, place, apart in parts]
+        parts = _split_parts(StudyRuns.read(folder), output)
+        analyses = [(Analysis(study), place, apart) for study, place, apart in parts]
     except UserError:
-        _remove(output, _listed(output)["files"])
+        _remove(output, _read_manifest(output)["files"])
         raise
-    files = [_write(page(found, apart=apart), place / PAGE) for found, place, apart in findings]
+    files = [
+        _write(render_page(found, apart=apart), place / PAGE) for found, place, apart in analyses
+    ]
     return _finish(output, parts, inputs, files)
 
 
-def current_pages(folder: Path) -> list[Path]:
-    """The pages of a study, written again if anything has changed that they were made of.
+def refresh_pages(folder: Path) -> list[Path]:
+    """Write the pages of a study again if anything has changed that they were made of.
 
     Args:
-        folder: Of the study.
+        folder: Folder of the study.
 
     Returns:
         The pages, the first one being index.html.
@@ -111,7 +116,7 @@ def current_pages(folder: Path) -> list[Path]:
     Raises:
         UserError: There is no run that has ended.
     """
-    manifest = _listed(folder / "report")
+    manifest = _read_manifest(folder / "report")
     pages = [folder / "report" / name for name in manifest["pages"]]
     is_current = manifest["inputs"] == fingerprint(folder)
     if pages and is_current and all(path.exists() for path in pages):
@@ -119,13 +124,13 @@ def current_pages(folder: Path) -> list[Path]:
     return write_page(folder)
 
 
-def tell_page(folder: Path) -> None:
-    """Write the page of a study unless nothing has changed since, and say where it is.
+def print_page(folder: Path) -> None:
+    """Write the page of a study unless nothing has changed since, and print its path.
 
     Whatever prevents that is told in a line: a sweep has done its work without its page.
     """
     try:
-        pages = current_pages(folder)
+        pages = refresh_pages(folder)
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         console.print(f"Report   none: {message.splitlines()[0]}")
@@ -135,10 +140,10 @@ def tell_page(folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of what a page is made of: names, sizes and times of files, and the version.
+    """Hash what a page is made of: names, sizes and times of files, and the version.
 
     Args:
-        folder: Of the study.
+        folder: Folder of the study.
     """
     found = []
     for cell in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
@@ -156,8 +161,8 @@ def is_report(path: Path) -> bool:
     return path.is_file() and SIGNATURE in path.read_text(encoding="utf-8", errors="replace")
 
 
-def _listed(output: Path) -> dict[str, Any]:
-    """The manifest of an earlier report: inputs, pages and files, relative to its folder.
+def _read_manifest(output: Path) -> dict[str, Any]:
+    """Read the manifest of an earlier report: inputs, pages and files, relative to its folder.
 
     Pages that were written before there were manifests are listed as well.
     """
@@ -172,7 +177,7 @@ def _listed(output: Path) -> dict[str, Any]:
 
 
 def _finish(
-    output: Path, parts: list[tuple[Study, Path, str | None]], inputs: str, files: list[Path]
+    output: Path, parts: list[tuple[StudyRuns, Path, str | None]], inputs: str, files: list[Path]
 ) -> list[Path]:
     """Write the page that leads to those of the parts, remove what is out of date, list the files.
 
@@ -187,9 +192,9 @@ def _finish(
     """
     pages = [place / PAGE for _, place, _ in parts]
     if len(parts) > 1:
-        pages.insert(0, _write(_contents(parts), output / PAGE))
+        pages.insert(0, _write(_render_contents(parts), output / PAGE))
     names = {path.relative_to(output).as_posix() for path in (*pages, *files)}
-    _remove(output, set(_listed(output)["files"]) - names)
+    _remove(output, set(_read_manifest(output)["files"]) - names)
     manifest = {
         "inputs": inputs,
         "pages": [path.relative_to(output).as_posix() for path in pages],
@@ -213,12 +218,12 @@ def _remove(output: Path, names: Iterable[str]) -> None:
                 (output / folder).rmdir()
 
 
-def _contents(parts: list[tuple[Study, Path, str | None]]) -> str:
-    """The page that leads to those of the parts."""
+def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
+    """Render the page that leads to those of the parts."""
     name = html.escape(parts[0][0].name)
     items = "\n".join(
         f'<li><a href="{place.name}/{PAGE}">{place.name}</a>: {len(part.results)} runs of '
-        f"{html.escape(part.what)}</li>"
+        f"{html.escape(part.measured_on)}</li>"
         for part, place, _ in parts
     )
     return f"""<!DOCTYPE html>
@@ -236,8 +241,8 @@ def _contents(parts: list[tuple[Study, Path, str | None]]) -> str:
 """
 
 
-def _parts(study: Study, output: Path) -> list[tuple[Study, Path, str | None]]:
-    """What is comparable: each part, its folder, and what it is apart from."""
+def _split_parts(study: StudyRuns, output: Path) -> list[tuple[StudyRuns, Path, str | None]]:
+    """Split a study into comparable parts: each with its folder, and what it is apart from."""
     if len(study.parts) == 1:
         return [(study.parts[0], output, None)]
     return [
@@ -245,7 +250,7 @@ def _parts(study: Study, output: Path) -> list[tuple[Study, Path, str | None]]:
             part,
             output / f"part{number}",
             "; ".join(
-                f"{len(other.results)} runs of {other.what} (part{place})"
+                f"{len(other.results)} runs of {other.measured_on} (part{place})"
                 for place, other in enumerate(study.parts, start=1)
                 if other is not part
             ),
@@ -260,17 +265,17 @@ def _write(text: str, path: Path) -> Path:
     return path
 
 
-def _summarize(findings: Findings, apart: str | None) -> None:
-    console.print(f"\n{findings.study.name}", style="bold")
+def _print_summary(analysis: Analysis, apart: str | None) -> None:
+    console.print(f"\n{analysis.study.name}", style="bold")
     if apart:
         console.print(f"Not comparable with the rest of the folder: {apart}", style="yellow")
-    for sentence in findings.verdict:
+    for sentence in compose_verdict(analysis):
         console.print(f"· {sentence}")
-    runs = findings.study.runs
+    runs = analysis.study.runs
     troubled = runs.loc[runs["remark"].notna(), ["cell", "status", "remark"]]
-    for cell, status, remark in troubled[:MOST_TOLD].to_numpy().tolist():
+    for cell, status, remark in troubled[:MAX_LISTED_RUNS].to_numpy().tolist():
         told = remark if status == "completed" else status
         console.print(f"! {cell}: {told}", style="yellow")
-    if len(troubled) > MOST_TOLD:
-        console.print(f"! and {len(troubled) - MOST_TOLD} more, on the page", style="yellow")
+    if len(troubled) > MAX_LISTED_RUNS:
+        console.print(f"! and {len(troubled) - MAX_LISTED_RUNS} more, on the page", style="yellow")
     console.print()

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from bnstudy.files import replacing
-from bnstudy.study.analysis import CLUSTERING, SPARSITY, Findings
-from bnstudy.study.present.redaction import without_credentials
+from bnstudy.headline import METRICS, choose_measured
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.present.redaction import redact_runs
 
 # Characters that mean something to LaTeX.
 TO_LATEX = str.maketrans(
@@ -16,55 +17,54 @@ TO_LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 
-NOT_TOLD = ["path", "comparable", "pair"]  # columns of the runs: of the program, not of the study
+INTERNAL_COLUMNS = ["path", "comparable", "pair"]  # of the runs
 
 
-def all_tables(findings: Findings) -> dict[str, pd.DataFrame]:
-    """The tables by name; those that have nothing to say are left out.
+def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """Collect the tables by name; those without rows are left out.
 
     Args:
-        findings: Of the study.
+        analysis: Analysis of the study.
     """
     tables = {
-        "runs": without_credentials(findings.study.runs).drop(columns=NOT_TOLD, errors="ignore"),
-        "averages": findings.points,
-        "epochs": findings.epochs,
-        "effects": findings.effects,
-        "curves": findings.curves,
-        "factors": findings.factors,
-        "relations": findings.relations,
-        "mediation": findings.mediation,
-        "interventions": findings.interventions,
+        "runs": redact_runs(analysis.study.runs).drop(columns=INTERNAL_COLUMNS, errors="ignore"),
+        "averages": analysis.points,
+        "epochs": analysis.epochs,
+        "effects": analysis.effects,
+        "curves": analysis.curves,
+        "factors": analysis.factors,
+        "relations": analysis.relations,
+        "mediation": analysis.mediation,
+        "interventions": analysis.interventions,
     }
     return {name: table for name, table in tables.items() if not table.empty}
 
 
-def latex_tables(findings: Findings) -> Iterator[tuple[str, str]]:
-    """Names and LaTeX (for the package booktabs) of the tables of a paper.
+def format_latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
+    """Format the tables of a paper as LaTeX (for the package booktabs).
 
     Means ± standard deviations over runs, and paired differences with their intervals and adjusted
     p, each with its n; the caption tells how many runs diverged.
 
     Args:
-        findings: Of the study.
+        analysis: Analysis of the study.
     """
     for split in ("test", "train"):
-        yield f"performance-{split}", _latex(findings, ("accuracy", "loss"), split)
-    for metric in (*SPARSITY, *CLUSTERING):
-        if metric in set(findings.averages["metric"]):
-            yield f"layers-{metric}", _latex(findings, (metric,), "train")
-            for depth in findings.depths:
-                yield f"layers-{metric}-depth{depth}", _latex(findings, (metric,), "train", depth)
+        yield f"performance-{split}", _latex(analysis, ("accuracy", "loss"), split)
+    for metric in choose_measured(METRICS, set(analysis.averages["metric"])):
+        yield f"layers-{metric}", _latex(analysis, (metric,), "train")
+        for depth in analysis.depths:
+            yield f"layers-{metric}-depth{depth}", _latex(analysis, (metric,), "train", depth)
 
 
 def _latex(
-    findings: Findings, metrics: tuple[str, ...], split: str, depth: int | None = None
+    analysis: Analysis, metrics: tuple[str, ...], split: str, depth: int | None = None
 ) -> str:
     by = ["metric", "site", "place_index", "place"]
     averages, effects = (
         table[table["metric"].isin(metrics) & (table["split"] == split)] if len(table) else table
         for table in (
-            (findings.averages, findings.whole) if depth is None else findings.of_depth(depth)
+            (analysis.averages, analysis.whole) if depth is None else analysis.of_depth(depth)
         )
     )
     columns: dict[tuple[Any, str], pd.Series] = {}
@@ -76,7 +76,7 @@ def _latex(
         }
     for name, of_treatment in effects.groupby("treatment") if len(effects) else ():
         table = _indexed(of_treatment, by)
-        against = f"{name} − {findings.baseline}"
+        against = f"{name} − {analysis.baseline}"
         columns |= {
             (against, "difference [95 %]"): table.apply(_difference, axis=1),
             (against, "adjusted p"): table["p_adjusted"].map(_number),
@@ -84,12 +84,12 @@ def _latex(
         }
     table = pd.DataFrame(columns).droplevel(["site", "place_index"])
     table.index.names = [None, None]
-    caption = f"{findings.study.name}: {', '.join(metrics)}, {split} split, after the last epoch"
+    caption = f"{analysis.study.name}: {', '.join(metrics)}, {split} split, after the last epoch"
     if depth is not None:
         caption += f", networks of depth {depth}"
-    if findings.other_differences:
-        caption += f"; runs of a pair also differ in {'; '.join(findings.other_differences)}"
-    for treatment, runs in findings.study.results.groupby("treatment"):
+    if analysis.other_differences:
+        caption += f"; runs of a pair also differ in {'; '.join(analysis.other_differences)}"
+    for treatment, runs in analysis.study.results.groupby("treatment"):
         if diverged := int((runs["status"] == "diverged").sum()):
             caption += f"; {diverged} of {len(runs)} runs of {treatment} diverged"
     text: str = table.fillna("").to_latex(
@@ -126,20 +126,20 @@ def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
 
 
-def write(findings: Findings, folder: Path) -> list[Path]:
+def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
     """Write all tables.
 
     Args:
-        findings: Of the study.
-        folder: Where to.
+        analysis: Analysis of the study.
+        folder: Folder for the files.
 
     Returns:
         The files.
     """
     texts = {
-        f"{name}.csv": table.to_csv(index=False) for name, table in all_tables(findings).items()
+        f"{name}.csv": table.to_csv(index=False) for name, table in collect_tables(analysis).items()
     }
-    texts |= {f"{name}.tex": text for name, text in latex_tables(findings)}
+    texts |= {f"{name}.tex": text for name, text in format_latex_tables(analysis)}
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text)

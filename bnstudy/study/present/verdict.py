@@ -1,4 +1,4 @@
-"""What a study says, in a few plain sentences, no surer than its pairs allow."""
+"""Verdict of a study in a few plain sentences, no surer than its pairs allow."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from bnstudy.study.effects import pairs
-from bnstudy.study.fairness import other_differences
-from bnstudy.study.generalization import MIN_RUNS, mediators
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.fairness import describe_other_differences
+from bnstudy.study.generalization import MIN_RUNS, choose_mediators
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP, STUDENT_T
-from bnstudy.study.load.numbers import of_activations
-from bnstudy.study.load.records import Study
+from bnstudy.study.load.matrix import are_activations
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.load.study_runs import StudyRuns
 
 LEVEL = round(1 - CONFIDENCE, 9)  # p up to which a difference is called significant
 MAX_LISTED = 3  # runs that are counted once
@@ -19,37 +20,29 @@ MAX_LISTED = 3  # runs that are counted once
 NO_VALUES = "no pair has a value in both of its runs"
 
 
-def verdict(
-    study: Study,
-    effects: pd.DataFrame,
-    relations: pd.DataFrame,
-    mediation: pd.DataFrame,
-    interventions: pd.DataFrame,
-    baseline: str | None = None,
-) -> list[str]:
-    """The sentences: what was run, what differs, where, how sure, and what may explain it.
+def compose_verdict(analysis: Analysis) -> list[str]:
+    """Compose the sentences: what was run, what differs, where, how sure, what may explain it.
 
     Args:
-        study: Whose runs are comparable.
-        effects: Of `bnstudy.study.effects.effects`, of all pairs together.
-        relations: Of `bnstudy.study.generalization.relations`.
-        mediation: Of `bnstudy.study.generalization.mediation`.
-        interventions: Of `bnstudy.study.generalization.interventions`.
-        baseline: The treatment that `effects` compares with; None: `Study.baseline`'s choice.
+        analysis: Analysis of the study.
     """
+    study, baseline = analysis.study, analysis.baseline
     sentences = [f"{study.counts()}.", *_left_out(study)]
     if len(study.treatments) < 2:
         return [*sentences, "There is nothing to compare: all runs have the same treatment."]
-    baseline = study.baseline(baseline)
-    known = _known(effects)
+    known = _known(analysis.whole)
     for treatment in study.treatments:
         if treatment != baseline:
             table = known[known["treatment"] == treatment]
             sentences += _treatment(study, treatment, baseline, table)
-    return [*sentences, *_explained(study, relations, mediation), *_intervened(interventions)]
+    return [
+        *sentences,
+        *_explained(study, analysis.relations, analysis.mediation),
+        *_intervened(analysis.interventions),
+    ]
 
 
-def _left_out(study: Study) -> Iterator[str]:
+def _left_out(study: StudyRuns) -> Iterator[str]:
     results = study.results
     for treatment, runs in results.groupby("treatment"):
         if diverged := int((runs["status"] == "diverged").sum()):
@@ -72,8 +65,10 @@ def _left_out(study: Study) -> Iterator[str]:
         yield f"Not in what follows: {missing} of {len(study.runs)} runs, without results."
 
 
-def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame) -> Iterator[str]:
-    matched = pairs(study, treatment, baseline)
+def _treatment(
+    study: StudyRuns, treatment: str, baseline: str, table: pd.DataFrame
+) -> Iterator[str]:
+    matched = match_pairs(study, treatment, baseline)
     n = len(matched.treatment)
     if matched.identical:
         norms = study.results.groupby("treatment")["norm"].first()
@@ -94,13 +89,13 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
     seeds, points = rows["seed"].nunique(), rows["grid"].nunique()
     where = f" at {_count(points, 'point')} of the grid" if points > 1 else ""
     unpaired = f" ({_count(matched.unpaired, 'run')} without a partner)" * bool(matched.unpaired)
-    others = other_differences(study, treatment, baseline)
+    others = describe_other_differences(study, treatment, baseline)
     only = f"also differ in {others}; " if others else "differ in nothing else: "
     yield (
         f"{treatment} is compared with {baseline} over {_count(n, 'pair')} of runs that {only}"
         f"{_count(seeds, 'seed')}{where}{unpaired}."
     )
-    if few := few_pairs(n, points):
+    if few := describe_few_pairs(n, points):
         yield few
     elif (table["test"] == STUDENT_T).any():  # other pairs have no value
         yield (
@@ -116,7 +111,7 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
         )
     if not accuracy:
         yield f"Test accuracy cannot be compared: {NO_VALUES}."
-    for metric in mediators(study).values():
+    for metric in choose_mediators(study).values():
         yield from _metric(treatment, metric, list(_rows(table, split="train", metric=metric)))
     layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
     for split, tests in layers.groupby("split", sort=False):
@@ -129,8 +124,8 @@ def _treatment(study: Study, treatment: str, baseline: str, table: pd.DataFrame)
             )
 
 
-def few_pairs(n: int, points: int = 1) -> str:
-    """What so few pairs allow, and how many seeds to add; empty where they are enough.
+def describe_few_pairs(n: int, points: int = 1) -> str:
+    """Describe what so few pairs allow, and how many seeds to add; empty where they are enough.
 
     Args:
         n: Number of pairs.
@@ -152,7 +147,7 @@ def few_pairs(n: int, points: int = 1) -> str:
 
 
 def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
-    """Where in depth a metric differs."""
+    """Describe where in depth a metric differs."""
     if not rows:
         yield f"{metric} cannot be compared: {NO_VALUES}."
         return
@@ -189,7 +184,7 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
 
 
 def _noun(row: Any) -> str:
-    """What the place of a row is: networks of different depth share relative depths alone."""
+    """Name the kind of place of a row: networks of different depth share relative depths alone."""
     return "layer" if row.layers > 0 else "relative depth"
 
 
@@ -202,11 +197,11 @@ def _places(rows: Sequence[Any], some: str = "") -> str:
     return f"{preposition} {some}{_count(len(rows), _noun(rows[0]))}"
 
 
-def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
+def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
     if relations.empty:
         return
     accuracy = relations[(relations["target"] == "test accuracy") & (relations["split"] == "train")]
-    accuracy = accuracy[of_activations(accuracy)]
+    accuracy = accuracy[are_activations(accuracy)]
     if len(accuracy) and accuracy["n"].max() < MIN_RUNS:
         yield (
             f"Whether a metric goes with test accuracy needs at least {MIN_RUNS} runs that have "
@@ -214,7 +209,7 @@ def _explained(study: Study, relations: pd.DataFrame, mediation: pd.DataFrame) -
         )
     accuracy = accuracy.dropna(subset="granulated")
     has_norms = len(study.treatments) - len(study.identical) > 1  # as an axis
-    for name, metric in mediators(study).items():
+    for name, metric in choose_mediators(study).items():
         table = accuracy[accuracy["metric"] == metric]
         if not table.empty:
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
@@ -288,7 +283,7 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
 
 def _known(table: pd.DataFrame) -> pd.DataFrame:
     """Differences that there are; and as `is_told` whether sentences about a metric are of them."""
-    return table.assign(is_told=of_activations(table)).dropna(subset="difference")
+    return table.assign(is_told=are_activations(table)).dropna(subset="difference")
 
 
 def _rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:

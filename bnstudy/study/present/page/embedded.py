@@ -13,18 +13,20 @@ import numpy as np
 import pandas as pd
 
 from bnstudy.runs.long_table import WHOLE_MODEL
-from bnstudy.study.analysis import Findings
-from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP, Numbers, mean, spread
-from bnstudy.study.load.embedding_tables import runs_with_maps
-from bnstudy.study.load.numbers import KEYS, RELATIVE_DEPTHS, all_columns, layer_counts
-from bnstudy.study.load.records import Study
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.inference import mean, spread
+from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
+from bnstudy.study.load.embedding_tables import find_runs_with_maps
+from bnstudy.study.load.matrix import KEYS, RELATIVE_DEPTHS, count_layers, load_columns
+from bnstudy.study.load.study_runs import StudyRuns
 
-MOST_NUMBERS = 1_200_000  # of runs: 6 MB of base64
-MOST_SAMPLES = 150_000  # of maps: 2 MB of base64
-SAMPLES_OF_A_MAP = 500
-FEWEST_EPOCHS = 5  # of each run, before seeds are averaged
+MAX_NUMBERS = 1_200_000  # of runs: 6 MB of base64
+MAX_SAMPLES = 150_000  # of maps: 2 MB of base64
+MAX_SAMPLES_OF_MAP = 500
+MIN_EPOCHS = 5  # of each run, before seeds are averaged
 
-FACTS_OF_A_MAP = [
+MAP_FACTS = [
     *("cell", "pair", "method", "site", "layer", "layers", "position"),
     *("epoch", "split", "share", "reason"),
 ]
@@ -35,11 +37,11 @@ EFFECTS = (
 CURVES = ("n", "undefined", "difference", "low", "high")
 
 
-def embedded(findings: Findings) -> dict[str, Any]:
-    """What page.js draws.
+def embed_numbers(analysis: Analysis) -> dict[str, Any]:
+    """Collect the numbers that page.js draws.
 
     Args:
-        findings: Of the study.
+        analysis: Analysis of the study.
 
     Returns:
         - baseline, model (the place of the whole model's numbers), treatments (the baseline first),
@@ -47,7 +49,7 @@ def embedded(findings: Findings) -> dict[str, Any]:
         - min_pairs, min_pairs_to_flip: fewest pairs of a test, and of one by sign flips;
         - axes: name, label and values of each, as text;
         - keys: split, metric, site, layers, place and place_index of each column, as in
-          `all_columns`; depths: the relative depths;
+          `load_columns`; depths: the relative depths;
         - metrics: those of layers; epochs: those that are in `values`;
         - groups: the runs, or in large studies the seeds of a treatment at a point of the grid:
           index, cell, treatment (its number), pair and seed (null of several), point (a value of
@@ -60,21 +62,21 @@ def embedded(findings: Findings) -> dict[str, Any]:
         - maps: see `_maps`;
         - similarities: see `_similarities`.
     """
-    study = findings.study
-    keys, values = all_columns(study, every_epoch=True)
+    study = analysis.study
+    keys, values = load_columns(study, every_epoch=True)
     all_epochs = keys["epoch"].unique()
     keys = keys[keys["epoch"] == all_epochs[0]].drop(columns="epoch").reset_index(drop=True)
     values = values.reshape(len(values), len(all_epochs), len(keys))
-    treatments = [findings.baseline]
-    treatments += [name for name in study.treatments if name != findings.baseline]
-    axes = [_axis(study, name) for name in findings.axes]
+    treatments = [analysis.baseline]
+    treatments += [name for name in study.treatments if name != analysis.baseline]
+    axes = [_axis(study, name) for name in analysis.axes]
 
     groups = _described(study, treatments, [axis["name"] for axis in axes])
     last_epochs = sorted(set(groups["last_epoch"]))
-    room = MOST_NUMBERS // values[:, 0].size
-    many = room < min(FEWEST_EPOCHS, len(all_epochs))
+    room = MAX_NUMBERS // values[:, 0].size
+    many = room < min(MIN_EPOCHS, len(all_epochs))
     if many:
-        room = MOST_NUMBERS // (3 * groups.groupby(["treatment", "point"]).ngroups * len(keys))
+        room = MAX_NUMBERS // (3 * groups.groupby(["treatment", "point"]).ngroups * len(keys))
     chosen = _thinned(list(all_epochs), last_epochs, room)
     values = values[:, chosen]
     arrays = {"mean": values}
@@ -82,7 +84,7 @@ def embedded(findings: Findings) -> dict[str, Any]:
         groups, arrays = _pooled(groups, values)
     groups["index"] = range(len(groups))
     return {
-        "baseline": findings.baseline,
+        "baseline": analysis.baseline,
         "model": WHOLE_MODEL,
         "treatments": treatments,
         "min_pairs": MIN_PAIRS,
@@ -96,9 +98,9 @@ def embedded(findings: Findings) -> dict[str, Any]:
         "all_epochs": len(all_epochs),
         "groups": json.loads(groups.to_json(orient="records")),
         "values": {name: _encoded(array) for name, array in arrays.items()},
-        "effects": _effects(findings, keys, treatments),
-        "curves": _curves(findings, keys, treatments, [int(all_epochs[at]) for at in chosen]),
-        "maps": _maps(findings, treatments, [axis["name"] for axis in axes]),
+        "effects": _effects(analysis, keys, treatments),
+        "curves": _curves(analysis, keys, treatments, [int(all_epochs[at]) for at in chosen]),
+        "maps": _maps(analysis, treatments, [axis["name"] for axis in axes]),
         "similarities": _similarities(study),
     }
 
@@ -108,7 +110,7 @@ def _encoded(array: Numbers) -> str:
         return base64.b64encode(np.asarray(array, dtype="<f4").tobytes()).decode()
 
 
-def _axis(study: Study, name: str) -> dict[str, Any]:
+def _axis(study: StudyRuns, name: str) -> dict[str, Any]:
     values = sorted(study.results[name].unique())
     return {"name": name, "label": name.rpartition(".")[2], "values": [_text(v) for v in values]}
 
@@ -118,7 +120,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _described(study: Study, treatments: list[str], axes: list[str]) -> pd.DataFrame:
+def _described(study: StudyRuns, treatments: list[str], axes: list[str]) -> pd.DataFrame:
     results = study.results
     return pd.DataFrame(
         {
@@ -130,13 +132,13 @@ def _described(study: Study, treatments: list[str], axes: list[str]) -> pd.DataF
             "n": 1,
             "diverged": (results["status"] == "diverged").map(int),
             "last_epoch": results["last_epoch"].map(int),
-            "layers": layer_counts(study).to_dict("records"),
+            "layers": count_layers(study).to_dict("records"),
         }
     )
 
 
 def _thinned(epochs: list[int], last: list[int], room: int) -> list[int]:
-    """Which epochs are kept: all, or evenly spread ones and each run's last."""
+    """Choose the epochs that are kept: all, or evenly spread ones and each run's last."""
     places = {round(place) for place in np.linspace(0, len(epochs) - 1, max(2, room))}
     return sorted(places | {epochs.index(epoch) for epoch in last if epoch in epochs})
 
@@ -180,13 +182,13 @@ def _numbered(table: pd.DataFrame, keys: pd.DataFrame) -> pd.Series:
     return pd.Series(index.get_indexer(pd.MultiIndex.from_frame(table[KEYS])), table.index)
 
 
-def _effects(findings: Findings, keys: pd.DataFrame, treatments: list[str]) -> dict[str, Any]:
-    table = findings.effects
+def _effects(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dict[str, Any]:
+    table = analysis.effects
     if table.empty:
         return {"points": [], "fields": {}}
     at = [
         tuple(None if pd.isna(value) else _text(value) for value in row)
-        for row in table[list(findings.axes)].itertuples(index=False)
+        for row in table[list(analysis.axes)].itertuples(index=False)
     ]
     points = list(dict.fromkeys(at))
     shape = (len(treatments) - 1, len(points), len(keys))
@@ -197,9 +199,9 @@ def _effects(findings: Findings, keys: pd.DataFrame, treatments: list[str]) -> d
 
 
 def _curves(
-    findings: Findings, keys: pd.DataFrame, treatments: list[str], epochs: list[int]
+    analysis: Analysis, keys: pd.DataFrame, treatments: list[str], epochs: list[int]
 ) -> dict[str, str]:
-    table = findings.curves
+    table = analysis.curves
     if table.empty:
         return {}
     table = table[table["epoch"].isin(epochs)]
@@ -213,24 +215,24 @@ def _curves(
     )
 
 
-def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[str, Any]:
-    """Where samples lie in a plane.
+def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[str, Any]:
+    """Collect the embeddings of samples.
 
     Returns:
         - classes: by label, their names;
         - pictures: cell, treatment (its number), pair (its number), seed, point (a value of each
-          axis), epoch, split, site, layer, layers and position (as in `Study.query`), method, share
-          (of the variance; null of umap), reason (why there is none; null where there is), and
-          where its samples are (first, count);
+          axis), epoch, split, site, layer, layers and position (as in `StudyRuns.query`), method,
+          share (of the variance; null of umap), reason (why there is none; null where there is),
+          and where its samples are (first, count);
         - x, y, labels: of all samples;
         - shown: of how many runs they are; runs: how many have maps.
     """
-    table = findings.maps
+    table = analysis.maps
     if table.empty:
         return {"pictures": []}
-    described = _described(findings.study, treatments, axes).set_index("cell")
+    described = _described(analysis.study, treatments, axes).set_index("cell")
     by_picture = table.groupby(["cell", "method", "layer"], sort=False)
-    most = min(SAMPLES_OF_A_MAP, max(1, MOST_SAMPLES // len(by_picture)))
+    most = min(MAX_SAMPLES_OF_MAP, max(1, MAX_SAMPLES // len(by_picture)))
     pictures: list[dict[str, Any]] = []
     parts: list[pd.DataFrame] = []
     for _, samples in by_picture:
@@ -238,7 +240,7 @@ def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[st
         drawn = there.sample(min(most, len(there)), random_state=0)  # they may stand by class
         parts.append(drawn.sort_index())
         first = pictures[-1]["first"] + pictures[-1]["count"] if pictures else 0
-        facts = json.loads(samples[FACTS_OF_A_MAP].iloc[:1].to_json(orient="records"))[0]
+        facts = json.loads(samples[MAP_FACTS].iloc[:1].to_json(orient="records"))[0]
         run = described.loc[facts["cell"]]
         of_run = {"treatment": int(run["treatment"]), "seed": int(run["seed"])}
         samples_of_it = {"point": run["point"], "first": first, "count": len(parts[-1])}
@@ -252,12 +254,12 @@ def _maps(findings: Findings, treatments: list[str], axes: list[str]) -> dict[st
         "y": _encoded(shown["y"].to_numpy()),
         "labels": _encoded(shown["label"].to_numpy()),
         "shown": table["cell"].nunique(),
-        "runs": len(runs_with_maps(findings.study)),
+        "runs": len(find_runs_with_maps(analysis.study)),
     }
 
 
-def _similarities(study: Study) -> list[dict[str, Any]]:
-    """What `bnstudy.measure similarity` wrote: pairs of runs, and a matrix for each measure.
+def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
+    """Read what `bnstudy.measure similarity` wrote: pairs of runs, and a matrix for each measure.
 
     Left out are those of runs that are not in the study any more, or were trained again since.
     """

@@ -13,14 +13,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 import bnstudy
+from bnstudy.headline import CLUSTERING, METRICS, SPARSITY, choose_measured
 from bnstudy.runs.long_table import WHOLE_MODEL
-from bnstudy.study.analysis import CLUSTERING, SPARSITY, Findings
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
-from bnstudy.study.load.records import TREATMENT, Study
-from bnstudy.study.present.page.embedded import embedded
-from bnstudy.study.present.redaction import without_credentials
+from bnstudy.study.load.design import TREATMENT
+from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.page.embedded import embed_numbers
+from bnstudy.study.present.redaction import redact_runs
+from bnstudy.study.present.verdict import compose_verdict
 
-MOST_ROWS = 500  # of a table on the page; the CSV has all
+MAX_ROWS = 500  # of a table on the page; the CSV has all
 
 ENVIRONMENT = [
     "commit",
@@ -43,21 +46,21 @@ TARGETS = [
 ]
 
 
-def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None) -> str:
-    """The page of a study, as HTML.
+def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None) -> str:
+    """Render the page of a study as HTML.
 
     Names, messages and whatever else comes from records is text on it: scripts other than the
     page's own are not run, and nothing is loaded from anywhere.
 
     Args:
-        findings: Of the study.
+        analysis: Analysis of the study.
         files: Figures and tables beside the page, relative to it.
-        apart: Why there are runs in the study's folder that are not on the page.
+        apart: Reason why there are runs in the study's folder that are not on the page.
     """
-    study = findings.study
-    data = embedded(findings)
+    study = analysis.study
+    data = embed_numbers(analysis)
     scripts = [get_plotlyjs(), _resource("page.js")]
-    runs = without_credentials(study.runs)
+    runs = redact_runs(study.runs)
     environment = Environment(
         loader=PackageLoader(__package__, ""),
         autoescape=True,
@@ -65,11 +68,15 @@ def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"told": told, "words": lambda name: str(name).replace("_", " ")}
+    environment.filters |= {
+        "formatted": format_value,
+        "words": lambda name: str(name).replace("_", " "),
+    }
     environment.globals |= {"zipped": _zipped, "numbered": _numbered}
-    has_grid = {"depth", "width"} <= set(findings.axes)
+    has_grid = {"depth", "width"} <= set(analysis.axes)
     content = {
-        "findings": findings,
+        "analysis": analysis,
+        "verdict": compose_verdict(analysis),
         "study": study,
         "data": data,
         # No text can end the element that it stands in.
@@ -81,15 +88,15 @@ def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None
         "apart": apart,
         "files": files,
         "compared": len(data["treatments"]) > 1,
-        "axis_names": list(findings.axes),
+        "axis_names": list(analysis.axes),
         "over_grid": _over_grid(data["treatments"]) if has_grid else [],
         "targets": TARGETS,
         "seeds": sorted({one["seed"] for one in data["groups"]} - {None}),
         "splits": sorted({key["split"] for key in data["keys"] if key["place_index"] > 0})[::-1],
         "sites": sorted({key["site"] for key in data["keys"] if key["site"]}),
-        "sparsity": [name for name in SPARSITY if name in data["metrics"]],
-        "clustering": [name for name in CLUSTERING if name in data["metrics"]],
-        "effect_size": "cohens_d" if _has_spread(findings) else "rank_biserial",
+        "sparsity": choose_measured(SPARSITY, data["metrics"]),
+        "clustering": choose_measured(CLUSTERING, data["metrics"]),
+        "effect_size": "cohens_d" if _has_spread(analysis) else "rank_biserial",
         "embedded_note": _embedded_note(data, study),
         "assumptions": ASSUMPTIONS,
         "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
@@ -100,16 +107,16 @@ def page(findings: Findings, files: Sequence[str] = (), apart: str | None = None
             for number, pair in enumerate(data["similarities"])
             for name in pair["matrices"]
         ],
-        "command_lines": runs[["cell", "overrides"]].dropna()[:MOST_ROWS].to_numpy().tolist(),
+        "command_lines": runs[["cell", "overrides"]].dropna()[:MAX_ROWS].to_numpy().tolist(),
         "hours": _hours(study),
-        **_tables(findings, runs),
+        **_tables(analysis, runs),
     }
     content["sections"] = _sections(content)
     return environment.get_template("page.html").render(content)
 
 
-def told(value: Any) -> str:
-    """A value as a table on the page shows it."""
+def format_value(value: Any) -> str:
+    """Format a value for a table on the page."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float) and math.isinf(value):
@@ -124,7 +131,7 @@ def _resource(name: str) -> str:
 
 
 def _allowed(script: str) -> str:
-    """How a Content-Security-Policy names a script that may run."""
+    """Name a script that may run, for a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -137,16 +144,16 @@ def _numbered(values: Sequence[Any]) -> list[tuple[int, Any]]:
 
 
 def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
-    """What can be shown over depth and width: each treatment, and each less the baseline."""
+    """List the choices over depth and width: each treatment, and each less the baseline."""
     absolute = [(str(number), name) for number, name in enumerate(treatments)]
     return absolute + [(f"-{number}", f"{name} − {treatments[0]}") for number, name in absolute[1:]]
 
 
-def _has_spread(findings: Findings) -> bool:
-    return not findings.effects.empty and bool(findings.whole["cohens_d"].notna().any())
+def _has_spread(analysis: Analysis) -> bool:
+    return not analysis.effects.empty and bool(analysis.whole["cohens_d"].notna().any())
 
 
-def _norm_settings(study: Study) -> list[str]:
+def _norm_settings(study: StudyRuns) -> list[str]:
     """The settings of each treatment's norm and regularizer, those that are swept in its name."""
     found = []
     for treatment, cells in study.results.groupby("treatment")["cell"]:
@@ -161,8 +168,8 @@ def _norm_settings(study: Study) -> list[str]:
     return found
 
 
-def _embedded_note(data: dict[str, Any], study: Study) -> str:
-    """What the page's figures leave out of a large study."""
+def _embedded_note(data: dict[str, Any], study: StudyRuns) -> str:
+    """Describe what the page's figures leave out of a large study."""
     notes = []
     if "n" in data["values"]:
         notes.append("its figures know the mean and standard deviation over seeds, not each run")
@@ -174,7 +181,7 @@ def _embedded_note(data: dict[str, Any], study: Study) -> str:
     return f"To keep this page small: {'; '.join(notes)}. The tables have all." if notes else ""
 
 
-def _hours(study: Study) -> str:
+def _hours(study: StudyRuns) -> str:
     seconds = study.runs["seconds"].sum() if "seconds" in study.runs else 0
     measured = study.runs["measure_seconds"].sum() if "seconds" in study.runs else 0
     return (
@@ -183,14 +190,14 @@ def _hours(study: Study) -> str:
     )
 
 
-def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | None]:
+def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | None]:
     """The page's tables; None where there is nothing to say."""
-    study = findings.study
-    performance = findings.whole
+    study = analysis.study
+    performance = analysis.whole
     if len(performance):
         performance = performance[performance["place"] == WHOLE_MODEL]
         performance = performance[performance["metric"].isin(["accuracy", "loss"])]
-    relations = findings.relations
+    relations = analysis.relations
     if len(relations):
         relations = relations[(relations["split"] == "train") & (relations["n"] >= MIN_RUNS)]
     wrong = runs[(runs["status"] != "completed") | runs["remark"].notna()]
@@ -206,14 +213,14 @@ def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
             relations,
             "target metric place n granulated granulated_low granulated_high tau cmi cmi_null",
         ),
-        "mediation": findings.mediation,
+        "mediation": analysis.mediation,
         "interventions": _chosen(
-            findings.interventions,
+            analysis.interventions,
             "treatment baseline split metric place n undefined difference low high test p "
             "p_adjusted",
         ),
         "factors": _chosen(
-            _of_main_metrics(findings.factors),
+            _of_main_metrics(analysis.factors),
             "treatment split metric place term n f df df_residual eta_squared p p_adjusted",
         ),
         "wrong": _chosen(wrong, "cell status remark attempts failures"),
@@ -225,7 +232,7 @@ def _tables(findings: Findings, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
             """
         ),
     }
-    shown = {name: None if table.empty else table[:MOST_ROWS] for name, table in tables.items()}
+    shown = {name: None if table.empty else table[:MAX_ROWS] for name, table in tables.items()}
     return shown | {"environments": environments[["runs", *known]]}
 
 
@@ -236,7 +243,7 @@ def _chosen(table: pd.DataFrame, columns: str) -> pd.DataFrame:
 def _of_main_metrics(factors: pd.DataFrame) -> pd.DataFrame:
     if factors.empty:
         return factors
-    names = {"accuracy", "loss", *SPARSITY, *CLUSTERING}
+    names = {"accuracy", "loss", *METRICS}
     return factors[factors["metric"].isin(names)]
 
 

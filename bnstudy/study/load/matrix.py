@@ -13,9 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bnstudy.errors import UserError
-from bnstudy.study.inference.paired import Indices, Numbers
-from bnstudy.study.load.records import Study
+from bnstudy.study.load.study_runs import StudyRuns
 
+Numbers = NDArray[np.float64]
+Indices = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 # In a network with L layers at a site the i-th, counted from 1, has the relative depth
@@ -27,30 +28,32 @@ KEYS = ["split", "metric", "layers", "place"]  # which no two columns share
 MAX_NAMES = 2  # of layers that are matched; more of them are named by their number
 
 
-def wide(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
-    """Numbers of all runs that have ended, with one column for each layer of all runs together.
+def load_shared_columns(
+    study: StudyRuns, *, every_epoch: bool = False
+) -> tuple[pd.DataFrame, Numbers]:
+    """Load the numbers of all runs that have ended, in the columns that all runs share.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         every_epoch: Numbers of each epoch instead of each run's last one, for what the last one
             has.
 
     Returns:
-        The columns of `all_columns` that all runs share, and the numbers, runs x columns.
+        The columns of `load_columns` that all runs share, and the numbers, runs x columns.
 
     Raises:
         UserError: The runs are not comparable.
     """
-    keys, values = all_columns(study, every_epoch=every_epoch)
-    shared = shared_columns(study, keys, np.arange(len(values)))
+    keys, values = load_columns(study, every_epoch=every_epoch)
+    shared = select_shared_columns(study, keys, np.arange(len(values)))
     return keys[shared].reset_index(drop=True), values[:, shared]
 
 
-def all_columns(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
-    """Numbers of all runs that have ended, with the columns of every subset of them.
+def load_columns(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
+    """Load the numbers of all runs that have ended, with the columns of every subset of them.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         every_epoch: Numbers of each epoch instead of each run's last one, for what the last one
             has.
 
@@ -70,68 +73,68 @@ def all_columns(study: Study, *, every_epoch: bool = False) -> tuple[pd.DataFram
     if len(study.parts) > 1:
         raise UserError(
             f"{study.folder} holds runs that are not comparable: "
-            + " | ".join(f"{len(part.results)} runs of {part.what}" for part in study.parts)
+            + " | ".join(f"{len(part.results)} runs of {part.measured_on}" for part in study.parts)
             + "\nLook at each of them by itself, or train them as different studies (study=NAME)"
         )
     return _numbers(study, every_epoch)
 
 
-def shared_columns(study: Study, keys: pd.DataFrame, runs: Indices) -> Mask:
-    """The columns by which some runs are compared with one another.
+def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: Indices) -> Mask:
+    """Mark the columns by which some runs are compared with one another.
 
     Args:
-        study: Study whose runs are comparable.
-        keys: Columns, of `all_columns`.
-        runs: Rows of `Study.results`.
+        study: StudyRuns whose runs are comparable.
+        keys: Columns, of `load_columns`.
+        runs: Rows of `StudyRuns.results`.
 
     Returns:
         True for the layers of a site where all these networks have as many, otherwise for the
         relative depths, and for the whole model.
     """
     shared = {"": 0}
-    for site, counts in layer_counts(study).iloc[runs].items():
+    for site, counts in count_layers(study).iloc[runs].items():
         different = set(counts) - {0}
         shared[str(site)] = different.pop() if len(different) == 1 else 0
     return (keys["layers"] == keys["site"].map(shared)).to_numpy(dtype=bool)
 
 
-def of_networks(study: Study, keys: pd.DataFrame) -> Mask:
-    """Which columns are of layers that a run's network has, or of all networks.
+def select_own_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
+    """Mark the columns of layers that a run's network has, or of all networks.
 
     Args:
-        study: Study whose runs are comparable.
-        keys: Columns, of `all_columns`.
+        study: StudyRuns whose runs are comparable.
+        keys: Columns, of `load_columns`.
 
     Returns:
-        Rows of `Study.results` x columns.
+        Rows of `StudyRuns.results` x columns.
     """
     found = np.ones((len(study.results), len(keys)), dtype=bool)
-    counts = layer_counts(study)
+    counts = count_layers(study)
     for (site, count), columns in keys[keys["layers"] > 0].groupby(["site", "layers"]):
         found[:, columns.index] = (counts[site] == count).to_numpy()[:, None]
     return found
 
 
 @lru_cache(maxsize=2)
-def layer_counts(study: Study) -> pd.DataFrame:
-    """How many layers each of `study.results` has at each site."""
+def count_layers(study: StudyRuns) -> pd.DataFrame:
+    """Count the layers of each of `study.results` at each site."""
     counts = study.query("select cell, site, count(*) as layers from layers group by all")
     table = counts.pivot_table(index="cell", columns="site", values="layers", fill_value=0)
     return table.reindex(study.results["cell"], fill_value=0).astype(int)
 
 
-def layer_means(study: Study, metric: str) -> Numbers:
-    """Each run's mean of a metric over its own layers' activations, on the training split.
+def average_layers(study: StudyRuns, metric: str) -> Numbers:
+    """Average a metric of each run over its own layers' activations, on the training split.
 
     Args:
-        study: Study whose runs are comparable.
+        study: StudyRuns whose runs are comparable.
         metric: Name of the metric; where it has no activations, the mean is over its other layers,
             at the sites that all networks have.
     """
-    keys, values = all_columns(study)
-    counts = layer_counts(study)
+    keys, values = load_columns(study)
+    counts = count_layers(study)
     chosen = keys[(keys["split"] == "train") & (keys["metric"] == metric)]
-    chosen = chosen[of_activations(chosen) & (chosen["layers"] > 0)]
+    chosen = chosen[are_activations(chosen) & (chosen["layers"] > 0)]
     shared = [site for site in chosen["site"].unique() if (counts[site] > 0).all()]
     chosen = chosen[chosen["site"].isin(shared)]
     total, layers = np.zeros((2, len(values)))
@@ -144,8 +147,8 @@ def layer_means(study: Study, metric: str) -> Numbers:
     return means
 
 
-def of_activations(table: pd.DataFrame) -> pd.Series:
-    """Which rows are of layers' activations or, of a metric that has none, of layers at any site.
+def are_activations(table: pd.DataFrame) -> pd.Series:
+    """Mark rows of layers' activations or, of a metric that has none, of layers at any site.
 
     What is said of a metric in a few words, or is one curve over the layers, is of these.
 
@@ -160,7 +163,7 @@ def of_activations(table: pd.DataFrame) -> pd.Series:
 
 
 @lru_cache(maxsize=2)
-def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
+def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
     runs = _networks(study)
     connection = study.connection
     connection.register("numbers", runs)
@@ -200,13 +203,13 @@ def _numbers(study: Study, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
     there = sorted(found)
     if len(there) < epochs:
         values = values[:, there]
-    _interpolate(keys, values, layer_counts(study))
+    _interpolate(keys, values, count_layers(study))
     if every_epoch:
         keys = pd.concat([keys.assign(epoch=epoch) for epoch in there], ignore_index=True)
     return keys, values.reshape(len(runs), -1)
 
 
-def _networks(study: Study) -> pd.DataFrame:
+def _networks(study: StudyRuns) -> pd.DataFrame:
     """The number of each run's network: runs with layers of the same names have the same one.
 
     Networks are numbered in the order of the treatments, then of the runs.

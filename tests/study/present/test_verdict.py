@@ -7,20 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnstudy.study.effects import effects
-from bnstudy.study.fairness import other_differences
-from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.load.numbers import wide
-from bnstudy.study.load.records import load
-from bnstudy.study.present.verdict import verdict
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.fairness import describe_other_differences
+from bnstudy.study.generalization import compute_mediation
+from bnstudy.study.load.matrix import load_shared_columns
+from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
 def told(studies: Studies) -> str:
-    study = load(studies.folder)
-    return "\n".join(
-        verdict(study, effects(study), relations(study), mediation(study), interventions(study))
-    )
+    return "\n".join(compose_verdict(Analysis(load(studies.folder))))
 
 
 def add_pairs(studies: Studies, seeds: int, effect: float) -> None:
@@ -122,15 +119,15 @@ def test_of_layers_it_is_their_activations(studies: Studies) -> None:
         studies.add(norm, seed, layers=layers, features=features, accuracy=accuracy)
         others.add(norm, seed, layers=layers, accuracy=accuracy)
     study, other = load(studies.folder), load(others.folder)
-    keys = wide(study)[0]
+    keys = load_shared_columns(study)[0]
     places = keys.loc[keys["metric"] == "silhouette", "place"].tolist()
     assert places == ["block01", "block02", "classifier.features"]
     text = told(studies)
     assert "silhouette is higher with batchnorm in 1 of 2 layers (block01)" in text
     assert "the strongest of 2 layers" in text
     assert "2 of the 3 differences in layers with batchnorm are significant" in text
-    assert len(mediation(study)) == 2
-    pd.testing.assert_frame_equal(mediation(study), mediation(other))
+    assert len(compute_mediation(study)) == 2
+    pd.testing.assert_frame_equal(compute_mediation(study), compute_mediation(other))
     drawn = study.plot.layers("silhouette").axes[0].get_xticklabels()
     assert [label.get_text() for label in drawn] == ["block01", "block02"]
 
@@ -150,7 +147,7 @@ def test_what_differs_besides_the_norm_is_named(studies: Studies) -> None:
         "layernorm is compared with none over 3 pairs of runs that differ in nothing else" in text
     )
     study = load(studies.folder)
-    assert other_differences(study, "layernorm", "batchnorm") == (
+    assert describe_other_differences(study, "layernorm", "batchnorm") == (
         "learning rate 0.01 with layernorm, 0.1 with batchnorm; norm.position post with layernorm, "
         "pre with batchnorm"
     )
@@ -162,7 +159,7 @@ def test_what_differs_in_some_pairs_is_named_with_their_number(studies: Studies)
         words = ("trainer.accelerator=gpu",) if seed == 2 else ()
         studies.add("batchnorm", seed, *words, layers={"silhouette": [0.3 * seed + 1]})
     expected = "trainer.accelerator gpu with batchnorm, auto with none (in 1 of 3 pairs)"
-    assert other_differences(load(studies.folder), "batchnorm", "none") == expected
+    assert describe_other_differences(load(studies.folder), "batchnorm", "none") == expected
     assert f"over 3 pairs of runs that also differ in {expected}; 3 seeds." in told(studies)
 
 

@@ -1,8 +1,10 @@
 """Inference from differences: against SciPy, by brute force, by property and by simulation."""
 
 import doctest
+import importlib
 import importlib.util
 import itertools
+import pkgutil
 from pathlib import Path
 from types import ModuleType
 
@@ -12,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bnstudy.study.inference import paired as inference
-from bnstudy.study.inference.paired import (
-    NUM_FLIPS,
+from bnstudy.study import inference
+from bnstudy.study.inference import (
     cohens_d,
     holm,
     max_t_adjusted,
@@ -24,6 +25,7 @@ from bnstudy.study.inference.paired import (
     rank_biserial,
     spread,
 )
+from bnstudy.study.inference.paired import NUM_FLIPS
 
 LEVEL = 0.05
 
@@ -46,10 +48,21 @@ def brute_force_p(differences: np.ndarray) -> float:
     return float(np.mean([one >= observed - 1e-9 for one in sums]))
 
 
-def test_examples_in_docstrings() -> None:
-    found = doctest.testmod(inference)
-    assert found.attempted > 10
+MODULES = [
+    f"{inference.__name__}.{module.name}" for module in pkgutil.iter_modules(inference.__path__)
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_each_public_function_has_an_example() -> None:
+    functions = [getattr(inference, name) for name in inference.__all__ if name[0].islower()]
+    assert [one.__name__ for one in functions if ">>>" not in one.__doc__] == []
 
 
 # ---- The test and its interval
@@ -314,7 +327,7 @@ def test_pairs_without_a_difference_have_no_rank() -> None:
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
     """benchmarks/inference.py"""
-    path = Path(__file__).parents[2] / "benchmarks" / "inference.py"
+    path = Path(__file__).parents[3] / "benchmarks" / "inference.py"
     spec = importlib.util.spec_from_file_location("benchmarks_inference", path)
     assert spec is not None
     assert spec.loader is not None

@@ -6,14 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bnstudy.study.analysis import Findings
-from bnstudy.study.load.records import load
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.present import tables
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
 @pytest.fixture
-def findings(studies: Studies) -> Findings:
+def analysis(studies: Studies) -> Analysis:
     """BatchNorm is better by 0.1, but for a seed."""
     studies.folder = studies.folder.with_name("a_study")
     for seed in range(6):
@@ -21,21 +21,21 @@ def findings(studies: Studies) -> Findings:
         better = 0.61 if seed == 5 else 0.6
         layers = {"silhouette": [0.1 + seed / 100, 0.3]}
         studies.add("batchnorm", seed, layers=layers, accuracy=better + seed / 100)
-    return Findings(load(studies.folder))
+    return Analysis(load(studies.folder))
 
 
-def test_what_is_written_is_what_was_found(findings: Findings, tmp_path: Path) -> None:
-    written = tables.write(findings, tmp_path / "tables")
+def test_what_is_written_is_what_was_found(analysis: Analysis, tmp_path: Path) -> None:
+    written = tables.write_tables(analysis, tmp_path / "tables")
     assert all(path.exists() for path in written)
     read = pd.read_csv(tmp_path / "tables" / "effects.csv").fillna({"site": ""})
-    pd.testing.assert_frame_equal(read, findings.whole, check_dtype=False, check_like=True)
+    pd.testing.assert_frame_equal(read, analysis.whole, check_dtype=False, check_like=True)
     runs = pd.read_csv(tmp_path / "tables" / "runs.csv")
     assert len(runs) == 12
     assert "path" not in runs
 
 
-def test_a_papers_table(findings: Findings) -> None:
-    found = dict(tables.latex_tables(findings))
+def test_a_papers_table(analysis: Analysis) -> None:
+    found = dict(tables.format_latex_tables(analysis))
     assert set(found) == {"performance-test", "performance-train", "layers-silhouette"}
     accuracy = found["performance-test"]
     assert r"0.525 $\pm$ 0.0187" in accuracy  # of 0.50, 0.51, ... 0.55
@@ -50,7 +50,7 @@ def test_a_papers_table(findings: Findings) -> None:
 def test_a_caption_names_what_differs_besides_the_norm(studies: Studies) -> None:
     studies.add("none", 0, "optim.lr=0.01", layers={"silhouette": [0.1]})
     studies.add("batchnorm", 0, "optim.lr=0.1", layers={"silhouette": [0.2]})
-    found = dict(tables.latex_tables(Findings(load(studies.folder))))
+    found = dict(tables.format_latex_tables(Analysis(load(studies.folder))))
     words = "runs of a pair also differ in learning rate 0.1 with batchnorm, 0.01 with none"
     assert words in found["layers-silhouette"]
 
@@ -61,7 +61,7 @@ def test_every_mean_has_its_n_and_what_diverged_is_told(studies: Studies) -> Non
         value = 0.2 if seed == 0 else math.nan
         status = "completed" if seed == 0 else "diverged"
         studies.add("none", seed, layers={"silhouette": [value]}, accuracy=value, status=status)
-    found = dict(tables.latex_tables(Findings(load(studies.folder))))
+    found = dict(tables.format_latex_tables(Analysis(load(studies.folder))))
     (row,) = (line for line in found["layers-silhouette"].splitlines() if "block01" in line)
     cells = [cell.strip(" \\") for cell in row.split("&")]
     assert cells[2:6] == [r"0.15 $\pm$ 0.129", "4", "0.2", "1 of 4"]
@@ -72,6 +72,6 @@ def test_every_mean_has_its_n_and_what_diverged_is_told(studies: Studies) -> Non
 
 def test_without_a_second_norm_there_are_no_differences(studies: Studies) -> None:
     studies.add("none", layers={"silhouette": [0.1]})
-    findings = Findings(load(studies.folder))
-    assert set(tables.all_tables(findings)) == {"runs", "averages", "epochs"}
-    assert all("difference" not in text for _, text in tables.latex_tables(findings))
+    analysis = Analysis(load(studies.folder))
+    assert set(tables.collect_tables(analysis)) == {"runs", "averages", "epochs"}
+    assert all("difference" not in text for _, text in tables.format_latex_tables(analysis))

@@ -15,11 +15,11 @@ from bnstudy.config.composition import resolve
 from bnstudy.runs.description import RunDescription, Status
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
-from bnstudy.study.present.terminal import show
+from bnstudy.study.present.terminal_table import print_table
 from tests.conftest import Compose
 from tests.study.studies import Studies
 
-DIRECTIONS = {"silhouette": "higher", "davies_bouldin": "lower", "unit_sparsity": None}
+DIRECTIONS = {"silhouette": "higher", "within_between_ratio": "lower", "unit_sparsity": None}
 
 
 @pytest.fixture
@@ -58,19 +58,20 @@ def add(composed: Compose, tmp_path: Path) -> Any:
 
 def table(tmp_path: Path) -> list[str]:
     output = StringIO()
-    show(tmp_path / "study", Console(file=output, width=60))
+    print_table(tmp_path / "study", Console(file=output, width=60))
     return [" ".join(line.split()) for line in output.getvalue().splitlines()]
 
 
 def test_mean_and_standard_deviation_over_seeds(add: Any, tmp_path: Path) -> None:
     for seed, (ours, theirs) in enumerate([(0.1, 0.3), (0.2, 0.5)]):
-        add(f"seed={seed}", norm="batchnorm", silhouette=ours, davies_bouldin=ours, accuracy=0.9)
-        add(f"seed={seed}", norm="none", silhouette=theirs, davies_bouldin=theirs, accuracy=0.9)
+        for norm, value in (("batchnorm", ours), ("none", theirs)):
+            metrics = {"silhouette": value, "within_between_ratio": value}
+            add(f"seed={seed}", norm=norm, accuracy=0.9, **metrics)
     lines = table(tmp_path)
     assert "metric layer batchnorm none" in lines
     assert "5 epochs 2 seeds 2 seeds" in lines
     assert "silhouette ↑ block01 0.150 ± 0.071 0.400 ± 0.141 *" in lines
-    assert "davies_bouldin ↓ block01 0.150 ± 0.071 * 0.400 ± 0.141" in lines
+    assert "within_between_ratio ↓ block01 0.150 ± 0.071 * 0.400 ± 0.141" in lines
     assert "test accuracy ↑ 0.900 ± 0.000 0.900 ± 0.000" in lines  # a tie is nobody's
 
 
@@ -143,7 +144,7 @@ def test_runs_of_different_versions_have_tables_of_their_own(studies: Studies) -
     for seed, version in enumerate(("0.1.0", "0.1.0", "0.2.0")):
         studies.add("none", seed, layers={"unit_sparsity": [0.1 * seed]}, version=version)
     output = StringIO()
-    show(studies.folder, Console(file=output, width=60))
+    print_table(studies.folder, Console(file=output, width=60))
     lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
     assert [line for line in lines if "comparable with no others" in line] == [
         "2 runs of digits (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.1, "

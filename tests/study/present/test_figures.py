@@ -10,24 +10,24 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from bnstudy.errors import UserError
-from bnstudy.study.analysis import Findings
-from bnstudy.study.load.records import load
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.present import figures
-from bnstudy.study.present.drawing import FORMATS, draw
+from bnstudy.study.present.drawing import FORMATS, write_figures
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
 @pytest.fixture
-def findings(studies: Studies) -> Findings:
+def analysis(studies: Studies) -> Analysis:
     for seed in range(4):
         for norm, shift in (("none", 0.0), ("batchnorm", 0.1)):
             layers = {"silhouette": [0.1 + shift + seed / 50, 0.2], "unit_sparsity": [0.5, 0.6]}
             studies.add(norm, seed, layers=layers)
-    return Findings(load(studies.folder))
+    return Analysis(load(studies.folder))
 
 
-def test_each_is_written_in_every_format(findings: Findings, tmp_path: Path) -> None:
-    written = list(draw(figures.all_figures(findings), tmp_path))
+def test_each_is_written_in_every_format(analysis: Analysis, tmp_path: Path) -> None:
+    written = list(write_figures(figures.draw_figures(analysis), tmp_path))
     names = {path.stem for path in written}
     assert names == {
         *("layers-unit_sparsity", "epochs-unit_sparsity", "accuracy-unit_sparsity"),
@@ -46,16 +46,16 @@ def test_each_is_written_in_every_format(findings: Findings, tmp_path: Path) -> 
         assert image.width == round(figures.WIDTH * 300)
 
 
-def test_the_same_study_gives_the_same_files(findings: Findings, tmp_path: Path) -> None:
+def test_the_same_study_gives_the_same_files(analysis: Analysis, tmp_path: Path) -> None:
     for name in ("one", "other"):
-        one = list(figures.all_figures(findings))[:1]
-        assert len(list(draw(one, tmp_path / name))) == len(FORMATS)
+        one = list(figures.draw_figures(analysis))[:1]
+        assert len(list(write_figures(one, tmp_path / name))) == len(FORMATS)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes(), path.name
 
 
-def test_what_is_drawn_is_what_was_found(findings: Findings) -> None:
-    levels, differences = figures.Plot(findings).layers("silhouette").axes
+def test_what_is_drawn_is_what_was_found(analysis: Analysis) -> None:
+    levels, differences = figures.Plot(analysis).layers("silhouette").axes
     drawn = [
         (one.get_label(), np.asarray(one.lines[0].get_ydata(), dtype=float).round(9).tolist())
         for one in [*levels.containers, *differences.containers]
@@ -67,9 +67,9 @@ def test_what_is_drawn_is_what_was_found(findings: Findings) -> None:
     ]
 
 
-def test_a_metric_that_was_not_measured_is_told(findings: Findings) -> None:
+def test_a_metric_that_was_not_measured_is_told(analysis: Analysis) -> None:
     with pytest.raises(UserError, match=r"silhuette was not measured.*silhouette, unit_sparsity"):
-        figures.Plot(findings).layers("silhuette")
+        figures.Plot(analysis).layers("silhuette")
 
 
 def labels(axes: Axes) -> list[str]:
@@ -90,7 +90,7 @@ def test_every_mean_has_its_n(studies: Studies) -> None:
             accuracy=math.nan if diverged else 0.9,
             status="diverged" if diverged else "completed",
         )
-    plot = figures.Plot(Findings(load(studies.folder)))
+    plot = figures.Plot(Analysis(load(studies.folder)))
     levels, differences = plot.layers("silhouette").axes
     assert labels(levels) == ["batchnorm, n = 8", "none, n = 2 of 8, 6 diverged"]
     assert labels(differences) == ["batchnorm, n = 2 of 8, 6 diverged"]
@@ -107,5 +107,5 @@ def test_every_mean_has_its_n(studies: Studies) -> None:
 def test_one_pair_has_no_map_of_effects(studies: Studies) -> None:
     for norm in ("none", "batchnorm"):
         studies.add(norm, layers={"silhouette": [0.1, 0.2]})
-    names = {name for name, _ in figures.all_figures(Findings(load(studies.folder)))}
+    names = {name for name, _ in figures.draw_figures(Analysis(load(studies.folder)))}
     assert not any(name.startswith("effects") for name in names)

@@ -13,15 +13,15 @@ import pytest
 from bnstudy.errors import UserError
 from bnstudy.runs.description import Environment, MeasuredLater
 from bnstudy.runs.long_table import Row
-from bnstudy.study.analysis import Findings
-from bnstudy.study.effects import effects
-from bnstudy.study.generalization import interventions, mediation, relations
-from bnstudy.study.load.numbers import wide
-from bnstudy.study.load.records import load
-from bnstudy.study.present.figures import all_figures
-from bnstudy.study.present.page import page
-from bnstudy.study.present.tables import latex_tables
-from bnstudy.study.present.verdict import verdict
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.effects import compute_effects
+from bnstudy.study.generalization import compute_relations
+from bnstudy.study.load.matrix import load_shared_columns
+from bnstudy.study.present.figures import draw_figures
+from bnstudy.study.present.page import render_page
+from bnstudy.study.present.tables import format_latex_tables
+from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
@@ -127,17 +127,17 @@ def test_runs_that_are_not_comparable_are_parts(
     study = load(studies.folder)
     first, second = study.parts
     assert (len(first.results), len(second.results)) == (2, 1)
-    assert told in second.what
-    assert told not in first.what
+    assert told in second.measured_on
+    assert told not in first.measured_on
     with pytest.raises(UserError, match="not comparable"):
-        wide(study)
-    assert wide(first)[1].shape[0] == 2
+        load_shared_columns(study)
+    assert load_shared_columns(first)[1].shape[0] == 2
 
 
 def test_a_metric_that_was_redefined_splits_the_study(studies: Studies) -> None:
     studies.add("none", 0)
     studies.add("none", 1, metrics={"silhouette": "lower"})
-    told = {part.what.rpartition(", ")[2] for part in load(studies.folder).parts}
+    told = {part.measured_on.rpartition(", ")[2] for part in load(studies.folder).parts}
     assert told == {"silhouette: higher", "silhouette: lower"}
 
 
@@ -145,7 +145,7 @@ def test_a_patch_of_a_version_changes_no_number(studies: Studies) -> None:
     studies.add("none", 0)
     studies.add("none", 1, version="0.1.7")
     (part,) = load(studies.folder).parts
-    assert part.what.endswith("bnstudy 0.1")
+    assert part.measured_on.endswith("bnstudy 0.1")
 
 
 def test_rows_that_another_version_measured_are_left_out(studies: Studies) -> None:
@@ -172,7 +172,7 @@ def test_epochs_of_another_version_are_left_out(studies: Studies) -> None:
     layers = {("silhouette", epoch): [epoch / 10] for epoch in range(6)}
     studies.add("none", 0, layers=layers, attempts=attempts)
     study = load(studies.folder)
-    assert study.what.endswith("bnstudy 0.3")
+    assert study.measured_on.endswith("bnstudy 0.3")
     epochs = study.query("select distinct epoch from rows order by all")
     assert epochs["epoch"].tolist() == [3, 4, 5]
 
@@ -222,11 +222,11 @@ def test_copies_of_runs_count_once(pair: Studies) -> None:
     study = load(pair.folder)
     assert sorted(study.results["cell"]) == names
     assert study.runs["duplicate_of"].value_counts().to_dict() == dict.fromkeys(names, 5)
-    table = effects(study)
+    table = compute_effects(study)
     assert set(table["n"]) == {2}
-    told = verdict(study, table, relations(study), mediation(study), interventions(study))
+    told = compose_verdict(Analysis(study))
     assert "20 of 24 runs repeat others and are not counted again" in told[1]
-    assert set(relations(study)["n"]) == {4}
+    assert set(compute_relations(study)["n"]) == {4}
 
 
 def test_of_the_same_run_the_finished_one_in_its_own_folder_counts(studies: Studies) -> None:
@@ -255,7 +255,7 @@ def test_a_seed_without_effect_makes_no_other_observation(studies: Studies) -> N
         studies.add("batchnorm", seed, layers=numbers | {"metric1": [0.5, 0.6]}, loss=0.1)
     study = load(studies.folder)
     assert study.results["seed"].tolist() == [0, 0]
-    assert set(effects(study)["n"]) == {1}
+    assert set(compute_effects(study)["n"]) == {1}
 
 
 def test_of_repetitions_the_one_with_a_partner_counts(studies: Studies) -> None:
@@ -264,7 +264,7 @@ def test_of_repetitions_the_one_with_a_partner_counts(studies: Studies) -> None:
             value = seed + 0.5 * (norm == "none")
             layers = {"silhouette": [value + 0.1 * layer for layer in range(25)]}
             studies.add(norm, seed, f"model.width={width}", layers=layers, loss=value)
-    table = effects(load(studies.folder))
+    table = compute_effects(load(studies.folder))
     assert set(table["n"]) == {3}
 
 
@@ -283,22 +283,22 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
         studies.add("layernorm", seed, layers=changed, accuracy=0.5 + seed / 100, loss=0.1 * seed)
     study = load(studies.folder)
     assert study.identical == {"batchnorm": "none"}
-    table = effects(study)
+    table = compute_effects(study)
     assert set(table["treatment"]) == {"layernorm"}
-    assert effects(study, "batchnorm")["treatment"].unique().tolist() == ["layernorm"]
-    assert relations(study)["n"].max() == 16
-    told = verdict(study, table, relations(study), mediation(study), interventions(study))
+    assert compute_effects(study, "batchnorm")["treatment"].unique().tolist() == ["layernorm"]
+    assert compute_relations(study)["n"].max() == 16
+    told = compose_verdict(Analysis(study))
     assert (
         "The runs of batchnorm and none are identical, digit for digit, in all 8 pairs: the "
         "network seems to ignore norm. They are not compared."
     ) in told
     for path in study.folder.glob("norm=layernorm*"):
         shutil.rmtree(path)
-    findings = Findings(load(studies.folder))  # of which nothing can be compared
-    assert findings.whole.empty
-    assert "They are not compared" in page(findings)
-    assert not any(name.startswith("effects") for name, _ in all_figures(findings))
-    assert all("difference" not in text for _, text in latex_tables(findings))
+    analysis = Analysis(load(studies.folder))  # of which nothing can be compared
+    assert analysis.whole.empty
+    assert "They are not compared" in render_page(analysis)
+    assert not any(name.startswith("effects") for name, _ in draw_figures(analysis))
+    assert all("difference" not in text for _, text in format_latex_tables(analysis))
 
 
 def test_norms_are_identical_also_where_both_runs_of_a_pair_diverged(studies: Studies) -> None:
@@ -307,7 +307,7 @@ def test_norms_are_identical_also_where_both_runs_of_a_pair_diverged(studies: St
         studies.add(norm, seed, layers={"silhouette": [value]}, loss=value, status=status)
     study = load(studies.folder)
     assert study.identical == {"batchnorm": "none"}
-    assert effects(study).empty
+    assert compute_effects(study).empty
 
 
 def test_norms_that_differ_in_one_pair_are_compared(studies: Studies) -> None:
@@ -316,7 +316,7 @@ def test_norms_that_differ_in_one_pair_are_compared(studies: Studies) -> None:
         studies.add("batchnorm", seed, layers={"silhouette": [0.1 + (seed == 2)]}, loss=0.1)
     study = load(studies.folder)
     assert study.identical == {}
-    assert set(effects(study)["n"]) == {3}
+    assert set(compute_effects(study)["n"]) == {3}
 
 
 def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studies) -> None:
@@ -329,13 +329,13 @@ def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studi
     layers = study.query("select layer, position from layers where site = 'features'")
     assert layers.values.tolist() == [["classifier.features", 1]] * 2
     assert len(study.query("from final where layer_index >= 0")) == 2 * 3 + 1
-    keys, values = wide(study)
+    keys, values = load_shared_columns(study)
     assert values[:, keys["place"] == "classifier.features"].shape == (2, 2)
 
 
 def test_every_epoch(studies: Studies) -> None:
     studies.add("none", layers={("silhouette", 0): [0.9], ("silhouette", 5): [0.1]})
-    keys, values = wide(load(studies.folder), every_epoch=True)
+    keys, values = load_shared_columns(load(studies.folder), every_epoch=True)
     rows = keys["metric"] == "silhouette"
     assert keys[rows]["epoch"].tolist() == [0, 5]
     assert values[0, rows].tolist() == [0.9, 0.1]
@@ -354,9 +354,9 @@ def test_the_baseline(studies: Studies) -> None:
 def test_reading_records_needs_no_torch(studies: Studies) -> None:
     studies.add("none", layers={"silhouette": [0.1]})
     code = (
-        "import sys, json; from pathlib import Path; from bnstudy.study.load.records import load; "
-        f"load(Path({str(studies.folder)!r})).query('from final'); "
-        "print(json.dumps('torch' in sys.modules))"
+        f"import bnstudy, json, sys; study = bnstudy.load({str(studies.folder)!r}); "
+        "study.query('from final'); study.effects(); "
+        "print(json.dumps(sorted({'torch', 'lightning', 'hydra', 'wandb'} & sys.modules.keys())))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) is False
+    assert json.loads(done.stdout) == []

@@ -10,10 +10,11 @@ from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from bnstudy.study.effects import averages, curves, effects, factors, pairs
-from bnstudy.study.generalization import relations
-from bnstudy.study.inference.paired import holm, max_t_adjusted, paired_test
-from bnstudy.study.load.records import load
+from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
+from bnstudy.study.generalization import compute_relations
+from bnstudy.study.inference import holm, max_t_adjusted, paired_test
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 SEEDS = range(4)
@@ -40,7 +41,7 @@ def planted(studies: Studies, effect: float, seeds: int = 4) -> None:
 
 def test_a_planted_effect_is_found_where_it_is(studies: Studies) -> None:
     planted(studies, effect=0.5)
-    table = effects(load(studies.folder))
+    table = compute_effects(load(studies.folder))
     layers = table[table["metric"] == "silhouette"].set_index("place")
     last, first = layers.loc["depth 100 %"], layers.loc["depth 0 %"]
     assert last["difference"] == pytest.approx(0.5, abs=0.06)
@@ -53,7 +54,7 @@ def test_a_planted_effect_is_found_where_it_is(studies: Studies) -> None:
 
 def test_at_each_point_of_the_grid(studies: Studies) -> None:
     planted(studies, effect=0.5)
-    table = effects(load(studies.folder), by=["depth"])
+    table = compute_effects(load(studies.folder), by=["depth"])
     layers = table[table["metric"] == "silhouette"].set_index(["depth", "place"])
     for depth in (2, 4):
         last = layers.loc[(depth, f"block0{depth}")]
@@ -66,7 +67,7 @@ def test_four_pairs_are_tested_by_students_t_and_adjusted_by_holm(studies: Studi
     for seed, (norm, name) in itertools.product(SEEDS, enumerate(("none", "batchnorm"))):
         layers = {"silhouette": values[seed, norm].tolist()}
         studies.add(name, seed, layers=layers, accuracy=0.9)
-    table = effects(load(studies.folder))
+    table = compute_effects(load(studies.folder))
     layers = table[table["metric"] == "silhouette"]
     expected = stats.ttest_rel(values[:, 1], values[:, 0])
     assert layers["p"].to_numpy() == pytest.approx(expected.pvalue)
@@ -81,11 +82,15 @@ def test_one_pair_has_a_difference_and_nothing_else(studies: Studies) -> None:
     for norm, value in (("none", 0.1), ("batchnorm", 0.9)):
         studies.add(norm, layers={"silhouette": [value]}, accuracy=value)
     study = load(studies.folder)
-    row = effects(study).set_index("metric").loc["silhouette"]
+    row = compute_effects(study).set_index("metric").loc["silhouette"]
     assert (row["n"], row["difference"]) == (1, pytest.approx(0.8))
     claims = ["low", "high", "p", "p_adjusted", "smallest_p", "cohens_d", "rank_biserial"]
     assert row[claims].isna().all()
-    assert relations(study)[["tau", "tau_p", "granulated", "cmi", "cmi_null"]].isna().all(axis=None)
+    assert (
+        compute_relations(study)[["tau", "tau_p", "granulated", "cmi", "cmi_null"]]
+        .isna()
+        .all(axis=None)
+    )
 
 
 def test_no_effect_is_found_where_none_was_planted(studies: Studies) -> None:
@@ -94,7 +99,7 @@ def test_no_effect_is_found_where_none_was_planted(studies: Studies) -> None:
         for norm in ("none", "batchnorm"):
             values = generator.normal(size=100).tolist()
             studies.add(norm, seed, layers={"silhouette": values})
-    table = effects(load(studies.folder))
+    table = compute_effects(load(studies.folder))
     layers = table[table["metric"] == "silhouette"]
     assert (layers["p"] <= 0.05).mean() == pytest.approx(0.05, abs=0.08)
     assert (layers["p_adjusted"] > 0.05).all()
@@ -111,7 +116,7 @@ def test_a_family_is_all_treatments_metrics_and_layers_of_a_split(
         own = values[seed, number]
         layers = {"silhouette": own.tolist(), "unit_sparsity": (own**3).tolist()}
         studies.add(norm, seed, layers=layers)
-    table = effects(load(studies.folder))
+    table = compute_effects(load(studies.folder))
     layers = table[table["place_index"] > 0]
     assert set(layers["family"]) == {2 * 2 * 3}
     differences = [
@@ -134,7 +139,7 @@ def test_comparisons_with_few_pairs_among_others_with_enough(studies: Studies) -
         few, many = generator.normal(size=2) + 3 * (norm == "batchnorm")
         layers = {"silhouette": [few if seed < 4 else math.nan, many]}
         studies.add(norm, seed, layers=layers)
-    table = effects(load(studies.folder)).set_index("place")
+    table = compute_effects(load(studies.folder)).set_index("place")
     assert table.loc[["block01", "block02"], "test"].tolist() == ["Student's t", "sign flips"]
     assert table.loc["block01", "p_adjusted"] >= max(table.loc["block01", "p"], 2**-3)
     assert table.loc["block02", "p_adjusted"] == table.loc["block02", "p"] == 2**-7
@@ -145,7 +150,7 @@ def test_equal_differences_of_accuracies_are_ties(studies: Studies, recorded: ty
     for seed, counts in enumerate([(972, 970), (981, 979), (975, 973), (969, 967)]):
         for norm, count in zip(("batchnorm", "none"), counts, strict=True):
             studies.add(norm, seed, accuracy=float(recorded(count / 1000)))
-    table = effects(load(studies.folder))
+    table = compute_effects(load(studies.folder))
     row = table[(table["metric"] == "accuracy") & (table["split"] == "test")].iloc[0]
     assert row["difference"] == pytest.approx(0.002, abs=1e-7)
     assert row["rank_biserial"] == 1
@@ -161,16 +166,16 @@ def test_diverged_and_missing_runs_are_counted(studies: Studies) -> None:
             studies.add(norm, seed, layers={"silhouette": [value]}, status=status)
     studies.add("batchnorm", 5, layers={"silhouette": [0.5]})
     study = load(studies.folder)
-    row = effects(study).set_index("metric").loc["silhouette"]
+    row = compute_effects(study).set_index("metric").loc["silhouette"]
     assert (row["n"], row["undefined"], row["diverged"]) == (4, 1, 1)
-    own = averages(study).set_index(["metric", "treatment"])[["n", "undefined", "diverged"]]
+    own = compute_averages(study).set_index(["metric", "treatment"])[["n", "undefined", "diverged"]]
     assert own.loc["silhouette", "none"].tolist() == [4, 1, 1]
     assert own.loc["silhouette", "batchnorm"].tolist() == [6, 0, 0]
-    assert effects(study).set_index("metric").loc["silhouette", "diverged"] == 1
-    curve = curves(study).set_index("metric").loc["silhouette"]
+    assert compute_effects(study).set_index("metric").loc["silhouette", "diverged"] == 1
+    curve = compute_curves(study).set_index("metric").loc["silhouette"]
     assert (curve["n"], curve["undefined"], curve["diverged"]) == (4, 1, 1)
-    assert effects(study).set_index("metric").loc["accuracy", "n"].tolist() == [5, 5]
-    assert pairs(study, "batchnorm", "none").unpaired == 1
+    assert compute_effects(study).set_index("metric").loc["accuracy", "n"].tolist() == [5, 5]
+    assert match_pairs(study, "batchnorm", "none").unpaired == 1
 
 
 def test_a_pair_whose_runs_both_have_no_value_is_counted(studies: Studies) -> None:
@@ -178,7 +183,7 @@ def test_a_pair_whose_runs_both_have_no_value_is_counted(studies: Studies) -> No
         value, status = (math.nan, "diverged") if seed == 3 else (0.1 * seed, "completed")
         studies.add("none", seed, layers={"silhouette": [value]}, status=status)
         studies.add("batchnorm", seed, layers={"silhouette": [2 * value]}, status=status)
-    row = effects(load(studies.folder)).set_index("metric").loc["silhouette"]
+    row = compute_effects(load(studies.folder)).set_index("metric").loc["silhouette"]
     assert (row["n"], row["undefined"], row["diverged"]) == (3, 1, 1)
 
 
@@ -186,7 +191,7 @@ def test_a_treatment_without_any_value_has_averages_of_no_run(studies: Studies) 
     for seed in range(3):
         studies.add("batchnorm", seed, layers={"silhouette": [0.1]})
         studies.add("none", seed, layers={"silhouette": [math.nan]}, status="diverged")
-    own = averages(load(studies.folder)).set_index(["metric", "treatment"])
+    own = compute_averages(load(studies.folder)).set_index(["metric", "treatment"])
     assert own.loc[("silhouette", "none"), ["n", "undefined", "diverged"]].tolist() == [0, 3, 3]
     assert math.isnan(own.loc[("silhouette", "none"), "mean"])
 
@@ -194,13 +199,13 @@ def test_a_treatment_without_any_value_has_averages_of_no_run(studies: Studies) 
 def test_unpaired_treatments_have_no_effects(studies: Studies) -> None:
     studies.add("none", 0)
     studies.add("batchnorm", 1)
-    assert effects(load(studies.folder)).empty
+    assert compute_effects(load(studies.folder)).empty
 
 
 def test_averages_are_over_runs(studies: Studies) -> None:
     for seed, value in enumerate((0.1, 0.2, 0.6)):
         studies.add("none", seed, layers={"silhouette": [value]})
-    row = averages(load(studies.folder)).set_index("metric").loc["silhouette"]
+    row = compute_averages(load(studies.folder)).set_index("metric").loc["silhouette"]
     assert (row["n"], row["treatment"]) == (3, "none")
     assert row["mean"] == pytest.approx(0.3)
     assert row["sd"] == pytest.approx(np.std([0.1, 0.2, 0.6], ddof=1))
@@ -211,7 +216,7 @@ def test_curves_have_an_interval_at_each_epoch(studies: Studies) -> None:
     for seed, (norm, name) in itertools.product(SEEDS, enumerate(("none", "batchnorm"))):
         layers = {("silhouette", 5 * at): [values[seed, norm, at]] for at in (0, 1)}
         studies.add(name, seed, layers=layers)
-    table = curves(load(studies.folder))
+    table = compute_curves(load(studies.folder))
     table = table[table["metric"] == "silhouette"].set_index("epoch")
     assert table.index.tolist() == [0, 5]
     for at in (0, 1):
@@ -229,7 +234,7 @@ def test_factors_are_the_analysis_of_variance_of_statsmodels(studies: Studies) -
             words = (f"model.depth={depth}", f"model.width={width}")
             studies.add(norm, seed, *words, accuracy=accuracy)
         rows.append({"depth": depth, "width": width, "y": difference})
-    found = factors(load(studies.folder))
+    found = compute_factors(load(studies.folder))
     found = found[(found["metric"] == "accuracy") & (found["split"] == "test")].set_index("term")
     expected = anova_lm(ols("y ~ C(depth) * C(width)", pd.DataFrame(rows)).fit(), typ=2)
     for term, name in (
@@ -245,5 +250,5 @@ def test_factors_are_the_analysis_of_variance_of_statsmodels(studies: Studies) -
 
 def test_factors_need_a_second_seed(studies: Studies) -> None:
     planted(studies, effect=0.5, seeds=1)
-    found = factors(load(studies.folder))
+    found = compute_factors(load(studies.folder))
     assert found.empty

@@ -13,21 +13,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from bnstudy.headline import METRICS, choose_measured
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.runs.paths import RECORD, TABLE, WANDB
-from bnstudy.study.inference.paired import RESOLUTION
-from bnstudy.study.load.records import UNREADABLE, Study, load
+from bnstudy.study.inference.resolution import RESOLUTION
+from bnstudy.study.load.records import UNREADABLE
+from bnstudy.study.load.study_runs import StudyRuns
 
-# Of what was measured, what the table shows: the most telling of each family.
-MAIN_METRICS = (
-    "unit_sparsity",
-    "channel_sparsity",
-    "silhouette",
-    "davies_bouldin",
-    "within_between_ratio",
-    "knn_purity",
-    "kmeans_nmi",
-)
 PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
     ("test", "accuracy"): "higher",
     ("validation", "accuracy"): "higher",
@@ -42,7 +34,7 @@ Key = tuple[str, str, str]  # split, metric, layer
 
 # Of the last epochs, the whole model's numbers, and those of layers on the training split:
 # activations, which are the first by name, then other sites.
-SHOWN = """
+TABLE_NUMBERS = """
     select grid, treatment, split, metric, layer, value
     from final join runs using (cell)
     where layer_index < 0 or split = 'train'
@@ -50,19 +42,18 @@ SHOWN = """
 """
 
 
-def show(folder: Path, console: Console) -> None:
+def print_table(folder: Path, console: Console) -> None:
     """Print the comparison of a study's runs, and where everything lies."""
-    study = load(folder)
+    study = StudyRuns.read(folder)
     runs = study.runs
     for remark in runs.loc[runs["status"] == UNREADABLE, "remark"]:
         console.print(remark, style="red")
     if len(study.results):
         for part in study.parts:
             if len(study.parts) > 1:
-                told = (
-                    f"{_count(len(part.results), 'run')} of {part.what}, comparable with no others:"
-                )
-                console.print(told, style="yellow", soft_wrap=True, highlight=False)
+                size = _count(len(part.results), "run")
+                heading = f"{size} of {part.measured_on}, comparable with no others:"
+                console.print(heading, style="yellow", soft_wrap=True, highlight=False)
             table = _table(part)
             # Whole also where the terminal is narrow or there is none.
             width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
@@ -84,13 +75,15 @@ def show(folder: Path, console: Console) -> None:
             console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)
 
 
-def _table(study: Study) -> Table:
+def _table(study: StudyRuns) -> Table:
     results = study.results
     runs = Counter(zip(results["grid"], results["treatment"], strict=True))
     lost = results[results["status"] == "diverged"]
     diverged = Counter(zip(lost["grid"], lost["treatment"], strict=True))
     values: dict[tuple[str, str, Key], list[float]] = defaultdict(list)
-    for grid, treatment, split, metric, layer, value in study.connection.execute(SHOWN).fetchall():
+    for grid, treatment, split, metric, layer, value in study.connection.execute(
+        TABLE_NUMBERS
+    ).fetchall():
         values[grid, treatment, (split, metric, layer)].append(value)
     treatments = list(dict.fromkeys(results["treatment"]))
     own = dict(zip(results["treatment"], results["own"], strict=True))
@@ -124,10 +117,10 @@ def _table(study: Study) -> Table:
 
 
 def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[Key, str | None]]:
-    """What the table has a row for, in order, with the metric's direction."""
+    """List the rows of the table in order, with the metrics' directions."""
     performance = [((*key, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
     measured = [key for key in keys if key[2] != WHOLE_MODEL]
-    names = [name for name in MAIN_METRICS if any(key[1] == name for key in measured)]
+    names = choose_measured(METRICS, {key[1] for key in measured})
     layers = [
         (key, directions.get(name))
         for name in names or sorted({key[1] for key in measured})

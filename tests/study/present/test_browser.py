@@ -12,11 +12,11 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from bnstudy import measure
-from bnstudy.study.present.report_files import report, write_page
+from bnstudy.study.present.report_files import write_page, write_report
 from tests.conftest import SMALL, CommandLine
+from tests.study.present.test_page import MARKUP
 from tests.study.studies import Studies
 from tests.study.test_maps import CLASSES, keep_map
-from tests.study.test_page import MARKUP
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 RUN = (*SMALL, "metrics=fast", "norm=batchnorm,none", "model.depth=2,4", "optim.lr=0.02,0.05")
@@ -46,8 +46,8 @@ def folder(
         options = ("--samples", "100", "--sites", "act", "features")
         assert command_line("map", study, *options, main=measure.main).returncode == 0
         # Figures for print take long.
-        monkeypatch.setattr("bnstudy.study.present.figures.all_figures", lambda _: [])
-        report(tmp_path / "multirun" / "mnist5k_cnn", output=kept / "report")
+        monkeypatch.setattr("bnstudy.study.present.figures.draw_figures", lambda _: [])
+        write_report(tmp_path / "multirun" / "mnist5k_cnn", output=kept / "report")
     return kept / "report"
 
 

@@ -10,17 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnstudy.study.analysis import Findings
-from bnstudy.study.load.numbers import KEYS, all_columns
-from bnstudy.study.load.records import load
-from bnstudy.study.present.page import page
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.load.matrix import KEYS, load_columns
+from bnstudy.study.present.page import render_page
+from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 MARKUP = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
-def findings(studies: Studies) -> Findings:
+def analysis(studies: Studies) -> Analysis:
     """Of two norms, two depths and four seeds, with a value that is missing."""
     generator = np.random.default_rng(0)
     for norm in ("none", "batchnorm"):
@@ -36,7 +37,7 @@ def findings(studies: Studies) -> Findings:
                     layers={"silhouette": layers, "unit_sparsity": layers**2},
                     accuracy=generator.uniform(),
                 )
-    return Findings(load(studies.folder))
+    return Analysis(load(studies.folder))
 
 
 def data_of(html: str) -> dict[str, Any]:
@@ -49,9 +50,9 @@ def numbers(text: str, *shape: int) -> Any:
     return np.frombuffer(base64.b64decode(text), dtype="<f4").reshape(shape)
 
 
-def test_the_pages_numbers_are_the_tables(findings: Findings) -> None:
-    data = data_of(page(findings))
-    keys, values = all_columns(findings.study)
+def test_the_pages_numbers_are_the_tables(analysis: Analysis) -> None:
+    data = data_of(render_page(analysis))
+    keys, values = load_columns(analysis.study)
     assert [tuple(key[name] for name in KEYS) for key in data["keys"]] == list(
         keys[KEYS].itertuples(index=False, name=None)
     )
@@ -63,7 +64,7 @@ def test_the_pages_numbers_are_the_tables(findings: Findings) -> None:
     place = {tuple(key[name] for name in KEYS): n for n, key in enumerate(data["keys"])}
     for field in ("n", "difference", "low", "high", "p", "p_adjusted", "cohens_d"):
         shown = numbers(data["effects"]["fields"][field], 1, len(points), len(keys))
-        for row in findings.effects.to_dict("records"):
+        for row in analysis.effects.to_dict("records"):
             depth = None if pd.isna(row["depth"]) else f"{row['depth']:g}"
             at = (0, points.index((depth,)), place[tuple(row[name] for name in KEYS)])
             np.testing.assert_allclose(shown[at], float(row[field]), rtol=1e-6)
@@ -72,14 +73,14 @@ def test_the_pages_numbers_are_the_tables(findings: Findings) -> None:
 def test_the_norms_to_choose_among_are_those_compared_with_the_baseline(studies: Studies) -> None:
     for norm in ("none", "layernorm", "batchnorm"):
         studies.add(norm, layers={"silhouette": [0.1]})
-    html = page(Findings(load(studies.folder), "layernorm"))
+    html = render_page(Analysis(load(studies.folder), "layernorm"))
     (choice,) = re.findall(r'<select data-choice="treatment">(.*?)</select>', html, re.S)
     assert re.findall(r'value="(\d)">(\w+)<', choice) == [("1", "none"), ("2", "batchnorm")]
     assert data_of(html)["treatments"] == ["layernorm", "none", "batchnorm"]
 
 
-def test_the_page_knows_which_layers_a_run_has(findings: Findings) -> None:
-    data = data_of(page(findings))
+def test_the_page_knows_which_layers_a_run_has(analysis: Analysis) -> None:
+    data = data_of(render_page(analysis))
     for group in data["groups"]:
         assert group["layers"] == {"act": int(group["point"][0])}
     silhouette = [key for key in data["keys"] if key["metric"] == "silhouette"]
@@ -96,7 +97,7 @@ def test_what_differs_besides_the_norm_is_on_it(studies: Studies) -> None:
     for seed in range(2):
         studies.add("none", seed, "optim.lr=0.01", layers={"silhouette": [0.1 + seed]})
         studies.add("batchnorm", seed, "optim.lr=0.1", layers={"silhouette": [0.2 + seed]})
-    html = page(Findings(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     words = "learning rate 0.1 with batchnorm, 0.01 with none"
     head, _, rest = html.partition('<nav aria-label="Sections">')
     assert f"differ in more than the norm:</strong> {words}." in head
@@ -105,9 +106,9 @@ def test_what_differs_besides_the_norm_is_on_it(studies: Studies) -> None:
     assert "differ in nothing else" not in html
 
 
-def test_every_sentence_of_the_verdict_is_on_it(findings: Findings) -> None:
-    html = page(findings)
-    for sentence in findings.verdict:
+def test_every_sentence_of_the_verdict_is_on_it(analysis: Analysis) -> None:
+    html = render_page(analysis)
+    for sentence in compose_verdict(analysis):
         escaped = sentence.replace("&", "&amp;").replace("<", "&lt;").replace("'", "&#39;")
         assert escaped in html
 
@@ -116,7 +117,7 @@ def test_names_are_text(studies: Studies) -> None:
     studies.folder = studies.folder.with_name(MARKUP)
     for norm in ("none", "batchnorm"):
         studies.add(norm, layers={MARKUP: [1.0]}, overrides=[f"study={MARKUP}"])
-    html = page(Findings(load(studies.folder)), apart=MARKUP, files=[MARKUP])
+    html = render_page(Analysis(load(studies.folder)), apart=MARKUP, files=[MARKUP])
     assert MARKUP not in html
     assert "&lt;img src=x onerror=alert(1)&gt;" in html
     assert MARKUP in data_of(html)["metrics"]
@@ -128,14 +129,14 @@ def test_no_credential_reaches_it(studies: Studies, monkeypatch: pytest.MonkeyPa
     studies.add("none", overrides=[f"+logger.api_key={key}", "+token=hunter2", "seed=0"])
     error = f"401 of https://me:hunter2@example.org with {key} and my very own key"
     studies.add("batchnorm", status="failed", attempts=[{"status": "failed", "error": error}])
-    html = page(Findings(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     for secret in (key, "hunter2", "my very own key"):
         assert secret not in html
     assert "[removed]" in html
 
 
-def test_it_loads_nothing(findings: Findings) -> None:
-    html = page(findings)
+def test_it_loads_nothing(analysis: Analysis) -> None:
+    html = render_page(analysis)
     without_scripts = re.sub(r"<script.*?</script>", "", html, flags=re.S)
     assert set(re.findall(r"(?:src|href)=\"(.)", without_scripts)) == {"#"}
     assert "default-src 'none'" in html
@@ -144,16 +145,16 @@ def test_it_loads_nothing(findings: Findings) -> None:
 
 
 def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
-    findings: Findings, monkeypatch: pytest.MonkeyPatch
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnstudy.study.present.page.embedded.MOST_NUMBERS", 10)
-    html = page(findings)
+    monkeypatch.setattr("bnstudy.study.present.page.embedded.MAX_NUMBERS", 10)
+    html = render_page(analysis)
     data = data_of(html)
     assert "mean and standard deviation over seeds" in html
     assert [group["n"] for group in data["groups"]] == [4] * 4
-    keys, values = all_columns(findings.study)
-    chosen = (findings.study.results["treatment"] == "none") & (
-        findings.study.results["depth"] == 4
+    keys, values = load_columns(analysis.study)
+    chosen = (analysis.study.results["treatment"] == "none") & (
+        analysis.study.results["depth"] == 4
     )
     (group,) = (
         one["index"]
@@ -172,7 +173,7 @@ def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
 def test_of_one_pair_it_claims_nothing(studies: Studies) -> None:
     for norm, value in (("none", 0.1), ("batchnorm", 0.2)):
         studies.add(norm, layers={"silhouette": [value]}, accuracy=value)
-    html = page(Findings(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     assert "add 5 seeds of each norm" in html
     assert "How each metric orders the runs" not in html
     data = data_of(html)
@@ -187,13 +188,13 @@ def test_of_one_pair_it_claims_nothing(studies: Studies) -> None:
 def test_runs_that_diverged_are_counted_in_its_figures(
     studies: Studies, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr("bnstudy.study.present.page.embedded.MOST_NUMBERS", most)
+    monkeypatch.setattr("bnstudy.study.present.page.embedded.MAX_NUMBERS", most)
     for seed in range(4):
         studies.add("batchnorm", seed, layers={"silhouette": [0.1]})
         status = "diverged" if seed else "completed"
         value = np.nan if seed else 0.2
         studies.add("none", seed, layers={"silhouette": [value]}, status=status)
-    data = data_of(page(Findings(load(studies.folder))))
+    data = data_of(render_page(Analysis(load(studies.folder))))
     diverged = dict.fromkeys(data["treatments"], 0)
     for group in data["groups"]:
         diverged[data["treatments"][group["treatment"]]] += group["diverged"]
@@ -207,7 +208,7 @@ def test_what_went_wrong_is_on_it(studies: Studies) -> None:
     studies.add(
         "none", 1, status="failed", attempts=[{"status": "failed", "error": "out of memory"}]
     )
-    html = page(Findings(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     assert "out of memory" in html
     assert "1 of 2 runs of batchnorm diverged" in html
     assert "4 runs: 2 completed, 1 diverged, 1 failed" in html
@@ -226,7 +227,7 @@ def test_similarities_of_runs_that_were_trained_again_are_not_on_it(studies: Stu
         run = {"folder": f"multirun/study/{name}", "epoch": 5, "attempts": attempts}
         facts = {"runs": [run], "split": "train", "samples": 10}
         (folder / "similarity.json").write_text(json.dumps(facts))
-        found = data_of(page(Findings(load(studies.folder))))["similarities"]
+        found = data_of(render_page(Analysis(load(studies.folder))))["similarities"]
         assert bool(found) == is_shown
 
 
@@ -238,7 +239,7 @@ def test_similarities_that_were_measured_are_on_it(studies: Studies, tmp_path: P
     facts = {"runs": runs, "split": "train", "samples": 10}
     (folder / "similarity.json").write_text(json.dumps(facts))
     (folder / "cka.csv").write_text(",block01,block02\nblock01,1,0.5\nblock02,0.25,\n")
-    html = page(Findings(load(studies.folder)))
+    html = render_page(Analysis(load(studies.folder)))
     (found,) = data_of(html)["similarities"]
     assert found["names"] == ["none-seed0, epoch 5", "none-seed1, epoch 5"]
     assert found["matrices"]["cka"]["values"] == [[1, 0.5], [0.25, None]]

@@ -1,0 +1,106 @@
+"""Columns of an array: types, moments without missing values, and groups of columns and rows."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+Indices = NDArray[np.intp]
+Flags = NDArray[np.bool_]
+
+MAX_NUMBERS = 2**22  # in a block of a computation, so that memory is bounded
+
+
+def mean(values: Numbers) -> Numbers:
+    """Compute the mean of the finite values of each column.
+
+    Args:
+        values: Rows x columns.
+
+    Returns:
+        One entry a column; NaN where no value is finite.
+
+    Examples:
+        >>> mean(np.array([[1.0, np.nan], [3.0, np.nan]]))
+        array([ 2., nan])
+    """
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore", over="ignore"):
+        found: Numbers = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+    return found
+
+
+def spread(values: Numbers) -> Numbers:
+    """Compute the standard deviation of the finite values of each column.
+
+    It has n - 1 degrees of freedom, and is 0 exactly where all values are equal.
+
+    Args:
+        values: Rows x columns.
+
+    Returns:
+        One entry a column; NaN with fewer than two finite values.
+
+    Examples:
+        >>> spread(np.array([[1.0, 0.1], [3.0, 0.1], [np.nan, 0.1]]))
+        array([1.41421356, 0.        ])
+    """
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    # The smallest value is subtracted, so that equal values have no spread by rounding.
+    smallest = np.min(values, axis=0, where=known, initial=np.inf)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        shifted = np.where(known, values - smallest, np.nan)
+        largest = np.max(shifted, axis=0, where=known, initial=0)
+        shifted /= np.where(largest > 0, largest, 1)  # whose square may be no float
+        squares = np.where(known, shifted - mean(shifted), 0) ** 2
+        return np.where(n > 1, largest * np.sqrt(squares.sum(axis=0) / (n - 1)), np.nan)
+
+
+def patterns(known: Flags) -> Iterator[tuple[Indices, Indices]]:
+    """Group the comparisons that have the same pairs.
+
+    Args:
+        known: True where a pair has a value, pairs x comparisons.
+
+    Yields:
+        The rows of the pairs that have one, and the columns; nothing for columns without a pair.
+
+    Examples:
+        >>> for rows, columns in patterns(np.array([[True, True, False], [True, True, True]])):
+        ...     print(rows, columns)
+        [0 1] [0 1]
+        [1] [2]
+    """
+    columns = defaultdict(list)
+    for column, pattern in enumerate(np.asarray(known, order="F").T):
+        columns[pattern.tobytes()].append(column)
+    for same in map(np.array, columns.values()):
+        rows = np.flatnonzero(known[:, same[0]])
+        if rows.size:
+            yield rows, same
+
+
+def group_rows(columns: Iterable[NDArray[Any]], num_rows: int = 0) -> Indices:
+    """Number the groups of rows that have the same values in all columns.
+
+    Args:
+        columns: Columns, of any type that can be sorted, each with one value a row.
+        num_rows: Number of rows; it is needed only where there may be no columns.
+
+    Returns:
+        The group's number of each row, in the order of the values, the first column first.
+
+    Examples:
+        >>> group_rows([np.array([2, 4, 4, 2]), np.array(["a", "b", "a", "a"])])
+        array([0, 2, 1, 0])
+    """
+    groups = np.zeros(num_rows, dtype=np.intp)
+    for number, column in enumerate(columns):
+        values, codes = np.unique(column, return_inverse=True)
+        combined = groups * len(values) + codes if number else codes
+        groups = np.unique(combined, return_inverse=True)[1].astype(np.intp)
+    return groups

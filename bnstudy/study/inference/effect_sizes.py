@@ -1,0 +1,47 @@
+"""Standardized sizes of paired differences."""
+
+import numpy as np
+from scipy import stats
+
+from bnstudy.study.inference.columns import Numbers, mean, spread
+
+
+def cohens_d(differences: Numbers) -> Numbers:
+    """Compute the mean difference in standard deviations of the differences (Cohen 1988's d_z).
+
+    Args:
+        differences: Pairs x comparisons.
+
+    Returns:
+        Of each comparison; NaN with fewer than two pairs, and where all differences are equal.
+
+    Examples:
+        >>> cohens_d(np.array([[1.0, 0.1], [2.0, 0.1], [3.0, 0.1]]))
+        array([ 2., nan])
+    """
+    sd = spread(differences)
+    found: Numbers = mean(differences) / np.where(sd == 0, np.nan, sd)
+    return found
+
+
+def rank_biserial(differences: Numbers) -> Numbers:
+    """Compute the matched-pairs rank-biserial correlation (Kerby 2014, with Wilcoxon's ranks).
+
+    Of the sum of the ranks of the differences' sizes, the share of positive differences less that
+    of negative ones; pairs without a difference have no rank.
+
+    Args:
+        differences: Pairs x comparisons.
+
+    Returns:
+        In [-1, 1], for each comparison; NaN where no pair differs.
+
+    Examples:
+        >>> rank_biserial(np.array([[0.1], [0.2], [-0.2], [0.0]])).round(3)
+        array([0.167])
+    """
+    sizes = np.where(differences == 0, np.nan, np.abs(differences))
+    ranks = np.nan_to_num(stats.rankdata(sizes, axis=0, nan_policy="omit"))
+    with np.errstate(invalid="ignore"):
+        found: Numbers = np.nansum(np.sign(differences) * ranks, axis=0) / ranks.sum(axis=0)
+    return found

@@ -1,0 +1,129 @@
+"""Mediation within pairs: how much of a difference in a target goes through other differences."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.paired import CONFIDENCE, paired_test
+
+NUM_RESAMPLES = 2_000
+PAIRS_PER_PARAMETER = 2  # fewest, of the regression
+
+
+class Mediation(NamedTuple):
+    """Total effect on a target, and its parts through the mediators and past them.
+
+    Attributes:
+        n: Pairs that have all values.
+        total: Mean difference in the target.
+        total_low: Lower end of its confidence interval.
+        total_high: Upper end of its confidence interval.
+        indirect: Part of the total effect that goes through the mediators.
+        indirect_low: Lower end of its confidence interval.
+        indirect_high: Upper end of its confidence interval.
+        direct: Rest of the total effect.
+        direct_low: Lower end of its confidence interval.
+        direct_high: Upper end of its confidence interval.
+        share: indirect / total; NaN where the total effect's interval holds 0.
+        share_low: Lower end of its confidence interval.
+        share_high: Upper end of its confidence interval.
+    """
+
+    n: int
+    total: float = np.nan
+    total_low: float = np.nan
+    total_high: float = np.nan
+    indirect: float = np.nan
+    indirect_low: float = np.nan
+    indirect_high: float = np.nan
+    direct: float = np.nan
+    direct_low: float = np.nan
+    direct_high: float = np.nan
+    share: float = np.nan
+    share_low: float = np.nan
+    share_high: float = np.nan
+
+
+def mediate(
+    change: Numbers,
+    ours: Numbers,
+    theirs: Numbers,
+    confidence: float = CONFIDENCE,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Mediation:
+    """Split a mean difference in a target into what goes through mediators and what does not.
+
+    Mediation within pairs (Judd, Kenny and McClelland 2001, doi:10.1037/1082-989X.6.2.115; Montoya
+    and Hayes 2017, doi:10.1037/met0000086): the difference in the target is regressed on the
+    differences in the mediators and on their means of the two runs, centred. The indirect effect is
+    the mean difference in the mediators times their slopes; together with the direct effect it is
+    the total one, whose interval is that of `paired_test`. The other intervals are percentiles of
+    resamples of pairs, the usual ones for a product of two estimates.
+
+    Args:
+        change: Difference in the target of each pair.
+        ours: Mediators of the treatment's runs, pairs x mediators.
+        theirs: Mediators of the baseline's runs, pairs x mediators.
+        confidence: Confidence of the intervals.
+        num_resamples: Number of resamples, the same in each call.
+
+    Returns:
+        Estimates from the pairs that have all values; NaN with fewer of them than twice the
+        parameters of the regression.
+
+    Examples:
+        >>> theirs = np.array([[0.1], [0.4], [0.3], [0.0], [0.2], [0.5], [0.3]])
+        >>> ours = theirs + np.array([[1.0], [1.2], [0.9], [1.4], [1.1], [1.3], [1.0]])
+        >>> found = mediate(0.2 + 0.5 * (ours - theirs)[:, 0], ours, theirs)
+        >>> print(f"{found.total:.3f} = {found.indirect:.3f} + {found.direct:.3f}")
+        0.764 = 0.564 + 0.200
+    """
+    mediators = ours.shape[1]
+    sample = np.hstack([change[:, None], ours - theirs, (ours + theirs) / 2])
+    sample = sample[np.isfinite(sample).all(axis=1)]
+    n = len(sample)
+    if n < PAIRS_PER_PARAMETER * (1 + 2 * mediators):
+        return Mediation(n)
+    largest = np.abs(sample).max(axis=0)
+    largest[largest == 0] = 1
+    sample = sample / largest  # whose squares may be no floats
+    scale = sample.std(axis=0) + (np.ptp(sample, axis=0) == 0)
+    variables = np.hstack([sample / scale, np.ones((n, 1))])
+    products = (variables[:, :, None] * variables[:, None, :]).reshape(n, -1)
+    draws = _draw_resamples(n, num_resamples)
+    weights = np.vstack([np.full(n, 1 / n), draws])  # the sample itself comes first
+    moments = (weights @ products).reshape(-1, variables.shape[1], variables.shape[1])
+    # Of the regression of the first variable on all others; the last one is the intercept's.
+    inverse = np.linalg.pinv(moments[:, 1:, 1:], hermitian=True)
+    slopes = (inverse @ moments[:, 1:, :1])[:, :mediators, 0]
+    unit = scale[0] * largest[0]
+    total = moments[:, -1, 0] * unit
+    indirect = (moments[:, -1, 1 : 1 + mediators] * slopes).sum(axis=1) * unit
+    direct = total - indirect
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    test = paired_test(sample[:, :1], confidence)
+    low, high = (end[0] * largest[0] for end in (test.low, test.high))
+    share = np.full(3, np.nan)
+    if low > 0 or high < 0:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = indirect / total  # of a resample without a total effect there is none
+            share = np.array([shares[0], *np.quantile(shares[1:], tails)])
+        share[~np.isfinite(share)] = np.nan
+    return Mediation(
+        n,
+        *(total[0], low, high),
+        *(indirect[0], *np.quantile(indirect[1:], tails)),
+        *(direct[0], *np.quantile(direct[1:], tails)),
+        *share.tolist(),
+    )
+
+
+@lru_cache(maxsize=1)
+def _draw_resamples(size: int, num_resamples: int) -> Numbers:
+    """Draw resamples: the share of each of `size` pairs in each, resamples x pairs."""
+    chosen = np.random.default_rng(0).integers(size, size=(num_resamples, size))
+    chosen += size * np.arange(num_resamples)[:, None]
+    return np.bincount(chosen.ravel(), minlength=num_resamples * size).reshape(-1, size) / size

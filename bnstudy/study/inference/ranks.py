@@ -1,0 +1,245 @@
+"""Rank association of metrics with a target over runs: Kendall's tau and what refines it.
+
+`metrics` is always runs x metrics, `goal` has one number for each run; NaN marks a missing value.
+`axes` is runs x axes: in what the runs differ by design, such as a treatment or a network's depth,
+as values of any type that can be sorted.
+"""
+
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from bnstudy.study.inference.columns import Flags, Indices, Numbers, group_rows, mean
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, paired_test
+
+MAX_RUNS = 200  # whose pairs conditional mutual information is of; of more runs, some are drawn
+NUM_SHUFFLES = 100
+MAX_CONDITIONS = 2  # axes that are given at once
+
+DECIMALS = 12  # of a coefficient, beyond which it is rounding
+
+
+class Kendall(NamedTuple):
+    """Kendall's tau-b of each metric.
+
+    Attributes:
+        tau: Coefficients, in [-1, 1].
+        p: Two-sided p-values of no association between independent runs.
+    """
+
+    tau: Numbers
+    p: Numbers
+
+
+def kendall(metrics: Numbers, goal: Numbers) -> Kendall:
+    """Compute Kendall's tau-b (Kendall 1945, doi:10.1093/biomet/33.3.239) over all pairs of runs.
+
+    Args:
+        metrics: Runs x metrics.
+        goal: Target of each run.
+
+    Returns:
+        One entry for each metric; NaN with fewer than two runs that have both values.
+
+    Examples:
+        >>> kendall(np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([0.1, 0.3, 0.2, 0.4]))
+        Kendall(tau=array([0.66666667]), p=array([0.33333333]))
+    """
+    found = np.full((2, metrics.shape[1]), np.nan)
+    for number, metric in enumerate(metrics.T):
+        known = np.isfinite(metric + goal)
+        if known.sum() >= 2:
+            result = stats.kendalltau(metric[known], goal[known])
+            found[:, number] = result.statistic, result.pvalue
+    return Kendall(*found)
+
+
+class GranulatedKendall(NamedTuple):
+    """Granulated Kendall coefficient of each metric.
+
+    Attributes:
+        coefficient: Mean of the seeds' coefficients, in [-1, 1].
+        low: Lower end of its confidence interval over seeds.
+        high: Upper end of its confidence interval over seeds.
+    """
+
+    coefficient: Numbers
+    low: Numbers
+    high: Numbers
+
+
+def granulated_kendall(
+    metrics: Numbers,
+    goal: Numbers,
+    axes: NDArray[Any],
+    seeds: NDArray[Any],
+    confidence: float = CONFIDENCE,
+    *,
+    min_groups: int = MIN_PAIRS,
+) -> GranulatedKendall:
+    """Compute the granulated Kendall coefficient (Jiang et al. 2020, arXiv 1912.02178, eq. 7).
+
+    It is the mean over the axes of Kendall's tau among runs that differ in this axis alone. The
+    interval is that of `paired_test` over the seeds' coefficients.
+
+    Args:
+        metrics: Runs x metrics.
+        goal: Target of each run.
+        axes: Runs x axes.
+        seeds: Seed of each run; runs are compared within a seed.
+        confidence: Confidence of the interval.
+        min_groups: Fewest groups of runs that differ in one axis alone.
+
+    Returns:
+        One entry for each metric; the coefficient is NaN with fewer groups, the interval with too
+        few seeds.
+
+    Examples:
+        >>> depth, seeds = np.tile([2, 4, 8], 3)[:, None], np.repeat([0, 1, 2], 3)
+        >>> metrics = np.array([[0.1], [0.2], [0.3], [0.1], [0.2], [0.3], [0.1], [0.2], [0.3]])
+        >>> goal = np.array([0.5, 0.6, 0.7, 0.5, 0.6, 0.7, 0.6, 0.5, 0.7])
+        >>> granulated_kendall(metrics, goal, depth, seeds).coefficient.round(3)
+        array([0.778])
+    """
+    along = [_tau_along(metrics, goal, axes, seeds, axis) for axis in range(axes.shape[1])]
+    by_axis = np.array([tau for tau, _ in along])
+    shape = (len(np.unique(seeds)), metrics.shape[1])
+    by_seed = mean(by_axis.reshape(-1, shape[0] * shape[1])).reshape(shape)
+    found = paired_test(by_seed.round(DECIMALS), confidence)
+    centre = found.difference.round(DECIMALS)
+    centre[sum(groups for _, groups in along) < min_groups] = np.nan
+    return GranulatedKendall(centre, found.low.clip(-1), found.high.clip(max=1))
+
+
+def _tau_along(
+    metrics: Numbers, goal: Numbers, axes: NDArray[Any], seeds: NDArray[Any], axis: int
+) -> tuple[Numbers, Indices]:
+    """Compute Kendall's tau among runs that differ in one axis alone.
+
+    Returns:
+        Its mean over such groups of runs, seeds x metrics, and the number of groups of each metric.
+    """
+    seed = np.unique(seeds, return_inverse=True)[1]
+    level = np.unique(axes[:, axis], return_inverse=True)[1]
+    others = [column for number, column in enumerate(axes.T) if number != axis]
+    group = group_rows([seed, *others])
+    run = np.full((group.max() + 1, level.max() + 1), -1)
+    run[group, level] = np.arange(len(axes))
+    agreement, couples = np.zeros((2, len(run), metrics.shape[1]))
+    for one, other in combinations(run.T, 2):
+        signs = np.sign(metrics[one] - metrics[other])
+        signs *= np.sign(goal[one] - goal[other])[:, None]
+        signs[(one < 0) | (other < 0)] = np.nan
+        agreement += np.nan_to_num(signs)
+        couples += np.isfinite(signs)
+    with np.errstate(invalid="ignore"):
+        tau = agreement / couples
+    of_group = np.empty(len(run), dtype=np.intp)
+    of_group[group] = seed
+    by_seed = np.array([mean(tau[of_group == number]) for number in range(seed.max() + 1)])
+    return by_seed, np.isfinite(tau).sum(axis=0)
+
+
+class MutualInformation(NamedTuple):
+    """Conditional mutual information of each metric's order and the target's.
+
+    Attributes:
+        share: Least share of the entropy of the target's order, in [0, 1], one entry a metric.
+        null: Quantile of the share of random orders.
+    """
+
+    share: Numbers
+    null: float
+
+
+def conditional_mutual_information(
+    metrics: Numbers,
+    goal: Numbers,
+    axes: NDArray[Any],
+    confidence: float = CONFIDENCE,
+    *,
+    max_conditions: int = MAX_CONDITIONS,
+    max_runs: int = MAX_RUNS,
+    num_shuffles: int = NUM_SHUFFLES,
+) -> MutualInformation:
+    """Compute how much of the order of runs by the target their order by a metric tells.
+
+    Jiang et al. 2020 (arXiv 1912.02178, eq. 9 to 11): the least share of the entropy of the order
+    by the target that the order by the metric takes away, given up to two axes' values of both
+    runs. Random orders do not have 0, less so in small studies: `null` says what they have.
+
+    Args:
+        metrics: Runs x metrics.
+        goal: Target of each run.
+        axes: Runs x axes.
+        confidence: Share of random orders that stay below `null`.
+        max_conditions: Most axes that are given at once.
+        max_runs: Most runs whose pairs are counted; of more, some are drawn, the same in each call.
+        num_shuffles: Number of random orders.
+
+    Returns:
+        NaN where the target does not order the runs.
+
+    Examples:
+        >>> metrics = np.array([[0.1, 0.3], [0.2, 0.1], [0.3, 0.2], [0.4, 0.2]])
+        >>> goal, depth = np.array([0.5, 0.6, 0.7, 0.8]), np.array([[2], [2], [4], [4]])
+        >>> conditional_mutual_information(metrics, goal, depth).share.round(2)
+        array([1.  , 0.02])
+    """
+    generator = np.random.default_rng(0)
+    runs = np.flatnonzero(np.isfinite(goal))
+    if len(runs) > max_runs:
+        runs = np.sort(generator.choice(runs, max_runs, replace=False))
+    if len(np.unique(goal[runs])) < 2:
+        return MutualInformation(np.full(metrics.shape[1], np.nan), np.nan)
+    codes = np.zeros((len(runs), axes.shape[1]), dtype=np.intp)
+    for number, column in enumerate(axes[runs].T):
+        codes[:, number] = _numbered_by_appearance(column)
+    first, second = np.nonzero(~np.eye(len(runs), dtype=bool))
+    ordered = goal[runs][first] != goal[runs][second]
+    first, second = first[ordered], second[ordered]
+    ahead = goal[runs][first] > goal[runs][second]
+    conditions = []
+    for size in range(max_conditions + 1):
+        for chosen in combinations(range(codes.shape[1]), size):
+            both = np.hstack([codes[first][:, chosen], codes[second][:, chosen]])
+            conditions.append(group_rows(both.T, len(first)))
+
+    def least_share(values: Numbers) -> float:
+        known = np.isfinite(values[first] + values[second])
+        higher = values[first] > values[second]
+        shares = [_shared(cell[known], ahead[known], higher[known]) for cell in conditions]
+        return min((share for share in shares if not np.isnan(share)), default=np.nan)
+
+    shuffles = (generator.permutation(len(runs)) for _ in range(num_shuffles))
+    null = [least_share(shuffled.astype(float)) for shuffled in shuffles]
+    found = np.array([least_share(column) for column in metrics[runs].T])
+    return MutualInformation(found, float(np.nanquantile(null, confidence)))
+
+
+def _numbered_by_appearance(values: NDArray[Any]) -> Indices:
+    _, first, codes = np.unique(values, return_index=True, return_inverse=True)
+    numbers: Indices = first.argsort().argsort()[codes]
+    return numbers
+
+
+def _shared(cell: Indices, ahead: Flags, higher: Flags) -> float:
+    """I(ahead; higher | cell) / H(ahead | cell), from counts; NaN where nothing is uncertain."""
+    if not len(cell):
+        return np.nan
+    table = np.bincount(cell * 4 + ahead * 2 + higher, minlength=4 * (int(cell.max()) + 1))
+    counts = table.astype(float).reshape(-1, 2, 2)
+
+    def entropy(parts: Numbers) -> float:
+        """Sum of n log n, to which entropies add up."""
+        return float((parts * np.log(parts, where=parts > 0, out=np.zeros_like(parts))).sum())
+
+    whole, by_goal = counts.sum(axis=(1, 2)), counts.sum(axis=2)
+    uncertainty = entropy(whole) - entropy(by_goal)
+    if uncertainty <= 0:
+        return np.nan
+    information = entropy(counts) + entropy(whole) - entropy(by_goal) - entropy(counts.sum(axis=1))
+    return max(0.0, information / uncertainty)

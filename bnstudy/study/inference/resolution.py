@@ -1,0 +1,102 @@
+"""Differences as far as the precision of the numbers resolves them."""
+
+import numpy as np
+
+from bnstudy.study.inference.columns import MAX_NUMBERS, Numbers
+
+RESOLUTION = 2.0**-22  # of a difference of two float32 numbers, relative to the larger one
+
+
+def measured_differences(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
+    """Compute differences within pairs, as far as the numbers' precision resolves them.
+
+    An accuracy of 972 of 1,000 is no float, so differences of two samples come out as 0.002 and
+    0.0019999743, and ties are broken. Here differences whose sizes agree to the resolution become
+    equal in size, and smaller ones 0. Other differences stay as they are.
+
+    Args:
+        ours: Numbers of the treatment, pairs x comparisons.
+        theirs: Those of the baseline, of the same shape.
+        resolution: Relative to the larger number of a pair; the default is that of numbers that
+            were computed or recorded in float32.
+
+    Returns:
+        Pairs x comparisons; NaN where a number is not finite.
+
+    Examples:
+        >>> accuracy = np.float32([[0.972], [0.981]]), np.float32([[0.970], [0.979]])
+        >>> np.unique(accuracy[0] - accuracy[1]).size
+        2
+        >>> np.unique(measured_differences(*accuracy)).size
+        1
+    """
+    found = np.empty(ours.shape)
+    size = max(1, MAX_NUMBERS // max(1, len(ours)))
+    for start in range(0, ours.shape[1], size):
+        block = slice(start, start + size)
+        found[:, block] = _measured(
+            ours[:, block].astype(np.float64), theirs[:, block].astype(np.float64), resolution
+        )
+    return found
+
+
+def _measured(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
+    with np.errstate(invalid="ignore", over="ignore"):
+        differences = ours - theirs
+        noise = _noise(ours, theirs, resolution)
+    differences[~np.isfinite(differences)] = np.nan
+    sizes = np.abs(differences)
+    sizes[sizes <= noise] = 0
+    differences[sizes == 0] = 0
+    order = sizes.argsort(axis=0)
+    sizes, noise = (np.take_along_axis(array, order, axis=0) for array in (sizes, noise))
+    steps = np.diff(sizes, axis=0)
+    close = (steps > 0) & (steps <= np.maximum(noise[1:], noise[:-1]))
+    columns = np.flatnonzero(close.any(axis=0))
+    if columns.size:
+        merged = np.empty_like(differences[:, columns])
+        equal = _merged(sizes[:, columns], noise[:, columns])
+        np.put_along_axis(merged, order[:, columns], equal, axis=0)
+        differences[:, columns] = np.copysign(merged, differences[:, columns])
+    return differences
+
+
+def noise_of(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
+    """Compute the size up to which a mean of differences is the numbers' own rounding.
+
+    Args:
+        ours: Numbers of the treatment, pairs x comparisons.
+        theirs: Those of the baseline, of the same shape.
+        resolution: Resolution, as of `measured_differences`.
+
+    Returns:
+        Of each comparison, that of its median pair; 0 where no pair has a value.
+
+    Examples:
+        >>> noise_of(np.array([[1.0], [0.5]]), np.array([[0.5], [2.0]])) * 2**22
+        array([1.5])
+    """
+    known = np.isfinite(ours) & np.isfinite(theirs)
+    noise = np.where(known, _noise(ours, theirs, resolution), np.nan)
+    found = np.zeros(noise.shape[1])
+    has_pair = known.any(axis=0)
+    found[has_pair] = np.nanmedian(noise[:, has_pair], axis=0)
+    return found
+
+
+def _noise(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
+    return resolution * np.maximum(np.abs(ours), np.abs(theirs))
+
+
+def _merged(sizes: Numbers, noise: Numbers) -> Numbers:
+    """Sorted sizes, those within the noise of the smallest of a group replaced by its midrange."""
+    first, reach = sizes.copy(), noise[0]
+    for row in range(1, len(sizes)):
+        reach = np.maximum(reach, noise[row])
+        is_near = sizes[row] - first[row - 1] <= reach
+        first[row] = np.where(is_near, first[row - 1], sizes[row])
+        reach = np.where(is_near, reach, noise[row])
+    last = sizes.copy()
+    for row in range(len(sizes) - 2, -1, -1):
+        last[row] = np.where(first[row] == first[row + 1], last[row + 1], sizes[row])
+    return np.where(first == 0, 0, first + (last - first) / 2)

@@ -1,0 +1,157 @@
+"""Permutation analysis of variance of differences within pairs."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from bnstudy.study.inference.columns import Indices, Numbers, group_rows, patterns
+
+MAX_PERMUTATIONS = 999
+MAX_EXTREME = 100  # permutations as extreme as the observed order, after which no more are drawn
+MAX_COLUMNS = 2_000  # comparisons at once, so that memory is bounded
+MAX_ORDER = 2  # of interactions
+
+Term = frozenset[int]  # numbers of the factors in it
+
+
+class TermTest(NamedTuple):
+    """Test of a term, in the comparisons that have the same pairs.
+
+    Attributes:
+        term: Numbers of the factors whose interaction, or main effect, it is.
+        columns: Numbers of the comparisons.
+        n: Pairs.
+        f: F ratio of each comparison.
+        df: Degrees of freedom of the term.
+        df_residual: Degrees of freedom of the residuals.
+        eta_squared: Partial eta squared of each comparison.
+        p: p of each comparison, at least 1 / (1 + max_permutations).
+    """
+
+    term: Term
+    columns: Indices
+    n: int
+    f: Numbers
+    df: int
+    df_residual: int
+    eta_squared: Numbers
+    p: Numbers
+
+
+def analysis_of_variance(
+    differences: Numbers,
+    factors: NDArray[Any],
+    *,
+    max_order: int = MAX_ORDER,
+    max_permutations: int = MAX_PERMUTATIONS,
+    max_extreme: int = MAX_EXTREME,
+) -> Iterator[TermTest]:
+    """Test whether differences depend on factors, by permutations.
+
+    Factors are categories. Sums of squares are of type II; p comes of permuted residuals of the
+    model without the term (Freedman and Lane 1983, doi:10.1080/07350015.1983.10509354), so that it
+    needs no normal distribution. Permutations are drawn until so many were as extreme as the
+    observed order (Besag and Clifford 1991, doi:10.1093/biomet/78.2.301), the same in each call.
+
+    Args:
+        differences: Pairs x comparisons; NaN marks a pair without a value.
+        factors: Pairs x factors, as values of any type that can be sorted.
+        max_order: Most factors in a term: 1 for main effects, 2 for interactions of two as well.
+        max_permutations: Most permutations.
+        max_extreme: Permutations as extreme as the observed order, after which no more are drawn.
+
+    Yields:
+        Each term's test, for each group of comparisons that have the same pairs; nothing where
+        there are no degrees of freedom.
+
+    Examples:
+        >>> depth = np.array([[2], [2], [2], [2], [4], [4], [4], [4]])
+        >>> changes = np.array([[0.1], [0.2], [0.1], [0.2], [0.5], [0.6], [0.5], [0.6]])
+        >>> (found,) = analysis_of_variance(changes, depth)
+        >>> found.f.round(6), found.df, found.df_residual, found.p[0] < 0.05
+        (array([96.]), 1, 6, np.True_)
+    """
+    orders = range(1, max_order + 1)
+    terms = [frozenset(term) for n in orders for term in combinations(range(factors.shape[1]), n)]
+    for columns, sample, chosen in _blocks(differences):
+        for term in terms:
+            models = [
+                _basis(factors[chosen], some)
+                for some in (
+                    [one for one in terms if not term <= one],  # without the term
+                    [one for one in terms if not term < one],  # with it
+                    terms,
+                )
+            ]
+            without, with_it, full = (basis.shape[1] for basis in models)
+            df, df_residual = with_it - without, len(sample) - full
+            if df < 1 or df_residual < 1:
+                continue
+            ratio, eta_squared, p = _permute(sample, models, max_permutations, max_extreme)
+            f = ratio / df * df_residual
+            yield TermTest(term, columns, len(sample), f, df, df_residual, eta_squared, p)
+
+
+def _blocks(differences: Numbers) -> Iterator[tuple[Indices, Numbers, Indices]]:
+    """Columns that have the same pairs: their numbers, differences and the pairs' rows."""
+    for rows, same in patterns(np.isfinite(differences)):
+        for start in range(0, len(same), MAX_COLUMNS):
+            block = same[start : start + MAX_COLUMNS]
+            yield block, differences[np.ix_(rows, block)], rows
+
+
+def _basis(factors: NDArray[Any], terms: Sequence[Term]) -> Numbers:
+    """An orthonormal basis of what a model with these terms can say, rows x dimensions."""
+    cells = [group_rows(factors[:, sorted(term)].T) for term in terms]
+    parts = [np.ones((len(factors), 1)), *(np.eye(cell.max() + 1)[cell] for cell in cells)]
+    return np.asarray(linalg.orth(np.hstack(parts)), dtype=np.float64)
+
+
+def _permute(
+    sample: Numbers, models: Sequence[Numbers], max_permutations: int, max_extreme: int
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Ratio of the explained sum of squares to the residual one, partial eta squared, and p.
+
+    Args:
+        sample: Rows x comparisons.
+        models: Orthonormal bases: without the term, with it, and of the full model.
+        max_permutations: Most permutations.
+        max_extreme: Permutations as extreme as the observed order, after which no more are drawn.
+    """
+    starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
+    bases = np.hstack(models)
+    without = models[0].shape[1]
+    fixed = bases.T @ models[0] @ (models[0].T @ sample)  # of the fit without the term
+    residuals = sample - models[0] @ (models[0].T @ sample)
+    squares = (sample**2).sum(axis=0)
+
+    def ratio(order: Indices, chosen: Indices, residuals: Numbers) -> Numbers:
+        """Explained over residual, of the fit with the residuals in another order.
+
+        The bases, which have fewer columns, are put in the opposite order instead.
+        """
+        moved = bases[order].T @ residuals
+        total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)
+        captured = np.add.reduceat((fixed[:, chosen] + moved) ** 2, starts)
+        explained, left = captured[1] - captured[0], total - captured[2]
+        rounding = 1e-12 * total
+        return np.where(explained > rounding, explained, 0) / np.where(left > rounding, left, 0)
+
+    generator = np.random.default_rng(0)
+    undecided = np.arange(sample.shape[1])
+    as_extreme, permutations = np.zeros((2, len(undecided)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        observed = ratio(np.arange(len(sample)), undecided, residuals)
+        for _ in range(max_permutations):
+            found = ratio(generator.permutation(len(sample)), undecided, residuals)
+            as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
+            permutations[undecided] += 1
+            still = as_extreme[undecided] < max_extreme
+            if not still.all():
+                undecided, residuals = undecided[still], residuals[:, still]
+        eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
+    return observed, eta_squared, (1 + as_extreme) / (1 + permutations)

@@ -1,0 +1,112 @@
+"""A study's database: DuckDB reads the runs' parquet files where a query needs them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import pandas as pd
+
+from bnstudy.runs.long_table import LAYER_LABEL
+
+# The long table of the runs that have ended. A layer is named as in the logs: by its site as well,
+# unless that is the activation.
+ROWS = f"""
+    select runs.cell, epoch, epoch = runs.last_epoch as is_last, step, split, site, layer_index,
+           {LAYER_LABEL} as layer,
+           metric, value, files.reason
+    from files join runs on runs.path = files.filename
+"""
+
+# What another version measured in a run of this one: null stands for all metrics, splits, sites.
+OTHER_VERSIONS = """
+    create table other_versions (
+        cell varchar, epoch integer, metrics varchar[], splits varchar[], sites varchar[]
+    )
+"""
+
+OF_THIS_VERSION = """
+    where not exists (
+        from other_versions as other
+        where other.cell = measured.cell and other.epoch = measured.epoch
+              and (other.metrics is null or list_contains(other.metrics, measured.metric))
+              and (other.splits is null or list_contains(other.splits, measured.split))
+              and (other.sites is null or list_contains(other.sites, measured.site))
+    )
+"""
+
+# The numbers of each run's last epoch, with their layers. DuckDB looks for the epochs while it
+# reads the files, and passes over the rest.
+LAST_COLUMNS = "select * exclude (epoch, is_last, step)"
+
+FINAL = """
+    select last.*, layers.* exclude (cell, site, layer)
+    from last left join layers using (cell, layer)
+"""
+
+
+def connect(
+    runs: pd.DataFrame, tables: Sequence[str], other_versions: Iterable[tuple[Any, ...]]
+) -> duckdb.DuckDBPyConnection:
+    """Open a database in memory with the tables that `StudyRuns.query` describes.
+
+    Args:
+        runs: All runs, as in `StudyRuns.runs`.
+        tables: Paths of the long tables of the runs that have ended.
+        other_versions: Rows of the table `other_versions`, of `tabulate_other_versions`.
+    """
+    connection = duckdb.connect()
+    connection.register("described", runs)
+    connection.execute("create table runs as from described")
+    connection.read_parquet(list(tables), filename=True).create_view("files")
+    condition = ""
+    if others := list(other_versions):
+        connection.execute(OTHER_VERSIONS)
+        connection.executemany("insert into other_versions values (?, ?, ?, ?, ?)", others)
+        condition = OF_THIS_VERSION
+    connection.execute(f"create view rows as from ({ROWS}) as measured {condition}")
+    last = f"from ({ROWS} and epoch = last_epoch) as measured {condition}"
+    connection.execute(f"create table last as {LAST_COLUMNS} {last}")
+    connection.execute(f"create table layers as {select_layers('last')}")
+    connection.execute(f"create view final as {FINAL}")
+    return connection
+
+
+def tabulate_other_versions(
+    cells: Iterable[str], other_versions: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[tuple[Any, ...]]:
+    """Rows of the table `other_versions`, one for each measured epoch.
+
+    Args:
+        cells: Cells of the runs that have ended.
+        other_versions: Rows that other versions measured, as in `StudyRuns.other_versions`.
+    """
+    return [
+        (cell, epoch, rows["metrics"], rows["splits"], rows["sites"])
+        for cell in set(cells) & other_versions.keys()
+        for rows in other_versions[cell]
+        for epoch in rows["epochs"]
+    ]
+
+
+def select_layers(table: str) -> str:
+    """Compose a query for the layers of each run, in the order of computation, each site by itself.
+
+    Layers' indices depend on which others were read with them, their order does not.
+
+    Args:
+        table: Name of a table with the columns cell, site, layer_index, layer.
+
+    Returns:
+        In SQL: cell, site, layer, position, layers, relative_depth; see `StudyRuns.query`.
+    """
+    return f"""
+        with listed as (
+            select cell, site, layer, min(layer_index) as layer_index
+            from {table} where layer_index >= 0 group by all
+        )
+        select cell, site, layer,
+               row_number() over (partition by cell, site order by layer_index, layer) as position,
+               count(*) over (partition by cell, site) as layers,
+               case when layers = 1 then 1 else (position - 1) / (layers - 1) end as relative_depth
+        from listed
+    """

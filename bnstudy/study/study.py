@@ -1,0 +1,88 @@
+"""A study to go on with in a notebook: its runs, numbers, paired differences and figures."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from bnstudy.errors import UserError
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.effects import compute_effects
+from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.figures import Plot
+
+
+class Study(StudyRuns):
+    """The runs of a study, with what was measured in them and how treatments differ.
+
+    `runs` and `query` are those of `StudyRuns`.
+    """
+
+    def metrics(
+        self, *names: str, split: str | None = None, every_epoch: bool = False
+    ) -> pd.DataFrame:
+        """Select what was measured in the runs that have ended.
+
+        Args:
+            names: Names of metrics, `accuracy` and `loss` among them; none: all.
+            split: Split of the samples; None: all splits.
+            every_epoch: Each epoch's numbers instead of each run's last.
+
+        Returns:
+            One row a number: cell, treatment, seed, depth, width, epoch, split, site, layer_index
+            (-1 for the whole model's), layer, metric, value, reason (why it is NaN).
+
+        Raises:
+            UserError: No run has ended, or none has such a metric or split.
+        """
+        known = self.query("select distinct metric, split from last order by all")
+        for what, asked, there in (
+            ("metric", names, known["metric"]),
+            ("split", [split] if split else [], known["split"]),
+        ):
+            if unknown := set(asked) - set(there):
+                raise UserError(
+                    f"{what}={sorted(unknown)[0]} is not in {self.folder}; "
+                    f"it has {', '.join(there.unique())}"
+                )
+        return self.query(
+            """
+            select cell, treatment, seed, depth, width, epoch, split, site, layer_index, layer,
+                   metric, value, reason
+            from rows join runs using (cell)
+            where (is_last or $every_epoch) and (metric in $names or $all_metrics)
+                  and (split = $split or $split is null)
+            order by cell, epoch, split desc, layer_index, metric
+            """,
+            every_epoch=every_epoch,
+            names=list(names),
+            all_metrics=not names,
+            split=split,
+        )
+
+    def effects(self, baseline: str | None = None, *, by: Sequence[str] = ()) -> pd.DataFrame:
+        """Compute paired differences to a baseline with their uncertainty.
+
+        Args:
+            baseline: Treatment to compare with; None: as in `baseline`.
+            by: Columns of `runs`, such as depth, at each of whose values pairs are compared.
+        """
+        return compute_effects(self, baseline, by=by)
+
+    @cached_property
+    def plot(self) -> Plot:
+        """Figures: `study.plot.layers("silhouette")` is a Matplotlib figure to go on with."""
+        return Plot(Analysis(self))
+
+
+def load(folder: Path | str) -> Study:
+    """Read a study.
+
+    Args:
+        folder: Folder of the study, such as multirun/mnist5k_cnn.
+
+    Raises:
+        UserError: There are no runs in it.
+    """
+    return Study.read(folder)
