@@ -215,7 +215,7 @@ def test_a_similarity_is_that_of_float64(
     other = torch.relu(x - x.mean(0)) + normal(len(x), 1)
     layers = [read(one, labels) for one in (x, other)]
     for layer in layers:
-        layer.let_go_of_activations()
+        layer.release_activations()
     assert SIMILARITIES["cka"](*layers) == pytest.approx(kornblith(x, other), rel=1e-3)
     assert SIMILARITIES["procrustes"](*layers) == pytest.approx(nuclear_norm(x, other), abs=1e-3)
 

@@ -70,7 +70,7 @@ def test_no_similarity_to_a_layer_with_one_is_a_number(name: str, case: str) -> 
     assert math.isnan(SIMILARITIES[name](ordinary, other))
     assert math.isnan(SIMILARITIES[name](other, ordinary))
     assert math.isnan(SIMILARITIES[name](other, other))
-    other.let_go_of_activations()
+    other.release_activations()
     assert math.isnan(SIMILARITIES[name](ordinary, other))
 
 

@@ -319,14 +319,14 @@ def test_an_output_that_is_no_tensor_is_told() -> None:
 
     model = Model().train()
     before = state(model)
-    with pytest.raises(TypeError, match=r"two puts out a tuple and not a tensor; leave it out"):
+    with pytest.raises(TypeError, match=r"two returns a tuple, expected a tensor; exclude it"):
         read(model, ["*"])
     assert state(model) == before
     assert [one.name for one in read(model)] == ["act"]
 
 
 def test_an_output_without_channels_is_told() -> None:
-    with pytest.raises(TypeError, match=r"1 puts out \(512,\) for 2 samples"):
+    with pytest.raises(TypeError, match=r"1 returns shape \(512,\) for 2 samples"):
         read(nn.Sequential(nn.Flatten(), nn.Flatten(0)), ["1"])
 
 

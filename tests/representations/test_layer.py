@@ -198,5 +198,5 @@ def test_what_is_shared_is_computed_once() -> None:
 @pytest.mark.parametrize("shape", [(3, 4), (3,), (0, 4)])
 def test_a_tensor_that_does_not_fit_its_labels_is_refused(shape: tuple[int, ...]) -> None:
     count = 3 if len(shape) == 1 else 2
-    with pytest.raises(ValueError, match=r"activations and \(\d,\) labels"):
+    with pytest.raises(ValueError, match=r"do not match labels of shape \(\d,\)"):
         Layer(torch.zeros(shape), torch.zeros(count))

@@ -165,8 +165,8 @@ def test_activation_functions_that_are_no_modules_are_reported_once() -> None:
     (warning,) = warned
     words = str(warning.message)
     assert words.startswith(
-        "Functional: not measured: calls of functions: relu in Functional (2), leaky_relu in "
-        "Functional (1); modules that are not called in eval mode: idle\n"
+        "Functional: not measured: activation functions that are not modules: relu in Functional "
+        "(2), leaky_relu in Functional (1); modules that are not called in eval mode: idle\n"
     )
     assert "nn.ReLU()" in words
     assert 'site = "act"' in words
@@ -254,9 +254,11 @@ class WithoutSamples(nn.Module):
 
 def test_an_output_without_a_row_for_each_sample_is_reported_and_left_out() -> None:
     network = WithoutSamples("rows")
-    with pytest.warns(UserWarning, match=r"inner puts out \(8, 14, 14\) for 2 samples, not \(2, c"):
+    with pytest.warns(
+        UserWarning, match=r"inner returns shape \(8, 14, 14\) for 2 samples, expected"
+    ):
         assert [layer.name for layer in read(network)] == ["outer"]
-    with pytest.raises(TypeError, match=r"inner puts out \(8, 14, 14\) for 2 samples"):
+    with pytest.raises(TypeError, match=r"inner returns shape \(8, 14, 14\) for 2 samples"):
         read(network, layers=["inner"])
 
 
