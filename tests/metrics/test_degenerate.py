@@ -122,7 +122,7 @@ REASONS = [
     ("no sample", "unit_sparsity", "no samples"),
     ("one sample", "lifetime_sparseness", "only one sample"),
     ("one sample", "intrinsic_dimension", "the same representation"),
-    ("two samples", "knn_purity", "not more than 10 samples"),
+    ("two samples", "knn_purity", "fewer than 11 samples"),
     ("two samples", "best_k", "fewer than 3 samples"),
     ("two samples", "intrinsic_dimension", "fewer than 3 samples"),
     ("one class", "davies_bouldin", "only one class"),

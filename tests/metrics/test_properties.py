@@ -321,7 +321,7 @@ def test_a_metric_of_a_network_does_not_apply_to_a_layer_alone() -> None:
     for name, value in evaluate(chosen(NETWORK), Layer(*sample(5, 1.0, count=50))).items():
         assert math.isnan(value.number), name
         assert not value.is_applicable
-        assert "not known what network" in str(value.reason)
+        assert "network that contains the layer" in str(value.reason)
 
 
 def test_an_unknown_name_lists_the_near_ones() -> None:
