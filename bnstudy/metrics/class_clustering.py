@@ -63,7 +63,7 @@ def _spread_within(layer: Layer) -> float:
     source="Rousseeuw 1987, doi 10.1016/0377-0427(87)90125-7",
 )
 def silhouette(layer: Layer) -> float:
-    """Mean over samples of (b - a) / max(a, b), a: mean distance in the class, b: to the nearest.
+    """Mean of (b - a) / max(a, b); a, b: mean distances to the own and the nearest other class.
 
     For each sample, a is the mean distance to the other samples of its class, and b is the mean
     distance to the samples of the nearest other class. A sample that is alone in its class counts
@@ -82,7 +82,7 @@ def silhouette(layer: Layer) -> float:
     source="Davies and Bouldin 1979, doi 10.1109/TPAMI.1979.4766909",
 )
 def davies_bouldin(layer: Layer) -> float:
-    """Mean over classes of max (s_a + s_b) / d_ab, s: spread of a class, d: distance of means.
+    """Mean over classes of max (s_a + s_b) / d_ab; s: spread of a class, d: distance of means.
 
     s_a is the mean distance of the samples of class a to their mean, and d_ab is the distance
     between the means of classes a and b. The maximum is over the other classes b.
@@ -139,7 +139,7 @@ def dunn(layer: Layer) -> float:
     source="wb.ratio of cluster.stats in R's fpc",
 )
 def within_between_ratio(layer: Layer) -> float:
-    """Mean distance between samples of the same class / of different classes."""
+    """Mean distance of samples of the same class / mean distance of samples of two classes."""
     sums, sizes = layer.shared(_distance_sums).double(), layer.class_sizes
     within = sums.gather(1, layer.classes[:, None]).sum().item()
     pairs_within = (sizes * (sizes - 1)).sum().item()

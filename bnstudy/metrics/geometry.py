@@ -31,7 +31,7 @@ FACCO = "Facco et al. 2017, TwoNN, doi 10.1038/s41598-017-11873-y"
     source="Gao et al. 2017, doi 10.1101/214262; Litwin-Kumar et al. 2017",
 )
 def participation_ratio(layer: Layer) -> float:
-    """Squared sum of the covariance's eigenvalues / sum of their squares."""
+    """(Sum of the covariance's eigenvalues)^2 / sum of their squares."""
     gram = layer.gram
     total: float = layer.total_variation * layer.num_samples
     squares = torch.linalg.vector_norm(gram, dtype=torch.float64).item() ** 2
@@ -197,10 +197,10 @@ def _sum_of_cosines(sums: Products, weights: Tensor) -> float:
     direction=None,
     bounds=(0, math.inf),
     invariant_to=["rotation"],
-    source="Euclidean norm over all units of a sample",
+    source="norm over all units of a sample",
 )
 def norm_mean(layer: Layer) -> float:
-    """Mean norm of the samples."""
+    """Mean Euclidean norm of the samples."""
     return layer.moments.squares.sqrt().mean().item()
 
 
@@ -208,10 +208,10 @@ def norm_mean(layer: Layer) -> float:
     direction=None,
     bounds=(0, math.inf),
     invariant_to=["rotation", "scale"],
-    source="standard deviation / mean of the Euclidean norms",
+    source="standard deviation / mean over samples",
 )
 def norm_cv(layer: Layer) -> float:
-    """Coefficient of variation of the samples' norms."""
+    """Coefficient of variation of the Euclidean norms of the samples."""
     norms = layer.moments.squares.sqrt()
     if not norms.any():
         raise Undefined("every sample's activations are 0")

@@ -92,7 +92,7 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
         # An empty cluster is infinitely far away.
         offset = torch.where(sizes > 0, -spread, math.inf)
         to_means = (sums_by_start / sizes.clamp_min(1)[:, :, None]).add_(offset[:, :, None])
-        least = to_means.amin(1)  # much faster than argmin, which few samples need
+        least = to_means.amin(1)  # much faster than argmin, needed only for moved samples
         moved = to_means.gather(1, clusters[:, None]).squeeze(1) > least
         start, sample = moved.nonzero(as_tuple=True)
         before = clusters[start, sample]

@@ -53,8 +53,8 @@ class Layer:
     Intermediate results are computed on first use and cached, so that no two metrics pass over the
     activations for the same purpose or compute the same distances.
 
-    Distances between the activations as float32 have a relative error of about 1e-4, whatever their
-    size. The only N x N x D product is that of the *residuals*, the differences between samples and
+    Distances between the activations as float32 have a relative error of about 1e-4 at any scale.
+    The only N x N x D product is that of the *residuals*, the differences between samples and
     their class means (see `ClassSums`), which avoids cancellation in tight classes. If samples are
     much closer to each other than to their class mean, rounding could still affect their distance,
     and it is computed from their difference. If many pairs are that close, all inner products are

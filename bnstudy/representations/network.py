@@ -13,7 +13,7 @@ from bnstudy.representations.taps import FEATURES, Call, Taps
 
 Batch = tuple[Tensor, Tensor]
 
-NUM_TRIAL_SAMPLES = 16  # to check whether the representations of all calls can be mixed in one pass
+NUM_TRIAL_SAMPLES = 16  # for the check whether all calls can be mixed in one pass
 RELEASE_INTERVAL = 8  # batches between releases of memory, which take time
 LOGIT_TOLERANCE = 0.01  # relative to the spread of the logits over samples
 

@@ -314,7 +314,7 @@ class ClassSums(Sums):
         squares = self.means_gram.diagonal()
         rounding = MIN_DISTANCE * spread + 10 * torch.finfo(torch.float64).eps * squares
         apart = squares[:, None] + squares - 2 * self.means_gram
-        # Without the threshold: the rounding error of class means can exceed sample distances.
+        # Kept without the threshold below, which can exceed the distances between samples.
         self._means_apart = apart.clamp_min(0).fill_diagonal_(0)
         is_zero = apart <= rounding[:, None] + rounding
         self.mean_distances_squared = apart.masked_fill_(is_zero, 0).fill_diagonal_(0)

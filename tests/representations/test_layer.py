@@ -1,4 +1,4 @@
-"""The view of a layer against naive formulas in float64."""
+"""Properties of a layer, compared with naive formulas in float64."""
 
 from collections.abc import Callable
 
@@ -112,7 +112,7 @@ def test_distances_within_far_modes_where_class_means_nearly_agree(read: Read) -
     generator = torch.Generator().manual_seed(0)
     mode = torch.arange(2).repeat(30)[:, None]
     activations = torch.randn(60, 100, generator=generator) + 1e6 * mode
-    labels = torch.arange(3).repeat_interleave(20)  # as many of each mode
+    labels = torch.arange(3).repeat_interleave(20)  # equally many in each mode
     expected = squared_distances(activations.double(), activations.double())
     ours = read(activations, labels).squared_distances.double()
     torch.testing.assert_close(ours, expected, rtol=2e-3, atol=0)
