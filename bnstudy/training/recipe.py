@@ -48,7 +48,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         metrics = RepresentationMetrics(
             {split: data.probe(split) for split in SPLITS},
             **config["metrics"],
-            on_layer=progress.say,
+            on_layer=progress.show,
             calibration=data.calibration(),
         )
         optimization = [instantiate(node) for node in config["callbacks"].values()]
