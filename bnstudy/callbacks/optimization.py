@@ -18,8 +18,8 @@ from bnstudy.representations.taps import Call, Taps
 from bnstudy.runs.record import WHOLE_MODEL, Row
 from bnstudy.terms import EvaluatedSplit, Split
 
-# Largest variance of a constant channel, relative to its squared mean: the rounding of float32 gives
-# constant channels a small variance.
+# Largest variance of a constant channel, relative to its squared mean. It is not 0, because float32
+# rounds.
 CONSTANT_TOLERANCE = 1e-8
 
 
