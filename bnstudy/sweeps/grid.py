@@ -121,12 +121,12 @@ class _Composed:
 
 
 def _is_plain_value(override: Override) -> bool:
+    # Dictionaries are excluded, as Hydra merges them instead of replacing them.
     return (
         override.is_discrete_sweep()
         and override.type is OverrideType.CHANGE
         and override.package is None
-        and "{"
-        not in str(override.input_line)  # Hydra merges dictionaries instead of replacing them
+        and "{" not in str(override.input_line)
     )
 
 

@@ -254,9 +254,7 @@ def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | 
     error = job if isinstance(job, Exception) else returned(job)
     if state == "running elsewhere" or isinstance(error, CellInUse):
         return Failure("running elsewhere", "another process works in it")
-    if not isinstance(
-        error, Exception
-    ):  # the job returned without an error, but its record is not complete
+    if not isinstance(error, Exception):  # it returned normally, but its record is incomplete
         error = WorkerLost()
     mistake = explain(error)
     line = mistake or f"{type(error).__name__}: {error}".strip().splitlines()[-1]

@@ -94,9 +94,8 @@ def search(
             sweeper.setup(config=config, **context)
             try:
                 sweeper.sweep([*point.overrides, *searched])
-            except (
-                ValueError
-            ) as error:  # also raised if no trial was completed, which is reported below
+            except ValueError as error:
+                # It is also raised if no trial was completed, which is reported below.
                 if not study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL)):
                     raise UserError(f"{' '.join(searched)} cannot be searched: {error}") from error
         failed += len(study.get_trials(states=(TrialState.FAIL,))) - before

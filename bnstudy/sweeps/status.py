@@ -171,9 +171,7 @@ def _running(folder: Path) -> tuple[str, float]:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(
-            column, overflow="fold"
-        )  # wrap names in a narrow terminal instead of cutting them
+        table.add_column(column, overflow="fold")  # wraps long names instead of cutting them
     return table
 
 
