@@ -1,4 +1,4 @@
-"""Studies in Weights & Biases. `python -m bnstudy.dashboard --help`."""
+"""Command line for studies in Weights & Biases. `python -m bnstudy.dashboard --help`."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ push twice, and there is one dashboard; sync twice, and each run is there once.
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         "bnstudy.dashboard", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the chosen command."""
     match options.command:
         case "push":
             from bnstudy.adapters.wandb_internals import view_spec

@@ -1,4 +1,4 @@
-"""How far a sweep is. `python -m bnstudy.sweep --help`."""
+"""Command line that shows the progress of sweeps. `python -m bnstudy.sweep --help`."""
 
 import argparse
 import time
@@ -19,14 +19,14 @@ How far the sweeps over a study are: from any machine that sees its folder, whil
 
 
 def status(study: Path, every: float | None) -> None:
-    """Show how far the sweeps over a study are.
+    """Print the progress of the sweeps over a study.
 
     Args:
-        study: Its folder.
-        every: Seconds after which it is shown anew; None: it is shown once.
+        study: Folder of the study.
+        every: Interval in seconds at which the display is updated; None to print it once.
 
     Raises:
-        UserError: It is no study's folder.
+        UserError: The folder contains no study.
     """
     console = Console(highlight=False, markup=False)
     if every is None:
@@ -39,7 +39,7 @@ def status(study: Path, every: float | None) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         "bnstudy.sweep", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )

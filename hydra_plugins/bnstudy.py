@@ -1,7 +1,7 @@
-"""What Hydra knows of bnstudy's sweeps: `hydra/sweeper=grid`, the default, and `optuna`.
+"""Hydra sweepers of bnstudy: `hydra/sweeper=grid`, the default, and `optuna`.
 
-Hydra takes sweepers from this namespace alone. What they do is in `bnstudy.sweeps`, imported when
-it is needed: Hydra imports this file at every start.
+Hydra discovers sweepers only in this namespace and imports this file at every start. The
+implementation is therefore in `bnstudy.sweeps` and imported only when it is needed.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 
 
 class Grid(Sweeper):
-    """Launches the cells of a grid that the study's records lack.
+    """Sweeper that launches the cells of a grid without a complete record.
 
     Args:
-        params: Axes of an experiment's own, by key; the command line's take their place.
+        params: Axes that the experiment defines, by key; the command line takes precedence.
     """
 
     launcher: Launcher
@@ -31,16 +31,16 @@ class Grid(Sweeper):
     ) -> None:
         """Called by Hydra before `sweep`."""
         self.config, self.hydra_context = config, hydra_context
-        HydraConfig.instance().set_config(config)  # a launcher's options may follow from it
+        HydraConfig.instance().set_config(config)  # the launcher's options can depend on it
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run what is missing.
+        """Run the missing cells.
 
         Args:
-            arguments: The command line's overrides.
+            arguments: Overrides of the command line.
 
         Raises:
             bnstudy.errors.UserError: Cells failed.
@@ -69,12 +69,12 @@ class Grid(Sweeper):
 
 
 class Search(Sweeper):
-    """Searches some axes by Optuna, once for each combination of the others.
+    """Sweeper that searches some axes with Optuna, for each combination of the other axes.
 
     Args:
-        params: What is searched, by key; the command line's take their place.
-        n_trials: Of each search, with those of earlier sweeps.
-        options: Of Hydra's Optuna sweeper.
+        params: Searched values by key; the command line takes precedence.
+        n_trials: Number of trials of each search, including those of earlier sweeps.
+        options: Options of Hydra's Optuna sweeper.
     """
 
     def __init__(self, params: dict[str, Any] | None, n_trials: int, **options: Any) -> None:
@@ -89,10 +89,10 @@ class Search(Sweeper):
         HydraConfig.instance().set_config(config)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Try what is missing of each search, and show what was found.
+        """Run the missing trials of each search and print the best values.
 
         Args:
-            arguments: The command line's overrides.
+            arguments: Overrides of the command line.
 
         Raises:
             bnstudy.errors.UserError: Trials failed.

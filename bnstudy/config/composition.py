@@ -1,4 +1,4 @@
-"""Resolved configurations: plain values, with everything that is left open filled in."""
+"""Resolution of configurations to plain values, with open values filled in."""
 
 from typing import Any
 
@@ -10,12 +10,13 @@ from bnstudy.terms import PER_NORM_OPTIONS
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The composed configuration as plain values, every interpolation resolved.
+    """Convert a composed configuration to plain values and fill in open values with `complete`.
 
-    The result says what is used: see `complete`.
+    Args:
+        cfg: Composed configuration, without Hydra's own part.
 
     Raises:
-        UserError: A value is missing, or that of this run's norm is.
+        UserError: A value is missing, possibly only for this run's norm.
     """
     config = plain_values(cfg)
     complete(config)
@@ -23,7 +24,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def plain_values(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as plain values, every interpolation resolved.
+    """Convert a configuration to plain values, with all interpolations resolved.
 
     Raises:
         UserError: A value is missing.
@@ -35,16 +36,16 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
 
 
 def complete(config: dict[str, Any]) -> None:
-    """Put what is used in place of what is left open.
+    """Replace open values by those that the run uses.
 
-    The value of this run's norm stands for those that are given for each norm, and a network whose
-    file says nothing of initialization has its own.
+    An option with one value per norm gets the value of this run's norm. A network without an
+    `initialization` gets `own`.
 
     Args:
-        config: Changed in place.
+        config: Plain values; changed in place.
 
     Raises:
-        UserError: There is no value for this run's norm.
+        UserError: An option has no value for this run's norm.
     """
     norm = config["norm"]["name"]
     for group, key in PER_NORM_OPTIONS:

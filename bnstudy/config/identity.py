@@ -1,4 +1,4 @@
-"""What a run *is*: everything that can change its numbers, and nothing that cannot."""
+"""Identity of a run: a hash of exactly those settings that can change its numbers."""
 
 import hashlib
 import json
@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnstudy.config.composition import resolve
 
-# Of the groups that shape the numbers, the keys that do not, but for rounding: a study can be begun
-# on one machine and go on on another, and the record says where each run ran. What else a group
-# holds counts, also what the user adds to it.
+# Keys of the groups in GROUPS that change the numbers at most by rounding. They are left out of the
+# identity, so that a study can be continued on another machine; the record contains where each run
+# ran. All other keys of these groups count, including those that the user adds.
 WITHOUT_EFFECT = {
     "data": {"root", "cache"},
     "trainer": {
@@ -25,18 +25,18 @@ WITHOUT_EFFECT = {
         "strategy",
     },
 }
-# Keys that records of some version do not have, with the value that says what that version did:
-# with this value a key is left out, so that the runs keep their identity.
+# Keys that were added in later versions, with the value that corresponds to the earlier behavior.
+# A key with this value is left out, so that earlier runs keep their identity.
 ADDED: dict[str, Any] = {
     "model.initialization": "he",
     "trainer._target_": "lightning.pytorch.Trainer",
 }
-CELL_NAME = "${cell_name:}"  # how a configuration asks for it
+CELL_NAME = "${cell_name:}"  # interpolation in configuration files
 GROUPS = ("model", "norm", "data", "optim", "regularizer", "trainer", "probe")
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:
-    """What can change the numbers of a run, by dotted key.
+    """Select the settings that can change the numbers of a run, by dotted key.
 
     Args:
         config: The resolved configuration, of `bnstudy.config.resolve`.
@@ -48,17 +48,17 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
         if key not in WITHOUT_EFFECT.get(group, ())
     }
     for key, value in values.items():
-        # 0 and 0.0 are the same, but to Lightning 1 batch and 1.0 of all of them are not.
+        # 0 and 0.0 are equivalent, except in trainer: there, 1 is one batch and 1.0 all batches.
         if isinstance(value, float) and value.is_integer() and not key.startswith("trainer."):
             values[key] = int(value)
     values = {key: one for key, one in values.items() if key not in ADDED or one != ADDED[key]}
     if isinstance(devices := values.get("trainer.devices"), list):
-        values["trainer.devices"] = len(devices)  # which ones they are does not matter
+        values["trainer.devices"] = len(devices)  # only the number of devices matters
     return values | {"seed": config["seed"]}
 
 
 def identity(config: dict[str, Any]) -> str:
-    """SHA-256, in hexadecimal, of what can change the numbers of a run.
+    """Compute the SHA-256, in hexadecimal, of the settings that can change a run's numbers.
 
     Args:
         config: The resolved configuration, of `bnstudy.config.resolve`.
@@ -67,10 +67,10 @@ def identity(config: dict[str, Any]) -> str:
 
 
 def cell_name(config: Mapping[str, Any]) -> str:
-    """What people tell a cell by, of what its model has: none-depth4-width16-seed0.
+    """Compose a readable name of a cell, such as `none-depth4-width16-seed0`.
 
     Args:
-        config: The configuration, of which it reads a few values.
+        config: Configuration of the cell; it need not be resolved.
     """
     model, regularizer = config["model"], config["regularizer"]["name"]
     parts = [config["norm"]["name"]]
@@ -81,7 +81,7 @@ def cell_name(config: Mapping[str, Any]) -> str:
 
 
 def folder_name(config: dict[str, Any]) -> str:
-    """The name of the run's folder: `cell` for people, then 8 digits of the identity.
+    """Return the name of the run's folder: the cell's name, then 8 digits of the identity.
 
     Args:
         config: The resolved configuration, of `bnstudy.config.resolve`.
@@ -90,7 +90,7 @@ def folder_name(config: dict[str, Any]) -> str:
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """The configuration of a run, without Hydra's own."""
+    """Copy a configuration without Hydra's own part."""
     own: DictConfig = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return own
 
@@ -104,7 +104,7 @@ def _resolve_cell_folder(*, _root_: DictConfig) -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${cell_name:}`, `${cell_folder:}` and `${folder_name:PATH}` known to OmegaConf."""
+    """Register `${cell_name:}`, `${cell_folder:}` and `${folder_name:PATH}` with OmegaConf."""
     OmegaConf.register_new_resolver("cell_name", _resolve_cell_name, replace=True)
     OmegaConf.register_new_resolver("cell_folder", _resolve_cell_folder, replace=True)
     OmegaConf.register_new_resolver(

@@ -1,8 +1,8 @@
-"""JSON schemas of the configuration files, by which an editor completes and checks them.
+"""JSON schemas of the configuration files, for completion and validation in editors.
 
 `python -m bnstudy.config.json_schemas` writes them to docs/schema/: one for each group, and
 config.json for files that set keys of several groups. A comment at the top of each file in conf/
-names its schema, in the way that `yaml-language-server` reads.
+refers to its schema, in the syntax of `yaml-language-server`.
 """
 
 import json
@@ -13,9 +13,9 @@ from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.schema import ChosenGroup, Config, Group
 from bnstudy.terms import PER_NORM_OPTIONS
 
-# Beside conf/ in a checkout and in a wheel: files name their schemas by relative paths.
+# Files refer to their schemas by relative paths, in a checkout and in a wheel.
 SCHEMA_FOLDER = CONFIG_FOLDER.parent / "docs" / "schema"
-DRAFT = "http://json-schema.org/draft-07/schema#"  # the one that yaml-language-server knows best
+DRAFT = "http://json-schema.org/draft-07/schema#"  # best supported by yaml-language-server
 
 Schema = dict[str, Any]
 
@@ -29,10 +29,13 @@ _OPEN = {
 
 
 def json_schemas() -> dict[str, Schema]:
-    """Make the JSON schema of each group's files, by group, and of whole configurations, `config`.
+    """Make the JSON schemas of the configuration files.
 
-    A file may leave out any key, and may leave a value open: as an interpolation, as `???`, or as
-    one for each norm where that is possible.
+    A file may omit any key. In place of a value, it may contain an interpolation, `???`, or one
+    value per norm for the options that allow it.
+
+    Returns:
+        Schema of each group's files by the group's name, and of whole configurations as `config`.
     """
     config = Config.model_json_schema()
     definitions: dict[str, Schema] = config.pop("$defs")
@@ -67,7 +70,7 @@ def write() -> None:
 
 
 def _groups(model: type[Group]) -> Iterator[tuple[str, type[Group]]]:
-    """Yield the groups in a group, and in these, with their keys."""
+    """Yield the keys and models of all groups inside a group, at any depth."""
     for key, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
             yield key, field.annotation
@@ -79,7 +82,7 @@ def _has_file(group: str) -> bool:
 
 
 def _conditions(model: type[ChosenGroup], keys: list[str]) -> list[Schema]:
-    """Make the conditions that allow the keys of each choice; all keys where none is made."""
+    """Make the conditions that restrict the keys to those of the choice, if one is made."""
     chosen_by = model.chosen_by
     conditions: list[Schema] = [
         {
@@ -100,7 +103,7 @@ def _alternatives(value: Schema) -> list[Schema]:
 
 
 def _or_open(value: Schema) -> Schema:
-    """Allow a value, and each value in it, to be left open."""
+    """Extend the schema of a value, and of the values it contains, to allow open values."""
     alternatives = _alternatives(value)
     for one in alternatives:
         for part in {"items", "additionalProperties"} & one.keys():
@@ -110,14 +113,14 @@ def _or_open(value: Schema) -> Schema:
 
 
 def _file_schema(content: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """Make the schema of a file whose content has a schema."""
+    """Make the schema of a file from the schema of its content."""
     properties = {"defaults": _DEFAULTS, **content["properties"]}
     needed = _needed(content, definitions)
     return {"$schema": DRAFT, **content, "properties": properties, "$defs": needed}
 
 
 def _needed(schema: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
-    """Find the definitions that a schema refers to, directly or by another one."""
+    """Find the definitions that a schema refers to, directly or through other definitions."""
     text = json.dumps(schema)
     needed: dict[str, Schema] = {}
     for name, definition in definitions.items():

@@ -1,4 +1,4 @@
-"""Mistakes in a configuration, explained to the user."""
+"""Error messages for mistakes in a configuration."""
 
 import difflib
 import sys
@@ -11,12 +11,16 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from bnstudy.errors import UserError, first_line
 from bnstudy.files import CANNOT_WRITE, cannot_write
 
-EXTRAS = {"optuna", "ray"}  # options that are named as what has to be installed for them
+EXTRAS = {"optuna", "ray"}  # options with the name of the extra that they need
 
 
 def explain(error: BaseException) -> str | None:
-    """A user's mistake in one or two lines; None for anything that is a bug of ours."""
-    chain = _causes(error)  # resolvers and Hydra wrap what went wrong
+    """Explain a user's mistake in one or two lines.
+
+    Returns:
+        Message for the user; None if the error is not a known kind of user mistake.
+    """
+    chain = _causes(error)  # resolvers and Hydra wrap the original error
     for cause in chain:
         if isinstance(cause, UserError):
             return str(cause)
@@ -38,7 +42,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error, what it came of, and so on."""
+    """List the error and the chain of its causes."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -61,6 +65,6 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
 
 
 def hint(key: str, known: Sequence[str]) -> str:
-    """Words that say which keys there are instead of one that there is not."""
+    """Suggest similar keys for an unknown key, or else list the known keys."""
     near = difflib.get_close_matches(key, known)
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

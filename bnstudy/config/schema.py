@@ -1,7 +1,7 @@
 """Keys and values of a configuration: one model for each group, and `Config` for the whole.
 
-The models check a resolved configuration and change nothing in it; `bnstudy.config.json_schemas`
-makes of them the JSON schemas that editors read.
+The models validate a resolved configuration without changing it. `bnstudy.config.json_schemas`
+generates the JSON schemas for editors from them.
 """
 
 from collections.abc import Collection, Mapping
@@ -38,8 +38,8 @@ SCHEDULES = ("constant", "cosine")
 
 INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
-# Arguments of Lightning's Trainer that callbacks of ours stand in for: a run goes to the end of its
-# last epoch, and is evaluated, measured and recorded at the end of each one.
+# Arguments of Lightning's Trainer that bnstudy sets itself: a run trains to the end of its last
+# epoch, and is evaluated, measured and recorded at the end of each epoch.
 FIXED = (
     "barebones",
     "callbacks",
@@ -63,13 +63,13 @@ FIXED = (
 
 
 class Group(BaseModel):
-    """A configuration group. Other keys than its fields are refused, and none has to be there."""
+    """Configuration group. All of its keys are optional; unknown keys are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def known_keys(cls, values: Mapping[str, Any]) -> Collection[str] | None:
-        """Find the keys that may stand together with some values; None where any key may."""
+        """Find the keys that are allowed in a group with given values; None if any key is."""
         if cls.model_config["extra"] == "allow":
             return None
         return [field.alias or name for name, field in cls.model_fields.items()]
@@ -86,12 +86,12 @@ class Group(BaseModel):
 
 
 class ChosenGroup(Group, extra="allow"):
-    """A group of which one key says which others there are.
+    """Group in which the value of one key determines the other keys.
 
     Attributes:
-        chosen_by: Key that says it: `name`, or `_target_`, which may also be a class or function of
-            the user's. Other keys are then free, but those that are fields keep their ranges.
-        keys_of: Other keys of each choice of ours.
+        chosen_by: Key that determines the others: `name` or `_target_`. A `_target_` can also be a
+            class or function of the user; then any key is allowed, and fields are still validated.
+        keys_of: Other keys for each choice that bnstudy provides.
     """
 
     chosen_by: ClassVar[str]
@@ -99,14 +99,14 @@ class ChosenGroup(Group, extra="allow"):
 
     @classmethod
     def known_keys(cls, values: Mapping[str, Any]) -> Collection[str] | None:
-        """Find the keys of the choice; None where it is the user's."""
+        """Find the keys of the choice; None if the choice is a class or function of the user."""
         chosen = values.get(cls.chosen_by)
         own = cls.keys_of.get(chosen) if isinstance(chosen, str) else None
         return None if own is None else {cls.chosen_by, *own}
 
 
 class Model(ChosenGroup):
-    """Network, and how its weights begin."""
+    """Network and initialization of its weights."""
 
     chosen_by = "_target_"
     keys_of = {
@@ -127,7 +127,7 @@ class Model(ChosenGroup):
     shortcuts: Boolean
     """Whether a residual network has its shortcuts."""
     residual_init: Annotated[str, OneOf("he", "zero", "fixup")]
-    """How residual branches begin."""
+    """Initialization of the residual branches."""
     name: Text
     """Name of a torchvision network."""
 
@@ -155,15 +155,15 @@ class Norm(ChosenGroup):
     name: Annotated[str, OneOf(*keys_of)]
     """Kind of normalization."""
     eps: Positive
-    """Added to the variance."""
+    """Constant added to the variance."""
     momentum: Share  # at 0 the running statistics would stay 0 and 1
     """Weight of a batch in the running statistics."""
     num_groups: Count
     """Groups of channels, each normalized by itself."""
     ghost_size: Several
-    """Samples in a part of the batch, at most."""
+    """Maximum number of samples in a part of the batch."""
     position: Annotated[str, OneOf("pre", "post")]
-    """Before the activation (pre), or after it (post)."""
+    """Position of the layer: before the activation (pre) or after it (post)."""
 
 
 _LAYERS = "a list of layers' names or patterns, such as [block04]"
@@ -217,9 +217,9 @@ class Optim(ChosenGroup):
     ]
     """Decay of adam's two running means."""
     weight_decay: NotNegative
-    """Factor of the weights that is added to their gradient."""
+    """Factor by which the weights are multiplied and added to their gradient."""
     schedule: Annotated[str, OneOf(*SCHEDULES)]
-    """Learning rate over the training; cosine: to 0, step by step."""
+    """Schedule of the learning rate; cosine: decay to 0, updated at each step."""
     trainable: Annotated[str, OneOf("all", "norm")]
     """Parameters that are trained; norm: only the normalization layers' scale and shift."""
     dampening: Number
@@ -269,13 +269,13 @@ class Data(ChosenGroup):
     name: OptionalText
     """Name that stands for the data in a run's identity."""
     batch_size: Count
-    """Samples in a training step, summed over the processes of a distributed run."""
+    """Samples in a training step, over all processes of a distributed run."""
     flip: Boolean
     """Whether half of the training images are mirrored."""
     shift: Index
-    """Pixels by which training images are moved, at most."""
+    """Maximum shift of the training images, in pixels."""
     validation: Fraction
-    """Share of the training split that is held out and evaluated as a split of its own."""
+    """Share of the training split that is held out as the validation split."""
     image_size: OptionalCount
     """Height and width; null: those of the first training image."""
     classes: Several
@@ -301,15 +301,15 @@ class Trainer(Group, extra="allow"):
     """Trainer's class."""
     max_epochs: Count
     """Epochs of training."""
-    devices: Annotated[  # auto and -1 are another number, and other numbers, elsewhere
+    devices: Annotated[  # auto and -1 depend on the machine
         Count | Annotated[list[Index], Field(min_length=1)],
         Takes("a number of devices of at least 1, or a list of them such as [0,2]"),
     ]
-    """Number of devices, or which."""
+    """Number of devices, or list of their indices."""
     limit_train_batches: Positive
-    """Training batches of an epoch: an integer of them, or a share such as 1.0."""
+    """Training batches per epoch: a number of batches, or a share such as 1.0."""
     limit_val_batches: Positive
-    """Batches of each evaluation: an integer of them, or a share such as 1.0."""
+    """Batches per evaluation: a number of batches, or a share such as 1.0."""
     compile: Boolean
     """Whether the training step's forward pass is compiled by torch.compile."""
 
@@ -323,7 +323,7 @@ class Trainer(Group, extra="allow"):
 
 
 class Callback(ChosenGroup):
-    """What one optimization callback measures, and how often."""
+    """Options of one optimization callback."""
 
     chosen_by = "_target_"
 
@@ -332,12 +332,12 @@ class Callback(ChosenGroup):
 
 
 class ActivationDrift(Callback):
-    """Callback that measures how far channels move from epoch to epoch."""
+    """Callback that measures how the distribution of each channel shifts between epochs."""
 
     keys_of = {"bnstudy.callbacks.ActivationDrift": ["memory_budget"]}
 
     memory_budget: Positive
-    """GiB that activations may take."""
+    """Memory limit for activations, in GiB."""
 
 
 class BatchStatistics(Callback):
@@ -371,7 +371,7 @@ class LossLandscape(Callback):
 
 
 class Callbacks(Group, extra="allow"):
-    """Measurements besides those of the layers, by name; those of the user's are free."""
+    """Callbacks with additional measurements, by name; the user can add others."""
 
     activation_drift: ActivationDrift
     batch_statistics: BatchStatistics
@@ -380,7 +380,7 @@ class Callbacks(Group, extra="allow"):
 
 
 class Logger(ChosenGroup):
-    """Where a run's numbers go besides its record."""
+    """Logger that receives a run's numbers in addition to the record."""
 
     chosen_by = "_target_"
     keys_of = {
@@ -399,26 +399,26 @@ class Logger(ChosenGroup):
         Annotated[str, OneOf("online", "offline", "disabled")] | None,
         Takes("online, offline, disabled, or null"),
     ]
-    """Whether W&B is online; null: where it is logged in."""
+    """Mode of W&B; null: online if the user is logged in."""
     checkpoint: Boolean
     """Whether the last checkpoint is logged as an artifact."""
 
 
 class Metrics(Group):
-    """What is measured of every layer."""
+    """Measurements of the layers' representations."""
 
     names: Annotated[list[str], Takes("a list of metrics' names")]
-    """Metrics, as `python -m bnstudy.metrics` prints them."""
+    """Names of metrics, as listed by `python -m bnstudy.metrics`."""
     sites: Annotated[
         list[Annotated[str, OneOf(*SITES)]],
         Field(min_length=1),
         Takes(f"a list of {', '.join(SITES)}, such as [act]"),
     ]
-    """Places in a block; features is what the last linear layer reads."""
+    """Sites in a block to measure; features: the input of the last linear layer."""
     every_n_epochs: Count
-    """Epochs from one measurement to the next; before training and the last one are measured."""
+    """Epochs between measurements; epoch 0 and the last epoch are always measured."""
     memory_budget: Positive
-    """GiB that activations and the distances between samples may take."""
+    """Memory limit for activations and distances between samples, in GiB."""
 
 
 class Probe(Group):
@@ -437,13 +437,13 @@ class Sweep(Group):
         Annotated[str, OneOf("failed", "diverged", "all")] | None,
         Takes("failed, diverged, all, or null"),
     ]
-    """Cells that are run again."""
+    """Cells to run again."""
     dry_run: Boolean
-    """Whether to list what would be run instead of running it."""
+    """Whether to list the cells that would run instead of running them."""
     objective: Annotated[
         str, OneOf("validation_accuracy", "validation_loss", "train_accuracy", "train_loss")
     ]
-    """Final number that hydra/sweeper=optuna searches by."""
+    """Final value that hydra/sweeper=optuna optimizes."""
 
 
 class Config(Group):
@@ -472,19 +472,19 @@ class Config(Group):
         Annotated[str, OneOf("all")] | list[Index],
         Takes("a list of epochs such as [0,5,10], or all"),
     ]
-    """Epochs whose weights are kept besides the last ones."""
+    """Epochs whose weights are kept in addition to those of the last epoch."""
 
 
 def validate(config: dict[str, Any]) -> None:
     """Check the keys and values of a resolved configuration, or of some of its groups.
 
-    A group or key that is missing is not complained of: what it is for has a default of its own.
+    Missing groups and keys are not errors, as they have defaults elsewhere.
 
     Args:
-        config: Plain values, which stay as they are.
+        config: Plain values; not changed.
 
     Raises:
-        UserError: There is no such key, or its value is not allowed.
+        UserError: A key does not exist, or its value is not allowed.
     """
     try:
         Config.model_validate(config)

@@ -1,4 +1,4 @@
-"""Types of values that configuration keys hold, each with the words that say what it takes."""
+"""Types of configuration values, with the descriptions used in error messages."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,14 +6,14 @@ from typing import Annotated
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-NOT_ALLOWED = "not_allowed"  # type of the errors whose message says what a key takes
+NOT_ALLOWED = "not_allowed"  # type of errors whose message describes the allowed values
 
 
 @dataclass(frozen=True)
 class Takes:
-    """Annotation that says in words what a type takes, for the error about any other value.
+    """Annotation that describes the values of a type in the error message for any other value.
 
-    The error is about the whole value: where an item of a list is wrong, about the list.
+    The error refers to the whole value, for example to a list if one of its items is wrong.
     """
 
     words: str
@@ -21,12 +21,12 @@ class Takes:
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Called by pydantic."""
+        """Build the validation schema; called by pydantic."""
         return _named(handler(source), self.words)
 
 
 class OneOf:
-    """Annotation of text that takes one of some words."""
+    """Annotation of text that is restricted to some options."""
 
     def __init__(self, *options: str) -> None:
         self.options = options
@@ -34,7 +34,7 @@ class OneOf:
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Called by pydantic."""
+        """Build the validation schema; called by pydantic."""
         return _named(core_schema.literal_schema(list(self.options)), ", ".join(self.options))
 
 

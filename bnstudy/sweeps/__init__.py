@@ -1,1 +1,1 @@
-"""Many runs at once: what the terminal shows of them."""
+"""Sweeps: planning, launching and monitoring of many runs."""

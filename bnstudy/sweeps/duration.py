@@ -1,4 +1,4 @@
-"""How long cells will take, from how long others took."""
+"""Estimates of how long cells take, based on the cells that have already been timed."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ from typing import Any
 from bnstudy.config.identity import essence
 from bnstudy.runs.record import Record
 
-# Of cells that differ in these alone, one takes about as long as another.
-ALIKE = ("seed", "norm.", "optim.", "trainer.max_epochs")
+# Prefixes of the keys that hardly change how long an epoch takes.
+KEYS_WITHOUT_EFFECT_ON_TIME = ("seed", "norm.", "optim.", "trainer.max_epochs")
 
 
 class Timing:
-    """Seconds that an epoch takes, measuring included, by what was timed so far.
+    """Seconds per epoch, including the measurements, averaged over the cells timed so far.
 
     Args:
-        records: Of runs; those that have ended count.
+        records: Records of runs; only finished runs are used.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -31,14 +31,14 @@ class Timing:
                 self.of_kind[kind(record.description.config)].append(seconds / epochs)
 
     def seconds(self, kind: str, epochs: int) -> float | None:
-        """What so many epochs take: as in cells of that kind, or else in all of them on average.
+        """Estimate the time for a number of epochs from cells of one kind, or else from all cells.
 
         Args:
-            kind: Of the cell.
-            epochs: That are to be trained.
+            kind: Kind of the cell, as returned by `kind`.
+            epochs: Number of epochs to train.
 
         Returns:
-            Seconds; None where no cell was timed.
+            Time in seconds; None if no cell has been timed yet.
         """
         everything = [seconds for alike in self.of_kind.values() for seconds in alike]
         if known := self.of_kind.get(kind) or everything:
@@ -47,21 +47,25 @@ class Timing:
 
 
 def kind(config: dict[str, Any]) -> str:
-    """The same for cells that take about as long: 8 hexadecimal digits.
+    """Compute a hash, 8 hexadecimal digits, that is equal for cells with similar run times.
 
     Args:
-        config: The resolved configuration.
+        config: Resolved configuration of the cell.
     """
-    values = {key: one for key, one in essence(config).items() if not key.startswith(ALIKE)}
+    values = {
+        key: one
+        for key, one in essence(config).items()
+        if not key.startswith(KEYS_WITHOUT_EFFECT_ON_TIME)
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def told(seconds: Sequence[float | None], workers: int = 1) -> str:
-    """The time that some cells will take, in words.
+def format_time_left(seconds: Sequence[float | None], workers: int = 1) -> str:
+    """Format the estimated time that the remaining cells take.
 
     Args:
-        seconds: Of each; None where it is not known.
-        workers: That share them.
+        seconds: Estimate for each cell, in seconds; None if it is not known.
+        workers: Number of cells that run at the same time.
     """
     if None in seconds:
         return "time left: not known before the first cell is complete"

@@ -1,4 +1,4 @@
-"""The cells of a multirun's grid."""
+"""Cells of the grid that a multirun's arguments span."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ Compose = Callable[[Sequence[str]], DictConfig]
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a grid.
+    """One cell of a grid: a configuration to run.
 
     Attributes:
-        overrides: Of its job.
-        config: Its resolved configuration.
+        overrides: Hydra overrides of the cell's job.
+        config: Resolved configuration of the cell.
     """
 
     overrides: tuple[str, ...]
@@ -32,23 +32,26 @@ class Cell:
 
     @cached_property
     def folder(self) -> Path:
-        """Where its record is, or will be."""
+        """Folder of the cell's record; it may not exist yet."""
         return Path(self.config["output_root"], self.config["study"], folder_name(self.config))
 
 
 def cells(
     arguments: Sequence[str], compose: Compose, is_group: Callable[[str], bool]
 ) -> Iterator[Cell]:
-    """The cells of the grid that a multirun's arguments span, each with its configuration.
+    """Yield the cells of the grid that a multirun's arguments span.
 
-    To compose a configuration takes Hydra 50 ms. It is done once for every choice of groups; an
-    axis that is a plain value, as a seed, is then set in the result, unless something else in the
-    configuration follows from it.
+    Hydra takes about 50 ms to compose a configuration. This is therefore done once for each
+    combination of configuration groups. Axes with plain values, such as the seed, are then set in
+    the composed configuration, unless another value is interpolated from them.
 
     Args:
-        arguments: Overrides, as on the command line; of several for one key the last counts.
-        compose: Composes the configuration of a job, with Hydra's own part.
-        is_group: Whether a key is a configuration group.
+        arguments: Overrides, as on the command line; the last one for a key takes precedence.
+        compose: Function that composes the configuration of a job, including Hydra's own part.
+        is_group: Function that returns whether a key is a configuration group.
+
+    Yields:
+        Cells with their resolved configurations.
     """
     axes = {
         override.get_key_element(): override
@@ -70,7 +73,7 @@ def cells(
 
 
 class _Composed:
-    """A composed configuration, to be had with other values."""
+    """Composed configuration in which plain values can be replaced without Hydra."""
 
     def __init__(self, cfg: DictConfig) -> None:
         before = HydraConfig.instance().cfg
@@ -81,12 +84,12 @@ class _Composed:
         finally:
             HydraConfig.instance().cfg = before
         self.names_itself = OmegaConf.to_container(own, resolve=False)["cell"] == CELL_NAME  # type: ignore[index,call-overload]
-        if self.names_itself:  # and follows the values that are set
+        if self.names_itself:  # the name depends on the values that are set
             del own["cell"]
         self.interpolations = [text for text in _texts(own) if "${" in text]
 
     def can_set(self, key: str) -> bool:
-        """Whether to set a value is all that the override of that key does."""
+        """Return whether an override of the key changes nothing but that key's own value."""
         *groups, name = key.split(".")
         node: Any = self.values
         for group in groups:
@@ -95,12 +98,12 @@ class _Composed:
         return isinstance(node, dict) and name in node and not mentioned
 
     def having(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """The configuration with other values.
+        """Return a copy of the configuration with some values replaced.
 
         Args:
-            overrides: Of keys that can be set.
+            overrides: Overrides of keys for which `can_set` is true.
         """
-        # Only what is changed is copied: of thousands of cells that takes most of the time.
+        # Copy only what changes: with thousands of cells, a deep copy would dominate the run time.
         config = {
             key: dict(one) if isinstance(one, dict) else one for key, one in self.values.items()
         }
@@ -118,11 +121,12 @@ class _Composed:
 
 
 def _is_plain_value(override: Override) -> bool:
+    # Dictionaries are excluded, as Hydra merges them instead of replacing them.
     return (
         override.is_discrete_sweep()
         and override.type is OverrideType.CHANGE
         and override.package is None
-        and "{" not in str(override.input_line)  # Hydra merges what is a dictionary
+        and "{" not in str(override.input_line)
     )
 
 
@@ -136,7 +140,7 @@ def _value(override: str) -> Any:
 
 
 def _texts(cfg: DictConfig) -> list[str]:
-    """Every value of a configuration that is a text, as it was written."""
+    """List all string values of a configuration, with interpolations unresolved."""
     found: list[str] = []
     nodes: list[Any] = [OmegaConf.to_container(cfg, resolve=False)]
     while nodes:

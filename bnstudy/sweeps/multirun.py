@@ -1,4 +1,4 @@
-"""A sweep: the cells of a grid that are missing are launched, and the end of each is told."""
+"""Sweeps over a grid: launch the cells without a complete record, then report failures."""
 
 import shlex
 from collections import Counter
@@ -22,27 +22,28 @@ from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import CellPaths, cells_of
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
-from bnstudy.sweeps.duration import Timing, kind, told
+from bnstudy.sweeps.duration import Timing, format_time_left, kind
 from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
-from bnstudy.sweeps.states import ENDED, GIVEN_UP_AFTER, MISSING, State, read_record, states
+from bnstudy.sweeps.states import ENDED, MAX_FAILURES, MISSING, State, read_record, states
 from bnstudy.terminal import console
 from bnstudy.training.data_check import DataCheck
 
-LAUNCHES = 3  # of a cell whose worker dies each time, out of memory perhaps
+MAX_LAUNCHES = 3  # per cell; a worker can die each time, for example out of memory
 
 Redo = Literal["failed", "diverged", "all"]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell that was launched has not ended.
+    """Reason why a cell did not end after it was launched.
 
     Attributes:
-        kind: It raised an error; its worker was lost; or another process works in it.
-        error: In a line.
-        log: Where more stands; None where nothing does.
+        kind: `failed` if the cell raised an error, `lost` if its worker died, `running elsewhere`
+            if another process is working on it.
+        error: Error message, in one line.
+        log: Log file with details; None if there is none.
     """
 
     kind: Literal["failed", "lost", "running elsewhere"]
@@ -51,17 +52,18 @@ class Failure:
 
 
 def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
-    """Run the cells of a grid that have not ended, show what came of the studies.
+    """Run the cells of a grid that have not ended, then print the results of their studies.
 
     Args:
-        cells: Of the grid.
-        launcher: Hydra's, of any kind.
-        redo: Run again also what failed too often (`failed`), what has diverged (`diverged`), or
-            everything from its beginning (`all`); None: none of it.
-        dry_run: Only tell what would be run, and about how long it would take.
+        cells: Cells of the grid.
+        launcher: Hydra launcher of any kind.
+        redo: Cells to run again: those that failed too often (`failed`), those that diverged
+            (`diverged`), or all of them from the start (`all`); None for no cells.
+        dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
-        UserError: Cells failed or were lost, or were trained on other data than are there now.
+        UserError: Cells failed or lost their workers, or the data have changed since a cell was
+            trained.
     """
     cells = list({cell.folder: cell for cell in cells}.values())  # axes may have no effect
     records = [read_record(cell) for cell in cells]
@@ -76,7 +78,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     for place, record in begun.items():
         check.require_same(record, cells[place].config)
     if redo:
-        if not dry_run and redo != "failed":  # what failed goes on from its last epoch
+        if not dry_run and redo != "failed":  # failed cells resume from their last checkpoint
             _start_over([cells[place] for place in again])
         for place in again:
             known[place] = "to run"
@@ -84,17 +86,17 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     _print_versions([record for place, record in begun.items() if known[place] in ENDED])
     missing = [place for place, state in enumerate(known) if state in MISSING]
     if dry_run:
-        _list([cells[place] for place in missing], [known[place] for place in missing])
+        _print_missing([cells[place] for place in missing], [known[place] for place in missing])
         return
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
-            if not is_basic(launcher):  # jobs write elsewhere, or all at once
+            if not is_basic(launcher):  # this terminal does not show the jobs' output in order
                 folder = shlex.quote(str(study))
                 console.print(f"How far it is: python -m bnstudy.sweep status {folder} --watch")
     failures = _run({place: cells[place] for place in missing}, launcher)
 
-    from bnstudy.study.present.report_files import print_page  # they take a moment
+    from bnstudy.study.present.report_files import print_page  # slow imports
     from bnstudy.study.present.terminal_table import print_table
 
     for study in _studies(cells):
@@ -102,11 +104,11 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
             print_table(study, console)
             print_page(study)
     if failures:
-        _tell(cells, failures)
+        _raise_failures(cells, failures)
 
 
 def summary(known: Sequence[State]) -> str:
-    """How many cells are in which state, in a sentence."""
+    """Format the number of cells in each state as one sentence."""
     count = Counter(known)
     complete = sum(count[state] for state in ENDED)
     parts = [f"{complete} of {len(known)} cells complete"]
@@ -120,13 +122,13 @@ def summary(known: Sequence[State]) -> str:
     parts += [f"{count[state]} {state}" for state in shown if count[state] or state in always]
     if left := count["left alone"]:
         parts.append(
-            f"{left} left alone that failed {GIVEN_UP_AFTER} times (sweep.redo=failed runs them)"
+            f"{left} left alone that failed {MAX_FAILURES} times (sweep.redo=failed runs them)"
         )
     return ", ".join(parts)
 
 
 def _print_versions(records: Sequence[Record]) -> None:
-    """Name the versions of complete cells that this one is not compared with."""
+    """Print a warning for each other version of bnstudy that has trained complete cells."""
     versions = (record.description.version for record in records)
     count = Counter(version for version in versions if version != VERSION)
     for version, cells in sorted(count.items()):
@@ -159,8 +161,8 @@ def _studies(cells: Sequence[Cell]) -> list[Path]:
     return sorted({cell.folder.parent for cell in cells})
 
 
-def _list(cells: Sequence[Cell], known: Sequence[State]) -> None:
-    """What a sweep would run, and its time."""
+def _print_missing(cells: Sequence[Cell], known: Sequence[State]) -> None:
+    """Print the cells that a sweep would run and the estimated time."""
     records = []
     for study in _studies(cells):
         for folder in cells_of(study):
@@ -174,19 +176,23 @@ def _list(cells: Sequence[Cell], known: Sequence[State]) -> None:
         seconds.append(timing.seconds(kind(cell.config), epochs))
         console.print(f"  {state:<10} {cell.folder}  {epochs} epochs")
     if cells:
-        console.print(told(seconds))
+        console.print(format_time_left(seconds))
 
 
 def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
-    """Launch cells, those whose workers are lost again; what went wrong, by place in the grid."""
+    """Launch cells, and launch those that lose their workers again.
+
+    Returns:
+        Failures by the cell's index in the grid.
+    """
     failures: dict[int, Failure] = {}
     todo = dict(cells)
-    for launched in range(LAUNCHES):
+    for launched in range(MAX_LAUNCHES):
         if not todo:
             break
         if launched:
             console.print(f"Launched again, as their workers were lost: {len(todo)} cells")
-        before = {place: _story(cell) for place, cell in todo.items()}
+        before = {place: _list_attempt_starts(cell) for place, cell in todo.items()}
         SweepProgress.total = len(todo)
         returns = _launch(launcher, list(todo.values()))
         known = states(list(todo.values()), [read_record(cell) for cell in todo.values()])
@@ -198,11 +204,13 @@ def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
                 if failure.kind == "lost":
                     lost[place] = cell
         stopped = next((job for job in returns if isinstance(job, Exception)), None)
-        if stopped and before == {place: _story(cell) for place, cell in todo.items()}:
+        if stopped and before == {
+            place: _list_attempt_starts(cell) for place, cell in todo.items()
+        }:
             if explain(stopped):
                 raise stopped
             reason = f"{type(stopped).__name__}: {stopped}".strip().splitlines()[-1]
-            raise UserError(  # no cell was begun: it is the launcher that cannot
+            raise UserError(  # no cell was started, so the launcher itself is at fault
                 f"The launcher has begun no cell ({reason})\nLook at its options with --cfg hydra"
             ) from stopped
         todo = lost
@@ -210,7 +218,11 @@ def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
 
 
 def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | Exception]:
-    """Launch jobs and wait for all of them; the launcher's own error stands for those it lost."""
+    """Launch jobs and wait for all of them.
+
+    Returns:
+        Result of each job; the launcher's error for jobs without a result of their own.
+    """
     size = max_jobs(launcher, len(cells))
     returns: list[JobReturn | Exception] = []
     for first in range(0, len(cells), size):
@@ -220,15 +232,15 @@ def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | E
                 returns += launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:
             returns += [error] * len(jobs)
-        except SystemExit:  # of a worker that was told to stop; in this process it is meant for us
+        except SystemExit:  # raised by a stopped worker; with the basic launcher, by this process
             if is_basic(launcher):
                 raise
             returns += [WorkerLost()] * len(jobs)
     return returns
 
 
-def _story(cell: Cell) -> list[str | None]:
-    """By which it shows whether anything has happened in a cell."""
+def _list_attempt_starts(cell: Cell) -> list[str | None]:
+    """List the start times of a cell's attempts; the list grows whenever the cell is started."""
     with suppress(UserError):
         record = Record.read(cell.folder)
         return [attempt.started for attempt in record.description.attempts]
@@ -236,13 +248,13 @@ def _story(cell: Cell) -> list[str | None]:
 
 
 def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | None:
-    """What went wrong in a cell; None where nothing did."""
+    """Return the failure of a launched cell; None if the cell has ended."""
     if state in ENDED:
         return None
     error = job if isinstance(job, Exception) else returned(job)
     if state == "running elsewhere" or isinstance(error, CellInUse):
         return Failure("running elsewhere", "another process works in it")
-    if not isinstance(error, Exception):  # it returned, and yet has not ended
+    if not isinstance(error, Exception):  # it returned normally, but its record is incomplete
         error = WorkerLost()
     mistake = explain(error)
     line = mistake or f"{type(error).__name__}: {error}".strip().splitlines()[-1]
@@ -252,11 +264,11 @@ def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | 
     return Failure("failed", line, log if mistake is None and log.exists() else None)
 
 
-def _tell(cells: Sequence[Cell], failures: dict[int, Failure]) -> None:
-    """A table of the cells that have not ended.
+def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None:
+    """Print a table of the failures and raise an error if any cell failed or was lost.
 
     Raises:
-        UserError: Some failed or were lost.
+        UserError: Cells failed or lost their workers.
     """
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("cell", "", "error", "log"):

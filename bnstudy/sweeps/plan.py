@@ -1,4 +1,4 @@
-"""What a sweep was to run, left in its study for those who ask how far it is."""
+"""Plans of sweeps: the cells to run, stored in the study's folder to show a sweep's progress."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from bnstudy.sweeps.grid import Cell
 
 
 class Planned(NamedTuple):
-    """A cell that a sweep was to run.
+    """Cell that a sweep is to run.
 
     Attributes:
-        kind: Of cells that take about as long.
-        epochs: Of training.
+        kind: Hash shared by cells with similar run times.
+        epochs: Number of epochs to train.
     """
 
     kind: str
@@ -25,11 +25,11 @@ class Planned(NamedTuple):
 
 
 def write_plan(study: Path, cells: Sequence[Cell]) -> None:
-    """Leave the cells of a grid in a study; the same grid again replaces its plan.
+    """Write the cells of a grid to the study's folder; the same grid overwrites its own plan.
 
     Args:
-        study: Its folder.
-        cells: That are in it.
+        study: Folder of the study.
+        cells: Cells of the grid that belong to the study.
     """
     plan = {
         cell.folder.name: Planned(kind(cell.config), cell.config["trainer"]["max_epochs"])
@@ -41,11 +41,10 @@ def write_plan(study: Path, cells: Sequence[Cell]) -> None:
 
 
 def read_plans(study: Path) -> dict[str, Planned]:
-    """By folder's name, every cell that the sweeps over a study were to run."""
+    """Read the planned cells of all sweeps over a study, by the name of the cell's folder."""
     planned: dict[str, Planned] = {}
     for path in sorted((study / ".sweeps").glob("*.json")):
-        with suppress(
-            AttributeError, OSError, TypeError, ValueError
-        ):  # a plan is a help, nothing depends on it
+        # A damaged plan is ignored: plans are only used to display progress.
+        with suppress(AttributeError, OSError, TypeError, ValueError):
             planned |= {name: Planned(*cell) for name, cell in json.loads(path.read_text()).items()}
     return planned

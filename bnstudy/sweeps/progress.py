@@ -1,4 +1,4 @@
-"""How far a multirun is."""
+"""Progress messages of a multirun."""
 
 import time
 from datetime import timedelta
@@ -13,21 +13,21 @@ from bnstudy.adapters.hydra_internals import returned
 
 
 class SweepProgress(Callback):
-    """A Hydra callback: before each job, which one of how many it is and about how long is left.
+    """Hydra callback that prints each job's number and the estimated time left before it starts.
 
     Attributes:
-        total: Jobs that this process launches; 0 where it launches none, as a worker.
+        total: Number of jobs that this process launches; 0 in a worker, which launches none.
     """
 
     total: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self.finished = 0
-        self.seconds: list[float] = []  # that each trained cell took
+        self.seconds: list[float] = []  # per trained cell
         self.started = 0.0
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say which cell is next."""
+        """Print the number and the overrides of the job that starts."""
         self.started = time.monotonic()
         if not self.total:
             return
@@ -39,7 +39,7 @@ class SweepProgress(Callback):
         Console(markup=False).print(message, style="bold", highlight=False, soft_wrap=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note how long it took."""
+        """Store how long the job took if it trained a cell."""
         self.finished += 1
         if getattr(returned(job_return), "trained", False):
             self.seconds.append(time.monotonic() - self.started)

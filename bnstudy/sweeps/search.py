@@ -1,4 +1,4 @@
-"""A search over some axes, as the learning rate, once for each point of a grid of the others."""
+"""Searches over some axes, such as the learning rate, for each point of a grid of the others."""
 
 import hashlib
 import logging
@@ -26,18 +26,18 @@ from bnstudy.terminal import console
 
 @dataclass(frozen=True)
 class Point:
-    """One search.
+    """One point of the grid, where one search takes place.
 
     Attributes:
-        name: For the user: the grid's axes with their values.
-        overrides: Of its jobs, but for what is searched.
+        name: Name shown to the user: the varying axes with their values.
+        overrides: Overrides of the search's jobs, without the searched axes.
     """
 
     name: str
     overrides: tuple[str, ...]
 
     def name_with(self, searched: Sequence[str], objective: str) -> str:
-        """The name in the storage: another one for whatever else differs between two searches."""
+        """Return the search's name in the storage, unique to its overrides, axes and objective."""
         whole = "\n".join([*sorted(self.overrides), *sorted(searched), objective])
         return f"{self.name} {hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
@@ -50,18 +50,18 @@ def search(
     config: DictConfig,
     context: dict[str, Any],
 ) -> None:
-    """Try what is missing of each search, and show what was found.
+    """Run the missing trials of each search and print the best values.
 
     Args:
-        arguments: The command line's overrides.
-        params: What is searched, by key; an argument takes its place.
-        n_trials: Of each search, with those that the storage has.
-        options: Of Hydra's Optuna sweeper.
-        config: Of the sweep, with Hydra's own part.
-        context: What else a Hydra sweeper is set up with.
+        arguments: Overrides of the command line.
+        params: Searched values by key; an argument for the same key takes precedence.
+        n_trials: Number of trials of each search, including those already in the storage.
+        options: Options of Hydra's Optuna sweeper.
+        config: Configuration of the sweep, including Hydra's own part.
+        context: Remaining arguments of a Hydra sweeper's `setup`.
 
     Raises:
-        UserError: It cannot be searched like that, or trials failed.
+        UserError: The options or axes do not allow a search, or trials failed.
     """
     settings = plain_values(config.sweep)
     validate({"sweep": settings})
@@ -85,7 +85,7 @@ def search(
             load_if_exists=True,
         )
         study.set_user_attr("point", point.name)
-        _take_up_again(study)
+        _retry_unfinished(study)
         done = len(study.get_trials(states=(TrialState.COMPLETE,)))
         console.print(f"{point.name}: {done} of {n_trials} trials complete")
         before = len(study.get_trials(states=(TrialState.FAIL,)))
@@ -94,7 +94,8 @@ def search(
             sweeper.setup(config=config, **context)
             try:
                 sweeper.sweep([*point.overrides, *searched])
-            except ValueError as error:  # so it is also where no trial at all was completed
+            except ValueError as error:
+                # It is also raised if no trial was completed, which is reported below.
                 if not study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL)):
                     raise UserError(f"{' '.join(searched)} cannot be searched: {error}") from error
         failed += len(study.get_trials(states=(TrialState.FAIL,))) - before
@@ -105,12 +106,15 @@ def search(
 
 
 def split(arguments: Sequence[str], params: dict[str, Any]) -> tuple[list[Point], list[str]]:
-    """The grid's points, and what is searched at each.
+    """Split the overrides into the points of a grid and the searched axes.
 
     Args:
-        arguments: The command line's overrides. A choice is an axis of the grid, an interval is
-            searched, as is what `params` has, whatever it is.
-        params: What is searched, by key.
+        arguments: Overrides of the command line. Choices are axes of the grid; intervals are
+            searched, and so are all keys of `params`.
+        params: Searched values by key.
+
+    Returns:
+        Points of the grid, and the overrides of the searched axes.
     """
     parser = OverridesParser.create()
     axes = {
@@ -148,8 +152,8 @@ def _check(settings: dict[str, Any], config: DictConfig) -> None:
         )
 
 
-def _take_up_again(study: optuna.Study) -> None:
-    """Have trials tried again first that were begun and never told: their cells go on."""
+def _retry_unfinished(study: optuna.Study) -> None:
+    """Queue trials that were started but never finished, so that their cells resume first."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
@@ -160,17 +164,17 @@ def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) 
     table = Table("search", *keys, objective, "trials", box=box.SIMPLE_HEAD)
     for study in studies:
         complete = study.get_trials(states=(TrialState.COMPLETE,))
-        # Where every trial has the worst value, as where all diverged, none of them is the best.
+        # If all trials have the worst value, for example because all diverged, none is the best.
         if any(trial.value != worst_value(objective) for trial in complete):
             best = study.best_trial
-            values = [*(_told(best.params[key]) for key in keys), f"{best.value:.4f}"]
+            values = [*(_format(best.params[key]) for key in keys), f"{best.value:.4f}"]
         else:
             values = ["–" for _ in (*keys, objective)]
         table.add_row(study.user_attrs["point"], *values, str(len(complete)))
     console.print(table)
 
 
-def _told(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""What the records say of the cells of a grid."""
+"""States of a grid's cells, derived from their records and leases."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,12 +11,12 @@ from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.grid import Cell
 from bnstudy.trained.measuring import missing_metrics
 
-GIVEN_UP_AFTER = 3  # failures
+MAX_FAILURES = 3  # per cell, before a sweep leaves it alone
 
 State = Literal[
     "complete",
     "diverged",
-    "not measurable",  # complete, but what is asked for would need checkpoints that were not kept
+    "not measurable",  # complete, but further metrics need checkpoints that were not kept
     "to measure",
     "to resume",
     "to run",
@@ -27,27 +27,30 @@ ENDED: tuple[State, ...] = ("complete", "diverged", "not measurable")
 MISSING: tuple[State, ...] = ("to measure", "to resume", "to run")
 
 
-Recorded = Record | Literal["damaged"] | None  # None where no run was begun
+Recorded = Record | Literal["damaged"] | None  # None: no run was started
 
 
 def read_record(cell: Cell) -> Recorded:
-    """The record of a cell."""
+    """Read the record of a cell; `damaged` if it cannot be read, None if there is none."""
     if not CellPaths(cell.folder).record.exists():
         return None
     try:
         return Record.read(cell.folder)
-    except UserError:  # whoever works there next sets it aside
+    except UserError:  # the next run of the cell moves it aside
         return "damaged"
 
 
 def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
-    """The state of each cell, by its record and its lease.
+    """Determine the state of each cell from its record and its lease.
 
-    Leases that are held on other machines are watched for some seconds, all of them together.
+    Leases held on other machines are watched for a few seconds, all at the same time.
 
     Args:
         cells: Cells of a grid.
-        records: The record of each.
+        records: Record of each cell.
+
+    Returns:
+        State of each cell, in the order of `cells`.
     """
     known = [_by_record(cell, record) for cell, record in zip(cells, records, strict=True)]
     unknown = {}
@@ -69,14 +72,14 @@ def _by_record(cell: Cell, record: Recorded) -> State:
         return "to resume" if record else "to run"
     described = record.description
     if record.has_ended:
-        # What it was trained with needs no look into the table, of which there may be thousands.
-        # A cell of another version is not measured again.
+        # Equal settings need no look into the table, which would be slow for thousands of cells.
+        # Cells of other versions are not measured again.
         asked = cell.config["metrics"]
         if described.config.get("metrics") != asked and described.version == VERSION:
             possible, impossible = missing_metrics(record, asked)
             if possible or impossible:
                 return "to measure" if possible else "not measurable"
         return "diverged" if described.status == "diverged" else "complete"
-    if described.status == "failed" and described.failures >= GIVEN_UP_AFTER:
+    if described.status == "failed" and described.failures >= MAX_FAILURES:
         return "left alone"
     return "to resume" if record.paths.last_checkpoint.exists() else "to run"

@@ -1,4 +1,4 @@
-"""How far the sweeps over a study are, by what lies in its folder."""
+"""Progress of the sweeps over a study, read from the study's folder."""
 
 import time
 from collections.abc import Iterator
@@ -15,29 +15,29 @@ from bnstudy.runs.description import ENDED, Attempt
 from bnstudy.runs.lease import STALE_AFTER, is_known_alive, lease_of
 from bnstudy.runs.paths import cells_of
 from bnstudy.runs.record import Record
-from bnstudy.sweeps.duration import Timing, kind, told
+from bnstudy.sweeps.duration import Timing, format_time_left, kind
 from bnstudy.sweeps.plan import read_plans
 
-# In the order in which they are told.
+# In the order in which they are printed.
 KINDS = ("completed", "diverged", "running", "interrupted", "failed", "damaged", "not begun")
 
 
 @dataclass(frozen=True)
 class CellStatus:
-    """One cell of a study.
+    """Status of one cell of a study.
 
     Attributes:
-        name: Its folder's.
+        name: Name of the cell's folder.
         status: One of KINDS.
-        epoch: How many epochs were trained and recorded.
-        epochs: How many there will be.
-        kind: Of cells that take about as long.
-        where: Host and process, of a running one.
-        age: Since it was begun or went on, in seconds by this machine's clock.
-        quiet: Since its last sign of life, in seconds.
-        attempts: How often it was begun.
-        error: Of a failed one, its last line.
-        log: Where more stands.
+        epoch: Number of epochs trained and recorded so far.
+        epochs: Number of epochs to train in total.
+        kind: Hash shared by cells with similar run times.
+        where: Host and process id of the last attempt.
+        age: Seconds since the last attempt started, by this machine's clock.
+        quiet: Seconds since the last sign of life of a running cell.
+        attempts: Number of attempts.
+        error: Last line of the error message of a failed cell.
+        log: Log file; None if there is none.
     """
 
     name: str
@@ -54,13 +54,13 @@ class CellStatus:
 
 
 class StudyStatus:
-    """All cells of a study, and what was timed.
+    """Status of all cells of a study, with estimates of the time left.
 
     Args:
-        study: Its folder.
+        study: Folder of the study.
 
     Raises:
-        UserError: It is no study's.
+        UserError: The folder contains no study.
     """
 
     def __init__(self, study: Path) -> None:
@@ -85,17 +85,17 @@ class StudyStatus:
         ]
 
     def of(self, status: str) -> list[CellStatus]:
-        """The cells of one status."""
+        """List the cells with a given status."""
         return [cell for cell in self.cells if cell.status == status]
 
     def __rich__(self) -> RenderableType:
-        """For the terminal."""
+        """Render the status for the terminal."""
         return Group(*self._lines())
 
     def _lines(self) -> Iterator[RenderableType]:
         counts = {status: len(self.of(status)) for status in KINDS}
-        told_counts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        yield f"{self.study}: {len(self.cells)} cells: {told_counts}"
+        listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        yield f"{self.study}: {len(self.cells)} cells: {listed}"
         if running := self.of("running"):
             table = _table("running", "epoch", "for", "last sign of life", "on")
             for cell in running:
@@ -118,7 +118,7 @@ class StudyStatus:
         ]
         if left:
             seconds = [self.timing.seconds(cell.kind, cell.epochs - cell.epoch) for cell in left]
-            yield told(seconds, max(len(running), 1))
+            yield format_time_left(seconds, max(len(running), 1))
 
 
 def _cell(folder: Path, record: Record | UserError) -> CellStatus:
@@ -130,7 +130,7 @@ def _cell(folder: Path, record: Record | UserError) -> CellStatus:
     if status == "running":
         status, quiet = _running(folder)
     elif description.status in ENDED and not record.has_ended:
-        status = "interrupted"  # its table is lost
+        status = "interrupted"  # the table of its values is lost
     log = record.paths.log
     age = 0.0
     if last.started:
@@ -151,7 +151,11 @@ def _cell(folder: Path, record: Record | UserError) -> CellStatus:
 
 
 def _running(folder: Path) -> tuple[str, float]:
-    """Of a cell that was running when it was last heard of: whether it is, and how long ago."""
+    """Check whether a cell recorded as running still is.
+
+    Returns:
+        `running` or `interrupted`, and the seconds since the last sign of life.
+    """
     found = lease_of(folder)
     if found is None:
         return "interrupted", 0.0
@@ -160,14 +164,14 @@ def _running(folder: Path) -> tuple[str, float]:
         return "interrupted", 0.0
     try:
         return "running", max(time.time() - lease.stat().st_mtime, 0.0)
-    except FileNotFoundError:  # released in this moment
+    except FileNotFoundError:  # released just now
         return "interrupted", 0.0
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column, overflow="fold")  # no name is cut where the terminal is narrow
+        table.add_column(column, overflow="fold")  # wraps long names instead of cutting them
     return table
 
 

@@ -1,1 +1,1 @@
-"""Runs in Weights & Biases: what they log, how they get there and back, and their dashboard."""
+"""Weights & Biases integration: logging, uploading and downloading runs, and the dashboard."""

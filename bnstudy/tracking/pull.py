@@ -1,4 +1,4 @@
-"""A project of W&B's as studies on this disk."""
+"""Download of a W&B project's runs as studies."""
 
 import tempfile
 from collections import Counter
@@ -18,22 +18,22 @@ from bnstudy.tracking.wandb_run import RUN_ID
 if TYPE_CHECKING:
     from wandb.apis.public import Run as ServedRun
 
-FILES = (TABLE, RECORD)  # the record last: with it the cell is there
+FILES = (TABLE, RECORD)  # the record last: a cell counts as present once it has one
 
 
 def pull(project: str, entity: str | None, root: Path) -> None:
-    """Write the records of a project's runs as studies, each run to the cell it came from.
+    """Download the records of a W&B project's runs and write them as studies.
 
-    Of a cell that is here already nothing is written; of one that W&B has several runs of, the
-    newest attempt counts.
+    Each run is written to the folder of its cell. Cells that already exist on this disk are
+    skipped. If W&B has several runs of a cell, the newest attempt is downloaded.
 
     Args:
-        project: W&B's.
-        entity: W&B's user or team; None: the default one.
-        root: Where the studies' folders go.
+        project: Name of the W&B project.
+        entity: W&B user or team; None for the default one.
+        root: Folder to write the studies to.
 
     Raises:
-        UserError: There is no such project, or no run with a record in it.
+        UserError: The project does not exist or has no runs of bnstudy.
     """
     api, entity = connect(entity)
     path = f"{entity}/{project}"
@@ -58,12 +58,16 @@ def pull(project: str, entity: str | None, root: Path) -> None:
         pulled.add(cell)
     if not outcomes:
         raise UserError(f"{path} has no runs of bnstudy's")
-    told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    console.print(f"{path}: {told}")
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    console.print(f"{path}: {counts}")
 
 
 def _pull_run(run: "ServedRun", cell: Path) -> str:
-    """Write a run's record to a folder."""
+    """Download a run's record to a folder.
+
+    Returns:
+        `pulled`, or the reason why nothing was written.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         for name in FILES:
             for file in run.files(names=[f"record/{name}"]):
@@ -90,10 +94,10 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
 
 
 def _checked(name: str | None) -> str:
-    """A folder's name that comes from a server.
+    """Return a folder name received from a server, after checking that it is safe to use.
 
     Raises:
-        UserError: It leads elsewhere.
+        UserError: The name could refer to another folder.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"W&B names a group or a run {name!r}, which is no folder's name")

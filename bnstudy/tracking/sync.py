@@ -1,4 +1,4 @@
-"""Uploading what W&B's server does not have of a study's runs."""
+"""Upload of the parts of a study's runs that W&B's server does not have."""
 
 import hashlib
 import os
@@ -33,24 +33,27 @@ if TYPE_CHECKING:
     import wandb
     from wandb.apis.public import Run as ServedRun
 
-PAGE = Path("report", "index.html")  # of a study, in its folder
+REPORT_PAGE = Path("report", "index.html")  # relative to the study's folder
 
-TIMEOUT = 30  # seconds, of a question
-PATIENCE = 10.0  # nothing waits for a sync
+TIMEOUT = 30  # seconds per API request
+TIMEOUT_FACTOR = 10.0  # timeouts can be longer than in training, as nothing waits for a sync
 
 Outcome = Literal["uploaded", "already there", "not W&B's", "running", "incomplete"]
 
 
 def sync(study: Path, project: str | None, entity: str | None) -> None:
-    """Upload what is missing, run by run, and tell what was done; again, it goes on.
+    """Upload the missing parts of each run and print the outcome.
+
+    Calling it again uploads only what is still missing.
 
     Args:
-        study: Its folder, or a run's.
-        project: Of W&B; None: each run's own.
-        entity: W&B's user or team; None: each run's own, or the default one.
+        study: Folder of a study or of a run.
+        project: W&B project; None for the one in each run's configuration.
+        entity: W&B user or team; None for the one in each run's configuration, or else the default
+            one.
 
     Raises:
-        UserError: There is no run, W&B cannot be asked, or a run could not be uploaded whole.
+        UserError: There is no run, W&B is not available, or a run was not uploaded completely.
     """
     api, user = connect(entity)
     outcomes: list[Outcome] = []
@@ -62,8 +65,8 @@ def sync(study: Path, project: str | None, entity: str | None) -> None:
         projects |= {path.rpartition("/")[0]} if path else set()
     for one in sorted(projects):
         _sync_page(study, api, one)
-    told = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
-    console.print(f"{len(outcomes)} runs: {told}")
+    counts = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
+    console.print(f"{len(outcomes)} runs: {counts}")
     if "incomplete" in outcomes:
         raise UserError(
             f"{outcomes.count('incomplete')} runs are not wholly on the server; the same command "
@@ -72,10 +75,13 @@ def sync(study: Path, project: str | None, entity: str | None) -> None:
 
 
 def connect(entity: str | None) -> tuple["wandb.Api", str]:
-    """W&B's server, to be asked, and the user or team.
+    """Connect to W&B's server.
 
     Args:
-        entity: The team; None: the user that is logged in.
+        entity: W&B user or team; None for the default one of the user that is logged in.
+
+    Returns:
+        API client, and the name of the user or team.
 
     Raises:
         UserError: wandb is not installed, nobody is logged in, or the server does not answer.
@@ -103,15 +109,18 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
 
 
 def find_run(api: "wandb.Api", path: str) -> "ServedRun | None":
-    """What the server has of a run; None where it has nothing.
+    """Look up a run on the server.
 
     Args:
-        api: W&B's.
-        path: entity/project/id.
+        api: W&B API client.
+        path: Path of the run, `entity/project/id`.
+
+    Returns:
+        Run as the server has it; None if there is no such run.
     """
     import wandb
 
-    api.flush()  # type: ignore[no-untyped-call]  # it keeps what it was told before
+    api.flush()  # type: ignore[no-untyped-call]  # the client caches earlier answers
     try:
         return api.run(path)
     except (ValueError, wandb.Error) as error:
@@ -121,14 +130,14 @@ def find_run(api: "wandb.Api", path: str) -> "ServedRun | None":
 
 
 def is_whole(run: "ServedRun | None", record: Record, status: str) -> bool:
-    """Whether the server has a run to its end: its last row, and how it ended."""
+    """Return whether the server has a run's last row and its final status."""
     if run is None or run.state == "running" or run.summary_metrics.get("status") != status:
         return False
     return bool(run.lastHistoryStep >= _last_step(record.table.rows_by_epoch(), status))
 
 
 def _last_step(epochs: list[list[Row]], status: str) -> int:
-    """W&B's step of a run's last row; after the last epoch's comes that of its tables."""
+    """Compute W&B's step of a run's last row: the last epoch's, or the tables', one step later."""
     if not epochs:
         return -1
     has_tables = status in ENDED and any(table_of(row) for of_epoch in epochs for row in of_epoch)
@@ -138,7 +147,11 @@ def _last_step(epochs: list[list[Row]], status: str) -> int:
 def _sync_cell(
     cell: Path, api: "wandb.Api", project: str | None, entity: str | None, user: str
 ) -> tuple[Outcome, str | None]:
-    """Upload a cell's run; what came of it, and the run's path."""
+    """Upload a cell's run.
+
+    Returns:
+        Outcome, and the path of the W&B run; None if there is no path to upload to.
+    """
     if not (folders := CellPaths(cell).wandb_runs()):
         return "not W&B's", None
     try:
@@ -174,34 +187,38 @@ def _upload(
 
 
 def _status(record: Record) -> Status:
-    """Status of a run whose cell this process holds: one that is said to be running was killed."""
+    """Return the status of a run whose cell this process holds.
+
+    No other process can be running the cell, so a run recorded as running was killed.
+    """
     status = record.description.status
     return "interrupted" if status in ("running", None) else status
 
 
 def _is_self_contained(log: TransactionLog, record: Record) -> bool:
-    """Whether a log goes from the run's beginning to its end, and all that it refers to is there.
+    """Return whether a log covers the whole run and all files that it refers to exist.
 
-    One of an attempt that went on online begins where the server was, and one of a study that was
-    moved refers to files of its old place.
+    The log of an attempt that resumed online begins at the last step that the server had. The log
+    of a study that was moved refers to files in the old folder.
     """
-    begins_and_goes_on = all(
+    has_all_epochs = all(
         2 * of_epoch[0].step in log.rows for of_epoch in record.table.rows_by_epoch()
     )
     return (
-        log.exit_code is not None
-        and begins_and_goes_on
-        and all(path.exists() for path in log.staged)
+        log.exit_code is not None and has_all_epochs and all(path.exists() for path in log.staged)
     )
 
 
 def _wandb_sync(folder: Path, project: str, entity: str) -> None:
-    """Have W&B upload a folder of which its server has nothing yet, system metrics and all."""
+    """Upload a run's folder with `wandb sync`, which includes the system metrics.
+
+    The server must not have the run yet.
+    """
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced"]
     subprocess.run(
         [*command, "--project", project, "--entity", entity, str(folder)],
         capture_output=True,
-        check=False,  # whether all is there is asked of the server
+        check=False,  # the caller checks on the server whether the upload is complete
         env=os.environ | {"WANDB_MODE": "online"},
     )
 
@@ -209,11 +226,11 @@ def _wandb_sync(folder: Path, project: str, entity: str) -> None:
 def _complete(
     record: Record, run_id: str, project: str, entity: str, status: Status, log: TransactionLog
 ) -> None:
-    """Log to a run on the server what it lacks."""
+    """Resume a run on the server and log what is missing there."""
     exit_code = 0 if status in ENDED else log.exit_code or 1
     checkpoint = record.description.config["logger"].get("checkpoint", False)
     with wandb_files(record.paths.wandb):
-        run = begin(record, run_id, project, entity, "online", PATIENCE)
+        run = begin(record, run_id, project, entity, "online", TIMEOUT_FACTOR)
         set_earlier_aside(record, Path(run.sync_dir))
         replay(run, record)
         conclude(run, record, status, checkpoint)
@@ -221,17 +238,17 @@ def _complete(
 
 
 def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
-    """Upload a study's report, if it has one, as an artifact of a run of its own.
+    """Upload a study's report, if it has one, as an artifact of a separate W&B run.
 
-    A report that is out of date is written again first; a page that bnstudy did not write is
-    uploaded as it is.
+    An outdated report is regenerated first. A page that bnstudy did not write is uploaded
+    unchanged.
     """
-    page = study / PAGE
+    page = study / REPORT_PAGE
     if not page.exists():
         return
     import wandb
 
-    from bnstudy.study.present.report_files import is_report, refresh_pages  # they take a moment
+    from bnstudy.study.present.report_files import is_report, refresh_pages  # slow imports
 
     try:
         pages = refresh_pages(study) if is_report(page) else [page]
@@ -264,7 +281,7 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
             name_there = path.relative_to(page.parent).as_posix() if pages[1:] else "report.html"
             artifact.add_file(str(path), name=name_there)
         run.log_artifact(artifact)
-        # The page that leads to several is of no use without the folders beside it.
+        # An index page of several reports would only have broken links in W&B.
         shown = pages[1:] or pages
         run.log({_name(path, page): wandb.Html(path.read_text(), inject=False) for path in shown})
         run.summary["page"] = content
@@ -273,5 +290,5 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
 
 
 def _name(path: Path, page: Path) -> str:
-    """Under which name W&B shows a page: report, or report/part1."""
+    """Return the name under which W&B shows a page, such as `report` or `report/part1`."""
     return (Path("report") / path.parent.relative_to(page.parent)).as_posix()

@@ -1,4 +1,4 @@
-"""What a run has logged, from the file in which W&B's SDK keeps it."""
+"""Reader of the transaction log in which W&B's SDK stores a run's data."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from bnstudy.adapters.wandb_internals import read_transaction_log
 
 @dataclass
 class TransactionLog:
-    """What a run has logged.
+    """Data that a run has logged.
 
     Attributes:
-        rows: Of its history, by W&B's step.
-        staged: Files of its artifacts, outside of the run's folder.
-        exit_code: None where the run was killed, or goes on.
+        rows: Rows of the run's history, by W&B's step.
+        staged: Files of the run's artifacts, outside of its folder.
+        exit_code: Exit code; None if the run was killed or is still running.
     """
 
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class TransactionLog:
 
 
 def read(path: Path) -> TransactionLog:
-    """Read a log as far as it is whole."""
+    """Read a log up to the first incomplete entry."""
     log = TransactionLog()
     for record in read_transaction_log(path):
         match record.WhichOneof("record_type"):

@@ -1,8 +1,8 @@
-"""A cell as a W&B run: its id, its rows, and what it ends with.
+"""Logging of a cell as a W&B run: its id, its rows, and its final tables and summary.
 
-A W&B run is rows, and W&B numbers them by a step of its own that only grows. Here that step follows
-from where in the training a row was logged, so that a row that is logged again, as it is when a run
-goes on, has the step it had, and a server that has it is not given it twice.
+W&B stores a run as rows, numbered by a step that can only increase. Here, W&B's step is computed
+from the training step at which a row was logged. When a resumed run logs a row again, the row has
+the same step as before, so that it is not sent twice to a server that already has it.
 """
 
 import hashlib
@@ -40,18 +40,18 @@ from bnstudy.tracking.transaction_log import TransactionLog, read
 if TYPE_CHECKING:
     import wandb
 
-# Seconds for which a server that does not answer is waited for: at a run's beginning, at its end,
-# and before that to see if it is there. What is not uploaded by then stays on disk.
+# Timeouts in seconds for a server that does not answer: at a run's beginning, at its end, and for
+# the check before its end. Data that are not uploaded by then stay on disk.
 BEGIN_TIMEOUT = 10.0
 END_TIMEOUT = 30.0
 PROBE_TIMEOUT = 3.0
-FLUSHED_EVERY = 1.0  # seconds: what a kill -9 can cost of the rows between epochs
+FLUSH_INTERVAL = 1.0  # seconds; a kill -9 loses at most the rows of this interval
 
-HEAT_MAP = "bnstudy-layer-epoch"  # the custom chart that draws the table of representations
+HEAT_MAP = "bnstudy-layer-epoch"  # custom chart that draws the table of representations
 TABLES = {"representations": "representations_table", "optimization": "optimization_table"}
 TABLE_COLUMNS: list[str | int] = ["layer", "epoch", "split", "metric", "value"]
-RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}-\d+")  # of a cell, its study, and an attempt
-SEPARATE = "earlier"  # in a cell's folder wandb: what an attempt left that a later one stands for
+RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}-\d+")  # cell, study and number of the attempt
+EARLIER = "earlier"  # subfolder of a cell's folder wandb for superseded attempts
 
 console = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
 
@@ -59,14 +59,14 @@ Mode = Literal["online", "offline", "disabled"]
 
 
 def wandb_id(record: Record, resumed: bool) -> str:
-    """The id of a cell's W&B run.
+    """Return the id of a cell's W&B run.
 
-    It follows from the cell's identity and its study. A run that goes on keeps it; one that starts
-    over takes another one.
+    The id is derived from the cell's identity, its study and the number of the attempt. A resumed
+    run keeps its id; a run that starts over gets a new one.
 
     Args:
-        record: Of the run, with the attempt that begins.
-        resumed: Whether it goes on from a checkpoint.
+        record: Record of the run, including the attempt that begins.
+        resumed: Whether the run resumes from a checkpoint.
     """
     description = record.description
     had = [one.wandb_id for one in description.attempts if one.wandb_id is not None]
@@ -78,7 +78,7 @@ def wandb_id(record: Record, resumed: bool) -> str:
 
 @contextmanager
 def wandb_files(folder: Path) -> Iterator[None]:
-    """Keep all that W&B needs to upload a run later in a folder, and W&B silent.
+    """Let W&B write its data to a folder, from which a run can be uploaded later, and be silent.
 
     Args:
         folder: Folder of W&B's files.
@@ -96,18 +96,18 @@ def begin(
     mode: Mode | None,
     patience: float = 1.0,
 ) -> "wandb.Run":
-    """Begin a cell's W&B run, or go on with it.
+    """Start a cell's W&B run, or resume it.
 
     Args:
-        record: Of the run.
-        run_id: The W&B run's.
-        project: W&B's project.
-        entity: W&B's user or team; None: the default one.
-        mode: None: what WANDB_MODE says.
-        patience: How many times as long as usual the server is waited for.
+        record: Record of the run.
+        run_id: Id of the W&B run.
+        project: W&B project.
+        entity: W&B user or team; None for the default one.
+        mode: W&B mode; None for the value of the environment variable WANDB_MODE.
+        patience: Factor by which the usual timeouts are multiplied.
 
     Raises:
-        wandb.Error: The server does not answer, or wants no run of this user's.
+        wandb.Error: The server does not answer, or refuses the run.
     """
     import wandb
 
@@ -123,15 +123,15 @@ def begin(
             job_type="train",
             tags=[description.choices[group] for group in ("norm", "model", "data")],
             config=description.config,
-            dir=record.folder.absolute(),  # W&B writes from a process of its own
+            dir=record.folder.absolute(),  # absolute, as W&B writes from another process
             mode=mode,
-            reinit="finish_previous",  # a leaked run of another job is never gone on with
+            reinit="finish_previous",  # do not resume a run that an earlier job left open
             settings=wandb.Settings(
                 console="off",
                 silent=True,
-                disable_git=True,  # a remote's address can hold a password
+                disable_git=True,  # a remote's URL can contain a password
                 save_code=False,
-                **flush_settings(FLUSHED_EVERY),
+                **flush_settings(FLUSH_INTERVAL),
                 init_timeout=BEGIN_TIMEOUT * patience,
                 finish_timeout=END_TIMEOUT * patience,
                 finish_timeout_raises=True,
@@ -151,16 +151,16 @@ def begin(
 
 
 class RowLogger(WandbLogger):
-    """Lightning's logger, but rows are whole, and each has the step that its place gives it.
+    """W&B logger of Lightning that writes complete rows at reproducible steps.
 
-    Values that are logged at the same step of training make a row, which is written when `save` is
-    called or values of another step come. What has not been written when training stops is of an
-    epoch that has not been recorded, and is logged again when the run goes on. A W&B that fails
-    does not stop the training.
+    Values logged at the same training step form a row. A row is written when `save` is called or
+    when values of another step are logged. A row that is not written when training stops belongs
+    to an epoch that is not recorded; it is logged again when the run resumes. Errors of W&B do not
+    stop the training.
 
     Args:
-        run: W&B's.
-        written: The step of the last row that it has been given.
+        run: W&B run.
+        written: W&B's step of the last row that the run already has.
     """
 
     def __init__(self, run: "wandb.Run", written: int) -> None:
@@ -171,7 +171,7 @@ class RowLogger(WandbLogger):
         self.written = written
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add values to the row of a step of training."""
+        """Add values to the row of a training step."""
         if step is not None and step != self.step:
             self.save()
             self.step = step
@@ -180,35 +180,35 @@ class RowLogger(WandbLogger):
     def save(self) -> None:
         """Write the row."""
         if self.row:
-            # Two places for each batch: the row of an epoch's end comes before that of the batch.
+            # Two W&B steps per training step: an epoch's row, then that of the next batch.
             self.written = max(2 * self.step, self.written + 1)
             write(self.run, self.written, self.row | {"trainer/global_step": self.step})
             self.row = {}
 
 
 def write(run: "wandb.Run", step: int, row: Mapping[str, Any]) -> None:
-    """Give W&B a row, unless its server has that step already."""
+    """Log a row to W&B, unless the server already has its step."""
     if step < run.starting_step:
         return
     try:
         run.log(dict(row), step=step, commit=True)
-    except Exception as error:  # whatever is wrong with W&B, the run goes on: it has its record
+    except Exception as error:  # no error of W&B stops the run, as the record has all values
         warn_once(f"W&B takes no more values ({type(error).__name__}: {error}); the record has all")
 
 
 def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> int:
-    """Log again what a W&B run had been given before, as far as its server does not have it.
+    """Log the rows of earlier attempts again that the server does not have.
 
-    Each epoch's values come from the record. What was logged between comes from the files of the
-    earlier attempts; of an epoch that is trained again it is left out.
+    Each epoch's values come from the record. Rows between epochs come from the log files of the
+    earlier attempts; those of an epoch that will be trained again are left out.
 
     Args:
-        run: W&B's.
-        record: Of the run.
-        until_epoch: The last epoch that counts; None: all that are recorded.
+        run: W&B run.
+        record: Record of the run.
+        until_epoch: Last epoch to log; None for all recorded epochs.
 
     Returns:
-        The step of the last row; -1 where there is none.
+        W&B's step of the last row; -1 if there is none.
     """
     epochs = record.table.rows_by_epoch(until_epoch)
     end = 2 * epochs[-1][0].step if epochs else -1
@@ -231,13 +231,13 @@ def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> 
 
 
 def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool) -> None:
-    """Log what a run ends with: its tables, the numbers that runs are sorted by, its record.
+    """Log a run's final data: its tables, its summary values and its record.
 
     Args:
-        run: W&B's.
-        record: Of the run.
-        status: As the record's will be.
-        checkpoint: Whether the last checkpoint is logged too, of a run that has ended.
+        run: W&B run.
+        record: Record of the run.
+        status: Status that the record is about to get.
+        checkpoint: Whether to log the last checkpoint as well, if the run has ended.
     """
     epochs = record.table.rows_by_epoch()
     run.summary.update({"status": status} | summary(epochs))
@@ -252,7 +252,7 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
     if status not in ENDED:
         return
     if not run.offline and not answers(run.settings.base_url):
-        # Of artifacts, W&B would ask the server whether it may, and wait long for an answer.
+        # To log artifacts, W&B queries the server first and would wait long for an answer.
         warn_once(
             f"W&B's server does not answer; nothing is lost: python -m bnstudy.dashboard sync "
             f"{record.folder.parent} uploads the rest"
@@ -265,18 +265,22 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
 
 
 def answers(server: str) -> bool:
-    """Whether a server is there and does not err."""
+    """Return whether a server responds without a server error."""
     try:
         with urlopen(f"{server}/graphql", timeout=PROBE_TIMEOUT):
             return True
     except HTTPError as error:
-        return error.code < 500  # it wants something else; that is an answer
+        return error.code < 500  # a client error is a response as well
     except (OSError, HTTPException):
         return False
 
 
 def _tables(run: "wandb.Run", epochs: list[list[Row]]) -> dict[str, Any]:
-    """The long tables, that of representations as a heat map where W&B knows whose chart it is."""
+    """Make the tables in long form.
+
+    The table of representations becomes a heat map if the run has an entity, which the name of the
+    custom chart requires.
+    """
     import wandb
 
     tables: dict[str, Any] = {}
@@ -301,12 +305,12 @@ def _tables(run: "wandb.Run", epochs: list[list[Row]]) -> dict[str, Any]:
 
 
 def finish(run: "wandb.Run", exit_code: int, study: Path) -> None:
-    """End a W&B run; where the server takes too long, say how the rest is uploaded later.
+    """Finish a W&B run; if this takes too long, print how to upload the rest later.
 
     Args:
-        run: W&B's.
-        exit_code: 0 for a run that has ended, diverged or not.
-        study: The folder of the cell's study.
+        run: W&B run.
+        exit_code: Exit code; 0 for a run that has ended, whether or not it diverged.
+        study: Folder of the cell's study.
     """
     try:
         run.finish(exit_code=exit_code)
@@ -320,8 +324,8 @@ def finish(run: "wandb.Run", exit_code: int, study: Path) -> None:
 
 
 @contextmanager
-def nothing_stops(record: Record) -> Iterator[None]:
-    """Have what goes wrong in the body told, and nothing more: a run has its record without it."""
+def warn_on_error(record: Record) -> Iterator[None]:
+    """Turn any exception in the body into a warning, as the run's record does not depend on W&B."""
     try:
         yield
     except Exception as error:
@@ -338,29 +342,29 @@ def _add_checkpoint(run: "wandb.Run", record: Record) -> None:
 
 
 def set_earlier_aside(record: Record, current: Path | None) -> None:
-    """Keep apart what earlier attempts left, so that a sync uploads one run for a cell.
+    """Move the W&B folders of earlier attempts aside, so that a sync uploads one run per cell.
 
     Args:
-        record: Of the run.
-        current: The folder of the W&B run that goes on.
+        record: Record of the run.
+        current: Folder of the current W&B run; None to move all folders.
     """
     for folder in record.paths.wandb_runs():
         if current is None or folder.resolve() != current.resolve():
-            aside = folder.parent / SEPARATE / folder.name
+            aside = folder.parent / EARLIER / folder.name
             aside.parent.mkdir(exist_ok=True)
             with suppress(OSError):
                 folder.rename(aside)
 
 
 def logs(paths: CellPaths, run_id: str) -> list[TransactionLog]:
-    """Read what was logged to a W&B run, by all its attempts on this disk, oldest first."""
+    """Read the transaction logs of all attempts of a W&B run on this disk, oldest first."""
     return [read(file) for file in paths.wandb_logs(run_id)]
 
 
 def summary(epochs: list[list[Row]]) -> dict[str, float]:
-    """The numbers of the last epoch: those of the model, and each metric's mean over the layers.
+    """Compute the summary of the last epoch: the model's values and each metric's layer mean.
 
-    Of layers, those of activations are meant, on the training split's probe set.
+    The means are over the layers' activations on the training split's probe set.
     """
     last = epochs[-1] if epochs else []
     whole = {f"final/{row.split}_{row.metric}": row.value for row in last if row.layer_index < 0}
@@ -372,20 +376,20 @@ def summary(epochs: list[list[Row]]) -> dict[str, float]:
 
 
 def table_of(row: Row) -> str | None:
-    """Which of the tables a row is in: none for loss and accuracy."""
+    """Return the name of the table that a row belongs to; None for loss and accuracy."""
     if row.metric in METRICS:
         return "representations"
     return "optimization" if logged_name(row).startswith("opt/") else None
 
 
 def table_row(row: Row) -> list[Any]:
-    """A row as the tables have it, without the value where it is undefined."""
+    """Convert a row to the columns of the tables; None replaces a value that is not finite."""
     value = row.value if math.isfinite(row.value) else None
     return [row.label, row.epoch, row.split, row.metric, value]
 
 
 def described(record: Record, status: Status, epochs: list[list[Row]]) -> RunDescription:
-    """Describe the run as run.json will once it has the status."""
+    """Make the description that run.json will contain once the run has the status."""
     description = record.description.model_copy(deep=True)
     description.status = status
     if description.attempts:
@@ -396,7 +400,7 @@ def described(record: Record, status: Status, epochs: list[list[Row]]) -> RunDes
 
 
 def logged_in() -> bool:
-    """Whether W&B has a key for its server, without asking for one."""
+    """Return whether W&B has a key for its server, without prompting the user for one."""
     import wandb
 
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
@@ -412,7 +416,7 @@ _warned: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    """Tell the user, once in a process."""
+    """Print a warning, at most once per process."""
     if message not in _warned:
         _warned.add(message)
         console.print(message, style="yellow")

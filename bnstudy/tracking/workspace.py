@@ -1,4 +1,4 @@
-"""The dashboard of a project as code: a workspace view of W&B's, and the heat map it draws."""
+"""Dashboard of a W&B project, defined in code: a workspace view and its heat map."""
 
 import hashlib
 import warnings
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 NAME = "Normalizations, layer by layer"
 NORM = "norm.name"  # in a run's configuration
 EPOCH = "epoch"
-COLUMNS, WIDTH, HEIGHT = 3, 8, 6  # of panels, in W&B's grid of 24
+COLUMNS, WIDTH, HEIGHT = 3, 8, 6  # panels per row, and a panel's size in W&B's grid of 24 columns
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What runs measure, of which the dashboard has panels.
+    """Layers and metrics that the dashboard has panels for.
 
     Attributes:
-        layers: As they are named in the record, in the order of computation.
-        metrics: Of representations.
+        layers: Names of the layers as in the record, in the order of computation.
+        metrics: Names of representation metrics.
     """
 
     layers: Sequence[str] = ("block01", "block02", "block03", "block04")
@@ -40,10 +40,10 @@ class Measured:
 
 
 def measured_in(study: Path) -> Measured:
-    """Find the layers of a study's runs, and the headline metrics that they have.
+    """Find the layers and the headline metrics that a study's runs have measured.
 
     Raises:
-        UserError: No run of it has measured a layer.
+        UserError: No run of the study has measured a layer.
     """
     tables = [str(path) for path in study.glob(f"*/{TABLE}")]
     rows = (
@@ -65,9 +65,10 @@ def measured_in(study: Path) -> Measured:
 
 
 def heat_map() -> dict[str, Any]:
-    """The custom chart, layer by epoch: Vega-Lite, with W&B's fields `${...}` still to be filled.
+    """Make the Vega-Lite specification of the custom chart, layer by epoch.
 
-    Of a table in the long form it draws one metric of one split, a picture for each run.
+    It contains W&B's placeholders `${...}`. The chart draws one metric of one split from a table in
+    long form, as one heat map per run.
     """
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -96,7 +97,7 @@ def heat_map() -> dict[str, Any]:
 
 
 def import_workspaces() -> None:
-    """Import wandb-workspaces, which declares its models as pydantic 1 did, and is warned of it.
+    """Import wandb-workspaces without its deprecation warnings about pydantic 1.
 
     Raises:
         UserError: The package is not installed.
@@ -111,12 +112,15 @@ def import_workspaces() -> None:
 
 
 def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
-    """The view: accuracy by norm, then a section for each metric, then what depends on what.
+    """Make the workspace view.
+
+    It has sections for accuracy and loss by norm, for the relations between metrics and accuracy,
+    and for each metric.
 
     Args:
-        entity: W&B's user or team.
-        project: W&B's project.
-        measured: What there are panels of.
+        entity: W&B user or team.
+        project: W&B project.
+        measured: Layers and metrics to make panels for.
 
     Raises:
         UserError: The package wandb-workspaces is not installed.
@@ -172,7 +176,7 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
         sections=[
             general,
             dependencies,
-            *(_of_metric(metric, measured.layers, entity) for metric in measured.metrics),
+            *(_metric_section(metric, measured.layers, entity) for metric in measured.metrics),
         ],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=100),
         runset_settings=ws.RunsetSettings(
@@ -194,21 +198,21 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
 
 
 def push(project: str, entity: str | None, measured: Measured) -> str:
-    """Make the dashboard, or bring the one that is there up to date.
+    """Create the dashboard of a project, or update the existing one.
 
-    Its name follows from the project, so that there is only ever one; whatever was changed of it by
-    hand is as before afterwards.
+    The name is derived from the project, so that there is only one dashboard per project. Changes
+    made by hand are overwritten.
 
     Args:
-        project: W&B's project, made if it is not there.
-        entity: W&B's user or team; None: the default one.
-        measured: What there are panels of.
+        project: W&B project, created if it does not exist.
+        entity: W&B user or team; None for the default one.
+        measured: Layers and metrics to make panels for.
 
     Returns:
-        Its address.
+        URL of the dashboard.
 
     Raises:
-        UserError: W&B cannot be asked.
+        UserError: W&B is not available.
     """
     from bnstudy.tracking.sync import connect
 
@@ -217,7 +221,7 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
     view = workspace(entity, project, measured)
     try:
         name_view(view, _view_name(entity, project))
-    except ValueError as error:  # it is not there; perhaps nor is the project
+    except ValueError as error:  # the view does not exist, and possibly neither does the project
         if "Project" in str(error):
             api.create_project(project, entity)
     view.save()  # type: ignore[no-untyped-call]
@@ -230,7 +234,7 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
             access="private",
             spec=heat_map(),
         )
-    except Exception as error:  # of several kinds; W&B changes no chart that is there
+    except Exception as error:  # of several types; W&B does not update an existing chart
         if "exist" not in str(error):
             warn_once(f"W&B did not make {entity}/{HEAT_MAP}, the chart of the heat maps ({error})")
     url: str = view.url
@@ -238,12 +242,12 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
 
 
 def _view_name(entity: str, project: str) -> str:
-    """As W&B makes them, but always the same for a project."""
+    """Return the view's name: in the format of W&B's names, but fixed for a project."""
     return f"nw-{hashlib.sha256(f'{entity}/{project}'.encode()).hexdigest()[:11]}-v"
 
 
-def _of_metric(metric: str, layers: Sequence[str], entity: str) -> "Section":
-    """A metric's section: its heat maps, and its course in each layer, by norm."""
+def _metric_section(metric: str, layers: Sequence[str], entity: str) -> "Section":
+    """Make a metric's section: its heat maps, and its curve over epochs per layer, by norm."""
     from wandb_workspaces import workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
@@ -268,7 +272,7 @@ def _of_metric(metric: str, layers: Sequence[str], entity: str) -> "Section":
 
 
 def _bars(name: str, title: str, place: "Layout") -> "BarPlot":
-    """A number that runs end with: the mean of each norm's runs, and their standard deviation."""
+    """Make a bar plot of a final value: mean and standard deviation over the runs of each norm."""
     from wandb_workspaces.reports.v2 import interface as wr
 
     return wr.BarPlot(
@@ -282,7 +286,7 @@ def _bars(name: str, title: str, place: "Layout") -> "BarPlot":
 
 
 def _curve(name: str, title: str, place: "Layout") -> "LinePlot":
-    """A value's course over epochs: the mean of each norm's runs, and their standard deviation."""
+    """Make a line plot of a value over epochs: mean and standard deviation of each norm's runs."""
     from wandb_workspaces.reports.v2 import interface as wr
 
     return wr.LinePlot(
@@ -298,7 +302,7 @@ def _curve(name: str, title: str, place: "Layout") -> "LinePlot":
 
 
 def _places() -> "Iterator[Layout]":
-    """Where panels go, row by row."""
+    """Yield the layouts of successive panels, row by row."""
     from wandb_workspaces.reports.v2 import interface as wr
 
     for number in count():

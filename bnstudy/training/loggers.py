@@ -21,11 +21,11 @@ from bnstudy.tracking.wandb_run import (
     conclude,
     finish,
     logged_in,
-    nothing_stops,
     replay,
     set_earlier_aside,
     wandb_files,
     wandb_id,
+    warn_on_error,
     warn_once,
 )
 from bnstudy.training.processes import is_first_process
@@ -118,7 +118,7 @@ def wandb_run(
                 status, exit_code = "interrupted", 128 + number
             raise
         finally:
-            with nothing_stops(record):
+            with warn_on_error(record):
                 conclude(run, record, status, checkpoint)
             finish(run, exit_code, record.folder.parent)
 

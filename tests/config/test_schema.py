@@ -112,9 +112,9 @@ def changed(config: dict[str, Any], key: str, value: object) -> dict[str, Any]:
 def test_a_value_that_is_not_allowed_is_refused(
     config: dict[str, Any], key: str, value: object, takes: str
 ) -> None:
-    told = refusal(changed(config, key, value))
-    assert told.startswith(f"{key}={value} is not allowed; it takes {takes}")
-    assert "\n" not in told
+    message = refusal(changed(config, key, value))
+    assert message.startswith(f"{key}={value} is not allowed; it takes {takes}")
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_a_value_that_is_allowed_is_not_refused(
     ],
 )
 def test_a_key_that_does_not_exist_is_refused(config: dict[str, Any], key: str, hint: str) -> None:
-    told = refusal(changed(config, key, 1))
-    assert told.startswith(f"{key}: there is no such key; {hint}")
-    assert "\n" not in told
+    message = refusal(changed(config, key, 1))
+    assert message.startswith(f"{key}: there is no such key; {hint}")
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_a_target_of_the_users_has_free_keys_beside_the_known_ones(
 
 
 def test_what_callbacks_stand_in_for_cannot_be_set(config: dict[str, Any]) -> None:
-    told = refusal(changed(config, "trainer.max_steps", 5))
-    assert told.startswith("trainer.max_steps cannot be set: a run goes on to the end of ")
+    message = refusal(changed(config, "trainer.max_steps", 5))
+    assert message.startswith("trainer.max_steps cannot be set: a run goes on to the end of ")
 
 
 def test_some_groups_are_checked_alone() -> None:

@@ -111,8 +111,8 @@ def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
     rewrite(cell, status="failed", attempts=[failed] * 3)
     result = command_line(*FOUR, "-m")
     assert result.returncode == 0
-    told = "3 of 4 cells complete, 0 to resume, 0 to run, 1 left alone that failed 3 times"
-    assert told in result.stdout
+    expected = "3 of 4 cells complete, 0 to resume, 0 to run, 1 left alone that failed 3 times"
+    assert expected in result.stdout
     assert "sweep.redo=failed runs them" in result.stdout
     assert len(description(cell)["attempts"]) == 3
 
@@ -221,21 +221,21 @@ def test_metrics_that_are_asked_for_later_are_measured(
     assert "0 of 4 cells complete, 4 to measure, 0 to resume, 0 to run\n" in result.stdout
     assert result.stdout.count("measured from checkpoints: hoyer of epoch 2") == 4
     result = command_line(*more, "-m")
-    told = (
+    expected = (
         "4 of 4 cells complete (4 without a checkpoint to measure all that is asked), 0 to resume"
     )
-    assert told in result.stdout
+    assert expected in result.stdout
     assert "Cell " not in result.stdout
     assert set(attempts(study).values()) == {1}
 
 
 def test_m_may_stand_anywhere(command_line: CommandLine) -> None:
-    told = "0 of 2 cells complete"
+    expected = "0 of 2 cells complete"
     dry = ("sweep.dry_run=true", *QUICK)
     for arguments in (("-m", *dry, "seed=0,1"), ("seed=0,1", "-m", *dry), (*dry, "seed=0,1", "-m")):
         result = command_line(*arguments)
         assert result.returncode == 0
-        assert told in result.stdout
+        assert expected in result.stdout
 
 
 def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) -> None:

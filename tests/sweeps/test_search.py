@@ -118,7 +118,7 @@ def test_the_objective_of_a_diverged_run_is_the_worst(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["data.validation=0"], "add data.validation=0.1"),
         (["sweep.objective=test_accuracy"], "sweep.objective=test_accuracy is not allowed"),
@@ -127,11 +127,11 @@ def test_the_objective_of_a_diverged_run_is_the_worst(
     ],
 )
 def test_mistakes_are_told(
-    command_line: CommandLine, tmp_path: Path, arguments: list[str], told: str
+    command_line: CommandLine, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     result = command_line(*SEARCH, *arguments)
     assert result.returncode == 1
-    assert told in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) <= 2
     assert not list(tmp_path.glob("multirun/*/*/run.json"))
 

@@ -1,4 +1,4 @@
-"""How far a sweep is, told from the study's folder alone."""
+"""Status of sweeps, read from the study's folder alone."""
 
 import json
 import shutil
@@ -38,20 +38,20 @@ def test_every_state_is_told(command_line: CommandLine, tmp_path: Path) -> None:
     for epoch in (0, 1):
         (running / "metrics" / f"epoch={epoch:04d}.parquet").touch()
     with held(running):
-        told = command_line("status", "multirun/quick", main=sweep_main).stdout
+        output = command_line("status", "multirun/quick", main=sweep_main).stdout
     head = "multirun/quick: 4 cells: 1 diverged, 1 running, 1 failed, 1 not begun\n"
-    assert told.startswith(head)
-    assert "1/2" in told
-    assert f"process {attempt['pid']}" in told
-    assert "line two" in told
-    assert "ValueError" not in told
-    assert "about 0:00:0" in told
+    assert output.startswith(head)
+    assert "1/2" in output
+    assert f"process {attempt['pid']}" in output
+    assert "line two" in output
+    assert "ValueError" not in output
+    assert "about 0:00:0" in output
     # Whoever held the lease is gone: it was interrupted.
-    told = command_line("status", "multirun/quick", main=sweep_main).stdout
-    assert "1 diverged, 1 interrupted, 1 failed, 1 not begun" in told
+    output = command_line("status", "multirun/quick", main=sweep_main).stdout
+    assert "1 diverged, 1 interrupted, 1 failed, 1 not begun" in output
     (running / "run.json").write_text("{")
-    told = command_line("status", "multirun/quick", main=sweep_main).stdout
-    assert "1 damaged" in told
+    output = command_line("status", "multirun/quick", main=sweep_main).stdout
+    assert "1 damaged" in output
 
 
 def test_mistakes_are_told(command_line: CommandLine, tmp_path: Path) -> None:

@@ -100,9 +100,9 @@ def test_a_project_comes_back_as_it_was(
 ) -> None:
     assert command_line(*RUN, "norm=batchnorm,none", "-m").returncode == 0
     server.runs["x7"] = ServedRun("x7", "tester", "bnstudy", name="another's", job_type="train")
-    told = command_line("pull", "--output-root", "pulled", main=main)
-    assert told.returncode == 0, told.stderr
-    assert "2 pulled" in told.stdout
+    result = command_line("pull", "--output-root", "pulled", main=main)
+    assert result.returncode == 0, result.stderr
+    assert "2 pulled" in result.stdout
     for cell in (tmp_path / "multirun" / "mnist5k_cnn").glob("*-*/"):
         pulled = tmp_path / "pulled" / "mnist5k_cnn" / cell.name
         table = pq.read_table(cell / "metrics.parquet")
@@ -119,14 +119,14 @@ def test_names_that_lead_elsewhere_are_refused(
 ) -> None:
     run_id = "01234567-01234567-1"
     server.runs[run_id] = ServedRun(run_id, "tester", "bnstudy", "../../elsewhere", "study")
-    told = command_line("pull", "--output-root", "pulled", main=main)
-    assert told.returncode == 1
-    assert "no folder's name" in told.stderr
+    result = command_line("pull", "--output-root", "pulled", main=main)
+    assert result.returncode == 1
+    assert "no folder's name" in result.stderr
     assert not (tmp_path / "pulled").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("sync", "multirun"), "Nobody is logged in"),
         (("pull",), "Nobody is logged in"),
@@ -134,10 +134,10 @@ def test_names_that_lead_elsewhere_are_refused(
         (("push", "--json", "--study", "nowhere"), "nowhere: none of its runs has ended"),
     ],
 )
-def test_mistakes(command_line: CommandLine, arguments: tuple[str, ...], told: str) -> None:
+def test_mistakes(command_line: CommandLine, arguments: tuple[str, ...], message: str) -> None:
     result = command_line(*arguments, main=main)
     assert result.returncode == 1
-    assert told in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) <= 2
 
 
@@ -156,11 +156,11 @@ def test_no_secret_reaches_a_file(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
     result = command_line(*RUN)
-    told = [result.stdout, result.stderr]
+    outputs = [result.stdout, result.stderr]
     for arguments in (("sync", "multirun/mnist5k_cnn"), ("pull",), ("push",)):
         result = command_line(*arguments, main=main)
-        told += [result.stdout, result.stderr]
-    assert KEY not in "".join(told)
+        outputs += [result.stdout, result.stderr]
+    assert KEY not in "".join(outputs)
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
     for content in server.storage.values():

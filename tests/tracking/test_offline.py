@@ -75,9 +75,9 @@ def test_all_of_it_lies_in_the_study_and_is_uploaded_once(
     staged = log_of(cell).staged
     assert staged
     assert all(path.is_relative_to(cell) for path in staged)
-    told = sync(command_line)
-    assert told.returncode == 0, told.stderr
-    assert "1 runs: 1 uploaded" in told.stdout
+    synced = sync(command_line)
+    assert synced.returncode == 0, synced.stderr
+    assert "1 runs: 1 uploaded" in synced.stdout
     (run,) = server.cells
     assert_whole(run)
     assert run.streamed("wandb-events.jsonl")  # system metrics
@@ -94,8 +94,8 @@ def test_a_study_that_was_moved_is_uploaded_with_its_tables(
     assert command_line(*OFFLINE).returncode == 0
     log_of(only_cell(tmp_path / "multirun"))
     shutil.move(tmp_path / "multirun" / "mnist5k_cnn", tmp_path / "elsewhere")
-    told = sync(command_line, "elsewhere")
-    assert told.returncode == 0, told.stderr
+    synced = sync(command_line, "elsewhere")
+    assert synced.returncode == 0, synced.stderr
     (run,) = server.runs.values()
     assert_whole(run)
     assert [one["state"] for one in server.artifacts.values()] == ["COMMITTED"]
@@ -160,8 +160,8 @@ def test_a_cell_that_is_being_trained_is_left_alone(
     cell = only_cell(tmp_path / "multirun")
     log_of(cell)
     with held(cell):
-        told = sync(command_line)
-    assert "1 runs: 1 running" in told.stdout
+        synced = sync(command_line)
+    assert "1 runs: 1 running" in synced.stdout
     assert not server.runs
 
 

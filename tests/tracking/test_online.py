@@ -167,9 +167,9 @@ def test_a_server_that_is_bad_from_the_beginning(
     else:
         server.start()
     assert not server.runs
-    told = sync(command_line)
-    assert told.returncode == 0, told.stderr
-    assert "2 runs: 2 uploaded" in told.stdout
+    synced = sync(command_line)
+    assert synced.returncode == 0, synced.stderr
+    assert "2 runs: 2 uploaded" in synced.stdout
     assert len(server.cells) == 2
     for run in server.cells:
         assert_whole(run)
@@ -204,9 +204,9 @@ def test_a_server_that_goes_bad_in_mid_run(
         server.start()
     (run,) = server.runs.values()
     assert run.exit_code is None
-    told = sync(command_line)
-    assert told.returncode == 0, told.stderr + told.stdout
-    assert "1 runs: 1 uploaded" in told.stdout
+    synced = sync(command_line)
+    assert synced.returncode == 0, synced.stderr + synced.stdout
+    assert "1 runs: 1 uploaded" in synced.stdout
     assert_whole(run)
     made = {one["artifactTypeName"]: one["state"] for one in server.artifacts.values()}
     assert made == {"run_table": "COMMITTED", "model": "COMMITTED"}
