@@ -1,8 +1,8 @@
-"""What does normalization do to a network's representations? See README.md.
+"""Tools to train networks with different normalizations, measure their layers and compare them.
 
-For use as a library: `capture` reads the layers of any network, `METRICS` and `evaluate` measure
-one, `SIMILARITIES` compare two; `recalibrate` gives BatchNorm layers the running statistics that an
-untrained network lacks; `load` reads the runs of a study.
+Use as a library: `capture` reads the layers of any network; `METRICS` and `evaluate` measure one
+layer, `SIMILARITIES` compare two; `recalibrate` computes the running statistics of BatchNorm layers
+in an untrained network; `load` reads the runs of a study. README.md describes the commands.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_HOMES = {
+_EXPORTS = {
     "representations": ["Layer", "Tap", "capture"],
     "models": ["recalibrate"],
     "metrics": ["METRICS", "SIMILARITIES", "chosen", "evaluate"],
@@ -38,8 +38,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: torch takes seconds."""
-    for home, names in _HOMES.items():
+    """Import an exported name on first access, because importing torch takes seconds."""
+    for module, names in _EXPORTS.items():
         if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
+            return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

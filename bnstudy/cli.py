@@ -1,4 +1,4 @@
-"""What the command lines share: mistakes told in a line or two, Ctrl+C, exit statuses."""
+"""Behaviour that all commands share: short error messages, Ctrl+C and exit statuses."""
 
 import sys
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from bnstudy.config.mistakes import explain
 
 @contextmanager
 def command_line(interrupted: str | int) -> Iterator[None]:
-    """Run a command in the body; end the process as a command line should.
+    """Run a command's body and turn the user's mistakes into messages and exit statuses.
 
-    A mistake of the user's ends it with a message of one or two lines and exit status 1. Any other
-    exception is a bug, and keeps its stack trace.
+    A mistake that the user can fix ends the process with a message of one or two lines and exit
+    status 1. Any other exception is a bug and keeps its traceback.
 
     Args:
         interrupted: Message or exit status after Ctrl+C.
 
     Raises:
-        SystemExit: The user made a mistake, or pressed Ctrl+C.
+        SystemExit: The user made a mistake or pressed Ctrl+C.
     """
     try:
         yield

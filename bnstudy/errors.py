@@ -1,13 +1,14 @@
-"""Mistakes of the user's, told in a line or two; any other exception is a bug of ours."""
+"""Errors that the user can fix; any other exception is a bug in bnstudy."""
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """Error that the user can fix.
 
-    The message names the key and the value, what is allowed and what to do, in one or two lines.
+    In one or two lines, the message names the wrong key and value, the allowed values and what to
+    do.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, or the name of its class where it has none."""
+    """Return the first line of an error's message, or its class name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

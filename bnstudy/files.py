@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writing of files: a file is either complete or absent."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bnstudy.errors import UserError
 
-# What the user can put right: permissions, room, a file where a folder should be.
+# Errors that the user can fix: permissions, disk space, a file where a folder should be.
 CANNOT_WRITE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -21,23 +21,23 @@ CANNOT_WRITE = {
 
 
 def cannot_write(path: str | Path, error: OSError) -> str:
-    """What to tell the user of a path that cannot be written."""
+    """Format the message for a path that cannot be written."""
     return (
         f"{path}: {error.strerror}\n"
-        "Make sure it can be written to and has room, or choose another folder: output_root=FOLDER "
-        "for runs, the environment variable BNSTUDY_DATA for data"
+        "Check permissions and free disk space, or choose another folder: output_root=FOLDER for "
+        "runs, the environment variable BNSTUDY_DATA for data"
     )
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; rename it to `path` once all went well.
+    """Yield a temporary path next to `path`; rename it to `path` if the body succeeds.
 
-    A process killed at any moment leaves the old file or the new one, never half of one; so does a
-    machine that loses its power, since the content is on the disk before the name is.
+    If the process is killed, `path` holds either the old file or the new one, never a part of one.
+    The same holds after a power failure, because the content is flushed to disk before the rename.
 
     Raises:
-        UserError: The disk is full, or the folder cannot be written to.
+        UserError: The disk is full, or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    """Flush the content of a file, or the entries of a folder, to disk."""
     is_folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
@@ -64,5 +64,5 @@ def _flush(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError:
-        if not is_folder:  # not every file system can do that with a folder
+        if not is_folder:  # some file systems cannot flush a folder
             raise

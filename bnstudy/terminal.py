@@ -1,23 +1,23 @@
-"""Where bnstudy prints what it has to say."""
+"""Console of all commands, and a progress bar."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-# Text as it is: names may have brackets, and paths are to be copied in one piece.
+# No markup and no wrapping: names may contain brackets, and paths must be copyable.
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
-def progress_bar(of: str) -> Progress:
-    """Make a progress bar that counts, and disappears when it is done.
+def progress_bar(unit: str) -> Progress:
+    """Create a progress bar that shows a count and disappears at the end.
 
     Args:
-        of: Unit of the count, in the plural.
+        unit: Unit of the count in the plural, such as "runs".
     """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(of),
+        TextColumn(unit),
         TimeElapsedColumn(),
         console=console,
         transient=True,

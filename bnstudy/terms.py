@@ -1,19 +1,19 @@
-"""Words that several rooms share, in a room of their own that needs nothing."""
+"""Terms that several packages share; this module imports nothing from bnstudy."""
 
 from typing import Literal
 
-# What every data set comes with; the representations of both are measured.
+# Splits of every data set; representations are measured on both.
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
 
-# What loss and accuracy are of: `validation` where some of the training samples are held out.
+# Splits on which loss and accuracy are computed; `validation` only if samples are held out.
 EvaluatedSplit = Literal["train", "validation", "test"]
 EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("train", "validation", "test")
 
 # Groups and keys of options that may have a value of each norm, as {batchnorm: 0.1, none: 0.01}.
 PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
 
-# Where in a layer representations are read; `features` is what the last linear layer reads.
+# Sites of a layer where representations are read; `features` is the last linear layer's input.
 SITES = ("conv", "norm", "act", "features")
 
 

@@ -1,4 +1,4 @@
-"""What happens while a network is trained: measure, record, show."""
+"""Callbacks that measure, record and display a run while the network is trained."""
 
 from bnstudy.callbacks.activation_drift import ActivationDrift
 from bnstudy.callbacks.batch_statistics import BatchStatistics

@@ -1,4 +1,4 @@
-"""How far the distribution of each layer's activations moves from epoch to epoch."""
+"""Change of the distribution of each layer's activations from epoch to epoch."""
 
 from math import nan
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from bnstudy.callbacks.optimization import (
 )
 from bnstudy.representations import Tap, capture
 
-SITES = ("conv", "act")  # the inputs of normalization, and what the next layer reads
+SITES = ("conv", "act")  # inputs of the normalization, and of the next layer
 
 
 class _Channels(NamedTuple):
-    """Of each channel of a layer, over samples and positions: float64, on the CPU."""
+    """Mean and variance of each channel over samples and positions, float64, on the CPU."""
 
     mean: Tensor
     variance: Tensor
@@ -35,21 +35,21 @@ class _Channels(NamedTuple):
 
 
 class ActivationDrift(OptimizationMetrics):
-    """Internal covariate shift, as Ioffe and Szegedy 2015 (arXiv 1502.03167, section 2) put it.
+    """Internal covariate shift (Ioffe and Szegedy 2015, arXiv 1502.03167, section 2).
 
-    Of each layer, at the sites conv and act, on the training split's probe set in eval mode, with
-    the mean m and the standard deviation s of each channel at the end of this epoch and the one
-    before (epoch 1 against the network before training, with running statistics of the training
-    data):
+    The callback computes the mean m and the standard deviation s of each channel at the end of each
+    epoch, at the sites conv and act of each layer, on the probe set of the training split in eval
+    mode. It compares them with those of the previous epoch:
 
     - `mean_drift`: |m - m_before| / s_before, averaged over channels.
     - `std_drift`: |log(s / s_before)|, averaged over channels.
 
-    Channels are left out that are constant, and would be divided by 0. In a distributed run the
-    first process measures, and the others wait for it.
+    Epoch 1 is compared with the network before training, with running statistics of the training
+    data. Constant channels are excluded, because their standard deviation is 0. In a distributed
+    run the first process measures while the others wait.
 
     Args:
-        memory_budget: GiB that activations may take.
+        memory_budget: Maximum memory of activations, in GiB.
     """
 
     def __init__(self, memory_budget: float) -> None:
@@ -58,9 +58,9 @@ class ActivationDrift(OptimizationMetrics):
         self.before: dict[Tap, _Channels] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure what the first epoch is compared with.
+        """Measure the network that the first epoch is compared with.
 
-        That follows from the weights: a run that is resumed measures those it goes on from.
+        In a resumed run these are the weights of the checkpoint.
         """
         with calibrated_network(trainer, pl_module):
             if trainer.is_global_zero:
@@ -68,7 +68,7 @@ class ActivationDrift(OptimizationMetrics):
             trainer.strategy.barrier("measured")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure, and compare with the epoch before."""
+        """Measure, and compare with the previous epoch."""
         epoch, step = trainer.current_epoch + 1, trainer.global_step
         if trainer.is_global_zero:
             now = self._measure(trainer, pl_module)
@@ -93,12 +93,12 @@ class ActivationDrift(OptimizationMetrics):
                 assert layer.tap is not None
                 mean, variance = layer.moments.channels[:, :2].cpu().unbind(1)
                 measured[layer.tap] = _Channels(mean, variance)
-                del layer  # before the next one is read
+                del layer  # free its memory before the next layer is read
         return dict(sorted(measured.items(), key=lambda item: item[0].layer_index))
 
 
 def _drift(before: _Channels, now: _Channels) -> tuple[dict[str, float], str]:
-    """Both metrics, and why they are NaN if they are."""
+    """Compute both metrics, and the reason if they are NaN."""
     if not (before.is_finite and now.is_finite):
         return {"mean_drift": nan, "std_drift": nan}, "an activation is not finite"
     mean = (now.mean - before.mean).abs() / before.variance.sqrt()

@@ -1,4 +1,4 @@
-"""What BatchNorm does differently in training and in evaluation."""
+"""Difference between BatchNorm in training and in evaluation."""
 
 from copy import deepcopy
 from math import nan
@@ -26,32 +26,35 @@ from bnstudy.terms import SPLITS
 
 
 class BatchStatistics(OptimizationMetrics):
-    """How far running statistics are from what they stand for, and what that costs.
+    """Errors of running statistics, and their effect on loss and accuracy.
 
-    At each epoch's end, of networks with layers that keep running statistics, and before training,
-    where running statistics are those of the training data:
+    Networks with layers that keep running statistics are measured before training, with running
+    statistics of the training data, and at the end of each epoch. The population is the probe set
+    of the training split; `recalibrate` computes its statistics in a copy of the network.
 
-    - `running_mean_error`, of each such layer: |running mean - population mean| over the
-      population's standard deviation, averaged over channels.
-    - `running_variance_error`: |log(running variance / population variance)|, likewise. Channels
-      that are constant in the population are left out.
-    - `probe_loss`, `probe_accuracy`, of the whole model on each split's probe set, in eval mode.
-    - `recalibrated_loss`, `recalibrated_accuracy`: the same with the population's statistics.
-    - `batch_statistics_loss`, `batch_statistics_accuracy`: with each batch's own, as in training,
-      in batches of the training's size (all other layers in eval mode).
+    For each layer with running statistics, averaged over the channels that vary in the population:
 
-    The population is the training split's probe set: its statistics are those that `recalibrate`
-    makes of a copy of the network. In a distributed run all processes take part.
+    - `running_mean_error`: |running mean - population mean| / population standard deviation.
+    - `running_variance_error`: |log(running variance / population variance)|.
+
+    For the whole model, on the probe set of each split, in eval mode:
+
+    - `probe_loss`, `probe_accuracy`: with the running statistics.
+    - `recalibrated_loss`, `recalibrated_accuracy`: with the population's statistics.
+    - `batch_statistics_loss`, `batch_statistics_accuracy`: with the statistics of each batch, as in
+      training, in batches of the training's size.
+
+    In a distributed run all processes take part.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure before the first step; a run that is resumed has that already."""
+        """Measure before the first step, unless the run is resumed."""
         if trainer.global_step == 0:
             with calibrated_network(trainer, pl_module):
                 self._measure(trainer, network_of(pl_module), epoch=0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the epoch."""
+        """Measure at the end of the epoch."""
         self._measure(trainer, network_of(pl_module), trainer.current_epoch + 1)
 
     def _measure(self, trainer: L.Trainer, network: nn.Module, epoch: int) -> None:
@@ -79,20 +82,20 @@ class BatchStatistics(OptimizationMetrics):
     def _performance(
         self, trainer: L.Trainer, network: nn.Module, name: str, epoch: int
     ) -> list[Row]:
-        """Loss and accuracy of the network on both probe sets, in the mode that it is in."""
+        """Compute loss and accuracy on both probe sets, with the modules in their current modes."""
         rows = []
         share = slice(trainer.global_rank, None, trainer.world_size)
-        place = next(network.parameters())
+        parameter = next(network.parameters())
         for split in SPLITS:
             size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-            sums = torch.zeros(3, dtype=torch.float64, device=place.device)
+            sums = torch.zeros(3, dtype=torch.float64, device=parameter.device)
             for inputs, labels in probe_of(trainer, split).mixed(size):
                 with torch.no_grad():
-                    logits = network(inputs[share].to(place.device, place.dtype)).float()
-                own = labels[share].to(place.device)
-                sums[0] += functional.cross_entropy(logits, own, reduction="sum")
-                sums[1] += is_correct(logits, own).sum()
-                sums[2] += len(own)
+                    logits = network(inputs[share].to(parameter.device, parameter.dtype)).float()
+                targets = labels[share].to(parameter.device)
+                sums[0] += functional.cross_entropy(logits, targets, reduction="sum")
+                sums[1] += is_correct(logits, targets).sum()
+                sums[2] += len(targets)
             loss, correct, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             values = {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count}
             rows += rows_of(values, None, epoch, trainer.global_step, split)
@@ -100,7 +103,7 @@ class BatchStatistics(OptimizationMetrics):
 
 
 def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float], str]:
-    """Errors of a layer's running statistics, and the reason where they are NaN."""
+    """Compute the errors of a layer's running statistics, and the reason if they are NaN."""
     means, variances = (
         torch.stack([getattr(layer, name) for layer in (running, population)]).double()
         for name in ("running_mean", "running_var")

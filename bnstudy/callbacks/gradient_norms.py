@@ -1,4 +1,4 @@
-"""How large the gradient is in each layer."""
+"""Norm of the weight gradient of each layer."""
 
 from collections import defaultdict
 
@@ -20,14 +20,14 @@ SITES = {nn.Conv1d: "conv", nn.Conv2d: "conv", nn.Conv3d: "conv", nn.Linear: "li
 
 
 class GradientNorms(OptimizationMetrics):
-    """`gradient_norm`: L2 norm of a layer's weight gradient, mean over an epoch's steps.
+    """Metric `gradient_norm`: L2 norm of a layer's weight gradient, averaged over an epoch's steps.
 
-    Of every convolution and linear layer whose weights are trained, at the sites `conv` and
-    `linear`. The gradient is that of the whole loss, as it reaches the optimizer but before it is
-    clipped: of all processes, and in mixed precision unscaled.
+    It is measured for every convolution and linear layer whose weights are trained, at the sites
+    `conv` and `linear`. The gradient is that of the whole loss before clipping, averaged over the
+    processes of a distributed run and unscaled in mixed precision.
 
     Args:
-        every_n_steps: Counted are step 0, n, 2n, ... of the training.
+        every_n_steps: Interval n of the measured steps 0, n, 2n, ... of the training.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -56,13 +56,13 @@ class GradientNorms(OptimizationMetrics):
         }
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew."""
+        """Discard the norms of the previous epoch."""
         self.norms.clear()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Take the norms of the step if it is due."""
+        """Compute the norms if the step is due."""
         if trainer.global_step % self.every_n_steps:
             return
         with self.timed():

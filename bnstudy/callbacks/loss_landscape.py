@@ -1,4 +1,4 @@
-"""How far the loss and its gradient can be trusted along the way that a step takes."""
+"""Variation of the loss and its gradient along the direction of a gradient step."""
 
 from collections.abc import Callable, Sequence
 from math import isfinite
@@ -12,40 +12,41 @@ from torch.nn import functional
 
 from bnstudy.callbacks.optimization import OptimizationMetrics, network_of, rows_of
 
-# The loss at some parameters, and its gradient by each of them.
+# Function from parameters to the loss and its gradient with respect to each of them.
 Objective = Callable[[Sequence[Tensor]], tuple[float, Sequence[Tensor]]]
 
 
 def along_gradient(
     objective: Objective, parameters: Sequence[Tensor], step_sizes: Sequence[float]
 ) -> dict[str, float]:
-    """What happens to a loss L and its gradient g on the way from parameters p to p - size * g.
+    """Measure a loss L and its gradient g at p - size * g(p) for parameters p and several sizes.
 
     Santurkar, Tsipras, Ilyas and Madry 2018, arXiv 1805.11604, section 3.1 and figure 4.
 
     Args:
-        objective: The loss.
-        parameters: Where it begins.
-        step_sizes: How far it goes, each above 0.
+        objective: Function that returns the loss and its gradient.
+        parameters: Parameters p at the start.
+        step_sizes: Step sizes, each above 0.
 
     Returns:
-        `loss_range`: the largest loss on the way minus the smallest.
+        `loss_range`: the largest minus the smallest loss over the step sizes.
         `first_order_error`: the largest |L(p - size * g) - (L(p) - size * |g|^2)|.
-        `gradient_change`: the largest |g(p - size * g) - g(p)|, which is small where the gradient
-        is predictive.
+        `gradient_change`: the largest |g(p - size * g) - g(p)|; the smaller it is, the better the
+        gradient predicts the gradient after a step.
         `beta_smoothness`: the largest |g(p - size * g) - g(p)| / (size * |g(p)|), effective
         beta-smoothness.
 
-        What is not finite on the way makes them NaN or infinite; so does a gradient of 0 the last.
+        If a loss or gradient is not finite, the values are NaN or infinite. If g(p) is 0,
+        `beta_smoothness` is NaN.
     """
     loss, gradient = objective(parameters)
     sizes = torch.tensor(step_sizes, dtype=torch.float64)
     losses, changes = torch.empty_like(sizes), torch.empty_like(sizes)
     for index, size in enumerate(step_sizes):
-        # On clones, which keep the memory format: dropout draws in the order of memory.
+        # Clones keep the memory format, which determines the values that dropout draws.
         steps = zip(parameters, gradient, strict=True)
-        place = [one.clone().sub_(slope, alpha=size) for one, slope in steps]
-        losses[index], there = objective(place)
+        moved = [one.clone().sub_(slope, alpha=size) for one, slope in steps]
+        losses[index], there = objective(moved)
         changes[index] = _norm([a - b for a, b in zip(there, gradient, strict=True)])
     length = _norm(gradient)
     measured = {
@@ -58,19 +59,19 @@ def along_gradient(
 
 
 class LossLandscape(OptimizationMetrics):
-    """`along_gradient` on batches that are about to be trained on, averaged over an epoch.
+    """Metrics of `along_gradient` on training batches before their steps, averaged over an epoch.
 
-    The loss is the batch's cross-entropy, without a regularizer's part, in training mode, as a
-    function of the parameters that are trained; without autocast, whose rounding would count as
-    roughness. What layers such as dropout draw is the same all along the way. In a distributed run
-    loss and gradient are the averages over the processes, which all take part.
+    The loss is the batch's cross-entropy in training mode, without a regularizer's penalty, as a
+    function of the parameters that are trained. It is computed without autocast, whose rounding
+    errors would look like a rough loss. Layers such as dropout draw the same random numbers at all
+    step sizes. In a distributed run all processes take part, and loss and gradient are averages
+    over the processes.
 
-    The loggers get each probe's values as well, as `opt_step/<metric>`.
+    The loggers also get the values of each measured batch, as `opt_step/<metric>`.
 
     Args:
-        every_n_steps: Probed are the batches of step 0, n, 2n, ... of the training.
-        step_sizes: The same for all norms and whatever the learning rate, so that landscapes can be
-            compared.
+        every_n_steps: Interval n of the measured steps 0, n, 2n, ... of the training.
+        step_sizes: Step sizes; to compare runs, use the same ones for all norms and learning rates.
     """
 
     def __init__(self, every_n_steps: int, step_sizes: Sequence[float]) -> None:
@@ -80,13 +81,13 @@ class LossLandscape(OptimizationMetrics):
         self.probes: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew."""
+        """Discard the values of the previous epoch."""
         self.probes = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Probe the batch if it is due."""
+        """Measure the batch if the step is due."""
         if trainer.global_step % self.every_n_steps:
             return
         network = network_of(pl_module)
@@ -101,7 +102,7 @@ class LossLandscape(OptimizationMetrics):
                 logger.log_metrics(values, step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Average over the epoch's probes; an epoch without any has no rows."""
+        """Average over the measured batches; an epoch without any has no rows."""
         epoch, count = trainer.current_epoch + 1, len(self.probes)
         rows = []
         for name in self.probes[0] if self.probes else ():
@@ -116,12 +117,12 @@ class LossLandscape(OptimizationMetrics):
 def _cross_entropy(
     network: nn.Module, batch: tuple[Tensor, Tensor], trainer: L.Trainer
 ) -> Objective:
-    """The loss of a batch as a function of the parameters that need gradients."""
+    """Return the loss of a batch as a function of the parameters that require gradients."""
     images, labels = batch
     parameters = dict(network.named_parameters())
     names = [name for name, parameter in parameters.items() if parameter.requires_grad]
     mean = trainer.strategy.reduce
-    # Random numbers are drawn on the CPU, and on the GPU where there is one.
+    # Layers draw random numbers on the CPU, and on the GPU if the batch is there.
     devices = [images.device] if images.device.type == "cuda" else []
 
     def objective(trained: Sequence[Tensor]) -> tuple[float, Sequence[Tensor]]:
@@ -129,7 +130,7 @@ def _cross_entropy(
         state = {
             **{name: parameter.detach() for name, parameter in parameters.items()},
             **dict(zip(names, leaves, strict=True)),
-            # In training mode a forward pass writes to the running statistics: let it be to these.
+            # Copies, because a forward pass in training mode changes running statistics.
             **{name: buffer.clone() for name, buffer in network.named_buffers()},
         }
         with torch.random.fork_rng(devices), torch.enable_grad():
@@ -142,6 +143,6 @@ def _cross_entropy(
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    """Of all their numbers together."""
+    """Compute the L2 norm over the numbers of all tensors."""
     norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in tensors]
     return float(torch.linalg.vector_norm(torch.stack(norms)))

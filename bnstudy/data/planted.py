@@ -1,4 +1,4 @@
-"""Images with known groups inside each class: a truth that clustering can be held to."""
+"""Generated images with known groups inside each class, as ground truth for clustering metrics."""
 
 import math
 from collections.abc import Mapping
@@ -14,34 +14,35 @@ from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 from bnstudy.terms import SPLITS, Split
 
-COARSE = 3  # height and width of a prototype before it is enlarged: the smaller, the smoother
-GREY = 127.5
-CONTRAST = 40  # standard deviation of the pixels, about: few are beyond 0 or 255, and cut off
+COARSE_SIZE = 3  # height and width of a prototype before upsampling; small values are smooth
+GREY = 127.5  # mean of the pixels
+CONTRAST = 40  # approximate standard deviation of the pixels, so that few are clipped to 0 or 255
 
 
 class PlantedGroups(ImageDataModule):
-    """Classes made of groups that are no more alike than those of different classes.
+    """Generated data set whose classes consist of several distinct groups.
 
-    Every group has a prototype, a smooth random pattern; its samples are the prototype with
-    independent noise on every pixel. They are drawn, not read: a function of these options alone,
-    whatever the run's seed. A prototype keeps its pattern when there are more classes or groups.
+    Every group has a prototype, a smooth random pattern, and its samples are the prototype plus
+    independent noise on every pixel. Two groups of one class are as different as groups of two
+    classes. The images depend on these options alone, and do not depend on the run's seed. With
+    more classes or groups, existing prototypes keep their patterns.
 
     Args:
-        classes: At least 2.
-        groups_per_class: At least 1.
-        samples_per_group: By split.
-        noise: Standard deviation of a pixel's noise, in units of that of the random numbers which
-            a prototype is enlarged from; at least 0.
-        image_size: Height and width.
-        channels: Of an image; their patterns are independent.
-        options: Of every data set.
+        classes: Number of classes, at least 2.
+        groups_per_class: Number of groups in each class, at least 1.
+        samples_per_group: Number of samples of each group, by split.
+        noise: Standard deviation of a pixel's noise, at least 0, relative to that of the random
+            numbers from which a prototype is upsampled.
+        image_size: Height and width of an image.
+        channels: Number of channels of an image, which have independent patterns.
+        options: Options of `ImageDataModule`.
 
     Attributes:
-        groups: Of each sample of `data`, by split, once it is loaded: int64, N, from 0 to classes x
-            groups_per_class - 1; the groups of class c begin at c x groups_per_class.
+        groups: Group of each sample of `data` by split, after loading: int64, N, from 0 to classes
+            x groups_per_class - 1; the groups of class c begin at c x groups_per_class.
 
     Raises:
-        UserError: There is no image size.
+        UserError: The image size is None.
     """
 
     groups: dict[Split, Tensor]
@@ -69,7 +70,7 @@ class PlantedGroups(ImageDataModule):
         self.channels = channels
 
     def load(self) -> Images:
-        """Draw the prototypes, then the samples of both splits, sorted by group."""
+        """Generate the prototypes, then the samples of both splits, sorted by group."""
         count = self.classes * self.groups_per_class
         prototypes = [self._prototype(*divmod(n, self.groups_per_class)) for n in range(count)]
         self.groups = {
@@ -83,15 +84,18 @@ class PlantedGroups(ImageDataModule):
         )
 
     def _prototype(self, label: int, group: int) -> Tensor:
-        """Float64, C x H x W, around 0."""
+        """Generate the prototype of a group, float64, C x H x W, with values around 0."""
         coarse = _normal(
-            generator_for("planted", "prototype", label, group), self.channels, COARSE, COARSE
+            generator_for("planted", "prototype", label, group),
+            self.channels,
+            COARSE_SIZE,
+            COARSE_SIZE,
         )
         size = (self.image_size, self.image_size)
         return functional.interpolate(coarse[None], size, mode="bicubic", align_corners=True)[0]
 
     def _samples(self, prototypes: list[Tensor], split: Split) -> Tensor:
-        """uint8, N x C x H x W, group by group."""
+        """Generate the samples of a split, uint8, N x C x H x W, sorted by group."""
         generator = generator_for("planted", split)
         count = self.samples_per_group[split]
         contrast = CONTRAST / math.hypot(1, self.noise)
@@ -104,5 +108,8 @@ class PlantedGroups(ImageDataModule):
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
-    """Standard normal, in float64: processors differ in last bits, which no pixel then shows."""
+    """Draw standard normal numbers in float64.
+
+    Processors differ in the last bits, which in float64 are too small to change a pixel.
+    """
     return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The data sets that torchvision knows, with their official splits."""
+"""Data sets of torchvision, with their official splits."""
 
 import gzip
 import os
@@ -31,15 +31,15 @@ IDX_FILES = (
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a data set, and what torchvision's class of it has in its own way.
+    """Properties of a data set, and of torchvision's class for it.
 
     Attributes:
-        files: Below root; where one of them is there, so should be the rest.
-        expected: What has to be there, as the user is told it.
-        sizes: Images of each split.
-        of_split: The argument that chooses a split.
-        channels: Which axis of `data` they are; None where there is no such axis.
-        labels: Which attribute they are.
+        files: Files and folders below the root; if one exists, all are expected to exist.
+        expected: Description of the expected files, for error messages.
+        sizes: Number of images of each split.
+        of_split: Function from a split to the keyword argument that selects it.
+        channels: Axis of the channels in the attribute `data`; None if there is no such axis.
+        labels: Name of the attribute with the labels.
     """
 
     files: tuple[str, ...]
@@ -83,31 +83,32 @@ SOURCES = {
         labels="labels",
     ),
 }
-DIGITS = tuple(map(str, range(10)))  # the classes of SVHN, which torchvision does not name
-DAMAGE = (
+DIGITS = tuple(map(str, range(10)))  # class names of SVHN, which torchvision does not provide
+# Exceptions that torchvision raises for missing or damaged files.
+READ_ERRORS = (
     AssertionError, EOFError, IndexError, KeyError, OSError, RuntimeError, ValueError,
     gzip.BadGzipFile, pickle.UnpicklingError, zlib.error,
 )  # fmt: skip
 
 
 class TorchvisionImages(ImageDataModule):
-    """MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100 or SVHN.
+    """One of the data sets MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100 and SVHN.
 
-    Files that lie under `root` are read without a network; otherwise they are downloaded there.
+    Files that do not exist below `root` are downloaded there.
     """
 
     def __init__(self, dataset: str, root: str, **options: Any) -> None:
         if dataset not in SOURCES:
-            raise UserError(f"data.dataset={dataset} is not known; it takes {', '.join(SOURCES)}")
+            raise UserError(f"data.dataset={dataset} is unknown; it takes {', '.join(SOURCES)}")
         super().__init__(**options)
         self.dataset = dataset
         self.root = root
 
     def load(self) -> Images:
-        """Read both splits, downloading them first where they are not there."""
+        """Read both splits, after downloading files that do not exist."""
         source = SOURCES[self.dataset]
         root = existing_folder("data.root", self.root)
-        # Two processes do not download at once; a folder that is read-only is only read.
+        # The lock keeps two processes from downloading at once; a read-only folder cannot have one.
         writable = os.access(root, os.W_OK)
         with FileLock(root / f".{self.dataset}.lock") if writable else nullcontext():
             splits = {split: self._read_split(source, root, split) for split in SPLITS}
@@ -118,7 +119,7 @@ class TorchvisionImages(ImageDataModule):
         )
 
     def listing(self) -> Listing | None:
-        """The files below `root`."""
+        """Return the state of the files below `root`."""
         return list_torchvision(self.dataset, self.root)
 
     def _read_split(self, source: Source, root: Path, split: Split) -> Any:
@@ -127,10 +128,10 @@ class TorchvisionImages(ImageDataModule):
             try:
                 data = dataset(download=False)
             except RuntimeError as error:
-                if "download=True" not in str(error):  # torchvision's words for "not there"
+                if "download=True" not in str(error):  # torchvision's message for missing files
                     raise
                 data = dataset(download=True)
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             present = any((root / file).exists() for file in source.files)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
@@ -148,7 +149,12 @@ class TorchvisionImages(ImageDataModule):
 
 
 def _channels_first(images: Any, channels: int | None) -> torch.Tensor:
-    """To N x C x H x W, from N x H x W or from images whose axis `channels` is C."""
+    """Convert images to N x C x H x W.
+
+    Args:
+        images: Images, N x H x W or with an axis of channels.
+        channels: Axis of the channels; None if there is none.
+    """
     pixels: torch.Tensor = torch.as_tensor(images)
     if channels is None:
         return pixels.unsqueeze(1)

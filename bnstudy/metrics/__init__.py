@@ -1,4 +1,4 @@
-"""Pure functions from a layer's representations to a number, and their registry."""
+"""Metrics of a layer's representations, similarities of two layers, and their registry."""
 
 from bnstudy.metrics import (  # noqa: F401, each registers its metrics
     activation_statistics,

@@ -1,4 +1,4 @@
-"""The metrics there are, as a table. `python -m bnstudy.metrics`."""
+"""Command that prints a table of all metrics: `python -m bnstudy.metrics`."""
 
 import argparse
 import math
@@ -15,29 +15,37 @@ from bnstudy.config import CONFIG_FOLDER
 from bnstudy.metrics import METRICS, SIMILARITIES
 from bnstudy.metrics.registry import Declaration
 
-WIDTH = 160  # at least, but where less is enough
-SETS = ("default", "fast", "paper")  # all are in full
+WIDTH = 160  # columns that are used even if the terminal is narrower
+SETS = ("default", "fast", "paper")  # the set full has all metrics
 
 
 def table() -> Table:
-    """Name, direction, range, invariances, sets, definition and source of every metric."""
+    """Create the table of all metrics: properties, sets, definition and source."""
     sets = {name: OmegaConf.load(CONFIG_FOLDER / "metrics" / f"{name}.yaml").names for name in SETS}
     shown = Table(box=box.SIMPLE_HEAD)
-    for column in ("metric", "better", "range", "invariant", "needs", "in", "what it is"):
+    for column in (
+        "metric",
+        "better",
+        "range",
+        "invariant",
+        "needs",
+        "sets",
+        "definition and source",
+    ):
         shown.add_column(column, no_wrap=column in ("metric", "range", "invariant"))
     declared: list[Declaration] = [*METRICS.values(), *SIMILARITIES.values()]
-    for family, members in groupby(declared, key=lambda one: one.family):
+    for family, members in groupby(declared, key=lambda entry: entry.family):
         shown.add_section()
         shown.add_row(f"[bold]{family}")
-        for one in members:
+        for entry in members:
             shown.add_row(
-                one.name,
-                one.direction or "",
-                f"{_bound(one.bounds[0])} to {_bound(one.bounds[1])}",
-                " ".join(name[0].upper() for name in sorted(one.invariant_to)),
-                ", ".join(sorted(one.needs)),
-                ", ".join(name for name in SETS if one.name in sets[name]),
-                Text.assemble(one.description.rstrip("."), "\n", (one.source, "dim")),
+                entry.name,
+                entry.direction or "",
+                f"{_bound(entry.bounds[0])} to {_bound(entry.bounds[1])}",
+                " ".join(name[0].upper() for name in sorted(entry.invariant_to)),
+                ", ".join(sorted(entry.needs)),
+                ", ".join(name for name in SETS if entry.name in sets[name]),
+                Text.assemble(entry.description.rstrip("."), "\n", (entry.source, "dim")),
             )
     return shown
 
@@ -47,17 +55,19 @@ def _bound(value: float) -> str:
 
 
 def main() -> None:
-    """The command line."""
-    argparse.ArgumentParser("bnstudy.metrics", description=__doc__).parse_args()
+    """Run the command."""
+    argparse.ArgumentParser(
+        "bnstudy.metrics", description="Print a table of all metrics."
+    ).parse_args()
     console, shown = Console(), table()
-    # Legible also where the terminal is narrow or there is none.
+    # The table stays legible in a narrow terminal, or without one.
     least = Measurement.get(console, console.options.update(max_width=1000), shown).maximum
     Console(width=max(console.width, min(least, WIDTH))).print(shown)
     console.print(
-        "Invariant: to R rotation, S scale, T translation of the representations.\n"
-        "Choose with metrics=default, fast, full (all but similarity) or paper; or by name, "
-        "metrics.names=[silhouette,hoyer].\n"
-        "Similarity: python -m bnstudy.measure similarity",
+        "Invariant to: R rotation, S scale, T translation of the representations.\n"
+        "Select a set with metrics=default, fast, paper or full (all except similarity), or single "
+        "metrics with metrics.names=[silhouette,hoyer].\n"
+        "Compute similarities with python -m bnstudy.measure similarity.",
         markup=False,
         highlight=False,
         soft_wrap=True,

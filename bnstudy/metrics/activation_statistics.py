@@ -1,11 +1,18 @@
-"""The distribution of each channel's activations, which BatchNorm acts on directly."""
+"""Distribution of each channel's activations, on which BatchNorm acts directly.
+
+Example:
+    >>> import torch
+    >>> layer = Layer(torch.tensor([[0.0], [1.0], [2.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
+    >>> mean(layer), variance(layer), saturation(layer)
+    (2.0, 3.5, 0.25)
+"""
 
 from torch import Tensor
 
 from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.representations import Layer
 
-MOMENTS = "over the samples and positions of a channel; as in scipy.stats"
+MOMENTS = "as in scipy.stats, over the samples and positions of a channel"
 
 
 @metric(direction=None, bounds=(-float("inf"), float("inf")), source=MOMENTS)
@@ -25,7 +32,7 @@ def variance(layer: Layer) -> float:
 
 
 def _varying(layer: Layer) -> Tensor:
-    """The moments of the channels that vary: float64, channels x 5."""
+    """Return the moments of the channels that vary: float64, channels x 5."""
     channels = layer.moments.channels
     varying = channels[channels[:, 1] > 0]
     if not len(varying):
@@ -61,8 +68,8 @@ def kurtosis(layer: Layer) -> float:
     direction=None,
     bounds=(0, 1),
     invariant_to=["scale"],
-    source="where a ReLU is flat: values of 0 and below",
+    source="values for which the gradient of ReLU is 0",
 )
 def saturation(layer: Layer) -> float:
-    """Share of each channel's activations of 0 and below, averaged over channels."""
+    """Share of a channel's activations that are 0 or negative, averaged over channels."""
     return layer.moments.channels[:, 4].mean().item()

@@ -1,4 +1,10 @@
-"""How well the classes are clusters: scores of scikit-learn's kind, clusters = classes."""
+"""Quality of the classes as clusters: cluster indices, with the class labels as clusters.
+
+Example:
+    >>> layer = Layer(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
+    >>> round(silhouette(layer), 4), dunn(layer)
+    (0.746, 3.0)
+"""
 
 import math
 
@@ -10,19 +16,19 @@ from bnstudy.representations import Layer
 from bnstudy.representations.layer import NEIGHBOURS
 
 MOTIONS: tuple[Invariance, ...] = ("rotation", "scale", "translation")
-SMALLEST = 1e-36  # square that float32 holds with all its digits
+MIN_SQUARE = 1e-36  # smallest square that float32 represents with full precision
 NEEDS: tuple[Need, ...] = ("classes", "distances")
 
 
 def silhouette_score(sums: Tensor, clusters: Tensor) -> float:
-    """Mean over samples of (b - a) / max(a, b), for any clusters (Rousseeuw 1987).
+    """Compute the silhouette score of any clusters (Rousseeuw 1987).
 
     Args:
-        sums: Of each sample's distances to the samples of each cluster: N x k.
-        clusters: Of each sample, int64, N. A cluster may be empty.
+        sums: Sums of each sample's distances to the samples of each cluster: N x k.
+        clusters: Cluster of each sample: int64, N. Clusters may be empty.
 
     Returns:
-        From -1 to 1; NaN where there is only one cluster.
+        Silhouette score, from -1 to 1; NaN if there is only one cluster.
     """
     sizes = torch.bincount(clusters, minlength=sums.shape[1])
     own = clusters[:, None]
@@ -37,14 +43,14 @@ def silhouette_score(sums: Tensor, clusters: Tensor) -> float:
 
 
 def _distance_sums(layer: Layer) -> Tensor:
-    """Sum of a sample's distances to each class: float32, N x C."""
+    """Sum each sample's distances to the samples of each class: float32, N x C."""
     return layer.distances @ layer.membership
 
 
 def _spread_within(layer: Layer) -> float:
-    """Sum over samples of the squared distance to the class mean; 0 where they are all the same."""
+    """Sum the squared distances of the samples to their class means."""
     spread: float = layer.class_sums.residual_norms_squared.double().sum().item()
-    if spread < SMALLEST:
+    if spread < MIN_SQUARE:
         raise Undefined("no class has any spread: the index is infinite")
     return spread
 
@@ -57,10 +63,11 @@ def _spread_within(layer: Layer) -> float:
     source="Rousseeuw 1987, doi 10.1016/0377-0427(87)90125-7",
 )
 def silhouette(layer: Layer) -> float:
-    """Mean over samples of (b - a) / max(a, b).
+    """Mean of (b - a) / max(a, b); a, b: mean distances to the own and the nearest other class.
 
-    a is the mean distance to the others of the sample's class, b that to the nearest other class. A
-    sample that is alone in its class counts 0.
+    For each sample, a is the mean distance to the other samples of its class, and b is the mean
+    distance to the samples of the nearest other class. A sample that is alone in its class counts
+    as 0.
     """
     if layer.num_classes == layer.num_samples:
         raise Undefined("every sample is a class of its own")
@@ -75,9 +82,10 @@ def silhouette(layer: Layer) -> float:
     source="Davies and Bouldin 1979, doi 10.1109/TPAMI.1979.4766909",
 )
 def davies_bouldin(layer: Layer) -> float:
-    """Mean over classes of the worst (s_a + s_b) / d_ab.
+    """Mean over classes of max (s_a + s_b) / d_ab; s: spread of a class, d: distance of means.
 
-    s is the mean distance to the class mean, d the distance between class means.
+    s_a is the mean distance of the samples of class a to their mean, and d_ab is the distance
+    between the means of classes a and b. The maximum is over the other classes b.
     """
     sums = layer.class_geometry
     share = layer.membership.double() / layer.class_sizes
@@ -97,7 +105,7 @@ def davies_bouldin(layer: Layer) -> float:
     source="Calinski and Harabasz 1974, doi 10.1080/03610927408827101",
 )
 def calinski_harabasz(layer: Layer) -> float:
-    """(between-class dispersion / (C - 1)) / (within-class dispersion / (N - C))."""
+    """Between-class dispersion / (C - 1), divided by within-class dispersion / (N - C)."""
     between = (layer.class_sizes * layer.class_geometry.means_gram.diagonal()).sum().item()
     within = layer.shared(_spread_within)
     freedom = (layer.num_samples - layer.num_classes) / (layer.num_classes - 1)
@@ -112,7 +120,7 @@ def calinski_harabasz(layer: Layer) -> float:
     source="Dunn 1974, doi 10.1080/01969727408546059",
 )
 def dunn(layer: Layer) -> float:
-    """Least distance between samples of two classes / greatest distance within a class."""
+    """Smallest distance of samples of two classes / largest distance within a class."""
     layer.shared(_spread_within)
     between, within = math.inf, 0.0
     for number in range(layer.num_classes):
@@ -131,7 +139,7 @@ def dunn(layer: Layer) -> float:
     source="wb.ratio of cluster.stats in R's fpc",
 )
 def within_between_ratio(layer: Layer) -> float:
-    """Mean distance of two samples of a class over that of two samples of different classes."""
+    """Mean distance of samples of the same class / mean distance of samples of two classes."""
     sums, sizes = layer.shared(_distance_sums).double(), layer.class_sizes
     within = sums.gather(1, layer.classes[:, None]).sum().item()
     pairs_within = (sizes * (sizes - 1)).sum().item()
@@ -149,11 +157,11 @@ def within_between_ratio(layer: Layer) -> float:
     bounds=(0, 1),
     invariant_to=MOTIONS,
     needs=NEEDS,
-    source="Cover and Hart 1967, doi 10.1109/TIT.1967.1053964, leave one out",
+    source="Cover and Hart 1967, doi 10.1109/TIT.1967.1053964; leave-one-out",
 )
 def knn_purity(layer: Layer) -> float:
-    """Share of the 10 nearest other samples that are of a sample's class, mean over samples."""
+    """Share of a sample's 10 nearest neighbours that are of its class, mean over samples."""
     if layer.num_samples <= NEIGHBOURS:
-        raise Undefined(f"there are not more than {NEIGHBOURS} samples")
+        raise Undefined(f"there are fewer than {NEIGHBOURS + 1} samples")
     same = layer.classes[layer.neighbours.indices] == layer.classes[:, None]
     return same.double().mean().item()

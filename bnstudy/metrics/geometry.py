@@ -1,4 +1,10 @@
-"""The shape of the cloud of representations: how many dimensions, in which directions."""
+"""Geometry of the representations: dimensionality, anisotropy and norms.
+
+Example:
+    >>> layer = Layer(torch.tensor([[3.0, 4.0], [6.0, 8.0]]), torch.tensor([0, 1]))
+    >>> round(anisotropy(layer), 4), norm_mean(layer)
+    (1.0, 7.5)
+"""
 
 import math
 
@@ -11,9 +17,9 @@ from bnstudy.randomness import generator_for
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import Products
 
-KEPT = 0.9  # of the ratios, for TwoNN's fit: the largest ones are the least reliable
-RESAMPLES = 100
-COSINE_ERROR = 1e-5
+KEPT_FRACTION = 0.9  # of the ratios in TwoNN's fit, because the largest are the least reliable
+NUM_RESAMPLES = 100
+MAX_COSINE_ERROR = 1e-5
 FACCO = "Facco et al. 2017, TwoNN, doi 10.1038/s41598-017-11873-y"
 
 
@@ -25,7 +31,7 @@ FACCO = "Facco et al. 2017, TwoNN, doi 10.1038/s41598-017-11873-y"
     source="Gao et al. 2017, doi 10.1101/214262; Litwin-Kumar et al. 2017",
 )
 def participation_ratio(layer: Layer) -> float:
-    """(sum of the covariance's eigenvalues)^2 / sum of their squares."""
+    """(Sum of the covariance's eigenvalues)^2 / sum of their squares."""
     gram = layer.gram
     total: float = layer.total_variation * layer.num_samples
     squares = torch.linalg.vector_norm(gram, dtype=torch.float64).item() ** 2
@@ -40,7 +46,7 @@ def participation_ratio(layer: Layer) -> float:
     source="Roy and Vetterli 2007, EUSIPCO, definition 1",
 )
 def effective_rank(layer: Layer) -> float:
-    """Exp of the entropy of the singular values, as shares of their sum."""
+    """Exponential of the entropy of the singular values, normalized to a sum of 1."""
     singular = layer.spectrum.sqrt()
     share = singular / singular.sum()
     return math.exp(-share.xlogy(share).sum().item())
@@ -54,7 +60,7 @@ def effective_rank(layer: Layer) -> float:
     source="Rudelson and Vershynin 2007, doi 10.1145/1255443.1255449",
 )
 def stable_rank(layer: Layer) -> float:
-    """Sum of the covariance's eigenvalues / the largest one."""
+    """Sum of the covariance's eigenvalues / largest eigenvalue."""
     return (layer.spectrum.sum() / layer.spectrum[0]).item()
 
 
@@ -63,13 +69,14 @@ def stable_rank(layer: Layer) -> float:
     bounds=(1, math.inf),
     invariant_to=["rotation", "scale"],
     needs=["products"],
-    source="Daneshmand et al. 2020, arXiv 2003.01652, of the uncentred second moment",
+    source="Daneshmand et al. 2020, arXiv 2003.01652; uncentred second moment",
 )
 def soft_rank(layer: Layer) -> float:
-    """tr(M)^2 / |M|^2 of M = H H^T, the inner products of the samples, nothing subtracted.
+    """tr(M)^2 / |M|^2, where M = H H^T are the inner products of the uncentred samples.
 
-    From 1 to min(N, D). As H is the centred H plus the mean h, M_ij = G_ij + a_i + a_j + |h|^2 with
-    the centred Gram matrix G and a_i = (h_i - h) h; the rows of G and the a_i sum to 0.
+    The value is between 1 and min(N, D). With the mean h of all samples h_i, M_ij = G_ij + a_i +
+    a_j + |h|^2, where G is the centred Gram matrix and a_i = (h_i - h) h. Each row of G sums to 0,
+    and so do the a_i.
     """
     sums, count = layer.products, layer.num_samples
     with_mean = sums.residuals_dot_mean + sums.means_dot_mean[layer.classes]
@@ -83,29 +90,32 @@ def soft_rank(layer: Layer) -> float:
 
 
 def _ratios(layer: Layer) -> Tensor:
-    """Log of the second nearest neighbour's distance over the first's, sorted: float64."""
+    """Return the sorted logs of second / first neighbour distances of the samples: float64."""
     if layer.num_samples < 3:
         raise Undefined("there are fewer than 3 samples")
     nearest = layer.neighbours.squared_distances[:, :2].double()
-    nearest = nearest[nearest[:, 0] > 0]  # a sample that is there twice has no ratio
+    nearest = nearest[nearest[:, 0] > 0]  # duplicates have no ratio
     ratios = (nearest[:, 1] / nearest[:, 0]).log() / 2
     ratios = ratios.sort().values
-    if not ratios[: int(KEPT * len(ratios))].any():
+    if not ratios[: int(KEPT_FRACTION * len(ratios))].any():
         raise Undefined("too few samples have neighbours at different distances")
     return ratios
 
 
 def two_nn(ratios: Tensor) -> Tensor:
-    """Slope through the origin of -log(1 - F(mu)) over log mu, the largest tenth left out.
+    """Estimate the intrinsic dimension with TwoNN.
+
+    The estimate is the slope of the line through the origin that is fitted to -log(1 - F(mu)) over
+    log mu, where F is the empirical distribution of mu. The largest tenth of mu is left out.
 
     Args:
-        ratios: log mu, sorted along the last dimension: ... x N.
+        ratios: Values of log mu, sorted along the last dimension: ... x N.
 
     Returns:
-        The intrinsic dimension: float64, ...
+        Intrinsic dimension: float64, ...
     """
     count = ratios.shape[-1]
-    kept = int(KEPT * count)
+    kept = int(KEPT_FRACTION * count)
     rank = torch.arange(1, kept + 1, dtype=torch.float64, device=ratios.device)
     x, y = ratios[..., :kept], -torch.log1p(-rank / count)
     return (x * y).sum(-1) / x.square().sum(-1)
@@ -115,7 +125,7 @@ def two_nn(ratios: Tensor) -> Tensor:
     direction=None, bounds=(0, math.inf), invariant_to=MOTIONS, needs=["distances"], source=FACCO
 )
 def intrinsic_dimension(layer: Layer) -> float:
-    """TwoNN: from the ratio of each sample's distances to its two nearest neighbours."""
+    """Intrinsic dimension by TwoNN, from the distances to the two nearest neighbours."""
     return two_nn(layer.shared(_ratios)).item()
 
 
@@ -124,13 +134,13 @@ def intrinsic_dimension(layer: Layer) -> float:
     bounds=(0, math.inf),
     invariant_to=MOTIONS,
     needs=["distances"],
-    source=f"{FACCO}; bootstrap over samples (Efron 1979)",
+    source=f"{FACCO}; bootstrap, Efron 1979",
 )
 def intrinsic_dimension_error(layer: Layer) -> float:
-    """Standard error of the intrinsic dimension: bootstrap over the samples' ratios."""
+    """Standard error of the intrinsic dimension, by bootstrap over the samples."""
     ratios = layer.shared(_ratios)
     draws = torch.randint(
-        len(ratios), (RESAMPLES, len(ratios)), generator=generator_for("bootstrap", "TwoNN")
+        len(ratios), (NUM_RESAMPLES, len(ratios)), generator=generator_for("bootstrap", "TwoNN")
     )
     dimensions = two_nn(ratios[draws.sort(1).values.to(ratios.device)])
     if not dimensions.isfinite().all():
@@ -146,14 +156,14 @@ def intrinsic_dimension_error(layer: Layer) -> float:
     source="Ethayarajh 2019, arXiv 1909.00512",
 )
 def anisotropy(layer: Layer) -> float:
-    """Mean cosine between two samples, those that are all 0 left out."""
+    """Mean cosine similarity of two samples, without samples that are all 0."""
     squares = layer.moments.squares
     active = squares > 0
     count = int(active.sum())
     if count < 2:
         raise Undefined("fewer than 2 samples have activations other than 0")
     weights = torch.where(active, squares, 1).rsqrt() * active
-    if layer.is_readable and _cosine_error(layer, weights) > COSINE_ERROR:
+    if layer.is_readable and _cosine_error(layer, weights) > MAX_COSINE_ERROR:
         parts = (weights @ block.flatten(1).double() for block, _ in layer.blocks())
         total = sum(part.square().sum().item() for part in parts)
     else:
@@ -163,7 +173,7 @@ def anisotropy(layer: Layer) -> float:
 
 
 def _cosine_error(layer: Layer, weights: Tensor) -> float:
-    """About how far the mean cosine may be off by rounding: large if samples are near 0."""
+    """Estimate the rounding error of the mean cosine; it is large if samples are near 0."""
     sums = layer.products
     norms = sums.residual_norms_squared.double().sqrt()
     norms = norms + sums.means_gram.diagonal().sqrt()[layer.classes]
@@ -172,7 +182,7 @@ def _cosine_error(layer: Layer, weights: Tensor) -> float:
 
 
 def _sum_of_cosines(sums: Products, weights: Tensor) -> float:
-    """Sum over all pairs of x_i x_j w_i w_j, a sample with itself too; x = residual + means."""
+    """Sum x_i x_j w_i w_j over all i and j, including i = j, with x = residual + means."""
     classes = sums.classes.index
     within = weights @ (sums.residuals @ weights.to(sums.dtype)).double()
     half = sums.residuals_dot_means + sums.means_gram[classes] / 2
@@ -187,10 +197,10 @@ def _sum_of_cosines(sums: Products, weights: Tensor) -> float:
     direction=None,
     bounds=(0, math.inf),
     invariant_to=["rotation"],
-    source="Euclidean norm of a sample's activations, mean over samples",
+    source="norm over all units of a sample",
 )
 def norm_mean(layer: Layer) -> float:
-    """Mean norm of a sample."""
+    """Mean Euclidean norm of the samples."""
     return layer.moments.squares.sqrt().mean().item()
 
 
@@ -198,10 +208,10 @@ def norm_mean(layer: Layer) -> float:
     direction=None,
     bounds=(0, math.inf),
     invariant_to=["rotation", "scale"],
-    source="standard deviation / mean over samples of a sample's norm",
+    source="standard deviation / mean over samples",
 )
 def norm_cv(layer: Layer) -> float:
-    """Coefficient of variation of the samples' norms."""
+    """Coefficient of variation of the Euclidean norms of the samples."""
     norms = layer.moments.squares.sqrt()
     if not norms.any():
         raise Undefined("every sample's activations are 0")

@@ -1,4 +1,10 @@
-"""The clusters that representations form by themselves, against the classes or on their own."""
+"""Clusters that k-means finds in the representations, and their agreement with the classes.
+
+Example:
+    >>> layer = Layer(torch.tensor([[0.0], [1.0], [7.0], [8.0]]), torch.tensor([0, 0, 1, 1]))
+    >>> kmeans_purity(layer), best_k(layer)
+    (1.0, 2)
+"""
 
 import math
 
@@ -11,28 +17,36 @@ from bnstudy.metrics.kmeans import kmeans
 from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.representations import Layer
 
-RESTARTS = 5
-RESTARTS_OF_EACH_K = 3  # where many numbers of clusters are tried
-MOST_CLUSTERS = 30
-MOST_GROUPS = 8  # inside a class
+NUM_RESTARTS = 5
+NUM_RESTARTS_PER_K = 3  # if many numbers of clusters are tried
+MAX_CLUSTERS = 30
+MAX_GROUPS = 8  # clusters within a class
 
 
 def _contingency(layer: Layer) -> Tensor:
-    """Samples of each class in each of C clusters of k-means: float64, C x C."""
+    """Count the samples of each class in each of C k-means clusters: float64, C x C."""
     if layer.num_classes == layer.num_samples:
         raise Undefined("every sample is a class of its own")
-    (clusters,) = kmeans(layer.squared_distances, [layer.num_classes], RESTARTS)
+    (clusters,) = kmeans(layer.squared_distances, [layer.num_classes], NUM_RESTARTS)
     in_cluster = one_hot(clusters, layer.num_classes).float()
     return (layer.membership.T @ in_cluster).double()
 
 
 def purity(contingency: Tensor) -> float:
-    """Share of samples whose class is the most frequent one of their cluster."""
+    """Compute the share of samples whose class is the most frequent one in their cluster.
+
+    Args:
+        contingency: Number of samples of each class in each cluster: classes x clusters.
+
+    Example:
+        >>> purity(torch.tensor([[3.0, 1.0], [0.0, 4.0]]))
+        0.875
+    """
     return (contingency.amax(0).sum() / contingency.sum()).item()
 
 
 def normalized_mutual_information(contingency: Tensor) -> float:
-    """Mutual information over the arithmetic mean of the two entropies; 0 for a single cluster."""
+    """Compute mutual information / mean entropy of classes and clusters; 0 for one cluster."""
     joint = contingency / contingency.sum()
     rows, columns = joint.sum(1), joint.sum(0)
     independent = rows[:, None] * columns
@@ -42,7 +56,7 @@ def normalized_mutual_information(contingency: Tensor) -> float:
 
 
 def adjusted_rand_index(contingency: Tensor) -> float:
-    """Rand index corrected for chance (Hubert and Arabie 1985): 0 expected for random clusters."""
+    """Compute the Rand index, corrected to 0 for random clusters (Hubert and Arabie 1985)."""
     pairs = (contingency * (contingency - 1)).sum() / 2
     rows, columns = (
         (sums * (sums - 1)).sum() / 2 for sums in (contingency.sum(1), contingency.sum(0))
@@ -60,7 +74,7 @@ def adjusted_rand_index(contingency: Tensor) -> float:
     source="k-means with k = number of classes; Manning et al. 2008, chapter 16.3",
 )
 def kmeans_purity(layer: Layer) -> float:
-    """Share of samples whose class is the most frequent one of their k-means cluster."""
+    """Share of samples whose class is the most frequent one in their k-means cluster."""
     return purity(layer.shared(_contingency))
 
 
@@ -89,38 +103,41 @@ def kmeans_ari(layer: Layer) -> float:
 
 
 def _best_k(layer: Layer) -> tuple[int, float]:
-    """The number of clusters of k-means with the highest silhouette, and that silhouette."""
+    """Return the number of k-means clusters with the highest silhouette, and the latter."""
     if layer.num_samples <= 2:
         raise Undefined("there are fewer than 3 samples")
-    most = min(MOST_CLUSTERS, layer.num_samples - 1)
+    most = min(MAX_CLUSTERS, layer.num_samples - 1)
     return best_number_of_clusters(layer.squared_distances, layer.distances, most)
 
 
 def best_number_of_clusters(
     squared_distances: Tensor, distances: Tensor, most: int
 ) -> tuple[int, float]:
-    """The k from 2 to `most` whose k-means clusters have the highest silhouette, and that one.
+    """Find the number of k-means clusters with the highest silhouette.
 
     Args:
-        squared_distances: Between N samples, N x N; not all 0.
-        distances: Their square roots.
-        most: Below N.
+        squared_distances: Squared distances between N samples: N x N, not all 0.
+        distances: Distances between the samples: N x N.
+        most: Largest number of clusters to try, less than N. The smallest is 2.
+
+    Returns:
+        Number of clusters, and their silhouette.
     """
     ks = range(2, most + 1)
-    clusterings = kmeans(squared_distances, ks, RESTARTS_OF_EACH_K)
+    clusterings = kmeans(squared_distances, ks, NUM_RESTARTS_PER_K)
     members = [one_hot(found, k) for k, found in zip(ks, clusterings, strict=True)]
     sums = (distances @ torch.cat(members, 1).to(distances.dtype)).split(list(ks), dim=1)
-    scores = [silhouette_score(*one) for one in zip(sums, clusterings, strict=True)]
+    scores = [silhouette_score(*pair) for pair in zip(sums, clusterings, strict=True)]
     best = max(range(len(ks)), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i])
     return ks[best], scores[best]
 
 
 @metric(
     direction=None,
-    bounds=(2, MOST_CLUSTERS),
+    bounds=(2, MAX_CLUSTERS),
     invariant_to=MOTIONS,
     needs=["distances"],
-    source=f"k-means, k = 2 to {MOST_CLUSTERS}; Rousseeuw 1987",
+    source=f"k-means, k = 2 to {MAX_CLUSTERS}; Rousseeuw 1987",
 )
 def best_k(layer: Layer) -> float:
     """Number of k-means clusters, from 2 to 30, with the highest silhouette."""
@@ -132,10 +149,10 @@ def best_k(layer: Layer) -> float:
     bounds=(-1, 1),
     invariant_to=MOTIONS,
     needs=["distances"],
-    source=f"k-means, k = 2 to {MOST_CLUSTERS}; Rousseeuw 1987",
+    source=f"k-means, k = 2 to {MAX_CLUSTERS}; Rousseeuw 1987",
 )
 def best_k_silhouette(layer: Layer) -> float:
-    """Highest silhouette of k-means clusters, for 2 to 30 of them."""
+    """Highest silhouette of 2 to 30 k-means clusters."""
     return layer.shared(_best_k)[1]
 
 
@@ -147,17 +164,17 @@ def best_k_silhouette(layer: Layer) -> float:
     source="after Carbonnelle and De Vleeschouwer 2021",
 )
 def intraclass_silhouette(layer: Layer) -> float:
-    """Highest silhouette of 2 to 8 k-means clusters inside a class, mean over classes.
+    """Highest silhouette of 2 to 8 k-means clusters within a class, mean over classes.
 
-    High where classes split into groups. Classes of fewer than 3 samples, or whose samples are all
-    the same, are left out.
+    The value is high if classes split into groups. Classes with fewer than 3 samples, and classes
+    whose samples are all the same, are left out.
     """
     scores = []
     for number, size in enumerate(layer.class_sizes.tolist()):
         members = (layer.classes == number).nonzero().flatten()
         inside = layer.squared_distances[members][:, members]
         if size > 2 and inside.any():
-            most = min(MOST_GROUPS, size - 1)
+            most = min(MAX_GROUPS, size - 1)
             scores.append(best_number_of_clusters(inside, inside.sqrt(), most)[1])
     if not scores:
         raise Undefined("no class has 3 samples that are not all the same")

@@ -1,4 +1,11 @@
-"""k-means that reads squared distances alone: every k and all restarts at once."""
+"""k-means on squared distances, for several numbers of clusters and restarts at once.
+
+Example:
+    >>> points = torch.tensor([0.0, 1.0, 7.0, 8.0])
+    >>> (clusters,) = kmeans((points[:, None] - points) ** 2, ks=[2], restarts=3)
+    >>> bool(clusters[0] == clusters[1] != clusters[2] == clusters[3])
+    True
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,25 +16,26 @@ from torch.nn.functional import embedding_bag
 
 from bnstudy.randomness import generator_for
 
-ITERATIONS = 100
-CACHED = 2**20  # numbers
+MAX_ITERATIONS = 100
+MAX_CACHED = 2**20  # values that stay in the processor's cache
 
 
 def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[Tensor]:
-    """Clusters of Lloyd's algorithm for each number of clusters, the best of several starts.
+    """Compute k-means clusters with Lloyd's algorithm, for each of several numbers of clusters.
 
-    The distance of a sample to a cluster's mean follows from the distances between samples:
-    |x_i - m_c|^2 = mean over j in c of d_ij^2 - half the mean over j, l in c of d_jl^2. Starts are
-    those of greedy k-means++ (Arthur and Vassilvitskii 2007), drawn the same way at every call; the
-    first k of a longer sequence of centres are a start for k.
+    The distance of a sample to a cluster mean follows from the distances between samples:
+    |x_i - m_c|^2 = mean over j in c of d_ij^2 - half the mean over j, l in c of d_jl^2. The starts
+    are chosen by greedy k-means++ (Arthur and Vassilvitskii 2007) with the same random numbers at
+    every call. The first k centres of a longer sequence are the start for k clusters.
 
     Args:
-        squared_distances: Between N samples, N x N, symmetric.
-        ks: Each at most N. Where there are fewer different samples, some clusters stay empty.
-        restarts: How many starts; the one with the least sum of squared distances is taken.
+        squared_distances: Squared distances between N samples: N x N, symmetric.
+        ks: Numbers of clusters, each at most N. If there are fewer distinct samples, some clusters
+            stay empty.
+        restarts: Number of starts. The result with the smallest sum of squared distances is kept.
 
     Returns:
-        For each k the cluster of each sample: int64, N.
+        Cluster of each sample, for each k: int64, N.
     """
     generator = generator_for("k-means")
     most = max(ks)
@@ -44,10 +52,10 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
 
 
 def _groups(ks: Sequence[int], times: int) -> Iterator[list[int]]:
-    """Consecutive ks that are worked on at once: as many as stay in the processor's cache."""
+    """Yield groups of consecutive ks, each of which fits into the processor's cache."""
     group: list[int] = []
     for k in ks:
-        if group and (len(group) + 1) * k * times > CACHED:
+        if group and (len(group) + 1) * k * times > MAX_CACHED:
             yield group
             group = []
         group.append(k)
@@ -55,16 +63,17 @@ def _groups(ks: Sequence[int], times: int) -> Iterator[list[int]]:
 
 
 def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from given clusters until none changes.
+    """Run Lloyd's algorithm from given clusters until no sample moves.
 
     Args:
-        squared_distances: Between N samples, N x N, symmetric.
-        clusters: Of each start, int64, starts x N, from 0 to k - 1. Empty ones stay empty.
-        k: How many clusters, at most.
+        squared_distances: Squared distances between N samples: N x N, symmetric.
+        clusters: Initial clusters of each start, from 0 to k - 1: int64, starts x N. Empty clusters
+            stay empty.
+        k: Maximum number of clusters.
 
     Returns:
-        The clusters that each start leads to, int64, starts x N; and the sum of the samples'
-        squared distances to their clusters' means, float64, starts.
+        Final clusters of each start: int64, starts x N; and the sum of the samples' squared
+        distances to their cluster means: float64, starts.
     """
     found = clusters.clone()
     spreads = clusters.new_empty(len(clusters), dtype=torch.float64)
@@ -72,24 +81,24 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
     clusters = clusters.clone()
     start, sample = torch.ones_like(clusters).nonzero(as_tuple=True)
     bags = start * k + clusters.flatten()
-    # Of each sample's distances to those of a cluster: (starts k) x N.
+    # Sums of each sample's distances to the samples of each cluster: (starts x k) x N.
     sums = _sums_of_rows(squared_distances, sample, bags, len(clusters) * k)
-    for iteration in range(ITERATIONS):
+    for iteration in range(MAX_ITERATIONS):
         sums_by_start = sums.unflatten(0, (-1, k))
         sizes = sums.new_zeros(len(clusters), k)
         sizes.scatter_add_(1, clusters, sizes.new_ones(clusters.shape))
         own = sums_by_start.gather(1, clusters[:, None]).squeeze(1)
         spread = torch.zeros_like(sizes).scatter_add_(1, clusters, own) / (2 * sizes**2)
-        # An empty cluster is infinitely far: 0 / 0 + inf.
+        # An empty cluster is infinitely far away.
         offset = torch.where(sizes > 0, -spread, math.inf)
         to_means = (sums_by_start / sizes.clamp_min(1)[:, :, None]).add_(offset[:, :, None])
-        least = to_means.amin(1)  # many times as fast as argmin, which only few samples need
+        least = to_means.amin(1)  # much faster than argmin, needed only for moved samples
         moved = to_means.gather(1, clusters[:, None]).squeeze(1) > least
         start, sample = moved.nonzero(as_tuple=True)
         before = clusters[start, sample]
         after = to_means[start, :, sample].argmin(1)
         clusters[start, sample] = after
-        done = ~moved.any(1) | (iteration == ITERATIONS - 1)
+        done = ~moved.any(1) | (iteration == MAX_ITERATIONS - 1)
         if done.any():
             found[going[done]] = clusters[done]
             spreads[going[done]] = least[done].double().sum(1)
@@ -98,7 +107,7 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
             going, clusters = going[~done], clusters[~done]
             sums = sums_by_start[~done].flatten(0, 1)
             start = (~done).cumsum(0)[start] - 1
-        # Only the moved samples' part of the sums is brought up to date.
+        # Update the sums for the moved samples only.
         bags = start * k
         sums += _sums_of_rows(squared_distances, sample, bags + after, len(sums))
         sums -= _sums_of_rows(squared_distances, sample, bags + before, len(sums))
@@ -106,21 +115,21 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
 
 
 def _sums_of_rows(matrix: Tensor, rows: Tensor, bags: Tensor, count: int) -> Tensor:
-    """For each of so many bags, the sum of the rows that are in it: count x columns."""
+    """Sum the rows in each of `count` bags: count x columns."""
     order = bags.argsort()
     first = torch.searchsorted(bags[order], torch.arange(count, device=bags.device))
     return embedding_bag(rows[order], matrix, first, mode="sum")
 
 
 def _plus_plus(squared_distances: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++: of a few candidates each time the one that helps most.
+    """Choose k centres by greedy k-means++, each as the best of a few random candidates.
 
     Returns:
-        For the first centre, the first two, ... the first k, which one is nearest: int64, k x N.
+        Nearest of the first 1, 2, ..., k centres to each sample: int64, k x N.
     """
     count = len(squared_distances)
     candidates = 2 + int(math.log(k))
-    # Drawn on the CPU, so that every device draws the same.
+    # Draw on the CPU, so that the numbers are the same on every device.
     draws = torch.rand(k, candidates, generator=generator, dtype=torch.float64)
     draws = draws.to(squared_distances.device)
     nearest = squared_distances.new_zeros(k, count, dtype=torch.int64)

@@ -1,4 +1,10 @@
-"""How far classes have collapsed to the vertices of a simplex (Papyan, Han and Donoho 2020)."""
+"""Neural collapse: variability within classes, and symmetry of the class means.
+
+Example:
+    >>> layer = Layer(torch.tensor([[0.0], [2.0], [9.0], [11.0]]), torch.tensor([0, 0, 1, 1]))
+    >>> nc2_norm(layer), round(nc1(layer), 4)
+    (0.0, 0.0247)
+"""
 
 import math
 
@@ -10,13 +16,13 @@ from bnstudy.metrics.registry import NotApplicable, Undefined, metric
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import ClassSums
 
-RESOLUTION = 1e-13  # of the largest eigenvalue: below it, an eigenvalue of S_B is 0
-MAX_ERROR = 1e-3  # what rounding in float32 may do to the residuals along S_B's axes
+MIN_EIGENVALUE = 1e-13  # of S_B, relative to the largest one; smaller ones count as 0
+MAX_ERROR = 1e-3  # relative rounding error of the residuals along the eigenvectors of S_B
 PAPYAN = "Papyan, Han and Donoho 2020, doi 10.1073/pnas.2015509117"
 
 
 def _norms(layer: Layer) -> Tensor:
-    """Norms of the class means after the mean of all is subtracted: float64, C."""
+    """Return the norms of the centred class means: float64, C."""
     norms = layer.class_geometry.mean_norms
     if not norms.any():
         raise Undefined("all class means are the same")
@@ -31,10 +37,10 @@ def _norms(layer: Layer) -> Tensor:
     source=f"{PAPYAN}, NC1",
 )
 def nc1(layer: Layer) -> float:
-    """tr(S_W S_B^+) / C: variability within classes over that between them.
+    """tr(S_W S_B^+) / C: variability within classes relative to variability between classes.
 
-    S_B = M^T W M with the centred class means M and the classes' shares W; its pseudoinverse acts
-    within their span, so that C x C products are all it takes.
+    S_B = M^T W M, where M are the centred class means and W are the shares of the classes. Its
+    pseudoinverse acts within the span of the class means, so C x C products are sufficient.
     """
     layer.shared(_norms)
     trace, is_exact = _trace(layer, layer.class_geometry)
@@ -44,18 +50,19 @@ def nc1(layer: Layer) -> float:
 
 
 def _trace(layer: Layer, sums: ClassSums) -> tuple[float, bool]:
-    """tr(S_W S_B^+), and whether rounding does not tell in it.
+    """Compute tr(S_W S_B^+), and check that its rounding error is small.
 
-    With S_B = B^T B, B = sqrt(W) M, and the eigenvectors V and eigenvalues of B B^T, it is the mean
-    over samples of |V^T B r / eigenvalues|^2 with the residuals r, eigenvalues of 0 left out.
+    With S_B = B^T B, B = sqrt(W) M, the trace is the mean over samples of |V^T B r / L|^2, where r
+    are the residuals, V the eigenvectors of B B^T and L its eigenvalues. Eigenvalues of 0 are left
+    out.
     """
     weights = (layer.class_sizes.double() / layer.num_samples).sqrt()
     values, vectors = torch.linalg.eigh(weights[:, None] * sums.means_gram * weights)
     largest = float(values[-1])
     within = float(sums.residual_norms_squared.double().mean())
-    # Class means are exact to about the resolution times the norms of what is averaged.
+    # Class means are exact to about the resolution times the norms of the averaged activations.
     rounding = (10 * sums.resolution) ** 2 * (within + sums.mean_norm_squared)
-    is_positive = values > max(RESOLUTION * largest, rounding)
+    is_positive = values > max(MIN_EIGENVALUE * largest, rounding)
     values, vectors = values[is_positive], vectors[:, is_positive]
     along = (sums.residuals_dot_means * weights) @ vectors / values
     trace = float(along.square().sum(1).mean())
@@ -72,7 +79,7 @@ def _trace(layer: Layer, sums: ClassSums) -> tuple[float, bool]:
     source=f"{PAPYAN}, NC2, equal norms",
 )
 def nc2_norm(layer: Layer) -> float:
-    """Coefficient of variation of the centred class means' norms; 0 where they are equally long."""
+    """Coefficient of variation of the norms of the centred class means; 0 if they are equal."""
     norms = layer.shared(_norms)
     return (norms.std(correction=0) / norms.mean()).item()
 
@@ -85,7 +92,7 @@ def nc2_norm(layer: Layer) -> float:
     source=f"{PAPYAN}, NC2, maximal equal angles",
 )
 def nc2_angle(layer: Layer) -> float:
-    """Mean over pairs of classes of |cos + 1 / (C - 1)|; 0 where their means are a simplex."""
+    """Mean over pairs of centred class means of |cos + 1 / (C - 1)|; 0 if they form a simplex."""
     norms, count = layer.shared(_norms), layer.num_classes
     if not norms.all():
         raise Undefined("a class mean is the mean of all samples")
@@ -102,9 +109,10 @@ def nc2_angle(layer: Layer) -> float:
     source=f"{PAPYAN}, NC3",
 )
 def nc3(layer: Layer) -> float:
-    """|W / |W| - M / |M|| of the last layer's weights and the centred class means: duality.
+    """Distance |W / |W| - M / |M|| of classifier weights W and centred class means M.
 
-    At the site `features` only: what the last linear layer reads. |.| is the Frobenius norm.
+    It is defined only at the site `features`, the input of the last linear layer. |.| is the
+    Frobenius norm.
     """
     weights = layer.network.classifier_weights if layer.network else None
     if weights is None:
@@ -112,7 +120,9 @@ def nc3(layer: Layer) -> float:
     if layer.num_classes != len(weights):
         raise Undefined("not every class of the last layer has a sample")
     if layer.num_units != weights.shape[1]:
-        raise NotApplicable("the last linear layer reads only a part of it at a time")
+        raise NotApplicable(
+            "the last linear layer reads only a part of the representation at a time"
+        )
     layer.shared(_norms)
     means, weights = layer.class_geometry.centred_means.double(), weights.double()
     difference = weights / torch.linalg.norm(weights) - means / torch.linalg.norm(means)
@@ -127,10 +137,10 @@ def nc3(layer: Layer) -> float:
     source=f"{PAPYAN}, NC4",
 )
 def ncc_agreement(layer: Layer) -> float:
-    """Share of samples whose nearest class mean is of the class that the network predicts."""
+    """Share of samples whose nearest class mean is that of the class the network predicts."""
     logits = layer.network.logits if layer.network else None
     if logits is None:
-        raise NotApplicable("the network does not put out a number for each class")
+        raise NotApplicable("the network's output is not one logit per class")
     if not logits.isfinite().all():
         raise Undefined("a logit is not finite")
     nearest = layer.class_labels[layer.nearest_means]

@@ -1,4 +1,4 @@
-"""What the rest of the network makes of a layer's representations."""
+"""Margins and mixing accuracies: how robustly the network classifies from a layer on."""
 
 import math
 
@@ -12,14 +12,14 @@ JIANG = "Jiang et al. 2019, arXiv 1810.00113"
 
 
 def _view(layer: Layer) -> View:
-    """The network around a layer, which has to be a classifier of the samples' classes."""
+    """Return the network around a layer; it must be a classifier of the samples' classes."""
     if layer.network is None or layer.network.logits is None:
-        raise NotApplicable("the network does not put out a number for each class")
+        raise NotApplicable("the network's output is not one logit per class")
     return layer.network
 
 
 def _finite_margins(layer: Layer) -> Tensor:
-    """Margins of the samples whose gradient is not 0: float64."""
+    """Return the margins of the samples whose gradient is not 0: float64."""
     margins = _view(layer).margins
     if margins.isnan().any():
         raise Undefined("a logit or its gradient is not finite")
@@ -36,9 +36,9 @@ def _finite_margins(layer: Layer) -> Tensor:
     source="Natekar and Sharma 2020, arXiv 2012.02775, section 3.2",
 )
 def mixup_accuracy(layer: Layer) -> float:
-    """Accuracy when two representations of a class are averaged here and sent on.
+    """Accuracy after pairs of same-class representations are averaged at this layer.
 
-    As elsewhere, a prediction from logits that are not finite is wrong.
+    A prediction from logits that are not finite counts as wrong.
     """
     accuracy = _view(layer).mixed_accuracy
     if math.isnan(accuracy):
@@ -53,11 +53,11 @@ def mixup_accuracy(layer: Layer) -> float:
     source="Elsayed et al. 2018, arXiv 1803.05598, first order",
 )
 def margin_mean(layer: Layer) -> float:
-    """Distance from the representation to the decision boundary, mean over samples.
+    """Mean margin: first-order distance of a representation to the decision boundary.
 
-    To first order: the logit of the sample's class minus the largest other one, over the norm of
-    that difference's gradient here. Negative where a sample is classified wrongly; samples whose
-    gradient is 0 are left out.
+    The margin is the logit of the sample's class minus the largest other logit, divided by the norm
+    of the gradient of that difference with respect to the representation. It is negative if the
+    sample is misclassified. Samples whose gradient is 0 are left out.
     """
     return layer.shared(_finite_margins).mean().item()
 
@@ -69,5 +69,5 @@ def margin_mean(layer: Layer) -> float:
     source=f"{JIANG}, normalized by the total variation",
 )
 def margin_normalized(layer: Layer) -> float:
-    """Mean margin / square root of the representations' total variation."""
+    """Mean margin / square root of the total variation of the representations."""
     return layer.shared(_finite_margins).mean().item() / math.sqrt(layer.total_variation)

@@ -1,4 +1,4 @@
-"""What is known of every metric, by name."""
+"""Registry of the metrics: declaration, evaluation and selection by name."""
 
 import difflib
 import math
@@ -14,35 +14,36 @@ Direction = Literal["higher", "lower"]
 Invariance = Literal["rotation", "scale", "translation"]
 Need = Literal["classes", "variation", "products", "distances", "network"]
 
-# Largest activations between which float32 holds the sums of squares without overflow or underflow.
+# Range of the largest activation in which sums of squares neither overflow nor underflow float32.
 REPRESENTABLE = (1e-12, 1e12)
-SMALLEST_VARIATION = 1e-30  # mean squared distance to the mean whose parts float32 holds as well
+MIN_VARIATION = 1e-30  # mean squared distance to the mean; smaller ones underflow float32
 
 
 class Undefined(Exception):
-    """A metric has no value for this layer; the message says why."""
+    """Exception for a metric that has no value for a layer; the message gives the reason."""
 
 
 class NotApplicable(Undefined):
-    """The metric is not about layers of this kind; nothing is wrong with the layer."""
+    """Exception for a metric that does not apply to this kind of layer."""
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a number that describes representations says of itself.
+    """Declared properties of a metric or similarity.
 
     Attributes:
-        name: As in a record.
-        family: Which of the modules here it is in.
-        direction: Which values mean better clustered, or more alike; None where neither is better.
+        name: Name in the records.
+        family: Name of the module that defines it, with spaces.
+        direction: Values that mean better clusters or more similar layers, higher or lower; None if
+            neither is better.
         bounds: Smallest and largest possible value.
-        invariant_to: What the representations can undergo without a change of the value: any
+        invariant_to: Transformations of the representations that do not change the value: any
             rotation, any positive scale, any translation.
-        needs: What must be there: two `classes` or more; samples that differ (`variation`); the
-            inner `products` of the samples; the `distances` between samples that differ, which
-            include both; the `network` that the layer is of.
-        source: Who defined it, and as what.
-        function: Computes it; raises `Undefined` where there is no such number.
+        needs: Requirements: at least two `classes`; samples that differ (`variation`); the inner
+            `products` of the samples; the `distances` between samples, which include `variation`
+            and `products`; the `network` that contains the layer.
+        source: Publication, and the variant that is computed.
+        function: Function that computes the value, or raises `Undefined` if there is none.
     """
 
     name: str
@@ -56,33 +57,33 @@ class Declaration:
 
     @property
     def needs_products(self) -> bool:
-        """Whether it takes what is computed for each pair of samples."""
+        """True if the value depends on products or distances of pairs of samples."""
         return not self.needs.isdisjoint({"products", "distances"})
 
     @property
     def description(self) -> str:
-        """What it is, in a line."""
+        """First line of the function's docstring."""
         return (self.function.__doc__ or "").splitlines()[0]
 
 
 @dataclass(frozen=True)
 class Metric(Declaration):
-    """A number that describes a layer's representations."""
+    """Number that describes the representations of a layer."""
 
     function: Callable[[Layer], float]
 
     def __call__(self, layer: Layer) -> float:
-        """The value for a layer; NaN where it is undefined."""
+        """Compute the value for a layer; NaN if it is undefined."""
         return evaluate([self], layer)[self.name].number
 
 
 class Value(NamedTuple):
-    """What a metric is of a layer.
+    """Value of a metric for a layer.
 
     Attributes:
-        number: NaN where it is undefined.
-        reason: Why it is undefined; None where it is not.
-        is_applicable: Whether the metric is about layers of this kind.
+        number: Value; NaN if it is undefined.
+        reason: Reason why the value is undefined; None if it is defined.
+        is_applicable: Whether the metric applies to this kind of layer.
     """
 
     number: float
@@ -101,7 +102,10 @@ def metric(
     invariant_to: Iterable[Invariance] = (),
     needs: Iterable[Need] = (),
 ) -> Callable[[Callable[[Layer], float]], Metric]:
-    """Declare a function `Layer -> float` as the metric of its name."""
+    """Register a function `Layer -> float` as a metric under the function's name.
+
+    `Declaration` describes the arguments.
+    """
 
     def declare(function: Callable[[Layer], float]) -> Metric:
         declared = Metric(
@@ -121,30 +125,44 @@ def metric(
 
 
 def evaluate(metrics: Iterable[Metric], layer: Layer) -> dict[str, Value]:
-    """The metrics' values for a layer, by name."""
+    """Compute metrics for a layer.
+
+    Args:
+        metrics: Metrics to compute.
+        layer: Representations of N samples.
+
+    Returns:
+        Values by name of the metric, in the given order.
+
+    Example:
+        >>> import torch
+        >>> layer = Layer(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1]))
+        >>> evaluate(chosen(["unit_sparsity"]), layer)
+        {'unit_sparsity': Value(number=0.5, reason=None, is_applicable=True)}
+    """
     metrics = list(metrics)
     values = {}
-    # Those that need products come first: the one pass that computes these gives what the others
-    # need as well.
-    for one in sorted(metrics, key=lambda one: not one.needs_products):
+    # Metrics that need products come first: the pass that computes them also computes the sums that
+    # the other metrics need.
+    for each in sorted(metrics, key=lambda each: not each.needs_products):
         try:
-            check(one.needs, layer)
+            check(each.needs, layer)
             with in_float32(layer.labels.device):
-                number = one.function(layer)
+                number = each.function(layer)
             if not math.isfinite(number):
                 raise Undefined("the result is not finite")
-            values[one.name] = Value(number)
+            values[each.name] = Value(number)
         except Undefined as reason:
             applicable = not isinstance(reason, NotApplicable)
-            values[one.name] = Value(math.nan, str(reason), applicable)
-    return {one.name: values[one.name] for one in metrics}
+            values[each.name] = Value(math.nan, str(reason), applicable)
+    return {each.name: values[each.name] for each in metrics}
 
 
 def check(needs: Iterable[Need], layer: Layer) -> None:
-    """Make sure that a layer has what is needed of it, and finite activations.
+    """Check that a layer meets the given needs and has finite activations.
 
     Raises:
-        Undefined: It has not; the message says what.
+        Undefined: A need is not met; the message says which.
     """
     needs = set(needs)
     if layer.num_samples == 0:
@@ -153,7 +171,7 @@ def check(needs: Iterable[Need], layer: Layer) -> None:
     if not math.isfinite(largest):
         raise Undefined("an activation is not finite")
     if "network" in needs and layer.network is None:
-        raise NotApplicable("it is not known what network the layer is of")
+        raise NotApplicable("the network that contains the layer is not known")
     if "classes" in needs and layer.num_classes < 2:
         raise Undefined("there is only one class")
     if needs & {"variation", "distances"} and layer.activity.is_constant:
@@ -165,22 +183,22 @@ def check(needs: Iterable[Need], layer: Layer) -> None:
     if needs & {"variation", "distances"}:
         with in_float32(layer.labels.device):
             _ = layer.products if "distances" in needs else layer.class_sums
-        if layer.total_variation < SMALLEST_VARIATION:
+        if layer.total_variation < MIN_VARIATION:
             raise Undefined("the squared differences between samples are too small for float32")
 
 
 def chosen(names: Iterable[str]) -> list[Metric]:
-    """The metrics of the given names, each once.
+    """Look up metrics by name, without duplicates.
 
     Raises:
-        UserError: There is none of a name; the message lists the near ones.
+        UserError: There is no metric of a name; the message lists similar names.
     """
     for name in names:
         if name not in METRICS:
             near = difflib.get_close_matches(str(name), METRICS) or sorted(METRICS)
             raise UserError(
                 f"metrics.names: there is no metric {name}; near: {', '.join(near)}\n"
-                "python -m bnstudy.metrics lists all; those of similarity, which compare two "
-                "layers, are what python -m bnstudy.measure similarity computes"
+                "python -m bnstudy.metrics lists all metrics; python -m bnstudy.measure similarity "
+                "computes those that compare two layers"
             )
     return [METRICS[name] for name in dict.fromkeys(names)]

@@ -1,4 +1,10 @@
-"""What a linear classifier can read from a layer."""
+"""Linear separability of the classes.
+
+Example:
+    >>> layer = Layer(torch.tensor([[0.0], [1.0], [7.0], [8.0]]), torch.tensor([0, 0, 1, 1]))
+    >>> linear_probe(layer)
+    1.0
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +13,7 @@ from bnstudy.metrics.class_clustering import MOTIONS
 from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.representations import Layer
 
-REGULARIZATION = 0.1  # of the mean squared distance to the mean
+REGULARIZATION = 0.1  # relative to the mean squared distance to the mean
 
 
 @metric(
@@ -15,14 +21,15 @@ REGULARIZATION = 0.1  # of the mean squared distance to the mean
     bounds=(0, 1),
     invariant_to=MOTIONS,
     needs=["classes", "distances"],
-    source="ridge classifier, leave one out in closed form; Rifkin and Lippert 2007, MIT-CSAIL-TR",
+    source="Rifkin and Lippert 2007, MIT-CSAIL-TR; ridge classifier, closed form",
 )
 def linear_probe(layer: Layer) -> float:
-    """Accuracy of a ridge classifier on each sample when it is trained on all the others.
+    """Leave-one-out accuracy of a ridge classifier.
 
-    One-against-all, targets of +1 and -1, an intercept that is not penalized, and a penalty of 0.1
-    times the mean squared distance to the mean. With the hat matrix H of all samples, the
-    prediction for a sample that is left out is y - (y - H y) / (1 - h).
+    The classifier is one-against-all with targets of +1 and -1 and an intercept that is not
+    penalized. The penalty is 0.1 times the mean squared distance to the mean. With the hat matrix H
+    of all samples and its diagonal h, the prediction for a left-out sample is
+    y - (y - H y) / (1 - h).
     """
     centred = layer.products.centred
     targets = 2 * layer.membership - 1
@@ -39,19 +46,19 @@ def linear_probe(layer: Layer) -> float:
 
 
 def _hat_of_gram(gram: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """H y and the diagonal of H = G (G + p I)^-1 = I - p (G + p I)^-1."""
+    """Compute H y and the diagonal of H = G (G + p I)^-1 = I - p (G + p I)^-1."""
     inverse = _inverse(gram, penalty)
     return targets - penalty * (inverse @ targets), 1 - penalty * inverse.diagonal()
 
 
 def _hat_of_units(centred: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """H y and the diagonal of H = X (X^T X + p I)^-1 X^T."""
+    """Compute H y and the diagonal of H = X (X^T X + p I)^-1 X^T."""
     half = centred @ _inverse(centred.T @ centred, penalty)
     return half @ (centred.T @ targets), (half * centred).sum(1)
 
 
 def _inverse(products: Tensor, penalty: float) -> Tensor:
-    """(P + p I)^-1 of a positive semidefinite matrix."""
+    """Compute (P + p I)^-1 for a positive semidefinite matrix P."""
     regularized = products.clone()
     regularized.diagonal().add_(penalty)
     return torch.cholesky_inverse(torch.linalg.cholesky(regularized))

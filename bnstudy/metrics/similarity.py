@@ -1,4 +1,12 @@
-"""How alike two layers' representations of the same samples are, of one network or of two."""
+"""Similarities of two layers' representations of the same samples, from one or two networks.
+
+Example:
+    >>> labels = torch.tensor([0, 1, 0, 1])
+    >>> one = Layer(torch.tensor([[0.0, 1.0], [2.0, 0.0], [4.0, 5.0], [9.0, 3.0]]), labels)
+    >>> other = Layer(3 * one.activations.flip(1), labels)
+    >>> round(cka(one, other), 4)
+    1.0
+"""
 
 import math
 from collections.abc import Callable
@@ -14,24 +22,24 @@ from bnstudy.representations import Layer
 from bnstudy.representations.sums import in_float32
 
 ADVICE = "read both from a DataLoader with shuffle=False"
-STRIP = 500  # rows of a product that are summed at once
+STRIP = 500  # rows that are summed at once
 
 
 class DifferentSamples(UserError, ValueError):
-    """Two layers are not of the same samples in the same order."""
+    """Error for two layers that do not represent the same samples in the same order."""
 
 
 @dataclass(frozen=True)
 class Similarity(Declaration):
-    """A number that compares two layers' representations of the same samples; symmetric."""
+    """Symmetric number that compares two layers' representations of the same samples."""
 
     function: Callable[[Layer, Layer], float]
 
     def __call__(self, one: Layer, other: Layer) -> float:
-        """The value for two layers; NaN where it is undefined.
+        """Compute the value for two layers; NaN if it is undefined.
 
         Raises:
-            DifferentSamples: They are not of the same samples in the same order.
+            DifferentSamples: The layers do not represent the same samples in the same order.
         """
         _require_same_samples(one, other)
         try:
@@ -44,13 +52,16 @@ class Similarity(Declaration):
 
 
 def _require_same_samples(one: Layer, other: Layer) -> None:
-    """Raise DifferentSamples where labels or inputs show that samples differ or are reordered.
+    """Raise DifferentSamples if labels or inputs show that samples differ or are reordered.
 
-    Inputs may differ where no sample is in both layers: two networks may read the same images
-    scaled or normalized differently.
+    Different inputs are allowed if no input occurs in both layers, because two networks may read
+    the same images with different scaling or normalization.
     """
     if one.num_samples != other.num_samples:
-        raise DifferentSamples(f"{one.num_samples} samples and {other.num_samples}: not the same")
+        raise DifferentSamples(
+            f"the layers have {one.num_samples} samples and {other.num_samples}; a similarity "
+            "compares the same samples in the same order"
+        )
     differing = int((one.labels.cpu() != other.labels.cpu()).sum())
     if differing:
         raise DifferentSamples(
@@ -63,7 +74,7 @@ def _require_same_samples(one: Layer, other: Layer) -> None:
     moved = int(((sums[0] != sums[1]) & torch.isin(sums[0], sums[1])).sum())
     if moved:
         raise DifferentSamples(
-            f"{moved} of {one.num_samples} samples are at another place in the other layer: a "
+            f"{moved} of {one.num_samples} samples have another position in the other layer: a "
             f"similarity compares the same samples in the same order; {ADVICE}"
         )
 
@@ -74,7 +85,7 @@ SIMILARITIES: dict[str, Similarity] = {}
 def similarity(
     *, direction: Direction, bounds: tuple[float, float], source: str
 ) -> Callable[[Callable[[Layer, Layer], float]], Similarity]:
-    """Declare a function of two layers as the similarity of its name."""
+    """Register a function of two layers as a similarity under the function's name."""
 
     def declare(function: Callable[[Layer, Layer], float]) -> Similarity:
         declared = Similarity(
@@ -94,13 +105,13 @@ def similarity(
 
 
 def _inner(one: Tensor, other: Tensor) -> float:
-    """Sum of the products of two matrices' entries, in float64."""
+    """Sum the products of two matrices' entries in float64."""
     strips = zip(one.split(STRIP), other.split(STRIP), strict=True)
     return sum(float((a.double() * b).sum()) for a, b in strips)
 
 
 def _hsic(one: Layer, other: Layer) -> float:
-    """|X^T Y|^2 of the centred representations; from the units where both layers have few."""
+    """Compute |X^T Y|^2 of the centred representations, from the units if both have few."""
     x, y = one.products.centred, other.products.centred
     if x is not None and y is not None:
         return float((x.T @ y).double().square().sum())
@@ -113,18 +124,18 @@ def _self_hsic(layer: Layer) -> float:
 
 @similarity(direction="higher", bounds=(0, 1), source="Kornblith et al. 2019, arXiv 1905.00414")
 def cka(one: Layer, other: Layer) -> float:
-    """Linear centred kernel alignment: |X^T Y|^2 / (|X^T X| |Y^T Y|)."""
+    """Linear centred kernel alignment (CKA): |X^T Y|^2 / (|X^T X| |Y^T Y|)."""
     norms = math.sqrt(one.shared(_self_hsic) * other.shared(_self_hsic))
     return min(1.0, _hsic(one, other) / norms)
 
 
 def _unbiased_hsic(one: Layer, other: Layer) -> float:
-    """Song et al. 2012, JMLR 13:1393, equation 5, times n (n - 3)."""
+    """Compute n (n - 3) times the unbiased HSIC of Song et al. 2012, JMLR 13:1393, equation 5."""
     n = one.num_samples
     if n < 4:
         raise Undefined("there are fewer than 4 samples")
     k, m = one.gram.diagonal().double(), other.gram.diagonal().double()
-    inner = _inner(one.gram, other.gram) - (k @ m).item()  # of the matrices without diagonals
+    inner = _inner(one.gram, other.gram) - (k @ m).item()  # of the matrices without their diagonals
     rows = one.gram.sum(1, dtype=torch.float64) - k
     others = other.gram.sum(1, dtype=torch.float64) - m
     sums = (rows.sum() * others.sum() / ((n - 1) * (n - 2))).item()
@@ -134,7 +145,7 @@ def _unbiased_hsic(one: Layer, other: Layer) -> float:
 def _self_unbiased_hsic(layer: Layer) -> float:
     value = _unbiased_hsic(layer, layer)
     if value <= 0:
-        raise Undefined("the layer is not more like itself than like noise")
+        raise Undefined("the unbiased HSIC of a layer with itself is not positive")
     return value
 
 
@@ -144,13 +155,13 @@ def _self_unbiased_hsic(layer: Layer) -> float:
     source="Song et al. 2012, JMLR 13:1393; Nguyen et al. 2021, arXiv 2010.15327",
 )
 def cka_debiased(one: Layer, other: Layer) -> float:
-    """Linear CKA with the unbiased estimator of HSIC: 0 expected for unrelated representations."""
+    """Linear CKA with unbiased HSIC, whose expectation is 0 for unrelated representations."""
     norms = one.shared(_self_unbiased_hsic) * other.shared(_self_unbiased_hsic)
     return _unbiased_hsic(one, other) / math.sqrt(norms)
 
 
 def _factor(layer: Layer) -> Tensor:
-    """Z with Z Z^T = the centred Gram matrix, and |Z| = 1: float64, N x min(N, D)."""
+    """Return `layer.factor` divided by its norm: float64, N x at most min(N, D)."""
     factor = layer.factor
     return factor / float(torch.linalg.norm(factor))
 
@@ -159,10 +170,10 @@ def _factor(layer: Layer) -> Tensor:
     direction="lower", bounds=(0, math.pi / 2), source="Williams et al. 2021, arXiv 2110.14739"
 )
 def procrustes(one: Layer, other: Layer) -> float:
-    """Angle between the representations after the best rotation: arccos of |X^T Y|_* / (|X| |Y|).
+    """Angle in radians after the best rotation: arccos(|X^T Y|_* / (|X| |Y|)).
 
-    A metric of shapes: 0 where one is the other rotated, scaled and shifted; it keeps the triangle
-    inequality. In radians.
+    The angle is 0 if one layer is a rotated, scaled and shifted copy of the other. It satisfies the
+    triangle inequality.
     """
     products = one.shared(_factor).T @ other.shared(_factor)
     return math.acos(min(1.0, torch.linalg.svdvals(products).sum().item()))

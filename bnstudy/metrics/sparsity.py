@@ -1,4 +1,10 @@
-"""How much of a layer is silent, and how few units speak at a time."""
+"""Sparsity: shares of zero activations, and concentration of activations on few units.
+
+Example:
+    >>> layer = Layer(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1]))
+    >>> unit_sparsity(layer), dead_channels(layer)
+    (0.75, 0.5)
+"""
 
 import torch
 from torch import Tensor
@@ -6,30 +12,30 @@ from torch import Tensor
 from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.representations import Layer
 
-PAPER = "Potgieter, Mouton and Davel 2025, arXiv 2501.14441"
-SPARSENESS = "Treves and Rolls 1991; Vinje and Gallant 2000, doi 10.1126/science.287.5456.1273"
+POTGIETER = "Potgieter, Mouton and Davel 2025, arXiv 2501.14441"
+VINJE = "Treves and Rolls 1991; Vinje and Gallant 2000, doi 10.1126/science.287.5456.1273"
 
 
 def _share_of_zeros(layer: Layer) -> Tensor:
-    """Of each channel's activations: float64, channels; a unit of N x D is a channel."""
+    """Compute the share of zeros in each channel: float64, channels."""
     return layer.activity.zeros.double() / (layer.num_samples * layer.num_positions)
 
 
-@metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=PAPER)
+@metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=POTGIETER)
 def unit_sparsity(layer: Layer) -> float:
     """Share of activations that are exactly 0."""
     return _share_of_zeros(layer).mean().item()
 
 
-@metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=PAPER)
+@metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=POTGIETER)
 def channel_sparsity(layer: Layer) -> float:
-    """Share of the channels whose whole map is 0 for a sample, mean over samples."""
+    """Share of channels that are 0 at all positions of a sample, mean over samples."""
     return layer.activity.silent_maps.double().mean().item() / layer.num_samples
 
 
-@metric(direction=None, bounds=(0, 0.5), invariant_to=["scale"], source=PAPER)
+@metric(direction=None, bounds=(0, 0.5), invariant_to=["scale"], source=POTGIETER)
 def unit_sparsity_channel_std(layer: Layer) -> float:
-    """Standard deviation over channels of each channel's share of zeros."""
+    """Standard deviation over channels of the share of zero activations."""
     return _share_of_zeros(layer).std(correction=0).item()
 
 
@@ -37,7 +43,7 @@ def unit_sparsity_channel_std(layer: Layer) -> float:
     direction=None, bounds=(0, 1), invariant_to=["scale"], source="Lu et al. 2019, arXiv 1903.06733"
 )
 def dead_channels(layer: Layer) -> float:
-    """Share of the channels that are 0 everywhere on every sample."""
+    """Share of channels that are 0 at all positions of all samples."""
     return (layer.activity.silent_maps == layer.num_samples).double().mean().item()
 
 
@@ -45,12 +51,12 @@ def dead_channels(layer: Layer) -> float:
     direction=None, bounds=(0, 1), invariant_to=["scale"], source="Lu et al. 2019, arXiv 1903.06733"
 )
 def dead_units(layer: Layer) -> float:
-    """Share of the units, the positions of channels' maps, that are 0 on every sample."""
+    """Share of units, the positions of channels, that are 0 on all samples."""
     return layer.activity.dead_units / layer.num_units
 
 
 def _concentration(layer: Layer) -> Tensor:
-    """(mean |x|)^2 / mean x^2 over the units of each sample that is not all 0: float64."""
+    """Compute (mean |x|)^2 / mean x^2 of each sample that is not all 0: float64."""
     if layer.num_units == 1:
         raise Undefined("there is only one unit")
     moments = layer.moments
@@ -67,7 +73,7 @@ def _concentration(layer: Layer) -> Tensor:
     source="Hoyer 2004, JMLR 5:1457, section 3.1; Hurley and Rickard 2009, arXiv 0811.4706",
 )
 def hoyer(layer: Layer) -> float:
-    """(sqrt D - l1 / l2) / (sqrt D - 1), mean over the samples that are not all 0."""
+    """(sqrt D - l1 / l2) / (sqrt D - 1) of a sample, mean over samples that are not all 0."""
     root: float = layer.num_units**0.5
     ratio = layer.shared(_concentration).sqrt() * root
     return float(((root - ratio) / (root - 1)).mean())
@@ -77,10 +83,10 @@ def hoyer(layer: Layer) -> float:
     direction=None,
     bounds=(0, 1),
     invariant_to=["scale"],
-    source=SPARSENESS,
+    source=VINJE,
 )
 def population_sparseness(layer: Layer) -> float:
-    """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / D) over a sample's units, mean over samples."""
+    """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / D) of a sample's units, mean over samples."""
     return ((1 - layer.shared(_concentration)) / (1 - 1 / layer.num_units)).mean().item()
 
 
@@ -88,10 +94,10 @@ def population_sparseness(layer: Layer) -> float:
     direction=None,
     bounds=(0, 1),
     invariant_to=["scale"],
-    source=SPARSENESS,
+    source=VINJE,
 )
 def lifetime_sparseness(layer: Layer) -> float:
-    """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / N) over a unit's samples, mean over live units."""
+    """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / N) of a unit's samples, mean over live units."""
     if layer.num_samples == 1:
         raise Undefined("there is only one sample")
     lifetime = layer.moments.lifetime

@@ -1,4 +1,4 @@
-"""The networks, their normalization layers, and the LightningModule that trains them."""
+"""Networks, normalization layers, and the LightningModule that trains a network."""
 
 from bnstudy.models.batchnorm_parts import FrozenBatchNorm
 from bnstudy.models.classifier import Classifier

@@ -1,9 +1,9 @@
-"""BatchNorm taken apart, to ask which part of it matters.
+"""Variants of BatchNorm, each of which keeps or changes one part of it.
 
-Each layer keeps or changes one part of BatchNorm (Ioffe and Szegedy 2015, arXiv 1502.03167). All
-learn a scale and a shift by channel and keep running statistics as torch's BatchNorm does: their
-buffers and parameters have its names. They are not subclasses of it, since torch's synchronization
-across processes replaces every BatchNorm by its own complete one.
+The original is that of Ioffe and Szegedy 2015, arXiv 1502.03167. Every variant learns a scale and a
+shift for each channel and keeps running statistics; parameters and buffers have the same names as
+those of torch's BatchNorm. The variants are not subclasses of torch's BatchNorm, because
+`SyncBatchNorm.convert_sync_batchnorm` would replace them by the complete BatchNorm.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class _BatchStatistics(_NormBase):
-    """The mean and variance of each channel: in training the batch's, else the running ones."""
+    """Base of layers that use batch statistics in training and running statistics otherwise."""
 
     def __init__(
         self, num_channels: int, synchronized: bool, eps: float = 1e-5, momentum: float = 0.1
@@ -25,7 +25,10 @@ class _BatchStatistics(_NormBase):
         self.synchronized = synchronized
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and (biased) variance, float32, each C, of x, N x C x H x W."""
+        """Return each channel's mean and biased variance (float32, C) for x, N x C x H x W.
+
+        In training, the statistics are those of x, and the running statistics are updated.
+        """
         assert self.running_mean is not None
         assert self.running_var is not None
         if not self.training:
@@ -33,7 +36,7 @@ class _BatchStatistics(_NormBase):
         variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
         count = float(x.numel() // x.shape[1])
         if self.synchronized and distributed.is_initialized():
-            variance, mean, count = _over_processes(variance, mean, count)
+            variance, mean, count = _combine_processes(variance, mean, count)
         with torch.no_grad():
             factor = _averaging_factor(self)
             self.running_mean.lerp_(mean.to(self.running_mean), factor)
@@ -43,45 +46,46 @@ class _BatchStatistics(_NormBase):
 
 
 class CenteringBatchNorm(_BatchStatistics):
-    """BatchNorm that only subtracts the mean: y = weight * (x - mean) + bias."""
+    """BatchNorm without the division: y = weight * (x - mean) + bias."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the same shape and type as x, N x C x H x W."""
+        """Normalize x, N x C x H x W; shape and type are kept."""
         mean, _ = self.statistics(x)
         scale, shift = self.weight, self.bias - self.weight * mean
         return (x * _by_channel(scale) + _by_channel(shift)).to(x.dtype)
 
 
 class ScalingBatchNorm(_BatchStatistics):
-    """BatchNorm that only divides: y = weight * x / sqrt(variance + eps) + bias."""
+    """BatchNorm without the subtraction: y = weight * x / sqrt(variance + eps) + bias."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the same shape and type as x, N x C x H x W."""
+        """Normalize x, N x C x H x W; shape and type are kept."""
         _, variance = self.statistics(x)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (x * _by_channel(scale) + _by_channel(self.bias)).to(x.dtype)
 
 
 class FrozenBatchNorm(_NormBase):
-    """BatchNorm whose statistics stay those of initialization, in training too.
+    """BatchNorm with fixed statistics, in training as in evaluation.
 
-    They are set by `bnstudy.models.recalibrate`: only while `momentum` is None does the layer use a
-    batch's own statistics and add them to the average it keeps.
+    `bnstudy.models.recalibrate` sets the statistics before training. To do so it sets `momentum` to
+    None; only then does the layer normalize by batch statistics and average them.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
         super().__init__(num_channels, eps, momentum=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the same shape and type as x, N x C x H x W."""
+        """Normalize x, N x C x H x W; shape and type are kept."""
         return _batch_norm(self, x, batch_statistics=self.training and self.momentum is None)
 
 
 class GhostBatchNorm(_NormBase):
     """BatchNorm over parts of a batch (Hoffer, Hubara and Soudry 2017, arXiv 1705.08741).
 
-    In training a batch is split into as few parts of nearly equal size as have at most `ghost_size`
-    samples; each is normalized by its own statistics, and moves the running ones.
+    In training, a batch is split into the smallest number of nearly equal parts that have at most
+    `ghost_size` samples. Each part is normalized by its own statistics and updates the running
+    statistics.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class GhostBatchNorm(_NormBase):
         self.ghost_size = ghost_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the same shape and type as x, N x C x H x W."""
+        """Normalize x, N x C x H x W; shape and type are kept."""
         if not self.training:
             return _batch_norm(self, x, batch_statistics=False)
         parts = x.tensor_split(math.ceil(len(x) / self.ghost_size))
@@ -112,7 +116,10 @@ def _batch_norm(layer: _NormBase, x: Tensor, batch_statistics: bool) -> Tensor:
 
 
 def _averaging_factor(layer: _NormBase) -> float:
-    """The weight of a batch in the running statistics; of all alike where momentum is None."""
+    """Count a batch, and return its weight in the running statistics.
+
+    With a momentum of None, all batches have the same weight.
+    """
     assert layer.num_batches_tracked is not None
     layer.num_batches_tracked.add_(1)
     if layer.momentum is None:
@@ -124,8 +131,10 @@ def _by_channel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-def _over_processes(variance: Tensor, mean: Tensor, count: float) -> tuple[Tensor, Tensor, float]:
-    """The statistics of all processes' samples together, of which each may have another number."""
+def _combine_processes(
+    variance: Tensor, mean: Tensor, count: float
+) -> tuple[Tensor, Tensor, float]:
+    """Return the statistics over the samples of all processes, whose counts may differ."""
     sums = all_reduce(torch.cat([mean * count, mean.new_tensor([count])]))
     total = sums[-1]
     mean_of_all = sums[:-1] / total

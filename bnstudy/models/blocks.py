@@ -1,4 +1,4 @@
-"""What the networks are made of."""
+"""Building blocks of the networks."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -9,10 +9,10 @@ from bnstudy.models.normalization import Normalization
 
 
 class ConvBlock(nn.Module):
-    """A 3x3 convolution, normalization, ReLU; the modules are named so whatever the norm.
+    """A 3x3 convolution, normalization and a ReLU, named `conv`, `norm` and `act` for every norm.
 
-    The convolution keeps its bias with every norm, so that all variants have the same weights; a
-    norm that subtracts a mean makes it without effect.
+    The convolution has a bias with every norm, so that all variants have the same weights. The bias
+    has no effect if the norm subtracts the mean.
     """
 
     def __init__(
@@ -25,11 +25,11 @@ class ConvBlock(nn.Module):
         self.position = norm.position
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up.
+        """Map N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up.
 
         Args:
-            x: The input.
-            shortcut: Added before the ReLU, in the shape of the output.
+            x: Input.
+            shortcut: Summand before the ReLU, in the shape of the output; None for no shortcut.
         """
         x = self.conv(x)
         if self.position == "pre":
@@ -41,15 +41,15 @@ class ConvBlock(nn.Module):
 
 
 class BlockStack(nn.Sequential):
-    """Blocks one after the other, 2x2 max pooling after some, one linear layer at the end.
+    """A sequence of blocks, with 2x2 max pooling after some of them and a linear layer at the end.
 
     Args:
-        channels: Of each block.
-        pool_after: Numbers of the blocks, from 1, that are pooled after.
+        channels: Output channels of each block.
+        pool_after: Numbers, from 1, of the blocks that a pooling follows.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
-        norm: Makes the normalization layers.
-        ceil_mode: Whether an odd last row or column is pooled as well, or dropped.
+        norm: Factory of the normalization layers.
+        ceil_mode: Whether poolings keep an odd last row or column; otherwise they drop it.
     """
 
     def __init__(
@@ -76,5 +76,5 @@ class BlockStack(nn.Sequential):
 
 
 def scaled(channels: int, multiplier: float) -> int:
-    """The channels of a network of other width: at least 1."""
+    """Multiply a number of channels and round it, to at least 1."""
     return max(1, round(channels * multiplier))

@@ -1,4 +1,4 @@
-"""The LightningModule that trains any network to classify."""
+"""LightningModule that trains a network as a classifier."""
 
 from collections.abc import Callable, Sequence
 from math import isfinite
@@ -24,18 +24,19 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def make_optimizer(
     network: nn.Module, name: str, schedule: str, trainable: str, **options: Any
 ) -> torch.optim.Optimizer:
-    """The optimizer of a network; parameters that are not trained need no gradients afterwards.
+    """Create the optimizer of a network.
 
     Args:
-        network: All of its parameters are trained, or those of its normalization layers.
-        name: The optimizer's.
-        schedule: Not used here.
-        trainable: `all`; or `norm` (Frankle, Schwab and Morcos 2021, arXiv 2003.00152).
-        options: Of the optimizer.
+        network: Network to train; parameters that are not trained get `requires_grad=False`.
+        name: Name of the optimizer, a key of `OPTIMIZERS`.
+        schedule: Ignored; accepted because it is a key of the configuration group `optim`.
+        trainable: `all`, or `norm` to train only the normalization layers' parameters (Frankle,
+            Schwab and Morcos 2021, arXiv 2003.00152).
+        options: Keyword arguments of the optimizer.
 
     Raises:
-        UserError: There is none of that name, it does not take one of the options, or there is
-            nothing to train.
+        UserError: The name is unknown, the optimizer does not accept an option, or there are no
+            parameters to train.
     """
     if trainable == "norm":
         for module in network.modules():
@@ -44,8 +45,8 @@ def make_optimizer(
     parameters = [one for one in network.parameters() if one.requires_grad]
     if not parameters:
         raise UserError(
-            "optim.trainable=norm: this norm has no scale and shift to train; take another norm, "
-            "or optim.trainable=all"
+            "optim.trainable=norm: this norm has no parameters to train; choose another norm, or "
+            "set optim.trainable=all"
         )
     if name not in OPTIMIZERS:
         raise UserError(f"optim.name={name} is not known; it takes {', '.join(OPTIMIZERS)}")
@@ -56,9 +57,9 @@ def make_optimizer(
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which predictions are right: bool, N.
+    """Mark the correct predictions: bool, N.
 
-    A prediction from logits that are not all finite is wrong: the argmax of NaN is class 0.
+    A prediction counts as wrong if any of its logits is not finite: the argmax of NaN would be 0.
 
     Args:
         logits: N x classes.
@@ -72,24 +73,24 @@ def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Classifier(L.LightningModule):
-    """Cross-entropy training, and loss and accuracy of each split at each epoch's end.
+    """Classifier trained with cross-entropy, and evaluated on each split after each epoch.
 
-    These are measured in eval mode with the same weights. `performance` has them exactly;
-    `trainer.callback_metrics` has `<split>/loss` and `<split>/accuracy` as Lightning keeps them, in
-    float32; the loggers get `train/loss_step` as it trains.
+    Loss and accuracy of all splits are computed in eval mode with the weights at the epoch's end.
+    `performance` has them in float64; `trainer.callback_metrics` has them in float32, as
+    `<split>/loss` and `<split>/accuracy`. During training the loggers get `train/loss_step`.
 
     Args:
-        network: Maps images N x C x H x W to logits N x classes.
-        optim: The optimizer's `name`, its `lr` and other options, the `schedule`, and what is
-            `trainable`.
-        seed: Of what layers draw as they are trained, such as dropout.
-        regularizer: Adds to the loss.
-        compiled: Whether the training step's forward pass is compiled by `torch.compile`.
-        splits: Which are evaluated, in the order of the validation dataloaders.
+        network: Module that maps images N x C x H x W to logits N x classes.
+        optim: Configuration group `optim`: `name`, `schedule`, `trainable`, and the optimizer's
+            options, such as `lr`.
+        seed: Seed of the random numbers that layers such as dropout draw in training.
+        regularizer: Regularizer whose penalty is added to the loss; None for none.
+        compiled: Whether `torch.compile` compiles the training step's forward pass.
+        splits: Splits to evaluate, in the order of the validation dataloaders.
 
     Attributes:
-        performance: By split and metric, the latest loss (the mean of the samples' losses, in
-            float64) and accuracy (the share of right predictions, the quotient of two counts).
+        performance: Latest loss and accuracy by split and metric: the mean of the samples' losses,
+            and the share of correct predictions.
     """
 
     diverged: Tensor
@@ -104,31 +105,35 @@ class Classifier(L.LightningModule):
         splits: Sequence[EvaluatedSplit] = SPLITS,
     ) -> None:
         super().__init__()
-        # Convolutions are faster with channels last: on two cores a training step takes 0.8 of the
-        # time, a forward pass 0.5.
+        # With channels last, on two cores, a training step takes 0.8 of the time and a forward pass
+        # 0.5.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer, self.schedule = make_optimizer(self.network, **optim), optim["schedule"]
         self.seed = seed
         self.regularizer = regularizer
-        # A function, which is no part of this module: names and checkpoints stay as they are.
+        # A compiled module would have other parameter names in checkpoints than the function.
         self.logits = torch.compile(network.forward) if compiled else network.forward
-        # Whether a loss was ever not finite, in training or evaluation; kept in checkpoints.
+        # Whether any loss was not finite, in training or evaluation; a buffer, so that checkpoints
+        # keep it.
         self.register_buffer("diverged", torch.tensor(False))
         self.splits = splits
         self.performance: dict[tuple[EvaluatedSplit, str], float] = {}
-        self._sums = torch.empty(0)  # by split: the losses' sum, right predictions, samples
+        self._sums = torch.empty(0)  # split x (loss sum, correct, samples)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits, N x `num_classes`."""
+        """Return the logits, N x classes."""
         logits: Tensor = self.network(images)
         return logits
 
     def on_train_epoch_start(self) -> None:
-        """What is drawn depends on seed and epoch alone: runs are paired, and can be resumed."""
+        """Seed torch's random numbers from the seed and the epoch alone.
+
+        Dropout then draws the same numbers for every norm, and in a resumed run.
+        """
         torch.manual_seed(generator_for(self.seed, "layers", self.current_epoch).initial_seed())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean cross-entropy of a batch, and what the regularizer adds."""
+        """Return the mean cross-entropy of a batch plus the regularizer's penalty."""
         images, labels = batch
         if self.regularizer is None:
             loss = functional.cross_entropy(self.logits(images), labels)
@@ -138,41 +143,41 @@ class Classifier(L.LightningModule):
                 loss = loss + self.regularizer(labels)
         self.diverged |= ~loss.detach().isfinite()
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:  # Lightning would take 1 ms to see that
+        if every and (self.global_step + 1) % every == 0:  # self.log takes 1 ms even if not due
             self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Start each split's loss and accuracy anew."""
+        """Reset the sums of each split."""
         self._sums = torch.zeros(len(self.splits), 3, dtype=torch.float64)
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Add a batch of the split `splits[dataloader_idx]` to its loss and accuracy."""
+        """Add a batch of the split `splits[dataloader_idx]` to the sums."""
         images, labels = batch
-        if len(labels) == 0:  # a process's share of a small last batch
+        if len(labels) == 0:  # this process's share of a small last batch
             return
         logits, labels = self(images).cpu().double(), labels.cpu()
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        right = is_correct(logits, labels).sum()
-        self._sums[dataloader_idx] += torch.stack([loss, right, torch.tensor(len(labels))])
+        correct = is_correct(logits, labels).sum()
+        self._sums[dataloader_idx] += torch.stack([loss, correct, torch.tensor(len(labels))])
 
     def on_validation_epoch_end(self) -> None:
-        """Set each split's loss and accuracy, over all processes."""
+        """Compute each split's loss and accuracy over all processes."""
         sums = self._sums
-        if self.trainer.world_size > 1:  # float64: counts stay exact
+        if self.trainer.world_size > 1:  # counts are exact in float64
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
-        for split, (loss, right, count) in zip(self.splits, sums.tolist(), strict=True):
+        for split, (loss, correct, count) in zip(self.splits, sums.tolist(), strict=True):
             self.performance[split, "loss"] = loss / count
-            self.performance[split, "accuracy"] = right / count
+            self.performance[split, "accuracy"] = correct / count
             self.diverged |= not isfinite(loss)
             for metric in ("loss", "accuracy"):
                 value = self.performance[split, metric]
                 self.log(f"{split}/{metric}", value, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and, unless it is constant, the schedule, stepped after each batch."""
+        """Return the optimizer and, for `cosine`, the schedule, which is stepped each batch."""
         if self.schedule == "constant":
             return self.optimizer
         steps = int(self.trainer.estimated_stepping_batches)

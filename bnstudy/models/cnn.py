@@ -1,4 +1,4 @@
-"""The convolutional network whose depth and width one sweeps."""
+"""Convolutional network with adjustable depth and width."""
 
 from bnstudy.errors import UserError
 from bnstudy.models.blocks import BlockStack
@@ -8,17 +8,19 @@ CONVOLUTIONS_PER_STAGE = 2
 
 
 class CNN(BlockStack):
-    """`depth` blocks in stages of two, max pooling after each full stage, one linear layer.
+    """Convolutional network: stages of two blocks and a max pooling, then one linear layer.
+
+    If the depth is odd, the last stage has one block and no pooling.
 
     Args:
-        depth: Convolutional layers.
-        width: Channels of the first stage; they double from stage to stage.
+        depth: Number of convolutional layers.
+        width: Number of channels of the first stage; it doubles from stage to stage.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
-        norm: Makes the normalization layers.
+        norm: Factory of the normalization layers.
 
     Raises:
-        UserError: The images are too small for so many poolings, or the width is no integer.
+        UserError: The images are too small for the depth, or the width is not an integer.
     """
 
     def __init__(
@@ -31,13 +33,15 @@ class CNN(BlockStack):
         norm: Normalization,
     ) -> None:
         if width != int(width):
-            raise UserError(f"model.width={width}: with model=cnn it is the channels of a layer")
+            raise UserError(
+                f"model.width={width}: not an integer; for model=cnn it is a number of channels"
+            )
         _, height, width_of_image = input_shape
         stages = -(-depth // CONVOLUTIONS_PER_STAGE)
         possible = min(height, width_of_image).bit_length() - 1
-        if stages > possible:  # none works on 1x1 maps, which some norms cannot normalize
+        if stages > possible:  # some norms cannot normalize 1x1 feature maps
             raise UserError(
-                f"model.depth={depth} has {stages} stages, each of half the size, and "
+                f"model.depth={depth} has {stages} stages, each of which halves the image, but "
                 f"{height}x{width_of_image} images allow {possible}; "
                 f"it takes 1 to {possible * CONVOLUTIONS_PER_STAGE}"
             )

@@ -1,4 +1,4 @@
-"""Initial weights that are the same whatever the normalization."""
+"""Initial weights that do not depend on the normalization."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ def _torch(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
 
 
 def _he(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
-    nn.init.kaiming_normal_(layer.weight, nonlinearity=_before(layer), generator=generator)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity=_next_activation(layer), generator=generator)
 
 
 def _xavier(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
@@ -27,12 +27,12 @@ def _xavier(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
 
 
 def _orthogonal(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
-    gain = nn.init.calculate_gain(_before(layer))
+    gain = nn.init.calculate_gain(_next_activation(layer))
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
 
 
-def _before(layer: nn.Conv2d | nn.Linear) -> Literal["relu", "linear"]:
-    """What follows a layer."""
+def _next_activation(layer: nn.Conv2d | nn.Linear) -> Literal["relu", "linear"]:
+    """Return the activation function that follows a layer."""
     return "relu" if isinstance(layer, nn.Conv2d) else "linear"
 
 
@@ -46,25 +46,25 @@ WEIGHTS: dict[str, Draw] = {
 
 @torch.no_grad()
 def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
-    """Draw every convolution's and linear layer's weights from a generator of (seed, its name).
+    """Initialize every convolution and linear layer, from the seed and the layer's name alone.
 
     Networks whose layers have the same names and shapes get the same weights, bit for bit.
-    Normalization layers keep torch's scale 1 and shift 0. Residual branches may start smaller (see
-    `ResNet`), whatever the scheme.
+    Normalization layers keep torch's scale 1 and shift 0. With every scheme, the residual branches
+    of a `ResNet` are then scaled as its `residual_init` requires.
 
     Args:
-        network: Changed in place.
-        seed: Of the run.
+        network: Network, changed in place.
+        seed: Seed of the run.
         scheme: One of
 
-            - `torch`: PyTorch's own; weights and biases uniform within 1 / sqrt(fan-in).
+            - `torch`: PyTorch's default; weights and biases uniform within 1 / sqrt(fan-in).
             - `he`: He et al. 2015 (arXiv 1502.01852); normal with variance 2 / fan-in before a
               ReLU, 1 / fan-in for a linear layer; biases 0.
             - `xavier`: Glorot and Bengio 2010; uniform with variance 2 / (fan-in + fan-out); biases
               0.
             - `orthogonal`: Saxe, McClelland and Ganguli 2014 (arXiv 1312.6120); orthogonal, times
               sqrt(2) before a ReLU; biases 0.
-            - `own`: what the network's constructor drew (see `seeded`).
+            - `own`: weights that the network's constructor drew (see `seeded`).
     """
     scales = network.initial_scales() if isinstance(network, ResNet) else {}
     for name, module in network.named_modules():
@@ -82,10 +82,10 @@ def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let a network's constructor draw, in the body, numbers that depend on the seed alone.
+    """Seed torch's random numbers inside the context, and restore their state afterwards.
 
-    Normalization layers draw nothing as they are made: networks that differ in these get the same
-    weights from the same constructor. torch's random numbers go on afterwards as before.
+    A network that is constructed inside gets weights that depend on the seed alone. Normalization
+    layers draw no random numbers, so that they do not change the other layers' weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed, "network").initial_seed())

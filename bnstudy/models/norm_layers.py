@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 
 class NoNorm(nn.Identity):
-    """What stands where no normalization does."""
+    """Identity in the place of a normalization layer."""
 
     site = "norm"
 
 
 class ChannelAffine(nn.Module):
-    """The learned scale and shift of BatchNorm, without its statistics: y = weight * x + bias."""
+    """BatchNorm's learned scale and shift without its statistics: y = weight * x + bias."""
 
     site = "norm"
 
@@ -21,17 +21,18 @@ class ChannelAffine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the same shape and type as x, N x C x H x W."""
+        """Scale and shift x, N x C x H x W; shape and type are kept."""
         y: Tensor = (x * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
         return y
 
 
 class FilterResponseNorm(ChannelAffine):
-    """Each channel of each sample divided by its root mean square, then scaled and shifted.
+    """Filter response normalization (Singh and Krishnan 2020, arXiv 1911.09737).
 
-    Singh and Krishnan 2020, arXiv 1911.09737. Their thresholded linear unit,
-    max(y, threshold) = ReLU(y - threshold) + threshold, is left to the ReLU that follows: the shift
-    here and the next layer's bias stand for its learned threshold.
+    Each channel of each sample is divided by its root mean square, then scaled and shifted. A ReLU
+    follows instead of their thresholded linear unit, max(y, threshold) = ReLU(y - threshold) +
+    threshold: the shift of this layer and the bias of the next have the same effect as the learned
+    threshold.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
@@ -39,16 +40,16 @@ class FilterResponseNorm(ChannelAffine):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the same shape and type as x, N x C x H x W."""
+        """Normalize x, N x C x H x W; shape and type are kept."""
         mean_square = x.float().square().mean((2, 3), keepdim=True)
         return super().forward((x * (mean_square + self.eps).rsqrt()).to(x.dtype))
 
 
 class WeightStandardizedConv2d(nn.Conv2d):
-    """A convolution whose weights have mean 0 and variance 1 in each output channel.
+    """A convolution with standardized weights (Qiao et al. 2019, arXiv 1903.10520).
 
-    Qiao, Wang, Liu, Shen and Yuille 2019, arXiv 1903.10520: over the channels and
-    positions that an output channel reads. The parameter is the weight before that.
+    The weights of each output channel have mean 0 and variance 1 over input channels and positions.
+    The parameter `weight` is the weight before standardization.
     """
 
     EPS = 1e-5

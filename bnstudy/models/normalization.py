@@ -1,4 +1,4 @@
-"""The normalization of a network: what conf/norm describes."""
+"""Factory of normalization layers, configured by the files in conf/norm."""
 
 from typing import Any, Literal
 
@@ -22,13 +22,14 @@ Position = Literal["pre", "post"]
 
 
 class Normalization:
-    """Makes a network's normalization layers, and its convolutions, which one norm changes.
+    """Factory of a network's normalization layers and convolutions.
 
     Args:
-        name: One of the files in conf/norm.
-        position: Where in a block the layer stands: before the activation or after it.
-        synchronized: Whether batch statistics are those of all processes of a distributed run.
-        options: What else that file says.
+        name: Name of a file in conf/norm.
+        position: Position of the layer in a block: before (`pre`) or after (`post`) the activation.
+        synchronized: Whether `batchnorm_centering` and `batchnorm_scaling` compute batch statistics
+            over all processes of a distributed run.
+        options: Other keys of that file.
     """
 
     def __init__(
@@ -45,9 +46,9 @@ class Normalization:
         self.options = options
 
     def layer(self, num_channels: int) -> nn.Module:
-        """The layer that normalizes N x `num_channels` x H x W activations, of the same shape.
+        """Create a layer that normalizes activations N x `num_channels` x H x W.
 
-        `none` is the identity: its module stays in place, so that names do not depend on the norm.
+        For `none` the layer is an identity module, so that module names are the same for all norms.
 
         Raises:
             UserError: The options do not fit the number of channels.
@@ -79,10 +80,13 @@ class Normalization:
             case "filterresponse":
                 return FilterResponseNorm(num_channels, **options)
             case _:
-                raise UserError(f"norm.name={self.name} is not known; choose a norm with norm=...")
+                raise UserError(f"norm.name={self.name} is unknown; choose a norm with norm=...")
 
     def convolution(self, *args: Any, **kwargs: Any) -> nn.Conv2d:
-        """A convolution with the arguments of `torch.nn.Conv2d`."""
+        """Create a convolution, with the arguments of `torch.nn.Conv2d`.
+
+        With `weightstandardization`, the convolution standardizes its weights.
+        """
         if self.name == "weightstandardization":
             return WeightStandardizedConv2d(*args, **kwargs)
         return nn.Conv2d(*args, **kwargs)

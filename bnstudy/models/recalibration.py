@@ -1,4 +1,4 @@
-"""Setting the running statistics of BatchNorm to what they should be at the present weights."""
+"""Running statistics of BatchNorm, computed anew for the current weights."""
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,52 +18,54 @@ Batch = tuple[Tensor, Tensor]
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
-    """Set all running statistics to their averages over batches, at the present weights.
+    """Set all running statistics to the averages of the batch statistics at the current weights.
 
-    Each layer normalizes a batch by its own statistics, as in training, and averages these, every
-    batch counting the same: let them be of one size, and a mixture of all classes. Layers that are
-    not called in eval mode keep their statistics. Nothing else of the network changes: other
-    layers, such as dropout, stay in eval mode on the way, and all modes are as before afterwards.
+    Each layer normalizes a batch by the batch's statistics, as in training, and averages them. All
+    batches have the same weight, so they should have one size and each contain all classes. Layers
+    that are not called in eval mode keep their statistics. All other layers, such as dropout, are
+    in eval mode meanwhile; afterwards every module is in the mode that it was in.
 
-    `torch.optim.swa_utils.update_bn` does this for torch's own BatchNorm layers only, and with the
-    whole network in training mode: dropout would draw, and change what is averaged.
+    `torch.optim.swa_utils.update_bn` does the same for torch's BatchNorm layers only, and puts the
+    whole network in training mode: dropout would change the statistics.
 
     Args:
-        network: Called with the inputs of each batch, on its device and in its floating type.
-        batches: (inputs, labels).
+        network: Network, called with the inputs of each batch, on the network's device and in its
+            floating-point type.
+        batches: Batches (inputs, labels).
 
     Raises:
-        ValueError: There is no batch.
+        ValueError: There are no batches.
     """
     layers = with_running_statistics(network).values()
     if not _average(network, layers, batches) and layers:
-        raise ValueError("batches: there are none; an iterator can be passed through only once")
+        raise ValueError("batches is empty; pass a list or a DataLoader, not a used-up iterator")
 
 
 def calibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Set the running statistics that no batch has updated yet, as `recalibrate` does.
 
-    Layers that have statistics keep them, and normalize by them on the way: a network that has been
-    trained is left as it is.
+    Layers that already have statistics keep them, and normalize by them meanwhile. A trained
+    network is therefore not changed.
 
     Args:
-        network: Called with the inputs of each batch, on its device and in its floating type.
-        batches: (inputs, labels), of the training data.
+        network: Network, called with the inputs of each batch, on the network's device and in its
+            floating-point type.
+        batches: Batches (inputs, labels) of the training data.
     """
     _average(network, uncalibrated(network).values(), batches)
 
 
 @contextmanager
 def calibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
-    """Calibrate a network (see `calibrate`) for the time of the body.
+    """Calibrate a network inside the context; see `calibrate`.
 
-    Afterwards the running statistics are bit for bit what they were, so that the training that
-    follows does not change. In a distributed run with synchronized BatchNorm every process has to
-    enter.
+    On exit the running statistics are restored bit for bit, so that training is not affected. In a
+    distributed run with synchronized BatchNorm, every process must enter the context.
 
     Args:
-        network: Called with the inputs of each batch, on its device and in its floating type.
-        batches: (inputs, labels), of the training data.
+        network: Network, called with the inputs of each batch, on the network's device and in its
+            floating-point type.
+        batches: Batches (inputs, labels) of the training data.
     """
     layers = uncalibrated(network).values()
     saved = {layer: _buffers(layer) for layer in layers}
@@ -76,7 +78,7 @@ def calibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
 
 
 def _average(network: nn.Module, layers: Collection[_NormBase], batches: Iterable[Batch]) -> int:
-    """Average the statistics of batches; layers that are not called keep what they have.
+    """Set running statistics to averages over batches; layers that are not called keep theirs.
 
     Returns:
         Number of batches.
@@ -94,17 +96,17 @@ def _average(network: nn.Module, layers: Collection[_NormBase], batches: Iterabl
         for layer in layers:
             stack.callback(setattr, layer, "momentum", layer.momentum)
             layer.reset_running_stats()
-            layer.momentum = None  # of all batches alike
+            layer.momentum = None  # a plain average over batches
             layer.train()
         with torch.no_grad():
             for number, (inputs, _) in enumerate(batches, start=1):
                 for layer in layers:
-                    if isinstance(layer, _InstanceNorm):  # takes None as 0
+                    if isinstance(layer, _InstanceNorm):  # treats None as 0
                         layer.momentum = 1 / number
                 dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
                 network(inputs.to(parameter.device, dtype))
     for layer in layers:
-        if is_initial(layer):  # not called in eval mode, as an auxiliary classifier's
+        if is_initial(layer):  # not called in eval mode, such as in an auxiliary classifier
             _restore(layer, saved[layer])
     return number
 
@@ -114,5 +116,5 @@ def _buffers(layer: _NormBase) -> dict[str, Tensor]:
 
 
 def _restore(layer: _NormBase, buffers: dict[str, Tensor]) -> None:
-    for name, value in buffers.items():  # the layer may have been moved to another device
+    for name, value in buffers.items():  # copy_: the layer may have moved to another device
         getattr(layer, name).copy_(value)

@@ -1,7 +1,7 @@
-"""Interventions: what is added to the loss to change representations directly.
+"""Regularizers that change representations directly, by a penalty added to the loss.
 
-A correlation of sparsity, or of clustering, with generalization does not say that one causes the
-other. These regularizers move the one and leave the rest of the training as it is.
+A correlation of sparsity or clustering with generalization does not show that one causes the other.
+These regularizers intervene: they change sparsity or clustering, and nothing else of the training.
 """
 
 import fnmatch
@@ -17,18 +17,19 @@ from torch.nn import functional
 from bnstudy.errors import UserError
 from bnstudy.representations.taps import Call, Taps
 
-SURROGATE_WIDTH = 0.2  # of the sigmoid that stands for the ReLU's step, in root mean squares
-MULTIPLIER_RATE = 0.01  # a batch's part in a multiplier: at 1 the shares of zeros oscillate
+# Width of the sigmoid that replaces the step function, relative to the inputs' root mean square.
+SURROGATE_WIDTH = 0.2
+MULTIPLIER_RATE = 0.01  # step size of the multipliers; at 1 the shares of zeros oscillate
 
 
 class Activation(NamedTuple):
     """One call of an activation function.
 
     Attributes:
-        layer: The layer's name.
-        name: The same, as in the record: with `#2` where the module is called again.
-        before: What it was given, N x C x H x W or N x D.
-        after: What it put out, likewise.
+        layer: Name of the layer.
+        name: Name of the layer in the record: `layer`, with `#2` at the module's second call.
+        before: Input, N x C x H x W or N x D.
+        after: Output, in the shape of the input.
     """
 
     layer: str
@@ -38,12 +39,12 @@ class Activation(NamedTuple):
 
 
 class Regularizer(nn.Module, ABC):
-    """Reads the activation functions of a network as it is trained, and adds to the loss.
+    """Base of the regularizers: a penalty on the outputs of a network's activation functions.
 
     Args:
-        network: Whose activations are read.
-        strength: The weight of what is added.
-        layers: Patterns of layers' names, as in a shell.
+        network: Network whose activation functions are observed by forward hooks.
+        strength: Factor of the penalty.
+        layers: Shell-style patterns of layers' names.
 
     Raises:
         UserError: A pattern matches no layer.
@@ -69,7 +70,7 @@ class Regularizer(nn.Module, ABC):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Read what the network computes in the body; `self(labels)` in it is to be added."""
+        """Observe the network's forward pass inside the context, which `self(labels)` needs."""
         self._seen = []
         try:
             yield
@@ -77,13 +78,13 @@ class Regularizer(nn.Module, ABC):
             self._seen = None
 
     def forward(self, labels: Tensor) -> Tensor:
-        """What is added to the loss of a batch with these labels: a scalar."""
+        """Return the scalar to add to the loss of a batch with these labels (int64, N)."""
         assert self._seen is not None
         return self.strength * self.penalty(self._seen, labels)
 
     @abstractmethod
     def penalty(self, activations: Sequence[Activation], labels: Tensor) -> Tensor:
-        """A scalar, of the activations of a batch with labels N."""
+        """Compute the penalty, a scalar, from the activations of a batch with labels N."""
 
     def _hook(self, layer: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -96,22 +97,22 @@ class Regularizer(nn.Module, ABC):
 
 
 class ActivationL1(Regularizer):
-    """The mean absolute activation of a layer, averaged over layers."""
+    """Mean absolute activation of each layer, averaged over layers."""
 
     def penalty(self, activations: Sequence[Activation], labels: Tensor) -> Tensor:
-        """At least 0."""
+        """Compute the mean absolute activation, at least 0."""
         return torch.stack([one.after.float().abs().mean() for one in activations]).mean()
 
 
 class Cluster(Regularizer):
-    """The share of a batch's variance that lies within classes, averaged over layers.
+    """Share of a batch's variance that lies within classes, averaged over layers.
 
-    tr(S_W) / tr(S_T): it does not depend on the scale of the representations, so that shrinking
-    them is no way out, as it is for the center loss of Wen et al. 2016.
+    The share is tr(S_W) / tr(S_T). Unlike the center loss of Wen et al. 2016, it does not depend on
+    the scale of the representations, so that shrinking them does not lower it.
     """
 
     def penalty(self, activations: Sequence[Activation], labels: Tensor) -> Tensor:
-        """From 0 (every class at a point) to 1."""
+        """Compute the share, from 0 (each class collapsed to a point) to 1."""
         membership = functional.one_hot(labels).float()
         sizes = membership.sum(0).clamp_min(1)
         shares = []
@@ -125,20 +126,21 @@ class Cluster(Regularizer):
 
 
 class TargetSparsity(Regularizer):
-    """Steers each layer's share of zeros to a target: the method of multipliers.
+    """Constraint that moves each layer's share of zeros to a target, by the method of multipliers.
 
-    For the gap g between a layer's share and its target, m g + g^2 / 2 is added, and with each
-    batch its multiplier m grows by a part of g: it settles where the gap is 0 on average. (Hestenes
-    1969, doi 10.1007/BF00927673, with one gradient step instead of a minimization.) The share is
-    counted exactly; its gradient is that of a sigmoid in the place of the step (a straight-through
-    estimator: Bengio, Leonard and Courville 2013, arXiv 1308.3432), so that silent units can be
-    brought back, which an L1 penalty cannot do.
+    With the gap g between a layer's share of zeros and its target, the penalty is m g + g^2 / 2.
+    After each batch the layer's multiplier m grows by a fraction of g, until the gap is 0 on
+    average (Hestenes 1969, doi 10.1007/BF00927673, with one gradient step for each minimization).
+    The share is exact in the forward pass. In the backward pass a sigmoid replaces the step
+    function (a straight-through estimator: Bengio, Leonard and Courville 2013, arXiv 1308.3432).
+    Inactive units therefore get a gradient and can become active again, unlike with an L1 penalty.
 
     Args:
-        network: Whose activations are read.
-        strength: The weight of what is added.
-        layers: Patterns of layers' names, as in a shell.
-        target: For all layers, or for each by its name as in the record: 0 to 1.
+        network: Network whose activation functions are observed by forward hooks.
+        strength: Factor of the penalty.
+        layers: Shell-style patterns of layers' names.
+        target: Share of zeros from 0 to 1, one for all layers or one for each layer's name in the
+            record.
     """
 
     multipliers: Tensor
@@ -155,7 +157,7 @@ class TargetSparsity(Regularizer):
         self.register_buffer("multipliers", torch.zeros(len(self.layers)))
 
     def penalty(self, activations: Sequence[Activation], labels: Tensor) -> Tensor:
-        """Of either sign."""
+        """Compute the penalty, which may be negative, and update the multipliers."""
         gaps: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
         for one in activations:
             target = self.target[one.name] if isinstance(self.target, Mapping) else self.target
@@ -182,18 +184,18 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 
 
 def regularizer(network: nn.Module, name: str, **options: Any) -> Regularizer | None:
-    """The regularizer of a network; None for `none`.
+    """Create the regularizer of a network; None for the name `none`.
 
     Args:
-        network: Whose activations are read.
-        name: One of the files in conf/regularizer.
-        options: What else that file says.
+        network: Network to regularize.
+        name: Name of a file in conf/regularizer.
+        options: Other keys of that file.
 
     Raises:
-        UserError: There is none of that name, or no such layer.
+        UserError: The name is unknown, or a pattern of `layers` matches no layer.
     """
     if name == "none":
         return None
     if name not in REGULARIZERS:
-        raise UserError(f"regularizer.name={name} is not known; choose one with regularizer=...")
+        raise UserError(f"regularizer.name={name} is unknown; choose one with regularizer=...")
     return REGULARIZERS[name](network, **options)

@@ -1,4 +1,4 @@
-"""Residual networks in their form for CIFAR, and the same without their shortcuts."""
+"""Residual networks for small images, and the same networks without shortcuts."""
 
 from collections import OrderedDict
 from typing import Literal
@@ -10,18 +10,18 @@ from bnstudy.errors import UserError
 from bnstudy.models.blocks import ConvBlock, scaled
 from bnstudy.models.normalization import Normalization
 
-CHANNELS = (16, 32, 64)  # of the stages
+CHANNELS = (16, 32, 64)  # per stage
 CONVOLUTIONS_PER_BLOCK = 2
-SMALLEST_IMAGE = 5  # the last stage's maps are then 2x2: some norms cannot normalize 1x1
+MIN_IMAGE_SIZE = 5  # the last stage then has 2x2 feature maps; some norms cannot normalize 1x1
 
 ResidualInit = Literal["he", "zero", "fixup"]
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, and around them a shortcut without parameters, or none.
+    """Two convolutions, with or without a shortcut around them.
 
-    The shortcut takes every `stride`-th position and has zeros in the channels that are new (option
-    A of He et al. 2016).
+    The shortcut has no parameters: it takes every `stride`-th position and fills new channels with
+    zeros (option A of He et al. 2016).
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class ResidualBlock(nn.Module):
         self.has_shortcut = has_shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up."""
+        """Map N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up."""
         shortcut = self.shortcut(x) if self.has_shortcut else None
         activations: Tensor = self.second(self.first(x), shortcut)
         return activations
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """The input in the shape of the output."""
+        """Bring the input into the shape of the output."""
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.new_channels:
@@ -56,27 +56,30 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Sequential):
     """The CIFAR networks of He, Zhang, Ren and Sun 2016, arXiv 1512.03385, section 4.2.
 
-    One convolution, then three stages of n residual blocks, of 16, 32 and 64 channels, the later
-    two halving the size; the mean over positions; one linear layer. The published parameter counts
-    (Table 6: 0.27 million at depth 20, 0.85 at 56, 1.7 at 110) are without the convolutions'
-    biases, which are kept here for the norms that have no shift: 688 at depth 20.
+    The network consists of one convolution, three stages of n residual blocks with 16, 32 and 64
+    channels, average pooling over all positions, and one linear layer. The second and the third
+    stage halve the image. The published parameter counts (Table 6: 0.27 million at depth 20, 0.85
+    at 56, 1.7 at 110) do not include biases of the convolutions. Here convolutions have biases (688
+    parameters at depth 20), because some norms have no shift.
 
     Args:
-        depth: 6n + 2 layers: 20, 32, 44, 56, 110, ...
-        width: Multiplies the channels of all layers; 1 is the paper's.
-        shortcuts: Without them it is the paper's plain network, with the same weights.
-        residual_init: How the residual branches start: `he` as every layer; `zero` with the last
-            convolution of each branch at 0; `fixup` with that, the first one scaled by one over the
-            square root of the number of branches, and the linear layer at 0 (rules 1 and 2 of
-            Zhang, Dauphin and Ma 2019, arXiv 1901.09321; the convolutions' biases stand for the
-            scalar biases of rule 3, whose multipliers are left out).
+        depth: Number of layers, 6n + 2: 20, 32, 44, 56, 110, ...
+        width: Factor of the channels of all layers; 1 for the paper's.
+        shortcuts: Whether blocks have shortcuts; without them the network is the paper's plain
+            network, with the same weights.
+        residual_init: Initialization of the residual branches. `he`: as all other layers. `zero`:
+            the last convolution of each branch is 0. `fixup`: in addition, the first convolution of
+            each branch is divided by the square root of the number of branches, and the linear
+            layer is 0 (rules 1 and 2 of Zhang, Dauphin and Ma 2019, arXiv 1901.09321; the
+            convolutions' biases replace the scalar biases of rule 3, and its multipliers are
+            omitted).
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
-        norm: Makes the normalization layers.
+        norm: Factory of the normalization layers.
 
     Raises:
-        UserError: There is no such depth, the images are too small, a plain network is asked to
-            begin with zeros, or the norm would leave nothing of the image.
+        UserError: The depth is not 6n + 2, the images are too small, `residual_init` needs
+            shortcuts, or the output would be the same for all images.
     """
 
     def __init__(
@@ -92,25 +95,27 @@ class ResNet(nn.Sequential):
     ) -> None:
         blocks, rest = divmod(depth - 2, len(CHANNELS) * CONVOLUTIONS_PER_BLOCK)
         if blocks < 1 or rest:
-            near = max(blocks, 1) * 6 + 2
+            nearest = max(blocks, 1) * 6 + 2
             raise UserError(
-                f"model.depth={depth} is not allowed; it takes 6n + 2, such as {near} or {near + 6}"
+                f"model.depth={depth} is not allowed; it takes 6n + 2, such as {nearest} or "
+                f"{nearest + 6}"
             )
         if residual_init != "he" and not shortcuts:
             raise UserError(
-                f"model.residual_init={residual_init} needs shortcuts: without them nothing would "
-                "get through; leave it at he"
+                f"model.residual_init={residual_init} needs shortcuts: without them the output "
+                "would not depend on the image; set model.residual_init=he"
             )
         channels, height, width_of_image = input_shape
-        if min(height, width_of_image) < SMALLEST_IMAGE:
+        if min(height, width_of_image) < MIN_IMAGE_SIZE:
             raise UserError(
                 f"{height}x{width_of_image} images are too small for this network; it takes at "
-                f"least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}"
+                f"least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}"
             )
         if (norm.name, norm.position) == ("instancenorm", "post"):
             raise UserError(
-                "norm=instancenorm norm.position=post leaves nothing to learn from here: the mean "
-                "over positions, which the last layer reads, is the same for every image"
+                "norm=instancenorm norm.position=post cannot learn with this network: the mean "
+                "over positions, which the last layer reads, is the same for every image; set "
+                "norm.position=pre"
             )
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["stem"] = ConvBlock(channels, scaled(CHANNELS[0], width), norm)
@@ -133,7 +138,7 @@ class ResNet(nn.Sequential):
         self.residual_init = residual_init
 
     def initial_scales(self) -> dict[str, float]:
-        """By a layer's name, the factor to its initial weights, where it is not 1."""
+        """Return the factors of the initial weights that are not 1, by layer name."""
         if self.residual_init == "he":
             return {}
         branches = [name for name, part in self.named_modules() if isinstance(part, ResidualBlock)]

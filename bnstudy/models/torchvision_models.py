@@ -1,4 +1,4 @@
-"""Any of torchvision's classifiers, with another normalization."""
+"""torchvision's classifiers with exchangeable normalization layers."""
 
 import copy
 import difflib
@@ -13,29 +13,31 @@ from bnstudy.models.normalization import Normalization
 
 
 class GreyToColour(nn.Module):
-    """Gives a grey image the three channels that a network for colour images reads."""
+    """Conversion of grey images to three equal channels, for networks that read colour images."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x 1 x H x W to N x 3 x H x W."""
+        """Map N x 1 x H x W to N x 3 x H x W."""
         return x.expand(-1, 3, -1, -1)
 
 
 def torchvision_network(
     name: str, *, input_shape: tuple[int, int, int], num_classes: int, norm: Normalization
 ) -> nn.Module:
-    """A classifier of torchvision's, untrained, each BatchNorm replaced by the chosen norm.
+    """Create an untrained classifier of torchvision's, with the chosen norm for each BatchNorm.
 
-    Its convolutions are as torchvision has them, most without a bias: `norm=affine` is the network
-    without normalization that can still shift its activations.
+    As in torchvision, most convolutions have no bias. With `norm=none` such a layer cannot shift
+    its activations; `norm=affine` can, without normalizing them.
 
     Args:
-        name: As in `torchvision.models.list_models()`, such as resnet18.
-        input_shape: Channels, height and width of an image; one channel is shown as three.
+        name: Name in `torchvision.models.list_models()`, such as resnet18.
+        input_shape: Channels, height and width of an image; a grey image is repeated to three
+            channels.
         num_classes: Length of the output.
-        norm: Makes the normalization layers.
+        norm: Factory of the normalization layers.
 
     Raises:
-        UserError: There is no such network, it has nothing to replace, or cannot take such images.
+        UserError: The name is unknown, the network has no BatchNorm or also LayerNorm, the norm is
+            after the activation, or the network does not accept images of this size.
     """
     names = models.list_models(module=models)
     if name not in names:
@@ -45,27 +47,27 @@ def torchvision_network(
         )
     if norm.position != "pre":
         raise UserError(
-            f"norm.position={norm.position} is not possible with model=torchvision: the norm "
-            "stands where torchvision has it"
+            f"norm.position={norm.position} is not possible with model=torchvision: the norm has "
+            "the position of torchvision's BatchNorm; set norm.position=pre"
         )
     network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     replaced = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     if not replaced or any(isinstance(part, nn.LayerNorm) for part in network.modules()):
         raise UserError(
-            f"model.name={name} has no BatchNorm, or LayerNorm beside it, which cannot be "
-            "replaced; take one such as resnet18, vgg16_bn, densenet121 or mobilenet_v2"
+            f"model.name={name} has no BatchNorm, or has LayerNorm too, which cannot be "
+            "replaced; choose another, such as resnet18, vgg16_bn, densenet121 or mobilenet_v2"
         )
     _replace(network, norm)
     if input_shape[0] == 1:
         network = nn.Sequential(OrderedDict(colour=GreyToColour(), network=network))
-    _try(network, name, input_shape, norm)
+    _check_input_size(network, name, input_shape, norm)
     return network
 
 
 def _replace(parent: nn.Module, norm: Normalization) -> None:
-    """Put the chosen norm, and its convolutions, in the place of torchvision's."""
+    """Replace each BatchNorm and each convolution below a module by those of the norm."""
     for name, part in parent.named_children():
-        if getattr(part, "inplace", False):  # it would overwrite what a regularizer reads
+        if getattr(part, "inplace", False):  # a regularizer reads the input
             part.inplace = False  # type: ignore[assignment]
         if isinstance(part, nn.BatchNorm2d):
             setattr(parent, name, norm.layer(part.num_features))
@@ -76,24 +78,28 @@ def _replace(parent: nn.Module, norm: Normalization) -> None:
             )  # fmt: skip
             arguments = {key: getattr(part, key) for key in same}
             convolution = norm.convolution(**arguments, bias=part.bias is not None)
-            convolution.load_state_dict(part.state_dict())  # as torchvision initializes it
+            convolution.load_state_dict(part.state_dict())  # keep torchvision's initial weights
             setattr(parent, name, convolution)
         else:
             _replace(part, norm)
 
 
-def _try(
+def _check_input_size(
     network: nn.Module, name: str, input_shape: tuple[int, int, int], norm: Normalization
 ) -> None:
-    """Pass two images of no content through a copy of no content."""
+    """Run a copy of the network on the meta device, which checks shapes without computing.
+
+    Raises:
+        UserError: The network does not accept such images, or its output is not one tensor.
+    """
     trial = copy.deepcopy(network).to("meta").train()
     try:
         logits = trial(torch.empty(2, *input_shape, device="meta"))
     except (RuntimeError, ValueError) as error:
         size = "x".join(map(str, input_shape[1:]))
         raise UserError(
-            f"model.name={name} with norm={norm.name} cannot take {size} images "
+            f"model.name={name} with norm={norm.name} does not accept {size} images "
             f"({first_line(error)})"
         ) from error
     if not isinstance(logits, Tensor):
-        raise UserError(f"model.name={name} puts out several results in training; take another")
+        raise UserError(f"model.name={name} has several outputs in training; choose another")

@@ -1,4 +1,4 @@
-"""VGG, in its form for 32x32 images."""
+"""VGG for 32x32 images."""
 
 from itertools import accumulate
 
@@ -6,28 +6,28 @@ from bnstudy.errors import UserError
 from bnstudy.models.blocks import BlockStack, scaled
 from bnstudy.models.normalization import Normalization
 
-CHANNELS = (64, 128, 256, 512, 512)  # of the stages
+CHANNELS = (64, 128, 256, 512, 512)  # per stage
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-SMALLEST_IMAGE = 17  # the last stage's maps are then 2x2: some norms cannot normalize 1x1
+MIN_IMAGE_SIZE = 17  # the last stage then has 2x2 feature maps; some norms cannot normalize 1x1
 
 
 class VGG(BlockStack):
-    """The convolutions A, B, D and E of Simonyan and Zisserman 2015, arXiv 1409.1556, Table 1.
+    """Networks A, B, D and E of Simonyan and Zisserman 2015, arXiv 1409.1556, Table 1.
 
-    Five stages, each ended by 2x2 max pooling (which takes in an odd last row, as of 28x28 images),
-    and one linear layer instead of three: what is usual for 32x32 images. `depth` counts as the
-    paper does, three linear layers included. Full width has the paper's 14.71 million parameters in
-    the convolutions of VGG-16.
+    The network has five stages of convolutions, each followed by 2x2 max pooling, and one linear
+    layer instead of three, as is usual for 32x32 images. Poolings keep an odd last row or column,
+    which occurs with 28x28 images. At width 1 the convolutions of VGG-16 have the paper's 14.71
+    million parameters.
 
     Args:
-        depth: 11, 13, 16 or 19.
-        width: Multiplies the channels of all layers; 1 is the paper's.
+        depth: 11, 13, 16 or 19; as in the paper, the number of convolutions plus three.
+        width: Factor of the channels of all layers; 1 for the paper's.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
-        norm: Makes the normalization layers.
+        norm: Factory of the normalization layers.
 
     Raises:
-        UserError: There is no such depth, or the images are too small.
+        UserError: The depth is none of these, or the images are too small.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class VGG(BlockStack):
             allowed = ", ".join(map(str, CONVOLUTIONS))
             raise UserError(f"model.depth={depth} is not allowed; model=vgg takes {allowed}")
         _, height, width_of_image = input_shape
-        if min(height, width_of_image) < SMALLEST_IMAGE:
+        if min(height, width_of_image) < MIN_IMAGE_SIZE:
             raise UserError(
-                f"model=vgg halves images five times: {height}x{width_of_image} is too small, it "
-                f"takes at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}"
+                f"{height}x{width_of_image} images are too small for model=vgg, which halves them "
+                f"five times; it takes at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}"
             )
         stages = CONVOLUTIONS[depth]
         super().__init__(

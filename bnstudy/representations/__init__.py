@@ -1,4 +1,4 @@
-"""Activations of a network's layers, and the view of a layer that every metric reads."""
+"""Reader of a network's activations, and the `Layer` objects that all metrics use."""
 
 from bnstudy.representations.capture import capture
 from bnstudy.representations.layer import Layer

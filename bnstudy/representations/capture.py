@@ -1,4 +1,4 @@
-"""Reading the representations of a network's layers, within a budget of memory."""
+"""Reader of the representations of a network's layers, within a memory budget."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
-from bnstudy.representations.memory import give_back_memory
+from bnstudy.representations.memory import release_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
 from bnstudy.representations.sums import (
     BLOCK,
@@ -24,10 +24,12 @@ from bnstudy.representations.taps import Call, Taps
 from bnstudy.representations.trial import Output, try_out
 
 GIBIBYTE = 2**30
-MATRICES = 6  # of N x N in float32 that a layer's metrics hold at once
-FORWARD_SHARE = 32  # of the budget, what the largest activation of a forward pass may take
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
-BACKWARD_SHARE = 8  # of the budget, what is kept for gradients
+NUM_MATRICES = 6  # N x N float32 matrices that a layer's metrics hold at the same time
+# Fractions of the budget:
+MAX_FORWARD_FRACTION = 1 / 32  # largest activation of a forward pass
+MAX_BACKWARD_FRACTION = 1 / 8  # activations and gradients of a backward pass
+# Integer type by the number of bytes per value.
+INTEGER_TYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def capture(
@@ -40,69 +42,78 @@ def capture(
     memory_budget: float = 2,
     distances: bool = True,
 ) -> Iterator[Layer]:
-    """Run a model in eval mode and read what its modules put out, layer by layer.
+    """Run a model in eval mode and yield the activations of its modules, layer by layer.
 
-    Which modules: see `Taps`. The channels of a layer are found by following them through the
-    functions that the network calls: convolutions put them first, linear layers and layer
-    normalization last. What was chosen by `sites` and cannot be read is reported in a warning, once
-    for each network, and so are activation functions that are not modules.
+    `Taps` describes which modules are read. The channel axis of each output is found by following
+    the channels through the functions that the network calls. For example, convolutions put the
+    channels first, linear layers put them last. Modules that were selected by `sites` but cannot be
+    read, and activation functions that are not modules, are listed in a warning, once per network.
 
-    Layers are read together as far as they fit into the budget, with as
-    few forward passes as possible; a layer that does not fit alone is read in blocks of channels,
-    and what its metrics need is added up on the way. Ask for the next layer only when you are done
-    with one, and let go of it, and the budget holds.
+    Each forward pass reads as many layers as fit into the budget. A layer that does not fit on its
+    own is read in blocks of channels, and the sums that its metrics need are accumulated over the
+    blocks. To stay within the budget, delete each layer before you request the next one.
 
-    The model is left as it was: its mode, its hooks, its gradients. BatchNorm normalizes by its
-    running statistics, as in eval mode; where these are still the 0 and 1 that the layer was made
-    with, it normalizes nothing, and there is a warning: `bnstudy.recalibrate` sets them.
+    The mode, the hooks and the gradients of the model are left unchanged. As always in eval mode,
+    BatchNorm uses its running statistics. If these still have their initial values 0 and 1,
+    BatchNorm normalizes nothing, and a warning is issued; `bnstudy.recalibrate` computes them.
 
     Args:
-        model: Called with the inputs of each batch, on its device and in its floating type.
-        batches: (inputs, labels), the same ones each time they are passed through, in the same
-            order: a `DataLoader` does not shuffle, and its data set does not augment.
-        layers: Patterns of modules' names, as in a shell, such as `layer4.*`.
-        sites: Any of conv, norm, act and features; `act`, where neither layers nor sites are given.
-        channel_axis: By pattern of modules' names, the axis of the channels in what they put out,
-            such as `{"blocks.*": -1}`, where it is not the one that is found.
-        memory_budget: GiB that activations and the distances between samples may take.
-        distances: Whether metrics will be asked for that need the distances between samples.
+        model: Network. Inputs are moved to its device and floating-point type.
+        batches: (inputs, labels) pairs. They are iterated several times and must contain the same
+            samples in the same order each time: use a `DataLoader` without shuffling, and a data
+            set without random augmentation.
+        layers: Shell-style patterns of module names, such as `layer4.*`.
+        sites: Sites to read: any of conv, norm, act and features. If neither layers nor sites are
+            given, `act`.
+        channel_axis: Channel axis of the output of modules, by shell-style pattern of module names,
+            such as `{"blocks.*": -1}`. It replaces the axis that is found automatically.
+        memory_budget: Memory for activations and the distances between samples, in GiB.
+        distances: Whether the metrics to compute need the distances between samples.
 
     Yields:
-        The layers, in the order of computation where one forward pass is enough.
+        Layers, in the order of computation if one forward pass is enough.
 
     Raises:
-        TypeError: A module in `layers` puts out something that is no tensor, or not one row for
-            each sample.
-        UserError: The budget is too small for so many samples, or an output has no such axis.
-        ValueError: There is no such layer, no layer at such a site, or no sample; or the samples
-            come in another order when they are passed through again.
+        TypeError: The output of a module selected by `layers` is not a tensor with one row per
+            sample.
+        UserError: The budget is too small for the number of samples, or an output does not have the
+            given channel axis.
+        ValueError: No module matches `layers` or `sites`, there are no samples, or the samples
+            change between iterations over the batches.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, kernel_size=3), nn.ReLU())
+        >>> batches = [(torch.randn(8, 1, 6, 6), torch.arange(8) % 2)]
+        >>> [layer.activations.shape for layer in capture(network, batches)]
+        [torch.Size([8, 4, 16])]
     """
     batches = batches if _has_length(batches) else list(batches)
     taps = Taps(model, layers, sites)
     samples, first = _samples(batches)
     outputs, sizes = try_out(taps, first, channel_axis or {})
-    apart = MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK
+    # Memory that does not depend on the layer: matrices and working memory.
+    fixed = NUM_MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK
     smallest = samples * max(map(_channel_bytes, outputs.values()))
     budget = memory_budget * GIBIBYTE
-    if budget < apart + smallest:
+    if budget < fixed + smallest:
         raise UserError(
             f"memory_budget={memory_budget} (GiB) is too small: what is measured of {samples} "
-            f"samples takes at least {(apart + smallest) / GIBIBYTE:.2f}\n"
-            "Raise it (metrics.memory_budget; for map and similarity --memory-budget), or measure "
+            f"samples takes at least {(fixed + smallest) / GIBIBYTE:.2f} GiB\n"
+            "Increase metrics.memory_budget (--memory-budget for map and similarity), or measure "
             "fewer samples"
         )
     network = NetworkView(
         taps,
-        _Split(batches, max(1, int(budget / FORWARD_SHARE / max(sizes)))),
-        # A forward pass that keeps everything for its gradients, and these.
-        _Split(batches, max(1, int(budget / BACKWARD_SHARE / (3 * sum(sizes))))),
+        _Split(batches, max(1, int(budget * MAX_FORWARD_FRACTION / max(sizes)))),
+        # A pass with gradients holds the activations of all layers and their gradients.
+        _Split(batches, max(1, int(budget * MAX_BACKWARD_FRACTION / (3 * sum(sizes))))),
     )
-    return _read(network, outputs, samples, budget - apart, distances)
+    return _read(network, outputs, samples, budget - fixed, distances)
 
 
 @dataclass(frozen=True)
 class _Item:
-    """Some channels of what a call puts out, to be held in memory at once."""
+    """Channels of a call's output that are held in memory together."""
 
     call: Call
     first: int
@@ -111,7 +122,7 @@ class _Item:
 
 
 class _Split:
-    """Batches split so that a forward pass takes little memory."""
+    """Batches split into smaller ones, so that a forward pass takes little memory."""
 
     def __init__(self, batches: Iterable[Batch], rows: int) -> None:
         self.batches = batches
@@ -130,7 +141,7 @@ def _has_length(batches: Iterable[Batch]) -> bool:
 
 
 def _samples(batches: Iterable[Batch]) -> tuple[int, Tensor]:
-    """At most how many samples there are; the inputs of the first batch."""
+    """Return an upper bound of the number of samples, and the inputs of the first batch."""
     inputs, labels = next(iter(batches), (None, ()))
     if inputs is None or not len(labels):
         raise ValueError("batches: there are no samples, or none in the first batch")
@@ -140,7 +151,7 @@ def _samples(batches: Iterable[Batch]) -> tuple[int, Tensor]:
 
 
 def _items(call: Call, output: Output, samples: int, limit: float) -> Iterator[_Item]:
-    """All channels of what a call puts out, as many at once as fit."""
+    """Yield all channels of a call's output, in groups that take at most `limit` bytes."""
     channel = samples * _channel_bytes(output)
     at_once = min(output.channels, int(limit // channel))
     for first in range(0, output.channels, at_once):
@@ -149,7 +160,7 @@ def _items(call: Call, output: Output, samples: int, limit: float) -> Iterator[_
 
 
 def _passes(outputs: dict[Call, Output], samples: int, limit: float) -> list[list[_Item]]:
-    """What to hold in memory in each forward pass over the samples: first fit, largest first."""
+    """Assign items to forward passes over the samples: first fit, largest item first."""
     items: list[_Item] = []
     for call, output in outputs.items():
         items += _items(call, output, samples, limit)
@@ -186,9 +197,9 @@ def _read(
     unread = {call: output.channels for call, output in outputs.items()}
     in_blocks: dict[Call, list[Sums]] = {}
     for items in _passes(outputs, samples, limit):
-        give_back_memory()
+        release_memory()
         held, labels = _hold(network, items, outputs)
-        give_back_memory()
+        release_memory()
         for item in items:
             call, output = item.call, outputs[item.call]
             view = View(network, item.call)
@@ -199,8 +210,8 @@ def _read(
             kinds = (Activity, Moments, Products if distances else ClassSums)
             sums = in_blocks.setdefault(call, [kind(shape, Classes(labels)) for kind in kinds])
             values = held.pop(item).tensor()
-            for one in sums:
-                one.add_all(values, item.first)
+            for accumulator in sums:
+                accumulator.add_all(values, item.first)
             del values
             unread[call] -= item.last - item.first
             if not unread[call]:
@@ -216,7 +227,7 @@ def _read_again(
     held: dict[_Item, "_Rows"],
     limit: float,
 ) -> Iterator[tuple[Tensor, int]]:
-    """What a call puts out, in blocks of channels that fit beside what is held, as for `Layer`."""
+    """Yield a call's output in blocks of channels that fit next to the items already held."""
     free = limit - sum(item.bytes for item in held)
     for item in _items(call, outputs[call], samples, free):
         rows, _ = _hold(network, [item], outputs)
@@ -226,7 +237,7 @@ def _read_again(
 def _hold(
     network: NetworkView, items: Sequence[_Item], outputs: dict[Call, Output]
 ) -> tuple[dict[_Item, "_Rows"], Tensor]:
-    """Run the model over all batches: what the items ask for, copied; and the labels."""
+    """Run the model over all batches; return copies of the items' channels, and the labels."""
     wanted: dict[Call, list[_Item]] = {}
     for item in items:
         wanted.setdefault(item.call, []).append(item)
@@ -246,7 +257,7 @@ def _hold(
 
     with torch.no_grad(), network.taps.hooked(keep) as run:
         for inputs, labels in network.batches:
-            checksums.append(_checksums(inputs))  # first: a network may change its input in place
+            checksums.append(_checksums(inputs))  # before the model can change its input in place
             output = run(inputs)
             all_labels.append(labels.to(next(iter(held.values())).buffer.device))
             if is_logits(output, labels):
@@ -258,26 +269,26 @@ def _hold(
 
 
 def _checksums(inputs: Tensor) -> Tensor:
-    """A number for each sample that depends on its bits and their places: int64, on the CPU.
+    """Compute a number for each sample from its bits and their positions: int64, on the CPU.
 
-    Sums of integers do not depend on how the samples are divided into batches.
+    Sums of integers are exact, so the numbers do not depend on the batch size.
     """
-    bits = inputs.reshape(len(inputs), -1).view(BITS[inputs.element_size()]).long()
-    places = torch.arange(1, bits.shape[1] + 1, device=bits.device)
-    return (bits * places).sum(1).cpu()
+    bits = inputs.reshape(len(inputs), -1).view(INTEGER_TYPES[inputs.element_size()]).long()
+    positions = torch.arange(1, bits.shape[1] + 1, device=bits.device)
+    return (bits * positions).sum(1).cpu()
 
 
 class _Rows:
-    """A tensor that grows by batches, channels first in memory; it starts with so many bytes."""
+    """Tensor that grows batch by batch; `size` is its initial capacity in bytes."""
 
     def __init__(self, batch: Tensor, size: int) -> None:
         self.count = 0
-        # Memory is taken up only as it is written to.
+        # The operating system allocates memory only when it is written to.
         rows = max(1, size // (batch[:1].numel() * batch.element_size()))
         self.buffer = batch.new_empty(rows, *batch.shape[1:])
 
     def append(self, batch: Tensor) -> None:
-        """Copy a batch behind the others."""
+        """Copy a batch to the end."""
         end = self.count + len(batch)
         if end > len(self.buffer):
             larger = batch.new_empty(2 * end, *batch.shape[1:])
@@ -287,5 +298,5 @@ class _Rows:
         self.count = end
 
     def tensor(self) -> Tensor:
-        """All batches."""
+        """Return all batches as one tensor."""
         return self.buffer[: self.count]

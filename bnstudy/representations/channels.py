@@ -1,4 +1,4 @@
-"""Axis of the channels in each tensor of a forward pass."""
+"""Tracker of the channel axis of each tensor in a forward pass."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -9,34 +9,34 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 DEFAULT_AXIS = 1
-FIRST = ("conv", "batch_norm", "instance_norm", "group_norm")  # beginnings of functions' names
-LAST = {"linear", "bilinear", "embedding", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+CHANNELS_FIRST = ("conv", "batch_norm", "instance_norm", "group_norm")  # prefixes of function names
+CHANNELS_LAST = {"linear", "bilinear", "embedding", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 NORMS = {"layer_norm", "rms_norm"}
 MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "T", "mT"}
 RESHAPES = {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"}
 
 
 class ChannelAxes(TorchFunctionMode):
-    """Follows the channels through every function of torch that is called in the body.
+    """Context that follows the channels through every torch function called in it.
 
-    Convolutions put out channels first (axis 1), linear layers last; permuting and reshaping move
-    them, and what any other function puts out has them where its inputs have them. Layer
-    normalization over one axis, of an input of which nothing is known, makes that axis the
-    channels'.
+    Convolutions return the channels at axis 1, linear layers at the last axis. Permuting and
+    reshaping move the channel axis. Any other function keeps the channel axis of its inputs. If the
+    channel axis of the input of layer normalization is unknown, and it normalizes over one axis,
+    that axis becomes the channel axis.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # None where the channels were lost on the way, as where they are divided among heads.
+        # None: the channels can no longer be followed, for example after a split into heads.
         self._axes = WeakTensorKeyDictionary()
 
     def axis_of(self, tensor: Tensor) -> int:
-        """Axis of a tensor's channels: 1 where nothing else is known."""
+        """Return a tensor's channel axis; 1 if it is unknown."""
         axis = self._axes.get(tensor)
         return DEFAULT_AXIS if axis is None else int(axis)
 
     def inherit(self, output: Tensor, inputs: Iterable[Any]) -> None:
-        """Let an output of which nothing is known have its channels where its inputs have them."""
+        """Assign the channel axis of the inputs to an output whose channel axis is unknown."""
         if output not in self._axes and (axis := self._inherited(output, inputs)) is not None:
             self._axes[output] = axis
 
@@ -47,7 +47,7 @@ class ChannelAxes(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch, and note where its outputs' channels are."""
+        """Call a torch function and record the channel axis of its outputs."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         inputs = [*args, *kwargs.values()]
@@ -61,22 +61,22 @@ class ChannelAxes(TorchFunctionMode):
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> int | None:
         name = function_name(func)
-        if name.startswith(FIRST):
+        if name.startswith(CHANNELS_FIRST):
             return DEFAULT_AXIS
-        if name in LAST:
+        if name in CHANNELS_LAST:
             return output.ndim - 1
         source = args[0] if args and isinstance(args[0], Tensor) else None
         if name in MOVES and source is not None:
-            # Images that nothing has been done to have their channels first.
+            # Unprocessed images have their channels at axis 1.
             is_image = source.ndim > 3 and not isinstance(source, nn.Parameter)
             before = self._axes.get(source, DEFAULT_AXIS if is_image else None)
             if before is None:
                 return None
-            # A tensor that is larger than 1 along this axis alone shows where it goes.
+            # Move a small tensor whose only axis larger than 1 is the channel axis.
             sizes = [1] * source.ndim
             sizes[before] = 2
             moved = list(func(source.new_empty(sizes), *args[1:], **kwargs).shape).index(2)
-            return moved or None  # at 0 are the samples
+            return moved or None  # axis 0 is that of the samples
         if name in RESHAPES and source is not None:
             return self._reshaped(source, output)
         axis = self._inherited(output, [*args, *kwargs.values()])
@@ -90,7 +90,7 @@ class ChannelAxes(TorchFunctionMode):
         return next((axis for axis in axes if axis is not None), None)
 
     def _reshaped(self, source: Tensor, output: Tensor) -> int | None:
-        """The axis of the same size, behind as many positions as before."""
+        """Return the axis of the same size that is preceded by as many elements as before."""
         before = self._axes.get(source)
         if before is None:
             return None
@@ -105,7 +105,7 @@ class ChannelAxes(TorchFunctionMode):
 
 
 def function_name(func: Any) -> str:
-    """The name of a function or method of torch, or of the property that is read."""
+    """Return the name of a torch function, method or property."""
     name = str(getattr(func, "__name__", ""))
     return str(getattr(func.__self__, "__name__", "")) if name == "__get__" else name
 

@@ -1,4 +1,4 @@
-"""One layer's activations, and what the metrics share of them."""
+"""Activations of one layer, and the intermediate results that metrics share."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,17 +29,18 @@ C = TypeVar("C", bound=ClassSums)
 Blocks = Iterable[tuple[Tensor, int]]
 
 NEIGHBOURS = 10
-ERROR = 4  # times the resolution: more than the error of a squared distance, relative to its reach
-MAX_PAIRS = 1 / 32  # of all, whose distances are computed from differences, and not in float64
-SPECTRAL_ERROR = 5e-4  # of the sum of the singular values: what rounding may do to it
+MAX_ERROR = 4  # of a squared distance, in units of its resolution times its error scale
+# Fraction of pairs above which distances are computed in float64 and no longer from differences.
+MAX_PAIR_FRACTION = 1 / 32
+MAX_SPECTRAL_ERROR = 5e-4  # rounding error of the sum of the singular values, relative to the sum
 
 
 class Neighbours(NamedTuple):
-    """The nearest other samples of each sample, the nearest first.
+    """Nearest other samples of each sample, the nearest first.
 
     Attributes:
-        squared_distances: Float32, N x k.
-        indices: int64, N x k.
+        squared_distances: Squared distances to the neighbours: float32, N x k.
+        indices: Indices of the neighbours: int64, N x k.
     """
 
     squared_distances: Tensor
@@ -47,23 +48,30 @@ class Neighbours(NamedTuple):
 
 
 class Layer:
-    """The representations of N samples at one layer, with their classes.
+    """Representations of N samples at one layer, with their class labels.
 
-    What metrics share is computed when first asked for, then kept: no two metrics pass over the
-    activations for the same thing, or compute the same distances.
+    Intermediate results are computed on first use and cached, so that no two metrics pass over the
+    activations for the same purpose or compute the same distances.
 
-    Distances are those of the activations as float32, to a relative error of about 1e-4, however
-    far apart samples are. The one N x N product is that of the *residuals*, each sample's
-    difference from its class mean (see `ClassSums`): tight classes do not suffer from cancellation.
-    Where rounding could still tell, because samples are much nearer to each other than to their
-    class mean, the distance is computed from their difference; where that is so for many pairs,
-    all inner products are computed in float64. Ordinary layers need neither.
+    Distances between the activations as float32 have a relative error of about 1e-4 at any scale.
+    The only N x N x D product is that of the *residuals*, the differences between samples and
+    their class means (see `ClassSums`), which avoids cancellation in tight classes. If samples are
+    much closer to each other than to their class mean, rounding could still affect their distance,
+    and it is computed from their difference. If many pairs are that close, all inner products are
+    computed in float64. Typical layers need neither.
 
     Args:
-        activations: N x C x H x W (or any N x C x ...) or N x D, of any floating type.
-        labels: Integers, N.
-        tap: Where in a network it is.
-        network: What the network makes of it, for the metrics that need to know.
+        activations: Activations of any floating-point type: N x D, or N x C x ... with any number
+            of further axes.
+        labels: Integer class labels: N.
+        tap: Place of the layer in its network.
+        network: Network around the layer, for the metrics that use it.
+
+    Example:
+        >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
+        >>> layer.distances
+        tensor([[0., 5.],
+                [5., 0.]])
     """
 
     def __init__(
@@ -75,10 +83,11 @@ class Layer:
     ) -> None:
         if len(activations) != len(labels) or activations.ndim < 2:
             raise ValueError(
-                f"{tuple(activations.shape)} activations and {tuple(labels.shape)} labels"
+                f"activations of shape {tuple(activations.shape)} do not match labels of shape "
+                f"{tuple(labels.shape)}; expected N x D or N x C x ... activations and N labels"
             )
         activations = activations.detach()
-        # Channels first in memory as well: a block of channels is then read in long runs.
+        # Contiguous, so that a block of channels is read in long runs of memory.
         self.activations: Tensor | None = activations.contiguous().reshape(
             *activations.shape[:2], activations.shape[2:].numel()
         )
@@ -93,24 +102,25 @@ class Layer:
         network: View | None,
         read_again: Callable[[], Blocks] | None = None,
     ) -> "Layer":
-        """A layer whose activations are not held: all that is known of them has been added up.
+        """Create a layer from accumulated sums, without holding its activations.
 
         Args:
-            sums: To which all blocks have been added.
-            labels: Integers, N.
-            tap: Where in a network it is.
-            network: What the network makes of it.
-            read_again: Reads the activations once more, in blocks of channels (N x channels x
-                positions, and the first channel's number), where the sums are not exact enough.
+            sums: Sums to which all blocks have been added.
+            labels: Integer class labels: N.
+            tap: Place of the layer in its network.
+            network: Network around the layer.
+            read_again: Function that reads the activations again if the sums are not exact enough.
+                It yields blocks of channels, N x channels x positions, each with the number of its
+                first channel.
         """
         layer = cls.__new__(cls)
         layer.activations = None
         finished = list(sums)
         layer._set(finished[0].shape, labels, tap, network)
         layer._read_again = read_again
-        for one in finished:
-            one.finish()
-            layer._sums[type(one)] = one
+        for accumulator in finished:
+            accumulator.finish()
+            layer._sums[type(accumulator)] = accumulator
         return layer
 
     def _set(
@@ -126,18 +136,18 @@ class Layer:
         self._shared: dict[Callable[[Layer], Any], Any] = {}
 
     def shared(self, compute: Callable[["Layer"], T]) -> T:
-        """`compute(self)`, computed once, for what several metrics of a family need."""
+        """Return `compute(self)`, cached for all metrics that need it."""
         if compute not in self._shared:
             self._shared[compute] = compute(self)
         return cast(T, self._shared[compute])
 
     @property
     def is_readable(self) -> bool:
-        """Whether the activations can be read once more."""
+        """True if the activations can be read again."""
         return self.activations is not None or self._read_again is not None
 
     def blocks(self) -> Iterator[tuple[Tensor, int]]:
-        """The activations, a few channels at a time, and the number of the first of these."""
+        """Yield the activations of a few channels at a time, and the number of the first one."""
         held = [] if self.activations is None else [(self.activations, 0)]
         at_once = max(1, BLOCK // (2 * max(1, self.num_samples * self.num_positions)))
         for values, first in self._read_again() if self._read_again else held:
@@ -145,10 +155,10 @@ class Layer:
                 yield block, first
                 first += block.shape[1]
 
-    def _added_up(self, kind: type[S]) -> S:
+    def _sums_of(self, kind: type[S]) -> S:
         if kind not in self._sums:
             if self.activations is None:
-                raise RuntimeError(f"{kind.__name__} was not added up while the layer was read")
+                raise RuntimeError(f"{kind.__name__} was not computed while the layer was read")
             sums = kind((self.num_samples, self.num_channels, self.num_positions), self._classes)
             sums.add_all(self.activations)
             sums.finish()
@@ -156,12 +166,12 @@ class Layer:
         return cast(S, self._sums[kind])
 
     def in_float64(self, kind: type[C]) -> C:
-        """Sums like `class_sums` or `products`, computed in float64, where their rounding matters.
+        """Return sums of the given kind, computed in float64.
 
-        Where the activations can no longer be read, they are the ones that there are.
+        If the activations can no longer be read, the float32 sums are returned.
         """
         if not self.is_readable:
-            return self._added_up(kind)
+            return self._sums_of(kind)
         kind = cast(type[C], Products) if Products in self._exact else kind
         if kind not in self._exact:
             shape = (self.num_samples, self.num_channels, self.num_positions)
@@ -172,33 +182,33 @@ class Layer:
             self._exact[kind] = sums
         return cast(C, self._exact[kind])
 
-    def let_go_of_activations(self) -> None:
-        """Compute what measures of similarity need, then hold no activations."""
-        self._added_up(Activity)
-        self._added_up(Products)
+    def release_activations(self) -> None:
+        """Compute the sums that similarities need, then release the activations."""
+        self._sums_of(Activity)
+        self._sums_of(Products)
         if self.products.centred is None and math.isfinite(self.total_variation):
-            _ = self.factor  # while what it takes can be read again
+            _ = self.factor  # cached while the activations can be read
         self._exact.clear()
         self.activations = self._read_again = None
 
     @property
     def name(self) -> str:
-        """The layer's name in its network; empty where that is not known."""
+        """Name of the layer in its network; empty if unknown."""
         return self.tap.layer if self.tap else ""
 
     @property
     def index(self) -> int:
-        """In the order in which its network computes its layers, from 0; 0 if not known."""
+        """Position in the network's order of computation, from 0; 0 if unknown."""
         return self.tap.layer_index if self.tap else 0
 
     @property
     def num_units(self) -> int:
-        """D: channels x positions."""
+        """Number of units D: channels x positions."""
         return self.num_channels * self.num_positions
 
     @property
     def num_classes(self) -> int:
-        """How many classes have a sample here."""
+        """Number of classes with at least one sample."""
         return len(self.class_sizes)
 
     @cached_property
@@ -207,64 +217,64 @@ class Layer:
 
     @property
     def classes(self) -> Tensor:
-        """The class of each sample, numbered from 0 without gaps: int64, N."""
+        """Class of each sample, numbered from 0 without gaps: int64, N."""
         return self._classes.index
 
     @property
     def class_labels(self) -> Tensor:
-        """The label of each class: int64, C."""
+        """Label of each class: int64, C."""
         return self._classes.labels
 
     @property
     def class_sizes(self) -> Tensor:
-        """Samples in each class: int64, C."""
+        """Number of samples of each class: int64, C."""
         return self._classes.sizes
 
     @property
     def membership(self) -> Tensor:
-        """1 where a sample is in a class: float32, N x C."""
+        """One-hot encoded classes: float32, N x C."""
         return self._classes.membership
 
     @property
     def activity(self) -> Activity:
-        """Where the layer is silent, how large it gets."""
-        return self._added_up(Activity)
+        """Counts of zero activations, and the largest activation."""
+        return self._sums_of(Activity)
 
     @property
     def moments(self) -> Moments:
         """Sums of powers, by sample, by unit and by channel."""
-        return self._added_up(Moments)
+        return self._sums_of(Moments)
 
     @property
     def class_sums(self) -> ClassSums:
-        """What follows from the class means, without any N x N product."""
-        return self._added_up(Products if Products in self._sums else ClassSums)
+        """Class means and residuals, without any N x N product."""
+        return self._sums_of(Products if Products in self._sums else ClassSums)
 
     @property
     def class_geometry(self) -> ClassSums:
-        """`class_sums`, in float64 where class means are too near to each other for float32."""
+        """Same as `class_sums`, in float64 if class means are too close together for float32."""
         sums: ClassSums = self.class_sums
         return sums if sums.are_means_clear else self.in_float64(ClassSums)
 
     @property
     def products(self) -> Products:
-        """The same, and the inner products of the residuals, N x N."""
-        return self._added_up(Products)
+        """Class means, residuals, and inner products of the residuals, N x N."""
+        return self._sums_of(Products)
 
     @property
     def total_variation(self) -> float:
-        """Mean squared distance to the mean of all samples: the trace of the covariance."""
+        """Mean squared distance to the mean of all samples, the trace of the covariance."""
         between = self.class_sums.means_gram.diagonal() @ self.class_sizes.double()
         within = self.class_sums.residual_norms_squared.double().sum()
         return (between + within).item() / self.num_samples
 
     @property
     def nearest_means(self) -> Tensor:
-        """The class whose mean is nearest to each sample: int64, N."""
+        """Class whose mean is nearest to each sample: int64, N."""
         sums = self.class_geometry
         squared = sums.squared_distances_to_means
         least = squared.min(1, keepdim=True)
-        error = ERROR * sums.resolution * sums.reach
+        error = MAX_ERROR * sums.resolution * sums.error_scales
         limit = least.values + error.gather(1, least.indices)
         if ((squared - error <= limit).sum(1) > 1).any():
             squared = self.in_float64(ClassSums).squared_distances_to_means
@@ -272,36 +282,38 @@ class Layer:
 
     @cached_property
     def gram(self) -> Tensor:
-        """Inner products of the samples after the mean of all is subtracted: float32, N x N."""
+        """Inner products of the centred samples: float32, N x N."""
         return self.products.gram()
 
     @cached_property
     def squared_distances(self) -> Tensor:
-        """Between samples: float32, N x N, symmetric, with an exact 0 on the diagonal."""
+        """Squared distances between samples: float32, N x N, symmetric, 0 on the diagonal."""
         squared, unclear = self.products.squared_distances()
         if self.is_readable and len(unclear):
             rows, columns = unclear.unbind(1)
-            squared[rows, columns] = squared[columns, rows] = self._exactly(unclear).float()
+            squared[rows, columns] = squared[columns, rows] = self._exact_squared_distances(
+                unclear
+            ).float()
         return squared
 
-    def _exactly(self, pairs: Tensor) -> Tensor:
-        """The squared distances of some pairs of samples, i < j: float64."""
-        first = self._first_alike(pairs.unique())
+    def _exact_squared_distances(self, pairs: Tensor) -> Tensor:
+        """Compute exact squared distances of some pairs of samples, i < j: float64."""
+        first = self._first_duplicates(pairs.unique())
         keys = (first[pairs].sort(1).values * pairs.new_tensor([self.num_samples, 1])).sum(1)
         keys, back = keys.unique(return_inverse=True)
         pairs = torch.stack([keys // self.num_samples, keys % self.num_samples], 1)
-        if len(pairs) > MAX_PAIRS * self.num_samples**2:
-            squared, is_unclear = self.in_float64(Products).of_pairs(pairs)
+        if len(pairs) > MAX_PAIR_FRACTION * self.num_samples**2:
+            squared, is_unclear = self.in_float64(Products).squared_distances_of(pairs)
             squared[is_unclear] = self._from_differences(pairs[is_unclear])
         else:
             squared = self._from_differences(pairs)
         return squared[back]
 
-    def _first_alike(self, samples: Tensor) -> Tensor:
-        """The number of the first sample whose activations are the same: int64, N.
+    def _first_duplicates(self, samples: Tensor) -> Tensor:
+        """Return the index of the first sample with the same activations: int64, N.
 
         Args:
-            samples: The numbers of those that are looked at; of the others it is their own number.
+            samples: Indices of the samples to compare; every other sample gets its own index.
         """
         group = torch.zeros_like(samples)
         for block, _ in self.blocks():
@@ -310,12 +322,12 @@ class Layer:
             group = (group * len(samples) + within_block).unique(return_inverse=True)[1]
         first = torch.full_like(samples, self.num_samples)
         first.scatter_reduce_(0, group, samples, "amin")
-        alike = torch.arange(self.num_samples, device=samples.device)
-        alike[samples] = first[group]
-        return alike
+        duplicates = torch.arange(self.num_samples, device=samples.device)
+        duplicates[samples] = first[group]
+        return duplicates
 
     def _from_differences(self, pairs: Tensor) -> Tensor:
-        """The squared distances of some pairs of samples, from their differences: float64."""
+        """Compute squared distances of some pairs of samples from their differences: float64."""
         squared = torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)
         if not len(pairs):
             return squared
@@ -329,15 +341,15 @@ class Layer:
 
     @cached_property
     def distances(self) -> Tensor:
-        """Between samples: float32, N x N."""
+        """Distances between samples: float32, N x N."""
         return self.squared_distances.sqrt()
 
     @cached_property
     def neighbours(self) -> Neighbours:
-        """The 10 nearest other samples of each, or all others where there are fewer."""
+        """Nearest 10 other samples of each sample; all others if there are fewer."""
         others = self.num_samples - 1
         count = min(NEIGHBOURS, others)
-        matrix = self.squared_distances.fill_diagonal_(torch.inf)  # for now, without a copy
+        matrix = self.squared_distances.fill_diagonal_(torch.inf)  # restored below; saves a copy
         squared, indices = matrix.topk(min(NEIGHBOURS + 1, others), largest=False)
         if self.is_readable and count < others:
             rows = torch.arange(self.num_samples, device=indices.device)
@@ -350,27 +362,32 @@ class Layer:
         return Neighbours(squared[:, :count], indices[:, :count])
 
     def _bounds(self, rows: Tensor, columns: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the most that squared distances between samples may be.
+        """Return lower and upper bounds of squared distances, given their rounding errors.
 
         Args:
-            rows: The numbers of R samples.
-            columns: Those of K others for each of them: R x K, or 1 x K.
-            squared: As in `squared_distances`: R x K.
+            rows: Indices of R samples.
+            columns: Indices of K other samples for each of them: R x K, or 1 x K.
+            squared: Entries of `squared_distances`: R x K.
         """
         sums: ClassSums = self.products
         rows = rows[:, None]
-        reach = sums.reach[rows, self.classes[columns]] + sums.reach[columns, self.classes[rows]]
-        # What lies far enough below this limit was computed from differences.
-        is_exact = squared < UNCLEAR / 2 * sums.resolution * reach
-        error = torch.where(is_exact, 0, ERROR * sums.resolution * reach)
+        scales = sums.error_scales
+        scale = scales[rows, self.classes[columns]] + scales[columns, self.classes[rows]]
+        # Squared distances that are far below this limit were computed from differences.
+        is_exact = squared < UNCLEAR / 2 * sums.resolution * scale
+        error = torch.where(is_exact, 0, MAX_ERROR * sums.resolution * scale)
         error = error + torch.finfo(torch.float32).eps * squared
         return squared - error, squared + error
 
     def _nearest(self, rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest others of some samples, among those that may lie within a limit.
+        """Find the nearest other samples of some samples with exact squared distances.
+
+        Args:
+            rows: Indices of R samples.
+            limits: Upper bounds of the squared distances to search: R.
 
         Returns:
-            Squared distances and numbers of the 10 nearest others: len(rows) x 10.
+            Squared distances and indices of the 10 nearest other samples: R x 10.
         """
         everyone = torch.arange(self.num_samples, device=rows.device)[None]
         found = []
@@ -379,7 +396,7 @@ class Layer:
             near = (lower <= limit[:, None]).nonzero()
             found.append(torch.stack([some[near[:, 0]], near[:, 1]], 1))
         pairs = torch.cat(found)
-        squared = self._exactly(pairs.sort(1).values)
+        squared = self._exact_squared_distances(pairs.sort(1).values)
         order = squared.argsort(stable=True)
         order = order[pairs[order, 0].argsort(stable=True)]
         first = torch.searchsorted(pairs[order, 0], rows)
@@ -390,14 +407,15 @@ class Layer:
     def spectrum(self) -> Tensor:
         """Eigenvalues of the centred Gram matrix, the largest first: float64, min(N, D).
 
-        Where D < N they are those of the D x D scatter matrix. What cannot be told from 0 is 0.
+        If D < N, they are computed from the D x D scatter matrix. Eigenvalues below the rounding
+        error are set to 0.
         """
         (values,) = self._decomposed(lambda products: (torch.linalg.eigvalsh(products),))
         return values.flip(0)
 
     @cached_property
     def factor(self) -> Tensor:
-        """Z with Z Z^T = the centred Gram matrix: float64, N x at most min(N, D)."""
+        """Factor Z of the centred Gram matrix Z Z^T: float64, N x at most min(N, D)."""
         centred = self.products.centred
         if centred is not None:
             return centred.double()
@@ -406,29 +424,36 @@ class Layer:
         return vectors[:, is_positive].double() * values[is_positive].sqrt()
 
     def _decomposed(self, decompose: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
-        """Eigenvalues, and what comes with them, of the Gram matrix or the scatter matrix.
+        """Decompose the Gram or scatter matrix with the precision that its spectrum requires.
 
-        The roots of small eigenvalues are the first to suffer from rounding. Where it could matter
-        to the sum of all roots, more is computed in float64: the matrix, then all products.
+        Rounding affects the roots of small eigenvalues most. If it could change the sum of all
+        roots, the matrix is summed in float64, and if necessary all its products as well.
+
+        Args:
+            decompose: Function of the matrix that returns its eigenvalues in ascending order, and
+                optionally further results.
+
+        Returns:
+            Eigenvalues in float64, with those below the rounding error set to 0; further results.
         """
         for products, error in self._matrices():
             values, *others = decompose(products)
             del products
             values = values.double()
             singular = values.clamp_min(0).sqrt()
-            # What an eigenvalue's error does to its root.
+            # Error of each root that follows from the error of its eigenvalue.
             unsure = torch.minimum(error / (2 * singular), singular.new_tensor(error).sqrt())
-            if not unsure.sum() > SPECTRAL_ERROR * singular.sum():
+            if not unsure.sum() > MAX_SPECTRAL_ERROR * singular.sum():
                 break
-        # Below the resolution of the activations, which are float32, there is nothing to be found.
+        # The activations are float32: eigenvalues below their resolution are noise.
         error = max(error, torch.finfo(torch.float32).eps ** 2 * values[-1].item())
         return [values.masked_fill(values < error, 0), *others]
 
     def _matrices(self) -> Iterator[tuple[Tensor, float]]:
-        """The Gram matrix, or the scatter matrix where D < N, each time more exact.
+        """Yield the Gram matrix, or the scatter matrix if D < N, with increasing precision.
 
         Yields:
-            The matrix, and about how much its eigenvalues may be wrong.
+            Matrix, and the approximate error of its eigenvalues.
         """
 
         def error(squares: Tensor, dtype: torch.dtype) -> float:

@@ -1,16 +1,16 @@
-"""Keeping the process as small as what it holds."""
+"""Release of freed memory to the operating system."""
 
 import ctypes
 import sys
 
 
-def give_back_memory() -> None:
-    """Return freed memory to the system, where the C library keeps it for itself.
+def release_memory() -> None:
+    """Return freed memory to the operating system if the C library retains it.
 
-    glibc's heap grows with every batch of tensors of a megabyte, gaps between them and all: after a
-    few hundred small batches it is many times as large as what is in use.
+    glibc keeps the gaps between tensors of about a megabyte: after a few hundred small batches, the
+    heap is many times larger than the memory in use.
     """
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none, and needs none
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl neither has nor needs it
         if trim is not None:
             trim(0)

@@ -1,4 +1,4 @@
-"""What a network makes of its representations, for the metrics that need to know."""
+"""Logits, margins and mixing accuracies of a network, for the metrics that use them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -8,28 +8,28 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from bnstudy.representations.memory import give_back_memory
+from bnstudy.representations.memory import release_memory
 from bnstudy.representations.taps import FEATURES, Call, Taps
 
 Batch = tuple[Tensor, Tensor]
 
-TRIED = 16  # samples with which it is tried whether all places can be mixed in one pass
-BATCHES = 8  # after which memory is given back: it takes a while, and so does getting it again
-SAME = 0.01  # of the spread of the logits over samples: by how much two ways may differ
+NUM_TRIAL_SAMPLES = 16  # for the check whether all calls can be mixed in one pass
+RELEASE_INTERVAL = 8  # batches between releases of memory, which take time
+LOGIT_TOLERANCE = 0.01  # relative to the spread of the logits over samples
 
 
 class NetworkView:
-    """A network and the samples that it is probed with.
+    """Network together with the samples that it is probed with.
 
     Args:
-        taps: Of the network.
-        batches: (inputs, labels), which can be passed through again and again.
-        small_batches: The same samples, in batches that are small enough for gradients.
+        taps: Taps of the network.
+        batches: (inputs, labels) pairs, which can be iterated repeatedly.
+        small_batches: Same samples in batches that are small enough for gradients.
 
     Attributes:
-        logits: What the network puts out: N x classes; None where that is not so.
-        checksums: Number for each sample that identifies its input: int64, N; None before the
-            first pass.
+        logits: Output of the network: N x classes; None if it is not one logit per class.
+        checksums: Checksum that identifies each sample's input: int64, N; None before the first
+            pass.
     """
 
     def __init__(
@@ -43,28 +43,27 @@ class NetworkView:
         self._labels: Tensor | None = None
 
     def identify(self, labels: Tensor, checksums: Tensor) -> None:
-        """Note the samples of a pass.
+        """Record the samples of a pass and check that they are those of the first pass.
 
         Raises:
-            ValueError: They are not those of the first pass, in the same order.
+            ValueError: The samples or their order differ from the first pass.
         """
         if self._labels is None or self.checksums is None:
             self._labels, self.checksums = labels, checksums
         elif not (torch.equal(labels, self._labels) and torch.equal(checksums, self.checksums)):
             raise ValueError(
-                "batches: not the same samples in the same order again; give a DataLoader with "
-                "shuffle=False, of a data set without random augmentation"
+                "batches: the second pass did not return the same samples in the same order; use a "
+                "DataLoader with shuffle=False and a data set without random augmentation"
             )
 
     @cached_property
     def margins(self) -> dict[Call, Tensor]:
-        """First-order margins of each sample at each place: float64, N.
+        """First-order margin of each sample, by call: float64, N.
 
-        Infinite where the gradient is 0; NaN where a logit or the gradient is not finite.
-
-        The logit of the sample's class minus the largest other one, over the norm of that
-        difference's gradient with respect to the representation (Elsayed et al. 2018, arXiv
-        1803.05598; Jiang et al. 2019, arXiv 1810.00113).
+        The margin is the logit of the sample's class minus the largest other logit, divided by the
+        norm of the gradient of that difference with respect to the representation (Elsayed et al.
+        2018, arXiv 1803.05598; Jiang et al. 2019, arXiv 1810.00113). It is infinite if the gradient
+        is 0, and NaN if a logit or the gradient is not finite.
         """
         margins: dict[Call, list[Tensor]] = {}
         for number, (inputs, labels) in enumerate(self.small_batches, start=1):
@@ -72,7 +71,7 @@ class NetworkView:
 
             def keep(call: Call, output: Tensor, kept: dict[Call, Tensor] = kept) -> Tensor:
                 kept[call] = output if output.requires_grad else output.requires_grad_()
-                return kept[call].clone()  # may be overwritten in place; what is kept is not
+                return kept[call].clone()  # the network may overwrite the clone in place
 
             with (
                 torch.inference_mode(False),
@@ -86,7 +85,7 @@ class NetworkView:
                 at = list(kept.values())
                 if gaps.requires_grad:
                     gradients = torch.autograd.grad(gaps.sum(), at, materialize_grads=True)
-                else:  # the logits depend on none of these places
+                else:  # the logits depend on none of these calls
                     gradients = tuple(map(torch.zeros_like, at))
             for call, gradient in zip(kept, gradients, strict=True):
                 dims = list(range(1, gradient.ndim))
@@ -95,15 +94,16 @@ class NetworkView:
                 known = logits.isfinite().all(1) & slope.isfinite()
                 margins.setdefault(call, []).append(margin.masked_fill(~known, torch.nan))
             del kept, at, logits, others, gaps, gradients, gradient
-            if number % BATCHES == 0:
-                give_back_memory()
+            if number % RELEASE_INTERVAL == 0:
+                release_memory()
         return {call: torch.cat(parts) for call, parts in margins.items()}
 
     def mixed_accuracy(self, at: Call) -> float:
-        """Accuracy when two representations of a class are averaged at one place and sent on.
+        """Compute the accuracy after pairs of same-class representations are averaged at a call.
 
-        Each two consecutive samples of a class are mixed. What does not pass through the layer, a
-        shortcut around it, stays each sample's own. NaN where no class has two samples.
+        Consecutive samples of a class form a pair, and the rest of the network runs on the average.
+        Shortcuts around the call keep the values of each sample. The result is NaN if no class has
+        two samples.
         """
         if self._mixed_accuracies is not None:
             return self._mixed_accuracies[at]
@@ -115,21 +115,21 @@ class NetworkView:
 
     @cached_property
     def _mixed_accuracies(self) -> dict[Call, float] | None:
-        """The accuracies at all places from one pass; None where the network does not allow it."""
+        """Accuracies by call, computed in one pass; None if the network does not allow that."""
         correct: Counter[Call] = Counter()
         count = 0
         for number, (inputs, labels) in enumerate(_pairs(self.small_batches), start=1):
-            if number == 1 and not self._mixes_together(inputs[:TRIED]):
+            if number == 1 and not self._can_mix_together(inputs[:NUM_TRIAL_SAMPLES]):
                 return None
             for call, logits in self._mixed_everywhere(inputs).items():
                 correct[call] += _correct(logits, labels[::2])
             count += len(labels) // 2
-            if number % BATCHES == 0:
-                give_back_memory()
+            if number % RELEASE_INTERVAL == 0:
+                release_memory()
         return {call: correct[call] / count for call in correct} or None
 
     def _mixed_at(self, at: Call, inputs: Tensor) -> Tensor:
-        """Logits of N inputs, each two consecutive ones mixed at one place: N x classes."""
+        """Compute logits of N inputs after averaging consecutive pairs at a call: N x classes."""
 
         def mix(call: Call, output: Tensor) -> Tensor | None:
             if call != at:
@@ -143,97 +143,97 @@ class NetworkView:
         return logits
 
     def _mixed_everywhere(self, inputs: Tensor) -> dict[Call, Tensor]:
-        """Logits of the mixed pairs of N inputs, by place: N/2 x classes each.
+        """Compute logits of the averaged pairs of N inputs, by call: N/2 x classes each.
 
-        At each place the samples are mixed, and the pairs go on behind the samples, and behind the
-        pairs that were mixed before, as if they were more samples.
+        At each call, the averages of the pairs are appended to the batch, after the samples and the
+        averages from earlier calls, and pass through the rest of the network like other samples.
 
         Raises:
-            RuntimeError: There is a way around one of the places.
+            RuntimeError: A path through the network bypasses one of the calls.
         """
         pairs = len(inputs) // 2
-        places: list[Call] = []
+        calls: list[Call] = []
 
         def mix(call: Call, output: Tensor) -> Tensor:
-            places.append(call)
-            if len(output) != (len(places) + 1) * pairs:
-                raise RuntimeError(f"{call.module} does not read what the places before it put out")
+            calls.append(call)
+            if len(output) != (len(calls) + 1) * pairs:
+                raise RuntimeError(f"the input of {call.module} bypasses an earlier call")
             return torch.cat([output, _mixed(output[: 2 * pairs])])
 
         with torch.no_grad(), self.taps.hooked(mix) as run:
             logits: Tensor = run(inputs)
-        if len(logits) != (len(places) + 2) * pairs:
-            raise RuntimeError("the output does not depend on the last place")
-        return dict(zip(places, logits.split(pairs)[2:], strict=True))
+        if len(logits) != (len(calls) + 2) * pairs:
+            raise RuntimeError("the output does not depend on the last call")
+        return dict(zip(calls, logits.split(pairs)[2:], strict=True))
 
-    def _mixes_together(self, inputs: Tensor) -> bool:
-        """Whether mixing at all places at once comes to the same as at one after the other."""
+    def _can_mix_together(self, inputs: Tensor) -> bool:
+        """Return True if mixing at all calls at once gives the same logits as at each alone."""
         try:
             together = self._mixed_everywhere(inputs)
-        except Exception:  # whatever a network makes of more samples than it was given
+        except Exception:  # a network may fail in any way if the batch grows
             return False
         for call, logits in together.items():
             alone = self._mixed_at(call, inputs)[::2]
             spread = (alone.amax(0) - alone.amin(0)).amax()
-            if not (logits - alone).abs().amax() <= SAME * spread:
+            if not (logits - alone).abs().amax() <= LOGIT_TOLERANCE * spread:
                 return False
         return True
 
 
 @dataclass(frozen=True)
 class View:
-    """What a network makes of the representations at one place.
+    """Network as seen from one call, at which representations are read.
 
     Attributes:
-        of: The network.
-        call: The place.
+        network: Network and its samples.
+        call: Call at which representations are read.
     """
 
-    of: NetworkView
+    network: NetworkView
     call: Call
 
     @property
     def logits(self) -> Tensor | None:
-        """What the network puts out: N x classes; None where that is not so."""
-        return self.of.logits
+        """Output of the network: N x classes; None if it is not one logit per class."""
+        return self.network.logits
 
     @property
     def checksums(self) -> Tensor | None:
-        """Number for each sample that identifies its input: int64, N."""
-        return self.of.checksums
+        """Checksum that identifies each sample's input: int64, N; None before the first pass."""
+        return self.network.checksums
 
     @property
     def margins(self) -> Tensor:
-        """First-order margins of each sample here: float64, N."""
-        return self.of.margins[self.call]
+        """First-order margin of each sample: float64, N."""
+        return self.network.margins[self.call]
 
     @property
     def mixed_accuracy(self) -> float:
-        """Accuracy when two representations of a class are averaged here and sent on."""
-        return self.of.mixed_accuracy(self.call)
+        """Accuracy after pairs of same-class representations are averaged at this call."""
+        return self.network.mixed_accuracy(self.call)
 
     @property
     def classifier_weights(self) -> Tensor | None:
-        """Classes x D, where what is read here is what the last linear layer reads; else None."""
-        taps = self.of.taps
+        """Weights of the last linear layer, classes x D; None unless its input is read."""
+        taps = self.network.taps
         module = taps.modules[self.call.module]
         is_features = taps.places[self.call.module][1] == FEATURES
         return module.weight.detach() if is_features and isinstance(module, nn.Linear) else None
 
 
 def _mixed(output: Tensor) -> Tensor:
-    """The mean of each two consecutive samples."""
-    return (output[0::2] + output[1::2]) / 2  # keeps the memory format that convolutions like
+    """Average consecutive pairs of samples."""
+    return (output[0::2] + output[1::2]) / 2  # slicing keeps the memory format
 
 
 def _correct(logits: Tensor, labels: Tensor) -> int:
-    """Number of correct predictions; one from logits that are not finite is wrong."""
+    """Count correct predictions; a prediction from logits that are not finite is wrong."""
     is_right = logits.argmax(1) == labels.to(logits.device)
     return int((is_right & logits.isfinite().all(1)).sum())
 
 
 def is_logits(output: object, labels: Tensor) -> bool:
-    """Whether an output is a number for each sample and class."""
+    """Return True if an output is one number per sample and class."""
     return (
         isinstance(output, Tensor)
         and output.ndim == 2
@@ -243,10 +243,10 @@ def is_logits(output: object, labels: Tensor) -> bool:
 
 
 def _pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The samples in another order: the first two of a class, the next two of a class, and so on.
+    """Yield the samples reordered so that consecutive pairs belong to the same class.
 
-    However they are shared out over the batches: a sample whose partner is still to come waits for
-    it, and one that stays alone is left out.
+    A sample without a partner in its batch is carried over to the next batch, and left out if it
+    has none in the last batch either.
     """
     waiting: Batch | None = None
     for inputs, labels in batches:

@@ -1,4 +1,4 @@
-"""Which normalization layers keep running statistics, and whether these are statistics yet."""
+"""Normalization layers with running statistics, and checks of their initialization."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -6,7 +6,7 @@ from torch.nn.parameter import is_lazy
 
 
 def with_running_statistics(network: nn.Module) -> dict[str, _NormBase]:
-    """By name, the normalization layers of a network that keep running statistics."""
+    """Return the normalization layers that keep running statistics, by module name."""
     return {
         name: module
         for name, module in network.named_modules()
@@ -18,10 +18,10 @@ def with_running_statistics(network: nn.Module) -> dict[str, _NormBase]:
 
 
 def uncalibrated(network: nn.Module) -> dict[str, _NormBase]:
-    """By name, the layers whose running mean and variance are still the 0 and 1 of construction.
+    """Return the layers whose running mean and variance still have their initial 0 and 1, by name.
 
-    In eval mode such a layer normalizes nothing. What counts are the values, not the number of
-    batches that the layer has seen: weights converted from elsewhere may come without that.
+    Such a layer normalizes nothing in eval mode. The values are checked instead of the number of
+    batches that the layer has seen, because converted weights may lack that number.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
@@ -34,14 +34,14 @@ def uncalibrated(network: nn.Module) -> dict[str, _NormBase]:
 
 
 def initial_share(network: nn.Module, epochs: int) -> float:
-    """Weight that the initial 0 and 1 had in the running statistics after the first epoch.
+    """Return the weight of the initial 0 and 1 in the running statistics after the first epoch.
 
-    A batch moves them by `momentum` towards its own: after n batches (1 - momentum)^n is left of
-    the values that they began with, in the layer where that is most.
+    Each batch moves the statistics by `momentum` towards its own. After n batches, the initial
+    values have the weight (1 - momentum)^n. The maximum over the layers is returned.
 
     Args:
-        network: As it is after training.
-        epochs: How many it was trained for, of equally many batches.
+        network: Network after training.
+        epochs: Number of epochs of training, each with the same number of batches.
     """
     shares = [
         (1 - layer.momentum) ** (int(layer.num_batches_tracked) / epochs)
@@ -52,7 +52,7 @@ def initial_share(network: nn.Module, epochs: int) -> float:
 
 
 def is_initial(layer: _NormBase) -> bool:
-    """Whether a layer's running mean and variance are the 0 and 1 of construction."""
+    """Return True if a layer's running mean and variance still have their initial 0 and 1."""
     mean, variance = layer.running_mean, layer.running_var
     assert mean is not None
     assert variance is not None

@@ -1,7 +1,7 @@
-"""What one pass over a layer's activations adds up, block of channels by block of channels.
+"""Sums over a layer's activations, accumulated block by block of channels.
 
-A layer that does not fit in memory is read a block at a time; one that does is passed in blocks as
-well, so that what is computed on the way stays small.
+A layer that does not fit into memory is read one block at a time. A layer that fits is processed in
+blocks as well, so that temporary tensors stay small.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,21 +11,22 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-BLOCK = 2**24  # values: 64 MiB in float32; large enough for a matrix product's full speed
-PART = 2**18  # values that stay in the processor's cache
-TILE = 1000  # rows and columns of the Gram matrix computed at once: a product's full speed
-STRIP = 250  # rows of a tile on the diagonal, so that little is computed twice
-UNCLEAR = 1e4  # times the resolution of floating point: below it, a difference is computed again
-# Times the mean square of a class's residuals:
-CENTRED = 25  # the squared norm of a mean that one subtraction is enough for
-MEANS_APART = 1e-8  # squared distances of class means below which float32 is too coarse
-ROUNDING = 1e-12  # squared distances of class means that count as 0
-CONSTANT = 1e-27  # of the squared mean of a channel: the variance of one that has a single value
+BLOCK = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
+PART = 2**18  # values, small enough for the processor's cache
+TILE = 1000  # rows and columns of the Gram matrix that are computed at once
+STRIP = 250  # rows of a tile on the diagonal, so that little is computed below the diagonal
+# In units of resolution times error scale: smaller squared distances are computed from differences.
+UNCLEAR = 1e4
+# Relative to the mean squared norm of a class's residuals:
+MAX_MEAN = 25  # squared norm of a class mean that a single subtraction removes well enough
+MIN_DISTANCE_IN_FLOAT32 = 1e-8  # squared distance of class means; float64 is needed below it
+MIN_DISTANCE = 1e-12  # squared distance of class means; rounding error below it
+MIN_VARIANCE = 1e-27  # relative to the squared mean of a channel; rounding error below it
 
 
 @contextmanager
 def in_float32(device: torch.device) -> Iterator[None]:
-    """Compute in full float32, whatever precision the surroundings have chosen; no gradients."""
+    """Compute in full float32 without gradients, whatever precision the caller has set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -36,12 +37,12 @@ def in_float32(device: torch.device) -> Iterator[None]:
 
 
 class Classes:
-    """The classes of N samples, numbered from 0 without gaps.
+    """Classes of N samples, numbered from 0 without gaps.
 
     Attributes:
-        labels: The label of each class: int64, C.
-        index: The class of each sample: int64, N.
-        sizes: Samples in each class: int64, C.
+        labels: Label of each class: int64, C.
+        index: Class of each sample: int64, N.
+        sizes: Number of samples of each class: int64, C.
     """
 
     labels: Tensor
@@ -55,16 +56,16 @@ class Classes:
 
     @cached_property
     def membership(self) -> Tensor:
-        """1 where a sample is in a class: float32, N x C."""
+        """One-hot encoded classes: float32, N x C."""
         return torch.nn.functional.one_hot(self.index, len(self.sizes)).float()
 
 
 class Sums:
-    """What is added up over the blocks of a layer.
+    """Base class of sums that are accumulated over the blocks of a layer.
 
     Args:
-        shape: N, the channels, and the positions in a channel's map.
-        classes: Of the samples.
+        shape: Numbers of samples, of channels, and of positions per channel.
+        classes: Classes of the samples.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
@@ -72,7 +73,12 @@ class Sums:
         self.classes = classes
 
     def add_all(self, activations: Tensor, first: int = 0) -> None:
-        """Add activations of any floating type, N x channels x positions, from a first channel."""
+        """Add activations of any floating-point type.
+
+        Args:
+            activations: Activations of some channels: N x channels x positions.
+            first: Number of their first channel.
+        """
         at_once = max(1, BLOCK // max(1, len(activations) * activations.shape[2]))
         with in_float32(activations.device):
             for block in activations.split(at_once, dim=1):
@@ -81,34 +87,34 @@ class Sums:
                 first += block.shape[1]
 
     def add(self, block: Tensor, channels: slice) -> None:
-        """Add one block: the given channels, N x channels x positions."""
+        """Add one block, the activations of the given channels: N x channels x positions."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Settle what can only be known once all blocks have been added."""
+        """Compute the results that depend on all blocks."""
 
     def _zeros(self, *size: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.zeros(*size, dtype=dtype, device=self.classes.index.device)
 
 
 def _parts(block: Tensor) -> Iterator[Tensor]:
-    """A few samples of a block at a time."""
+    """Split a block into parts of a few samples."""
     return iter(block.split(max(1, PART // max(1, block[:1].numel()))))
 
 
 def _as_numbers(compare: Callable[..., Tensor], part: Tensor) -> Tensor:
-    """1.0 where a comparison with 0 holds, 0.0 elsewhere: several times as fast as a bool."""
+    """Compare with 0; return 1.0 or 0.0, which is several times faster than a bool."""
     return compare(part, 0, out=torch.empty_like(part))
 
 
 class Activity(Sums):
-    """Where a layer is silent, how large it gets, and whether it is the same for all samples.
+    """Counts of zero activations, the largest activation, and a check for constant layers.
 
     Attributes:
-        zeros: How many activations of each channel are 0: int64, channels.
-        silent_maps: For how many samples each channel's whole map is 0: int64, channels.
-        dead_units: How many units are 0 on every sample.
-        largest: The largest absolute activation; NaN if one is NaN.
+        zeros: Number of zero activations of each channel: int64, channels.
+        silent_maps: Number of samples on which all positions of a channel are 0: int64, channels.
+        dead_units: Number of units that are 0 on every sample.
+        largest: Largest absolute activation; NaN if an activation is NaN.
         is_constant: Whether all samples have the same representation.
     """
 
@@ -122,7 +128,7 @@ class Activity(Sums):
 
     def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
-        low = high = block[:0].sum(0)  # of each unit over samples, from 0
+        low = high = block[:0].sum(0)  # minimum and maximum of each unit; 0 without samples
         first = True
         for part in _parts(block):
             zeros = _as_numbers(torch.eq, part).sum(2, dtype=torch.float32)
@@ -141,15 +147,15 @@ class Activity(Sums):
 class Moments(Sums):
     """Sums of powers, by sample, by unit and by channel.
 
-    They are computed in float64, so that neither an offset nor the range of float32 tells.
+    They are computed in float64, because an offset or large values are too much for float32.
 
     Attributes:
-        absolute: Sum of a sample's absolute activations: float64, N.
-        squares: Sum of their squares: float64, N.
-        lifetime: By unit, (mean |x|)^2 / mean x^2 over samples; NaN where it is 0 on all of them:
-            float64, channels x positions.
-        channels: By channel, mean, variance, third and fourth central moment, share of values of 0
-            and below: float64, channels x 5. The variance of a channel of a single value is 0.
+        absolute: Sum of the absolute activations of each sample: float64, N.
+        squares: Sum of the squared activations of each sample: float64, N.
+        lifetime: (mean |x|)^2 / mean x^2 over the samples of each unit; NaN if the unit is always
+            0: float64, channels x positions.
+        channels: Mean, variance, third and fourth central moment, and share of values <= 0 of each
+            channel: float64, channels x 5. The variance of a constant channel is exactly 0.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
@@ -184,17 +190,18 @@ class Moments(Sums):
             sums[2] += centred.mul_(square).sum((0, 2))
             sums[3] += square.square_().sum((0, 2))
         sums /= samples * positions
-        sums[1:4] *= sums[1] > CONSTANT * sums[0].square()
+        sums[1:4] *= sums[1] > MIN_VARIANCE * sums[0].square()
         lifetime = of_unit[0].square() / (samples * of_unit[1])
         self.lifetime[channels] = lifetime.masked_fill(of_unit[1] == 0, torch.nan)
         self.channels[channels] = sums.T
 
 
 class ClassSums(Sums):
-    """What follows from the class means and the residuals, each sample's difference from its own.
+    """Class means and residuals, and the inner products that follow from them.
 
-    Where the layer has at most as many units as samples, the centred activations are kept: they
-    take no more than a Gram matrix.
+    The residual of a sample is its difference from its class mean. If the layer has at most as many
+    units as samples, the centred activations are kept, because they take no more memory than a Gram
+    matrix.
 
     With x_i = m_a + r_i and x_j = m_b + r_j, where a and b are the classes of i and j,
 
@@ -202,22 +209,24 @@ class ClassSums(Sums):
         with u_ib = 2 r_i (m_a - m_b) + |m_a - m_b|^2 / 2, which is 0 for b = a.
 
     Args:
-        shape: N, the channels, and the positions in a channel's map.
-        classes: Of the samples.
-        dtype: In which they are computed, float32 or float64.
+        shape: Numbers of samples, of channels, and of positions per channel.
+        classes: Classes of the samples.
+        dtype: Type of the residuals and their products, float32 or float64.
 
     Attributes:
-        centred: The activations minus their mean: float32, N x D; None where D > N.
-        centred_means: The class means minus the mean of all: float32, C x D.
-        residual_norms_squared: Of the given type, N.
+        centred: Activations minus the mean of all samples: float32, N x D; None if D > N.
+        centred_means: Class means minus the mean of all samples: float32, C x D.
+        residual_norms_squared: Squared norms of the residuals, of type `dtype`: N.
         residuals_dot_means: Inner products of residuals and centred class means: float64, N x C.
         means_gram: Inner products of the centred class means: float64, C x C.
-        mean_norms: Norms of the centred class means; 0 where only rounding is left: float64, C.
-        mean_distances_squared: Between class means; 0 where only rounding is left: float64, C x C.
+        mean_norms: Norms of the centred class means; 0 if below the rounding error: float64, C.
+        mean_distances_squared: Squared distances of class means; 0 if below the rounding error:
+            float64, C x C.
         are_means_clear: Whether the class means are far enough apart for float32.
-        residuals_dot_mean: Inner products of residuals and the mean of all: float64, N.
-        means_dot_mean: Of the centred class means and the mean of all: float64, C.
-        mean_norm_squared: Of the mean of all.
+        residuals_dot_mean: Inner products of residuals and the mean of all samples: float64, N.
+        means_dot_mean: Inner products of centred class means and the mean of all samples: float64,
+            C.
+        mean_norm_squared: Squared norm of the mean of all samples.
     """
 
     def __init__(
@@ -248,7 +257,7 @@ class ClassSums(Sums):
 
     @property
     def resolution(self) -> float:
-        """Of the type in which they are computed."""
+        """Machine epsilon of `dtype`."""
         return torch.finfo(self.dtype).eps
 
     def add(self, block: Tensor, channels: slice) -> None:
@@ -268,17 +277,17 @@ class ClassSums(Sums):
         self._add_products(residuals)
 
     def _residuals(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Each sample's difference from its class mean, N x units; the means, float64, C x units.
+        """Return residuals, N x units, and class means, float64, C x units.
 
-        A difference of two numbers is as exact as it can be, a mean is not. Where a class is far
-        from 0, what is left of the mean in its residuals is not negligible: it is added to the
-        mean, and once more subtracted from the residuals.
+        Subtraction adds hardly any rounding error, but the computed mean has one. If a class is far
+        from 0, the residuals therefore keep a mean that is not negligible. It is added to the class
+        mean and subtracted from the residuals once more.
         """
         values = self._copied(block)
         means = self._class_means(values)
         residuals = values.addmm_(self._membership, means, alpha=-1)
         squares = torch.linalg.vector_norm(residuals, dim=1, keepdim=True).square_()
-        if (means.square().sum(1) <= CENTRED * self._class_means(squares).squeeze(1)).all():
+        if (means.square().sum(1) <= MAX_MEAN * self._class_means(squares).squeeze(1)).all():
             return residuals, means.double()
         means += self._class_means(residuals)
         residuals = self._copied(block).addmm_(self._membership, means, alpha=-1)
@@ -292,40 +301,40 @@ class ClassSums(Sums):
         self.residual_norms_squared += torch.linalg.vector_norm(residuals, dim=1).square_()
 
     def _copied(self, block: Tensor) -> Tensor:
-        """A block as N x units, in memory that is used for the next block again."""
+        """Copy a block as N x units into a buffer that is reused for the next block."""
         if self._buffer.numel() < block.numel():
             self._buffer = self._buffer.new_empty(block.numel())
         values = self._buffer[: block.numel()].view(block.shape)
         return values.copy_(block).flatten(1)
 
     def finish(self) -> None:
-        """The distances between class means; let go of the memory that was worked in."""
-        # Means and their products are float64, what is averaged is not.
+        """Compute the distances between class means and release the working memory."""
+        # Means and their products are float64, but the averaged values may be float32.
         spread = self._class_means(self.residual_norms_squared[:, None]).squeeze(1).double()
         squares = self.means_gram.diagonal()
-        rounding = ROUNDING * spread + 10 * torch.finfo(torch.float64).eps * squares
+        rounding = MIN_DISTANCE * spread + 10 * torch.finfo(torch.float64).eps * squares
         apart = squares[:, None] + squares - 2 * self.means_gram
-        # What counts as 0 between class means may be much between samples near to each other.
+        # Kept without the threshold below, which can exceed the distances between samples.
         self._means_apart = apart.clamp_min(0).fill_diagonal_(0)
         is_zero = apart <= rounding[:, None] + rounding
         self.mean_distances_squared = apart.masked_fill_(is_zero, 0).fill_diagonal_(0)
-        is_zero = squares <= rounding + ROUNDING * spread.mean()
+        is_zero = squares <= rounding + MIN_DISTANCE * spread.mean()
         self.mean_norms = squares.masked_fill(is_zero, 0).sqrt()
-        is_near = apart < MEANS_APART * (spread[:, None] + spread)
-        is_near |= squares < MEANS_APART * (spread + spread.mean())
+        is_near = apart < MIN_DISTANCE_IN_FLOAT32 * (spread[:, None] + spread)
+        is_near |= squares < MIN_DISTANCE_IN_FLOAT32 * (spread + spread.mean())
         self.are_means_clear = not bool(is_near.fill_diagonal_(False).any())
         self._buffer = self._zeros(0, dtype=self.dtype)
 
     @cached_property
-    def beyond(self) -> Tensor:
-        """u_ib of the formula above: N x C, 0 where b is the sample's own class."""
+    def cross_terms(self) -> Tensor:
+        """Terms u_ib of the formula above: N x C, 0 if b is the sample's own class."""
         own = self.residuals_dot_means.gather(1, self.classes.index[:, None])
         apart = self._means_apart[self.classes.index]
         return (2 * (own - self.residuals_dot_means) + apart / 2).to(self.dtype)
 
     @cached_property
-    def reach(self) -> Tensor:
-        """What the rounding errors of |x_i - x_j|^2 are in proportion to: v_ib + v_ja; N x C."""
+    def error_scales(self) -> Tensor:
+        """Terms v_ib whose sum v_ib + v_ja scales the rounding error of |x_i - x_j|^2: N x C."""
         own = self.classes.index[:, None]
         squares = self.means_gram.diagonal()
         lengths = squares.sqrt()
@@ -336,17 +345,19 @@ class ClassSums(Sums):
 
     @cached_property
     def squared_distances_to_means(self) -> Tensor:
-        """Of each sample to each class mean: float64, N x C."""
+        """Squared distances of samples to class means: float64, N x C."""
         apart = self._means_apart[self.classes.index]
         norms = self.residual_norms_squared[:, None]
-        return (norms + self.beyond.double() + apart / 2).clamp_min_(0)
+        return (norms + self.cross_terms.double() + apart / 2).clamp_min_(0)
 
 
 class Products(ClassSums):
-    """The inner products of all residuals besides: the one N x N x D product of a layer.
+    """Class means and residuals, with the inner products of all residuals.
+
+    This is the only N x N x D product of a layer.
 
     Attributes:
-        residuals: Inner products of residuals: of the given type, N x N, symmetric.
+        residuals: Inner products of the residuals, of type `dtype`: N x N, symmetric.
     """
 
     def __init__(
@@ -359,35 +370,35 @@ class Products(ClassSums):
         self.residuals = self._zeros(shape[0], shape[0], dtype=dtype)
 
     def _add_products(self, residuals: Tensor) -> None:
-        # Only what lies on and above the diagonal; the rest is its mirror image.
+        # Only the diagonal and the upper triangle; `finish` mirrors them.
         for rows, columns in _upper(len(residuals)):
             self.residuals[rows, columns].addmm_(residuals[rows], residuals[columns].T)
 
     def finish(self) -> None:
-        """Fill in what lies below the diagonal."""
+        """Fill in the lower triangle and compute the results that depend on all blocks."""
         mirror(self.residuals)
         self.residual_norms_squared = self.residuals.diagonal()
         super().finish()
 
     def gram(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Inner products of the samples after the mean of all is subtracted: N x N, symmetric."""
+        """Compute the inner products of the centred samples: N x N, symmetric."""
         half = self.residuals_dot_means + self.means_gram[self.classes.index] / 2
         half, membership = half.to(dtype), self.classes.membership.to(dtype)
         left, right = torch.cat([half, membership], 1), torch.cat([membership, half], 1)
         return mirror(torch.addmm(self.residuals.to(dtype), left, right.T))
 
     def squared_distances(self) -> tuple[Tensor, Tensor]:
-        """Between samples: float32, N x N, symmetric, with 0 on the diagonal.
+        """Compute the squared distances between samples.
 
         Returns:
-            These; and the pairs i < j of samples that are so near to each other that rounding tells
-            in their distance: int64, pairs x 2.
+            Squared distances: float32, N x N, symmetric, 0 on the diagonal; and the pairs i < j
+            whose distance is too small to be exact: int64, pairs x 2.
         """
         norms, one = self.residual_norms_squared[:, None], self._membership.new_ones(())
         one = one.expand_as(norms)
-        left = torch.cat([self.beyond, self._membership, norms, one], 1)
-        right = torch.cat([self._membership, self.beyond, one, norms], 1)
-        limit = UNCLEAR * self.resolution * self.reach
+        left = torch.cat([self.cross_terms, self._membership, norms, one], 1)
+        right = torch.cat([self._membership, self.cross_terms, one, norms], 1)
+        limit = UNCLEAR * self.resolution * self.error_scales
         limit_left = torch.cat([limit, self._membership], 1)
         limit_right = torch.cat([self._membership, limit], 1)
         squared = torch.empty_like(self.residuals, dtype=torch.float32)
@@ -396,39 +407,41 @@ class Products(ClassSums):
             rows, columns = slice(start, start + TILE), slice(start, None)
             part = torch.addmm(self.residuals[rows, columns], left[rows], right[columns].T, beta=-2)
             squared[rows, columns] = part.clamp_min_(0).fill_diagonal_(torch.inf)
-            # No limit of a pair is larger than this one, which tells most of the time.
+            # Rows above this bound of all limits, usually most rows, need no comparison by pair.
             near = (part.amin(1) < 2 * limit.amax()).nonzero().squeeze(1)
             pairs = (part[near] < limit_left[rows][near] @ limit_right[columns].T).nonzero()
             pairs = torch.stack([near[pairs[:, 0]], pairs[:, 1]], 1)
             unclear.append(pairs[pairs[:, 0] < pairs[:, 1]] + start)
         return mirror(squared).fill_diagonal_(0), torch.cat(unclear)
 
-    def of_pairs(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """The squared distances of some pairs of samples, and whether rounding tells in them."""
+    def squared_distances_of(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute squared distances of some pairs; mark those that are too small to be exact."""
         one, other = pairs.unbind(1)
         norms = self.residual_norms_squared
         its, others = self.classes.index[one], self.classes.index[other]
         squared = norms[one] + norms[other] - 2 * self.residuals[one, other]
-        squared = (squared + self.beyond[one, others] + self.beyond[other, its]).clamp_min_(0)
-        reach = self.reach[one, others] + self.reach[other, its]
-        return squared, squared < UNCLEAR * self.resolution * reach
+        squared = (
+            squared + self.cross_terms[one, others] + self.cross_terms[other, its]
+        ).clamp_min_(0)
+        scale = self.error_scales[one, others] + self.error_scales[other, its]
+        return squared, squared < UNCLEAR * self.resolution * scale
 
 
 def mirror(matrix: Tensor) -> Tensor:
-    """Copy what lies above the diagonal of a square matrix to below it, in place.
+    """Copy the upper triangle of a square matrix to the lower one, in place.
 
-    A matrix product need not round the same at (i, j) and (j, i): that depends on the processor.
+    Depending on the processor, a matrix product may be rounded differently at (i, j) and (j, i).
     """
     for start in range(0, len(matrix), STRIP):
-        rows, beyond = slice(start, start + STRIP), slice(start + STRIP, None)
+        rows, later = slice(start, start + STRIP), slice(start + STRIP, None)
         square = matrix[rows, rows]
         square.copy_(square.triu() + square.triu(1).T)
-        matrix[beyond, rows] = matrix[rows, beyond].T
+        matrix[later, rows] = matrix[rows, later].T
     return matrix
 
 
 def _upper(size: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of blocks that cover what lies on and above a square's diagonal."""
+    """Yield rows and columns of blocks that cover the diagonal and the upper triangle."""
     for start in range(0, size, TILE):
         end = min(start + TILE, size)
         for row in range(start, end, STRIP):

@@ -1,4 +1,4 @@
-"""Where in a network representations are read, and running the network with hooks there."""
+"""Places in a network where representations are read, and hooks that read them."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from bnstudy.terms import layer_label
 
 
 def _classes(*homes: ModuleType) -> tuple[type[nn.Module], ...]:
-    """Module classes that some of torch's source files define."""
+    """Return the module classes that the given torch modules define."""
     return tuple(
         kind
         for home in homes
@@ -31,7 +31,7 @@ def _classes(*homes: ModuleType) -> tuple[type[nn.Module], ...]:
     )
 
 
-# Attention, and the functions that turn numbers into probabilities.
+# Attention, and functions that return probabilities.
 NO_ACTIVATIONS = (
     nn.MultiheadAttention,
     nn.Softmin,
@@ -45,32 +45,31 @@ SITE_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
     "norm": (*_classes(batchnorm, instancenorm, normalization), FrozenBatchNorm2d),
     "act": ACTIVATIONS,
 }
-# Names of activations whose output is a factor between 0 and 1, in squeeze-and-excitation blocks.
+# Names of sigmoids in squeeze-and-excitation blocks, whose outputs scale other activations.
 GATES = ("gate", "scale_activation")
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# What the last linear layer reads: where neural collapse is defined.
+# Input of the last linear layer, for which neural collapse is defined.
 FEATURES = "features"
-OUTPUT = "output"  # of a module that is at none of the sites, asked for by its name
+OUTPUT = "output"  # site of a module that is at none of the sites above and was selected by name
 ACTIVATION_ADVICE = (
-    "Call modules such as nn.ReLU() in the place of functions such as F.relu, or give a class of "
-    'activation functions the attribute site = "act"'
+    "Use modules such as nn.ReLU() instead of functions such as F.relu, or set the attribute "
+    'site = "act" in your activation class'
 )
 
 
 class NoSuchLayer(UserError, ValueError):
-    """The network has nothing at the places that are asked for."""
+    """Error for layers or sites that match no module of the network."""
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A place in a network where representations are read.
+    """Place in a network where representations are read.
 
     Attributes:
-        layer_index: From 0, in the order in which the layers are computed.
-        layer: The layer's name, without the part that all layers' names begin with, those at other
-            sites as well. The second call of one module in a forward pass has `#2` after it, and so
-            on.
-        site: Where in the layer: conv, norm, act, features, or output.
+        layer_index: Position of the layer in the order of computation, from 0.
+        layer: Name of the layer, without the prefix that the layers at all sites have in common.
+            The suffix `#2` marks the second call of the same module in a forward pass, and so on.
+        site: Site in the layer: conv, norm, act, features, or output.
     """
 
     layer_index: int
@@ -79,19 +78,19 @@ class Tap:
 
     @property
     def label(self) -> str:
-        """The layer, with the site where that is another one than act."""
+        """Name of the layer, followed by the site unless that is act."""
         return layer_label(self.layer, self.site)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module in a forward pass, the first one being number 1."""
+    """One call of a module in a forward pass; the first call has number 1."""
 
     module: str
     number: int
 
     def within(self, layer: str) -> str:
-        """The name of the layer that this call computes, in a layer that may have several."""
+        """Return a layer's name with the number of this call, unless it is the first."""
         return f"{layer}#{self.number}" if self.number > 1 else layer
 
 
@@ -99,26 +98,30 @@ Hook = Callable[[Call, Tensor], Tensor | None]
 
 
 class Taps:
-    """The modules of a network whose representations are read.
+    """Modules of a network whose representations are read.
 
-    A module's site is its attribute `site`, or follows from its type: convolution, normalization,
-    activation function. Softmax is no activation here, nor is the gate of a squeeze-and-excitation
-    block: their outputs are weights of other activations. The site of a module of another type is
-    the last part of its name where that is `conv`, `norm` or `act`; a module that contains others
-    has a site by its name only where it is a wrapper of one activation or normalization, such as
-    `x * sigmoid(x)`. The site `features` is the input of the last linear layer.
+    The site of a module is determined by the first of these rules that applies:
 
-    Where a module's name ends with its site, as in `bnstudy.models.blocks.ConvBlock`, the layer is
-    the block; any other module is a layer by itself.
+    1. Its attribute `site`.
+    2. Its type: convolution, normalization or activation function. Softmax and the gates of
+       squeeze-and-excitation blocks do not count as activation functions, because their outputs are
+       weights of other activations.
+    3. The last part of its name, if that is `conv`, `norm` or `act`. A module with submodules must
+       also be a wrapper of a single activation or normalization, such as `x * sigmoid(x)`.
+
+    The site `features` is the input of the last linear layer.
+
+    If a module's name ends with its site, as in `bnstudy.models.blocks.ConvBlock`, its layer is the
+    enclosing block. Any other module is a layer of its own.
 
     Args:
-        model: The network; `torch.compile`d and data-parallel ones are run without their wrapping.
-        layers: Patterns of modules' names such as `layer4.*`, as in a shell; None: all modules.
-        sites: Any of conv, norm, act and features; None: `act`, or where `layers` are given, any
-            module that matches.
+        model: Network. Wrappers of `torch.compile` and of data parallelism are removed.
+        layers: Shell-style patterns of module names, such as `layer4.*`; None for all modules.
+        sites: Sites to read: any of conv, norm, act and features. None selects every module that
+            matches `layers`, or the site `act` if `layers` is None too.
 
     Raises:
-        NoSuchLayer: A pattern matches no module's name, or no module is at one of the sites.
+        NoSuchLayer: A pattern matches no module name, or no matching module is at the sites.
     """
 
     def __init__(
@@ -145,13 +148,13 @@ class Taps:
         everywhere = self._places(layers, (*SITE_TYPES, FEATURES) if layers is None else None)
         names = [layer for layer, _ in (everywhere | self.places).values()]
         if layers is None or FEATURES in (sites or ()):
-            names += self.linear  # any may be the last one that is called
+            names += self.linear  # any of them may be called last
         parents = [name.split(".")[:-1] for name in names]
         same = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
-        self.shared = len(list(same))  # parts that the layers' names begin with
+        self.shared = len(list(same))  # number of leading name parts that all layers share
 
     def _sites(self) -> dict[str, str]:
-        """By name of each module, its site; `OUTPUT` for a part of what is at that site itself."""
+        """Return each module's site by name; `OUTPUT` for a part of a module at the same site."""
         sites: dict[str, str] = {}
         for name, module in self.modules.items():
             site = _site(name, module)
@@ -168,13 +171,13 @@ class Taps:
     def _places(
         self, layers: Sequence[str] | None, sites: Sequence[str] | None
     ) -> dict[str, tuple[str, str]]:
-        """By name of each module that is read, the layer's name and the site."""
+        """Return the layer name and the site of each module that is read, by module name."""
         self.require(layers or (), "layers")
         places: dict[str, tuple[str, str]] = {}
         for name, module in self.modules.items():
             if layers is None or any(fnmatchcase(name, pattern) for pattern in layers):
                 site = self.site_of[name]
-                known = any(module is self.modules[other] for other in places)  # by another name
+                known = any(module is self.modules[other] for other in places)  # under another name
                 if (sites is None or site in sites) and not known:
                     block, _, last = name.rpartition(".")
                     places[name] = (block if block and last == site else name, site)
@@ -184,24 +187,24 @@ class Taps:
             advice = f"\n{ACTIVATION_ADVICE}" if sites is not None and "act" in sites else ""
             raise NoSuchLayer(
                 f"sites: no module of the network is at {', '.join(sites or ())}; choose other "
-                f"sites, or in Python modules by their names with layers=[...]{advice}"
+                f"sites, or in Python select modules by name with layers=[...]{advice}"
             )
         return places
 
     def require(self, patterns: Iterable[str], key: str) -> None:
-        """Raise NoSuchLayer where a pattern, given as `key`, matches no module's name."""
+        """Raise NoSuchLayer if a pattern, given by the user as `key`, matches no module name."""
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in self.modules):
                 near = difflib.get_close_matches(pattern, self.modules) or list(self.modules)[:5]
                 raise NoSuchLayer(f"{key}: no module matches {pattern}; near: {', '.join(near)}")
 
     def move_features(self, linear: str) -> None:
-        """Read the site `features` at another linear layer: the last one that is called."""
+        """Read the site `features` at another linear layer, the last one that is called."""
         self.places = {name: at for name, at in self.places.items() if at[1] != FEATURES}
         self.places[linear] = (linear, FEATURES)
 
     def taps(self, calls: Sequence[Call]) -> dict[Call, Tap]:
-        """The taps of the calls that a forward pass makes, given in their order."""
+        """Return the taps of the calls of a forward pass, given in order of computation."""
         names = self.layer_names()
         indices: dict[str, int] = {}
         taps = {}
@@ -212,7 +215,7 @@ class Taps:
         return taps
 
     def layer_names(self) -> dict[str, str]:
-        """By name of each module that is read, its layer's, without what all begin with."""
+        """Return the layer name of each module that is read, without the common prefix."""
         return {
             module: ".".join(layer.split(".")[self.shared :])
             for module, (layer, _) in self.places.items()
@@ -220,10 +223,10 @@ class Taps:
 
     @contextmanager
     def evaluating(self) -> Iterator[Callable[[Tensor], Any]]:
-        """The network in eval mode; afterwards it is in the mode that it was in.
+        """Set the network to eval mode and restore its mode afterwards.
 
         Yields:
-            Runs the network on inputs, on its device and in its floating type.
+            Function that moves inputs to the network's device and floating-point type and runs it.
         """
         training = {module: module.training for module in self.model.modules()}
         parameter = next(self.model.parameters(), torch.empty(0))
@@ -242,13 +245,13 @@ class Taps:
 
     @contextmanager
     def hooked(self, hook: Hook) -> Iterator[Callable[[Tensor], Any]]:
-        """The network in eval mode, `hook` called with what is put out at each place.
+        """Set the network to eval mode and call `hook` with the output of each tapped module.
 
-        What the hook returns, unless it is None, takes the place of what was put out. Afterwards
-        the network is as it was: its mode, its hooks, its gradients.
+        If the hook returns a tensor, it replaces the output. Afterwards the mode and the hooks of
+        the network are restored.
 
         Yields:
-            Runs the network on inputs, on its device and in its floating type.
+            Function that moves inputs to the network's device and floating-point type and runs it.
         """
         numbers: dict[str, int] = {}
         with ExitStack() as stack:
@@ -274,8 +277,8 @@ def _hook_of(name: str, site: str, numbers: dict[str, int], hook: Hook) -> Calla
         value = inputs[0] if site == FEATURES else output
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{name} puts out a {type(value).__name__} and not a tensor; leave it out with "
-                "layers=[...], or choose a module inside it"
+                f"{name} returns a {type(value).__name__}, expected a tensor; exclude it with "
+                "layers=[...], or select a module inside it"
             )
         numbers[name] = numbers.get(name, 0) + 1
         instead = hook(Call(name, numbers[name]), value)
@@ -287,7 +290,7 @@ def _hook_of(name: str, site: str, numbers: dict[str, int], hook: Hook) -> Calla
 
 
 def _site(name: str, module: nn.Module) -> str:
-    """The site of a module, by its attribute, its type or its name, in this order."""
+    """Return a module's site by its attribute, its type or its name, in this order."""
     if (site := _known_site(module)) is not None:
         return site
     last = name.rpartition(".")[2]
@@ -298,14 +301,14 @@ def _site(name: str, module: nn.Module) -> str:
 
 
 def _known_site(module: nn.Module) -> str | None:
-    """The site of a module, by its attribute or its type."""
+    """Return a module's site by its attribute or its type; None if neither has one."""
     if (declared := getattr(module, "site", None)) in SITE_TYPES:
         return str(declared)
     return next((site for site, types in SITE_TYPES.items() if isinstance(module, types)), None)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """A network without what compiles it or runs it in parallel."""
+    """Return a network without the wrappers that compile it or run it in parallel."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -316,7 +319,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _clean(name: str) -> str:
-    """A module's name without what `torch.compile` adds to it."""
+    """Return a module's name without the parts that `torch.compile` adds."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 

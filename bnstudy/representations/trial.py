@@ -1,4 +1,4 @@
-"""A trial run of a network: what its layers put out, where the channels are, what is left out."""
+"""Trial run of a network: shapes and channel axes of outputs, modules that cannot be read."""
 
 import warnings
 from collections import Counter
@@ -25,7 +25,7 @@ from bnstudy.representations.taps import (
     Taps,
 )
 
-SAMPLES = 2  # with a single one, an output that does not depend on the samples would look normal
+SAMPLES = 2  # with 1 sample, an output with a constant batch size of 1 would look valid
 MAX_LISTED = 5
 WEIGHTED = (*SITE_TYPES["conv"], *SITE_TYPES["norm"], nn.Linear)
 FUNCTIONS = {kind.__name__.lower() for kind in ACTIVATIONS}
@@ -35,11 +35,11 @@ _reported: WeakSet[nn.Module] = WeakSet()
 
 @dataclass(frozen=True)
 class Output:
-    """What a call puts out.
+    """Shape and type of a call's output.
 
     Attributes:
         channels: Number of channels.
-        positions: Number of positions in a channel's map.
+        positions: Number of positions per channel.
         dtype: Type of the activations.
         channel_axis: Axis of the channels, at least 1.
     """
@@ -53,29 +53,29 @@ class Output:
 def try_out(
     taps: Taps, inputs: Tensor, channel_axis: Mapping[str, int]
 ) -> tuple[dict[Call, Output], list[int]]:
-    """Run a network on one sample, and settle which modules are read and how.
+    """Run a network on one sample to determine which modules are read and how.
 
-    A module that was chosen by its site and cannot be read is left out. That is reported, once for
-    each network, and so are activation functions that are not modules. A warning names the
-    normalization layers whose running statistics are none yet.
+    A module that was selected by its site but cannot be read is left out. A warning, issued once
+    per network, lists such modules and activation functions that are not modules. Another warning
+    names normalization layers whose running statistics still have their initial values.
 
     Args:
-        taps: The modules that were chosen; those that cannot be read are removed from it, and the
-            site `features` moves to the last linear layer that is called.
-        inputs: N x ..., with at least one sample.
-        channel_axis: By pattern of modules' names, the axis of the channels in what they put out;
-            elsewhere it follows from the functions that the network calls.
+        taps: Selected modules. Those that cannot be read are removed from it, and the site
+            `features` moves to the last linear layer that is called.
+        inputs: Network inputs: N x ..., with at least one sample.
+        channel_axis: Channel axis of outputs by shell-style pattern of module names. By default,
+            the axis follows from the functions that the network calls.
 
     Returns:
-        By call, what it puts out, in the order of computation; and the bytes a sample of every
-        module's output.
+        Outputs by call, in the order of computation; and the size of every module's output in bytes
+        per sample.
 
     Raises:
-        NoSuchLayer: A pattern matches no module's name.
-        TypeError: A module that was chosen by its name puts out no tensor, or not one row for each
+        NoSuchLayer: A pattern matches no module name.
+        TypeError: The output of a module selected by its name is not a tensor with one row per
             sample.
-        UserError: An output has no such axis.
-        ValueError: The network calls none of the modules that were chosen.
+        UserError: An output does not have the given channel axis.
+        ValueError: The network calls none of the selected modules.
     """
     taps.require(channel_axis, "channel_axis")
     trial = _Trial(taps, channel_axis)
@@ -92,7 +92,7 @@ def try_out(
     if names := [name for name, at in uncalibrated(taps.model).items() if at in trial.called]:
         warnings.warn(
             f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: the running mean and "
-            "variance are still 0 and 1, so that nothing is normalized in eval mode\n"
+            "variance are still 0 and 1, so the layer normalizes nothing in eval mode\n"
             "Train the network first, or set them with bnstudy.recalibrate(network, batches)",
             stacklevel=3,
         )
@@ -101,7 +101,7 @@ def try_out(
     if trial.reads_all_activations and (trial.functions or trial.lookalikes):
         problems += f"\n{ACTIVATION_ADVICE}"
     if not outputs:
-        raise ValueError(f"there is no layer that can be read: {problems}")
+        raise ValueError(f"no layer can be read: {problems}")
     if problems and taps.sites is not None and taps.model not in _reported:
         _reported.add(taps.model)
         warnings.warn(f"{type(taps.model).__name__}: not measured: {problems}", stacklevel=3)
@@ -109,17 +109,17 @@ def try_out(
 
 
 class _Trial(ChannelAxes):
-    """Observes a forward pass of `SAMPLES` samples.
+    """Observer of a forward pass of `SAMPLES` samples.
 
     Attributes:
-        names: By module, the name by which it is read.
+        names: Name of each module under which it is read.
         called: Modules that the forward pass calls.
-        sample_bytes: Size of every module's output, in bytes a sample.
-        unreadable: By name of a module that is left out, why its output cannot be read.
-        functions: By name, and class of the module that called it: how often an activation function
-            was called where no module is at the site `act`.
-        lookalikes: By name of a module at no site, its class, which is named like an activation
-            function.
+        sample_bytes: Size of every module's output, in bytes per sample.
+        unreadable: Reasons why outputs cannot be read, by name of the module that is left out.
+        functions: Number of calls of activation functions outside of modules at the site `act`, by
+            name of the function and class of the calling module.
+        lookalikes: Classes that are named like an activation function, by name of a module at no
+            site.
     """
 
     def __init__(self, taps: Taps, channel_axis: Mapping[str, int]) -> None:
@@ -136,7 +136,7 @@ class _Trial(ChannelAxes):
         self.functions: Counter[tuple[str, str]] = Counter()
         self.lookalikes: dict[str, str] = {}
         self._outputs: dict[tuple[Call, str], Output] = {}  # by call and site
-        self._reasons: dict[tuple[str, str], str] = {}  # by name and site, why it cannot be read
+        self._reasons: dict[tuple[str, str], str] = {}  # why it cannot be read, by name and site
         self._last_linear: str | None = None
         self._running: list[nn.Module] = [taps.model]
 
@@ -147,7 +147,7 @@ class _Trial(ChannelAxes):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch, and count activation functions that no module stands for."""
+        """Call a torch function and count activation functions outside of modules at `act`."""
         result = super().__torch_function__(func, types, args, kwargs)
         name = function_name(func).strip("_")
         if name.replace("_", "") in FUNCTIONS and _unreadable(result) is None:
@@ -169,7 +169,7 @@ class _Trial(ChannelAxes):
         )
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Note what a linear layer reads: it may be the last one."""
+        """Record the start of a module's call, and the input of a linear layer."""
         self._running.append(module)
         self.called.add(module)
         if self._is_lookalike(module):
@@ -179,7 +179,7 @@ class _Trial(ChannelAxes):
             self._note(self._last_linear, FEATURES, inputs[0])
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Note what a module puts out."""
+        """Record the end of a module's call, and its output."""
         self._running.pop()
         if isinstance(output, Tensor):
             self.sample_bytes.append(output.numel() * output.element_size() // SAMPLES)
@@ -192,9 +192,9 @@ class _Trial(ChannelAxes):
         if (reason := _unreadable(value)) is not None:
             if self.taps.sites is None:
                 raise TypeError(
-                    f"{name} {reason}; leave it out with layers=[...], or choose a module inside it"
+                    f"{name} {reason}; exclude it with layers=[...], or select a module inside it"
                 )
-            # One row whatever the samples, as of a table of positions, is no representation.
+            # An output with one row for any batch, such as a position table, is no representation.
             is_constant = isinstance(value, Tensor) and value.shape[:1] == (1,)
             self._reasons[name, site] = "" if is_constant else reason
             return
@@ -209,15 +209,15 @@ class _Trial(ChannelAxes):
             if fnmatchcase(name, pattern):
                 if axis == 0 or not -value.ndim < axis < value.ndim:
                     raise UserError(
-                        f"channel_axis: {axis} for {pattern} is not an axis of the channels of "
-                        f"{name}, which puts out {tuple(value.shape)} for {SAMPLES} samples; "
-                        f"choose 1 to {value.ndim - 1}, or -1 for the last one"
+                        f"channel_axis: {axis} for {pattern} is not a channel axis of {name}, "
+                        f"which returns shape {tuple(value.shape)} for {SAMPLES} samples; "
+                        f"choose 1 to {value.ndim - 1}, or -1 for the last axis"
                     )
                 return axis % value.ndim
         return value.ndim - 1 if site == FEATURES else self.axis_of(value)
 
     def settle(self) -> dict[Call, Output]:
-        """Let the taps keep what can be read; by call, what is read."""
+        """Remove what cannot be read from the taps; return the outputs to read, by call."""
         if self._last_linear is not None:
             self.taps.move_features(self._last_linear)
         for name, (_, site) in list(self.taps.places.items()):
@@ -233,36 +233,37 @@ class _Trial(ChannelAxes):
         }
 
     def problems(self, outputs: Mapping[Call, Output]) -> list[str]:
-        """What is not measured, and why."""
+        """List what is not measured, and why."""
         problems = []
         if self.reads_all_activations and self.functions:
             counts = [
                 f"{name} in {kind} ({count})" for (name, kind), count in self.functions.items()
             ]
-            problems.append(f"calls of functions: {_listed(counts)}")
+            problems.append(f"activation functions that are not modules: {_format_list(counts)}")
         if self.reads_all_activations and self.lookalikes:
             modules = [f"{name} ({kind})" for name, kind in self.lookalikes.items()]
-            problems.append(f"modules of unknown classes: {_listed(modules)}")
+            problems.append(f"modules of unknown classes: {_format_list(modules)}")
         called = {call.module for call in outputs}
         if idle := [name for name in self.taps.places if name not in called]:
-            problems.append(f"modules that are not called in eval mode: {_listed(idle)}")
+            problems.append(f"modules that are not called in eval mode: {_format_list(idle)}")
         if self.unreadable:
             reasons = [f"{name} {reason}" for name, reason in self.unreadable.items()]
-            problems.append(_listed(reasons))
+            problems.append(_format_list(reasons))
         return problems
 
 
 def _unreadable(value: Any) -> str | None:
-    """Why an output cannot be read: None, if it is one row of channels for each sample."""
+    """Return the reason why an output cannot be read; None if it has one row per sample."""
     if not isinstance(value, Tensor):
-        return f"puts out a {type(value).__name__} and not a tensor"
+        return f"returns a {type(value).__name__}, expected a tensor"
     if value.ndim < 2 or len(value) != SAMPLES:
         return (
-            f"puts out {tuple(value.shape)} for {SAMPLES} samples, not ({SAMPLES}, channels, ...)"
+            f"returns shape {tuple(value.shape)} for {SAMPLES} samples, expected ({SAMPLES}, "
+            "channels, ...)"
         )
     return None
 
 
-def _listed(items: Sequence[str]) -> str:
+def _format_list(items: Sequence[str]) -> str:
     more = len(items) - MAX_LISTED
     return ", ".join(items[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -23,7 +23,7 @@ def _layers(run: FinishedRun, selection: Selection) -> list[Layer]:
     """A run's layers in the order of computation: their inner products, without activations."""
     layers = []
     for layer in run.layers(selection):
-        layer.let_go_of_activations()
+        layer.release_activations()
         layers.append(layer)
     return sorted(layers, key=lambda layer: layer.index)
 

@@ -76,7 +76,7 @@ def make_callbacks(
     metrics = RepresentationMetrics(
         {split: data.probe(split) for split in SPLITS},
         **config["metrics"],
-        on_layer=progress.say,
+        on_layer=progress.show,
         calibration=data.calibration(),
     )
     record.description.add_directions(metrics.directions())

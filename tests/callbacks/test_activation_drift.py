@@ -1,4 +1,4 @@
-"""Drift against NumPy, on activations read by hand."""
+"""Tests of drift against NumPy, on activations computed module by module."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.callbacks.training import Noise, Watch, small_network, train
 
 
 def channels(network: nn.Sequential) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation of each channel, on the whole training split in eval mode."""
+    """Compute each channel's mean and standard deviation on the training split in eval mode."""
     data = Noise()
     data.setup()
     x = data.normalize(data.data.images["train"])
@@ -30,7 +30,7 @@ def channels(network: nn.Sequential) -> dict[str, tuple[np.ndarray, np.ndarray]]
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_drift_is_that_of_each_epoch_against_the_one_before() -> None:
     network = small_network()
-    with torch.no_grad():  # two channels that are never active: no ReLU lets them through
+    with torch.no_grad():  # two channels that are never active after the ReLU
         network[1].weight[:2] = 0
         network[1].bias[:2] = -100
     callback = ActivationDrift(memory_budget=1)

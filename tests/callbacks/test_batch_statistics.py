@@ -1,4 +1,4 @@
-"""BatchNorm's two modes against plain loops over copies of the network."""
+"""Tests of BatchNorm in both modes against plain loops over copies of the network."""
 
 import math
 from copy import deepcopy
@@ -24,7 +24,7 @@ def data() -> Noise:
 
 
 def population(network: nn.Module) -> nn.Module:
-    """The network with torch's own recalibration, on all probe samples at once."""
+    """Recalibrate a copy with torch's `update_bn`, on all probe samples at once."""
     copy = deepcopy(network)
     copy[3].p = 0.0
     images, labels = next(iter(data().probe("train")))
@@ -83,7 +83,7 @@ def test_errors_and_performance_at_each_epoch() -> None:
 def test_before_training_running_statistics_are_those_of_the_training_data() -> None:
     watch = Watch(BatchStatistics())
     train(small_network(), watch.watched, watch, epochs=1)
-    # The 60 samples of the training split are its probe set, and one batch.
+    # The probe set is the whole training split, in one batch.
     for metric in ("running_mean_error", "running_variance_error"):
         errors = watch.values(metric)
         assert [errors[0, "train", place] for place in LAYERS.values()] == pytest.approx([0, 0])
@@ -99,7 +99,7 @@ def test_before_training_running_statistics_are_those_of_the_training_data() -> 
 def test_statistics_that_are_not_finite_have_no_error(place: str) -> None:
     running, population = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
     damaged = running if place == "running" else population
-    damaged.running_mean[0] = torch.nan  # the other channel is sound
+    damaged.running_mean[0] = torch.nan  # the other channel is finite
     values, reason = _errors(running, population)
     assert all(map(math.isnan, values.values()))
     assert reason == "a statistic is not finite"

@@ -1,4 +1,4 @@
-"""Gradient norms against autograd on copies of the network."""
+"""Tests of gradient norms against autograd on copies of the network."""
 
 from copy import deepcopy
 
@@ -9,16 +9,20 @@ from torch.nn import functional
 from bnstudy.callbacks import GradientNorms
 from tests.callbacks.training import Watch, small_network, train
 
-PLACES = {"0": "0.conv", "4": "4.conv", "8": "8.linear"}  # the modules' names are the layers'
+SITES_OF_MODULES = {
+    "0": "0.conv",
+    "4": "4.conv",
+    "8": "8.linear",
+}  # each module is a layer of its own
 
 
 def by_hand(network: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
     model = deepcopy(network).train()
     model.zero_grad()
     functional.cross_entropy(model(batch[0]), batch[1]).backward()
-    weights = {name: model.get_submodule(name).weight for name in PLACES}
+    weights = {name: model.get_submodule(name).weight for name in SITES_OF_MODULES}
     return {
-        PLACES[name]: weight.grad.double().square().sum().sqrt().item()
+        SITES_OF_MODULES[name]: weight.grad.double().square().sum().sqrt().item()
         for name, weight in weights.items()
         if weight.grad is not None
     }
@@ -39,11 +43,11 @@ def test_means_over_an_epochs_steps_before_clipping(every_n_steps: int) -> None:
     for epoch in (1, 2):
         due = [step for step in range(3 * epoch - 3, 3 * epoch) if step % every_n_steps == 0]
         norms = [by_hand(*watch.steps[step]) for step in due]
-        for place in PLACES.values():
+        for place in SITES_OF_MODULES.values():
             mean = sum(one[place] for one in norms) / len(due)
             expected[epoch, "train", place] = mean
     assert watch.values("gradient_norm") == pytest.approx(expected, rel=1e-5)
-    assert min(expected.values()) > 1e-2  # clipped, no norm would be above 1e-3
+    assert min(expected.values()) > 1e-2  # after clipping, every norm would be at most 1e-3
     assert [row.layer_index for row in watch.rows] == [0, 1, 2] * 2
 
 

@@ -1,4 +1,4 @@
-"""The landscape along the gradient, in closed form and step by step."""
+"""Tests of the loss along the gradient against closed forms and real steps."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ SIZES = [0.02, 0.1, 0.5]
 
 
 class Quadratic:
-    """x^T A x / 2, its gradient A x, of x in two parts."""
+    """The loss x^T A x / 2 with the gradient A x, for x in two parts."""
 
     def __init__(self, curvatures: Sequence[float]) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -39,10 +39,10 @@ def test_along_an_eigenvector_smoothness_is_its_curvature() -> None:
         measured = along_gradient(loss, [x[:2].view(2, 1), x[2:]], SIZES)
         assert measured["beta_smoothness"] == pytest.approx(abs(curvature))
         assert measured["gradient_change"] == pytest.approx(0.5 * 3 * curvature**2)
-        # On the way the loss is curvature / 2 * 9 * (1 - size * curvature)^2.
+        # After a step the loss is curvature / 2 * 9 * (1 - size * curvature)^2.
         losses = [4.5 * curvature * (1 - size * curvature) ** 2 for size in SIZES]
         assert measured["loss_range"] == pytest.approx(max(losses) - min(losses))
-        # What first order leaves out: g^T A g * size^2 / 2.
+        # The second-order term is g^T A g * size^2 / 2.
         assert measured["first_order_error"] == pytest.approx(9 * abs(curvature) ** 3 * 0.5**2 / 2)
 
 
@@ -71,7 +71,7 @@ def test_what_is_not_finite_on_the_way_is_not_hidden() -> None:
 
 
 def by_hand(network: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """With copies of the network that really take the steps; the dropout of `network` is off."""
+    """Compute the metrics with copies of the network, without dropout, that take the steps."""
 
     def gradient(model: nn.Module) -> tuple[float, Tensor]:
         model.train()
@@ -109,7 +109,7 @@ def test_an_epochs_mean_over_the_batches_that_are_due(frozen: bool) -> None:
         network[4].requires_grad_(False)
     callback = LossLandscape(every_n_steps=2, step_sizes=SIZES)
     watch = Watch(callback)
-    train(network, callback, watch)  # 3 batches an epoch: steps 0 and 2, then 4
+    train(network, callback, watch)  # 3 batches per epoch: steps 0 and 2, then 4
     probes = [by_hand(*watch.steps[step]) for step in (0, 2, 4)]
     for metric in probes[0]:
         first, second, third = (probe[metric] for probe in probes)
@@ -122,7 +122,7 @@ def test_an_epochs_mean_over_the_batches_that_are_due(frozen: bool) -> None:
 def test_dropout_is_the_same_all_along_the_way() -> None:
     callback = LossLandscape(every_n_steps=1, step_sizes=[1e-4])
     train(small_network(), callback, epochs=1)
-    # With another mask at each evaluation the loss would jump by far more than this.
+    # With a different dropout mask at each evaluation, the error would be much larger.
     assert all(abs(probe["first_order_error"]) < 1e-4 for probe in callback.probes)
 
 

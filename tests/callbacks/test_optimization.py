@@ -1,4 +1,4 @@
-"""The callbacks of the optimization side, as users ask for them."""
+"""Tests of the optimization callbacks from the command line."""
 
 import csv
 import math
@@ -77,7 +77,7 @@ def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
         assert result.returncode == 0, result.stderr
         assert result.stderr == ""
     without, having = cell_of(tmp_path, "without"), cell_of(tmp_path, "with")
-    assert without.name == having.name  # the same identity
+    assert without.name == having.name  # callbacks do not change the identity
     assert description(without)["callbacks"] == []
     assert description(having)["callbacks"] == [
         *("loss_landscape", "gradient_norms", "activation_drift", "batch_statistics")
@@ -100,7 +100,7 @@ def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
         assert {(row["epoch"], row["split"]) for row in found} == {
             (epoch, split) for epoch in (0, 1, 2) for split in ("train", "test")
         }
-    # They join with what was measured of the representations.
+    # Layers and sites are those of the representation metrics.
     places = {(row["layer_index"], row["layer"], row["site"]) for row in table(without)}
     sites = {
         "gradient_norm": {"conv", "linear"},
@@ -247,7 +247,7 @@ def test_a_mistake_in_an_option_is_told(
 
 
 def test_random_numbers_gradients_and_statistics_stay_as_they_were() -> None:
-    """Of a network with dropout, which draws from torch's global random numbers."""
+    """Measure a network with dropout, which uses torch's global random numbers."""
     callbacks = [
         LossLandscape(1, [0.1, 1.0]),
         GradientNorms(1),
@@ -272,7 +272,7 @@ def test_random_numbers_gradients_and_statistics_stay_as_they_were() -> None:
 def test_two_processes_find_the_same_as_one(
     command_line: CommandLine, tmp_path: Path, norm: str
 ) -> None:
-    """Synchronized, the two halves of a batch have the whole's statistics (torch's: on GPUs)."""
+    """Train with synchronized statistics, with a layer that supports it on CPUs."""
     arguments = (*RUN, *ALL, "trainer.max_epochs=1", f"norm={norm}")
     assert command_line(*arguments, "study=default").returncode == 0
     train_on_two_processes(tmp_path, *arguments, "study=ddp", "trainer.sync_batchnorm=true")

@@ -1,4 +1,4 @@
-"""The callback on a LightningModule that is not ours."""
+"""Tests of the callback on LightningModules that are not from this package."""
 
 from copy import deepcopy
 from typing import Any
@@ -20,7 +20,7 @@ LEAF_SPEC = "ignore:.*LeafSpec.* is deprecated"  # Lightning 2.6 with torch 2.15
 
 
 class Autoencoder(L.LightningModule):
-    """No classifier, no validation, names of its own."""
+    """A module that is not a classifier and has no validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_any_module_is_measured_before_training_and_when_due() -> None:
 
 
 class Stop(L.Callback):
-    """Asks for the end of training after a step."""
+    """Callback that stops the training after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -87,7 +87,7 @@ class Stop(L.Callback):
 
 
 class Count(Logger):
-    """Which epochs are logged, and at which step."""
+    """Logger that keeps the epochs and steps of the logged values."""
 
     name, version = "count", 0
 
@@ -111,7 +111,7 @@ class Count(Logger):
     [
         ({"max_epochs": 6}, [], [(0, 0), (5, 15), (6, 18)]),
         ({"max_epochs": 5}, [], [(0, 0), (5, 15)]),
-        ({"max_steps": 10}, [], [(0, 0), (4, 10)]),  # in the middle of an epoch of 3 steps
+        ({"max_steps": 10}, [], [(0, 0), (4, 10)]),  # ends in the middle of an epoch of 3 steps
         ({"max_steps": 17}, [], [(0, 0), (5, 15), (6, 17)]),
         ({"max_steps": 15}, [], [(0, 0), (5, 15)]),
         ({"max_epochs": -1, "max_steps": 9}, [], [(0, 0), (3, 9)]),
@@ -155,7 +155,7 @@ def test_the_last_epoch_is_measured_however_training_ends(
     if measured:
         assert {(row.epoch, row.step) for row in callback.rows} == {measured[-1]}
     if not callbacks:
-        trainer.fit(model, loader())  # nothing is left to train
+        trainer.fit(model, loader())  # resumed at its end
         assert logger.logged == measured
 
 
@@ -184,7 +184,7 @@ def test_a_network_that_has_seen_no_batch_has_the_statistics_of_the_training_dat
     assert values["train"] == pytest.approx(normalized.mean().item(), abs=1e-6)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
-    module(images)  # in training mode: statistics of its own, far from these, which count
+    module(images)  # gives it running statistics, which are then used
     callback.measure(module, 1, 1)
     assert {row.value for row in callback.measure(module, 1, 1)} != {values["train"]}
 

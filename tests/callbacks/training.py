@@ -1,4 +1,4 @@
-"""Training small networks with callbacks, and a look at what they are at any time."""
+"""Training of small networks with callbacks, and copies of them from any time of the training."""
 
 import warnings
 from copy import deepcopy
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Noise(ImageDataModule):
-    """60 training images of 8x8 and 3 classes, 30 for the test, sorted by class."""
+    """A data set of 60 training and 30 test images of 8x8 pixels in 3 classes, sorted by class."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -43,9 +43,9 @@ class Noise(ImageDataModule):
 
 
 class Watch(L.Callback):
-    """Copies the network and each batch before a step, and the network at each epoch's end.
+    """Copies of the network and the batch before each step, and of the network after each epoch.
 
-    Of the network before training the running statistics are those of the training data.
+    In the copy from before training, the running statistics are those of the training data.
     """
 
     def __init__(self, watched: OptimizationMetrics | None = None) -> None:
@@ -71,7 +71,7 @@ class Watch(L.Callback):
         self.rows += self.watched.rows if self.watched else []
 
     def values(self, metric: str) -> dict[tuple[int, str, str], float]:
-        """By epoch, split and layer (with its site)."""
+        """Return the values by epoch, split and layer with its site."""
         return {
             (row.epoch, row.split, f"{row.layer}.{row.site}" if row.site else row.layer): row.value
             for row in self.rows

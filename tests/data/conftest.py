@@ -11,7 +11,7 @@ from bnstudy.data import torchvision_images as module
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Ten images of each of three classes in train, four in test; red grows with the number."""
+    """Write images of three classes, ten each in train and four in test, in growing red."""
     for split, count in (("train", 10), ("test", 4)):
         for number, name in enumerate(("ant", "bee", "cat")):
             folder = tmp_path / "images" / split / name
@@ -24,7 +24,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets of 60 and 20 images instead of 60,000."""
+    """Make data sets of 60 and 20 images valid, instead of 60,000 and 10,000."""
     for name, source in module.SOURCES.items():
         fewer = replace(source, sizes={"train": 60, "test": 20})
         monkeypatch.setitem(module.SOURCES, name, fewer)

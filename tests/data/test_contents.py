@@ -1,4 +1,4 @@
-"""The SHA-256 of a data set is known without reading it, as long as its files are the same."""
+"""Tests that the SHA-256 of a data set with unchanged files is found without reading it."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def options(composed: Compose, *overrides: str) -> dict[str, Any]:
 
 
 def read(data: dict[str, Any]) -> str:
-    """As a run reads it."""
+    """Read the SHA-256 in the way a run does."""
     module = instantiate(data, **OPTIONS)
     module.setup()
     sha256: str = module.facts()["sha256"]
@@ -56,7 +56,7 @@ def test_what_a_run_has_read_is_known_without_reading(
             patch.setattr(reader, "load", None)
         assert find_sha256(data | {"batch_size": 7}) == sha256
     for note in Path(data.get("cache", data["root"])).glob("*.sha256"):
-        note.unlink()  # as of a version that kept none
+        note.unlink()  # earlier versions wrote no note
     assert find_sha256(data) == sha256
 
 
@@ -102,7 +102,7 @@ def test_a_module_of_ones_own_is_read(composed: Compose, tmp_path: Path) -> None
     sha256 = read(data)
     own = data | {"_target_": "bnstudy.data.mnist5k.MNIST5k"}
     assert find_sha256(own) == sha256
-    assert find_sha256(options(composed, "data=planted")) is None  # a function of its options
+    assert find_sha256(options(composed, "data=planted")) is None  # generated from its options
 
 
 def test_torch_is_not_needed() -> None:

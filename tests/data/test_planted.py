@@ -1,4 +1,4 @@
-"""Images with known groups inside each class."""
+"""Tests of generated images with known groups inside each class."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ Load = Callable[..., PlantedGroups]
 
 @pytest.fixture
 def load(composed: Callable[..., DictConfig]) -> Load:
-    """The data set of the shipped configuration, with options of one's own."""
+    """Load the data set of the shipped configuration with changed options."""
 
     def loaded(seed: int = 0, **options: Any) -> PlantedGroups:
         config = resolve(composed("data=planted"))
@@ -75,7 +75,7 @@ def test_both_splits_have_the_same_prototypes_and_other_noise(load: Load) -> Non
     noise_of_train = train[::150] - nearest.centroids_
     noise_of_test = test[::50] - nearest.centroids_
     assert abs(np.corrcoef(noise_of_train.ravel(), noise_of_test.ravel())[0, 1]) < 0.03
-    # Of the pixels' standard deviation of 40, noise and prototypes of the same size have half each.
+    # Noise and prototypes of the same size each have half of the pixels' variance.
     assert 255 * noise_of_train.std() == pytest.approx(40 / 2**0.5, rel=0.03)
 
 

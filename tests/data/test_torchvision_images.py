@@ -1,4 +1,4 @@
-"""torchvision's data sets: read where they lie, refused where they are damaged."""
+"""Tests that torchvision's data sets are read from disk, and that damaged files are errors."""
 
 import gzip
 import hashlib
@@ -40,7 +40,7 @@ def write_mnist(root: Path, name: str = "MNIST") -> dict[str, np.ndarray]:
 
 
 def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CIFAR of 60 and 20 images, as the archive one downloads."""
+    """Write a CIFAR of 60 and 20 images, as the archive that is downloaded."""
     source = getattr(module.datasets, name)
     key = "labels" if name == "CIFAR10" else "fine_labels"
     classes = [str(number) for number in range(10 if name == "CIFAR10" else 100)]
@@ -68,7 +68,7 @@ def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """An SVHN of 60 and 20 images, H x W x C x N, whose label 10 is the digit 0."""
+    """Write an SVHN of 60 and 20 images, H x W x C x N, whose label 10 is the digit 0."""
     source = module.datasets.SVHN
     generator = np.random.default_rng(0)
     images, listed = {}, {}
@@ -201,7 +201,7 @@ def test_a_data_set_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
 def test_real_digits_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for split in ("train", "t10k"):  # the test digits stand for both splits
+    for split in ("train", "t10k"):  # both splits have the test digits
         for kind in ("images-idx3", "labels-idx1"):
             packed = (SHARED_DATA / f"t10k-{kind}-ubyte.gz").read_bytes()
             (raw / f"{split}-{kind}-ubyte").write_bytes(gzip.decompress(packed))

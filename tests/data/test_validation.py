@@ -1,4 +1,4 @@
-"""The samples that `data.validation` holds out of the training split."""
+"""Tests of the samples that `data.validation` holds out of the training split."""
 
 import csv
 from dataclasses import replace
@@ -70,7 +70,7 @@ def test_the_same_digits_are_held_out_whatever_the_seed(tmp_path: Path) -> None:
 
 
 class Remaining(Noise):
-    """What a data set with a validation split trains on, as a data set of its own."""
+    """The training samples of a data set with a validation split, as a data set of their own."""
 
     def load(self) -> Images:
         data = noise(validation=0.25)
@@ -115,7 +115,7 @@ def test_without_it_the_data_are_as_they_were() -> None:
 
 
 class Spoil(L.Callback):
-    """Makes what is evaluated as the second split undefined."""
+    """A callback that sets the images of the second evaluated split to NaN."""
 
     def on_validation_batch_start(
         self,
@@ -142,7 +142,7 @@ def test_a_validation_loss_that_is_not_finite_is_a_divergence() -> None:
 def test_a_run_with_a_validation_split(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(*QUICK, "data.validation=0.2", "logger=csv")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count(" validation ") == 3  # before training, and after two epochs
+    assert result.stdout.count(" validation ") == 3  # before training and after each of two epochs
     cell = only_cell(tmp_path / "multirun")
     run = description(cell)
     assert (run["data"]["train"], run["data"]["validation"]) == (3200, 800)
@@ -210,7 +210,7 @@ def test_a_share_that_cannot_be_is_told(
 
 
 class Rare(Noise):
-    """One training sample of the last class."""
+    """A data set with a single training sample of the last class."""
 
     def load(self) -> Images:
         data = super().load()

@@ -1,4 +1,4 @@
-"""Representations that the tests measure, and what can be done to them."""
+"""Representations for the tests of metrics, and transformations of them."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from bnstudy.representations import Layer, capture
 from bnstudy.representations.sums import Activity, Classes, Moments, Products
 
 NETWORK = {name for name, metric in METRICS.items() if "network" in metric.needs}
-ALONE = [name for name in METRICS if name not in NETWORK]  # what a layer alone is enough for
+ALONE = [name for name in METRICS if name not in NETWORK]  # metrics that need no network
 
 
 def generator(seed: int) -> torch.Generator:
@@ -16,7 +16,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def classes(count: int, num_classes: int, seed: int = 0) -> Tensor:
-    """Classes of different sizes, of 2 samples or more where that is possible."""
+    """Create labels of classes with different sizes, of at least 2 samples if possible."""
     drawn = torch.randint(num_classes, (count,), generator=generator(seed))
     twice = torch.cat([torch.arange(num_classes).repeat(2), drawn])[:count]
     return twice[torch.randperm(count, generator=generator(seed + 1))]
@@ -30,7 +30,7 @@ def sample(
     seed: int = 0,
     shape: tuple[int, ...] = (6, 5, 5),
 ) -> tuple[Tensor, Tensor]:
-    """Activations after a ReLU around a centre for each class; their labels."""
+    """Create activations around a centre for each class, after a ReLU, and their labels."""
     random = generator(seed)
     labels = classes(count, num_classes, seed)
     centres = torch.randn(num_classes, *shape, generator=random)
@@ -39,7 +39,7 @@ def sample(
 
 
 def partly_dead(seed: int) -> tuple[Tensor, Tensor]:
-    """A channel is silent on every sample, and another on one class."""
+    """Create activations with a channel that is always 0, and one that is 0 on one class."""
     activations, labels = sample(4, 0.3, count=90, seed=seed % 1000, shape=(6, 4, 4))
     activations[:, 5] = 0
     activations[labels == 0, 4] = 0
@@ -61,7 +61,7 @@ def translate(x: Tensor, seed: int) -> Tensor:
 
 
 def streamed(activations: Tensor, labels: Tensor, channels: int = 1) -> Layer:
-    """The layer as it is when it was read a few channels at a time, and not held."""
+    """Create a layer that was read a few channels at a time, without holding activations."""
     x = activations.contiguous().reshape(*activations.shape[:2], activations.shape[2:].numel())
     blocks = list(zip(x.split(channels, 1), range(0, x.shape[1], channels), strict=True))
     sums = [kind(tuple(x.shape), Classes(labels)) for kind in (Activity, Moments, Products)]
@@ -72,7 +72,7 @@ def streamed(activations: Tensor, labels: Tensor, channels: int = 1) -> Layer:
 
 
 def read_from_a_network(activations: Tensor, labels: Tensor, num_classes: int = 5) -> Layer:
-    """The layer as it is in a network that puts out logits of it."""
+    """Read a layer of a network that computes logits from it."""
     torch.manual_seed(0)
     units = activations.shape[1:].numel()
     network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(units, num_classes))

@@ -38,7 +38,7 @@ CASES = {
 
 @cache
 def layer_of(case: str, num_classes: int, stream: bool = False) -> tuple[Layer, ndarray, ndarray]:
-    """A layer; the same as float64, N x channels x positions, and its labels."""
+    """Create a layer; return it, its activations as N x channels x positions, and its labels."""
     activations, labels = sample(num_classes, **CASES[case])  # type: ignore[arg-type]
     layer = (streamed if stream else Layer)(activations, labels)
     x = activations.reshape(*activations.shape[:2], -1).double().numpy()
@@ -66,7 +66,7 @@ def hoyer(x: ndarray, y: ndarray) -> float:
 
 
 def treves_rolls(x: ndarray) -> float:
-    """Sparseness of each row that is not all 0, averaged."""
+    """Compute the mean sparseness of the rows that are not all 0."""
     scores = []
     for row in x[x.any(1)]:
         density = np.mean(np.abs(row)) ** 2 / np.mean(row**2)
@@ -115,14 +115,14 @@ def soft_rank(x: ndarray, y: ndarray) -> float:
 
 
 def mu(x: ndarray) -> ndarray:
-    """Facco et al.: r2 / r1 of each sample that is there once, sorted."""
+    """Compute r2 / r1 of Facco et al. for each sample without duplicates, sorted."""
     distances = np.sort(cdist(flat(x), flat(x)), axis=1)
     distances = distances[distances[:, 1] > 0]
     return np.sort(distances[:, 2] / distances[:, 1])
 
 
 def facco(ratios: ndarray) -> float:
-    """The line through the origin of the points (log mu, -log(1 - F)), F = i / N."""
+    """Fit the line through the origin to the points (log mu, -log(1 - F)), F = i / N."""
     count = len(ratios)
     kept = int(0.9 * count)
     empirical = np.arange(1, count + 1) / count
@@ -142,7 +142,7 @@ def norms(x: ndarray) -> ndarray:
 
 
 def class_means(x: ndarray, y: ndarray) -> ndarray:
-    """After the mean of all samples is subtracted: C x D."""
+    """Compute the class means minus the mean of all samples: C x D."""
     return np.stack([flat(x)[y == c].mean(0) for c in np.unique(y)]) - flat(x).mean(0)
 
 
@@ -215,7 +215,7 @@ REFERENCES: dict[str, Callable[[ndarray, ndarray], float]] = {
     "kurtosis": lambda x, y: scipy.stats.kurtosis(varying(x), axis=1).mean(),
     "saturation": lambda x, y: (x <= 0).mean(),
 }
-# These are tested apart: what k-means finds depends on its starts, an error on the draws.
+# Tested separately, because k-means depends on its starts and the bootstrap on its draws.
 APART = {
     "kmeans_purity",
     "kmeans_nmi",
@@ -237,7 +237,7 @@ def test_every_metric_has_a_reference() -> None:
 def test_a_metric_is_what_it_says(name: str, case: str, num_classes: int) -> None:
     layer, x, y = layer_of(case, num_classes)
     theirs = REFERENCES[name](x, y)
-    # The roots of eigenvalues that are all but 0 are the least exact numbers here.
+    # The roots of eigenvalues close to 0 are the least exact numbers here.
     rel = 1e-3 if name == "effective_rank" else 2e-4
     assert METRICS[name](layer) == pytest.approx(theirs, rel=rel, abs=1e-6, nan_ok=True)
 
@@ -390,7 +390,7 @@ def test_kmeans_metrics(num_classes: int, case: str) -> None:
 
 
 def best_silhouette(x: ndarray, ks: range) -> float:
-    """The highest silhouette of k-means clusters."""
+    """Compute the highest silhouette of k-means clusters."""
     found = [KMeans(k, n_init=2, random_state=0).fit_predict(x) for k in ks]
     return max(sklearn_metrics.silhouette_score(x, clusters) for clusters in found)
 

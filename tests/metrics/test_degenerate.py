@@ -1,4 +1,4 @@
-"""Layers of which a metric cannot be told: a number, or the reason why there is none."""
+"""Degenerate layers: each metric returns a number or the reason why it is undefined."""
 
 import math
 
@@ -65,7 +65,7 @@ DEGENERATE = {
     "classes whose means are the same": (torch.eye(2, 20).repeat_interleave(25, 0), classes(50, 5)),
     "opposite samples": (torch.tensor([[1.0], [-1.0]]).repeat(25, 9), classes(50, 5)),
     "integers in bfloat16": (torch.arange(1000.0).view(50, 20).bfloat16(), classes(50, 5)),
-    "differences that float32 does not tell": (1 + 1e-12 * rand(50, 20).double(), classes(50, 5)),
+    "differences too small for float32": (1 + 1e-12 * rand(50, 20).double(), classes(50, 5)),
     "more than float32 holds": (1e40 * rand(50, 20).double(), classes(50, 5)),
     "units that are all but 0": (
         torch.cat([rand(50, 10), 1e-24 * rand(50, 5), 1e-40 * rand(50, 5)], 1),
@@ -122,7 +122,7 @@ REASONS = [
     ("no sample", "unit_sparsity", "no samples"),
     ("one sample", "lifetime_sparseness", "only one sample"),
     ("one sample", "intrinsic_dimension", "the same representation"),
-    ("two samples", "knn_purity", "not more than 10 samples"),
+    ("two samples", "knn_purity", "fewer than 11 samples"),
     ("two samples", "best_k", "fewer than 3 samples"),
     ("two samples", "intrinsic_dimension", "fewer than 3 samples"),
     ("one class", "davies_bouldin", "only one class"),

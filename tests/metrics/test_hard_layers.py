@@ -1,4 +1,4 @@
-"""Layers in which float32 alone is not enough, against float64 on the same float32 numbers."""
+"""Layers that need more than float32, compared with float64 on the same float32 numbers."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def turns(count: int, num_classes: int) -> Tensor:
 
 
 def around(spread: float, count: int = 120, num_classes: int = 4, units: int = 50) -> Tensor:
-    """Classes around means that differ by 1 in each unit."""
+    """Create classes around means that differ by 1 in each unit."""
     labels = turns(count, num_classes)
     return normal(num_classes, units, seed=1)[labels] + spread * normal(count, units)
 
@@ -40,28 +40,28 @@ def coins(count: int) -> Tensor:
 
 
 def one_far_unit(count: int, units: int) -> Tensor:
-    """A unit is 0 or 30,000, whatever the class."""
+    """Create activations with a unit that is 0 or 30,000, independent of the class."""
     x = 3 * normal(4, units, seed=5)[turns(count, 4)] + normal(count, units)
     x[:, 0] = 30_000 * coins(count)
     return x
 
 
 def far_modes_of_a_unit() -> tuple[Tensor, Tensor]:
-    """Two modes that are 1e5 apart; a class is the lower or the upper half of the values in one."""
+    """Create two modes that are 1e5 apart; classes are the lower and upper half of each mode."""
     place = torch.arange(44) // 2
     x = 1e5 * (torch.arange(44) % 2) + 1.3 * place + 5 * (place > 10) + 0.1 * normal(44)
     return x[:, None], (place > 10).long()
 
 
 def far_classes() -> Tensor:
-    """Half of the classes are 1e5 from the other half."""
+    """Create classes, half of which are 1e5 away from the others."""
     labels = turns(160, 8)
     far = 1e5 * (labels < 4)[:, None] * normal(60, seed=4)
     return 3 * normal(8, 60, seed=2)[labels] + far + normal(160, 60)
 
 
 def mode_at_zero() -> tuple[Tensor, Tensor]:
-    """Half of the samples are next to 0."""
+    """Create samples, half of which are close to 0."""
     x = around(1)
     x[60:] *= 1e-3
     x[:60] += 1e4
@@ -112,7 +112,7 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 
 @cache
 def case(name: str) -> tuple[Tensor, ndarray, Tensor]:
-    """The activations, the same in float64 as N x channels x positions, and the labels."""
+    """Return activations, the same in float64 as N x channels x positions, and labels."""
     x, labels = CASES[name]()
     return x, x.double().numpy()[:, :, None], labels
 
@@ -126,7 +126,7 @@ def values(name: str, read: Callable[[Tensor, Tensor], Layer]) -> dict[str, floa
 
 
 def centred_means(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
-    """The class means minus the mean of all, and each sample's difference from its class mean."""
+    """Compute the centred class means, and each sample's difference from its class mean."""
     rows = x[:, :, 0]
     names, index = np.unique(y, return_inverse=True)
     means = np.stack([rows[y == name].mean(0) for name in names])
@@ -134,7 +134,7 @@ def centred_means(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def davies_bouldin(x: ndarray, y: ndarray) -> float:
-    """scikit-learn's takes distances from inner products, which is not exact enough here."""
+    """Compute the silhouette; scikit-learn's distances are not exact enough for these layers."""
     means, residuals = centred_means(x, y)
     names = np.unique(y)
     spread = np.array([np.linalg.norm(residuals[y == name], axis=1).mean() for name in names])
@@ -150,7 +150,7 @@ def davies_bouldin(x: ndarray, y: ndarray) -> float:
 
 
 def nc1(x: ndarray, y: ndarray) -> float:
-    """By the singular values of the class means, whose squares may not be told from 0."""
+    """Compute NC1 from singular values of the class means, because their squares are inexact."""
     means, residuals = centred_means(x, y)
     share = np.array([(y == name).mean() for name in np.unique(y)])
     _, singular, axes = np.linalg.svd(np.sqrt(share)[:, None] * means, full_matrices=False)
@@ -169,7 +169,7 @@ DIRECT = REFERENCES | {
     "nc1": nc1,
     "participation_ratio": participation_ratio,
 }
-# Where there is no such number, or where many neighbours are equally near.
+# Cases in which a metric is undefined, or many neighbours are equally near.
 LEFT_OUT = {
     "far modes of a unit": {"hoyer", "population_sparseness", "nc2_angle"},
     "duplicates": {"intrinsic_dimension"},
@@ -215,7 +215,7 @@ def test_a_similarity_is_that_of_float64(
     other = torch.relu(x - x.mean(0)) + normal(len(x), 1)
     layers = [read(one, labels) for one in (x, other)]
     for layer in layers:
-        layer.let_go_of_activations()
+        layer.release_activations()
     assert SIMILARITIES["cka"](*layers) == pytest.approx(kornblith(x, other), rel=1e-3)
     assert SIMILARITIES["procrustes"](*layers) == pytest.approx(nuclear_norm(x, other), abs=1e-3)
 

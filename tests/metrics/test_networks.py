@@ -1,4 +1,4 @@
-"""The metrics that need to know the network, against naive forward and backward passes."""
+"""Metrics that need the network, compared with naive forward and backward passes."""
 
 import copy
 import math
@@ -39,12 +39,12 @@ def _trained(num_classes: int, norm: str) -> CNN:
 
 
 def trained(num_classes: int, norm: str = "batchnorm") -> CNN:
-    """Not well: some samples it gets right, and some it gets wrong."""
+    """Train a network a little, so that some of its predictions are right and some are wrong."""
     return copy.deepcopy(_trained(num_classes, norm))
 
 
 def stages(model: CNN) -> list[tuple[str, nn.Module]]:
-    """The modules one after another."""
+    """Return the modules in order of computation."""
     flat = []
     for name, module in model.eval().named_children():
         parts = list(module.named_children())
@@ -53,7 +53,7 @@ def stages(model: CNN) -> list[tuple[str, nn.Module]]:
 
 
 def after(model: CNN, place: str) -> tuple[nn.Sequential, nn.Sequential]:
-    """The network up to a module, and from there on."""
+    """Split a network after a module."""
     names = [name for name, _ in stages(model)]
     modules = [module for _, module in stages(model)]
     cut = names.index(place) + 1
@@ -125,7 +125,7 @@ def test_mixup_accuracy_is_that_of_a_naive_forward_pass(size: int, num_classes: 
 
 
 class Shortcut(nn.Module):
-    """What it puts out has passed some of its layers, or none."""
+    """Network with residual connections around its layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Shortcut(nn.Module):
 
 
 class Parallel(nn.Module):
-    """Two layers read the same."""
+    """Network with two layers that have the same input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Parallel(nn.Module):
 
 
 class OwnBatchSize(nn.Module):
-    """It remembers how many samples there are, and makes sure of it."""
+    """Network that fails if the batch size changes on the way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class OwnBatchSize(nn.Module):
 
 
 class AcrossSamples(nn.Module):
-    """The samples of a batch are not independent."""
+    """Network in which the samples of a batch are not independent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def test_all_layers_of_a_network_without_shortcuts_are_mixed_in_one_pass(
             expected = naive_mixup(model, place, batches)
             assert METRICS["mixup_accuracy"](layer) == pytest.approx(expected, abs=1e-6)
     handle.remove()
-    # To know the shapes; to read; to try it once with all layers and with each; to mix.
+    # Passes for the shapes, for reading, for the trial with all layers and each alone, for mixing.
     assert sum(passes) <= 2 * (1 + 3) + (1 + 6) + 3
 
 
@@ -235,7 +235,7 @@ def test_where_no_class_has_two_samples_there_is_no_mixup() -> None:
 
 
 def test_mixing_is_linear_up_to_the_last_layer() -> None:
-    # What the last layer reads and what it puts out are mixed alike.
+    # The last layer is linear: averaging its inputs averages its outputs.
     model, batches = trained(10), images(60, 10, 25)
     (features,) = capture(model, batches, sites=["features"])
     (logits,) = capture(model, batches, ["classifier"])
@@ -294,7 +294,7 @@ def test_where_a_metric_of_the_network_does_not_apply() -> None:
 
 
 class Branch(nn.Module):
-    """Puts out logits that do not depend on one of its layers."""
+    """Network whose logits do not depend on one of its layers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Numbers that are not finite never become ordinary values."""
+"""Inputs that are not finite: no metric returns an ordinary value."""
 
 import math
 from collections.abc import Callable
@@ -70,12 +70,12 @@ def test_no_similarity_to_a_layer_with_one_is_a_number(name: str, case: str) -> 
     assert math.isnan(SIMILARITIES[name](ordinary, other))
     assert math.isnan(SIMILARITIES[name](other, ordinary))
     assert math.isnan(SIMILARITIES[name](other, other))
-    other.let_go_of_activations()
+    other.release_activations()
     assert math.isnan(SIMILARITIES[name](ordinary, other))
 
 
 class Poisoned(nn.Module):
-    """Its hidden layer is finite, some of its logits are not."""
+    """Network with a finite hidden layer and some logits that are not finite."""
 
     def __init__(self, rows: slice, columns: slice, value: float) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Poisoned(nn.Module):
         mask = torch.zeros_like(logits, dtype=torch.bool)
         mask[:, self.columns] = True
         chosen_rows = torch.isin(number[: len(samples)].round(), torch.arange(40)[self.rows])
-        # More samples than numbers, where pairs are sent on behind them.
+        # Mixing appends averaged pairs to the batch, which is then larger.
         mask = (
             mask & torch.nn.functional.pad(chosen_rows, (0, len(mask) - len(chosen_rows)))[:, None]
         )
@@ -107,7 +107,7 @@ def test_logits_that_are_not_finite_give_no_margin_and_no_agreement(
     batches = list(zip(x.split(15), labels.split(15), strict=True))
     (layer,) = capture(Poisoned(rows, columns, value), batches, ["hidden"])
     for name, found in evaluate(chosen(sorted(NETWORK)), layer).items():
-        if name == "mixup_accuracy":  # counts what is right, and these predictions are wrong
+        if name == "mixup_accuracy":  # counts predictions that are not finite as wrong
             assert found.number <= (0 if rows == slice(None) else 1)
         else:
             assert math.isnan(found.number), name
@@ -126,7 +126,7 @@ def test_predictions_from_logits_that_are_not_finite_are_wrong(value: float) -> 
         def forward(self, x: Tensor) -> Tensor:
             return self.hidden(x) * 0 + torch.tensor([value, 0, 0])
 
-    # Class 0, which the largest logit of NaNs would be, is that of most samples.
+    # Class 0, the argmax of NaN logits, is the class of most samples.
     labels = torch.tensor([0] * 16 + [1] * 4 + [2] * 4)
     (layer,) = capture(Constant(), [(torch.rand(24, 3), labels)], ["hidden"])
     assert METRICS["mixup_accuracy"](layer) == 0

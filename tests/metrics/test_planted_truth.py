@@ -1,4 +1,4 @@
-"""What is known of representations that were made so is found."""
+"""Metrics of synthetic representations whose true values are known."""
 
 import math
 
@@ -14,7 +14,7 @@ from tests.metrics.samples import generator, rotate
 
 
 def clouds(clusters: int, each: int, spread: float = 0.05, units: int = 30) -> Tensor:
-    """Samples around orthogonal centres."""
+    """Create samples around orthogonal centres."""
     random = generator(clusters)
     noise = torch.randn(clusters * each, units, generator=random)
     return torch.eye(clusters, units).repeat_interleave(each, 0) + spread * noise
@@ -50,7 +50,7 @@ def test_classes_without_groups_have_no_high_silhouette_inside() -> None:
 
 
 def plane(dimension: int, count: int, seed: int) -> Tensor:
-    """Uniform in a cube of a linear subspace of 60 dimensions."""
+    """Create samples that are uniform in a cube of a linear subspace of 60 dimensions."""
     cube = torch.rand(count, dimension, generator=generator(seed))
     return rotate(torch.nn.functional.pad(cube, (0, 60 - dimension)), seed) + 3
 
@@ -90,7 +90,7 @@ def test_the_error_of_the_dimension_is_how_much_it_differs_between_samples(manif
     layers = [Layer(draw(seed)[:300], torch.zeros(300)) for seed in range(40)]
     dimensions = [METRICS["intrinsic_dimension"](layer) for layer in layers]
     error = np.mean([METRICS["intrinsic_dimension_error"](layer) for layer in layers])
-    # An estimate of 40 draws is itself off by 11 %.
+    # The standard deviation of 40 draws has an error of 11 %.
     assert 0.65 < error / np.std(dimensions) < 1.5
 
 
@@ -127,7 +127,7 @@ def test_a_common_direction_takes_the_uncentred_rank_to_1(units: int) -> None:
     assert ranks == sorted(ranks, reverse=True)
     assert ranks[0] > 15
     assert ranks[-1] == pytest.approx(1, abs=1e-4)
-    # The centred rank does not show it.
+    # The rank of the centred activations does not show it.
     assert METRICS["effective_rank"](values[-1]) == pytest.approx(
         METRICS["effective_rank"](values[0]), rel=1e-3
     )
@@ -175,7 +175,7 @@ def simplex(num_classes: int) -> Tensor:
 
 
 def collapsed(num_classes: int, noise: float, each: int = 8) -> Layer:
-    """What a network reads whose classes are a simplex and whose weights are the same one."""
+    """Read features whose class means form a simplex, in a network with the same weights."""
     labels = torch.arange(num_classes).repeat(each)
     inputs = simplex(num_classes)[labels]
     inputs = inputs + noise * torch.randn(inputs.shape, generator=generator(0))

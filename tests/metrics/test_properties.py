@@ -1,4 +1,4 @@
-"""What each metric declares of itself."""
+"""Declared properties of the metrics: bounds, invariances and needs."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from tests.metrics.samples import (
     translate,
 )
 
-# Where a sample is as near to two clusters, rounding may send it to either.
+# A sample that is equally near to two clusters may move to either because of rounding.
 LOOSE = {
     "kmeans_purity": 0.02,
     "kmeans_nmi": 0.02,
@@ -42,7 +42,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def values_of(layer: Layer) -> dict[str, float]:
-    """Of what a layer alone is enough for."""
+    """Compute the metrics that need no network."""
     return {name: one.number for name, one in evaluate(chosen(ALONE), layer).items()}
 
 
@@ -98,7 +98,7 @@ def test_the_last_layers_metrics_change_as_declared(change: str, seed: int) -> N
 
 
 def last_layer(values: Tensor, labels: Tensor, of: Tensor) -> Layer:
-    """The features in a network with the given ones; its logits are those of other ones."""
+    """Read given features in a network whose logits come from other features."""
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -141,14 +141,14 @@ def without_classes(values: Tensor) -> Layer:
 
 
 def points(num_classes: int) -> Layer:
-    """Classes that are small, far from one another."""
+    """Create small classes that are far from one another."""
     labels = torch.arange(20 * num_classes) % num_classes
     noise = 1e-4 * torch.randn(len(labels), num_classes, generator=generator(0))
     return Layer(torch.eye(num_classes)[labels] + noise, labels)
 
 
 def halves(*values: float) -> Layer:
-    """A sample of one unit for each value; the classes take turns."""
+    """Create one sample of one unit per value, with alternating classes."""
     return Layer(torch.tensor(values)[:, None], torch.arange(len(values)) % 2)
 
 
@@ -248,7 +248,7 @@ def test_half_precision_matters_little() -> None:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is added up from here on, one entry a pass over a layer; and what is derived."""
+    """Record the sums that are accumulated, one entry per pass, and the derived matrices."""
     passes: list[str] = []
     add_all = Sums.add_all
 
@@ -321,7 +321,7 @@ def test_a_metric_of_a_network_does_not_apply_to_a_layer_alone() -> None:
     for name, value in evaluate(chosen(NETWORK), Layer(*sample(5, 1.0, count=50))).items():
         assert math.isnan(value.number), name
         assert not value.is_applicable
-        assert "not known what network" in str(value.reason)
+        assert "network that contains the layer" in str(value.reason)
 
 
 def test_an_unknown_name_lists_the_near_ones() -> None:

@@ -1,4 +1,4 @@
-"""How alike two layers are, against naive formulas and by property."""
+"""Similarities of two layers: comparison with naive formulas, and properties."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ def layer(values: Tensor) -> Layer:
 
 
 def of_the_same_samples(count: int, units: int, others: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two representations that share some of what they represent."""
+    """Create two representations that share some of their dimensions."""
     random = generator(seed)
     common = torch.randn(count, 5, generator=random)
     return tuple(  # type: ignore[return-value]
@@ -39,7 +39,7 @@ def of_the_same_samples(count: int, units: int, others: int, seed: int) -> tuple
 
 
 def scaled(x: Tensor, seed: int) -> Tensor:
-    """By far; by how much further see below."""
+    """Scale by a random factor between 1e-4 and 1e4."""
     return x * 10 ** (8 * torch.rand((), generator=generator(seed)) - 4)
 
 
@@ -55,7 +55,7 @@ def kornblith(x: Tensor, y: Tensor) -> float:
 
 
 def hsic_1(x: Tensor, y: Tensor) -> float:
-    """Nguyen et al. 2021, equation 3."""
+    """Compute equation 3 of Nguyen et al. 2021."""
     k, m = (values @ values.T for values in (x.double().numpy(), y.double().numpy()))
     np.fill_diagonal(k, 0)
     np.fill_diagonal(m, 0)
@@ -66,7 +66,7 @@ def hsic_1(x: Tensor, y: Tensor) -> float:
 
 
 def u_statistic(x: Tensor, y: Tensor) -> float:
-    """HSIC as the mean over all quadruples of different samples."""
+    """Compute HSIC as the mean over all quadruples of different samples."""
     k, m = (x @ x.T).double(), (y @ y.T).double()
     terms = [
         k[i, j] * m[i, j] + k[i, j] * m[q, r] - 2 * k[i, j] * m[i, q]
@@ -80,7 +80,7 @@ def debiased(hsic: Callable[[Tensor, Tensor], float]) -> Callable[[Tensor, Tenso
 
 
 def scipys_procrustes(x: Tensor, y: Tensor) -> float:
-    """SciPy's disparity is the squared sine of the angle."""
+    """Compute the angle from SciPy's disparity, its squared sine."""
     units = max(x.shape[1], y.shape[1])
     padded = [np.pad(centred(one), ((0, 0), (0, units - one.shape[1]))) for one in (x, y)]
     disparity = scipy.spatial.procrustes(*padded)[2]
@@ -88,7 +88,7 @@ def scipys_procrustes(x: Tensor, y: Tensor) -> float:
 
 
 def nuclear_norm(x: Tensor, y: Tensor) -> float:
-    """Williams et al. 2021, equation 8, as in netrep."""
+    """Compute equation 8 of Williams et al. 2021, as in netrep."""
     a, b = (centred(one) / np.linalg.norm(centred(one)) for one in (x, y))
     return math.acos(min(1.0, np.linalg.svd(a.T @ b, compute_uv=False).sum()))
 
@@ -186,7 +186,7 @@ def test_noise_is_like_noise_to_cka_but_not_to_the_debiased_one() -> None:
 def test_the_bounds_are_reached() -> None:
     basis = torch.eye(8) - 1 / 8
     halves = torch.linalg.svd(basis).U[:, :4], torch.linalg.svd(basis).U[:, 4:7]
-    x, y = (layer(half) for half in halves)  # of spaces that are orthogonal
+    x, y = (layer(half) for half in halves)  # in orthogonal subspaces
     assert SIMILARITIES["cka"](x, y) == pytest.approx(0, abs=1e-6)
     assert SIMILARITIES["cka"](x, x) == pytest.approx(1)
     assert SIMILARITIES["procrustes"](x, y) == pytest.approx(math.pi / 2, abs=1e-6)
@@ -242,7 +242,7 @@ def test_other_labels_are_refused(name: str) -> None:
 
 
 def read(images: Tensor, labels: Tensor, shuffle: bool = False, scale: float = 1) -> Layer:
-    """A layer of a network that reads images of 8 x 8 pixels."""
+    """Read a layer of a network for images of 8 x 8 pixels."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     data = TensorDataset(scale * images, labels)
@@ -265,7 +265,7 @@ def test_a_network_read_from_a_shuffling_loader_is_refused(name: str, num_classe
 
 def test_the_same_samples_may_be_scaled_differently() -> None:
     images, labels = torch.randn(40, 1, 8, 8, generator=generator(0)), torch.arange(40) % 3
-    images[::10] = 0  # the same whatever the scale, and each other's
+    images[::10] = 0  # equal at every scale, and to each other
     assert 0.9 < SIMILARITIES["cka"](read(images, labels), read(images, labels, scale=3)) <= 1
 
 

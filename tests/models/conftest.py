@@ -1,4 +1,4 @@
-"""Networks and norms as the shipped configurations describe them."""
+"""Networks and norms of the shipped configurations."""
 
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ def network(
     initialization: str = "he",
     **options: Any,
 ) -> nn.Module:
-    """A small one of a kind, for digits."""
+    """Create a small network of a kind, for 28x28 grey images."""
     norm = normalization(norm) if isinstance(norm, str) else norm
     arguments = SMALLEST[model] | GREY | {"norm": norm} | options
     with seeded(seed):
@@ -51,7 +51,7 @@ def network(
 
 
 def weighted(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Its convolutions and linear layers, by name."""
+    """Return the convolutions and linear layers, by name."""
     return {
         name: module
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Loss and accuracy as they are recorded."""
+"""Tests of the recorded loss and accuracy."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_predictions_from_logits_that_are_not_finite_are_wrong(
 
 
 class Undefined(nn.Module):
-    """Logits that are NaN."""
+    """A network whose logits are NaN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Undefined(nn.Module):
 def test_a_network_of_nans_is_never_right() -> None:
     module = train(Undefined(), epochs=1)
     for split in ("train", "test"):
-        assert module.performance[split, "accuracy"] == 0  # a third of each is of class 0
+        assert module.performance[split, "accuracy"] == 0  # a third of each split has class 0
         assert math.isnan(module.performance[split, "loss"])
     assert module.diverged
 

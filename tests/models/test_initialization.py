@@ -1,4 +1,4 @@
-"""Initial weights: their distribution, their pairing, and what they do to a deep network."""
+"""Tests of initial weights: distribution, pairing across norms, effect on a deep network."""
 
 import math
 from pathlib import Path
@@ -33,7 +33,7 @@ def layers() -> nn.ModuleDict:
 
 
 def moments(values: Tensor) -> tuple[float, float, float]:
-    """Mean and standard deviation in units of the largest value, and that value."""
+    """Return mean and standard deviation relative to the largest value, and that value."""
     bound = values.abs().max().item()
     return values.mean().item() / bound, values.std().item() / bound, bound
 
@@ -110,7 +110,7 @@ def test_torchvisions_own_initialization_is_kept_and_repeats() -> None:
     for name, layer in ours.items():
         assert torch.equal(layer.weight, paired[name].weight)
     weight = ours["features.18.0"].weight  # 320 to 1,280 channels
-    assert weight.var().item() == pytest.approx(2 / 1280, rel=0.01)  # torchvision's: 2 / fan-out
+    assert weight.var().item() == pytest.approx(2 / 1280, rel=0.01)  # torchvision uses 2 / fan-out
     assert not torch.equal(weight, made("batchnorm", seed=1)["features.18.0"].weight)
 
 
@@ -146,7 +146,7 @@ def test_with_torchs_initialization_the_logits_are_small() -> None:
 
 @pytest.mark.parametrize("scheme", ["he", "torch"])
 def test_batchnorm_keeps_the_rank_that_deep_plain_networks_lose(scheme: str) -> None:
-    """Daneshmand et al. 2020, arXiv 2003.01652: at initialization, with depth."""
+    """Reproduce Daneshmand et al. 2020, arXiv 2003.01652: rank collapse at initialization."""
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(64, 1, 16, 16, generator=generator), torch.arange(64) % 10
     ranks: dict[str, list[float]] = {}

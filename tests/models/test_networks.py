@@ -1,4 +1,4 @@
-"""Networks that differ in their normalization and in nothing else."""
+"""Tests that networks differ in their normalization and in nothing else."""
 
 from typing import Any
 
@@ -15,7 +15,8 @@ from tests.models.conftest import COLOUR, MAKE, NORMS, network, normalization, w
 @pytest.mark.parametrize("model", MAKE)
 @pytest.mark.parametrize("norm", NORMS)
 def test_weights_and_names_do_not_depend_on_the_norm(model: str, norm: str) -> None:
-    torch.manual_seed(hash(norm) % 1000)  # nor on torch's global random numbers
+    # The weights must not depend on torch's global random numbers.
+    torch.manual_seed(hash(norm) % 1000)
     ours, reference = network(model, norm), network(model, "none")
     assert [name for name, _ in ours.named_modules()] == [
         name for name, _ in reference.named_modules()
@@ -33,7 +34,7 @@ def test_weights_and_names_do_not_depend_on_the_norm(model: str, norm: str) -> N
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_two_training_steps_move_every_weight(model: str, norm: str, position: str) -> None:
     if (norm, position) == ("instancenorm", "post") and model in ("resnet", "plain"):
-        with pytest.raises(UserError, match="leaves nothing to learn from"):
+        with pytest.raises(UserError, match="cannot learn with this network"):
             network(model, normalization(norm, position=position))
         return
     ours = network(model, normalization(norm, position=position))
@@ -48,7 +49,7 @@ def test_two_training_steps_move_every_weight(model: str, norm: str, position: s
         loss.backward()
         optimizer.step()
     for name, value in ours.named_parameters():
-        if not name.endswith("conv.bias"):  # which a norm can make without effect
+        if not name.endswith("conv.bias"):  # a norm can cancel the effect of these
             assert not torch.equal(value, before[name]), name
 
 
@@ -112,7 +113,7 @@ def test_vgg_has_the_convolutions_of_the_paper(depth: int, letter: str) -> None:
 
 
 def test_vgg16_has_the_published_number_of_parameters() -> None:
-    # 138 million of configuration D (Simonyan and Zisserman 2015, Table 2), less its linear layers.
+    # 138 million of configuration D (Simonyan and Zisserman 2015, Table 2) minus its linear layers.
     linear = 25088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
     ours = network("vgg", depth=16, width=1, **COLOUR)
     assert round((parameters(ours) - 5130 + linear) / 1e6) == 138
@@ -157,7 +158,7 @@ def test_plain_is_the_resnet_without_its_shortcuts() -> None:
 def test_branches_that_start_at_zero(start: str) -> None:
     he, ours = (network("resnet", "none", depth=20, residual_init=init) for init in ("he", start))
     x = torch.randn(4, 1, 28, 28)
-    # Nothing but the stem and the shortcuts: subsampled, zeros for new channels, then the mean.
+    # With residual branches at 0, only the stem and the shortcuts remain.
     expected = torch.relu(ours.stem.conv(x))[:, :, ::2, ::2][:, :, ::2, ::2].mean((2, 3))
     features = ours.flatten(ours.pool(ours.stage3(ours.stage2(ours.stage1(ours.stem(x))))))
     torch.testing.assert_close(features[:, : expected.shape[1]], expected)
@@ -182,7 +183,7 @@ def test_a_deep_residual_network_without_normalization_needs_a_small_start() -> 
         ({"model": "cnn", "depth": 10}, r"depth=10 has 5 stages, .* 28x28 .* 1 to 8"),
         ({"model": "cnn", "width": 0.5}, r"width=0.5"),
         ({"model": "vgg", "depth": 12}, r"depth=12 .* 11, 13, 16, 19"),
-        ({"model": "vgg", "input_shape": (1, 16, 16)}, r"16x16 is too small.* 17x17"),
+        ({"model": "vgg", "input_shape": (1, 16, 16)}, r"16x16 images are too small .* 17x17"),
         ({"model": "resnet", "depth": 21}, r"depth=21 .* 6n \+ 2, such as 20 or 26"),
         ({"model": "plain", "depth": 2}, r"depth=2 .* 8 or 14"),
         ({"model": "resnet", "input_shape": (1, 4, 4)}, r"4x4 images are too small .* 5x5"),

@@ -1,4 +1,4 @@
-"""Every norm against a formula written out, in training and in eval mode."""
+"""Tests of every norm against an explicit formula, in training and in eval mode."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def batches() -> list[Tensor]:
 
 
 def layer(norm: str, **options: Any) -> nn.Module:
-    """With a scale and shift that are not 1 and 0."""
+    """Create a layer whose scale and shift are not 1 and 0."""
     made = normalization(norm, **options).layer(CHANNELS)
     generator = torch.Generator().manual_seed(1)
     for parameter in made.parameters():
@@ -92,7 +92,7 @@ def test_norms_of_a_batch(norm: str) -> None:
         expected = affine(made, OF_A_BATCH[norm](x, of_batch))
         torch.testing.assert_close(made(x), expected, rtol=1e-4, atol=1e-4)
         mean = 0.7 * mean + 0.3 * of_batch[0]
-        variance = 0.7 * variance + 0.3 * of_batch[1] * 150 / 149  # of 6 x 5 x 5 values
+        variance = 0.7 * variance + 0.3 * of_batch[1] * 150 / 149  # 6 x 5 x 5 values
     x = batches()[2]
     expected = affine(made, OF_A_BATCH[norm](x, (mean, variance)))
     torch.testing.assert_close(made.eval()(x), expected, rtol=1e-4, atol=1e-4)
@@ -101,7 +101,7 @@ def test_norms_of_a_batch(norm: str) -> None:
 def test_ghost_batchnorm_normalizes_parts_of_a_batch() -> None:
     made, parts = layer("ghostbatchnorm", ghost_size=4), layer("batchnorm")
     parts.load_state_dict(made.state_dict())
-    for x in batches()[:2]:  # of 6 samples: 3 and 3
+    for x in batches()[:2]:  # 6 samples: parts of 3 and 3
         expected = torch.cat([parts(x[:3]), parts(x[3:])])
         torch.testing.assert_close(made(x), expected)
     torch.testing.assert_close(made.running_mean, parts.running_mean)

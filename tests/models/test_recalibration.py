@@ -1,4 +1,4 @@
-"""Running statistics against those computed by hand, layer by layer."""
+"""Tests of running statistics against those computed by hand, layer by layer."""
 
 from copy import deepcopy
 
@@ -33,7 +33,7 @@ def network(norm: nn.Module) -> nn.Sequential:
 
 def test_statistics_are_the_batches_averages_layer_by_layer() -> None:
     model = network(nn.BatchNorm2d(5, eps=1e-3))
-    model(batches()[0][0])  # begins with other statistics, which do not count
+    model(batches()[0][0])  # statistics that must have no effect
     recalibrate(model, batches())
 
     averages: list[list[Tensor]] = [[], [], [], []]
@@ -44,7 +44,7 @@ def test_statistics_are_the_batches_averages_layer_by_layer() -> None:
         averages[1].append(x.var((0, 2, 3), correction=1))
         shape = (1, 3, 1, 1)
         x = (x - mean.view(shape)) / (variance.view(shape) + 1e-5).sqrt()
-        x = model[4](x.relu()).detach()  # without the dropout
+        x = model[4](x.relu()).detach()  # skips the dropout, model[3]
         averages[2].append(x.mean((0, 2, 3)))
         averages[3].append(x.var((0, 2, 3), correction=1))
     ours = [
@@ -61,7 +61,7 @@ def test_one_batch_of_everything_gives_the_statistics_of_the_whole_data() -> Non
     whole = torch.cat([images for images, _ in batches()])
     model = network(CenteringBatchNorm(5, synchronized=False))
     recalibrate(model, [(whole, torch.zeros(40))])
-    # In eval mode what comes before is normalized by n - 1 instead of n: nearly the same.
+    # In eval mode the first norm divides by n - 1 instead of n, which is nearly the same.
     activations = model[:5].eval()(whole)
     torch.testing.assert_close(
         model[5].running_mean, activations.mean((0, 2, 3)), rtol=0, atol=1e-3
@@ -111,7 +111,7 @@ def test_instance_norm_averages_its_statistics_too() -> None:
 
 
 class WithAuxiliaryBranch(nn.Module):
-    """Has a branch that is called in training only."""
+    """A network with a branch that is called in training only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,15 +158,15 @@ def test_inputs_that_are_integers_stay_integers() -> None:
 
 def test_only_statistics_that_no_batch_has_updated_are_calibrated() -> None:
     model = network(nn.BatchNorm2d(5))
-    model[1](model[0](batches()[0][0]))  # which has statistics now
-    model[5].num_batches_tracked += 7  # a count alone is not one
+    model[1](model[0](batches()[0][0]))  # gives model[1] statistics
+    model[5].num_batches_tracked += 7  # a count without statistics
     before = model[1].running_mean.clone()
     assert list(uncalibrated(model)) == ["5"]
     calibrate(model, batches())
     assert uncalibrated(model) == {}
     assert torch.equal(model[1].running_mean, before)
     inputs = torch.cat([images for images, _ in batches()])
-    expected = model[:5].eval()(inputs).mean((0, 2, 3))  # the first norm in eval mode on the way
+    expected = model[:5].eval()(inputs).mean((0, 2, 3))  # the first norm is in eval mode too
     torch.testing.assert_close(model[5].running_mean, expected)
 
     trained = deepcopy(model.state_dict())

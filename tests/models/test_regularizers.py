@@ -1,4 +1,4 @@
-"""Interventions on representations."""
+"""Tests of the regularizers."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_target_sparsity_is_the_gap_and_its_gradient_reaches_silent_units() -> N
     torch.testing.assert_close(added(model, one), gaps.square().sum() / 2)
     torch.testing.assert_close(one.multipliers, 0.01 * gaps)
     with torch.no_grad():
-        model.get_submodule("block01.conv").bias -= 100.0  # nothing gets through
+        model.get_submodule("block01.conv").bias -= 100.0  # every unit is inactive
     added(model, one).backward()
     assert model.get_submodule("block01.conv").bias.grad.abs().sum() > 0
 
@@ -121,5 +121,5 @@ def test_nothing_is_read_but_while_it_is_watched() -> None:
 
 
 def test_an_unknown_one_is_refused() -> None:
-    with pytest.raises(UserError, match=r"regularizer.name=l0 is not known"):
+    with pytest.raises(UserError, match=r"regularizer.name=l0 is unknown"):
         regularizer(network("cnn"), "l0")

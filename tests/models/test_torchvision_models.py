@@ -1,4 +1,4 @@
-"""torchvision's classifiers with another normalization."""
+"""Tests of torchvision's classifiers with exchanged normalization layers."""
 
 from collections import Counter
 
@@ -65,8 +65,8 @@ def test_grey_images_are_shown_in_colour_and_norms_are_read(norm: str) -> None:
     assert len(names) == 20
 
 
-# How often activation functions are called. (Of the 42 activation modules of mobilenet_v3_small, 9
-# are gates of squeeze-and-excitation blocks.)
+# Number of calls of activation functions. (9 of the 42 activation modules of mobilenet_v3_small are
+# gates of squeeze-and-excitation blocks.)
 ACTIVATIONS = {
     "mobilenet_v2": 35,
     "mobilenet_v3_small": 33,
@@ -94,9 +94,9 @@ def test_every_convolution_and_activation_of_torchvisions_networks_is_read(
     [
         ("resnet81", "none", "resnet81 is not one of torchvision's classifiers; near: .*resnet18"),
         ("alexnet", "none", "alexnet has no BatchNorm"),
-        ("convnext_tiny", "none", "LayerNorm beside it"),
-        ("densenet121", "groupnorm", "cannot take 28x28 images"),
-        ("resnet18", "instancenorm", "with norm=instancenorm cannot take 28x28 images"),
+        ("convnext_tiny", "none", "has LayerNorm too"),
+        ("densenet121", "groupnorm", "does not accept 28x28 images"),
+        ("resnet18", "instancenorm", "with norm=instancenorm does not accept 28x28 images"),
     ],
 )
 def test_what_cannot_be_is_refused(name: str, norm: str, words: str) -> None:

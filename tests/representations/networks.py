@@ -1,4 +1,4 @@
-"""Networks that are read, their inputs, and what is to stay as it is in them."""
+"""Networks for the tests, their inputs, and a snapshot of their state."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ HOOKS = (
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """All that reading a model could change."""
+    """Return all state that reading a model could change."""
     return {
         "modes": [module.training for module in model.modules()],
         "hooks": [{kind: list(getattr(one, kind)) for kind in HOOKS} for one in model.modules()],

@@ -1,4 +1,4 @@
-"""Reading activations without leaving a trace."""
+"""Reading of activations: correct values, and no change of the model."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -136,7 +136,7 @@ def test_a_residual_network_and_modules_that_are_called_again() -> None:
 
 
 class Shared(nn.Module):
-    """A module that is there under two names, and is called three times."""
+    """Network with a module that has two names and is called three times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ def test_either_name_of_a_module_finds_it() -> None:
 
 
 def changed(model: nn.Module) -> nn.Module:
-    """A model of which much is not as usual."""
+    """Return a model with an unusual state: modes, hooks, gradients."""
     model.train()
     model.block02.norm.eval()
     model.block03.eval()
@@ -201,7 +201,7 @@ def test_a_generator_that_is_abandoned_leaves_the_model_as_it_was() -> None:
 
 
 class Failing(nn.Module):
-    """Fails at a given call."""
+    """Module that fails at a given call."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ def test_an_error_leaves_the_model_as_it_was(at: int) -> None:
 
 def test_an_error_in_a_metric_leaves_the_model_as_it_was() -> None:
     model = changed(cnn())
-    model.block03.act = Failing(at=5)  # the shapes, three batches, then this
+    model.block03.act = Failing(at=5)  # after the trial run and three batches
     before = state(model)
     (layer,) = capture(model, batches(), ["block01.act"])
     with pytest.raises(RuntimeError, match="as planned"):
@@ -302,7 +302,7 @@ def test_a_model_of_another_type(dtype: torch.dtype, rel: float) -> None:
 
 
 class Two(nn.Module):
-    """Puts out a tuple."""
+    """Module that returns a tuple."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -319,14 +319,14 @@ def test_an_output_that_is_no_tensor_is_told() -> None:
 
     model = Model().train()
     before = state(model)
-    with pytest.raises(TypeError, match=r"two puts out a tuple and not a tensor; leave it out"):
+    with pytest.raises(TypeError, match=r"two returns a tuple, expected a tensor; exclude it"):
         read(model, ["*"])
     assert state(model) == before
     assert [one.name for one in read(model)] == ["act"]
 
 
 def test_an_output_without_channels_is_told() -> None:
-    with pytest.raises(TypeError, match=r"1 puts out \(512,\) for 2 samples"):
+    with pytest.raises(TypeError, match=r"1 returns shape \(512,\) for 2 samples"):
         read(nn.Sequential(nn.Flatten(), nn.Flatten(0)), ["1"])
 
 

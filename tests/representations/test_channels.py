@@ -1,4 +1,4 @@
-"""Which axis of a layer's activations is the channels'."""
+"""Detection of the channel axis of a layer's activations."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def read(network: nn.Module, **options: object) -> list[Layer]:
 
 
 def positive(module: nn.Module) -> nn.Module:
-    """A layer with four outputs, of which the last is negative and the others are positive."""
+    """Make the last of a layer's four outputs negative and the others positive."""
     with torch.no_grad():
         module.weight.abs_()  # type: ignore[operator, union-attr]
         module.weight[-1].neg_()  # type: ignore[index, union-attr]
@@ -36,7 +36,7 @@ def positive(module: nn.Module) -> nn.Module:
 
 
 class Function(nn.Module):
-    """Calls a function."""
+    """Module that calls a function."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Function(nn.Module):
 
 
 class Copy(torch.autograd.Function):
-    """A function that torch does not show to those who follow its functions."""
+    """Function that is invisible to `__torch_function__` modes."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -59,12 +59,12 @@ class Copy(torch.autograd.Function):
 
 
 def windows(x: Tensor) -> Tensor:
-    """N x 6 x 5 x 4 to N x 3 windows x 10 positions x 4."""
+    """Divide N x 6 x 5 x 4 into N x 3 windows x 10 positions x 4."""
     return x.reshape(len(x), 3, 2, 1, 5, 4).transpose(2, 3).reshape(len(x), 3, 10, 4)
 
 
 def heads(x: Tensor) -> Tensor:
-    """N x 6 x 5 x 4, of which two heads of two channels each mix the positions."""
+    """Mix the positions of N x 6 x 5 x 4 with two heads of two channels each."""
     split = x.reshape(len(x), 30, 2, 2).transpose(1, 2)
     mixed = (split @ split.mT).softmax(-1) @ split
     return mixed.transpose(1, 2).reshape(len(x), 30, 4)
@@ -110,7 +110,7 @@ def test_a_channel_of_four_is_silent_wherever_the_channels_are(front: str) -> No
 @pytest.mark.parametrize("norm", [nn.LayerNorm(3), nn.RMSNorm(3)], ids=["layer", "rms"])
 def test_normalization_of_the_last_axis_makes_it_the_channels(norm: nn.Module) -> None:
     class Images(nn.Module):
-        """Reads images channels last, as they come from a file."""
+        """Network that reads images with channels last, as they are stored in files."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -135,7 +135,7 @@ def test_normalization_over_channels_and_positions_leaves_the_channels_first() -
 
 
 class Multiplied(nn.Module):
-    """A linear layer, written as a product."""
+    """Linear layer, written as a matrix product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_a_weight_that_is_transposed_moves_no_channels(pooled: bool) -> None:
 def test_layers_read_in_blocks_of_channels_are_the_same() -> None:
     network = nn.Sequential(to_last, linear, nn.ReLU())
     (whole,) = read(network, distances=False)
-    room = 10 * HEIGHT * WIDTH * 4 + 2 * 4 * 2**24  # a channel, and what is worked in
+    room = 10 * HEIGHT * WIDTH * 4 + 2 * 4 * 2**24  # a channel, and the working memory
     (blocks,) = read(network, distances=False, memory_budget=room / GIBIBYTE)
     assert blocks.activations is None
     assert whole.activations is not None
@@ -193,7 +193,7 @@ def vision_transformer() -> nn.Module:
     return VisionTransformer(16, 4, 2, 2, 8, 24, num_classes=3)
 
 
-# Channels by site, as the networks' layers were made above.
+# Numbers of channels by site in the networks above.
 NETWORKS: list[tuple[Callable[[], nn.Module], dict[str, list[int]]]] = [
     (
         convnext,
@@ -241,7 +241,7 @@ def test_the_axis_can_be_given() -> None:
     ("axes", "words"),
     [
         ({"atc": 1}, "channel_axis: no module matches atc; near: act"),
-        ({"act": 0}, r"channel_axis: 0 for act is not an axis of the channels of act, .*1 to 3"),
+        ({"act": 0}, r"channel_axis: 0 for act is not a channel axis of act, .*1 to 3"),
         ({"act": 4}, "channel_axis: 4 for act is not"),
         ({"act": -4}, "channel_axis: -4 for act is not"),
     ],

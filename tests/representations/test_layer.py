@@ -1,4 +1,4 @@
-"""The view of a layer against naive formulas in float64."""
+"""Properties of a layer, compared with naive formulas in float64."""
 
 from collections.abc import Callable
 
@@ -112,7 +112,7 @@ def test_distances_within_far_modes_where_class_means_nearly_agree(read: Read) -
     generator = torch.Generator().manual_seed(0)
     mode = torch.arange(2).repeat(30)[:, None]
     activations = torch.randn(60, 100, generator=generator) + 1e6 * mode
-    labels = torch.arange(3).repeat_interleave(20)  # as many of each mode
+    labels = torch.arange(3).repeat_interleave(20)  # equally many in each mode
     expected = squared_distances(activations.double(), activations.double())
     ours = read(activations, labels).squared_distances.double()
     torch.testing.assert_close(ours, expected, rtol=2e-3, atol=0)
@@ -198,5 +198,5 @@ def test_what_is_shared_is_computed_once() -> None:
 @pytest.mark.parametrize("shape", [(3, 4), (3,), (0, 4)])
 def test_a_tensor_that_does_not_fit_its_labels_is_refused(shape: tuple[int, ...]) -> None:
     count = 3 if len(shape) == 1 else 2
-    with pytest.raises(ValueError, match=r"activations and \(\d,\) labels"):
+    with pytest.raises(ValueError, match=r"do not match labels of shape \(\d,\)"):
         Layer(torch.zeros(shape), torch.zeros(count))

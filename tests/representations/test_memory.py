@@ -1,4 +1,4 @@
-"""Reading a network within a budget of memory."""
+"""Reading of a network within a memory budget."""
 
 import math
 import sys
@@ -18,13 +18,13 @@ SITES = ["conv", "act", "features"]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is worked in would be more than these layers."""
+    """Reduce the working memory, which would exceed these layers."""
     for module in ("sums", "capture"):
         monkeypatch.setattr(sys.modules[f"bnstudy.representations.{module}"], "BLOCK", 2**12)
 
 
 def fixed(count: int, distances: bool = True) -> int:
-    """Bytes that the metrics take, whatever the layer."""
+    """Return the bytes that metrics need for any layer."""
     return 6 * 4 * count**2 * distances + 2 * 4 * 2**12
 
 
@@ -33,7 +33,7 @@ def budget(count: int, activations: int, distances: bool = True) -> float:
 
 
 def passes_of(model: nn.Module) -> list[int]:
-    """How many samples each forward pass from here on is of."""
+    """Record the number of samples of each following forward pass."""
     passes: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     return passes
@@ -84,7 +84,7 @@ def test_as_few_passes_as_possible(room: int) -> None:
     passes = passes_of(model)
     layers = capture(model, data, sites=["conv"], memory_budget=budget(20, room * layer + 100))
     assert len(list(layers)) == 6
-    _, *after_the_first = passes  # that one is a trial of one sample
+    _, *after_the_first = passes  # the first pass is the trial run
     assert sum(after_the_first) == 20 * math.ceil(6 / room)
 
 
@@ -165,7 +165,7 @@ def test_batches_that_grow_may_be_read_in_blocks() -> None:
 
 
 class Augmented(torch.utils.data.TensorDataset):
-    """Flips an image at random, as torchvision's transforms do."""
+    """Data set that flips images at random, as torchvision's transforms do."""
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         image, label = super().__getitem__(index)

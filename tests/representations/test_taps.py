@@ -1,4 +1,4 @@
-"""Sites of modules, by their types, and what is left out."""
+"""Sites of modules, and modules that are left out."""
 
 from collections import OrderedDict
 
@@ -22,7 +22,7 @@ ACTIVATIONS = [
 
 
 def sites(*named: tuple[str, nn.Module], site: str) -> dict[str, str]:
-    """By name of each module of a network that is read at a site, the layer."""
+    """Return the layer of each module that is read at a site, by module name."""
     network = nn.Sequential(OrderedDict(named))
     try:
         places = Taps(network, sites=[site]).places
@@ -86,7 +86,7 @@ def test_convolutions_and_normalizations_of_all_kinds(site: str, module: nn.Modu
 
 
 class Swish(nn.Module):
-    """x * sigmoid(x), of a module of its own."""
+    """Activation x * sigmoid(x) that wraps a module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Swish(nn.Module):
 
 
 class Custom(nn.Module):
-    """Of no type that is known."""
+    """Activation of an unknown type."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sin()
@@ -142,7 +142,7 @@ def test_the_gate_of_a_squeeze_and_excitation_block_is_no_activation() -> None:
 
 
 class Functional(nn.Module):
-    """Has one activation function that is a module, and three that are not."""
+    """Network with one activation function that is a module and three that are not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,8 +165,8 @@ def test_activation_functions_that_are_no_modules_are_reported_once() -> None:
     (warning,) = warned
     words = str(warning.message)
     assert words.startswith(
-        "Functional: not measured: calls of functions: relu in Functional (2), leaky_relu in "
-        "Functional (1); modules that are not called in eval mode: idle\n"
+        "Functional: not measured: activation functions that are not modules: relu in Functional "
+        "(2), leaky_relu in Functional (1); modules that are not called in eval mode: idle\n"
     )
     assert "nn.ReLU()" in words
     assert 'site = "act"' in words
@@ -175,21 +175,21 @@ def test_activation_functions_that_are_no_modules_are_reported_once() -> None:
 
 
 class HardReLU(nn.Module):
-    """An activation function that calls none of torch's."""
+    """Activation function that calls none of torch's activation functions."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(0, 1)
 
 
 class MySwish(nn.Module):
-    """One that does."""
+    """Activation function that calls one of torch's activation functions."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * x.sigmoid()
 
 
 class ConvReLU(nn.Module):
-    """No activation function, but what contains one."""
+    """Block that contains an activation function, with a name that ends like one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ def test_a_network_of_functions_alone_gets_the_advice() -> None:
 
 
 class WithoutSamples(nn.Module):
-    """Its activations are a tuple, of rows that are no samples, and of a table."""
+    """Network whose activations are a tuple, rows that are no samples, and a position table."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -254,9 +254,11 @@ class WithoutSamples(nn.Module):
 
 def test_an_output_without_a_row_for_each_sample_is_reported_and_left_out() -> None:
     network = WithoutSamples("rows")
-    with pytest.warns(UserWarning, match=r"inner puts out \(8, 14, 14\) for 2 samples, not \(2, c"):
+    with pytest.warns(
+        UserWarning, match=r"inner returns shape \(8, 14, 14\) for 2 samples, expected"
+    ):
         assert [layer.name for layer in read(network)] == ["outer"]
-    with pytest.raises(TypeError, match=r"inner puts out \(8, 14, 14\) for 2 samples"):
+    with pytest.raises(TypeError, match=r"inner returns shape \(8, 14, 14\) for 2 samples"):
         read(network, layers=["inner"])
 
 
@@ -266,7 +268,7 @@ def test_a_table_that_does_not_depend_on_the_samples_is_no_layer() -> None:
 
 def test_features_are_read_where_the_last_linear_layer_is_called() -> None:
     class Network(nn.Module):
-        """The classifier is defined before what is in front of it."""
+        """Network whose classifier is defined before the layers that precede it."""
 
         def __init__(self) -> None:
             super().__init__()
