@@ -1,4 +1,4 @@
-"""Measure, compare and embed finished runs. `python -m bnstudy.measure --help`."""
+"""Command line that measures finished runs. See `python -m bnstudy.measure --help`."""
 
 import argparse
 import math
@@ -57,9 +57,14 @@ made again; with another epoch, split, number of samples or other sites, it is r
 def measure(arguments: Sequence[str]) -> None:
     """Measure runs and studies.
 
+    An error of one run is printed, and the other runs are measured.
+
+    Args:
+        arguments: Words of the command line.
+
     Raises:
-        UserError: Something is asked for that is not there; a run's own trouble is told, and the
-            others are measured.
+        UserError: A folder has no runs, or an override is not allowed.
+        SystemExit: An argument is invalid, or at least one run failed.
     """
     parser = _parser("bnstudy.measure", HELP)
     parser.add_argument(
@@ -76,7 +81,7 @@ def measure(arguments: Sequence[str]) -> None:
         help="only these; 0 is before training",
     )
     options = parser.parse_intermixed_args(arguments)
-    metrics = asked_metrics([word for word in options.words if _is_override(word)])
+    metrics = compose_metrics([word for word in options.words if _is_override(word)])
     folders = [Path(word) for word in options.words if not _is_override(word)]
     cells = [cell for folder in folders for cell in runs_below(folder)]
     if not cells:
@@ -91,6 +96,9 @@ def measure(arguments: Sequence[str]) -> None:
 
 def measure_similarity(arguments: Sequence[str]) -> None:
     """Compare the layers of two runs.
+
+    Args:
+        arguments: Words of the command line.
 
     Raises:
         UserError: A run cannot be compared.
@@ -109,10 +117,16 @@ def measure_similarity(arguments: Sequence[str]) -> None:
 
 
 def measure_maps(arguments: Sequence[str]) -> None:
-    """Embed the samples of runs in a plane.
+    """Embed the samples of runs in two dimensions.
+
+    An error of one run is printed, and the other runs are embedded.
+
+    Args:
+        arguments: Words of the command line.
 
     Raises:
-        UserError: There is no such run.
+        UserError: A folder has no runs.
+        SystemExit: An argument is invalid, or at least one run failed.
     """
     parser = _parser("bnstudy.measure map", MAP_HELP)
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY_DIR")
@@ -128,11 +142,14 @@ def measure_maps(arguments: Sequence[str]) -> None:
     each_run(cells, embed_one, "mapped")
 
 
-def asked_metrics(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration group `metrics` with overrides as on the command line of bnstudy.train.
+def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the configuration group `metrics` from overrides as in bnstudy.train.
+
+    Args:
+        overrides: Words such as "metrics=full" and "metrics.names=[dunn]".
 
     Raises:
-        UserError: Something else is overridden, or a value is not allowed.
+        UserError: An override is not of the group `metrics`, or a value is not allowed.
     """
     for override in overrides:
         if not override.startswith(("metrics=", "metrics.")):

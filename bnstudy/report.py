@@ -1,4 +1,4 @@
-"""From a study to its page, figures and tables. `python -m bnstudy.report --help`."""
+"""Command line that writes the report of a study. See `python -m bnstudy.report --help`."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ What the runs of a study say: one page (HTML, to be read in any browser, without
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         "bnstudy.report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""One run: compose, build data and network, fit, record. `python -m bnstudy.train --help`."""
+"""Command line that trains one run or a sweep. See `python -m bnstudy.train --help`."""
 
 import logging
 import os
@@ -32,18 +32,18 @@ from bnstudy.trained.measuring import measure_missing
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_in_order
 
-# torch and Lightning are imported where they are needed: they take seconds, and a cell that is
-# complete is skipped without them.
+# torch and Lightning are imported in functions: the imports take seconds, and complete cells are
+# skipped without them.
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job.
+    """Result of one Hydra job.
 
     Attributes:
-        record: Of the run.
-        trained: Whether anything was trained; a complete cell is not trained again.
-        objective: Of a search: which of the record's final numbers.
+        record: Record of the run.
+        trained: Whether the job trained; False if the cell was complete before.
+        objective: Name of the final number, in the record, that a search optimizes.
     """
 
     record: Record
@@ -51,7 +51,7 @@ class Outcome:
     objective: str
 
     def __float__(self) -> float:
-        """The objective, as a search wants it; the worst there is where the run diverged."""
+        """Return the objective for a search; the worst possible value if the run diverged."""
         value: float | None = self.record.description.final.numbers[self.objective]
         if self.record.description.status == "diverged" or value is None or not isfinite(value):
             return worst_value(self.objective)
@@ -59,13 +59,15 @@ class Outcome:
 
 
 def run(cfg: DictConfig) -> Outcome:
-    """Train and measure one cell; go on where it was interrupted; skip it where it is complete.
+    """Train and measure one cell.
+
+    An interrupted cell continues from its last checkpoint. A complete cell is not trained again.
 
     Args:
-        cfg: The composed configuration, of a Hydra job.
+        cfg: Composed configuration of a Hydra job.
 
     Raises:
-        UserError: The configuration, the data or the cell's folder needs the user's hand.
+        UserError: The user has to correct the configuration, the data or the cell's folder.
     """
     config = resolve(cfg)
     validate(config)
@@ -81,15 +83,16 @@ def run(cfg: DictConfig) -> Outcome:
         if not trained and first:
             DataCheck().require_same(record, config)
         if trained:
-            # Several workers' lines would overwrite one another.
+            # With several workers, a line for each epoch replaces the progress line: redrawn lines
+            # would overwrite each other.
             alone = single or SweepProgress.total > 0
             lines = Console(force_terminal=False, highlight=False, markup=False, soft_wrap=True)
             from bnstudy.training.recipe import fit
 
             fit(record, config, console if alone else lines)
         if first:
-            record.remove_parts()  # now: a run killed before this line has its table, and its parts
-            tell_result(record)
+            record.remove_parts()  # also those of a run that was killed after writing its table
+            print_result(record)
             if (version := record.description.version) != VERSION:
                 console.print(
                     f"  trained by bnstudy {version}, so not compared with runs of "
@@ -97,12 +100,12 @@ def run(cfg: DictConfig) -> Outcome:
                     style="yellow",
                 )
             measure_missing(record, config["metrics"])
-            tell_not_measured(record, config["callbacks"])
+            print_missing_callbacks(record, config["callbacks"])
         return Outcome(record, trained, config["sweep"]["objective"])
 
 
-def tell_result(record: Record) -> None:
-    """Say how a run ended."""
+def print_result(record: Record) -> None:
+    """Print the status, the test accuracy and the last epoch of a run that has ended."""
     described = record.description
     accuracy = f"test accuracy {described.final.numbers['test_accuracy']:.2%}"
     console.print(
@@ -110,12 +113,12 @@ def tell_result(record: Record) -> None:
     )
 
 
-def tell_not_measured(record: Record, callbacks: dict[str, dict[str, Any]]) -> None:
-    """Print which of the callbacks asked for a run did not have, or had with other options.
+def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]) -> None:
+    """Print the requested callbacks that a run was trained without, or with other options.
 
     Args:
         record: Record of the run.
-        callbacks: Options of each callback that is asked for now.
+        callbacks: Options of each requested callback, by name.
     """
     had = record.description.callbacks
     kept = record.description.config.get("callbacks", {})
@@ -127,24 +130,24 @@ def tell_not_measured(record: Record, callbacks: dict[str, dict[str, Any]]) -> N
         for key, value in options.items()
         if key != "memory_budget" and kept[name].get(key, value) != value
     ]
-    told = [f"without callbacks={','.join(without)}"] if without else []
-    told += [f"with {', '.join(other)}"] if other else []
-    if told:
+    differences = [f"without callbacks={','.join(without)}"] if without else []
+    differences += [f"with {', '.join(other)}"] if other else []
+    if differences:
         console.print(
-            f"  trained {', and '.join(told)}, which cannot be measured later; "
+            f"  trained {', and '.join(differences)}, which cannot be measured later; "
             "choose another study=NAME to train it with them",
             style="yellow",
         )
 
 
 def cell_of_job() -> Path:
-    """The folder of the Hydra job that runs, as the user would write it."""
+    """Return the folder of the current Hydra job, relative to the working folder if inside it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def job(cfg: DictConfig) -> Outcome:
-    """A Hydra job: one run."""
+    """Run one Hydra job, and print its errors and interruptions."""
     try:
         with stopping_in_order():
             return run(cfg)
@@ -152,37 +155,37 @@ def job(cfg: DictConfig) -> Outcome:
         message = explain(error)
         if isinstance(error, UserError) and not isinstance(error, CellInUse):
             discard_if_empty(cell_of_job(), Path(cfg.output_root))
-            logging.getLogger().handlers.clear()  # of the log in that folder
+            logging.getLogger().handlers.clear()  # they write to the log in the removed folder
         if message is None:
             logging.getLogger(__name__).exception("This run failed")  # to the cell's train.log
         if HydraConfig.get().mode is RunMode.RUN:
             if message:
-                sys.exit(message)  # raised, Hydra would add to it
+                sys.exit(message)  # Hydra would add a hint to a raised error
         else:
-            told = message or f"{type(error).__name__}: {error}"
-            console.print(f"Failed: {told}", style="red")
-        raise  # in a multirun Hydra goes on with the other jobs, then raises the first error
+            reason = message or f"{type(error).__name__}: {error}"
+            console.print(f"Failed: {reason}", style="red")
+        raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():
             console.print("Interrupted: the same command goes on from the last finished epoch")
-        # Lightning answers SIGTERM with an exit status that would look like success.
+        # After SIGTERM, Lightning exits with status 0, which would look like success.
         terminated = isinstance(stop, SystemExit) and stop.code is None
         sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
 
 
 def main() -> None:
-    """The command line."""
-    # Hydra then raises its errors, and they are told in the user's words here.
+    """Run the command line."""
+    # With this variable Hydra raises its errors, so that `explain` can translate them below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    # Hydra takes it before all overrides or after them; here it may stand among them.
+    # Hydra accepts -m only before or after all overrides; here it may be anywhere.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     register_resolvers()
     register_search()
-    # Not as a decorator: launchers find the job by its name in other processes.
+    # Not a decorator, because launchers pickle `job` by its name.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     try:
         hydra_main(job)()
-    except KeyboardInterrupt:  # outside of a job, which tells of it itself
+    except KeyboardInterrupt:  # outside of a job: `job` handles those inside
         console.print("Interrupted: the same command goes on")
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
@@ -193,7 +196,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Again by its name: launchers send the job to processes whose __main__ is another.
+    # Imported by name, because launchers unpickle the job in processes with another __main__.
     from bnstudy import train
 
     train.main()

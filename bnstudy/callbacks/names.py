@@ -1,15 +1,20 @@
-"""What the numbers of the long table are called by the loggers."""
+"""Names of the long table's numbers in loggers."""
 
 from bnstudy.metrics import METRICS
 from bnstudy.runs.long_table import Row
 
 
 def logged_name(row: Row) -> str:
-    """A row's name for loggers.
+    """Return the name of a row in loggers.
 
-    `<split>/loss` and `<split>/accuracy` of the whole model; `rep/<split>/<layer>/<metric>` of
-    representations, with `<layer>.<site>` at other sites than act; `opt/<layer>/<metric>` and
-    `opt/<metric>` of what the optimization callbacks measure, of the test split `opt/test/...`.
+    - Whole model: `<split>/loss` and `<split>/accuracy`.
+    - Representations: `rep/<split>/<layer>/<metric>`, with `<layer>.<site>` for sites other than
+      act.
+    - Optimization callbacks: `opt/<layer>/<metric>` and `opt/<metric>`; for the test split
+      `opt/test/...`.
+
+    Args:
+        row: Row of the long table.
     """
     if row.metric in METRICS:
         return f"rep/{row.split}/{row.label}/{row.metric}"

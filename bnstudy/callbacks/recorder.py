@@ -1,4 +1,4 @@
-"""Keeping the record of a run while it is trained."""
+"""Callback that writes the record of a run during training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from bnstudy.terms import EvaluatedSplit
 
 
 class Measurement(Protocol):
-    """What measures, before the recorder is called.
+    """Callback that measures, and is called before the recorder.
 
     Attributes:
-        rows: The latest ones.
-        seconds: What all of it took so far.
+        rows: Rows of the latest measurement.
+        seconds: Total time spent on measuring so far.
     """
 
     rows: list[Row]
@@ -26,17 +26,18 @@ class Measurement(Protocol):
 
 
 class Recorder(L.Callback):
-    """Writes each epoch's part of the long table, and after it what the run can go on from.
+    """Callback that writes each epoch's part of the long table, then the checkpoint to resume from.
 
-    Loss and accuracy go to the trainer's loggers as well, as `<split>/loss` and `<split>/accuracy`.
+    It also sends loss and accuracy to the trainer's loggers, as `<split>/loss` and
+    `<split>/accuracy`.
 
-    Part first: a run that is killed between the two trains that epoch again and writes the same
-    part again, and a checkpoint never stands for an epoch that has not been recorded.
+    The part is written before the checkpoint, so that every checkpoint's epochs have been recorded.
+    A run that is killed between the two writes trains the epoch again and overwrites its part.
 
     Args:
-        record: Of this run.
-        measurements: Whose rows are recorded: callbacks that are called before this one.
-        checkpoint_epochs: Whose weights are kept besides the last ones.
+        record: Record of this run.
+        measurements: Callbacks whose rows are recorded; they are called before this one.
+        checkpoint_epochs: Epochs whose weights are kept, in addition to the last epoch.
     """
 
     def __init__(
@@ -51,17 +52,17 @@ class Recorder(L.Callback):
         self.performance: dict[tuple[EvaluatedSplit, str], float] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note loss and accuracy: before training, then at each epoch's end."""
+        """Store loss and accuracy before training and after each epoch."""
         assert isinstance(pl_module, Classifier)
         self.performance = dict(pl_module.performance)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record what was measured before the first step."""
+        """Record the measurements before the first step."""
         if trainer.global_step == 0:
             self._record(trainer, pl_module, epoch=0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the epoch, then save what the run can go on from."""
+        """Record the epoch, then save the checkpoint to resume from."""
         self._record(trainer, pl_module, trainer.current_epoch + 1)
         paths = self.record.paths
         self._save(
@@ -75,16 +76,21 @@ class Recorder(L.Callback):
             for (split, metric), value in self.performance.items():
                 reason = f"the {metric} is not finite"
                 rows += rows_of({metric: value}, None, epoch, step, split, reason)
-            rows += [row for one in self.measurements for row in one.rows if row.epoch == epoch]
+            rows += [
+                row
+                for measurement in self.measurements
+                for row in measurement.rows
+                if row.epoch == epoch
+            ]
             self.record.table.write_part(epoch, rows)
             self.record.note(
-                measure_seconds=sum(one.seconds for one in self.measurements),
+                measure_seconds=sum(measurement.seconds for measurement in self.measurements),
                 diverged=bool(pl_module.diverged),
             )
             values = {f"{split}/{name}": value for (split, name), value in self.performance.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": epoch}, step=step)
-                logger.save()  # before the checkpoint, which stands for all of the epoch
+                logger.save()  # before the checkpoint: a resumed run does not log this epoch again
         self.performance = {}
         if self.checkpoint_epochs == "all" or epoch in self.checkpoint_epochs:
             self._save(trainer, self.record.paths.checkpoint(epoch), weights_only=True)
@@ -92,11 +98,11 @@ class Recorder(L.Callback):
     def _save(
         self, trainer: L.Trainer, path: Path, weights_only: bool, keep_as: Path | None = None
     ) -> None:
-        """Save a checkpoint, atomically; in a distributed run every process has to take part."""
+        """Save a checkpoint atomically; every process of a distributed run has to call this."""
         if trainer.is_global_zero:
             with self.record.replacing(path) as temporary:
                 trainer.save_checkpoint(temporary, weights_only)
                 if keep_as is not None and path.exists():
-                    path.replace(keep_as)  # a disk may yet damage the new one
+                    path.replace(keep_as)  # a fallback in case the new file gets damaged
         else:
-            trainer.save_checkpoint(path, weights_only)  # writes nothing
+            trainer.save_checkpoint(path, weights_only)  # takes part, but writes no file

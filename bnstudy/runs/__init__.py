@@ -1,1 +1,1 @@
-"""A run on disk: file names, description, long table, lease."""
+"""Storage of runs on disk: file names, description, long table and lease."""

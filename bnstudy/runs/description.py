@@ -1,8 +1,8 @@
-"""The content of run.json: what a run is, how it went, and the changes it goes through.
+"""Content of run.json: configuration, progress and result of a run, and their changes.
 
-A field that a file lacks has the default that its absence means: versions of bnstudy added fields.
-A field that this version does not know is named to the user and kept when the file is written
-again.
+Versions of bnstudy have added fields. A field that is missing from a file gets the default that
+matches the older version. A field that this version does not know is printed as a warning, and kept
+when the file is written again.
 """
 
 import json
@@ -21,16 +21,16 @@ from bnstudy.errors import UserError
 from bnstudy.runs.version import comparable_version
 from bnstudy.terminal import console
 
-FORMAT = 1  # of run.json as it is written; files without a format are of format 1
+FORMAT = 1  # version of the file format; files without the field have format 1
 
 Status = Literal["running", "completed", "diverged", "failed", "interrupted"]
-ENDED: tuple[Status, ...] = ("completed", "diverged")  # a diverged run is a result as well
+ENDED: tuple[Status, ...] = ("completed", "diverged")  # a diverged run is not trained again
 
-_named: set[str] = set()  # unknown fields that this process has printed
+_printed_fields: set[str] = set()  # unknown fields that this process has printed
 
 
 class Part(BaseModel):
-    """A part of run.json; unknown fields are kept."""
+    """Part of run.json; it keeps unknown fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -40,7 +40,7 @@ class Slurm(Part):
 
     Attributes:
         job: Number of the job.
-        restarts: How often SLURM has queued it again.
+        restarts: Number of times that SLURM has requeued the job.
     """
 
     job: str
@@ -48,23 +48,23 @@ class Slurm(Part):
 
 
 class Attempt(Part):
-    """One process's work on a run.
+    """Attempt of one process to train a run.
 
     Attributes:
         started: Time in ISO 8601.
-        ended: Time in ISO 8601; None while it goes on, or if it was killed.
-        status: How it went.
+        ended: Time in ISO 8601; None if it is running or was killed.
+        status: Status of the attempt.
         host: Name of the machine.
         pid: Number of the process.
         version: Version of bnstudy; None: that of the run's environment (bnstudy 0.1).
         slurm: SLURM job; None outside of SLURM.
-        resumed_from_epoch: Epochs trained before; None: it began anew. Absent if the attempt
-            trained nothing: see `has_trained`.
+        resumed_from_epoch: Number of epochs trained before the attempt; None: it started from the
+            beginning. Not set until the attempt has chosen: see `has_trained`.
         wandb_id: Id of the W&B run; None without one.
-        seconds: Time that it took.
-        measure_seconds: Part of that time that was spent on measuring.
+        seconds: Duration of the attempt.
+        measure_seconds: Part of the duration that was spent on measuring.
         diverged: Whether training has diverged; None before the first epoch was recorded.
-        error: Class and message of the error that ended it.
+        error: Class and message of the error that ended the attempt.
     """
 
     started: str | None = None
@@ -83,7 +83,7 @@ class Attempt(Part):
 
     @property
     def has_trained(self) -> bool:
-        """Whether it came as far as to choose what it goes on from."""
+        """Whether the attempt has chosen to resume from a checkpoint or to start anew."""
         return "resumed_from_epoch" in self.model_fields_set
 
 
@@ -92,7 +92,7 @@ class Git(Part):
 
     Attributes:
         commit: SHA-1 of the commit.
-        dirty: Whether files differed from it.
+        dirty: Whether files differed from the commit.
     """
 
     commit: str | None = None
@@ -100,7 +100,7 @@ class Git(Part):
 
 
 class Environment(Part):
-    """Software and hardware that a run, or a later measurement, used.
+    """Software and hardware of a run or of a later measurement.
 
     Attributes:
         git: State of the checkout; None if bnstudy was installed as a package.
@@ -127,11 +127,11 @@ class Environment(Part):
 
 
 class Timing(Part):
-    """Time that all attempts took together, in seconds; None before the first epoch.
+    """Total duration of all attempts, in seconds; None before the first epoch.
 
     Attributes:
-        seconds: All of it.
-        measure_seconds: The part spent on measuring.
+        seconds: Total duration.
+        measure_seconds: Part of it that was spent on measuring.
     """
 
     seconds: float | None = None
@@ -163,12 +163,12 @@ class DataFacts(Part):
 
 
 class MeasuredLater(Part):
-    """A measurement from checkpoints, after the run had ended.
+    """Measurement from checkpoints after the end of a run.
 
     Attributes:
-        epochs: Epochs that were measured.
+        epochs: Measured epochs.
         metrics: Names of the metrics; None: all.
-        splits: Splits of the data; None: all (bnstudy 0.1 did not say).
+        splits: Splits of the data; None: all (bnstudy 0.1 did not record them).
         sites: Sites in a layer; None: all.
         environment: Software and hardware.
     """
@@ -183,10 +183,10 @@ class MeasuredLater(Part):
 class Final(BaseModel):
     """Numbers of the whole model after the last epoch; empty until the run has ended.
 
-    Numbers are fields that are called `<split>_<metric>`, None where they are not finite.
+    Each number is a field named `<split>_<metric>`; its value is None if it is not finite.
 
     Attributes:
-        epoch: The last epoch.
+        epoch: Last epoch; None until the run has ended.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -201,10 +201,10 @@ class Final(BaseModel):
 
 
 class OtherVersion(NamedTuple):
-    """Rows of the long table that another version of bnstudy measured.
+    """Rows of the long table that were measured by another version of bnstudy.
 
     Attributes:
-        version: Major and minor number.
+        version: Major and minor number of that version.
         epochs: Epochs of the rows.
         metrics: Names of the metrics; None: all.
         splits: Splits of the data; None: all.
@@ -223,23 +223,23 @@ class RunDescription(Part):
 
     Attributes:
         format: Version of the file's format.
-        identity: SHA-256 of all that can change the numbers.
+        identity: SHA-256 of all options that can change the numbers.
         id: First digits of the identity.
         study: Name of the study.
-        cell: Name of the folder that the run was trained in.
-        choices: Option chosen of each configuration group.
+        cell: Name of the cell's folder.
+        choices: Chosen option of each configuration group.
         overrides: Overrides of the command line.
         seed: Random seed.
-        status: How the run went; None before its first attempt.
-        attempts: Every process that worked on the run, oldest first.
+        status: Status of the run; None before its first attempt.
+        attempts: Attempts to train the run, oldest first.
         config: Resolved configuration.
         metrics: Direction of each metric that was measured: higher, lower, or None.
         final: Numbers after the last epoch.
-        timing: Time that it took.
+        timing: Total duration of all attempts.
         environment: Software and hardware of the last attempt.
         data: Facts about the data; None before they were loaded.
-        target_sparsity: Share of zeros by layer that the regularizer aims for, where it is that of
-            another run; None otherwise.
+        target_sparsity: Regularizer's target for the share of zeros, by layer, if the target is the
+            sparsity of another run; None otherwise.
         callbacks: Names of the callbacks that every epoch was trained with.
         measured_later: Measurements from checkpoints.
     """
@@ -272,12 +272,12 @@ class RunDescription(Part):
         choices: dict[str, Any],
         overrides: Sequence[str],
     ) -> Self:
-        """Describe a run that has not begun.
+        """Create the description of a run that has not started.
 
         Args:
             config: Resolved configuration.
             cell: Name of the cell's folder.
-            choices: Option chosen of each configuration group.
+            choices: Chosen option of each configuration group.
             overrides: Overrides of the command line.
         """
         mark = identity(config)
@@ -300,32 +300,34 @@ class RunDescription(Part):
 
     @classmethod
     def from_json(cls, content: str | bytes, path: Path) -> Self:
-        """Read a run.json, and print the fields that are unknown, each once in a process.
+        """Parse a run.json, and print its unknown fields, each once per process.
 
         Args:
-            content: The file's content.
-            path: Where it is from, for messages.
+            content: Content of the file.
+            path: Path of the file, for messages.
 
         Raises:
-            ValueError: It is damaged, or not a run.json.
-            UserError: A later version of bnstudy wrote it, in another format.
+            ValueError: The content is damaged, or not that of a run.json.
+            UserError: The content has the format of a later version of bnstudy.
         """
         try:
             description = cls.model_validate_json(content)
         except ValidationError as error:
-            for one in error.errors(include_url=False):
-                if one["loc"] == ("format",) and one["type"] == "less_than_equal":
+            for detail in error.errors(include_url=False):
+                if detail["loc"] == ("format",) and detail["type"] == "less_than_equal":
                     raise UserError(
-                        f"{path}: format {one['input']} is of a later version of bnstudy; "
+                        f"{path}: format {detail['input']} is of a later version of bnstudy; "
                         f"bnstudy {__version__} reads formats up to {FORMAT}\n"
                         "Install that version"
                     ) from None
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise ValueError(": ".join(filter(None, [place, first["msg"]]))) from error
-        unknown = dict.fromkeys(name for name in _unknown_fields(description) if name not in _named)
+        unknown = dict.fromkeys(
+            name for name in _unknown_fields(description) if name not in _printed_fields
+        )
         if unknown:
-            _named.update(unknown)
+            _printed_fields.update(unknown)
             console.print(
                 f"{path}: unknown field{'s' * (len(unknown) > 1)} {', '.join(unknown)}, perhaps of "
                 "another version of bnstudy; kept when the file is written again",
@@ -334,7 +336,7 @@ class RunDescription(Part):
         return description
 
     def to_json(self) -> str:
-        """Write as JSON, with the fields that a file had or that were set since."""
+        """Return the content as JSON, with the fields that were read from a file or set since."""
         content = {"format": FORMAT} | self.model_dump(exclude_unset=True) | {"format": FORMAT}
         return json.dumps(content, indent=2) + "\n"
 
@@ -345,35 +347,35 @@ class RunDescription(Part):
 
     @property
     def has_diverged(self) -> bool:
-        """Whether training has diverged, by the last epoch that was recorded."""
+        """Whether training has diverged, according to the last recorded epoch."""
         noted = [attempt.diverged for attempt in self.attempts if attempt.diverged is not None]
         return bool(noted and noted[-1])
 
     @property
     def version(self) -> str:
-        """Major and minor number of the bnstudy that trained the last epochs."""
+        """Major and minor number of the bnstudy version that trained the last epochs."""
         return self._versions()[-1][0]
 
     def other_versions(self) -> list[OtherVersion]:
-        """List the rows of the long table that another version than `version` measured."""
+        """List the rows of the long table that were not measured by `version`."""
         rows = [OtherVersion(version, epochs) for version, epochs in self._versions() if epochs]
         rows += [
             OtherVersion(one.environment.version, one.epochs, one.metrics, one.splits, one.sites)
             for one in self.measured_later
             if one.epochs
         ]
-        return [some for some in rows if some.version != self.version]
+        return [row for row in rows if row.version != self.version]
 
     def start_attempt(self, environment: Environment) -> Attempt:
-        """Add an attempt of this process, which is running.
+        """Add a running attempt of this process.
 
         Args:
             environment: Software and hardware of this process.
         """
         for earlier in self.attempts:
-            if earlier.status == "running":  # it was killed: nothing else leaves that behind
+            if earlier.status == "running":  # its process was killed
                 earlier.status = "interrupted"
-            # Version 0.1 said it in the environment alone, which is about to become this attempt's.
+            # Version 0.1 recorded it only in the environment, which is replaced below.
             if earlier.version is None:
                 earlier.version = self.environment.version
         attempt = Attempt(
@@ -396,8 +398,8 @@ class RunDescription(Part):
         """Remove the last attempt.
 
         Args:
-            status: Status before the attempt.
-            environment: Software and hardware of the attempt before.
+            status: Status of the run before the attempt.
+            environment: Software and hardware of the previous attempt.
         """
         self.attempts.pop()
         self.status, self.environment = status, environment
@@ -408,12 +410,12 @@ class RunDescription(Part):
         measure_seconds: float | None = None,
         diverged: bool | None = None,
     ) -> None:
-        """Set the progress of the attempt that goes on, and the time of all attempts.
+        """Update the progress of the running attempt, and the total duration.
 
         Args:
-            seconds: Time since the attempt began.
-            measure_seconds: Part of it that was spent on measuring; None: as noted before.
-            diverged: Whether training has diverged; None: as noted before.
+            seconds: Time since the start of the attempt.
+            measure_seconds: Part of it that was spent on measuring; None: unchanged.
+            diverged: Whether training has diverged; None: unchanged.
         """
         attempt = self.attempts[-1]
         attempt.seconds = seconds
@@ -428,82 +430,82 @@ class RunDescription(Part):
         self.timing = self.timing.model_copy(update=total)
 
     def finish(self, seconds: float) -> None:
-        """End the attempt that goes on, trained to its end: it has completed, or diverged.
+        """End the running attempt, which has completed or diverged.
 
         Args:
-            seconds: Time since it began.
+            seconds: Time since the start of the attempt.
         """
         self._end("diverged" if self.attempts[-1].diverged else "completed", seconds)
 
     def fail(self, error: Exception, seconds: float) -> None:
-        """End the attempt that goes on, which raised an error.
+        """End the running attempt, which raised an error.
 
         Args:
-            error: The error.
-            seconds: Time since the attempt began.
+            error: Error that was raised.
+            seconds: Time since the start of the attempt.
         """
         self.attempts[-1].error = f"{type(error).__name__}: {error}"
         self._end("failed", seconds)
 
     def interrupt(self, seconds: float) -> None:
-        """End the attempt that goes on, which was told to stop.
+        """End the running attempt, which was stopped by a signal.
 
         Args:
-            seconds: Time since it began.
+            seconds: Time since the start of the attempt.
         """
         self._end("interrupted", seconds)
 
     def start_over(self) -> None:
-        """Forget all that the run had come to, except for its attempts."""
+        """Reset all results of the run; its attempts are kept."""
         self.status, self.final = "interrupted", Final()
         self.data, self.target_sparsity, self.measured_later = None, None, []
         self.model_fields_set.difference_update({"data", "target_sparsity", "measured_later"})
 
     def begin_with(self, config: dict[str, Any]) -> None:
-        """Set the configuration of a run that is trained from its beginning.
+        """Set the configuration of a run that is trained from the beginning.
 
         Args:
-            config: Resolved configuration; it may differ from the last one in what does not change
-                the numbers.
+            config: Resolved configuration; it may differ from the previous one in options that do
+                not change the numbers.
         """
         self.config = config
         self.callbacks = list(config["callbacks"])
 
     def go_on_with(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Note the configuration that a run goes on with, so that all epochs are described.
+        """Update the configuration of a run that is resumed, so that it applies to all epochs.
 
-        Metrics are those that both configurations name. A callback keeps its first options, so that
-        its numbers are of the same options in all epochs.
+        Only metrics that both configurations name are kept. Each callback keeps its first options,
+        so that its numbers are comparable over all epochs.
 
         Args:
             config: Resolved configuration.
 
         Returns:
-            The configuration, with the callbacks' first options.
+            Configuration with the first options of each callback.
         """
         self.keep_common_metrics(config["metrics"])
-        asked = config["callbacks"]
+        requested = config["callbacks"]
         kept = self.config.get("callbacks", {})
-        chosen = {name: kept.get(name, options) for name, options in asked.items()}
+        chosen = {name: kept.get(name, options) for name, options in requested.items()}
         self.config["callbacks"] = kept | chosen
-        self.callbacks = [name for name in asked if name in self.callbacks]
+        self.callbacks = [name for name in requested if name in self.callbacks]
         return config | {"callbacks": chosen}
 
     def keep_common_metrics(self, metrics: dict[str, Any]) -> None:
-        """Note that a run goes on with other metrics: each epoch has those that both name.
+        """Reduce the recorded metrics to those that a resumed run has in every epoch.
 
         Args:
-            metrics: Configuration group of that name.
+            metrics: Configuration group `metrics` of the resumed run.
         """
         kept = self.config["metrics"]
-        # How much memory was used has no effect on what is measured.
+        # The memory budget does not change the measured values.
         same: dict[str, Any] = {"names": [], "memory_budget": None}
         alike = kept | same == metrics | same
         names = [name for name in metrics["names"] if alike and name in kept["names"]]
         self.config["metrics"] = metrics | {"names": names}
 
     def add_directions(self, directions: Mapping[str, str | None]) -> None:
-        """Add metrics that are measured.
+        """Add measured metrics.
 
         Args:
             directions: Direction of each metric: higher, lower, or None.
@@ -520,7 +522,7 @@ class RunDescription(Part):
         self.note(seconds)
 
     def _versions(self) -> list[tuple[str, list[int]]]:
-        """Versions in the order of attempts, each with the epochs that it trained and measured."""
+        """List the version of each attempt, in order, with the epochs that it trained."""
         attempts = [attempt for attempt in self.attempts if attempt.has_trained]
         if not attempts:
             return [(self.environment.version, [])]
@@ -531,19 +533,19 @@ class RunDescription(Part):
             last = self.config["trainer"]["max_epochs"]
         found = []
         for place, attempt in enumerate(attempts):
-            end = min(begins[place + 1 :], default=last + 1)  # a later attempt writes over it
+            end = min(begins[place + 1 :], default=last + 1)  # a later attempt overwrites epochs
             version = comparable_version(attempt.version or self.environment.version)
             found.append((version, list(range(begins[place], end))))
-        return [one for one in found if one[1]] or found[-1:]
+        return [(version, epochs) for version, epochs in found if epochs] or found[-1:]
 
 
 def _unknown_fields(part: Part, prefix: str = "") -> list[str]:
-    """List the dotted names of the fields that a part and its parts do not declare."""
+    """List the dotted names of unknown fields of a part and of the parts in it."""
     found = [f"{prefix}{name}" for name in part.__pydantic_extra__ or ()]
     for name, value in part.__dict__.items():
-        for one in value if type(value) is list else [value]:
-            if Part in type(one).__mro__:  # isinstance is slow with models; a study has many runs
-                found += _unknown_fields(one, f"{prefix}{name}.")
+        for item in value if type(value) is list else [value]:
+            if Part in type(item).__mro__:  # isinstance is slow for pydantic models
+                found += _unknown_fields(item, f"{prefix}{name}.")
     return found
 
 

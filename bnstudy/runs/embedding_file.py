@@ -1,4 +1,4 @@
-"""The file of a run's embeddings: where samples lie in a plane, layer by layer."""
+"""File of a run's two-dimensional embeddings, one for each layer."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ MAPS_SCHEMA = pa.schema(
     [
         ("epoch", pa.int32()),
         ("split", pa.string()),
-        ("layer_index", pa.int32()),  # among those that have maps
+        ("layer_index", pa.int32()),  # index among the layers that were embedded
         ("layer", pa.string()),
         ("site", pa.string()),
         ("method", pa.string()),  # pca or umap
-        ("sample", pa.int32()),  # its number in the probe set
+        ("sample", pa.int32()),  # index in the probe set
         ("label", pa.int64()),
         ("class", pa.string()),
         ("x", pa.float32()),
         ("y", pa.float32()),
-        ("share", pa.float32()),  # of the variance, that the plane holds; null of umap
-        ("reason", pa.string()),  # why there is no x and y; null where there are
+        ("share", pa.float32()),  # explained share of the variance, from 0 to 1; null for umap
+        ("reason", pa.string()),  # why x and y are null; null if they are not
     ]
 )
 
@@ -36,8 +36,8 @@ def read_maps(path: Path) -> pa.Table:
         Table of `MAPS_SCHEMA`, with the file's metadata.
 
     Raises:
-        FileNotFoundError: There is none.
-        UserError: It is damaged.
+        FileNotFoundError: The file does not exist.
+        UserError: The file is damaged, or has other columns.
     """
     again = "Remove it, and make it again with python -m bnstudy.measure map"
     try:

@@ -1,16 +1,16 @@
-"""One worker a cell, on one host or on several that share a file system.
+"""Leases that limit a cell to one worker, on one host or several that share a file system.
 
-Who works in a folder holds its lease: a file that names the process, and whose time of modification
-a thread renews every few seconds. A lease that is no longer renewed is that of a worker that died,
-and whoever comes next takes the folder over.
+A worker holds the lease of its cell's folder: a file that names the process. A thread renews the
+lease by updating the file's modification time every few seconds. A lease that is no longer renewed
+belongs to a dead worker, and the next worker takes over the folder.
 
-- Leases are numbered, `.lease.1`, `.lease.2`, ..., and only the newest one counts. To take a folder
-  over is to make the next number's file, which the file system grants to one process alone. Those
-  before stay: whoever was slow to look tries for a number that was given, and does not get it.
-- Whether a lease is renewed is *watched*, for as long as `STALE_AFTER` by the watcher's own clock:
-  clocks of hosts are never compared, and may jump. Only of a process on this machine, which can be
-  looked up, it is known at once.
-- A worker that was taken over, after it had been stopped for long, notices at its next write.
+- Leases are numbered, `.lease.1`, `.lease.2`, ..., and only the newest one is valid. A worker takes
+  over a folder by creating the file with the next number, exclusively: only one process succeeds.
+  Older files are kept, so that a slow worker cannot create a number that was already used.
+- A worker *watches* a lease for `STALE_AFTER` seconds of its own clock to see whether it is
+  renewed. Clocks of hosts are never compared, because they may differ or jump. A process on the
+  same machine is looked up instead, which takes no time.
+- A worker that was suspended and has lost its folder raises `CellInUse` at its next write.
 """
 
 import json
@@ -27,19 +27,22 @@ from typing import Any, Literal
 from bnstudy.errors import UserError
 from bnstudy.terminal import console
 
-RENEWED_EVERY = 5.0  # seconds
-STALE_AFTER = 60.0  # seconds without renewal; a file system's caches may hold one back for some
+RENEWAL_INTERVAL = 5.0  # seconds
+STALE_AFTER = 60.0  # seconds; long enough for a network file system's cached modification times
 
 
 class CellInUse(UserError):
-    """Another process works in this cell."""
+    """Error: another process is working in the cell."""
 
 
 class Lease:
-    """A folder's lease, held by this process.
+    """Lease of a folder, held and renewed by this process.
 
     Args:
-        path: Its file.
+        path: File of the lease.
+
+    Attributes:
+        lost: Whether another process has taken over the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,10 +53,10 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """To be called before writing to the folder.
+        """Verify that the lease is still held; call this before each write to the folder.
 
         Raises:
-            CellInUse: It was taken over.
+            CellInUse: Another process has taken over the folder.
         """
         if self.lost or not self._renew():
             raise CellInUse(
@@ -62,14 +65,14 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Leave the folder to others."""
+        """Stop renewing the lease, and release the folder for other workers."""
         self._done.set()
         self._thread.join()
-        with suppress(OSError):  # taken over, or the folder was removed
+        with suppress(OSError):  # the folder was taken over or removed
             self.path.rename(_released(self.path))
 
     def _keep_renewing(self) -> None:
-        while not self._done.wait(RENEWED_EVERY):
+        while not self._done.wait(RENEWAL_INTERVAL):
             if not self._renew():
                 self.lost = True
                 return
@@ -79,7 +82,7 @@ class Lease:
             os.utime(self.path)
         except FileNotFoundError:
             return False
-        except OSError:  # the file system does not answer now
+        except OSError:  # a temporary error of the file system
             return True
         following = self.path.with_name(f".lease.{_number(self.path) + 1}")
         return not (following.exists() or _released(following).exists())
@@ -87,10 +90,13 @@ class Lease:
 
 @contextmanager
 def held(folder: Path) -> Iterator[Lease]:
-    """Hold a folder's lease; a dead worker's is taken over.
+    """Hold a folder's lease in the body; take it over if its worker is dead.
+
+    Args:
+        folder: Folder of the cell; it is created if it does not exist.
 
     Raises:
-        CellInUse: Another process works in it.
+        CellInUse: Another process is working in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = _take(folder)
@@ -102,23 +108,23 @@ def held(folder: Path) -> Iterator[Lease]:
 
 
 def lease_of(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """Who holds a folder's lease, dead or alive, and the lease; None where it is free."""
+    """Return the worker that holds a folder's lease, dead or alive, and the lease; None if free."""
     newest = _newest(folder)[1]
     return (_read(newest), newest) if newest else None
 
 
 def forget(folder: Path) -> None:
-    """Remove what was left of leases, from a folder that is to be removed."""
+    """Remove all lease files from a folder that is about to be removed."""
     for lease in folder.glob(".lease.*"):
         lease.unlink(missing_ok=True)
 
 
-def watch(leases: Sequence[Path], seconds: float = 2 * RENEWED_EVERY) -> set[Path]:
-    """Those of the leases that are renewed within some seconds.
+def watch(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) -> set[Path]:
+    """Watch leases for some time, and return those that are renewed.
 
     Args:
-        leases: That are held.
-        seconds: It returns earlier once all are.
+        leases: Leases that are held.
+        seconds: Maximum time to watch; the function returns earlier once all leases are renewed.
     """
     began, first = time.monotonic(), {lease: _renewed(lease) for lease in leases}
     waiting, renewed = set(leases), set()
@@ -126,13 +132,13 @@ def watch(leases: Sequence[Path], seconds: float = 2 * RENEWED_EVERY) -> set[Pat
         time.sleep(0.2)
         now = {lease: _renewed(lease) for lease in waiting}
         renewed |= {lease for lease in waiting if now[lease] and now[lease] != first[lease] != 0}
-        waiting -= renewed | {lease for lease in waiting if now[lease] is None}  # given back
+        waiting -= renewed | {lease for lease in waiting if now[lease] is None}  # released
         first |= {lease: now[lease] for lease in waiting if first[lease] == 0}
     return renewed
 
 
 def is_known_alive(worker: dict[str, Any]) -> bool | None:
-    """Whether a lease's holder lives, where it can be looked up: None of another machine's."""
+    """Check whether the worker of a lease is alive; None if it is on another machine."""
     here = _this_process()
     if worker.get("machine") != here["machine"]:
         return None
@@ -140,7 +146,7 @@ def is_known_alive(worker: dict[str, Any]) -> bool | None:
 
 
 def _take(folder: Path) -> Path:
-    """Make the folder's next lease."""
+    """Create the folder's next lease."""
     number, newest = _newest(folder)
     if newest:
         alive = is_known_alive(_read(newest))
@@ -160,14 +166,14 @@ def _take(folder: Path) -> Path:
     except OSError:
         path.unlink(missing_ok=True)
         raise
-    if _released(path).exists():  # another process has had that number meanwhile, and is done
+    if _released(path).exists():  # another process has used and released this number
         path.unlink()
         return _take(folder)
     return path
 
 
 def _newest(folder: Path) -> tuple[int, Path | None]:
-    """The newest lease's number, 0 where there never was one; its file unless it was released."""
+    """Return the newest lease's number, or 0, and its file, or None if it was released."""
     leases = folder.glob(".lease.*")
     newest = max(
         leases, key=lambda lease: (_number(lease), _released(lease) != lease), default=None
@@ -187,9 +193,11 @@ def _released(lease: Path) -> Path:
 
 
 def _renewed(lease: Path) -> int | None:
-    """When a lease was renewed; None where it was given back, 0 where nothing answers just now."""
+    """Return a lease's modification time in ns; None if released, 0 if it cannot be read now."""
     try:
-        with lease.open() as file:  # opening makes a network file system look anew
+        with (
+            lease.open() as file
+        ):  # opening the file refreshes the attributes cached by a network file system
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
@@ -200,7 +208,7 @@ def _renewed(lease: Path) -> int | None:
 def _read(lease: Path) -> dict[str, Any]:
     try:
         content = json.loads(lease.read_text())
-    except (OSError, ValueError):  # released in this moment, or just being written
+    except (OSError, ValueError):  # just being released or written
         content = None
     return content if isinstance(content, dict) else {}
 
@@ -216,7 +224,7 @@ def _holder(lease: Path) -> str:
 
 @cache
 def _machine() -> str:
-    """What tells machines apart whose process numbers are not the same processes."""
+    """Return an identifier of host, boot and PID namespace; process ids are unique within it."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -235,9 +243,9 @@ def _this_process() -> dict[str, Any]:
 
 
 def _start(pid: int) -> str | Literal[False]:
-    """When a process began, as the system says it; False where there is none, or only a zombie.
+    """Return the start time of a process; False if it does not exist or is a zombie.
 
-    Another process may by now have the number of one that died, but not its beginning.
+    A process id can be reused by another process; the pair of id and start time cannot.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""The long table of a run: one row for each number that was measured, and its parts on disk."""
+"""Long table of a run, with one row per measured number, and its parts on disk."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +17,9 @@ from bnstudy.runs.description import Final
 from bnstudy.runs.paths import CellPaths
 from bnstudy.terms import SPLITS, layer_label
 
-WHOLE_MODEL = "model"  # the layer of numbers such as the loss; its index is -1
+WHOLE_MODEL = "model"  # layer name in rows of the loss, for example; the layer index is -1
 
-# The layer's label in SQL: as `bnstudy.terms.layer_label`.
+# SQL expression for the layer's label; equivalent to `bnstudy.terms.layer_label`.
 LAYER_LABEL = "case when site is null or site = 'act' then layer else layer || '.' || site end"
 
 SCHEMA = pa.schema(
@@ -38,19 +38,19 @@ SCHEMA = pa.schema(
 
 
 class Row(NamedTuple):
-    """One number of the long table.
+    """Row of the long table: one measured number.
 
     Attributes:
-        epoch: Epochs of training before it was measured; 0 is before training.
-        step: Batches of training before it was measured.
+        epoch: Number of epochs trained before the measurement; 0: before training.
+        step: Number of batches trained before the measurement.
         split: train, validation or test.
-        layer_index: Place in the order of computation among the layers that were read with it, from
-            0; -1 for the whole model.
+        layer_index: Position of the layer in the order of computation, among the layers measured
+            together, from 0; -1 for the whole model.
         layer: Name of the layer.
         site: conv, norm, act, features or linear; None for the whole model.
         metric: Name of the metric.
-        value: The number; NaN where it is undefined.
-        reason: Why it is undefined; None where it is not.
+        value: Measured number; NaN if undefined.
+        reason: Reason why the value is undefined; None if it is defined.
     """
 
     epoch: int
@@ -65,16 +65,16 @@ class Row(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The layer's label: with its site where that is another one than act."""
+        """Label of the layer: its name, followed by the site if the site is not act."""
         return layer_label(self.layer, self.site)
 
 
 class LongTable:
-    """The long table in a cell's folder: in parts while the run goes on, whole once it has ended.
+    """Long table in a cell's folder: one part per epoch during training, one file afterwards.
 
     Args:
         paths: Files of the cell.
-        replace: Context manager by which a file is written, as `bnstudy.files.replacing`.
+        replace: Context manager for writing a file atomically, such as `bnstudy.files.replacing`.
     """
 
     def __init__(
@@ -86,29 +86,29 @@ class LongTable:
         self._replace = replace
 
     def damage(self) -> str | None:
-        """Say what is wrong with the whole table; None where all is well."""
+        """Describe the damage of the whole table; None if it is intact."""
         return _damage(self.paths.table)
 
     def part_damage(self, epoch: int) -> str | None:
-        """Say what is wrong with the part of an epoch; None where all is well."""
+        """Describe the damage of an epoch's part; None if it is intact."""
         return _damage(self.paths.part(epoch))
 
     def epochs_trained(self) -> int:
-        """Count the epochs that a run which has not ended has been trained and recorded."""
+        """Count the recorded epochs of training, for a run that has not ended."""
         return max(len(self.paths.parts()) - 1, 0)
 
     def read(self) -> pa.Table:
-        """Read all that was measured so far; a table without rows where nothing was."""
+        """Read all rows that were measured so far; the table may be empty."""
         if self.paths.table.exists():
             return pq.read_table(self.paths.table)
         parts = [pq.read_table(path) for path in self.paths.parts()]
         return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
     def rows_by_epoch(self, until_epoch: int | None = None) -> list[list[Row]]:
-        """Read the rows of each epoch that was recorded, in order.
+        """Read the rows of each recorded epoch, in order.
 
         Args:
-            until_epoch: The last epoch that is read; None: all.
+            until_epoch: Last epoch to read; None: all epochs.
         """
         by_epoch: dict[int, list[Row]] = defaultdict(list)
         for row in self.read().to_pylist():
@@ -117,7 +117,7 @@ class LongTable:
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
     def values(self, epoch: int, split: str, site: str, metric: str) -> dict[str, float]:
-        """Read the values of a metric by layer; of the whole table.
+        """Read the values of a metric by layer, from the whole table.
 
         Args:
             epoch: Epoch of the values.
@@ -141,17 +141,17 @@ class LongTable:
         epochs: Iterable[int],
         splits: Sequence[str] = SPLITS,
     ) -> dict[int, set[tuple[str, str, str]]]:
-        """Find the (split, site, metric) of each epoch that are asked for and not in the table.
+        """Find the requested (split, site, metric) that are not in the table, by epoch.
 
         Args:
             names: Names of the metrics.
             sites: Sites in a layer.
-            epochs: Epochs that are asked for.
+            epochs: Requested epochs.
             splits: Splits of the data.
         """
         keys = pq.read_table(self.paths.table, columns=["epoch", "split", "site", "metric"])
         present = {tuple(row.values()) for row in keys.to_pylist()}
-        asked = {
+        absent = {
             epoch: {
                 (split, site, name)
                 for split in splits
@@ -161,17 +161,17 @@ class LongTable:
             }
             for epoch in epochs
         }
-        return {epoch: what for epoch, what in asked.items() if what}
+        return {epoch: what for epoch, what in absent.items() if what}
 
     def write_part(self, epoch: int, rows: Iterable[Row]) -> None:
         """Write the part of one epoch."""
         self._write(self.paths.part(epoch), _table(rows))
 
     def join_parts(self) -> Final:
-        """Write the whole table, of its parts.
+        """Write the whole table from its parts.
 
         Returns:
-            The numbers of the whole model after the last epoch.
+            Numbers of the whole model after the last epoch.
         """
         table = pa.concat_tables(pq.read_table(path) for path in self.paths.parts())
         self._write(self.paths.table, table)
@@ -179,7 +179,7 @@ class LongTable:
         return final_numbers([Row(**row) for row in rows])
 
     def take_apart(self) -> None:
-        """Write the parts, of the whole table, for a run that goes on."""
+        """Split the whole table into its parts, for a run that is resumed."""
         table = pq.read_table(self.paths.table)
         for epoch in pc.unique(table["epoch"]).to_pylist():
             self._write(self.paths.part(epoch), table.filter(pc.field("epoch") == epoch))
@@ -196,7 +196,7 @@ class LongTable:
 
 
 def final_numbers(rows: Sequence[Row]) -> Final:
-    """Take the numbers of the whole model after the last epoch.
+    """Extract the numbers of the whole model after the last epoch.
 
     Args:
         rows: Rows of the long table.
@@ -216,7 +216,7 @@ def _table(rows: Iterable[Row]) -> pa.Table:
 
 
 def _damage(path: Path) -> str | None:
-    """Say what is wrong with a file that should hold rows; None where all is well."""
+    """Describe the damage of a file of rows; None if it is intact."""
     try:
         schema = pq.read_schema(path)
     except FileNotFoundError:

@@ -2,16 +2,16 @@
 
     run.json                      identity, configuration, status, attempts, environment, timing
     metrics.parquet               the long table, once the run has ended
-    metrics/epoch=0007.parquet    its parts while the run goes on, one for each measured epoch
-    checkpoints/                  last.ckpt, and epoch=0007.ckpt for the epochs that were asked for;
-                                  while the run goes on previous.ckpt, of the epoch before the last
-    maps.parquet                  embeddings of samples in a plane, if they were asked for
+    metrics/epoch=0007.parquet    parts of the long table during training, one per measured epoch
+    checkpoints/                  last.ckpt; epoch=0007.ckpt for each epoch in checkpoint_epochs;
+                                  during training previous.ckpt, of the epoch before the last
+    maps.parquet                  two-dimensional embeddings, written by bnstudy.measure map
     train.log, .hydra/            Hydra's log and configuration
     wandb/                        W&B's files
-    .lease.1, .lease.2, ...       who works in the folder: see bnstudy.runs.lease
+    .lease.1, .lease.2, ...       workers of the folder: see bnstudy.runs.lease
 
-Every file is written under a temporary name and renamed, so it is whole or not there. A file that
-is damaged all the same, by a disk for example, is renamed to *.damaged, and its content is made
+Every file is written under a temporary name and then renamed, so that it is never incomplete. If a
+file is damaged nevertheless, for example by a disk error, it is renamed to *.damaged and created
 again.
 """
 
@@ -52,7 +52,7 @@ class CellPaths:
 
     @property
     def embeddings(self) -> Path:
-        """Embeddings of samples in a plane."""
+        """Two-dimensional embeddings of samples."""
         return self.folder / EMBEDDINGS
 
     @property
@@ -66,7 +66,7 @@ class CellPaths:
         return self.folder / WANDB
 
     def part(self, epoch: int) -> Path:
-        """Part of the long table that one epoch has."""
+        """Return the path of an epoch's part of the long table."""
         return self._parts_folder / f"epoch={epoch:04d}.parquet"
 
     def parts(self) -> list[Path]:
@@ -75,7 +75,7 @@ class CellPaths:
 
     @property
     def last_checkpoint(self) -> Path:
-        """Checkpoint from which an interrupted run goes on."""
+        """Checkpoint from which an interrupted run resumes."""
         return self._checkpoints_folder / "last.ckpt"
 
     @property
@@ -84,11 +84,11 @@ class CellPaths:
         return self._checkpoints_folder / "previous.ckpt"
 
     def checkpoint(self, epoch: int) -> Path:
-        """Weights kept of one epoch."""
+        """Return the path of an epoch's weights."""
         return self._checkpoints_folder / f"epoch={epoch:04d}.ckpt"
 
     def checkpoints(self) -> dict[int, Path]:
-        """Find the weights that were kept, by epoch; last.ckpt is not among them."""
+        """Find the saved weights by epoch, without last.ckpt."""
         return {
             int(path.stem.partition("=")[2]): path
             for path in sorted(self._checkpoints_folder.glob("epoch=*.ckpt"))
@@ -105,11 +105,11 @@ class CellPaths:
         return sorted(logs, key=lambda log: log.parent.name.removeprefix("offline-"))
 
     def set_aside(self, path: Path, reason: str) -> None:
-        """Rename a damaged file, and print that; do nothing if it is not there.
+        """Rename a damaged file and print a warning; do nothing if the file does not exist.
 
         Args:
             path: File of the cell.
-            reason: What is wrong with it.
+            reason: Description of the damage.
         """
         aside = self.folder / f"{path.name}.damaged"
         with suppress(FileNotFoundError):
@@ -120,7 +120,7 @@ class CellPaths:
             )
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files of a process that was killed."""
+        """Remove temporary files of killed processes."""
         for leftover in self.folder.rglob(".*.tmp"):
             leftover.unlink()
 
@@ -129,14 +129,14 @@ class CellPaths:
         shutil.rmtree(self._parts_folder, ignore_errors=True)
 
     def remove_results(self) -> None:
-        """Remove all that was measured, and the weights."""
+        """Remove all measurements, embeddings and checkpoints."""
         self.table.unlink(missing_ok=True)
         self.embeddings.unlink(missing_ok=True)
         shutil.rmtree(self._checkpoints_folder, ignore_errors=True)
         self.remove_parts()
 
     def remove_hydras(self) -> None:
-        """Remove what Hydra writes at the beginning of a job."""
+        """Remove the files that Hydra writes at the start of a job."""
         shutil.rmtree(self.folder / ".hydra", ignore_errors=True)
         self.log.unlink(missing_ok=True)
 
@@ -150,15 +150,15 @@ class CellPaths:
 
 
 def cells_of(study: Path) -> list[Path]:
-    """List the folders in a study's folder that have a run.json, by name."""
+    """List the cells in a study's folder, sorted by name; a cell has a run.json."""
     return sorted(path.parent for path in study.glob(f"*/{RECORD}"))
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """List the cells in a study's folder, or the one cell whose folder it is.
+    """List the cells in a study's folder, or the folder itself if it is a cell.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no cell.
     """
     if CellPaths(folder).record.exists():
         return [folder]

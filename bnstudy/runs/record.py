@@ -1,4 +1,4 @@
-"""The record of a run: its description, its long table, and the lease of its cell's folder."""
+"""Record of a run: its description, its long table and the lease of its cell's folder."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -16,11 +16,11 @@ from bnstudy.runs.version import VERSION
 
 
 class DamagedRecord(UserError):
-    """A run.json that is no description of a run.
+    """Error: a run.json is damaged.
 
     Args:
-        path: The file.
-        reason: What is wrong with it.
+        path: Damaged file.
+        reason: Description of the damage.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -29,17 +29,16 @@ class DamagedRecord(UserError):
 
 
 class Record:
-    """The record in one cell's folder.
+    """Record of a run in its cell's folder.
 
     Args:
         folder: Folder of the cell.
         description: Content of run.json.
-        lease: Lease of the folder, without which another process may write to it as well; None to
-            read only.
+        lease: Lease of the folder, which excludes writes of other processes; None for reading only.
 
     Attributes:
         paths: Files of the cell.
-        table: The long table.
+        table: Long table of the run.
     """
 
     def __init__(
@@ -52,23 +51,23 @@ class Record:
         self._began = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the lease, which is this process's: a launcher brings the record to another."""
+        """Exclude the lease from pickling, because it belongs to this process."""
         return self.__dict__ | {"lease": None}
 
     @classmethod
     @contextmanager
     def held(cls, folder: Path, run: RunDescription | None = None) -> Iterator[Self]:
-        """Take a cell's lease, remove what a killed process left, and read the record.
+        """Hold a cell's lease in the body, remove files of killed processes, and read the record.
 
         Args:
             folder: Folder of the cell.
-            run: Description of the run that is expected, as it is before its first attempt: it is
-                taken where the folder has no record, or a damaged one, which is set aside. None:
-                whichever run is there.
+            run: Description of the expected run before its first attempt. It becomes the record if
+                the folder has none, or a damaged one, which is renamed. None: any run is
+                accepted, and a record is required.
 
         Raises:
-            CellInUse: Another process works in the cell.
-            UserError: There is no record, it cannot be read, or it is that of another run.
+            CellInUse: Another process is working in the cell.
+            UserError: There is no record, it cannot be read, or it belongs to another run.
         """
         with held(folder) as lease:
             paths = CellPaths(folder)
@@ -84,8 +83,8 @@ class Record:
         """Read the record in a folder.
 
         Raises:
-            DamagedRecord: It is damaged.
-            UserError: There is none, or it cannot be read.
+            DamagedRecord: The record is damaged.
+            UserError: There is no record, or it cannot be read.
         """
         path = CellPaths(folder).record
         try:
@@ -97,28 +96,28 @@ class Record:
 
     @property
     def table(self) -> LongTable:
-        """The long table, written to under the lease."""
+        """Long table of the run; each write verifies the lease."""
         return LongTable(self.paths, self.replacing)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run has been trained to its end, and its table is there."""
+        """Whether the run has been trained to its end and its table is intact."""
         return self.description.status in ENDED and self.table.damage() is None
 
     def require_end(self) -> None:
-        """Make sure that the run has ended.
+        """Verify that the run has ended.
 
         Raises:
-            UserError: It has not ended.
+            UserError: The run has not ended.
         """
         if not self.has_ended:
             raise UserError(f"{self.folder}: {self.description.status}; train it to its end first")
 
     def require_this_version(self) -> None:
-        """Make sure that numbers of this bnstudy may be added to the run's.
+        """Verify that this version of bnstudy may add numbers to the run's record.
 
         Raises:
-            UserError: The run is of another version.
+            UserError: Another version of bnstudy trained the run.
         """
         version = self.description.version
         if version != VERSION:
@@ -144,7 +143,7 @@ class Record:
         return data
 
     def checkpoints(self) -> dict[int, Path]:
-        """Find the weights that were kept, by epoch, those of the last epoch among them."""
+        """Find the saved weights by epoch, including those of the last epoch."""
         kept = self.paths.checkpoints()
         if self.has_ended:
             kept.setdefault(self.last_epoch, self.paths.last_checkpoint)
@@ -152,15 +151,15 @@ class Record:
 
     @contextmanager
     def attempt(self, environment: Environment) -> Iterator[Attempt]:
-        """Build and train in the body, and record how it went, whatever happens.
+        """Record an attempt to build and train the run in the body, and its outcome.
 
-        A mistake of the user's, found before training, is no attempt: nothing is recorded of it.
+        If the body raises a UserError before training, the attempt is not recorded.
 
         Args:
             environment: Software and hardware of this process.
 
         Yields:
-            The attempt, to be told what it goes on from and whether it has diverged.
+            Attempt, in which the body sets `resumed_from_epoch` and `diverged`.
         """
         description = self.description
         before = description.status, description.environment
@@ -170,7 +169,7 @@ class Record:
         try:
             yield attempt
         except UserError as error:
-            if self.paths.part(0).exists():  # it was trained, so it counts: the disk is full, say
+            if self.paths.part(0).exists():  # the error arose during training, such as a full disk
                 description.fail(error, self._seconds())
             else:
                 description.withdraw_attempt(*before)
@@ -184,13 +183,13 @@ class Record:
         else:
             description.finish(self._seconds())
         finally:
-            if description.status is None:  # nothing has come of it
+            if description.status is None:  # the only attempt was withdrawn
                 self.paths.record.unlink()
             else:
                 self.save()
 
     def note(self, measure_seconds: float, diverged: bool) -> None:
-        """Record the progress of the attempt that goes on: it may yet be killed.
+        """Save the progress of the running attempt, in case its process is killed.
 
         Args:
             measure_seconds: Time that was spent on measuring.
@@ -200,7 +199,7 @@ class Record:
         self.save()
 
     def has_parts(self, epochs: Iterable[int]) -> bool:
-        """Whether the parts of some epochs are there; damaged ones are set aside."""
+        """Check whether the parts of some epochs exist, and rename damaged ones."""
         missing = False
         for epoch in epochs:
             if damage := self.table.part_damage(epoch):
@@ -209,16 +208,16 @@ class Record:
         return not missing
 
     def join_parts(self) -> None:
-        """Make the long table of its parts, and set the final numbers from its last epoch."""
+        """Write the long table from its parts, and set the final numbers from its last epoch."""
         self.description.final = self.table.join_parts()
 
     def remove_parts(self) -> None:
-        """Remove what a run that has ended needs no more."""
+        """Remove files that are not needed after the end of the run: parts, previous checkpoint."""
         self.paths.remove_parts()
         self.paths.previous_checkpoint.unlink(missing_ok=True)
 
     def start_over(self) -> None:
-        """Remove what the run had come to, except for the story of its attempts."""
+        """Remove all results of the run; the list of its attempts is kept."""
         self.description.start_over()
         self.save()
         self.paths.remove_results()
@@ -227,8 +226,8 @@ class Record:
         """Rename a damaged file of the cell.
 
         Args:
-            path: The file.
-            reason: What is wrong with it.
+            path: Damaged file.
+            reason: Description of the damage.
         """
         self.paths.set_aside(path, reason)
 
@@ -238,10 +237,10 @@ class Record:
             temporary.write_text(self.description.to_json())
 
     def replacing(self, path: Path) -> AbstractContextManager[Path]:
-        """Write a file as `bnstudy.files.replacing` does, as long as the cell is this process's.
+        """Verify the lease, then write a file by `bnstudy.files.replacing`.
 
         Raises:
-            CellInUse: Another process has taken it over.
+            CellInUse: Another process has taken over the cell.
         """
         if self.lease is not None:
             self.lease.check()
@@ -252,7 +251,7 @@ class Record:
 
     @classmethod
     def _read_or_begin(cls, paths: CellPaths, run: RunDescription) -> Self:
-        """Read the record of a run, or begin one where there is none or a damaged one."""
+        """Read the record of a run; create it if it does not exist or is damaged."""
         if not paths.record.exists():
             return cls(paths.folder, run)
         try:
@@ -268,8 +267,8 @@ class Record:
         return record
 
     def _repair_table(self) -> None:
-        """Make of the files what the description says: a table, or else its parts."""
-        if self.description.status is None:  # a table without its run.json
+        """Make the table's files match the status: parts before the end, the whole table after."""
+        if self.description.status is None:  # there may be a table without its run.json
             damage = self.table.damage()
             if damage is None:
                 self.table.take_apart()
@@ -280,40 +279,46 @@ class Record:
 
 
 class Observer(Record):
-    """The record as seen by a distributed run's other processes, which write none of it."""
+    """Read-only record for all but the first process of a distributed run."""
 
     @classmethod
     @contextmanager
     def held(cls, folder: Path, run: RunDescription | None = None) -> Iterator[Self]:
-        """Read the record, without a lease.
+        """Read the record without a lease.
 
         Args:
             folder: Folder of the cell.
-            run: Description of the run that is expected, taken where there is no record.
+            run: Description of the expected run, used if there is no record. None: any run is
+                accepted, and a record is required.
 
         Raises:
-            UserError: There is no record, it cannot be read, or it is that of another run.
+            UserError: There is no record, it cannot be read, or it belongs to another run.
         """
         paths = CellPaths(folder)
         yield cls.read(folder) if run is None else cls._read_or_begin(paths, run)
 
     @contextmanager
     def attempt(self, environment: Environment) -> Iterator[Attempt]:
-        """Build and train in the body, of which the first process records how it went."""
+        """Yield an attempt that is not recorded; the first process records the attempt."""
         yield Attempt(status="running")
 
     def join_parts(self) -> None:
-        """Leave the long table to the first process."""
+        """Do nothing; the first process writes the long table."""
 
     def set_aside(self, path: Path, reason: str) -> None:
-        """Leave a damaged file to the first process."""
+        """Do nothing; the first process renames damaged files."""
 
     def save(self) -> None:
-        """Leave run.json to the first process."""
+        """Do nothing; the first process writes run.json."""
 
 
 def discard_if_empty(folder: Path, root: Path) -> None:
-    """Remove the folder that Hydra made for a cell of which nothing came, up to the output root."""
+    """Remove a cell's folder if it has no record, and empty parent folders below the root.
+
+    Args:
+        folder: Folder that Hydra created for the cell.
+        root: Output root, which is kept.
+    """
     paths = CellPaths(folder)
     with suppress(CellInUse):
         with held(folder):
@@ -322,7 +327,7 @@ def discard_if_empty(folder: Path, root: Path) -> None:
                 paths.remove_hydras()
         if nothing:
             forget(folder)
-    with suppress(OSError):  # something is in it
+    with suppress(OSError):  # the folder is not empty
         for empty in (folder, *folder.parents):
             if empty.absolute() == root.absolute():
                 break

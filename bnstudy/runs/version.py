@@ -1,10 +1,10 @@
-"""Version of bnstudy, as far as it decides which numbers are comparable."""
+"""Part of bnstudy's version that determines which numbers are comparable."""
 
 from bnstudy import __version__
 
 
 def comparable_version(version: str) -> str:
-    """Major and minor number of a version; numbers of versions that share them are comparable."""
+    """Return major and minor number of a version; versions that share them are comparable."""
     return ".".join(version.split(".")[:2])
 
 

@@ -1,1 +1,1 @@
-"""Finished runs read again: measured, compared and embedded from the weights they kept."""
+"""Analyses of finished runs from their saved weights: metrics, similarity and embeddings."""

@@ -1,4 +1,4 @@
-"""Embeddings of a run's samples in a plane, layer by layer."""
+"""Two-dimensional embeddings of a run's samples, one for each layer."""
 
 import json
 import warnings
@@ -24,23 +24,26 @@ from bnstudy.terms import Split
 from bnstudy.trained.finished_run import FinishedRun
 from bnstudy.trained.selection import Selection
 
-NEIGHBOURS = 15  # of UMAP, its default
-FACTS = b"bnstudy"  # the key of the file's metadata that holds what was asked for
+UMAP_NEIGHBOURS = 15  # UMAP's default
+FACTS_KEY = b"bnstudy"  # key of the selection, as JSON, in the metadata of the Parquet file
 
 
 def principal_components(layer: Layer) -> tuple[np.ndarray, float]:
-    """The samples' coordinates along the two directions of most variance, from their Gram matrix.
+    """Project the samples onto their first two principal components, using the Gram matrix.
 
-    The sign of a direction means nothing: it is such that the sum of the cubes is positive.
+    The sign of a principal component is arbitrary. It is chosen such that the sum of the cubed
+    coordinates is not negative.
 
     Args:
-        layer: Of at least 4 samples.
+        layer: Layer with at least 4 samples.
 
     Returns:
-        Coordinates, float64, N x 2; and the share of the variance that they hold, from 0 to 1.
+        Coordinates, float64, N x 2; and the share of the variance that they explain, from 0 to 1.
     """
     gram = layer.gram.double().cpu().numpy()
-    start = np.random.default_rng(0).normal(size=len(gram))  # otherwise it is another at each call
+    start = np.random.default_rng(0).normal(
+        size=len(gram)
+    )  # eigsh starts from a random vector by default
     values, vectors = eigsh(gram, k=2, v0=start)
     values = values[::-1].clip(min=0)
     coordinates = vectors[:, ::-1] * np.sqrt(values)
@@ -49,20 +52,20 @@ def principal_components(layer: Layer) -> tuple[np.ndarray, float]:
 
 
 def umap(layer: Layer) -> np.ndarray:
-    """The samples' coordinates by UMAP (McInnes et al. 2018, arXiv 1802.03426), of its defaults.
+    """Embed the samples by UMAP (McInnes et al. 2018, arXiv 1802.03426) with default options.
 
     Args:
-        layer: Whose distances it reads.
+        layer: Layer whose distances between samples are embedded.
 
     Returns:
         Coordinates, float32, N x 2.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what cannot be done with distances alone
-        from umap import UMAP  # it takes seconds
+        warnings.simplefilter("ignore")  # UMAP warns that distances allow no inverse_transform
+        from umap import UMAP  # here, because the import takes seconds
 
         found: np.ndarray = UMAP(
-            n_neighbors=min(NEIGHBOURS, layer.num_samples - 1),
+            n_neighbors=min(UMAP_NEIGHBOURS, layer.num_samples - 1),
             metric="precomputed",
             random_state=0,
             n_jobs=1,
@@ -71,22 +74,27 @@ def umap(layer: Layer) -> np.ndarray:
 
 
 def methods() -> list[str]:
-    """Those that can be had."""
+    """List the available embedding methods: PCA, and UMAP if it is installed."""
     return ["pca", "umap"] if find_spec("umap") else ["pca"]
 
 
 def planes(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
-    """A layer's part of the file, a table for each method.
+    """Embed a layer by each method, and yield one table of `MAPS_SCHEMA` per method.
 
-    A layer without distances between the samples, as where it is dead, has no places: null, with
-    the reason.
+    If the distances between the samples are undefined, for example in a dead layer, the coordinates
+    are null and the column `reason` says why.
+
+    Args:
+        run: Finished run.
+        split: Split that the samples are from.
+        layer: Layer to embed.
     """
     tap = layer.tap
     assert tap is not None
     class_names = run.record.data.classes
     labels = layer.labels.tolist()
     for method in methods():
-        coordinates, share, reason = _located(layer, method)
+        coordinates, share, reason = _embed(layer, method)
         facts = {
             "epoch": run.epoch,
             "split": split,
@@ -108,8 +116,8 @@ def planes(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
         yield pa.table(columns, schema=MAPS_SCHEMA)
 
 
-def _located(layer: Layer, method: str) -> tuple[np.ndarray, float | None, str | None]:
-    """The samples' coordinates; of the variance, the share; and why all are NaN, if they are."""
+def _embed(layer: Layer, method: str) -> tuple[np.ndarray, float | None, str | None]:
+    """Return coordinates, explained share of variance, and the reason if they are undefined."""
     try:
         check({"distances"}, layer)
     except Undefined as undefined:
@@ -123,16 +131,16 @@ def _located(layer: Layer, method: str) -> tuple[np.ndarray, float | None, str |
 def embed_run(
     cell: Path, selection: Selection, epoch: int | None, progress: Callable[[str], None]
 ) -> None:
-    """Write a run's embeddings into its folder, unless they are there already.
+    """Write a run's embeddings into its folder, unless the same embeddings exist already.
 
     Args:
         cell: Folder of the run.
-        selection: Part of the representations that is embedded.
-        epoch: Epoch of the weights; None: the last one.
-        progress: Called with what is done next.
+        selection: Samples and sites to embed.
+        epoch: Epoch of the weights; None: the last epoch.
+        progress: Function that is called with a description of the next step.
 
     Raises:
-        UserError: The run cannot be read, or works in another process.
+        UserError: The run cannot be read, or another process is working on it.
     """
     with Record.held(cell) as record:
         run = FinishedRun.of(record, epoch)
@@ -153,18 +161,18 @@ def embed_run(
             tables += planes(run, selection.split, layer)
             if reason := tables[-1]["reason"][0].as_py():
                 console.print(f"{cell}: {layer.tap.label} has no map: {reason}", style="yellow")
-            del layer  # before the next one is read
-        about = {FACTS: json.dumps(facts | {"methods": methods()})}
+            del layer  # frees its memory before the next layer is read
+        about = {FACTS_KEY: json.dumps(facts | {"methods": methods()})}
         with record.replacing(path) as temporary:
             pq.write_table(pa.concat_tables(tables).replace_schema_metadata(about), temporary)
         console.print(f"{path}: {', '.join(methods())} of epoch {run.epoch}")
 
 
 def _has_maps(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a file has the maps that are asked for, by all methods that can be had."""
+    """Check whether a file holds the embeddings of a selection by every available method."""
     try:
         metadata = read_maps(path).schema.metadata or {}
     except (FileNotFoundError, UserError):
         return False
-    found = json.loads(metadata.get(FACTS, "{}"))
+    found = json.loads(metadata.get(FACTS_KEY, "{}"))
     return set(methods()) <= set(found.pop("methods", ())) and found == facts

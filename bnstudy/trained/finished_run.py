@@ -1,4 +1,4 @@
-"""A finished run, read again with the weights of one of its epochs."""
+"""A finished run, loaded with the weights of one of its epochs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ def rebuild(
 
     Args:
         record: Record of the run.
-        probe: Number of measured samples by split, where it is another one than in training.
+        probe: Number of measured samples by split, where it differs from the one in training.
 
     Raises:
-        UserError: The data cannot be had, or are not those that the run was trained on.
+        UserError: The data cannot be loaded, or differ from those that the run was trained on.
     """
     config = record.description.config
     config = config | {"probe": config["probe"] | dict(probe or {})}
@@ -50,14 +50,14 @@ class FinishedRun:
 
     @classmethod
     def open(cls, folder: Path, epoch: int | None) -> "FinishedRun":
-        """Open the run in a folder, without its lease, to read it.
+        """Open the run in a folder for reading, without taking its lease.
 
         Args:
             folder: Folder of the run.
-            epoch: Epoch of the weights; None: the last one.
+            epoch: Epoch of the weights; None: the last epoch.
 
         Raises:
-            UserError: It has not ended, or has not kept the weights of that epoch.
+            UserError: The run has not ended, or the weights of that epoch were not saved.
         """
         if not CellPaths(folder).record.exists():
             raise UserError(f"{folder}: no {RECORD} in it; give the folder of one run")
@@ -65,14 +65,14 @@ class FinishedRun:
 
     @classmethod
     def of(cls, record: Record, epoch: int | None) -> "FinishedRun":
-        """Choose an epoch of a run.
+        """Select an epoch of a run.
 
         Args:
             record: Record of the run.
-            epoch: Epoch of the weights; None: the last one.
+            epoch: Epoch of the weights; None: the last epoch.
 
         Raises:
-            UserError: It has not ended, or has not kept the weights of that epoch.
+            UserError: The run has not ended, or the weights of that epoch were not saved.
         """
         record.require_end()
         kept = record.checkpoints()
@@ -91,10 +91,13 @@ class FinishedRun:
         return self.record.folder.resolve().name
 
     def layers(self, selection: Selection) -> Iterator[Layer]:
-        """Read the layers; release each before the next is asked for, to save memory.
+        """Read the layers one by one; to save memory, release each before requesting the next.
+
+        Args:
+            selection: Samples and sites to read.
 
         Raises:
-            UserError: The data cannot be had, are fewer than that, or do not fit into the budget.
+            UserError: The data cannot be loaded, have too few samples, or exceed the memory budget.
         """
         split, samples = selection.split, selection.samples
         there = self.record.data.num_samples(split)

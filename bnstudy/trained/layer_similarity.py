@@ -1,4 +1,4 @@
-"""Similarity of the layers of two finished runs, as matrices."""
+"""Similarity matrices between the layers of two finished runs."""
 
 import csv
 import itertools
@@ -20,7 +20,7 @@ from bnstudy.training.environment import environment
 
 
 def _layers(run: FinishedRun, selection: Selection) -> list[Layer]:
-    """A run's layers in the order of computation: their inner products, without activations."""
+    """Read the layers of a run, in the order of computation, and release their activations."""
     layers = []
     for layer in run.layers(selection):
         layer.release_activations()
@@ -34,10 +34,20 @@ def matrix(
     columns: Sequence[Layer],
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """A similarity of some layers to others: float64, rows x columns; NaN where undefined."""
+    """Compute a similarity for each pair of layers.
+
+    Args:
+        similarity: Similarity of two layers; it is symmetric.
+        rows: Layers of the matrix's rows.
+        columns: Layers of the matrix's columns.
+        advance: Function that is called after each pair.
+
+    Returns:
+        Similarities, float64, rows x columns; NaN where undefined.
+    """
     values = np.empty((len(rows), len(columns)))
     for i, j in itertools.product(range(len(rows)), range(len(columns))):
-        known = rows is columns and j < i  # similarities are symmetric
+        known = rows is columns and j < i
         values[i, j] = values[j, i] if known else similarity(rows[i], columns[j])
         advance()
     return values
@@ -54,9 +64,9 @@ def compare(
 
     Args:
         run_a: Folder of a run.
-        run_b: Folder of another; None: the first one again.
-        selection: Part of the representations that is compared.
-        epoch: Epoch of the weights; None: each run's last one.
+        run_b: Folder of another run; None: `run_a` is compared with itself.
+        selection: Samples and sites to compare.
+        epoch: Epoch of the weights; None: the last epoch of each run.
         output: Folder for the files; None: STUDY/similarity/<cell A>~<cell B>.
 
     Raises:
@@ -68,7 +78,7 @@ def compare(
             f"{run_a} and {run_b} were trained on different images; similarities "
             "compare representations of the same samples"
         )
-    # Where as many of the same images are left to train on, they are the same ones.
+    # With equal data and equal training split sizes, the training samples are the same.
     trained_on = {side.record.data.train for side in sides}
     if selection.split == "train" and len(trained_on) > 1:
         raise UserError(
@@ -92,7 +102,7 @@ def compare(
             title=f"{name}, {selection.samples} samples of the {selection.split} split",
             axes=axes,
             bounds=(max(low, 0), high),
-            lower_is_brighter=SIMILARITIES[name].direction == "lower",  # alike is bright
+            lower_is_brighter=SIMILARITIES[name].direction == "lower",  # similar layers are bright
             path=output / name,
         )
     facts = {
@@ -119,7 +129,7 @@ def compare(
 def _matrices(
     sides: Sequence[FinishedRun], selection: Selection
 ) -> tuple[dict[str, np.ndarray], tuple[list[str], list[str]]]:
-    """By similarity, its matrix; and the names of the rows and columns."""
+    """Compute the matrix of each similarity, and the labels of the rows and columns."""
     with progress_bar("pairs of layers") as bar:
         task = bar.add_task("reading representations", total=None)
         of_sides = [_layers(side, selection) for side in sides]

@@ -1,4 +1,4 @@
-"""Measuring finished runs from the checkpoints they kept."""
+"""Measurement of finished runs from their saved checkpoints."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -12,12 +12,11 @@ from bnstudy.terminal import console, progress_bar
 from bnstudy.terms import SPLITS, Split
 from bnstudy.training.environment import environment
 
-# torch is imported where it is needed: bnstudy.train tells that nothing is missing without it.
+# torch is imported in functions: bnstudy.train skips complete cells without importing it.
 
+Wanted = dict[int, set[tuple[str, str, str]]]  # the (split, site, metric) to measure by epoch
 
-Wanted = dict[int, set[tuple[str, str, str]]]  # by epoch, (split, site, metric)
-
-MOST_NAMES = 5  # that are listed
+MAX_LISTED_NAMES = 5  # a message with more metrics gives only their number
 
 
 def measure_missing(
@@ -25,27 +24,28 @@ def measure_missing(
     metrics: dict[str, Any],
     splits: Sequence[Split] = SPLITS,
     epochs: Sequence[int] | None = None,
-    say: Callable[[str], None] = lambda message: None,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> bool:
-    """Measure what is asked for and not in a run's record, and tell what was and what was not.
+    """Measure the metrics that are missing from a run's record, and print the outcome.
 
     Args:
-        record: Of a run that has ended; it is added to after each epoch.
-        metrics: The configuration group of that name.
-        splits: Whose probe sets are measured.
-        epochs: Which ones; None: every n-th, as `metrics` says, and the last one.
-        say: Told what is measured next.
+        record: Record of a run that has ended; results are saved after each epoch.
+        metrics: Configuration group `metrics`.
+        splits: Splits whose probe sets are measured.
+        epochs: Epochs to measure; None: multiples of `every_n_epochs` in `metrics`, and the last
+            epoch.
+        progress: Function that is called with a description of the next step.
 
     Returns:
         Whether anything was missing.
     """
     possible, without = missing_metrics(record, metrics, splits, epochs)
     if possible:
-        measure_checkpoints(record, possible, metrics["memory_budget"], say)
-        console.print(f"  measured from checkpoints: {_told(possible)}")
+        measure_checkpoints(record, possible, metrics["memory_budget"], progress)
+        console.print(f"  measured from checkpoints: {_format_wanted(possible)}")
     if without:
         console.print(
-            f"  not measured, for want of a checkpoint: {_told(without)} "
+            f"  not measured, for want of a checkpoint: {_format_wanted(without)} "
             "(bnstudy.train keeps those of checkpoint_epochs=..., and of the last epoch)",
             style="yellow",
         )
@@ -58,13 +58,17 @@ def missing_metrics(
     splits: Sequence[Split] = SPLITS,
     epochs: Sequence[int] | None = None,
 ) -> tuple[Wanted, Wanted]:
-    """What is asked for and not in a run's record: with a checkpoint to measure, and without.
+    """Find the metrics that are missing from a run's record.
 
     Args:
-        record: Of a run that has ended.
-        metrics: The configuration group of that name.
-        splits: Whose probe sets are measured.
-        epochs: Which ones; None: every n-th, as `metrics` says, and the last one.
+        record: Record of a run that has ended.
+        metrics: Configuration group `metrics`.
+        splits: Splits whose probe sets are measured.
+        epochs: Epochs to measure; None: multiples of `every_n_epochs` in `metrics`, and the last
+            epoch.
+
+    Returns:
+        Missing metrics of epochs with a checkpoint, and of epochs without one.
     """
     if epochs is None:
         last = record.last_epoch
@@ -79,18 +83,18 @@ def measure_checkpoints(
     record: Record,
     wanted: Wanted,
     memory_budget: float,
-    say: Callable[[str], None] = lambda message: None,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Add to the record what is wanted of epochs whose weights were kept, epoch by epoch.
+    """Measure epochs from their checkpoints, and add the results to the record epoch by epoch.
 
     Args:
-        record: Of a run that has ended.
-        wanted: By epoch, (split, site, metric).
-        memory_budget: GiB that activations and the distances between samples may take.
-        say: Told what is measured next.
+        record: Record of a run that has ended.
+        wanted: The (split, site, metric) to measure by epoch; each epoch has a checkpoint.
+        memory_budget: Memory for activations and the distances between samples, in GiB.
+        progress: Function that is called with a description of the next step.
 
     Raises:
-        UserError: The run is of another version of bnstudy, or its data cannot be had.
+        UserError: Another version of bnstudy trained the run, or its data cannot be loaded.
     """
     record.require_this_version()
     from bnstudy.callbacks import RepresentationMetrics
@@ -108,20 +112,24 @@ def measure_checkpoints(
     record.description.add_measurement(measurement)
     for epoch, what in wanted.items():
 
-        def say_which(message: str, epoch: int = epoch) -> None:
-            say(f"epoch {epoch}: {message}")
+        def show_layer(message: str, epoch: int = epoch) -> None:
+            progress(f"epoch {epoch}: {message}")
 
         step = load_weights(classifier, record.checkpoints()[epoch], data)
         metrics = RepresentationMetrics(
-            {split: data.probe(split) for split in SPLITS if any(split == one for one, *_ in what)},
+            {
+                split: data.probe(split)
+                for split in SPLITS
+                if any(split == other for other, *_ in what)
+            },
             sorted({name for _, _, name in what}),
             sorted({site for _, site, _ in what}),
             memory_budget=memory_budget,
-            on_layer=say_which,
+            on_layer=show_layer,
         )
         rows = metrics.measure(classifier, epoch, step)
         record.description.add_directions(metrics.directions())
-        record.save()  # first: a direction without a value does no harm
+        record.save()  # before the values, because each value needs its direction
         record.table.add_rows(row for row in rows if (row.split, row.site, row.metric) in what)
         measurement.epochs.append(epoch)
         record.save()
@@ -130,24 +138,28 @@ def measure_checkpoints(
 def each_run(
     cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], what: str
 ) -> None:
-    """Work on runs one after the other; the trouble with one is told, and the others go on.
+    """Process runs one after the other; if one raises a UserError, print it and continue.
 
     Args:
-        cells: The runs' folders.
-        work: Is called with a run's folder, and a function that is told what is done next.
-        what: In a word, what is done.
+        cells: Folders of the runs.
+        work: Function that processes one run. Its arguments are the run's folder and a function to
+            call with a description of the next step.
+        what: Past participle of the work for the final message, such as "measured".
+
+    Raises:
+        SystemExit: At least one run failed.
     """
     failed = 0
     with progress_bar("runs") as bar:
         task = bar.add_task("", total=len(cells))
         for cell in cells:
 
-            def say(message: str, cell: Path = cell) -> None:
+            def progress(message: str, cell: Path = cell) -> None:
                 bar.update(task, description=f"{cell.name} · {message}")
 
-            say("reading the record")
+            progress("reading the record")
             try:
-                work(cell, say)
+                work(cell, progress)
             except UserError as error:
                 console.print(str(error), style="red")
                 failed += 1
@@ -161,24 +173,25 @@ def measure_cell(
     metrics: dict[str, Any],
     splits: Sequence[Split],
     epochs: Sequence[int] | None,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> None:
-    """Measure what is missing in one cell, under its lease.
+    """Measure the metrics that are missing in one cell, while holding its lease.
 
     Args:
         cell: Folder of the run.
-        metrics: The configuration group of that name.
+        metrics: Configuration group `metrics`.
         splits: Splits whose probe sets are measured.
-        epochs: Epochs; None: every n-th, as `metrics` says, and the last one.
-        say: Called with what is measured next.
+        epochs: Epochs to measure; None: multiples of `every_n_epochs` in `metrics`, and the last
+            epoch.
+        progress: Function that is called with a description of the next step.
 
     Raises:
-        UserError: The run has not ended, or another process works in the cell.
+        UserError: The run has not ended, or another process is working in the cell.
     """
     with Record.held(cell) as record:
         record.require_end()
         console.print(str(cell))
-        if not measure_missing(record, metrics, splits, epochs, say):
+        if not measure_missing(record, metrics, splits, epochs, progress):
             console.print("  nothing is missing")
 
 
@@ -186,7 +199,7 @@ def _names(wanted: Wanted) -> list[str]:
     return sorted({name for what in wanted.values() for _, _, name in what})
 
 
-def _told(wanted: Wanted) -> str:
+def _format_wanted(wanted: Wanted) -> str:
     names = _names(wanted)
-    what = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} metrics"
+    what = ", ".join(names) if len(names) <= MAX_LISTED_NAMES else f"{len(names)} metrics"
     return f"{what} of epoch{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))}"

@@ -1,21 +1,22 @@
-"""The part of a finished run's representations that is read."""
+"""Selection of a finished run's representations: split, samples and sites."""
 
 from dataclasses import dataclass
 
 from bnstudy.terms import Split
 
-MIN_SAMPLES = 4  # debiased CKA needs as many
+MIN_SAMPLES = 4  # debiased CKA is undefined for fewer
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Part of a run's representations that is read.
+    """Selection of a run's representations.
 
     Attributes:
         split: Split whose probe set is read.
-        samples: Number of samples, class-balanced; the same ones for every run of a data set.
+        samples: Number of samples, class-balanced; every run of a data set has the same samples.
         sites: Sites in a layer, as in `bnstudy.terms.SITES`.
-        memory_budget: GiB for activations and the distances between samples; None: as in training.
+        memory_budget: Memory for activations and the distances between samples, in GiB; None: as in
+            training.
     """
 
     split: Split

@@ -1,1 +1,1 @@
-"""One cell of a study: built, trained, recorded."""
+"""Training of one cell: data, network, trainer, loggers and checkpoints."""

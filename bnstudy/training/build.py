@@ -1,4 +1,4 @@
-"""The data, the network and the trainer that a configuration describes."""
+"""Construction of the data, the network and the trainer from a configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from bnstudy.training.checkpoints import load_checkpoint
 
 
 def build(config: dict[str, Any]) -> tuple[ImageDataModule, Classifier]:
-    """Load the data, and build the network on them: see `load_data` and `build_classifier`.
+    """Load the data and build the network for them: see `load_data` and `build_classifier`.
 
     Args:
-        config: The resolved configuration.
+        config: Resolved configuration.
 
     Raises:
-        UserError: The data cannot be had, or do not fit the network.
+        UserError: The data cannot be loaded, or do not fit the network.
     """
     data = load_data(config)
     return data, build_classifier(config, data)
@@ -44,10 +44,10 @@ def load_data(config: dict[str, Any]) -> ImageDataModule:
     """Load the data.
 
     Args:
-        config: The resolved configuration.
+        config: Resolved configuration.
 
     Raises:
-        UserError: The data cannot be had.
+        UserError: The data cannot be loaded.
     """
     data: ImageDataModule = _make(config["data"], seed=config["seed"], probe=config["probe"])
     data.setup()
@@ -55,18 +55,18 @@ def load_data(config: dict[str, Any]) -> ImageDataModule:
 
 
 def build_classifier(config: dict[str, Any], data: ImageDataModule) -> Classifier:
-    """Build the network, with its initial weights, in its LightningModule.
+    """Build the network with its initial weights, and wrap it in a LightningModule.
 
     Args:
-        config: The resolved configuration; a target of the regularizer is in numbers, as
-            `bnstudy.training.twin.with_target_sparsity` makes it.
-        data: The data, loaded.
+        config: Resolved configuration. The regularizer's target, if any, is numeric: see
+            `bnstudy.training.twin.with_target_sparsity`.
+        data: Data, already loaded.
 
     Raises:
         UserError: The data do not fit the network.
     """
     model = dict(config["model"])
-    initialization = model.pop("initialization", "he")  # as every network before 0.2 had it
+    initialization = model.pop("initialization", "he")  # configurations before 0.2 have no such key
     with seeded(config["seed"]):
         network: nn.Module = _make(
             model,
@@ -90,10 +90,15 @@ def build_classifier(config: dict[str, Any], data: ImageDataModule) -> Classifie
 def evaluate_before_training(
     trainer: L.Trainer, classifier: Classifier, data: ImageDataModule
 ) -> None:
-    """Evaluate a network with its initial weights, and running statistics of the training data.
+    """Evaluate a network with its initial weights and running statistics of the training data.
 
-    Those of `batchnorm_frozen` stay; all others are for this evaluation only, and the training that
-    follows does not change.
+    `batchnorm_frozen` keeps these running statistics. Other layers use them for this evaluation
+    only, so that it does not affect training.
+
+    Args:
+        trainer: Trainer of the run.
+        classifier: Network with its initial weights.
+        data: Data, already loaded.
     """
     classifier.to(trainer.strategy.root_device)
     network = classifier.network
@@ -104,20 +109,24 @@ def evaluate_before_training(
 
 
 def load_weights(classifier: Classifier, checkpoint: Path, data: ImageDataModule) -> int:
-    """Load the weights of a checkpoint to measure them: in their precision, on a GPU if there is.
+    """Load the weights of a checkpoint for measuring, on the GPU if there is one.
 
-    Running statistics that no batch had updated when it was saved, as before training, are those of
-    the training data.
+    Running statistics that no batch had updated yet (epoch 0) are computed from the training data.
+
+    Args:
+        classifier: Network of the run; its weights are replaced.
+        checkpoint: File of the checkpoint.
+        data: Data, already loaded.
 
     Returns:
-        Batches of training before it was saved.
+        Number of training batches before the checkpoint was saved.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The checkpoint cannot be read.
     """
     content = load_checkpoint(checkpoint)
     weights = content["state_dict"]
-    # Measured in the precision that the run was trained in, as it would have been then.
+    # The precision of training, so that values equal those measured during training.
     classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
     classifier.load_state_dict(weights)
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -126,10 +135,14 @@ def load_weights(classifier: Classifier, checkpoint: Path, data: ImageDataModule
 
 
 def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning's trainer, without the parts whose work the callbacks do.
+    """Build Lightning's trainer, without the parts that bnstudy's callbacks replace.
+
+    Args:
+        config: Resolved configuration.
+        callbacks: Callbacks, in the order of their calls.
 
     Raises:
-        UserError: This machine does not have what the configuration asks for.
+        UserError: This machine does not support an option of the configuration.
     """
     try:
         trainer: L.Trainer = instantiate(
@@ -140,31 +153,32 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
             enable_model_summary=False,
             enable_progress_bar=False,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # batches are shared out as they are made
+            use_distributed_sampler=False,  # the data module divides batches among processes
             plugins=_cluster(),
         )
     except InstantiationException as error:
         if isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError):
-            asked = ", ".join(
+            options = ", ".join(
                 f"trainer.{key}={config['trainer'][key]}"
                 for key in ("accelerator", "devices", "precision")
             )
-            told = " ".join(str(error.__cause__).split())
-            raise UserError(f"{told}\nAsked for: {asked}; see also trainer=default") from error
+            reason = " ".join(str(error.__cause__).split())
+            raise UserError(f"{reason}\nAsked for: {options}; see also trainer=default") from error
         raise
     return trainer
 
 
 def _cluster() -> list[SLURMEnvironment]:
-    """Keep Lightning from requeueing a SLURM job itself.
+    """Prevent Lightning from requeueing a SLURM job.
 
-    The launcher does, and Lightning would leave a checkpoint behind that it later prefers.
+    The launcher requeues it. Lightning would also save a checkpoint of its own, and later load that
+    one instead of the run's last checkpoint.
     """
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _make(node: dict[str, Any], **arguments: Any) -> Any:
-    """Hydra's instantiate, but a mistake of the user's is told as that."""
+    """Instantiate a node by Hydra; raise a UserError as it is, not wrapped by Hydra."""
     try:
         return instantiate(node, **arguments)
     except InstantiationException as error:

@@ -1,4 +1,4 @@
-"""Reading a run's checkpoints, and which one an interrupted run goes on from."""
+"""Verified reading of a run's checkpoints, and the choice of the one to resume from."""
 
 import zipfile
 from pathlib import Path
@@ -11,11 +11,11 @@ from bnstudy.runs.record import Record
 
 
 class ResumePoint(NamedTuple):
-    """What an interrupted run goes on from.
+    """Checkpoint from which an interrupted run resumes.
 
     Attributes:
-        checkpoint: Of Lightning.
-        epochs: That had been trained when it was saved.
+        checkpoint: File of Lightning's checkpoint.
+        epochs: Number of epochs that were trained before it was saved.
     """
 
     checkpoint: Path
@@ -23,9 +23,15 @@ class ResumePoint(NamedTuple):
 
 
 def resume_point(record: Record) -> ResumePoint | None:
-    """The newest checkpoint that is whole and whose epochs were all recorded; None: from the start.
+    """Find the newest undamaged checkpoint whose epochs were all recorded.
 
-    What is damaged is set aside.
+    Damaged files are renamed: see `bnstudy.runs.paths`.
+
+    Args:
+        record: Record of the run.
+
+    Returns:
+        Checkpoint to resume from; None: the run starts from the beginning.
     """
     for path in (record.paths.last_checkpoint, record.paths.previous_checkpoint):
         if not path.exists():
@@ -41,12 +47,15 @@ def resume_point(record: Record) -> ResumePoint | None:
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, its content verified by the checksums of its archive.
+    """Load a checkpoint onto the CPU, and verify the checksums of its archive.
 
-    A tensor with a flipped bit loads without complaint; the archive's CRC-32 finds it.
+    torch.load does not notice flipped bits in a tensor; the CRC-32 of the zip archive does.
+
+    Args:
+        checkpoint: File of the checkpoint.
 
     Raises:
-        UserError: It is damaged.
+        UserError: The file is damaged.
     """
     try:
         with zipfile.ZipFile(checkpoint) as archive:
@@ -54,7 +63,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
         content["epoch"]
-    except Exception as error:  # whatever a damaged file makes of its readers
+    except Exception as error:  # damaged files raise errors of many classes
         raise UserError(
             f"{checkpoint} is damaged ({first_line(error)})\n"
             "Remove it; that epoch cannot be measured any more without training another run"

@@ -1,4 +1,4 @@
-"""Whether a run was trained on the data that a configuration describes now."""
+"""Check that a configuration's data are those that a run was trained on."""
 
 import json
 from typing import Any
@@ -10,22 +10,22 @@ from bnstudy.runs.record import Record
 
 
 class DataCheck:
-    """Compares data with those that runs were trained on; each data set is looked at once."""
+    """Comparison of data with those that runs were trained on; each data set is read once."""
 
     def __init__(self) -> None:
         self._found: dict[str, str | None] = {}
 
     def require_same(self, record: Record, config: dict[str, Any]) -> None:
-        """Make sure that a run was trained on the data of a configuration.
+        """Verify that a run was trained on the data of a configuration.
 
-        Data that are not there, and those of a run that never read any, contradict nothing.
+        The check passes if the data do not exist, or if the run has not loaded data yet.
 
         Args:
             record: Record of the run.
-            config: The resolved configuration.
+            config: Resolved configuration.
 
         Raises:
-            UserError: They are other data, or cannot be read.
+            UserError: The data differ, or cannot be read.
         """
         if record.description.data is None:
             return
@@ -37,15 +37,15 @@ class DataCheck:
 
 
 def note_data(record: Record, config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Note what the data of a run are; make sure that they are those it was trained on.
+    """Record the facts about a run's data, and verify that it was trained on these data.
 
     Args:
         record: Record of the run.
-        config: The resolved configuration that the data are of.
-        facts: Facts about the data, of `ImageDataModule.facts`.
+        config: Resolved configuration from which the data were loaded.
+        facts: Facts about the data, as returned by `ImageDataModule.facts`.
 
     Raises:
-        UserError: The run was trained on others.
+        UserError: The run was trained on other data.
     """
     if record.description.data is None:
         record.description.data = DataFacts.model_validate(facts)
@@ -53,19 +53,21 @@ def note_data(record: Record, config: dict[str, Any], facts: dict[str, Any]) -> 
 
 
 def require_sha256(record: Record, config: dict[str, Any], sha256: str) -> None:
-    """Make sure that a run was trained on data of some SHA-256.
+    """Verify that a run was trained on data with a given SHA-256.
 
     Args:
-        record: Record of the run; one that has no data contradicts nothing.
-        config: The resolved configuration that the data are of.
-        sha256: Of the data.
+        record: Record of the run; the check passes if it has no data yet.
+        config: Resolved configuration from which the data were loaded.
+        sha256: SHA-256 of the data.
 
     Raises:
-        UserError: It was trained on others.
+        UserError: The run was trained on other data.
     """
     trained_on = record.description.data.sha256 if record.description.data else sha256
     if sha256 != trained_on:
-        now, then = (one["data"].get("root") for one in (config, record.description.config))
+        now, then = (
+            settings["data"].get("root") for settings in (config, record.description.config)
+        )
         key = "data" if now is None else f"data.root={now}"
         source = "" if then == now else f", which were in data.root={then}"
         raise UserError(

@@ -1,4 +1,4 @@
-"""Where a run ran, for its record."""
+"""Description of the software and hardware of this process, for a run's record."""
 
 import importlib.metadata
 import platform
@@ -38,15 +38,15 @@ def environment() -> Environment:
 
 @cache
 def _versions() -> dict[str, str]:
-    versions = {"bnstudy": __version__}  # an editable installation keeps the version it was made of
+    versions = {"bnstudy": __version__}  # metadata of an editable install may be outdated
     for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):  # wandb: logger=none needs it not
+        with suppress(importlib.metadata.PackageNotFoundError):  # wandb is optional
             versions[name] = importlib.metadata.version(name)
     return versions
 
 
 def _git() -> Git | None:
-    """The commit of the checkout the package runs from; None where it is installed."""
+    """Return the commit of the package's checkout; None if it was installed as a package."""
     repository = Path(__file__).parents[2]
     if not (repository / ".git").exists():
         return None

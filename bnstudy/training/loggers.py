@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides its record: one context manager for each file in conf/logger."""
+"""Loggers of a run in addition to its record: one context manager per file in conf/logger."""
 
 import os
 import signal
@@ -36,12 +36,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_loggers(options: dict[str, Any], record: Record, resumed: bool) -> Iterator[list[Logger]]:
-    """Open the loggers that a configuration asks for; of a distributed run, in the first process.
+    """Open the configured loggers; in a distributed run, only in the first process.
 
     Args:
         options: Configuration group `logger`.
         record: Record of this run.
-        resumed: Whether it goes on from a checkpoint.
+        resumed: Whether the run resumes from a checkpoint.
+
+    Yields:
+        Lightning loggers.
     """
     if not is_first_process():
         yield []
@@ -52,13 +55,13 @@ def open_loggers(options: dict[str, Any], record: Record, resumed: bool) -> Iter
 
 @contextmanager
 def no_logger(record: Record, resumed: bool) -> Iterator[list[Logger]]:
-    """No logger."""
+    """Open no logger."""
     yield []
 
 
 @contextmanager
 def csv_file(record: Record, resumed: bool) -> Iterator[list[Logger]]:
-    """Lightning's CSVLogger, a folder for each attempt: it would overwrite an earlier file."""
+    """Open Lightning's CSVLogger in a new folder per attempt, as it overwrites existing files."""
     attempt = len(record.description.attempts)
     yield [CSVLogger(record.folder, name="csv", version=f"attempt_{attempt}")]
 
@@ -72,20 +75,24 @@ def wandb_run(
     mode: Mode | None,
     checkpoint: bool,
 ) -> Iterator[list[Logger]]:
-    """A W&B run of its own for the cell, which ends with the status and exit code of the cell's.
+    """Open one W&B run for the cell; it ends with the status and exit code of the cell's run.
 
-    Its id follows from the cell's identity. A run that is resumed goes on in its W&B run, which is
-    given what it lacks of the epochs before; one that starts over gets a new one. W&B never stops
-    or holds up the training: where its server does not answer, the run is kept offline.
+    The id of the W&B run is derived from the cell's identity. A resumed run continues in the same
+    W&B run, to which missing rows of earlier epochs are added. A run that starts from the beginning
+    gets a new W&B run. W&B never stops or blocks training: if its server does not answer, the W&B
+    run is kept offline.
 
     Args:
-        record: Of this run.
-        resumed: Whether it goes on from a checkpoint.
-        project: W&B's project.
-        entity: W&B's user or team; None: the default one.
-        mode: online, offline or disabled; None: what WANDB_MODE says, or else online when logged
-            in, offline otherwise.
+        record: Record of this run.
+        resumed: Whether the run resumes from a checkpoint.
+        project: W&B project.
+        entity: W&B user or team; None: the default one.
+        mode: online, offline or disabled; None: the value of WANDB_MODE; if that is not set, online
+            if logged in, and offline otherwise.
         checkpoint: Whether the last checkpoint is logged as an artifact.
+
+    Yields:
+        Lightning loggers; none if the mode is disabled.
 
     Raises:
         UserError: The package wandb is not installed.
@@ -112,7 +119,7 @@ def wandb_run(
             yield [RowLogger(run, written)]
             status, exit_code = "diverged" if record.description.has_diverged else "completed", 0
         except BaseException as stop:
-            if not isinstance(stop, Exception):  # as bnstudy.train tells SIGTERM from SIGINT
+            if not isinstance(stop, Exception):  # the same exit codes as bnstudy.train
                 terminated = isinstance(stop, SystemExit) and stop.code is None
                 number = signal.SIGTERM if terminated else signal.SIGINT
                 status, exit_code = "interrupted", 128 + number
@@ -123,13 +130,13 @@ def wandb_run(
             finish(run, exit_code, record.folder.parent)
 
 
-_unreachable: set[str] = set()  # servers that did not answer: later jobs do not wait for them
+_unreachable: set[str] = set()  # servers that did not answer; later jobs of the process skip them
 
 
 def _begin(
     record: Record, run_id: str, project: str, entity: str | None, mode: Mode
 ) -> "wandb.Run":
-    """Begin the W&B run, offline where the server will not have it."""
+    """Begin the W&B run; offline if the server is unreachable or rejects it."""
     import wandb
 
     server = wandb.setup().settings.base_url
@@ -138,7 +145,7 @@ def _begin(
             return begin(record, run_id, project, entity, mode)
         except wandb.Error as error:
             _unreachable.add(server)
-            wandb.teardown()  # it would go on trying
+            wandb.teardown()  # otherwise its service retries the connection
             reason = first_line(error)
             warn_once(
                 f"W&B keeps these runs offline, as {server} does not take them ({reason})\n"
@@ -148,19 +155,19 @@ def _begin(
 
 
 def _mode() -> Mode:
-    """What the environment says; else online if W&B has a key, without asking for one.
+    """Return the mode of WANDB_MODE; if it is not set, online if W&B has a key, else offline.
 
     Raises:
-        UserError: The environment says something unknown.
+        UserError: The value of WANDB_MODE is unknown.
     """
-    said = os.environ.get("WANDB_MODE")
-    if said == "dryrun":  # W&B's old name for it
-        said = "offline"
-    match said:
+    mode = os.environ.get("WANDB_MODE")
+    if mode == "dryrun":  # former name of offline
+        mode = "offline"
+    match mode:
         case "online" | "offline" | "disabled":
-            return said
+            return mode
         case None | "":
             pass
         case _:
-            raise UserError(f"WANDB_MODE={said} is not known; it takes online, offline or disabled")
+            raise UserError(f"WANDB_MODE={mode} is not known; it takes online, offline or disabled")
     return "online" if logged_in() else "offline"

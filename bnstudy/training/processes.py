@@ -1,4 +1,4 @@
-"""The processes of a distributed run."""
+"""Processes of a distributed run: first process, stop signals, isolation of jobs."""
 
 import os
 import signal
@@ -14,22 +14,22 @@ from bnstudy.adapters.submitit_internals import requeue_handler
 
 
 def is_first_process() -> bool:
-    """Whether this process keeps the record: the only one, or the first of a distributed run."""
+    """Check whether this process writes the record, as the only or the first one of a run."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return all(rank == "0" for rank in ranks)
 
 
-class _ToldToStop(BaseException):
-    """By the cluster."""
+class _StopRequested(BaseException):
+    """Stop signal of the cluster."""
 
 
 @contextmanager
 def stopping_in_order() -> Iterator[None]:
-    """Stop what goes on in the body, in order, when the cluster tells a submitit job to.
+    """Leave the body by an exception when the cluster stops a submitit job.
 
-    That it is out of time, or has to make room, comes as a signal, at which submitit queues the job
-    again from within the signal's handler, and that can end in the midst of anything. Here the body
-    is left by an exception first, so that it can record how it ended.
+    SLURM sends a signal before a time limit or a preemption. submitit's signal handler requeues the
+    job and exits immediately, in the middle of any statement. This context manager first raises an
+    exception in the body, so that the body can record how it ended, and then calls that handler.
     """
     if (queue_again := requeue_handler()) is None:
         yield
@@ -37,13 +37,13 @@ def stopping_in_order() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        raise _ToldToStop
+        raise _StopRequested
 
-    if is_first_process():  # the others submitit lets go on, until the job ends
+    if is_first_process():  # submitit ignores the signal in the other processes
         signal.signal(signal.SIGUSR2, stop)
     try:
         yield
-    except _ToldToStop:
+    except _StopRequested:
         queue_again(signal.SIGUSR2, None)
     finally:
         signal.signal(signal.SIGUSR2, queue_again)
@@ -51,19 +51,24 @@ def stopping_in_order() -> Iterator[None]:
 
 @contextmanager
 def job_of_its_own() -> Iterator[None]:
-    """Let Lightning start a distributed run's other processes for this job of a multirun alone.
+    """Isolate a job of a multirun, so that Lightning starts processes for this job only.
 
-    It starts them with this process's program and command line, so those become the job's own: a
-    launcher may have sent it to a program of its own. And Lightning leaves behind their connection,
-    and variables by which the next job would take itself for one of them.
+    Lightning starts the other processes of a distributed run with the program and command line of
+    this process. Inside the body these are `bnstudy.train` and the overrides of the job, also if a
+    launcher runs the job in a program of its own. Afterwards, the connection between the processes
+    is closed and environment variables are restored. Otherwise the next job would mistake itself
+    for one of these processes.
     """
-    import torch  # here: a process that trains nothing does without
+    import torch  # here, because processes that only skip complete cells do not need it
 
     program = sys.modules["__main__"]
     specification = program.__spec__
     arguments, variables = sys.argv[:], dict(os.environ)
     program.__spec__ = find_spec("bnstudy.train")
-    sys.argv[1:] = [*HydraConfig.get().overrides.task, "hydra.mode=RUN"]  # not a grid's once more
+    sys.argv[1:] = [
+        *HydraConfig.get().overrides.task,
+        "hydra.mode=RUN",
+    ]  # otherwise it would start the sweep again
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""One run: load the data, build the network, fit it, record it."""
+"""Training of one run: data, network, callbacks and fit."""
 
 import logging
 import warnings
@@ -28,16 +28,16 @@ from bnstudy.training.loggers import open_loggers
 from bnstudy.training.processes import is_first_process, job_of_its_own
 from bnstudy.training.twin import with_target_sparsity
 
-MAX_INITIAL_SHARE = 0.01  # of the running statistics, without a warning
+MAX_INITIAL_SHARE = 0.01  # weight of the initial values in running statistics; more warns
 
 
 def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
-    """Train a cell from its last checkpoint, or from the beginning, to its end.
+    """Train a cell to its end, from its last checkpoint or from the beginning.
 
     Args:
-        record: Record of the run; an `Observer` in a distributed run's other processes.
-        config: The resolved configuration.
-        terminal: Console on which the progress is shown.
+        record: Record of the run; an `Observer` in all but the first process of a distributed run.
+        config: Resolved configuration.
+        terminal: Console that shows the progress.
     """
     quieten_lightning()
     checkpoint, epochs_done = resume_point(record) or (None, None)
@@ -64,13 +64,13 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
 def make_callbacks(
     record: Record, config: dict[str, Any], data: ImageDataModule, terminal: Console
 ) -> list[L.Callback]:
-    """Make what measures, records and shows a run, in the order in which Lightning calls it.
+    """Create the callbacks that measure, record and show a run, in the order of their calls.
 
     Args:
-        record: Record of the run; it is told which metrics are measured.
-        config: The resolved configuration.
-        data: The data, loaded.
-        terminal: Console on which the progress is shown.
+        record: Record of the run; the directions of the measured metrics are added.
+        config: Resolved configuration.
+        data: Data, already loaded.
+        terminal: Console that shows the progress.
     """
     progress = Progress(config["cell"], terminal)
     metrics = RepresentationMetrics(
@@ -86,16 +86,16 @@ def make_callbacks(
 
 
 def quieten_lightning() -> None:
-    """Silence what Lightning says of itself at every run; its warnings still reach the user.
+    """Silence the messages that Lightning prints at every run; its warnings are still shown.
 
-    To be called once Lightning is imported: that sets its logger's level.
+    Call this after importing Lightning, because the import sets the level of its logger.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Lightning 2.6 calls what torch 2.15 deprecates.
+    # Lightning 2.6 uses functions that torch 2.15 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    # Every process of a distributed run evaluates its share, and the shares are counted exactly.
+    # The warning is about duplicated samples; here each process evaluates an exact share.
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
-    # Where SLURM is installed, and this is none of its jobs.
+    # Shown if SLURM is installed but the run is not a SLURM job.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
 
@@ -103,7 +103,11 @@ def quieten_lightning() -> None:
 def warn_of_few_batches(network: nn.Module, epochs: int) -> None:
     """Print a warning if running statistics were still close to their initial values.
 
-    They are recorded as they were, as torch has them; training does not depend on them.
+    The statistics are not corrected, because training does not depend on them.
+
+    Args:
+        network: Network after training.
+        epochs: Number of trained epochs.
     """
     share = initial_share(network, epochs)
     if share > MAX_INITIAL_SHARE and is_first_process():

@@ -1,4 +1,4 @@
-"""The run that a run is paired with: the same but for its normalization."""
+"""The twin of a run: the same run with another normalization, whose sparsity is the target."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from bnstudy.runs.paths import cells_of
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
 
-# What may be each norm's own.
-OF_THE_NORM = ("norm.", "regularizer.", "optim.lr", "model.residual_init")
+# Configuration keys, and prefixes of keys, in which twins may differ.
+TWIN_SPECIFIC_KEYS = ("norm.", "regularizer.", "optim.lr", "model.residual_init")
 
 
 def with_target_sparsity(record: Record, config: dict[str, Any]) -> dict[str, Any]:
-    """Put numbers in the place of a regularizer's target that is another run's sparsity.
+    """Replace a regularizer's target that names a normalization by the sparsity of the twin.
 
-    They are noted in the record, and taken from there when the run goes on or is measured.
+    The numbers are saved in the record, and read from it when the run is resumed or measured.
 
     Args:
-        record: Record of the run, which has its data.
-        config: The resolved configuration of that run.
+        record: Record of the run; its data are already recorded.
+        config: Resolved configuration of the run.
 
     Returns:
-        The configuration, with the target of each layer.
+        Configuration with a numeric target for each layer.
 
     Raises:
-        UserError: There is no such other run.
+        UserError: There is no twin.
     """
     norm = config["regularizer"].get("target")
     if not isinstance(norm, str):
@@ -37,17 +37,17 @@ def with_target_sparsity(record: Record, config: dict[str, Any]) -> dict[str, An
 
 
 def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
-    """The run of a study with another normalization, the same seed and all else, unregularized.
+    """Find the run of the same study that differs in its normalization and has no regularizer.
 
-    It was trained on the same data, by this version of bnstudy.
+    It has ended, has the same seed, and was trained on the same data by this version of bnstudy.
 
     Args:
-        record: Record of the run that is paired, which has its data.
-        config: The resolved configuration of that run.
-        norm: The twin's normalization.
+        record: Record of the run; its data are already recorded.
+        config: Resolved configuration of the run.
+        norm: Normalization of the twin.
 
     Raises:
-        UserError: There is none that has ended, or several.
+        UserError: No such run has ended, or there are several.
     """
     study = record.folder.parent
     twins = []
@@ -79,7 +79,7 @@ def final_sparsity(record: Record) -> dict[str, float]:
         record: Record of a run that has ended.
 
     Raises:
-        UserError: It was not measured.
+        UserError: The metric was not measured.
     """
     values = record.table.values(record.last_epoch, "train", "act", "unit_sparsity")
     if not values:
@@ -91,4 +91,8 @@ def final_sparsity(record: Record) -> dict[str, float]:
 
 
 def _shared(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in essence(config).items() if not key.startswith(OF_THE_NORM)}
+    return {
+        key: value
+        for key, value in essence(config).items()
+        if not key.startswith(TWIN_SPECIFIC_KEYS)
+    }

@@ -20,7 +20,7 @@ KEPT = Path(__file__).parents[1] / "records" / "kept"
 @pytest.fixture(autouse=True)
 def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fields that other tests have named are named again."""
-    monkeypatch.setattr(module, "_named", set())
+    monkeypatch.setattr(module, "_printed_fields", set())
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_an_error_that_passes_takes_no_folder_from_its_worker(
 
 
 def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "RENEWED_EVERY", 0.05)
+    monkeypatch.setattr(lease, "RENEWAL_INTERVAL", 0.05)
     with held(tmp_path) as mine:
         os.utime(mine.path, (0, 0))
         time.sleep(0.5)
