@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bnstudy.data import ImageDataModule, Images
 from bnstudy.models import Classifier
-from bnstudy.runs.record import Row
+from bnstudy.runs.long_table import Row
 from bnstudy.terms import SPLITS
 
 SKIPPED = 4  # steps at the beginning of an epoch: caches are cold, or queues still full

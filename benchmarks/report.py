@@ -32,7 +32,7 @@ from rich.progress import track
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
 from bnstudy.config.identity import folder_name, identity
-from bnstudy.runs.record import SCHEMA, WHOLE_MODEL
+from bnstudy.runs.long_table import SCHEMA, WHOLE_MODEL
 
 NORMS = ("batchnorm", "none", "layernorm", "groupnorm", "instancenorm")
 WIDTHS = (8, 16, 32, 64)

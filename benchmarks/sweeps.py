@@ -49,14 +49,15 @@ def make_records(study: Path, seeds: int) -> None:
     for path in list(study.glob("*/run.json")):
         trained = Record.read(path.parent)
         for seed in range(1, seeds):
-            config = trained.description["config"] | {"seed": seed}
+            config = trained.description.config | {"seed": seed}
             config["cell"] = config["cell"].replace("seed0", f"seed{seed}")
             mark = identity(config)
             facts = {"identity": mark, "id": mark[:8], "config": config, "seed": seed}
+            described = trained.description.model_copy(update=facts | {"cell": config["cell"]})
             folder = study / folder_name(config)
             folder.mkdir()
-            Record(folder, trained.description | facts | {"cell": config["cell"]}).save()
-            shutil.copy(trained.table_path, folder)
+            Record(folder, described).save()
+            shutil.copy(trained.paths.table, folder)
 
 
 def recognize(cells: int) -> float:

@@ -14,7 +14,7 @@ from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
-from bnstudy.runs.record import runs_below
+from bnstudy.runs.paths import runs_below
 from bnstudy.terms import SITES, SPLITS
 from bnstudy.trained.measuring import each_run, measure_cell
 from bnstudy.trained.selection import MIN_SAMPLES, Selection

@@ -15,3 +15,13 @@ PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
 
 # Where in a layer representations are read; `features` is what the last linear layer reads.
 SITES = ("conv", "norm", "act", "features")
+
+
+def layer_label(layer: str, site: str | None) -> str:
+    """Label a layer's site: block01 at the activation, block01.conv at another site.
+
+    Args:
+        layer: Name of the layer.
+        site: Site in the layer; None for the whole model.
+    """
+    return layer if site in ("act", None) else f"{layer}.{site}"

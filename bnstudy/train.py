@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -22,8 +21,9 @@ from bnstudy.config.identity import register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
-from bnstudy.runs.lease import CellInUse, Lease, held
-from bnstudy.runs.record import Record, discard_if_empty
+from bnstudy.runs.description import RunDescription
+from bnstudy.runs.lease import CellInUse
+from bnstudy.runs.record import Observer, Record, discard_if_empty
 from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import register_search, worst_value
@@ -52,8 +52,8 @@ class Outcome:
 
     def __float__(self) -> float:
         """The objective, as a search wants it; the worst there is where the run diverged."""
-        value: float | None = self.record.description["final"][self.objective]
-        if self.record.status == "diverged" or value is None or not isfinite(value):
+        value: float | None = self.record.description.final.numbers[self.objective]
+        if self.record.description.status == "diverged" or value is None or not isfinite(value):
             return worst_value(self.objective)
         return value
 
@@ -74,10 +74,9 @@ def run(cfg: DictConfig) -> Outcome:
     single = job.mode is RunMode.RUN
     if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
         raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
-    lease: AbstractContextManager[Lease | None] = held(folder) if first else nullcontext()
-    with lease as mine:
-        choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
-        record = Record.open(folder, config, choices, overrides, mine)
+    choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
+    described = RunDescription.new(config, folder.name, choices, overrides)
+    with (Record if first else Observer).held(folder, described) as record:
         trained = not record.has_ended
         if not trained and first:
             DataCheck().require_same(record, config)
@@ -91,9 +90,9 @@ def run(cfg: DictConfig) -> Outcome:
         if first:
             record.remove_parts()  # now: a run killed before this line has its table, and its parts
             tell_result(record)
-            if record.version != VERSION:
+            if (version := record.description.version) != VERSION:
                 console.print(
-                    f"  trained by bnstudy {record.version}, so not compared with runs of "
+                    f"  trained by bnstudy {version}, so not compared with runs of "
                     f"{VERSION}; sweep.redo=all -m trains it anew",
                     style="yellow",
                 )
@@ -104,9 +103,11 @@ def run(cfg: DictConfig) -> Outcome:
 
 def tell_result(record: Record) -> None:
     """Say how a run ended."""
-    final = record.description["final"]
-    accuracy = f"test accuracy {final['test_accuracy']:.2%}"
-    console.print(f"{record.folder}: {record.status}, {accuracy} after {final['epoch']} epochs")
+    described = record.description
+    accuracy = f"test accuracy {described.final.numbers['test_accuracy']:.2%}"
+    console.print(
+        f"{record.folder}: {described.status}, {accuracy} after {described.final.epoch} epochs"
+    )
 
 
 def tell_not_measured(record: Record, callbacks: dict[str, dict[str, Any]]) -> None:
@@ -116,8 +117,8 @@ def tell_not_measured(record: Record, callbacks: dict[str, dict[str, Any]]) -> N
         record: Record of the run.
         callbacks: Options of each callback that is asked for now.
     """
-    had = record.description.get("callbacks", [])
-    kept = record.description["config"].get("callbacks", {})
+    had = record.description.callbacks
+    kept = record.description.config.get("callbacks", {})
     without = [name for name in callbacks if name not in had]
     other = [
         f"callbacks.{name}.{key}={kept[name][key]} and not {value}"

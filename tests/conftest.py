@@ -57,6 +57,7 @@ class Result:
 
 
 CommandLine = Callable[..., Result]
+Compose = Callable[..., DictConfig]
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def command_line(
 
 
 @pytest.fixture
-def composed() -> Iterator[Callable[..., DictConfig]]:
+def composed() -> Iterator[Compose]:
     """The configuration of a Hydra job with the given overrides, as `bnstudy.train.run` gets it."""
     register_resolvers()
 

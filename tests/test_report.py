@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 import bnstudy
 from bnstudy import report
 from bnstudy.errors import UserError
-from bnstudy.runs.record import Record, Row
+from bnstudy.runs.long_table import Row
+from bnstudy.runs.record import Record
 from bnstudy.study.present import report_files
-from tests.conftest import PRINT_PAGE, SMALL, CommandLine
+from tests.conftest import PRINT_PAGE, SMALL, CommandLine, Compose
 from tests.study.studies import Studies
-from tests.test_configs import Compose
 
 RUN = ("model.depth=1", *SMALL[1:], "norm=batchnorm,none", "seed=0,1", "-m")
 RUN = (*RUN, "metrics.names=[unit_sparsity]")
@@ -163,11 +163,11 @@ def test_what_a_page_is_made_of_decides_whether_it_is_written_again(
         case "removed":
             shutil.rmtree(record.folder)
         case "measured":
-            record.add_rows([Row(5, 9, "train", 0, "block01", "act", "hoyer", 0.5, None)])
+            record.table.add_rows([Row(5, 9, "train", 0, "block01", "act", "hoyer", 0.5, None)])
         case "version":
             monkeypatch.setattr(bnstudy, "__version__", "99.0.0")
         case "maps":
-            record.maps_path.write_bytes(b"damaged, which is said")
+            record.paths.embeddings.write_bytes(b"damaged, which is said")
     assert report_files.refresh_pages(study.folder) == [page]
     assert (page.stat().st_mtime_ns == before) == (change == "nothing")
 

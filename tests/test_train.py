@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bnstudy import measure
-from bnstudy.runs.record import SCHEMA
+from bnstudy.runs.long_table import SCHEMA
 from tests.conftest import DIVERGING, SMALL, CommandLine, description, only_cell
 
 KEPT = Path(__file__).parent / "records" / "kept"

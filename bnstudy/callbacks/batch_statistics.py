@@ -21,7 +21,7 @@ from bnstudy.callbacks.optimization import (
 from bnstudy.models.classifier import is_correct
 from bnstudy.models.recalibration import recalibrate
 from bnstudy.representations.running_statistics import with_running_statistics
-from bnstudy.runs.record import Row
+from bnstudy.runs.long_table import Row
 from bnstudy.terms import SPLITS
 
 

@@ -1,7 +1,7 @@
 """What the numbers of the long table are called by the loggers."""
 
 from bnstudy.metrics import METRICS
-from bnstudy.runs.record import Row
+from bnstudy.runs.long_table import Row
 
 
 def logged_name(row: Row) -> str:
@@ -11,10 +11,9 @@ def logged_name(row: Row) -> str:
     representations, with `<layer>.<site>` at other sites than act; `opt/<layer>/<metric>` and
     `opt/<metric>` of what the optimization callbacks measure, of the test split `opt/test/...`.
     """
-    layer = row.layer if row.site in ("act", None) else f"{row.layer}.{row.site}"
     if row.metric in METRICS:
-        return f"rep/{row.split}/{layer}/{row.metric}"
+        return f"rep/{row.split}/{row.label}/{row.metric}"
     if row.metric in ("loss", "accuracy") and row.site is None:
         return f"{row.split}/{row.metric}"
     split = "test" if row.split == "test" else ""
-    return "/".join(filter(None, ["opt", split, layer if row.site else "", row.metric]))
+    return "/".join(filter(None, ["opt", split, row.label if row.site else "", row.metric]))

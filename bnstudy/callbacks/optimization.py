@@ -15,7 +15,7 @@ from bnstudy.data.module import ImageDataModule
 from bnstudy.models import Classifier, calibrated
 from bnstudy.representations import Tap
 from bnstudy.representations.taps import Call, Taps
-from bnstudy.runs.record import WHOLE_MODEL, Row
+from bnstudy.runs.long_table import WHOLE_MODEL, Row
 from bnstudy.terms import EvaluatedSplit, Split
 
 CONSTANT = 1e-8  # of the squared mean: as small a variance is what float32 makes of a constant

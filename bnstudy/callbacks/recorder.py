@@ -8,7 +8,8 @@ import lightning as L
 
 from bnstudy.callbacks.optimization import rows_of
 from bnstudy.models import Classifier
-from bnstudy.runs.record import Record, Row
+from bnstudy.runs.long_table import Row
+from bnstudy.runs.record import Record
 from bnstudy.terms import EvaluatedSplit
 
 
@@ -62,8 +63,10 @@ class Recorder(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the epoch, then save what the run can go on from."""
         self._record(trainer, pl_module, trainer.current_epoch + 1)
-        last, previous = self.record.last_checkpoint, self.record.previous_checkpoint
-        self._save(trainer, last, weights_only=False, keep_as=previous)
+        paths = self.record.paths
+        self._save(
+            trainer, paths.last_checkpoint, weights_only=False, keep_as=paths.previous_checkpoint
+        )
 
     def _record(self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
         if trainer.is_global_zero:
@@ -73,7 +76,7 @@ class Recorder(L.Callback):
                 reason = f"the {metric} is not finite"
                 rows += rows_of({metric: value}, None, epoch, step, split, reason)
             rows += [row for one in self.measurements for row in one.rows if row.epoch == epoch]
-            self.record.write_part(epoch, rows)
+            self.record.table.write_part(epoch, rows)
             self.record.note(
                 measure_seconds=sum(one.seconds for one in self.measurements),
                 diverged=bool(pl_module.diverged),
@@ -84,7 +87,7 @@ class Recorder(L.Callback):
                 logger.save()  # before the checkpoint, which stands for all of the epoch
         self.performance = {}
         if self.checkpoint_epochs == "all" or epoch in self.checkpoint_epochs:
-            self._save(trainer, self.record.checkpoint(epoch), weights_only=True)
+            self._save(trainer, self.record.paths.checkpoint(epoch), weights_only=True)
 
     def _save(
         self, trainer: L.Trainer, path: Path, weights_only: bool, keep_as: Path | None = None

@@ -14,7 +14,7 @@ from bnstudy.data.module import CALIBRATION_BATCH
 from bnstudy.metrics import chosen, evaluate
 from bnstudy.models import calibrated
 from bnstudy.representations import Layer, capture
-from bnstudy.runs.record import Row
+from bnstudy.runs.long_table import Row
 
 Probe = Iterable[tuple[Tensor, Tensor]]
 

@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
@@ -55,11 +56,11 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
         return f"{given}: {first_line(error)}"
     parent = error.parent_node
     allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
-    near = difflib.get_close_matches(key.rpartition(".")[2], allowed)
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else f"there are {', '.join(allowed) or 'none'}"
-    )
     add = f", or add it to Lightning's with +{given}" if key.startswith("trainer.") else ""
-    return f"{given}: there is no such key; {hint}{add}"
+    return f"{given}: there is no such key; {hint(key.rpartition('.')[2], allowed)}{add}"
+
+
+def hint(key: str, known: Sequence[str]) -> str:
+    """Words that say which keys there are instead of one that there is not."""
+    near = difflib.get_close_matches(key, known)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

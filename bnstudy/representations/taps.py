@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torchvision.ops import FrozenBatchNorm2d
 
 from bnstudy.errors import UserError
+from bnstudy.terms import layer_label
 
 
 def _classes(*homes: ModuleType) -> tuple[type[nn.Module], ...]:
@@ -79,7 +80,7 @@ class Tap:
     @property
     def label(self) -> str:
         """The layer, with the site where that is another one than act."""
-        return self.layer if self.site == "act" else f"{self.layer}.{self.site}"
+        return layer_label(self.layer, self.site)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""A run's identity, its record on disk, its environment."""
+"""A run on disk: file names, description, long table, lease."""

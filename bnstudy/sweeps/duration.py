@@ -6,7 +6,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from bnstudy.config.identity import essence
@@ -26,10 +25,10 @@ class Timing:
     def __init__(self, records: Iterable[Record]) -> None:
         self.of_kind: dict[str, list[float]] = defaultdict(list)
         for record in records:
-            seconds = record.description["timing"].get("seconds")
-            epochs = record.description["final"].get("epoch")
+            seconds = record.description.timing.seconds
+            epochs = record.description.final.epoch
             if record.has_ended and epochs and seconds:
-                self.of_kind[kind(record.description["config"])].append(seconds / epochs)
+                self.of_kind[kind(record.description.config)].append(seconds / epochs)
 
     def seconds(self, kind: str, epochs: int) -> float | None:
         """What so many epochs take: as in cells of that kind, or else in all of them on average.
@@ -55,11 +54,6 @@ def kind(config: dict[str, Any]) -> str:
     """
     values = {key: one for key, one in essence(config).items() if not key.startswith(ALIKE)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def epochs_recorded(folder: Path) -> int:
-    """How many epochs a cell that has not ended has been trained."""
-    return max(len(list((folder / "metrics").glob("epoch=*.parquet"))) - 1, 0)
 
 
 def told(seconds: Sequence[float | None], workers: int = 1) -> str:

@@ -17,10 +17,12 @@ from bnstudy.adapters.hydra_internals import is_basic, returned
 from bnstudy.adapters.submitit_internals import WorkerLost, every_result, max_jobs
 from bnstudy.config.mistakes import explain
 from bnstudy.errors import UserError
-from bnstudy.runs.lease import CellInUse, held
+from bnstudy.runs.lease import CellInUse
+from bnstudy.runs.long_table import LongTable
+from bnstudy.runs.paths import CellPaths, cells_of
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
-from bnstudy.sweeps.duration import Timing, epochs_recorded, kind, told
+from bnstudy.sweeps.duration import Timing, kind, told
 from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
@@ -96,7 +98,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     from bnstudy.study.present.terminal_table import print_table
 
     for study in _studies(cells):
-        if any(study.glob("*/run.json")):
+        if cells_of(study):
             print_table(study, console)
             print_page(study)
     if failures:
@@ -125,7 +127,8 @@ def summary(known: Sequence[State]) -> str:
 
 def _print_versions(records: Sequence[Record]) -> None:
     """Name the versions of complete cells that this one is not compared with."""
-    count = Counter(record.version for record in records if record.version != VERSION)
+    versions = (record.description.version for record in records)
+    count = Counter(version for version in versions if version != VERSION)
     for version, cells in sorted(count.items()):
         console.print(
             f"Complete cells of bnstudy {version}: {cells}; they are neither compared with those "
@@ -146,11 +149,9 @@ def _is_asked_again(state: State, redo: Redo) -> bool:
 
 def _start_over(cells: Sequence[Cell]) -> None:
     for cell in cells:
-        if not (cell.folder / "run.json").exists():
+        if not CellPaths(cell.folder).record.exists():
             continue
-        with suppress(CellInUse, UserError), held(cell.folder) as lease:
-            record = Record.read(cell.folder)
-            record.lease = lease
+        with suppress(CellInUse, UserError), Record.held(cell.folder) as record:
             record.start_over()
 
 
@@ -162,13 +163,14 @@ def _list(cells: Sequence[Cell], known: Sequence[State]) -> None:
     """What a sweep would run, and its time."""
     records = []
     for study in _studies(cells):
-        for path in study.glob("*/run.json"):
+        for folder in cells_of(study):
             with suppress(UserError):
-                records.append(Record.read(path.parent))
+                records.append(Record.read(folder))
     timing = Timing(records)
     seconds = []
     for cell, state in zip(cells, known, strict=True):
-        epochs = cell.config["trainer"]["max_epochs"] - epochs_recorded(cell.folder)
+        trained = LongTable(CellPaths(cell.folder)).epochs_trained()
+        epochs = cell.config["trainer"]["max_epochs"] - trained
         seconds.append(timing.seconds(kind(cell.config), epochs))
         console.print(f"  {state:<10} {cell.folder}  {epochs} epochs")
     if cells:
@@ -229,7 +231,7 @@ def _story(cell: Cell) -> list[str | None]:
     """By which it shows whether anything has happened in a cell."""
     with suppress(UserError):
         record = Record.read(cell.folder)
-        return [attempt.get("started") for attempt in record.description["attempts"]]
+        return [attempt.started for attempt in record.description.attempts]
     return []
 
 
@@ -246,7 +248,7 @@ def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | 
     line = mistake or f"{type(error).__name__}: {error}".strip().splitlines()[-1]
     if isinstance(job, Exception) or isinstance(error, WorkerLost):
         return Failure("lost", line, getattr(error, "log", None))
-    log = cell.folder / "train.log"
+    log = CellPaths(cell.folder).log
     return Failure("failed", line, log if mistake is None and log.exists() else None)
 
 

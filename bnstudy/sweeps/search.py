@@ -19,6 +19,7 @@ from bnstudy.adapters.optuna_internals import make_sweeper
 from bnstudy.config.composition import plain_values
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
+from bnstudy.runs.paths import LOG
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
 
@@ -100,9 +101,7 @@ def search(
         studies.append(study)
     _show(studies, settings["objective"], list(map(_key, searched)))
     if failed:
-        raise UserError(
-            f"{failed} trials failed; their train.log says why. Try the same command again"
-        )
+        raise UserError(f"{failed} trials failed; their {LOG} says why. Try the same command again")
 
 
 def split(arguments: Sequence[str], params: dict[str, Any]) -> tuple[list[Point], list[str]]:

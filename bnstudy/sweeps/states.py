@@ -5,6 +5,7 @@ from typing import Literal
 
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import is_known_alive, lease_of, watch
+from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.grid import Cell
@@ -31,7 +32,7 @@ Recorded = Record | Literal["damaged"] | None  # None where no run was begun
 
 def read_record(cell: Cell) -> Recorded:
     """The record of a cell."""
-    if not (cell.folder / "run.json").exists():
+    if not CellPaths(cell.folder).record.exists():
         return None
     try:
         return Record.read(cell.folder)
@@ -66,15 +67,16 @@ def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
 def _by_record(cell: Cell, record: Recorded) -> State:
     if not isinstance(record, Record):
         return "to resume" if record else "to run"
+    described = record.description
     if record.has_ended:
         # What it was trained with needs no look into the table, of which there may be thousands.
         # A cell of another version is not measured again.
         asked = cell.config["metrics"]
-        if record.description["config"].get("metrics") != asked and record.version == VERSION:
+        if described.config.get("metrics") != asked and described.version == VERSION:
             possible, impossible = missing_metrics(record, asked)
             if possible or impossible:
                 return "to measure" if possible else "not measurable"
-        return "diverged" if record.status == "diverged" else "complete"
-    if record.status == "failed" and record.failures >= GIVEN_UP_AFTER:
+        return "diverged" if described.status == "diverged" else "complete"
+    if described.status == "failed" and described.failures >= GIVEN_UP_AFTER:
         return "left alone"
-    return "to resume" if record.last_checkpoint.exists() else "to run"
+    return "to resume" if record.paths.last_checkpoint.exists() else "to run"

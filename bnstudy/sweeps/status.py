@@ -11,9 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from bnstudy.errors import UserError, first_line
+from bnstudy.runs.description import ENDED, Attempt
 from bnstudy.runs.lease import STALE_AFTER, is_known_alive, lease_of
+from bnstudy.runs.paths import cells_of
 from bnstudy.runs.record import Record
-from bnstudy.sweeps.duration import Timing, epochs_recorded, kind, told
+from bnstudy.sweeps.duration import Timing, kind, told
 from bnstudy.sweeps.plan import read_plans
 
 # In the order in which they are told.
@@ -64,11 +66,11 @@ class StudyStatus:
     def __init__(self, study: Path) -> None:
         planned = read_plans(study)
         records: dict[str, Record | UserError] = {}
-        for path in sorted(study.glob("*/run.json")):
+        for folder in cells_of(study):
             try:
-                records[path.parent.name] = Record.read(path.parent)
+                records[folder.name] = Record.read(folder)
             except UserError as error:
-                records[path.parent.name] = error
+                records[folder.name] = error
         if not records and not planned:
             raise UserError(
                 f"{study}: no study is there; give its folder, such as multirun/mnist5k_cnn"
@@ -123,28 +125,27 @@ def _cell(folder: Path, record: Record | UserError) -> CellStatus:
     if isinstance(record, UserError):
         return CellStatus(folder.name, "damaged", 0, 0, "", error=first_line(record))
     description = record.description
-    attempts = description["attempts"]
-    last = attempts[-1] if attempts else {}
-    status, quiet = str(record.status), 0.0
+    last = description.attempts[-1] if description.attempts else Attempt(status="interrupted")
+    status, quiet = str(description.status), 0.0
     if status == "running":
         status, quiet = _running(folder)
-    elif record.status in ("completed", "diverged") and not record.has_ended:
+    elif description.status in ENDED and not record.has_ended:
         status = "interrupted"  # its table is lost
-    log = folder / "train.log"
+    log = record.paths.log
     age = 0.0
-    if started := last.get("started"):
-        age = (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds()
+    if last.started:
+        age = (datetime.now(UTC) - datetime.fromisoformat(last.started)).total_seconds()
     return CellStatus(
         folder.name,
         status,
-        description["final"].get("epoch") or epochs_recorded(folder),
-        description["config"]["trainer"]["max_epochs"],
-        kind(description["config"]),
-        where=f"{last.get('host')}, process {last.get('pid')}",
+        description.final.epoch or record.table.epochs_trained(),
+        description.config["trainer"]["max_epochs"],
+        kind(description.config),
+        where=f"{last.host}, process {last.pid}",
         age=max(age, 0.0),
         quiet=quiet,
-        attempts=len(attempts),
-        error=str(last.get("error", "")).strip().rpartition("\n")[2],
+        attempts=len(description.attempts),
+        error=(last.error or "").strip().rpartition("\n")[2],
         log=log if log.exists() else None,
     )
 

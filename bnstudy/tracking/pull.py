@@ -1,18 +1,16 @@
 """A project of W&B's as studies on this disk."""
 
-import json
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from bnstudy.config.identity import identity
 from bnstudy.errors import UserError, first_line
 from bnstudy.files import replacing
-from bnstudy.runs.record import KEYS, SCHEMA
+from bnstudy.runs.description import RunDescription
+from bnstudy.runs.long_table import LongTable
+from bnstudy.runs.paths import RECORD, TABLE, CellPaths
 from bnstudy.terminal import console
 from bnstudy.tracking.sync import connect
 from bnstudy.tracking.wandb_run import RUN_ID
@@ -20,7 +18,7 @@ from bnstudy.tracking.wandb_run import RUN_ID
 if TYPE_CHECKING:
     from wandb.apis.public import Run as ServedRun
 
-FILES = ("metrics.parquet", "run.json")  # the record last: with it the cell is there
+FILES = (TABLE, RECORD)  # the record last: with it the cell is there
 
 
 def pull(project: str, entity: str | None, root: Path) -> None:
@@ -51,7 +49,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
         cell = root / _checked(run.group) / _checked(run.name)
         if cell in pulled:
             outcomes["of earlier attempts"] += 1
-        elif (cell / "run.json").exists():
+        elif CellPaths(cell).record.exists():
             outcomes["here already"] += 1
         else:
             outcome = _pull_run(run, cell)
@@ -70,24 +68,21 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
         for name in FILES:
             for file in run.files(names=[f"record/{name}"]):
                 file.download(root=temporary, replace=True).close()
-        record = Path(temporary) / "record" / "run.json"
-        table = Path(temporary) / "record" / "metrics.parquet"
-        if not record.exists():
+        paths = CellPaths(Path(temporary) / "record")
+        if not paths.record.exists():
             return "without a record: still running, or killed (bnstudy.dashboard sync adds it)"
-        description = json.loads(record.read_text())
-        if (
-            not description.keys() >= KEYS
-            or identity(description["config"]) != description["identity"]
-        ):
+        try:
+            description = RunDescription.from_json(paths.record.read_bytes(), cell / RECORD)
+        except UserError:
+            return "its record is of a later version of bnstudy"
+        except ValueError:
             return "its record is not whole"
-        if table.exists():
-            try:
-                if not pq.read_schema(table).equals(SCHEMA):
-                    return "its table has other columns"
-            except pa.ArrowException:
-                return "its table is damaged"
+        if identity(description.config) != description.identity:
+            return "its record is not whole"
+        if paths.table.exists() and (damage := LongTable(paths).damage()):
+            return f"its table is damaged: {damage}"
         for name in FILES:
-            source = Path(temporary) / "record" / name
+            source = paths.folder / name
             if source.exists():
                 with replacing(cell / name) as target:
                     target.write_bytes(source.read_bytes())

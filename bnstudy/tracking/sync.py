@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bnstudy.adapters.wandb_internals import QUIET_SETTINGS
 from bnstudy.errors import UserError, first_line
-from bnstudy.runs.lease import CellInUse, held
-from bnstudy.runs.record import ENDED, Record, Row, runs_below
+from bnstudy.runs.description import ENDED, Status
+from bnstudy.runs.lease import CellInUse
+from bnstudy.runs.long_table import Row
+from bnstudy.runs.paths import WANDB, CellPaths, runs_below
+from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.tracking.transaction_log import TransactionLog
 from bnstudy.tracking.wandb_run import (
@@ -21,8 +24,6 @@ from bnstudy.tracking.wandb_run import (
     logged_in,
     logs,
     replay,
-    rows_by_epoch,
-    run_folders,
     set_earlier_aside,
     table_of,
     wandb_files,
@@ -123,7 +124,7 @@ def is_whole(run: "ServedRun | None", record: Record, status: str) -> bool:
     """Whether the server has a run to its end: its last row, and how it ended."""
     if run is None or run.state == "running" or run.summary_metrics.get("status") != status:
         return False
-    return bool(run.lastHistoryStep >= _last_step(rows_by_epoch(record), status))
+    return bool(run.lastHistoryStep >= _last_step(record.table.rows_by_epoch(), status))
 
 
 def _last_step(epochs: list[list[Row]], status: str) -> int:
@@ -138,12 +139,11 @@ def _sync_cell(
     cell: Path, api: "wandb.Api", project: str | None, entity: str | None, user: str
 ) -> tuple[Outcome, str | None]:
     """Upload a cell's run; what came of it, and the run's path."""
-    record = Record.read(cell)
-    if not (folders := run_folders(cell)):
+    if not (folders := CellPaths(cell).wandb_runs()):
         return "not W&B's", None
-    options = record.description["config"]["logger"]
     try:
-        with held(cell):
+        with Record.held(cell) as record:
+            options = record.description.config["logger"]
             return _upload(
                 record,
                 folders[-1],
@@ -160,12 +160,11 @@ def _upload(
 ) -> tuple[Outcome, str]:
     run_id = folder.name.split("-", 3 if folder.name.startswith("offline") else 2)[-1]
     path = f"{entity}/{project}/{run_id}"
-    # A run that is still said to be running was killed: nobody holds its cell.
-    status = "interrupted" if record.status == "running" else str(record.status)
+    status = _status(record)
     served = find_run(api, path)
     if is_whole(served, record, status):
         return "already there", path
-    log = logs(record.folder, run_id)[-1]
+    log = logs(record.paths, run_id)[-1]
     if served is None and _is_self_contained(log, record):
         _wandb_sync(folder, project, entity)
     else:
@@ -174,13 +173,21 @@ def _upload(
     return "uploaded" if whole else "incomplete", path
 
 
+def _status(record: Record) -> Status:
+    """Status of a run whose cell this process holds: one that is said to be running was killed."""
+    status = record.description.status
+    return "interrupted" if status in ("running", None) else status
+
+
 def _is_self_contained(log: TransactionLog, record: Record) -> bool:
     """Whether a log goes from the run's beginning to its end, and all that it refers to is there.
 
     One of an attempt that went on online begins where the server was, and one of a study that was
     moved refers to files of its old place.
     """
-    begins_and_goes_on = all(2 * of_epoch[0].step in log.rows for of_epoch in rows_by_epoch(record))
+    begins_and_goes_on = all(
+        2 * of_epoch[0].step in log.rows for of_epoch in record.table.rows_by_epoch()
+    )
     return (
         log.exit_code is not None
         and begins_and_goes_on
@@ -200,12 +207,12 @@ def _wandb_sync(folder: Path, project: str, entity: str) -> None:
 
 
 def _complete(
-    record: Record, run_id: str, project: str, entity: str, status: str, log: TransactionLog
+    record: Record, run_id: str, project: str, entity: str, status: Status, log: TransactionLog
 ) -> None:
     """Log to a run on the server what it lacks."""
     exit_code = 0 if status in ENDED else log.exit_code or 1
-    checkpoint = record.description["config"]["logger"].get("checkpoint", False)
-    with wandb_files(record.folder):
+    checkpoint = record.description.config["logger"].get("checkpoint", False)
+    with wandb_files(record.paths.wandb):
         run = begin(record, run_id, project, entity, "online", PATIENCE)
         set_earlier_aside(record, Path(run.sync_dir))
         replay(run, record)
@@ -239,7 +246,7 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
         console.print(f"{page}: already there")
         return
     settings: dict[str, Any] = {"console": "off", "silent": True, "disable_git": True}
-    with wandb_files(study), suppress(TimeoutError):
+    with wandb_files(study / WANDB), suppress(TimeoutError):
         run = wandb.init(
             project=name,
             entity=entity,

@@ -6,7 +6,6 @@ goes on, has the step it had, and a server that has it is not given it twice.
 """
 
 import hashlib
-import json
 import math
 import netrc
 import os
@@ -23,7 +22,6 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
@@ -33,7 +31,10 @@ from bnstudy.callbacks.names import logged_name
 from bnstudy.files import replacing
 from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
-from bnstudy.runs.record import ENDED, Record, Row
+from bnstudy.runs.description import ENDED, RunDescription, Status
+from bnstudy.runs.long_table import Row, final_numbers
+from bnstudy.runs.paths import RECORD, TABLE, CellPaths
+from bnstudy.runs.record import Record
 from bnstudy.tracking.transaction_log import TransactionLog, read
 
 if TYPE_CHECKING:
@@ -68,17 +69,21 @@ def wandb_id(record: Record, resumed: bool) -> str:
         resumed: Whether it goes on from a checkpoint.
     """
     description = record.description
-    had = [one["wandb_id"] for one in description["attempts"] if "wandb_id" in one]
+    had = [one.wandb_id for one in description.attempts if one.wandb_id is not None]
     if resumed and had:
-        return str(had[-1])
-    study = hashlib.sha256(description["study"].encode()).hexdigest()
-    return f"{description['identity'][:8]}-{study[:8]}-{len(description['attempts'])}"
+        return had[-1]
+    study = hashlib.sha256(description.study.encode()).hexdigest()
+    return f"{description.identity[:8]}-{study[:8]}-{len(description.attempts)}"
 
 
 @contextmanager
-def wandb_files(cell: Path) -> Iterator[None]:
-    """Have all that W&B needs to upload a run later lie in the cell's folder, and W&B be silent."""
-    data = str((cell / "wandb" / "data").absolute())
+def wandb_files(folder: Path) -> Iterator[None]:
+    """Keep all that W&B needs to upload a run later in a folder, and W&B silent.
+
+    Args:
+        folder: Folder of W&B's files.
+    """
+    data = str((folder / "data").absolute())
     with patch.dict(os.environ, WANDB_DATA_DIR=data, WANDB_SILENT="true"):
         yield
 
@@ -107,18 +112,17 @@ def begin(
     import wandb
 
     description = record.description
-    choices = description["choices"]
     with without_launch():
         run = wandb.init(
             project=project,
             entity=entity,
             id=run_id,
             resume="allow",
-            name=description["cell"],
-            group=description["study"],
+            name=description.cell,
+            group=description.study,
             job_type="train",
-            tags=[choices[group] for group in ("norm", "model", "data")],
-            config=description["config"],
+            tags=[description.choices[group] for group in ("norm", "model", "data")],
+            config=description.config,
             dir=record.folder.absolute(),  # W&B writes from a process of its own
             mode=mode,
             reinit="finish_previous",  # a leaked run of another job is never gone on with
@@ -206,10 +210,10 @@ def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> 
     Returns:
         The step of the last row; -1 where there is none.
     """
-    epochs = rows_by_epoch(record, until_epoch)
+    epochs = record.table.rows_by_epoch(until_epoch)
     end = 2 * epochs[-1][0].step if epochs else -1
     rows: dict[int, dict[str, Any]] = {}
-    for log in logs(record.folder, run.id):
+    for log in logs(record.paths, run.id):
         for step, row in log.rows.items():
             values = {key: value for key, value in row.items() if not key.startswith("_")}
             if step <= end and all(isinstance(value, int | float) for value in values.values()):
@@ -226,7 +230,7 @@ def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> 
     return end
 
 
-def conclude(run: "wandb.Run", record: Record, status: str, checkpoint: bool) -> None:
+def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool) -> None:
     """Log what a run ends with: its tables, the numbers that runs are sorted by, its record.
 
     Args:
@@ -235,14 +239,14 @@ def conclude(run: "wandb.Run", record: Record, status: str, checkpoint: bool) ->
         status: As the record's will be.
         checkpoint: Whether the last checkpoint is logged too, of a run that has ended.
     """
-    epochs = rows_by_epoch(record)
+    epochs = record.table.rows_by_epoch()
     run.summary.update({"status": status} | summary(epochs))
     folder = Path(run.dir) / "record"
-    with replacing(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(described(record, status, epochs), indent=2) + "\n")
+    with replacing(folder / RECORD) as temporary:
+        temporary.write_text(described(record, status, epochs).to_json())
     if epochs:
-        with replacing(folder / "metrics.parquet") as temporary:
-            pq.write_table(long_table(record), temporary)
+        with replacing(folder / TABLE) as temporary:
+            pq.write_table(record.table.read(), temporary)
     for path in folder.iterdir():
         run.save(path, base_path=run.dir, policy="now")
     if status not in ENDED:
@@ -256,7 +260,7 @@ def conclude(run: "wandb.Run", record: Record, status: str, checkpoint: bool) ->
         return
     if tables := _tables(run, epochs):
         run.log(tables, step=2 * epochs[-1][0].step + 1, commit=True)
-    if checkpoint and record.last_checkpoint.exists():
+    if checkpoint and record.paths.last_checkpoint.exists():
         _add_checkpoint(run, record)
 
 
@@ -324,18 +328,12 @@ def nothing_stops(record: Record) -> Iterator[None]:
         warn_once(f"{record.folder}: W&B lacks its end ({type(error).__name__}: {error})")
 
 
-def has_diverged(record: Record) -> bool:
-    """Whether a run that ends has diverged, by what its last epoch noted."""
-    noted = [one["diverged"] for one in record.description["attempts"] if "diverged" in one]
-    return bool(noted and noted[-1])
-
-
 def _add_checkpoint(run: "wandb.Run", record: Record) -> None:
     """Log the last checkpoint as an artifact."""
     import wandb
 
-    artifact = wandb.Artifact(f"checkpoint-{record.description['cell']}", type="model")
-    artifact.add_file(str(record.last_checkpoint))
+    artifact = wandb.Artifact(f"checkpoint-{record.description.cell}", type="model")
+    artifact.add_file(str(record.paths.last_checkpoint))
     run.log_artifact(artifact)
 
 
@@ -346,7 +344,7 @@ def set_earlier_aside(record: Record, current: Path | None) -> None:
         record: Of the run.
         current: The folder of the W&B run that goes on.
     """
-    for folder in run_folders(record.folder):
+    for folder in record.paths.wandb_runs():
         if current is None or folder.resolve() != current.resolve():
             aside = folder.parent / SEPARATE / folder.name
             aside.parent.mkdir(exist_ok=True)
@@ -354,41 +352,9 @@ def set_earlier_aside(record: Record, current: Path | None) -> None:
                 folder.rename(aside)
 
 
-def run_folders(cell: Path) -> list[Path]:
-    """The folders of the W&B runs of a cell that count, oldest first: one, as a rule."""
-    folders = [*cell.glob("wandb/run-*-*"), *cell.glob("wandb/offline-run-*-*")]
-    return sorted(folders, key=lambda folder: folder.name.removeprefix("offline-"))
-
-
-def logs(cell: Path, run_id: str) -> list[TransactionLog]:
-    """What was logged to a W&B run, by all its attempts on this disk, oldest first."""
-    files = cell.glob(f"wandb/**/run-{run_id}.wandb")
-    by_time = sorted(files, key=lambda file: file.parent.name.removeprefix("offline-"))
-    return [read(file) for file in by_time]
-
-
-def long_table(record: Record) -> pa.Table:
-    """All that was measured so far, by a run that goes on or has ended."""
-    if record.table_path.exists():
-        return pq.read_table(record.table_path)
-    parts = sorted(record.folder.glob("metrics/epoch=*.parquet"))
-    return pa.concat_tables(pq.read_table(part) for part in parts)
-
-
-def rows_by_epoch(record: Record, until_epoch: int | None = None) -> list[list[Row]]:
-    """The rows of each epoch that was recorded, in order.
-
-    Args:
-        record: Of the run.
-        until_epoch: The last one; None: all.
-    """
-    if not record.table_path.exists() and not any(record.folder.glob("metrics/epoch=*.parquet")):
-        return []
-    by_epoch: dict[int, list[Row]] = defaultdict(list)
-    for row in long_table(record).to_pylist():
-        if until_epoch is None or row["epoch"] <= until_epoch:
-            by_epoch[row["epoch"]].append(Row(**row))
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+def logs(paths: CellPaths, run_id: str) -> list[TransactionLog]:
+    """Read what was logged to a W&B run, by all its attempts on this disk, oldest first."""
+    return [read(file) for file in paths.wandb_logs(run_id)]
 
 
 def summary(epochs: list[list[Row]]) -> dict[str, float]:
@@ -414,23 +380,18 @@ def table_of(row: Row) -> str | None:
 
 def table_row(row: Row) -> list[Any]:
     """A row as the tables have it, without the value where it is undefined."""
-    layer = row.layer if row.site in ("act", None) else f"{row.layer}.{row.site}"
     value = row.value if math.isfinite(row.value) else None
-    return [layer, row.epoch, row.split, row.metric, value]
+    return [row.label, row.epoch, row.split, row.metric, value]
 
 
-def described(record: Record, status: str, epochs: list[list[Row]]) -> dict[str, Any]:
-    """What run.json will hold once the run has the status."""
-    description: dict[str, Any] = json.loads(json.dumps(record.description))
-    description["status"] = status
-    if description["attempts"]:
-        description["attempts"][-1]["status"] = status
+def described(record: Record, status: Status, epochs: list[list[Row]]) -> RunDescription:
+    """Describe the run as run.json will once it has the status."""
+    description = record.description.model_copy(deep=True)
+    description.status = status
+    if description.attempts:
+        description.attempts[-1].status = status
     if epochs and status in ENDED:
-        description["final"] = {"epoch": epochs[-1][0].epoch} | {
-            f"{row.split}_{row.metric}": row.value if math.isfinite(row.value) else None
-            for row in epochs[-1]
-            if row.layer_index < 0
-        }
+        description.final = final_numbers(epochs[-1])
     return description
 
 

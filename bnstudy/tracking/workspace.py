@@ -13,6 +13,7 @@ import duckdb
 from bnstudy.adapters.wandb_internals import name_view
 from bnstudy.errors import UserError
 from bnstudy.headline import METRICS, choose_measured
+from bnstudy.runs.paths import TABLE
 from bnstudy.tracking.wandb_run import HEAT_MAP, TABLES, warn_once
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def measured_in(study: Path) -> Measured:
     Raises:
         UserError: No run of it has measured a layer.
     """
-    tables = [str(path) for path in study.glob("*/metrics.parquet")]
+    tables = [str(path) for path in study.glob(f"*/{TABLE}")]
     rows = (
         duckdb.execute(
             """

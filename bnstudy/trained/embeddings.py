@@ -17,8 +17,8 @@ from bnstudy.metrics import Undefined
 from bnstudy.metrics.registry import check
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import in_float32
-from bnstudy.runs.lease import held
-from bnstudy.runs.record import MAPS_SCHEMA, read_maps
+from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
+from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.terms import Split
 from bnstudy.trained.finished_run import FinishedRun
@@ -83,7 +83,7 @@ def planes(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
     """
     tap = layer.tap
     assert tap is not None
-    class_names = run.record.description["data"]["classes"]
+    class_names = run.record.data.classes
     labels = layer.labels.tolist()
     for method in methods():
         coordinates, share, reason = _located(layer, method)
@@ -134,17 +134,15 @@ def embed_run(
     Raises:
         UserError: The run cannot be read, or works in another process.
     """
-    with held(cell) as lease:
-        run = FinishedRun.open(cell, epoch)
-        run.record.lease = lease
-        run.record.remove_leftovers()
+    with Record.held(cell) as record:
+        run = FinishedRun.of(record, epoch)
         facts = {
             "epoch": run.epoch,
             "split": selection.split,
             "samples": selection.samples,
             "sites": sorted(set(selection.sites)),
         }
-        path = run.record.maps_path
+        path = record.paths.embeddings
         if _has_maps(path, facts):
             console.print(f"{path}: there already")
             return
@@ -157,7 +155,7 @@ def embed_run(
                 console.print(f"{cell}: {layer.tap.label} has no map: {reason}", style="yellow")
             del layer  # before the next one is read
         about = {FACTS: json.dumps(facts | {"methods": methods()})}
-        with run.record.replacing(path) as temporary:
+        with record.replacing(path) as temporary:
             pq.write_table(pa.concat_tables(tables).replace_schema_metadata(about), temporary)
         console.print(f"{path}: {', '.join(methods())} of epoch {run.epoch}")
 

@@ -1,14 +1,39 @@
 """A finished run, read again with the weights of one of its epochs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnstudy.data import ImageDataModule
 from bnstudy.errors import UserError
+from bnstudy.models import Classifier
 from bnstudy.representations import Layer, capture
+from bnstudy.runs.paths import RECORD, CellPaths
 from bnstudy.runs.record import Record
+from bnstudy.terms import Split
 from bnstudy.trained.selection import Selection
 from bnstudy.training.build import build, load_weights
+from bnstudy.training.data_check import note_data
+from bnstudy.training.twin import with_target_sparsity
+
+
+def rebuild(
+    record: Record, probe: Mapping[Split, int] | None = None
+) -> tuple[ImageDataModule, Classifier]:
+    """Build a finished run's data and network again, with its initial weights.
+
+    Args:
+        record: Record of the run.
+        probe: Number of measured samples by split, where it is another one than in training.
+
+    Raises:
+        UserError: The data cannot be had, or are not those that the run was trained on.
+    """
+    config = record.description.config
+    config = config | {"probe": config["probe"] | dict(probe or {})}
+    data, classifier = build(with_target_sparsity(record, config))
+    note_data(record, config, data.facts())
+    return data, classifier
 
 
 @dataclass(frozen=True)
@@ -25,20 +50,37 @@ class FinishedRun:
 
     @classmethod
     def open(cls, folder: Path, epoch: int | None) -> "FinishedRun":
-        """Open the run in a folder, at an epoch or, where that is None, at its last one.
+        """Open the run in a folder, without its lease, to read it.
+
+        Args:
+            folder: Folder of the run.
+            epoch: Epoch of the weights; None: the last one.
 
         Raises:
             UserError: It has not ended, or has not kept the weights of that epoch.
         """
-        if not (folder / "run.json").exists():
-            raise UserError(f"{folder}: no run.json in it; give the folder of one run")
-        record = Record.read(folder)
+        if not CellPaths(folder).record.exists():
+            raise UserError(f"{folder}: no {RECORD} in it; give the folder of one run")
+        return cls.of(Record.read(folder), epoch)
+
+    @classmethod
+    def of(cls, record: Record, epoch: int | None) -> "FinishedRun":
+        """Choose an epoch of a run.
+
+        Args:
+            record: Record of the run.
+            epoch: Epoch of the weights; None: the last one.
+
+        Raises:
+            UserError: It has not ended, or has not kept the weights of that epoch.
+        """
         record.require_end()
         kept = record.checkpoints()
-        chosen = record.description["final"]["epoch"] if epoch is None else epoch
+        chosen = record.last_epoch if epoch is None else epoch
         if chosen not in kept:
             raise UserError(
-                f"--epoch {epoch}: {folder} has the weights of epochs {', '.join(map(str, kept))}; "
+                f"--epoch {epoch}: {record.folder} has the weights of epochs "
+                f"{', '.join(map(str, kept))}; "
                 "checkpoint_epochs=all makes bnstudy.train keep every epoch's"
             )
         return cls(record, chosen)
@@ -55,12 +97,12 @@ class FinishedRun:
             UserError: The data cannot be had, are fewer than that, or do not fit into the budget.
         """
         split, samples = selection.split, selection.samples
-        config = self.record.description["config"]
-        there = self.record.description["data"][split]
+        there = self.record.data.num_samples(split)
         if samples > there:
             raise UserError(f"--samples {samples}: the {split} split has {there}")
-        probe = config["probe"] | {split: samples}
-        data, classifier = build(config | {"probe": probe}, self.record)
+        data, classifier = rebuild(self.record, {split: samples})
         load_weights(classifier, self.record.checkpoints()[self.epoch], data)
-        budget = selection.memory_budget or config["metrics"]["memory_budget"]
+        budget = (
+            selection.memory_budget or self.record.description.config["metrics"]["memory_budget"]
+        )
         return capture(classifier, data.probe(split), sites=selection.sites, memory_budget=budget)

@@ -63,13 +63,13 @@ def compare(
         UserError: A run cannot be compared.
     """
     sides = [FinishedRun.open(run, epoch) for run in (run_a, run_b) if run is not None]
-    if len({side.record.description["data"]["sha256"] for side in sides}) > 1:
+    if len({side.record.data.sha256 for side in sides}) > 1:
         raise UserError(
             f"{run_a} and {run_b} were trained on different images; similarities "
             "compare representations of the same samples"
         )
     # Where as many of the same images are left to train on, they are the same ones.
-    trained_on = {side.record.description["data"]["train"] for side in sides}
+    trained_on = {side.record.data.train for side in sides}
     if selection.split == "train" and len(trained_on) > 1:
         raise UserError(
             f"{run_a} and {run_b} differ in data.validation, and so in the samples "
@@ -99,8 +99,8 @@ def compare(
         "runs": [
             {
                 "folder": str(side.record.folder),
-                "id": side.record.description["id"],
-                "attempts": len(side.record.description["attempts"]),
+                "id": side.record.description.id,
+                "attempts": len(side.record.description.attempts),
                 "epoch": side.epoch,
             }
             for side in sides
@@ -108,7 +108,7 @@ def compare(
         "split": selection.split,
         "samples": selection.samples,
         "sites": list(selection.sites),
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
     with replacing(output / "similarity.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")

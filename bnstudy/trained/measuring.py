@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bnstudy.errors import UserError
-from bnstudy.runs.lease import held
+from bnstudy.runs.description import MeasuredLater
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console, progress_bar
 from bnstudy.terms import SPLITS, Split
@@ -67,9 +67,9 @@ def missing_metrics(
         epochs: Which ones; None: every n-th, as `metrics` says, and the last one.
     """
     if epochs is None:
-        last = record.description["final"]["epoch"]
+        last = record.last_epoch
         epochs = sorted({*range(0, last, metrics["every_n_epochs"]), last})
-    missing = record.missing(metrics["names"], metrics["sites"], epochs, splits)
+    missing = record.table.missing(metrics["names"], metrics["sites"], epochs, splits)
     kept = record.checkpoints()
     possible = {epoch: what for epoch, what in missing.items() if epoch in kept}
     return possible, {epoch: what for epoch, what in missing.items() if epoch not in kept}
@@ -94,19 +94,18 @@ def measure_checkpoints(
     """
     record.require_this_version()
     from bnstudy.callbacks import RepresentationMetrics
-    from bnstudy.training.build import build, load_weights
+    from bnstudy.trained.finished_run import rebuild
+    from bnstudy.training.build import load_weights
 
-    data, classifier = build(record.description["config"], record)
-    done: list[int] = []
-    record.description.setdefault("measured_later", []).append(
-        {
-            "epochs": done,
-            "metrics": _names(wanted),
-            "splits": sorted({split for what in wanted.values() for split, _, _ in what}),
-            "sites": sorted({site for what in wanted.values() for _, site, _ in what}),
-            "environment": environment(),
-        }
+    data, classifier = rebuild(record)
+    measurement = MeasuredLater(
+        epochs=[],
+        metrics=_names(wanted),
+        splits=sorted({split for what in wanted.values() for split, _, _ in what}),
+        sites=sorted({site for what in wanted.values() for _, site, _ in what}),
+        environment=environment(),
     )
+    record.description.add_measurement(measurement)
     for epoch, what in wanted.items():
 
         def say_which(message: str, epoch: int = epoch) -> None:
@@ -121,10 +120,10 @@ def measure_checkpoints(
             on_layer=say_which,
         )
         rows = metrics.measure(classifier, epoch, step)
-        record.description["metrics"] |= metrics.directions()
+        record.description.add_directions(metrics.directions())
         record.save()  # first: a direction without a value does no harm
-        record.add_rows(row for row in rows if (row.split, row.site, row.metric) in what)
-        done.append(epoch)
+        record.table.add_rows(row for row in rows if (row.split, row.site, row.metric) in what)
+        measurement.epochs.append(epoch)
         record.save()
 
 
@@ -176,11 +175,8 @@ def measure_cell(
     Raises:
         UserError: The run has not ended, or another process works in the cell.
     """
-    with held(cell) as lease:
-        record = Record.read(cell)
-        record.lease = lease
+    with Record.held(cell) as record:
         record.require_end()
-        record.remove_leftovers()
         console.print(str(cell))
         if not measure_missing(record, metrics, splits, epochs, say):
             console.print("  nothing is missing")

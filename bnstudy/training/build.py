@@ -23,28 +23,48 @@ from bnstudy.models import (
     recalibrate,
     seeded,
 )
-from bnstudy.models.regularizers import Regularizer, regularizer
-from bnstudy.runs.record import Record
+from bnstudy.models.regularizers import regularizer
 from bnstudy.training.checkpoints import load_checkpoint
-from bnstudy.training.data_check import require_sha256
-from bnstudy.training.twin import final_sparsity, find_twin
 
 
-def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Classifier]:
-    """Load the data; make the network, with its initial weights, in its LightningModule.
+def build(config: dict[str, Any]) -> tuple[ImageDataModule, Classifier]:
+    """Load the data, and build the network on them: see `load_data` and `build_classifier`.
 
     Args:
         config: The resolved configuration.
-        record: Of the run; told what the data are.
 
     Raises:
-        UserError: The data cannot be had, are not the record's, or do not fit the network.
+        UserError: The data cannot be had, or do not fit the network.
+    """
+    data = load_data(config)
+    return data, build_classifier(config, data)
+
+
+def load_data(config: dict[str, Any]) -> ImageDataModule:
+    """Load the data.
+
+    Args:
+        config: The resolved configuration.
+
+    Raises:
+        UserError: The data cannot be had.
     """
     data: ImageDataModule = _make(config["data"], seed=config["seed"], probe=config["probe"])
     data.setup()
-    facts = data.facts()
-    record.description.setdefault("data", facts)
-    require_sha256(record, config, facts["sha256"])
+    return data
+
+
+def build_classifier(config: dict[str, Any], data: ImageDataModule) -> Classifier:
+    """Build the network, with its initial weights, in its LightningModule.
+
+    Args:
+        config: The resolved configuration; a target of the regularizer is in numbers, as
+            `bnstudy.training.twin.with_target_sparsity` makes it.
+        data: The data, loaded.
+
+    Raises:
+        UserError: The data do not fit the network.
+    """
     model = dict(config["model"])
     initialization = model.pop("initialization", "he")  # as every network before 0.2 had it
     with seeded(config["seed"]):
@@ -57,26 +77,14 @@ def build(config: dict[str, Any], record: Record) -> tuple[ImageDataModule, Clas
             ),
         )
     initialize(network, config["seed"], initialization)
-    classifier = Classifier(
+    return Classifier(
         network,
         config["optim"],
         config["seed"],
-        _regularizer(network, config, record),
+        regularizer(network, **config["regularizer"]),
         config["trainer"]["compile"],
         data.evaluated_splits,
     )
-    return data, classifier
-
-
-def _regularizer(network: nn.Module, config: dict[str, Any], record: Record) -> Regularizer | None:
-    """The run's regularizer; a target that is another run's is noted in the record."""
-    options = dict(config["regularizer"])
-    if isinstance(norm := options.get("target"), str):
-        if "target_sparsity" not in record.description:
-            twin = find_twin(record, config, norm)
-            record.description["target_sparsity"] = final_sparsity(twin)
-        options["target"] = record.description["target_sparsity"]
-    return regularizer(network, **options)
 
 
 def evaluate_before_training(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bnstudy.errors import UserError, first_line
-from bnstudy.runs.record import Record, set_aside
+from bnstudy.runs.record import Record
 
 
 class ResumePoint(NamedTuple):
@@ -25,16 +25,15 @@ class ResumePoint(NamedTuple):
 def resume_point(record: Record) -> ResumePoint | None:
     """The newest checkpoint that is whole and whose epochs were all recorded; None: from the start.
 
-    What is damaged is set aside, by the process that holds the cell.
+    What is damaged is set aside.
     """
-    for path in (record.last_checkpoint, record.previous_checkpoint):
+    for path in (record.paths.last_checkpoint, record.paths.previous_checkpoint):
         if not path.exists():
             continue
         try:
             epochs = load_checkpoint(path)["epoch"] + 1
         except UserError as error:
-            if record.lease is not None:
-                set_aside(record.folder, path, first_line(error.__cause__ or error))
+            record.set_aside(path, first_line(error.__cause__ or error))
             continue
         if record.has_parts(range(epochs + 1)):
             return ResumePoint(path, epochs)

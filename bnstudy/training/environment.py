@@ -6,9 +6,9 @@ import subprocess
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from bnstudy import __version__
+from bnstudy.runs.description import Environment, Git
 
 PACKAGES = (
     "hydra-core",
@@ -21,19 +21,19 @@ PACKAGES = (
 )
 
 
-def environment() -> dict[str, Any]:
-    """Commit, versions, Python, processor, GPUs and threads."""
+def environment() -> Environment:
+    """Describe the software and hardware of this process."""
     import torch
 
-    return {
-        "git": _git(),
-        "packages": _versions(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "threads": torch.get_num_threads(),
-    }
+    return Environment(
+        git=_git(),
+        packages=_versions(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=_processor(),
+        gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        threads=torch.get_num_threads(),
+    )
 
 
 @cache
@@ -45,7 +45,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _git() -> dict[str, Any] | None:
+def _git() -> Git | None:
     """The commit of the checkout the package runs from; None where it is installed."""
     repository = Path(__file__).parents[2]
     if not (repository / ".git").exists():
@@ -57,7 +57,7 @@ def _git() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
+        return Git(commit=git("rev-parse", "HEAD"), dirty=git("status", "--porcelain") != "")
     except (OSError, subprocess.CalledProcessError):  # no git, or no commit yet
         return None
 

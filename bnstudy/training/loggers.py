@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from bnstudy.errors import UserError, first_line
+from bnstudy.runs.description import Status
 from bnstudy.runs.record import Record
 from bnstudy.tracking.wandb_run import (
     Mode,
@@ -18,7 +20,6 @@ from bnstudy.tracking.wandb_run import (
     begin,
     conclude,
     finish,
-    has_diverged,
     logged_in,
     nothing_stops,
     replay,
@@ -27,9 +28,26 @@ from bnstudy.tracking.wandb_run import (
     wandb_id,
     warn_once,
 )
+from bnstudy.training.processes import is_first_process
 
 if TYPE_CHECKING:
     import wandb
+
+
+@contextmanager
+def open_loggers(options: dict[str, Any], record: Record, resumed: bool) -> Iterator[list[Logger]]:
+    """Open the loggers that a configuration asks for; of a distributed run, in the first process.
+
+    Args:
+        options: Configuration group `logger`.
+        record: Record of this run.
+        resumed: Whether it goes on from a checkpoint.
+    """
+    if not is_first_process():
+        yield []
+        return
+    with instantiate(options, record=record, resumed=resumed) as loggers:
+        yield loggers
 
 
 @contextmanager
@@ -41,7 +59,7 @@ def no_logger(record: Record, resumed: bool) -> Iterator[list[Logger]]:
 @contextmanager
 def csv_file(record: Record, resumed: bool) -> Iterator[list[Logger]]:
     """Lightning's CSVLogger, a folder for each attempt: it would overwrite an earlier file."""
-    attempt = len(record.description["attempts"])
+    attempt = len(record.description.attempts)
     yield [CSVLogger(record.folder, name="csv", version=f"attempt_{attempt}")]
 
 
@@ -77,21 +95,22 @@ def wandb_run(
             "logger=wandb: the package wandb is not installed; pip install wandb, or take "
             "logger=csv or logger=none"
         )
-    with wandb_files(record.folder):
+    with wandb_files(record.paths.wandb):
         mode = mode or _mode()
         if mode == "disabled":
             yield []
             return
         run = _begin(record, wandb_id(record, resumed), project, entity, mode)
-        attempt = record.description["attempts"][-1]
-        attempt["wandb_id"] = run.id
+        attempt = record.description.attempts[-1]
+        attempt.wandb_id = run.id
         record.save()
         set_earlier_aside(record, Path(run.sync_dir))
-        written = replay(run, record, attempt["resumed_from_epoch"]) if resumed else -1
-        status, exit_code = "failed", 1
+        written = replay(run, record, attempt.resumed_from_epoch) if resumed else -1
+        status: Status = "failed"
+        exit_code = 1
         try:
             yield [RowLogger(run, written)]
-            status, exit_code = "diverged" if has_diverged(record) else "completed", 0
+            status, exit_code = "diverged" if record.description.has_diverged else "completed", 0
         except BaseException as stop:
             if not isinstance(stop, Exception):  # as bnstudy.train tells SIGTERM from SIGINT
                 terminated = isinstance(stop, SystemExit) and stop.code is None

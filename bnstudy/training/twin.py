@@ -2,16 +2,38 @@
 
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from bnstudy.config.identity import essence
 from bnstudy.errors import UserError
+from bnstudy.runs.paths import cells_of
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
 
 # What may be each norm's own.
 OF_THE_NORM = ("norm.", "regularizer.", "optim.lr", "model.residual_init")
+
+
+def with_target_sparsity(record: Record, config: dict[str, Any]) -> dict[str, Any]:
+    """Put numbers in the place of a regularizer's target that is another run's sparsity.
+
+    They are noted in the record, and taken from there when the run goes on or is measured.
+
+    Args:
+        record: Record of the run, which has its data.
+        config: The resolved configuration of that run.
+
+    Returns:
+        The configuration, with the target of each layer.
+
+    Raises:
+        UserError: There is no such other run.
+    """
+    norm = config["regularizer"].get("target")
+    if not isinstance(norm, str):
+        return config
+    described = record.description
+    if described.target_sparsity is None:
+        described.target_sparsity = final_sparsity(find_twin(record, config, norm))
+    return config | {"regularizer": config["regularizer"] | {"target": described.target_sparsity}}
 
 
 def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
@@ -29,15 +51,15 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
     """
     study = record.folder.parent
     twins = []
-    for path in sorted(study.glob("*/run.json")):
-        candidate = Record.read(path.parent)
-        other = candidate.description["config"]
+    for folder in cells_of(study):
+        candidate = Record.read(folder)
+        other = candidate.description.config
         if (
             candidate.has_ended
             and (other["norm"]["name"], other["regularizer"]["name"]) == (norm, "none")
             and _shared(other) == _shared(config)
-            and candidate.description["data"]["sha256"] == record.description["data"]["sha256"]
-            and candidate.version == VERSION
+            and candidate.data.sha256 == record.data.sha256
+            and candidate.description.version == VERSION
         ):
             twins.append(candidate)
     if len(twins) != 1:
@@ -51,25 +73,21 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
 
 
 def final_sparsity(record: Record) -> dict[str, float]:
-    """By layer, the share of zeros (unit_sparsity) on the training split after the last epoch.
+    """Read the share of zeros (unit_sparsity) on the training split after the last epoch, by layer.
+
+    Args:
+        record: Record of a run that has ended.
 
     Raises:
         UserError: It was not measured.
     """
-    table = pq.read_table(record.table_path)
-    chosen = (
-        (pc.field("epoch") == record.description["final"]["epoch"])
-        & (pc.field("split") == "train")
-        & (pc.field("site") == "act")
-        & (pc.field("metric") == "unit_sparsity")
-    )
-    rows = table.filter(chosen).to_pylist()
-    if not rows:
+    values = record.table.values(record.last_epoch, "train", "act", "unit_sparsity")
+    if not values:
         raise UserError(
             f"{record.folder}: its unit_sparsity was not measured\n"
             f"python -m bnstudy.measure {record.folder} metrics.names=[unit_sparsity]"
         )
-    return {row["layer"]: row["value"] for row in rows}
+    return values
 
 
 def _shared(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bnstudy.callbacks.optimization import OptimizationMetrics
 from bnstudy.data.images import Images
 from bnstudy.data.module import ImageDataModule
 from bnstudy.models import Classifier, calibrated
-from bnstudy.runs.record import Row
+from bnstudy.runs.long_table import Row
 from bnstudy.terms import SPLITS
 
 Batch = tuple[Tensor, Tensor]

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from bnstudy.config.composition import resolve
 from bnstudy.data import ImageFolder, MNIST5k, TorchvisionImages
 from bnstudy.data.contents import find_sha256
+from tests.conftest import Compose
 from tests.data.test_torchvision_images import write_mnist
-from tests.test_configs import Compose
 
 OPTIONS: dict[str, Any] = {"seed": 0, "probe": {"train": None, "test": None}}
 READERS = (ImageFolder, MNIST5k, TorchvisionImages)

@@ -117,8 +117,8 @@ def test_torchvisions_own_initialization_is_kept_and_repeats() -> None:
 @pytest.mark.parametrize("cell", sorted(KEPT.glob("*/checkpoints/epoch=0000.ckpt")), ids=str)
 def test_a_run_of_version_0_1_begins_with_the_weights_that_it_had(cell: Path) -> None:
     record = Record.read(cell.parents[1])
-    assert "initialization" not in record.description["config"]["model"]
-    _, classifier = build(record.description["config"], record)
+    assert "initialization" not in record.description.config["model"]
+    _, classifier = build(record.description.config)
     kept = torch.load(cell, weights_only=True)["state_dict"]
     for name, value in classifier.state_dict().items():
         torch.testing.assert_close(value, kept[name])

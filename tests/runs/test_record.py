@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.errors import UserError
+from bnstudy.runs.description import Environment, RunDescription
 from bnstudy.runs.lease import CellInUse, held
-from bnstudy.runs.record import Record, Row, discard_if_empty
-from tests.test_configs import Compose
+from bnstudy.runs.long_table import Row
+from bnstudy.runs.record import DamagedRecord, Observer, Record, discard_if_empty
+from tests.conftest import Compose
 
 CHOICES = {"norm": "batchnorm", "model": "cnn", "data": "mnist5k"}
 
@@ -28,7 +30,8 @@ def rows(epoch: int) -> list[Row]:
 def record(composed: Compose, tmp_path: Path) -> Record:
     from bnstudy.config.composition import resolve
 
-    return Record.open(tmp_path / "cell", resolve(composed()), CHOICES, ["seed=0"])
+    described = RunDescription.new(resolve(composed()), "cell", CHOICES, ["seed=0"])
+    return Record(tmp_path / "cell", described)
 
 
 def stored(record: Record) -> dict[str, object]:
@@ -36,14 +39,14 @@ def stored(record: Record) -> dict[str, object]:
 
 
 def test_parts_become_the_long_table(record: Record) -> None:
-    with held(record.folder), record.attempt({}):
+    with held(record.folder), record.attempt(Environment()):
         for epoch in (0, 1, 2):
-            record.write_part(epoch, rows(epoch))
-        record.write_part(2, rows(2))  # again, after a resume
+            record.table.write_part(epoch, rows(epoch))
+        record.table.write_part(2, rows(2))  # again, after a resume
         assert stored(record)["status"] == "running"
         record.join_parts()
     record.remove_parts()
-    assert pq.read_table(record.table_path)["epoch"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert pq.read_table(record.paths.table)["epoch"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
     assert stored(record)["status"] == "completed"
     assert stored(record)["final"] == {
         "epoch": 2,
@@ -59,29 +62,29 @@ def test_parts_become_the_long_table(record: Record) -> None:
 def test_how_an_attempt_ended_is_recorded(
     record: Record, error: BaseException, status: str
 ) -> None:
-    with pytest.raises(type(error)), held(record.folder), record.attempt({}):
+    with pytest.raises(type(error)), held(record.folder), record.attempt(Environment()):
         raise error
     assert stored(record)["status"] == status
-    (attempt,) = record.description["attempts"]
-    assert attempt["status"] == status
-    assert attempt.get("error") == (f"RuntimeError: {error}" if status == "failed" else None)
+    (attempt,) = record.description.attempts
+    assert attempt.status == status
+    assert attempt.error == (f"RuntimeError: {error}" if status == "failed" else None)
     assert not record.has_ended
 
 
 def test_a_mistake_of_the_users_leaves_nothing(record: Record) -> None:
-    with pytest.raises(UserError), held(record.folder), record.attempt({}):
+    with pytest.raises(UserError), held(record.folder), record.attempt(Environment()):
         raise UserError("no such data")
     discard_if_empty(record.folder, record.folder.parent)
     assert not record.folder.exists()
 
 
 def test_a_mistake_of_the_users_does_not_undo_an_earlier_attempt(record: Record) -> None:
-    with pytest.raises(RuntimeError), held(record.folder), record.attempt({}):
+    with pytest.raises(RuntimeError), held(record.folder), record.attempt(Environment()):
         raise RuntimeError
-    with pytest.raises(UserError), held(record.folder), record.attempt({}):
+    with pytest.raises(UserError), held(record.folder), record.attempt(Environment()):
         raise UserError("no such data")
     assert stored(record)["status"] == "failed"
-    assert len(record.description["attempts"]) == 1
+    assert len(record.description.attempts) == 1
 
 
 def _in_use(folder: Path) -> bool:
@@ -104,24 +107,69 @@ def test_another_runs_record_is_not_touched(
 ) -> None:
     from bnstudy.config.composition import resolve
 
-    record.folder.mkdir()
     record.save()
-    with pytest.raises(UserError, match="holds another run"):
-        Record.open(tmp_path / "cell", resolve(composed("seed=1")), CHOICES, [])
+    other = RunDescription.new(resolve(composed("seed=1")), "cell", CHOICES, [])
+    with pytest.raises(UserError, match="holds another run"), Record.held(record.folder, other):
+        pass
 
 
 def test_a_record_that_cannot_be_read_is_told(record: Record) -> None:
     record.folder.mkdir()
     (record.folder / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run.json cannot be read"):
+    with pytest.raises(DamagedRecord, match=r"run.json cannot be read"):
         Record.read(record.folder)
 
 
-def test_a_run_that_goes_on_with_other_metrics_has_what_both_name(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_with_other_metrics_has_what_both_name() -> None:
     def having(*names: str, sites: str = "act") -> dict[str, Any]:
         return {"names": list(names), "sites": [sites]}
 
     for now, both in ((having("b", "c"), ["b"]), (having("a", "b", sites="conv"), [])):
-        record = Record(tmp_path, {"config": {"metrics": having("a", "b")}})
-        record.measured_by(now)
-        assert record.description["config"]["metrics"] == now | {"names": both}
+        described = RunDescription(
+            identity="", status=None, attempts=[], config={"metrics": having("a", "b")}
+        )
+        described.keep_common_metrics(now)
+        assert described.config["metrics"] == now | {"names": both}
+
+
+def test_who_holds_a_cell_finds_it_tidy(record: Record) -> None:
+    folder, described = record.folder, record.description
+    anew = described.model_copy(deep=True)
+    with pytest.raises(UserError, match="cannot be read"), Record.held(folder):
+        pass
+    with Record.held(folder, described) as mine:
+        assert mine.lease is not None
+        assert _leftover(folder).exists()
+        with mine.attempt(Environment()):
+            mine.table.write_part(0, rows(0))
+            mine.join_parts()
+    with Record.held(folder) as mine:
+        assert not list(folder.rglob("*.tmp"))
+        assert mine.has_ended
+    (folder / "run.json").write_text("{")
+    with Record.held(folder, anew) as mine:
+        assert (folder / "run.json.damaged").read_text() == "{"
+        assert mine.paths.parts() == [mine.paths.part(0)]  # the run goes on from them
+        assert not mine.paths.table.exists()
+
+
+def _leftover(folder: Path) -> Path:
+    leftover = folder / ".metrics.parquet.4711.tmp"
+    leftover.write_bytes(b"P")
+    return leftover
+
+
+def test_other_processes_of_a_distributed_run_write_nothing(record: Record) -> None:
+    record.save()
+    record.paths.table.write_bytes(b"damaged")
+    before = {path: path.read_bytes() for path in record.folder.iterdir()}
+    with Observer.held(record.folder, record.description) as observer:
+        with observer.attempt(Environment()) as attempt:
+            attempt.resumed_from_epoch = None
+            observer.set_aside(observer.paths.table, "damaged")
+            observer.join_parts()
+            observer.save()
+        assert observer.description.attempts == []
+    with pytest.raises(KeyboardInterrupt), observer.attempt(Environment()):
+        raise KeyboardInterrupt
+    assert {path: path.read_bytes() for path in record.folder.iterdir()} == before

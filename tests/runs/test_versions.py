@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from bnstudy import __version__, measure
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.errors import UserError
+from bnstudy.runs.description import Environment, OtherVersion, RunDescription
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION, comparable_version
 from tests.conftest import REPOSITORY, CommandLine, description
@@ -89,10 +90,8 @@ def test_an_interrupted_older_run_goes_on(kept: Path, command_line: CommandLine)
     assert [attempt["version"] for attempt in run["attempts"]] == ["0.1", __version__]
     assert run["attempts"][1]["resumed_from_epoch"] == 2
     record = Record.read(cell)
-    assert record.version == VERSION
-    assert record.other_versions() == [
-        {"version": "0.1", "epochs": [0, 1, 2], "metrics": None, "splits": None, "sites": None}
-    ]
+    assert record.description.version == VERSION
+    assert record.description.other_versions() == [OtherVersion("0.1", [0, 1, 2])]
 
 
 def record_of(attempts: list[dict[str, Any]], **facts: Any) -> Record:
@@ -104,7 +103,7 @@ def record_of(attempts: list[dict[str, Any]], **facts: Any) -> Record:
         "environment": {"packages": {"bnstudy": "0.1.3"}},
         "final": {"epoch": 4},
     }
-    return Record(Path("cell"), description | facts)
+    return Record(Path("cell"), RunDescription.model_validate(description | facts))
 
 
 def attempt(version: str | None, resumed: int | None) -> dict[str, Any]:
@@ -136,8 +135,9 @@ def test_which_rows_are_of_another_version(
     attempts: list[dict[str, Any]], version: str, others: list[tuple[str, list[int]]]
 ) -> None:
     record = record_of(attempts)
-    assert record.version == version
-    assert [(some["version"], some["epochs"]) for some in record.other_versions()] == others
+    described = record.description
+    assert described.version == version
+    assert [(some.version, some.epochs) for some in described.other_versions()] == others
 
 
 def test_what_was_measured_later_by_another_version() -> None:
@@ -154,11 +154,10 @@ def test_what_was_measured_later_by_another_version() -> None:
             later("0.3.0", epochs=[]),
         ],
     )
-    assert record.other_versions() == [
-        {"version": "0.1", "epochs": [4], "metrics": ["dunn"], "splits": None, "sites": None},
-        {"version": "0.3", "epochs": [4], "metrics": ["dunn"], "splits": ["train"],
-         "sites": ["act"]},
-    ]  # fmt: skip
+    assert record.description.other_versions() == [
+        OtherVersion("0.1", [4], ["dunn"]),
+        OtherVersion("0.3", [4], ["dunn"], ["train"], ["act"]),
+    ]
     with pytest.raises(UserError, match=r"trained by bnstudy 0\.1; measured by"):
         record_of([attempt(None, None)]).require_this_version()
 
@@ -166,8 +165,9 @@ def test_what_was_measured_later_by_another_version() -> None:
 def test_a_failed_beginning_leaves_the_version(kept: Path) -> None:
     record = Record.read(cell_of(kept, "batchnorm-depth1-width2-seed2"))
     shutil.rmtree(record.folder / "metrics")
-    with pytest.raises(UserError), record.attempt({"packages": {"bnstudy": "0.2.0"}}):
+    environment = Environment(packages={"bnstudy": "0.2.0"})
+    with pytest.raises(UserError), record.attempt(environment):
         raise UserError("no such data")
-    assert Record.read(record.folder).version == "0.1"
+    assert Record.read(record.folder).description.version == "0.1"
     stored = json.loads((record.folder / "run.json").read_text())
     assert stored["environment"]["packages"]["bnstudy"] == "0.1.0"

@@ -69,7 +69,11 @@ def running(study: Path, disturbed: set[str]) -> Record | None:
         except UserError:
             continue
         epochs = len(list(path.parent.glob("metrics/epoch=*.parquet")))
-        if record.status == "running" and 2 < epochs < 30 and path.parent.name not in disturbed:
+        if (
+            record.description.status == "running"
+            and 2 < epochs < 30
+            and path.parent.name not in disturbed
+        ):
             return record
     return None
 
@@ -78,17 +82,29 @@ def slurm(cluster: Environment, *words: str) -> None:
     subprocess.run(words, env=cluster, check=True, capture_output=True)
 
 
+def job_of(record: Record) -> str:
+    job = record.description.attempts[-1].slurm
+    assert job
+    return job.job
+
+
+def process_of(record: Record) -> int:
+    pid = record.description.attempts[-1].pid
+    assert pid
+    return pid
+
+
 def requeue(record: Record, cluster: Environment) -> None:
-    slurm(cluster, "scontrol", "requeue", record.description["attempts"][-1]["slurm"]["job"])
+    slurm(cluster, "scontrol", "requeue", job_of(record))
 
 
 def kill(record: Record, cluster: Environment) -> None:
-    os.kill(record.description["attempts"][-1]["pid"], signal.SIGKILL)
+    os.kill(process_of(record), signal.SIGKILL)
 
 
 def time_out(record: Record, cluster: Environment) -> None:
     """As SLURM does when a job's time is almost over."""
-    os.kill(record.description["attempts"][-1]["pid"], signal.SIGUSR2)
+    os.kill(process_of(record), signal.SIGUSR2)
 
 
 def lose_node(record: Record, cluster: Environment) -> None:
@@ -98,7 +114,7 @@ def lose_node(record: Record, cluster: Environment) -> None:
         env=cluster, capture_output=True, text=True, check=True,
     )  # fmt: skip
     node_of = dict(line.split() for line in shown.stdout.splitlines())
-    node = node_of[record.description["attempts"][-1]["slurm"]["job"]]
+    node = node_of[job_of(record)]
     daemon = Path(cluster["SLURM_CONF"]).parent / "run" / f"slurmd.{node}.pid"
     os.kill(int(daemon.read_text()), signal.SIGKILL)
     jobs = [job for job, of in node_of.items() if of == node]
@@ -157,12 +173,12 @@ def test_a_sweep_goes_through_whatever_happens(
     assert tables(study) == tables(tmp_path / "undisturbed")
     for name in disturbed:
         record = Record.read(study / name)
-        assert record.status == "completed"
-        first, *others = record.description["attempts"]
-        assert first["status"] == "interrupted"
+        assert record.description.status == "completed"
+        first, *others = record.description.attempts
+        assert first.status == "interrupted"
         assert others
-        assert others[-1]["status"] == "completed"
-        assert others[-1]["resumed_from_epoch"] >= 1  # killed between a part and its checkpoint
+        assert others[-1].status == "completed"
+        assert (others[-1].resumed_from_epoch or 0) >= 1  # killed between a part and its checkpoint
 
     again = command_line(*run, "hydra/launcher=slurm", "-m")
     assert again.returncode == 0

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Compose
 from tests.study.studies import Studies
-from tests.test_configs import Compose
 
 
 @pytest.fixture

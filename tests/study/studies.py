@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bnstudy.config.composition import resolve
-from bnstudy.runs.record import Record, Row
+from bnstudy.runs.description import RunDescription
+from bnstudy.runs.long_table import Row
+from bnstudy.runs.record import Record
 from bnstudy.terms import SPLITS
-from tests.test_configs import Compose
+from tests.conftest import Compose
 
 DIRECTIONS = {"silhouette": "higher", "unit_sparsity": None}
 
@@ -63,14 +65,16 @@ class Studies:
             self.composed[words] = resolve(self.compose(*words))
         config = copy.deepcopy(self.composed[words]) | {"seed": seed}
         name = "-".join([*words, f"seed={seed}"])
-        record = Record.open(self.folder / name, config, {"model": "cnn", "data": "digits"}, [])
-        record.description |= {
+        described = RunDescription.new(config, name, {"model": "cnn", "data": "digits"}, [])
+        facts = {
             "status": status,
             "metrics": DIRECTIONS,
             "data": {"sha256": data, "probe": {"train": 10, "test": 10}},
             "environment": {"packages": {"bnstudy": version}},
             "attempts": [{"status": status, "started": "2026-01-01"}],
         } | changes
+        described = RunDescription.model_validate(described.model_dump(exclude_unset=True) | facts)
+        record = Record(self.folder / name, described)
         rows = [
             Row(5, 9, "test", -1, "model", None, "accuracy", accuracy, None),
             Row(5, 9, "train", -1, "model", None, "accuracy", train_accuracy, None),
@@ -88,7 +92,7 @@ class Studies:
             for metric, value in features.items()
         ]
         if status in ("completed", "diverged"):
-            record.write_part(5, rows)
+            record.table.write_part(5, rows)
             record.join_parts()
             record.remove_parts()
         record.save()

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.errors import UserError
-from bnstudy.runs.record import MAPS_SCHEMA, Record, read_maps
+from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
+from bnstudy.runs.record import Record
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.load import embedding_tables as maps
 from bnstudy.study.present import figures
@@ -45,9 +46,9 @@ def keep_map(record: Record, layers: int, seed: int, **facts: Any) -> np.ndarray
 
 
 def add_maps(record: Record, table: pa.Table) -> None:
-    if record.maps_path.exists():
-        table = pa.concat_tables([read_maps(record.maps_path), table])
-    pq.write_table(table, record.maps_path)
+    if record.paths.embeddings.exists():
+        table = pa.concat_tables([read_maps(record.paths.embeddings), table])
+    pq.write_table(table, record.paths.embeddings)
 
 
 @pytest.fixture
@@ -204,9 +205,9 @@ def test_what_is_damaged_is_told_and_left_out(
     studies.add("none", layers={"silhouette": [0.5]})
     record = studies.add("batchnorm", layers={"silhouette": [0.6]})
     keep_map(record, 1, 0)
-    whole = record.maps_path.read_bytes()
+    whole = record.paths.embeddings.read_bytes()
     damaged = whole[:4] + bytes(400) + whole[404:] if of_body else b"damaged"
-    record.maps_path.write_bytes(damaged)
+    record.paths.embeddings.write_bytes(damaged)
     html = render_page(Analysis(load(studies.folder)))
     assert "maps.parquet is damaged" in " ".join(capsys.readouterr().out.split())
     assert data_of(html)["maps"] == {"pictures": []}

@@ -124,15 +124,15 @@ def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
 def test_failures_are_told_and_stop_nothing(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnstudy.training.recipe import build
+    from bnstudy.training.recipe import build_classifier
 
-    def break_one(config: dict[str, Any], record: Any) -> Any:
+    def break_one(config: dict[str, Any], data: Any) -> Any:
         if config["norm"]["name"] == "batchnorm" and config["seed"] == 1:
             raise RuntimeError("a line before\nit broke")
-        return build(config, record)
+        return build_classifier(config, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr("bnstudy.training.recipe.build", break_one)
+        patched.setattr("bnstudy.training.recipe.build_classifier", break_one)
         result = command_line(*FOUR, "optim.lr=0.01,-1", "-m")
     assert result.returncode == 1
     assert "6 of 8 cells" not in result.stderr
@@ -185,7 +185,7 @@ def test_a_cell_that_another_process_takes_first_is_no_failure(
 
         raise CellInUse(f"{folder}: another")
 
-    monkeypatch.setattr("bnstudy.train.held", taken)
+    monkeypatch.setattr("bnstudy.runs.record.held", taken)
     result = command_line(*QUICK, "-m")
     assert result.returncode == 0, result.stderr
     assert "running elsewhere" in result.stdout

@@ -7,6 +7,7 @@ import pytest
 
 optuna = pytest.importorskip("optuna")
 
+from bnstudy.runs.description import Final, RunDescription, Status  # noqa: E402
 from bnstudy.runs.record import Record  # noqa: E402
 from bnstudy.sweeps.search import split  # noqa: E402
 from bnstudy.train import Outcome  # noqa: E402
@@ -107,9 +108,11 @@ def test_a_trial_that_fails_is_told_and_a_diverged_one_is_the_worst(
     ],
 )
 def test_the_objective_of_a_diverged_run_is_the_worst(
-    objective: str, status: str, value: float | None, expected: float | None
+    objective: str, status: Status, value: float | None, expected: float | None
 ) -> None:
-    record = Record(Path(), {"status": status, "final": {objective: value}})
+    final = Final.model_validate({objective: value})
+    described = RunDescription(identity="", status=status, attempts=[], config={}, final=final)
+    record = Record(Path(), described)
     worst = math.inf if objective == "train_loss" else 0.0
     assert float(Outcome(record, True, objective)) == (worst if expected is None else expected)
 

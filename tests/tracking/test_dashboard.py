@@ -9,9 +9,8 @@ import pytest
 
 from bnstudy.dashboard import main
 from bnstudy.tracking.workspace import heat_map, measured_in
-from tests.conftest import CommandLine, description
+from tests.conftest import CommandLine, Compose, description
 from tests.study.studies import Studies
-from tests.test_configs import Compose
 from tests.tracking.runs import RUN, table
 from tests.tracking.server import KEY, ServedRun, Server
 

@@ -11,7 +11,7 @@ from sklearn.manifold import trustworthiness
 
 from bnstudy import measure
 from bnstudy.representations import Layer
-from bnstudy.runs.record import MAPS_SCHEMA
+from bnstudy.runs.embedding_file import MAPS_SCHEMA
 from bnstudy.trained import embeddings
 from tests.conftest import SMALL, CommandLine
 from tests.metrics.samples import sample

@@ -11,12 +11,10 @@ from bnstudy.config.composition import resolve
 from bnstudy.data import MNIST5k
 from bnstudy.models import Classifier, recalibrate
 from bnstudy.models.classifier import is_correct
-from bnstudy.runs.record import Record
 from bnstudy.terms import Split
 from bnstudy.training.build import build, build_trainer, evaluate_before_training, load_weights
 from bnstudy.training.recipe import quieten_lightning
-from tests.conftest import SMALL
-from tests.test_configs import Compose
+from tests.conftest import SMALL, Compose
 
 DATA = ("data=planted", "data.samples_per_group={train:30,test:30}", "probe.test=50")
 
@@ -32,7 +30,7 @@ def trained(
     """A network after training, and its state before."""
     quieten_lightning()
     config = config_of(composed, f"norm={norm}")
-    data, classifier = build(config, Record(tmp_path, {}))
+    data, classifier = build(config)
     trainer = build_trainer(config, [])
     if evaluated:
         evaluate_before_training(trainer, classifier, data)
@@ -58,7 +56,7 @@ def test_before_training_running_statistics_are_those_of_the_training_data(
 ) -> None:
     quieten_lightning()
     config = config_of(composed, f"norm={norm}")
-    data, classifier = build(config, Record(tmp_path, {}))
+    data, classifier = build(config)
     reference = deepcopy(classifier.network).eval()
     evaluate_before_training(build_trainer(config, []), classifier, data)
     recalibrate(reference, data.calibration())
@@ -72,7 +70,7 @@ def test_before_training_running_statistics_are_those_of_the_training_data(
     path = tmp_path / "epoch=0.ckpt"
     content = {"epoch": 0, "global_step": 0, "state_dict": classifier.state_dict()}
     torch.save(content, path)
-    _, loaded = build(config, Record(tmp_path, {}))
+    _, loaded = build(config)
     assert load_weights(loaded, path, data) == 0
     loaded.cpu()
     for name, value in reference.state_dict().items():

@@ -6,11 +6,13 @@ from typing import Any
 import duckdb
 import pandas as pd
 
+from bnstudy.runs.long_table import LAYER_LABEL
+
 # The long table of the runs that have ended. A layer is named as in the logs: by its site as well,
 # unless that is the activation.
-ROWS = """
+ROWS = f"""
     select runs.cell, epoch, epoch = runs.last_epoch as is_last, step, split, site, layer_index,
-           case when site is null or site = 'act' then layer else layer || '.' || site end as layer,
+           {LAYER_LABEL} as layer,
            metric, value, files.reason
     from files join runs on runs.path = files.filename
 """

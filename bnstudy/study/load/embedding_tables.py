@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from bnstudy.errors import UserError
-from bnstudy.runs.record import MAPS, MAPS_SCHEMA, read_maps
+from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
+from bnstudy.runs.paths import EMBEDDINGS
 from bnstudy.study.load.database import select_layers
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terminal import console
@@ -30,7 +31,7 @@ def find_runs_with_maps(study: StudyRuns) -> pd.DataFrame:
         Of `StudyRuns.runs` the columns cell, treatment, pair and seed; and file.
     """
     runs = study.results[RUN_COLUMNS]
-    runs = runs.assign(file=[study.folder / cell / MAPS for cell in runs["cell"]])
+    runs = runs.assign(file=[study.folder / cell / EMBEDDINGS for cell in runs["cell"]])
     runs = runs[[file.is_file() for file in runs["file"]]]
     treatments = runs.groupby("pair")["treatment"].transform("nunique")
     order = runs.assign(fewer=-treatments).sort_values(["fewer", "seed", "pair", "cell"])

@@ -13,6 +13,7 @@ import pandas as pd
 
 from bnstudy.config.identity import ADDED, essence
 from bnstudy.errors import UserError, first_line
+from bnstudy.runs.paths import RECORD
 from bnstudy.runs.record import Record
 from bnstudy.study.load.design import NAMES, TREATMENT, Design, format_options
 from bnstudy.terms import PER_NORM_OPTIONS
@@ -59,10 +60,10 @@ def read_records(folder: Path) -> list[_Run]:
     Raises:
         UserError: There are none.
     """
-    cells = sorted({path.parent for path in folder.glob("*/run.json*")})
+    cells = sorted({path.parent for path in folder.glob(f"*/{RECORD}*")})
     if not cells:
         raise UserError(
-            f"{folder}: no run.json in its folders; give the folder of a study, such as "
+            f"{folder}: no {RECORD} in its folders; give the folder of a study, such as "
             "multirun/mnist5k_cnn"
         )
     return [_read(cell) for cell in cells]
@@ -103,56 +104,56 @@ def collect_directions(records: Sequence[_Run]) -> dict[str, list[str | None]]:
 def _read(folder: Path) -> _Run:
     try:
         record = Record.read(folder)
-        config = ADDED_TO_ALL | essence(record.description["config"])
+        config = ADDED_TO_ALL | essence(record.description.config)
     except (UserError, KeyError, TypeError) as error:
         reason = first_line(error)
         facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
         return _Run(facts, {}, {}, {}, [], "")
-    whole = record.description
+    described = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
-    attempts, environment, data = whole["attempts"], whole["environment"], whole.get("data", {})
-    ended, others = record.has_ended, record.other_versions()
-    packages, git = environment.get("packages", {}), environment.get("git") or {}
+    attempts, environment, data = described.attempts, described.environment, described.data
+    ended, others = record.has_ended, [rows._asdict() for rows in described.other_versions()]
+    packages, git = environment.packages, environment.git
     facts = {
         "cell": folder.name,
-        "path": str(record.table_path),
-        "overrides": " ".join(whole.get("overrides", ())),
+        "path": str(record.paths.table),
+        "overrides": " ".join(described.overrides),
         "treatment": norm if regularizer == "none" else f"{norm} + {regularizer}",
         "norm": norm,
         "regularizer": regularizer,
-        "model": whole["choices"].get("model"),
-        "data": config.get("data.name", whole["choices"].get("data")),
+        "model": described.choices.get("model"),
+        "data": config.get("data.name", described.choices.get("data")),
         **{name: config.get(key) for key, name in NAMES.items()},
-        "status": whole["status"],
+        "status": described.status,
         "remark": "; ".join(filter(None, [_remark(record, ended), *map(_left_out, others)]))
         or None,
         "ended": ended,
         "attempts": len(attempts),
-        "failures": record.failures,
-        "seconds": whole["timing"].get("seconds"),
-        "measure_seconds": whole["timing"].get("measure_seconds"),
-        "last_epoch": whole["final"].get("epoch"),
-        **{key: value for key, value in whole["final"].items() if key != "epoch"},
-        "commit": git.get("commit"),
-        "dirty": git.get("dirty"),
+        "failures": described.failures,
+        "seconds": described.timing.seconds,
+        "measure_seconds": described.timing.measure_seconds,
+        "last_epoch": described.final.epoch,
+        **described.final.numbers,
+        "commit": git.commit if git else None,
+        "dirty": git.dirty if git else None,
         "version": packages.get("bnstudy"),
-        "comparable": record.version,
+        "comparable": described.version,
         "torch": packages.get("torch"),
-        "python": environment.get("python"),
-        "processor": environment.get("processor"),
-        "gpus": ", ".join(environment.get("gpus", ())),
-        "threads": environment.get("threads"),
-        "host": attempts[-1].get("host") if attempts else None,
-        "data_sha256": data.get("sha256"),
-        "probe": " + ".join(f"{size} {split}" for split, size in data.get("probe", {}).items()),
+        "python": environment.python,
+        "processor": environment.processor,
+        "gpus": ", ".join(environment.gpus),
+        "threads": environment.threads,
+        "host": attempts[-1].host if attempts else None,
+        "data_sha256": data.sha256 if data else None,
+        "probe": " + ".join(
+            f"{size} {split}" for split, size in (data.probe if data else {}).items()
+        ),
     }
     settings = {key: value for key, value in config.items() if key.startswith(SETTINGS)}
     for key in EXECUTION:
         group, _, name = key.partition(".")
-        settings[key] = whole["config"][group].get(name)
-    return _Run(
-        facts, config, whole.get("metrics", {}), settings, others, whole.get("cell", folder.name)
-    )
+        settings[key] = described.config[group].get(name)
+    return _Run(facts, config, described.metrics, settings, others, described.cell or folder.name)
 
 
 def _left_out(rows: Mapping[str, Any]) -> str:
@@ -164,16 +165,16 @@ def _left_out(rows: Mapping[str, Any]) -> str:
 
 def _remark(record: Record, ended: bool) -> str | None:
     """Why a run is not among the results, or a remark about it."""
-    attempts = record.description["attempts"]
-    match record.status:
+    attempts = record.description.attempts
+    match record.description.status:
         case "diverged" | "completed" if not ended:
-            return f"{record.table_path.name} is not there, or damaged"
+            return f"{record.paths.table.name} is not there, or damaged"
         case "diverged":
             return "its loss was not finite at some time; it is among the results"
         case "failed":
-            return next((one["error"] for one in reversed(attempts) if "error" in one), "unknown")
+            return next((one.error for one in reversed(attempts) if one.error), "unknown")
         case "running":
-            return f"still running, or killed: begun {attempts[-1]['started']}"
+            return f"still running, or killed: begun {attempts[-1].started}"
         case "interrupted":
             return "the same command again goes on with it"
         case _:

@@ -11,6 +11,7 @@ from typing import Any
 import bnstudy
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
+from bnstudy.runs.paths import EMBEDDINGS, RECORD, TABLE
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.page import render_page
@@ -24,7 +25,7 @@ PAGE = "index.html"
 # What a report consists of and what it was made of. Files that are not listed in it are the user's.
 MANIFEST = ".bnstudy-report.json"
 
-INPUTS = ("run.json", "metrics.parquet", "maps.parquet")  # of each run
+INPUTS = (RECORD, TABLE, EMBEDDINGS)  # of each run
 
 SIGNATURE = "Written by bnstudy"  # on each page
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bnstudy.headline import METRICS, choose_measured
-from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.runs.long_table import WHOLE_MODEL
+from bnstudy.runs.paths import RECORD, TABLE, WANDB
 from bnstudy.study.inference.resolution import RESOLUTION
 from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
@@ -66,9 +67,9 @@ def print_table(folder: Path, console: Console) -> None:
         )
     for what, where in (
         ("Study", f"{folder}/ ({study.counts()})"),
-        ("Records", f"{folder}/*/run.json"),
-        ("Tables", f"{folder}/*/metrics.parquet"),
-        ("W&B", f"{folder}/*/wandb/" if next(folder.glob("*/wandb"), None) else None),
+        ("Records", f"{folder}/*/{RECORD}"),
+        ("Tables", f"{folder}/*/{TABLE}"),
+        ("W&B", f"{folder}/*/{WANDB}/" if next(folder.glob(f"*/{WANDB}"), None) else None),
     ):
         if where:
             console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from bnstudy.runs.record import Row
+from bnstudy.runs.long_table import Row
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import compute_averages, compute_curves, compute_effects
 from bnstudy.study.generalization import compute_mediation
@@ -100,7 +100,7 @@ def renamed(studies: Studies, norm: str, seed: int, names: list[str], values: li
         Row(5, 9, "train", number, name, "act", "silhouette", value, None)
         for number, (name, value) in enumerate(zip(names, values, strict=True))
     ]
-    record.add_rows(rows)
+    record.table.add_rows(rows)
 
 
 def test_as_many_layers_are_matched_by_their_order(studies: Studies) -> None:
@@ -161,7 +161,7 @@ def test_without_activations_means_are_over_the_sites_that_all_networks_have(
     sites = {"none": ("conv", "features"), "batchnorm": ("conv", "features", "norm")}
     values = {"conv": 0.2, "features": 0.6, "norm": 5.0}
     for seed, norm in itertools.product(range(3), sites):
-        studies.add(norm, seed).add_rows(
+        studies.add(norm, seed).table.add_rows(
             Row(5, 9, "train", number, f"block{number}", site, "silhouette", values[site], None)
             for number, site in enumerate(sites[norm])
         )

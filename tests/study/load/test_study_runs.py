@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from bnstudy.errors import UserError
-from bnstudy.runs.record import Row
+from bnstudy.runs.description import Environment, MeasuredLater
+from bnstudy.runs.long_table import Row
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import compute_effects
 from bnstudy.study.generalization import compute_relations
@@ -89,7 +90,7 @@ def test_what_did_not_end_is_counted_with_its_reason(studies: Studies) -> None:
     studies.add("none", 1, status="diverged")
     studies.add("none", 2, status="failed", attempts=[{"status": "failed", "error": "OOM"}])
     studies.add("none", 3, status="interrupted")
-    studies.add("none", 4).table_path.write_bytes(b"half of a table")
+    studies.add("none", 4).paths.table.write_bytes(b"half of a table")
     (studies.add("none", 5).folder / "run.json").write_text("{")
     study = load(studies.folder)
     assert study.counts() == (
@@ -150,10 +151,10 @@ def test_a_patch_of_a_version_changes_no_number(studies: Studies) -> None:
 def test_rows_that_another_version_measured_are_left_out(studies: Studies) -> None:
     record = studies.add("none", 0, layers={"silhouette": [0.1, 0.2], "unit_sparsity": [0.3, 0.4]})
     studies.add("none", 1, layers={"silhouette": [0.1, 0.2], "unit_sparsity": [0.3, 0.4]})
-    packages = {"packages": {"bnstudy": "0.2.1"}}
-    record.description["measured_later"] = [
-        {"epochs": [5], "metrics": ["silhouette"], "environment": packages}
-    ]
+    environment = Environment(packages={"bnstudy": "0.2.1"})
+    record.description.add_measurement(
+        MeasuredLater(epochs=[5], metrics=["silhouette"], environment=environment)
+    )
     record.save()
     study = load(studies.folder)
     assert len(study.parts) == 1
@@ -183,7 +184,7 @@ def test_an_option_that_was_added_has_its_meaning_where_it_is_absent(
     for norm in ("none", "batchnorm"):
         studies.add(norm, 0)
         record = studies.add(norm, 0, "model.width=16.0")
-        record.description["config"]["model"]["start"] = "torch"
+        record.description.config["model"]["start"] = "torch"
         record.save()
     study = load(studies.folder)
     assert "model.start" in study.design.grid
@@ -323,7 +324,7 @@ def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studi
         record = studies.add(norm, layers={"silhouette": [0.1, 0.2]}, features={"silhouette": 0.3})
         if norm == "none":
             again = Row(5, 9, "train", 0, "classifier", "features", "unit_sparsity", 0.4, None)
-            record.add_rows([again])
+            record.table.add_rows([again])
     study = load(studies.folder)
     layers = study.query("select layer, position from layers where site = 'features'")
     assert layers.values.tolist() == [["classifier.features", 1]] * 2

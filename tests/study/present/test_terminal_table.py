@@ -12,10 +12,12 @@ import pytest
 from rich.console import Console
 
 from bnstudy.config.composition import resolve
-from bnstudy.runs.record import Record, Row
+from bnstudy.runs.description import RunDescription, Status
+from bnstudy.runs.long_table import Row
+from bnstudy.runs.record import Record
 from bnstudy.study.present.terminal_table import print_table
+from tests.conftest import Compose
 from tests.study.studies import Studies
-from tests.test_configs import Compose
 
 DIRECTIONS = {"silhouette": "higher", "within_between_ratio": "lower", "unit_sparsity": None}
 
@@ -25,16 +27,16 @@ def add(composed: Compose, tmp_path: Path) -> Any:
     def add_run(
         *overrides: str,
         norm: str,
-        status: str = "completed",
+        status: Status = "completed",
         splits: Sequence[str] = ("train", "test"),
         **values: float,
     ) -> None:
         config = resolve(composed(f"norm={norm}", *overrides))
         name = "-".join([norm, *overrides])
-        record = Record.open(
-            tmp_path / "study" / name, config, {"norm": norm, "model": "cnn", "data": "x"}, []
-        )
-        record.description |= {"status": status, "metrics": DIRECTIONS}
+        choices = {"norm": norm, "model": "cnn", "data": "x"}
+        described = RunDescription.new(config, name, choices, [])
+        described.status, described.metrics = status, dict(DIRECTIONS)
+        record = Record(tmp_path / "study" / name, described)
         performance = [
             Row(5, 9, split, -1, "model", None, metric, values.get(metric, 0.5), None)
             for split in splits
@@ -46,7 +48,7 @@ def add(composed: Compose, tmp_path: Path) -> Any:
             if metric in values
             for epoch in (0, 5)
         ]
-        record.write_part(5, performance + layers)
+        record.table.write_part(5, performance + layers)
         record.join_parts()
         record.remove_parts()
         record.save()

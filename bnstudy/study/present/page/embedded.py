@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference import mean, spread
 from bnstudy.study.inference.columns import Numbers

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 import bnstudy
 from bnstudy.headline import CLUSTERING, METRICS, SPARSITY, choose_measured
-from bnstudy.runs.record import WHOLE_MODEL
+from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
 from bnstudy.study.load.design import TREATMENT

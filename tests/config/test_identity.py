@@ -12,8 +12,7 @@ from bnstudy.config import identity as module
 from bnstudy.config.composition import resolve
 from bnstudy.config.identity import ADDED, essence, identity
 from bnstudy.runs.record import Record
-from tests.conftest import REPOSITORY
-from tests.test_configs import Compose
+from tests.conftest import REPOSITORY, Compose
 
 RECORDS = REPOSITORY / "tests" / "records"
 KEPT = sorted(path.parent for path in RECORDS.glob("kept/*/run.json"))
@@ -40,8 +39,8 @@ def test_a_command_line_of_version_0_1_has_the_same_identity(
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 def test_a_kept_run_has_the_same_identity(folder: Path) -> None:
     record = Record.read(folder)
-    assert identity(record.description["config"]) == record.description["identity"]
-    assert folder.name.endswith(identity(record.description["config"])[:8])
+    assert identity(record.description.config) == record.description.identity
+    assert folder.name.endswith(identity(record.description.config)[:8])
 
 
 def test_kept_runs_are_paired() -> None:
@@ -72,3 +71,55 @@ def test_an_added_key_counts_where_it_does_not_say_what_was_done_before(
 def test_a_trainer_of_ones_own_counts(composed: Compose) -> None:
     plain = identity(resolve(composed()))
     assert identity(resolve(composed("trainer._target_=mine.Trainer"))) != plain
+
+
+def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Compose) -> None:
+    plain = identity(resolve(composed()))
+    for same in (
+        "logger=csv",
+        "metrics=none",
+        "callbacks=all",
+        "data.root=elsewhere",
+        "study=other",
+        "trainer.accelerator=cpu",
+        "optim.lr={batchnorm:0.01,none:0.5}",
+        "checkpoint_epochs=all",
+        "output_root=elsewhere",
+        "experiment=quickstart",
+        "optim.weight_decay=0",
+        "trainer.devices=[1]",
+    ):
+        assert identity(resolve(composed(same))) == plain, same
+    others = [
+        "norm=none",
+        "norm.momentum=0.2",
+        "model.depth=2",
+        "model.width=8",
+        "optim=adam",
+        "optim.lr=0.02",
+        "data.batch_size=32",
+        "data.flip=true",
+        "data.validation=0.1",
+        "trainer.max_epochs=7",
+        "trainer.precision=bf16-mixed",
+        "trainer.devices=2",
+        "+trainer.accumulate_grad_batches=2",
+        "trainer=ddp",
+        "probe.train=1000",
+        "seed=1",
+    ]
+    identities = {identity(resolve(composed(other))) for other in others}
+    assert len(identities | {plain}) == len(others) + 1
+
+
+def test_an_image_folder_is_told_apart_by_its_name_and_not_by_its_path(composed: Compose) -> None:
+    def of(root: str) -> str:
+        return identity(resolve(composed("data=image_folder", f"data.root={root}")))
+
+    assert of("/here/cats") == of("/there/cats") != of("/here/dogs")
+
+
+def test_he_is_what_earlier_records_mean_by_saying_nothing(composed: Compose) -> None:
+    he, torch_ = (resolve(composed(f"model.initialization={scheme}")) for scheme in ("he", "torch"))
+    earlier = he | {"model": {k: v for k, v in he["model"].items() if k != "initialization"}}
+    assert identity(earlier) == identity(he) != identity(torch_)

@@ -1,0 +1,130 @@
+"""JSON schemas of the configuration files, by which an editor completes and checks them.
+
+`python -m bnstudy.config.json_schemas` writes them to docs/schema/: one for each group, and
+config.json for files that set keys of several groups. A comment at the top of each file in conf/
+names its schema, in the way that `yaml-language-server` reads.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.schema import ChosenGroup, Config, Group
+from bnstudy.terms import PER_NORM_OPTIONS
+
+# Beside conf/ in a checkout and in a wheel: files name their schemas by relative paths.
+SCHEMA_FOLDER = CONFIG_FOLDER.parent / "docs" / "schema"
+DRAFT = "http://json-schema.org/draft-07/schema#"  # the one that yaml-language-server knows best
+
+Schema = dict[str, Any]
+
+_DEFAULTS = {"description": "Hydra's list of files to begin with.", "type": "array"}
+_HYDRA = {"description": "Hydra's own configuration.", "type": "object"}
+_OPEN = {
+    "description": "Interpolation such as ${seed}, or ??? for a value that has to be given.",
+    "type": "string",
+    "pattern": r"\$\{|^\?\?\?$",
+}
+
+
+def json_schemas() -> dict[str, Schema]:
+    """Make the JSON schema of each group's files, by group, and of whole configurations, `config`.
+
+    A file may leave out any key, and may leave a value open: as an interpolation, as `???`, or as
+    one for each norm where that is possible.
+    """
+    config = Config.model_json_schema()
+    definitions: dict[str, Schema] = config.pop("$defs")
+    groups = dict(_groups(Config))
+    for group, model in groups.items():
+        definition = definitions[model.__name__]
+        if issubclass(model, ChosenGroup):
+            definition["allOf"] = _conditions(model, list(definition["properties"]))
+        for key in (key for each, key in PER_NORM_OPTIONS if each == group):
+            value = definition["properties"][key]
+            (one,) = _alternatives(value)
+            value["anyOf"] = [one, {"type": "object", "additionalProperties": {**one}}]
+    for definition in (config, *definitions.values()):
+        definition.pop("title")
+        definition.pop("required", None)
+        properties = definition["properties"].items()
+        definition["properties"] = {key: _or_open(value) for key, value in properties}
+    definitions["Open"] = _OPEN
+    config["properties"]["hydra"] = _HYDRA
+    contents = {group: definitions[groups[group].__name__] for group in groups if _has_file(group)}
+    return {
+        name: _file_schema(content, definitions)
+        for name, content in {**contents, "config": config}.items()
+    }
+
+
+def write() -> None:
+    """Write the JSON schemas to docs/schema/."""
+    SCHEMA_FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, schema in json_schemas().items():
+        (SCHEMA_FOLDER / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n")
+
+
+def _groups(model: type[Group]) -> Iterator[tuple[str, type[Group]]]:
+    """Yield the groups in a group, and in these, with their keys."""
+    for key, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
+            yield key, field.annotation
+            yield from _groups(field.annotation)
+
+
+def _has_file(group: str) -> bool:
+    return (CONFIG_FOLDER / group).is_dir()
+
+
+def _conditions(model: type[ChosenGroup], keys: list[str]) -> list[Schema]:
+    """Make the conditions that allow the keys of each choice; all keys where none is made."""
+    chosen_by = model.chosen_by
+    conditions: list[Schema] = [
+        {
+            "if": {"properties": {chosen_by: {"const": choice}}, "required": [chosen_by]},
+            "then": {"propertyNames": {"enum": [chosen_by, *known, "defaults"]}},
+        }
+        for choice, known in model.keys_of.items()
+    ]
+    without = {"not": {"required": [chosen_by]}}
+    return [*conditions, {"if": without, "then": {"propertyNames": {"enum": [*keys, "defaults"]}}}]
+
+
+def _alternatives(value: Schema) -> list[Schema]:
+    words = ("title", "description")
+    alone = {key: content for key, content in value.items() if key not in words}
+    found: list[Schema] = value.get("anyOf", [alone])
+    return found
+
+
+def _or_open(value: Schema) -> Schema:
+    """Allow a value, and each value in it, to be left open."""
+    alternatives = _alternatives(value)
+    for one in alternatives:
+        for part in {"items", "additionalProperties"} & one.keys():
+            one[part] = _or_open(one[part])
+    about = {"description": value["description"]} if "description" in value else {}
+    return {**about, "anyOf": [*alternatives, {"$ref": "#/$defs/Open"}]}
+
+
+def _file_schema(content: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """Make the schema of a file whose content has a schema."""
+    properties = {"defaults": _DEFAULTS, **content["properties"]}
+    needed = _needed(content, definitions)
+    return {"$schema": DRAFT, **content, "properties": properties, "$defs": needed}
+
+
+def _needed(schema: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
+    """Find the definitions that a schema refers to, directly or by another one."""
+    text = json.dumps(schema)
+    needed: dict[str, Schema] = {}
+    for name, definition in definitions.items():
+        if f'"#/$defs/{name}"' in text:
+            needed |= {name: definition, **_needed(definition, definitions)}
+    return needed
+
+
+if __name__ == "__main__":
+    write()
