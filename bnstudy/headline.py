@@ -7,7 +7,10 @@ here: of each family the first that was measured, or all that were measured, in 
 from collections.abc import Container, Iterable
 
 SPARSITY = ("unit_sparsity", "channel_sparsity", "hoyer")
-CLUSTERING = ("silhouette", "kmeans_nmi", "knn_purity", "within_between_ratio", "kmeans_purity")
+CLUSTERING = (
+    *("silhouette", "kmeans_nmi", "knn_purity", "within_between_ratio", "kmeans_purity"),
+    "davies_bouldin",
+)
 
 FAMILIES = {"sparsity": SPARSITY, "clustering": CLUSTERING}
 METRICS = (*SPARSITY, *CLUSTERING)
