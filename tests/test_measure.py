@@ -32,6 +32,7 @@ def key(row: dict[str, object]) -> tuple[object, ...]:
     return tuple(row[name] for name in ("epoch", "split", "layer", "site", "metric"))
 
 
+@pytest.mark.slow
 def test_a_study_is_measured_with_the_full_set(command_line: CommandLine, tmp_path: Path) -> None:
     short = ("trainer.max_epochs=1", "checkpoint_epochs=all")
     arguments = (*SMALL, *short, "norm=batchnorm,none", "-m")
@@ -160,6 +161,7 @@ def test_a_mistake_is_told(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_measured_does_not_stop_the_others(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

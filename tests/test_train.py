@@ -101,9 +101,11 @@ def test_two_norms_are_trained_measured_and_compared(
     assert all(len(description(cell)["attempts"]) == 1 for cell in cells)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
-    command_line: CommandLine, tmp_path: Path
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 5000)  # as its process has
     arguments = (*SMALL, "trainer.max_epochs=4", "optim.schedule=cosine", "data.shift=2")
     stopped(tmp_path, (*arguments, "study=killed"), epoch=2, how=signal.SIGKILL)
     (killed,) = (tmp_path / "multirun" / "killed").glob("*-*/")
@@ -135,6 +137,7 @@ def test_a_terminated_run_is_recorded_as_interrupted(tmp_path: Path) -> None:
     assert run["status"] == run["attempts"][0]["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_before_training_batchnorm_normalizes(command_line: CommandLine, tmp_path: Path) -> None:
     norms = ("batchnorm", "batchnorm_frozen", "none", "ghostbatchnorm", "batchnorm_noaffine")
     norms += ("batchnorm_centering", "batchnorm_scaling")
@@ -277,7 +280,7 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["model=resnet", "model.depth=21"], ["model.depth=21", "20 or 26"]),
         (["model=torchvision", "model.name=resnet81"], ["model.name=resnet81", "resnet18"]),
         (["model=resnet", "model.residual_init={none:he}"], ["residual_init", "norm=batchnorm"]),
-        (["norm=none", "optim.trainable=norm"], ["optim.trainable=norm", "take another norm"]),
+        (["norm=none", "optim.trainable=norm"], ["optim.trainable=norm", "choose another norm"]),
         (["norm.position=mid"], ["norm.position=mid", "pre, post"]),
         (["regularizer=cluster", "regularizer.layers=[block9]"], ["block9", "block01"]),
         (["norm=none", "regularizer=target_sparsity"], ["regularizer.target=batchnorm", "first"]),
@@ -369,6 +372,7 @@ def test_a_second_process_neither_enters_nor_disturbs_a_cell(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def cell_of(tmp_path: Path, study: str) -> Path:
     return cell
 
 
+@pytest.mark.slow
 def test_nothing_that_is_measured_changes_the_training(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -69,6 +70,7 @@ def test_nothing_that_is_measured_changes_the_training(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -156,6 +158,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_rows(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_what_a_complete_cell_was_trained_without_is_told(command_line: CommandLine) -> None:
     def told(result: Result) -> list[str]:
         assert result.returncode == 0, result.stderr

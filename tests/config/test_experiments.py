@@ -53,6 +53,7 @@ def test_it_runs_whole(command_line: CommandLine, tmp_path: Path, experiment: st
     assert len({run["data"]["sha256"] for run in runs}) == 1
 
 
+@pytest.mark.slow
 def test_an_experiments_grid_gives_way_to_the_command_line(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

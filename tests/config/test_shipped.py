@@ -64,6 +64,7 @@ def together(choices: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("choices", together(RUN_HERE))
+@pytest.mark.slow
 def test_it_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> None:
     chosen = choices.split()
     extra = next((list(more) for one, more in SMALLEST.items() if one in chosen), [])

@@ -115,6 +115,7 @@ def test_a_linear_classifier_does_not_learn_all_of_it(load: Load) -> None:
     assert 0.5 < linear.score(pixels(data, "test"), data.data.labels["test"]) < 0.99
 
 
+@pytest.mark.slow
 def test_a_trained_network_shows_the_groups(command_line: CommandLine, tmp_path: Any) -> None:
     result = command_line(
         "data=planted", "data.groups_per_class=1,3", "data.classes=4", "data.batch_size=16",

@@ -95,6 +95,7 @@ def _in_use(folder: Path) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_two_processes_never_work_in_one_cell(record: Record) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         with held(record.folder):

@@ -85,6 +85,7 @@ def test_a_dry_run_lists_and_estimates(study: Path, command_line: CommandLine) -
     assert not (study.parent / "new").exists()
 
 
+@pytest.mark.slow
 def test_redo(study: Path, command_line: CommandLine) -> None:
     diverged = cell_of(study, "none-depth1-width4-seed1")
     table = pq.read_table(diverged / "metrics.parquet")

@@ -30,6 +30,7 @@ def trials(folder: Path) -> dict[str, list[tuple[str, float, float]]]:
     }
 
 
+@pytest.mark.slow
 def test_one_search_for_each_norm_which_goes_on(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(*SEARCH, "hydra.sweeper.n_trials=2")
     assert result.returncode == 0, result.stderr

@@ -134,6 +134,7 @@ def test_a_layer_without_distances_is_told_and_the_others_have_their_map(
     assert frame["x"].isna().equals(frame["layer"] == "block02")
 
 
+@pytest.mark.slow
 def test_frozen_statistics_of_one_position_are_no_trouble(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
