@@ -63,8 +63,8 @@ from bnstudy.metrics.implicit_clustering import best_number_of_clusters
 from bnstudy.metrics.kmeans import kmeans
 from bnstudy.models import Classifier
 from bnstudy.representations import Layer, capture
-from bnstudy.train import quieten_lightning
 from bnstudy.training.build import build_trainer
+from bnstudy.training.recipe import quieten_lightning
 
 S = TypeVar("S")
 T = TypeVar("T")
