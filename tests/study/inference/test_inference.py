@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import itertools
-import pkgutil
 from pathlib import Path
 from types import ModuleType
 
@@ -45,11 +44,6 @@ def brute_force_p(differences: np.ndarray) -> float:
         for signs in itertools.product((1, -1), repeat=len(differences))
     ]
     return float(np.mean([one >= observed - 1e-9 for one in sums]))
-
-
-MODULES = [
-    f"{inference.__name__}.{module.name}" for module in pkgutil.iter_modules(inference.__path__)
-]
 
 
 def test_each_public_function_has_an_example() -> None:
