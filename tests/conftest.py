@@ -72,9 +72,13 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Statistics before training come from two batches: 5,000 samples take a run a second."""
-    monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 500)
+def _small_calibration(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take statistics before training from two batches: 5,000 samples cost each run a second.
+
+    Slow tests keep the 5,000: they compare runs of this process with runs of others.
+    """
+    if not any(request.node.get_closest_marker(name) for name in ("slow", "long")):
+        monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 500)
 
 
 @pytest.fixture(autouse=True)

@@ -103,9 +103,8 @@ def test_two_norms_are_trained_measured_and_compared(
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
-    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command_line: CommandLine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 5000)  # as its process has
     arguments = (*SMALL, "trainer.max_epochs=4", "optim.schedule=cosine", "data.shift=2")
     stopped(tmp_path, (*arguments, "study=killed"), epoch=2, how=signal.SIGKILL)
     (killed,) = (tmp_path / "multirun" / "killed").glob("*-*/")
