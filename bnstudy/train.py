@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
+from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
 from bnstudy.config.identity import register_resolvers
@@ -183,16 +184,12 @@ def main() -> None:
     register_search()
     # Not a decorator, because launchers pickle `job` by its name.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
-    try:
-        hydra_main(job)()
-    except KeyboardInterrupt:  # outside of a job: `job` handles those inside
-        console.print("Interrupted: the same command goes on")
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        message = explain(error)
-        if message is None:
+    with command_line(128 + signal.SIGINT):
+        try:
+            hydra_main(job)()
+        except KeyboardInterrupt:  # outside of a job: `job` handles those inside
+            console.print("Interrupted: the same command goes on")
             raise
-        sys.exit(message)
 
 
 if __name__ == "__main__":

@@ -337,7 +337,7 @@ class RunDescription(Part):
 
     def to_json(self) -> str:
         """Return the content as JSON, with the fields that were read from a file or set since."""
-        content = {"format": FORMAT} | self.model_dump(exclude_unset=True) | {"format": FORMAT}
+        content = {"format": FORMAT} | self.model_dump(exclude_unset=True, exclude={"format"})
         return json.dumps(content, indent=2) + "\n"
 
     @property

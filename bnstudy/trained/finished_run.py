@@ -12,7 +12,7 @@ from bnstudy.runs.paths import RECORD, CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.terms import Split
 from bnstudy.trained.selection import Selection
-from bnstudy.training.build import build, load_weights
+from bnstudy.training.build import build_classifier, load_data, load_weights
 from bnstudy.training.data_check import note_data
 from bnstudy.training.twin import with_target_sparsity
 
@@ -31,9 +31,9 @@ def rebuild(
     """
     config = record.description.config
     config = config | {"probe": config["probe"] | dict(probe or {})}
-    data, classifier = build(with_target_sparsity(record, config))
+    data = load_data(config)
     note_data(record, config, data.facts())
-    return data, classifier
+    return data, build_classifier(with_target_sparsity(record, config), data)
 
 
 @dataclass(frozen=True)

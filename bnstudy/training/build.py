@@ -27,19 +27,6 @@ from bnstudy.models.regularizers import regularizer
 from bnstudy.training.checkpoints import load_checkpoint
 
 
-def build(config: dict[str, Any]) -> tuple[ImageDataModule, Classifier]:
-    """Load the data and build the network for them: see `load_data` and `build_classifier`.
-
-    Args:
-        config: Resolved configuration.
-
-    Raises:
-        UserError: The data cannot be loaded, or do not fit the network.
-    """
-    data = load_data(config)
-    return data, build_classifier(config, data)
-
-
 def load_data(config: dict[str, Any]) -> ImageDataModule:
     """Load the data.
 

@@ -15,7 +15,7 @@ from bnstudy.models.initialization import WEIGHTS, seeded
 from bnstudy.models.norm_layers import WeightStandardizedConv2d
 from bnstudy.representations import capture
 from bnstudy.runs.record import Record
-from bnstudy.training.build import build
+from bnstudy.training.build import build_classifier, load_data
 from tests.models.conftest import COLOUR, NORMS, network, normalization, weighted
 
 KEPT = Path(__file__).parents[1] / "records" / "kept"
@@ -118,7 +118,8 @@ def test_torchvisions_own_initialization_is_kept_and_repeats() -> None:
 def test_a_run_of_version_0_1_begins_with_the_weights_that_it_had(cell: Path) -> None:
     record = Record.read(cell.parents[1])
     assert "initialization" not in record.description.config["model"]
-    _, classifier = build(record.description.config)
+    config = record.description.config
+    classifier = build_classifier(config, load_data(config))
     kept = torch.load(cell, weights_only=True)["state_dict"]
     for name, value in classifier.state_dict().items():
         torch.testing.assert_close(value, kept[name])

@@ -12,7 +12,13 @@ from bnstudy.data import MNIST5k
 from bnstudy.models import Classifier, recalibrate
 from bnstudy.models.classifier import is_correct
 from bnstudy.terms import Split
-from bnstudy.training.build import build, build_trainer, evaluate_before_training, load_weights
+from bnstudy.training.build import (
+    build_classifier,
+    build_trainer,
+    evaluate_before_training,
+    load_data,
+    load_weights,
+)
 from bnstudy.training.recipe import quieten_lightning
 from tests.conftest import SMALL, Compose
 
@@ -30,7 +36,8 @@ def trained(
     """A network after training, and its state before."""
     quieten_lightning()
     config = config_of(composed, f"norm={norm}")
-    data, classifier = build(config)
+    data = load_data(config)
+    classifier = build_classifier(config, data)
     trainer = build_trainer(config, [])
     if evaluated:
         evaluate_before_training(trainer, classifier, data)
@@ -56,7 +63,8 @@ def test_before_training_running_statistics_are_those_of_the_training_data(
 ) -> None:
     quieten_lightning()
     config = config_of(composed, f"norm={norm}")
-    data, classifier = build(config)
+    data = load_data(config)
+    classifier = build_classifier(config, data)
     reference = deepcopy(classifier.network).eval()
     evaluate_before_training(build_trainer(config, []), classifier, data)
     recalibrate(reference, data.calibration())
@@ -70,7 +78,7 @@ def test_before_training_running_statistics_are_those_of_the_training_data(
     path = tmp_path / "epoch=0.ckpt"
     content = {"epoch": 0, "global_step": 0, "state_dict": classifier.state_dict()}
     torch.save(content, path)
-    _, loaded = build(config)
+    loaded = build_classifier(config, load_data(config))
     assert load_weights(loaded, path, data) == 0
     loaded.cpu()
     for name, value in reference.state_dict().items():

@@ -10,6 +10,7 @@ from bnstudy.runs.paths import EMBEDDINGS
 from bnstudy.study.load.database import select_layers
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terminal import console
+from bnstudy.terms import layer_label
 
 MAX_PICTURES = 300  # of a layer by a method, in each 1,000 samples unless others were asked for
 
@@ -81,5 +82,4 @@ def _read(path: Path) -> pd.DataFrame:
         console.print(str(error), style="yellow")
         table = MAPS_SCHEMA.empty_table()
     frame: pd.DataFrame = table.to_pandas()
-    named = frame["layer"].where(frame["site"] == "act", frame["layer"] + "." + frame["site"])
-    return frame.assign(layer=named)
+    return frame.assign(layer=list(map(layer_label, frame["layer"], frame["site"])))
