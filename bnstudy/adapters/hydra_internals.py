@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
@@ -17,7 +16,13 @@ def split_grid(axes: Iterable[Override]) -> list[list[str]]:
 
 
 def is_basic(launcher: Launcher) -> bool:
-    """Return whether a launcher runs jobs in this process, one after the other."""
+    """Return whether a launcher runs jobs in this process, one after the other.
+
+    Hydra loads its plugins anew when it first looks for them, so that a class that was imported
+    before is another one.
+    """
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
     return isinstance(launcher, BasicLauncher)
 
 

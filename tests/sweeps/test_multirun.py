@@ -158,6 +158,7 @@ def test_a_cell_that_two_points_of_the_grid_share_runs_once(
     result = command_line(*QUICK, "seed=0,0", "optim.weight_decay=0,0.0", "-m")
     assert result.returncode == 0, result.stderr
     assert "0 of 1 cells complete, 0 to resume, 1 to run\n" in result.stdout
+    assert "How far it is" not in result.stdout  # the basic launcher shows it here
     assert list(attempts(tmp_path / "multirun" / "quick").values()) == [1]
 
 
