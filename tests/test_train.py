@@ -82,13 +82,14 @@ def test_two_norms_are_trained_measured_and_compared(
     )
     with duckdb.connect() as connection:
         rows = connection.sql(query.replace("multirun", str(tmp_path / "multirun"))).fetchall()
+        counts = connection.sql(
+            f"select epoch, split, count(*) from '{cells[0]}/metrics.parquet' "
+            "group by all order by all"
+        ).fetchall()
     layers = {layer for layer, _, _ in rows}
     assert layers == {"block01", "block02", "model"}
     assert len(rows) == 2 * 16 + 2
     # Epoch 0 is before training, every epoch has every metric, on both splits.
-    counts = duckdb.sql(
-        f"select epoch, split, count(*) from '{cells[0]}/metrics.parquet' group by all order by all"
-    ).fetchall()
     assert counts == [
         (epoch, split, 2 * 16 + 2) for epoch in (0, 1, 2) for split in ("test", "train")
     ]

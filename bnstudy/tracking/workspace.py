@@ -46,17 +46,16 @@ def measured_in(study: Path) -> Measured:
         UserError: No run of the study has measured a layer.
     """
     tables = [str(path) for path in study.glob(f"*/{TABLE}")]
-    rows = (
-        duckdb.execute(
-            """
-            select layer, metric from read_parquet($tables) where site = 'act'
-            group by layer, metric order by min(layer_index), layer, metric
-            """,
-            {"tables": tables},
-        ).fetchall()
-        if tables
-        else []
-    )
+    rows = []
+    if tables:
+        with duckdb.connect() as connection:
+            rows = connection.execute(
+                """
+                select layer, metric from read_parquet($tables) where site = 'act'
+                group by layer, metric order by min(layer_index), layer, metric
+                """,
+                {"tables": tables},
+            ).fetchall()
     if not rows:
         raise UserError(f"{study}: none of its runs has ended and measured a layer")
     metrics = {metric for _, metric in rows}

@@ -66,4 +66,6 @@ def test_a_layers_label_is_the_same_everywhere(layer: str, site: str | None, lab
     if site is not None:
         assert Tap(0, layer, site).label == label
     query = f"select {LAYER_LABEL} from (select $layer as layer, $site as site)"
-    assert duckdb.execute(query, {"layer": layer, "site": site}).fetchone() == (label,)
+    with duckdb.connect() as connection:
+        found = connection.execute(query, {"layer": layer, "site": site}).fetchall()
+    assert found == [(label,)]
