@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.identity import register_resolvers
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
 from bnstudy.runs.paths import runs_below
@@ -157,9 +158,10 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
                 f"{override}: of a run that has been trained only metrics=... and metrics.KEY=... "
                 "can be chosen; train another run for the rest"
             )
+    register_resolvers()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
-    metrics: dict[str, Any] = OmegaConf.to_container(cfg.metrics)  # type: ignore[assignment]
+    metrics: dict[str, Any] = OmegaConf.to_container(cfg.metrics, resolve=True)  # type: ignore[assignment]
     validate({"metrics": metrics})
     from bnstudy.metrics import chosen
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,21 @@ def _resolve_cell_folder(*, _root_: DictConfig) -> str:
     return folder_name(resolve(without_hydra(_root_)))
 
 
+def _keys_of(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
+    return list(getattr(import_module(module), name))
+
+
 def register_resolvers() -> None:
-    """Register `${cell_name:}`, `${cell_folder:}` and `${folder_name:PATH}` with OmegaConf."""
+    """Register the resolvers of the configuration files with OmegaConf.
+
+    `${cell_name:}` and `${cell_folder:}` name a cell, `${folder_name:PATH}` is the last part of an
+    absolute path, and `${keys_of:NAME}` lists the keys of a dictionary by its dotted name, such as
+    bnstudy.metrics.METRICS.
+    """
     OmegaConf.register_new_resolver("cell_name", _resolve_cell_name, replace=True)
     OmegaConf.register_new_resolver("cell_folder", _resolve_cell_folder, replace=True)
+    OmegaConf.register_new_resolver("keys_of", _keys_of, replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(path).expanduser().resolve().name, replace=True
     )

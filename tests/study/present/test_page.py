@@ -237,10 +237,12 @@ def test_similarities_that_were_measured_are_on_it(studies: Studies, tmp_path: P
     folder.mkdir(parents=True)
     runs = [{"folder": "a/none-seed0", "epoch": 5}, {"folder": "a/none-seed1", "epoch": 5}]
     facts = {"runs": runs, "split": "train", "samples": 10}
+    facts["similarities"] = {"cka": {"direction": "higher"}}
     (folder / "similarity.json").write_text(json.dumps(facts))
     (folder / "cka.csv").write_text(",block01,block02\nblock01,1,0.5\nblock02,0.25,\n")
     html = render_page(Analysis(load(studies.folder)))
     (found,) = data_of(html)["similarities"]
     assert found["names"] == ["none-seed0, epoch 5", "none-seed1, epoch 5"]
     assert found["matrices"]["cka"]["values"] == [[1, 0.5], [0.25, None]]
+    assert found["matrices"]["cka"]["direction"] == "higher"
     assert 'data-figure="similarity"' in html

@@ -274,6 +274,7 @@ def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
             for cell, run in ours
         ):
             continue
+        declared = facts.get("similarities", {})  # by the version that wrote the file
         matrices = {}
         for path in sorted(facts_path.parent.glob("*.csv")):
             matrix = pd.read_csv(path, index_col=0)
@@ -281,6 +282,7 @@ def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
                 "rows": [str(name) for name in matrix.index],
                 "columns": [str(name) for name in matrix.columns],
                 "values": json.loads(matrix.to_json(orient="values")),
+                "direction": declared.get(path.stem, {}).get("direction"),
             }
         names = [f"{Path(run['folder']).name}, epoch {run['epoch']}" for run in facts["runs"]]
         found.append(

@@ -854,8 +854,7 @@ function maps() {
 function similarity() {
   const [pair, name] = chosen("similarity").split(":");
   const matrix = data.similarities[Number(pair)];
-  const { rows, columns, values } = matrix.matrices[name];
-  const lower = name === "procrustes";
+  const { rows, columns, values, direction } = matrix.matrices[name];
   return {
     traces: [{
       type: "heatmap",
@@ -863,7 +862,7 @@ function similarity() {
       y: rows.map(plain),
       z: values,
       colorscale: "Viridis",
-      reversescale: lower,
+      reversescale: direction === "lower", // similar layers are bright
       colorbar: { thickness: 12 },
       hovertemplate: "%{y}, %{x}: %{z:.3f}<extra></extra>",
     }],
