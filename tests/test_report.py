@@ -82,7 +82,7 @@ def test_runs_that_are_not_comparable_have_pages_of_their_own(
     study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
     result = command_line(str(study.folder), main=report.main)
     assert result.returncode == 0
-    assert "Not comparable with the rest of the folder" in result.stdout
+    assert "Other runs of this folder are not comparable" in result.stdout
     contents = (study.folder / "report" / "index.html").read_text()
     for part in ("part1", "part2"):
         assert (study.folder / "report" / part / "index.html").exists()
@@ -146,7 +146,7 @@ def test_where_no_run_has_a_result_there_is_no_page(
     for path in study.folder.glob("*/metrics.parquet"):
         path.unlink()
     PRINT_PAGE(study.folder)
-    assert "Report   none: " in capsys.readouterr().out
+    assert "Report   not written: " in capsys.readouterr().out
     assert written(study.folder / "report") <= {".bnstudy-report.json"}
 
 
@@ -215,7 +215,10 @@ def test_a_page_that_cannot_be_written_stops_no_sweep(
 
     monkeypatch.setattr(report_files, "_write", full)
     PRINT_PAGE(study.folder)
-    assert capsys.readouterr().out == "Report   none: OSError: [Errno 28] No space left on device\n"
+    assert (
+        capsys.readouterr().out
+        == "Report   not written: OSError: [Errno 28] No space left on device\n"
+    )
 
 
 def test_a_study_as_data_frames(study: Studies) -> None:

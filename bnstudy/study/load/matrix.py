@@ -74,7 +74,7 @@ def load_columns(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.Dat
         raise UserError(
             f"{study.folder} holds runs that are not comparable: "
             + " | ".join(f"{len(part.results)} runs of {part.measured_on}" for part in study.parts)
-            + "\nLook at each of them by itself, or train them as different studies (study=NAME)"
+            + "\nAnalyse `parts` one by one, or train them as different studies (study=NAME)"
         )
     return _numbers(study, every_epoch)
 

@@ -160,7 +160,9 @@ def _left_out(rows: Mapping[str, Any]) -> str:
     """A remark about rows that another version measured."""
     metrics = ", ".join(rows["metrics"] or ["all numbers"])
     epochs = ", ".join(map(str, rows["epochs"]))
-    return f"left out, as measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
+    return (
+        f"not included, because measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
+    )
 
 
 def _remark(record: Record, ended: bool) -> str | None:
@@ -168,15 +170,15 @@ def _remark(record: Record, ended: bool) -> str | None:
     attempts = record.description.attempts
     match record.description.status:
         case "diverged" | "completed" if not ended:
-            return f"{record.paths.table.name} is not there, or damaged"
+            return f"{record.paths.table.name} is missing or damaged"
         case "diverged":
-            return "its loss was not finite at some time; it is among the results"
+            return "its loss was not finite; the run is included in the results"
         case "failed":
             return next((one.error for one in reversed(attempts) if one.error), "unknown")
         case "running":
-            return f"still running, or killed: begun {attempts[-1].started}"
+            return f"running or killed; started {attempts[-1].started}"
         case "interrupted":
-            return "the same command again goes on with it"
+            return "repeat the command to resume it"
         case _:
             return None
 

@@ -31,7 +31,7 @@ def mark_duplicates(runs: pd.DataFrame, own_names: Sequence[str]) -> None:
     known = known[known.duplicated(keys, keep=False)]  # most runs have no duplicate
     for _, same in known.groupby(keys, sort=False):
         first, *others = same.index
-        _mark(runs, others, first, "the same run as {}, which counts in its place")
+        _mark(runs, others, first, "repeats {} and is not counted again")
 
 
 def mark_repetitions(runs: pd.DataFrame) -> None:
@@ -57,7 +57,7 @@ def mark_repetitions(runs: pd.DataFrame) -> None:
             for other in others
             if _are_identical(paths[first], paths[other], MIN_EQUAL_NUMBERS)
         ]
-        _mark(runs, repeated, first, "its numbers are all those of {}, as which it counts")
+        _mark(runs, repeated, first, "has the same numbers as {} and is not counted again")
 
 
 def find_identical_treatments(

@@ -109,7 +109,7 @@ class StudyRuns:
         if not tables:
             raise UserError(
                 f"{self.folder} has no run that has ended: {self.counts()}\n"
-                "Run the same command of bnstudy.train again; it goes on where it was interrupted"
+                "Repeat the bnstudy.train command; it continues where it was interrupted"
             )
         others = tabulate_other_versions(self.results["cell"], self.other_versions)
         return connect(self.runs, tables, others)

@@ -133,7 +133,7 @@ def print_page(folder: Path) -> None:
         pages = refresh_pages(folder)
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        console.print(f"Report   none: {message.splitlines()[0]}")
+        console.print(f"Report   not written: {message.splitlines()[0]}")
         return
     for path in pages:
         console.print(f"Report   {path}")
@@ -231,7 +231,7 @@ def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
 <head><meta charset="utf-8"><title>{name} · bnstudy</title></head>
 <body>
 <h1>{name}</h1>
-<p>The runs of this study are not all comparable: {len(parts)} groups of them have a page each.</p>
+<p>Not all runs of this study are comparable. There are {len(parts)} groups, with a page each.</p>
 <ul>
 {items}
 </ul>
@@ -268,7 +268,9 @@ def _write(text: str, path: Path) -> Path:
 def _print_summary(analysis: Analysis, apart: str | None) -> None:
     console.print(f"\n{analysis.study.name}", style="bold")
     if apart:
-        console.print(f"Not comparable with the rest of the folder: {apart}", style="yellow")
+        console.print(
+            f"Other runs of this folder are not comparable with these: {apart}", style="yellow"
+        )
     for sentence in compose_verdict(analysis):
         console.print(f"· {sentence}")
     runs = analysis.study.runs
@@ -277,5 +279,7 @@ def _print_summary(analysis: Analysis, apart: str | None) -> None:
         told = remark if status == "completed" else status
         console.print(f"! {cell}: {told}", style="yellow")
     if len(troubled) > MAX_LISTED_RUNS:
-        console.print(f"! and {len(troubled) - MAX_LISTED_RUNS} more, on the page", style="yellow")
+        console.print(
+            f"! and {len(troubled) - MAX_LISTED_RUNS} more, which the page lists", style="yellow"
+        )
     console.print()

@@ -52,17 +52,17 @@ def print_table(folder: Path, console: Console) -> None:
         for part in study.parts:
             if len(study.parts) > 1:
                 size = _count(len(part.results), "run")
-                heading = f"{size} of {part.measured_on}, comparable with no others:"
+                heading = f"{size} of {part.measured_on}, not comparable with the others:"
                 console.print(heading, style="yellow", soft_wrap=True, highlight=False)
             table = _table(part)
             # Whole also where the terminal is narrow or there is none.
             width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
             Console(file=console.file, width=max(console.width, width)).print(table)
         if duplicates := study.runs["duplicate_of"].notna().sum():
-            console.print(f"{_count(duplicates, 'run')} that repeat others are not counted again.")
+            console.print(f"Not counted again: {_count(duplicates, 'repeated run')}.")
         console.print(
-            "Layers: representations of the training split's probe set. "
-            "* the better mean by the metric's direction; no test of significance.",
+            "Layers: values of the training split's probe set. "
+            "* marks the better mean; it is not a test of significance.",
             style="dim",
         )
     for what, where in (

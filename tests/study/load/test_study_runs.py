@@ -161,7 +161,7 @@ def test_rows_that_another_version_measured_are_left_out(studies: Studies) -> No
     counts = study.query("select metric, count(*) as n from final group by all order by all")
     assert counts.values.tolist() == [["accuracy", 4], ["silhouette", 2], ["unit_sparsity", 4]]
     (remark,) = study.runs["remark"].dropna()
-    assert remark == "left out, as measured by bnstudy 0.2: silhouette of epochs 5"
+    assert remark == "not included, because measured by bnstudy 0.2: silhouette of epochs 5"
 
 
 def test_epochs_of_another_version_are_left_out(studies: Studies) -> None:
@@ -237,7 +237,7 @@ def test_of_the_same_run_the_finished_one_in_its_own_folder_counts(studies: Stud
     (record.folder / "metrics.parquet").unlink()
     study = load(studies.folder)
     assert study.results["cell"].tolist() == ["a"]
-    assert "not there, or damaged; the same run as a" in " ".join(study.runs["remark"].dropna())
+    assert "missing or damaged; repeats a" in " ".join(study.runs["remark"].dropna())
 
 
 def test_what_has_no_effect_makes_no_other_run(studies: Studies) -> None:

@@ -172,7 +172,7 @@ def test_of_one_depth_its_own_layers_are_shown(
     assert across["depth 100 %"] == pytest.approx([6, -0.2])
     assert across["depth 0 %"] == pytest.approx([6, 0])
     caption = captions(page)["epochs-difference"]
-    assert "at depth 100 % to none, train split, over all pairs whatever is filtered" in caption
+    assert "at depth 100 % to none, train split. Lines are means over all pairs" in caption
 
     page.locator("#filters select[data-choice=axis0]").select_option("4")
     of_depth = {place: row[0:3:2] for place, row in rows_of(page, "sparsity-difference").items()}
