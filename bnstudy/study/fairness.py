@@ -29,12 +29,14 @@ def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) 
     named = {"norm.name", "regularizer.name", *study.design.options}
     found: dict[str, Counter[tuple[str, str]]] = {}
     for ours, theirs in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
-        one, other = study.settings[ours], study.settings[theirs]
+        our_settings, their_settings = study.settings[ours], study.settings[theirs]
         for key in sorted(
-            one.keys() & other.keys() - named, key=lambda key: (key not in WORDS, key)
+            our_settings.keys() & their_settings.keys() - named,
+            key=lambda key: (key not in WORDS, key),
         ):
-            if one[key] != other[key]:
-                found.setdefault(key, Counter())[str(one[key]), str(other[key])] += 1
+            values = our_settings[key], their_settings[key]
+            if values[0] != values[1]:
+                found.setdefault(key, Counter())[str(values[0]), str(values[1])] += 1
     return " and ".join(
         _in_words(key, values, treatment, baseline, len(matched.treatment))
         for key, values in found.items()

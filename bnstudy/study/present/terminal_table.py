@@ -1,4 +1,4 @@
-"""The normalizations of a study beside each other, in one table for the terminal."""
+"""Table in the terminal that compares the treatments of a study."""
 
 import math
 import statistics
@@ -32,8 +32,8 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 Key = tuple[str, str, str]  # split, metric, layer
 
-# Of the last epochs, the whole model's numbers, and those of layers on the training split:
-# activations, which are the first by name, then other sites.
+# Values of the last epochs: of the whole model, and of layers on the training split, activations
+# (the first site by name) before other sites.
 TABLE_NUMBERS = """
     select grid, treatment, split, metric, layer, value
     from final join runs using (cell)
@@ -43,7 +43,7 @@ TABLE_NUMBERS = """
 
 
 def print_table(folder: Path, console: Console) -> None:
-    """Print the comparison of a study's runs, and where everything lies."""
+    """Print the comparison of a study's runs, and the paths of its files."""
     study = StudyRuns.read(folder)
     runs = study.runs
     for remark in runs.loc[runs["status"] == UNREADABLE, "remark"]:
@@ -55,7 +55,7 @@ def print_table(folder: Path, console: Console) -> None:
                 heading = f"{size} of {part.measured_on}, not comparable with the others:"
                 console.print(heading, style="yellow", soft_wrap=True, highlight=False)
             table = _table(part)
-            # Whole also where the terminal is narrow or there is none.
+            # The table keeps its full width in a narrow terminal, or without one.
             width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
             Console(file=console.file, width=max(console.width, width)).print(table)
         if duplicates := study.runs["duplicate_of"].notna().sum():
@@ -86,13 +86,13 @@ def _table(study: StudyRuns) -> Table:
     ).fetchall():
         values[grid, treatment, (split, metric, layer)].append(value)
     treatments = list(dict.fromkeys(results["treatment"]))
-    own = dict(zip(results["treatment"], results["own"], strict=True))
+    settings = dict(zip(results["treatment"], results["own"], strict=True))
 
     table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: mean ± standard deviation over seeds")
     table.add_column("metric", no_wrap=True)
     table.add_column("layer", no_wrap=True)
     for treatment in treatments:
-        heading = f"{treatment} {own[treatment]}".strip()
+        heading = f"{treatment} {settings[treatment]}".strip()
         table.add_column(heading, justify="right", no_wrap=True)
     for grid in sorted(set(results["grid"])):
         table.add_section()
@@ -142,10 +142,15 @@ def _seeds(runs: int, diverged: int) -> str:
 def _formatted(
     columns: Sequence[Sequence[float]], runs: Sequence[int], direction: str | None
 ) -> list[Text]:
-    """Mean and standard deviation of each column, of so many runs, the better mean marked.
+    """Format mean and standard deviation of each column, and mark the better mean.
 
-    Where a run has no value, as one that diverged, the rest of its column is not comparable: it
-    says how many values it is of, and is never the better one.
+    A column in which runs have no value, for example because they diverged, is not comparable. It
+    shows the number of its values and is never marked.
+
+    Args:
+        columns: Values of each column.
+        runs: Number of runs of each column.
+        direction: Better values: higher, lower or None.
     """
     known = [[value for value in column if math.isfinite(value)] for column in columns]
     means = [statistics.fmean(column) if column else math.nan for column in known]

@@ -63,7 +63,7 @@ def test_a_learning_rate_of_each_norms_own_belongs_to_the_treatment(studies: Stu
     studies.add("none", 0, "optim.lr=0.01")
     studies.add("batchnorm", 0, "optim.lr=0.1")
     study = load(studies.folder)
-    assert (study.design.own, study.runs["pair"].nunique()) == (("optim.lr",), 1)
+    assert (study.design.per_treatment, study.runs["pair"].nunique()) == (("optim.lr",), 1)
 
 
 def test_a_learning_rate_that_is_swept_is_an_axis(studies: Studies) -> None:
