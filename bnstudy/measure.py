@@ -34,8 +34,8 @@ bnstudy.train selected.
 """
 
 SIMILARITY_HELP = """\
-Compare the layers of two runs, or of one run with each other. Each similarity of
-`python -m bnstudy.metrics` gives a matrix, layers of RUN_A x layers of RUN_B.
+Compare the layers of two runs, or of one run among themselves. The result is a matrix for each
+similarity of `python -m bnstudy.metrics`: layers of RUN_A x layers of RUN_B.
 
   python -m bnstudy.measure similarity multirun/STUDY/CELL_A multirun/STUDY/CELL_B
   python -m bnstudy.measure similarity multirun/STUDY/CELL_A
@@ -135,7 +135,13 @@ def measure_maps(arguments: Sequence[str]) -> None:
         SystemExit: An argument is invalid, or at least one run failed.
     """
     parser = _parser("bnstudy.measure map", MAP_HELP)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY_DIR")
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_STUDY_DIR",
+        help="folders of runs or studies",
+    )
     _add_selection(parser)
     options = parser.parse_args(arguments)
     from bnstudy.trained.embeddings import embed_run

@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 
 from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
-from bnstudy.study.fairness import describe_all_other_differences
+from bnstudy.study.fairness import describe_other_differences
 from bnstudy.study.generalization import compute_interventions, compute_mediation, compute_relations
 from bnstudy.study.load.design import NAMES
 from bnstudy.study.load.embedding_tables import read_embeddings
@@ -41,7 +41,12 @@ class Analysis:
     @cached_property
     def other_differences(self) -> list[str]:
         """Differences within pairs besides the norm, one text per treatment that has any."""
-        return describe_all_other_differences(self.study, self.baseline)
+        others = self.study.treatments_without(self.baseline)
+        return [
+            text
+            for name in others
+            if (text := describe_other_differences(self.study, name, self.baseline))
+        ]
 
     @cached_property
     def averages(self) -> pd.DataFrame:

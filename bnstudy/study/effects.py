@@ -135,9 +135,7 @@ def _comparisons(
     for at, columns in _group_points(study, keys, by):
         shared |= dict.fromkeys(at.tolist(), columns)
     none = np.zeros(len(keys), dtype=bool)
-    for treatment in study.treatments:
-        if treatment == baseline:
-            continue
+    for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _points(points):
@@ -239,9 +237,7 @@ def compute_curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFram
     is_diverged = study.results["status"].to_numpy() == "diverged"
     has_layers = select_network_columns(study, keys)
     tables = []
-    for treatment in study.treatments:
-        if treatment == baseline:
-            continue
+    for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         ours, theirs = values[matched.treatment], values[matched.baseline]
         differences = measured_differences(ours, theirs)
@@ -298,9 +294,7 @@ def compute_factors(
     results = study.results
     varying = [name for name in of if results[name].nunique() > 1]
     tables = []
-    for treatment in study.treatments if varying else []:
-        if treatment == baseline:
-            continue
+    for treatment in study.treatments_without(baseline) if varying else []:
         matched = match_pairs(study, treatment, baseline)
         differences = measured_differences(values[matched.treatment], values[matched.baseline])
         levels = results.loc[matched.treatment, varying].astype(str).to_numpy()

@@ -43,14 +43,6 @@ def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) 
     )
 
 
-def describe_all_other_differences(study: StudyRuns, baseline: str) -> list[str]:
-    """Describe the other differences of each treatment that has any."""
-    others = [name for name in study.treatments if name != baseline]
-    return list(
-        filter(None, (describe_other_differences(study, name, baseline) for name in others))
-    )
-
-
 def _in_words(
     key: str, values: Counter[tuple[str, str]], treatment: str, baseline: str, n: int
 ) -> str:

@@ -150,9 +150,7 @@ def compute_mediation(
     if len(through) > 1:
         routes.append(("both", list(through)))
     rows = []
-    for treatment in study.treatments:
-        if treatment == baseline:
-            continue
+    for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         for target, goal in compute_targets(study).items():
             values_of = goal.to_numpy()[:, None]

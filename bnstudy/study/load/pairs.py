@@ -2,12 +2,8 @@
 
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from bnstudy.study.load.matrix import Indices
 from bnstudy.study.load.study_runs import StudyRuns
-
-Indices = NDArray[np.intp]
 
 
 class Pairs(NamedTuple):
@@ -34,9 +30,4 @@ def match_pairs(study: StudyRuns, treatment: str, baseline: str) -> Pairs:
     unpaired, identical = len(ours) - len(both), 0
     if study.identical.get(treatment, treatment) == study.identical.get(baseline, baseline):
         both, identical = both[:0], len(both)
-    return Pairs(
-        both["row"].to_numpy(),
-        both["row_baseline"].to_numpy(),
-        unpaired,
-        identical,
-    )
+    return Pairs(both["row"].to_numpy(), both["row_baseline"].to_numpy(), unpaired, identical)

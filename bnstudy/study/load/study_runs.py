@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,15 +20,16 @@ from bnstudy.study.load.repetitions import (
     mark_duplicates,
     mark_repetitions,
 )
+from bnstudy.terms import format_count
 
 BASELINES = ("none", "batchnorm")  # default baselines, in order of preference
 
 
+@dataclass(eq=False)  # compared and hashed by identity
 class StudyRuns:
     """The runs of a study.
 
     Attributes:
-        name: Name of the study.
         folder: Folder that its runs lie in.
         runs: One row per run, whatever its status, with the columns
 
@@ -50,22 +52,17 @@ class StudyRuns:
             in `Record.other_versions`; no table of the study contains them.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        runs: pd.DataFrame,
-        design: Design,
-        directions: dict[str, str | None],
-        settings: Mapping[str, Mapping[str, Any]],
-        other_versions: Mapping[str, Sequence[Mapping[str, Any]]],
-    ) -> None:
-        self.name = folder.name
-        self.folder = folder
-        self.runs = runs
-        self.design = design
-        self.directions = directions
-        self.settings = settings
-        self.other_versions = other_versions
+    folder: Path
+    runs: pd.DataFrame
+    design: Design
+    directions: dict[str, str | None]
+    settings: Mapping[str, Mapping[str, Any]]
+    other_versions: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.folder.name
 
     @classmethod
     def read(cls, folder: Path | str) -> Self:
@@ -140,14 +137,7 @@ class StudyRuns:
         version of bnstudy. Runs that have not ended are in the first part.
         """
         return [
-            type(self)(
-                self.folder,
-                self.runs[self.runs["part"] == part],
-                self.design,
-                self.directions,
-                self.settings,
-                self.other_versions,
-            )
+            replace(self, runs=self.runs[self.runs["part"] == part])
             for part in sorted(self.runs["part"].unique())
         ]
 
@@ -189,9 +179,13 @@ class StudyRuns:
             )
         return requested or self.treatments[0]
 
+    def treatments_without(self, baseline: str) -> list[str]:
+        """List the treatments that are compared with a baseline."""
+        return [name for name in self.treatments if name != baseline]
+
     def counts(self) -> str:
         """Describe the number of runs, in total and by status."""
         counts = Counter(self.runs["status"])
         order = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
         by_status = ", ".join(f"{count} {status}" for status, count in order)
-        return f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}: {by_status}"
+        return f"{format_count(len(self.runs), 'run')}: {by_status}"

@@ -141,9 +141,7 @@ class Plot:
         panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
         for ax, place in zip(panels, chosen, strict=True):
             self._curves(ax, table[table["place"] == place])
-            ax.set(title=place, xlabel="epoch")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.legend(*ax.get_legend_handles_labels())
+            ax.set_title(place)
         panels[0].set_ylabel(metric)
         return figure
 
@@ -155,6 +153,9 @@ class Plot:
             ax.plot(curve["epoch"], curve["mean"], style, color=colour, label=text)
             low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
             ax.fill_between(curve["epoch"], low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set_xlabel("epoch")
+        ax.locator_params(axis="x", integer=True)
+        ax.legend(*ax.get_legend_handles_labels())
 
     @mpl.rc_context(STYLE)
     def performance(self) -> Figure:
@@ -166,9 +167,7 @@ class Plot:
                 table = self.analysis.epochs
                 table = table[(table["metric"] == metric) & (table["split"] == split)]
                 self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
-            ax.set(xlabel="epoch", ylabel=metric)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.legend(*ax.get_legend_handles_labels())
+            ax.set_ylabel(metric)
         runs = self.analysis.study.results
         for place, name in enumerate(self.analysis.study.treatments):
             of_treatment = runs[runs["treatment"] == name]

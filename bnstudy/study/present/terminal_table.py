@@ -19,6 +19,7 @@ from bnstudy.runs.paths import RECORD, TABLE, WANDB
 from bnstudy.study.inference.resolution import RESOLUTION
 from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import format_count
 
 PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
     ("test", "accuracy"): "higher",
@@ -51,7 +52,7 @@ def print_table(folder: Path, console: Console) -> None:
     if len(study.results):
         for part in study.parts:
             if len(study.parts) > 1:
-                size = _count(len(part.results), "run")
+                size = format_count(len(part.results), "run")
                 heading = f"{size} of {part.measured_on}, not comparable with the others:"
                 console.print(heading, style="yellow", soft_wrap=True, highlight=False)
             table = _table(part)
@@ -59,7 +60,7 @@ def print_table(folder: Path, console: Console) -> None:
             width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
             Console(file=console.file, width=max(console.width, width)).print(table)
         if duplicates := study.runs["duplicate_of"].notna().sum():
-            console.print(f"Not counted again: {_count(duplicates, 'repeated run')}.")
+            console.print(f"Not counted again: {format_count(duplicates, 'repeated run')}.")
         console.print(
             "Layers: values of the training split's probe set. "
             "* marks the better mean; it is not a test of significance.",
@@ -130,12 +131,8 @@ def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[
     return [*performance, *layers]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
 def _seeds(runs: int, diverged: int) -> str:
-    count = _count(runs, "seed")
+    count = format_count(runs, "seed")
     return f"{count}, {diverged} diverged" if diverged else count
 
 

@@ -13,6 +13,7 @@ from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_F
 from bnstudy.study.load.matrix import are_activations
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import format_count
 
 LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significant difference
 MAX_LISTED = 3  # repeated runs that are listed
@@ -42,10 +43,9 @@ def compose_verdict(analysis: Analysis) -> list[str]:
             f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
             "brackets."
         )
-    for treatment in study.treatments:
-        if treatment != baseline:
-            table = known[known["treatment"] == treatment]
-            sentences += _treatment(study, treatment, baseline, table)
+    for treatment in study.treatments_without(baseline):
+        table = known[known["treatment"] == treatment]
+        sentences += _treatment(study, treatment, baseline, table)
     return [
         *sentences,
         *_explained(study, analysis.relations, analysis.mediation),
@@ -78,10 +78,9 @@ def _left_out(study: StudyRuns) -> Iterator[str]:
             f"{', '.join(listed)}{f' and {more} more' * bool(more)}."
         )
     if missing := len(study.runs) - len(results) - len(duplicates):
-        yield (
-            f"{missing} of {_count(len(study.runs), 'run')} {'has' if missing == 1 else 'have'} no "
-            f"results and {'is' if missing == 1 else 'are'} left out."
-        )
+        has, is_ = ("has", "is") if missing == 1 else ("have", "are")
+        total = format_count(len(study.runs), "run")
+        yield f"{missing} of {total} {has} no results and {is_} left out."
 
 
 def _treatment(
@@ -94,8 +93,8 @@ def _treatment(
         ignored = "norm" if norms[treatment] != norms[baseline] else "regularizer"
         yield (
             f"{treatment} and {baseline} are not compared, because the two runs of every pair "
-            f"({_count(matched.identical, 'pair')}) have identical numbers. The network probably "
-            f"ignores the {ignored}."
+            f"({format_count(matched.identical, 'pair')}) have identical values. The network "
+            f"probably ignores the {ignored}."
         )
         return
     if n == 0:
@@ -106,12 +105,14 @@ def _treatment(
         return
     rows = study.results.loc[matched.treatment]
     seeds, points = rows["seed"].nunique(), rows["grid"].nunique()
-    where = f" at {_count(points, 'point')} of the grid" if points > 1 else ""
-    unpaired = f"; {_count(matched.unpaired, 'run')} without a partner" * bool(matched.unpaired)
+    where = f" at {format_count(points, 'point')} of the grid" if points > 1 else ""
+    unpaired = f"; {format_count(matched.unpaired, 'run')} without a partner" * bool(
+        matched.unpaired
+    )
     others = describe_other_differences(study, treatment, baseline)
     yield (
-        f"{treatment} is compared with {baseline} in {_count(n, 'pair')} of runs "
-        f"({_count(seeds, 'seed')}{where}{unpaired}). The runs of a pair "
+        f"{treatment} is compared with {baseline} in {format_count(n, 'pair')} of runs "
+        f"({format_count(seeds, 'seed')}{where}{unpaired}). The runs of a pair "
         f"{f'also differ in {others}' if others else 'differ in nothing else'}."
     )
     if few := describe_few_pairs(n, points):
@@ -157,14 +158,14 @@ def describe_few_pairs(n: int, points: int = 1) -> str:
         return ""
     more = math.ceil((MIN_PAIRS_TO_FLIP - n) / max(1, points))
     exact = (
-        f"An exact test needs at least {MIN_PAIRS_TO_FLIP} pairs: add {_count(more, 'seed')} for "
-        "each norm."
+        f"An exact test needs at least {MIN_PAIRS_TO_FLIP} pairs: add "
+        f"{format_count(more, 'seed')} for each norm."
     )
     if n < MIN_PAIRS:
-        return f"With only {_count(n, 'pair')}, values are shown but not tested. {exact}"
+        return f"With only {format_count(n, 'pair')}, values are shown but not tested. {exact}"
     return (
-        f"With only {_count(n, 'pair')}, intervals and p-values come from Student's t-test, which "
-        f"assumes normally distributed differences. {exact}"
+        f"With only {format_count(n, 'pair')}, intervals and p-values come from Student's t-test, "
+        f"which assumes normally distributed differences. {exact}"
     )
 
 
@@ -180,7 +181,7 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
         ends = f"is {low}" if low == high else f"ranges from {low} to {high}"
         yield (
             f"The difference in {metric} {ends} {_places(rows)} "
-            f"({_count(largest.n, 'pair')}, not tested)."
+            f"({format_count(largest.n, 'pair')}, not tested)."
         )
         return
     clear = [row for row in tested if row.low > 0 or row.high < 0]
@@ -228,7 +229,7 @@ def _place(row: Any) -> str:
 
 def _places(rows: Sequence[Any], some: str = "") -> str:
     preposition = "in" if rows[0].layers > 0 else "at"
-    return f"{preposition} {some}{_count(len(rows), _noun(rows[0]))}"
+    return f"{preposition} {some}{format_count(len(rows), _noun(rows[0]))}"
 
 
 def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
@@ -249,8 +250,9 @@ def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFram
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
             yield (
                 f"{name.capitalize()} and test accuracy: the rank correlation of {metric} with "
-                f"test accuracy is strongest {_place(row)} ({_count(len(table), _noun(row))}, "
-                f"{row['n']} runs). {_association(row, has_norms)}"
+                f"test accuracy is strongest {_place(row)} "
+                f"({format_count(len(table), _noun(row))}, {row['n']} runs). "
+                f"{_association(row, has_norms)}"
             )
     if mediation.empty:
         yield "There are too few pairs for a mediation analysis."
@@ -334,7 +336,7 @@ def _difference(row: Any) -> str:
     """Format a difference with its interval, number of pairs and p-values, where defined."""
     undefined = f" ({row.undefined} more without a value)" if row.undefined else ""
     text = f"{_number(row.difference)}{_interval(row.low, row.high, '.3g')}"
-    n = _count(row.n, "pair")
+    n = format_count(row.n, "pair")
     if math.isnan(row.p):
         # Equal differences have no spread that a test could use.
         equal = " because all differences are equal" if row.n >= MIN_PAIRS else ""
@@ -352,7 +354,3 @@ def _interval(low: float, high: float, form: str) -> str:
 
 def _number(difference: float) -> str:
     return f"{difference:+.3g}" if difference else "0"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"

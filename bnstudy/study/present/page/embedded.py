@@ -66,8 +66,7 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
     all_epochs = keys["epoch"].unique()
     keys = keys[keys["epoch"] == all_epochs[0]].drop(columns="epoch").reset_index(drop=True)
     values = values.reshape(len(values), len(all_epochs), len(keys))
-    treatments = [analysis.baseline]
-    treatments += [name for name in study.treatments if name != analysis.baseline]
+    treatments = [analysis.baseline, *study.treatments_without(analysis.baseline)]
     axes = [_axis(study, name) for name in analysis.axes]
 
     groups = _described(study, treatments, [axis["name"] for axis in axes])

@@ -73,7 +73,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "formatted": format_value,
         "words": lambda name: str(name).replace("_", " "),
     }
-    environment.globals |= {"zipped": _zipped, "numbered": _numbered}
+    environment.globals |= {"zipped": _zipped, "numbered": lambda values: list(enumerate(values))}
     has_grid = {"depth", "width"} <= set(analysis.axes)
     content = {
         "analysis": analysis,
@@ -140,10 +140,6 @@ def _allowed(script: str) -> str:
 
 def _zipped(values: Iterable[Any]) -> list[tuple[Any, Any]]:
     return [(value, value) for value in values]
-
-
-def _numbered(values: Sequence[Any]) -> list[tuple[int, Any]]:
-    return list(enumerate(values))
 
 
 def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
