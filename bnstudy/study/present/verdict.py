@@ -68,19 +68,15 @@ def _left_out(study: StudyRuns) -> Iterator[str]:
             for cell, other in duplicates[["cell", "duplicate_of"]][:MAX_LISTED].to_numpy()
         ]
         more = len(duplicates) - len(listed)
-        repeats = (
-            "run repeats another run and is"
-            if len(duplicates) == 1
-            else "runs repeat others and are"
-        )
+        verb = "repeats another run" if len(duplicates) == 1 else "repeat others"
         yield (
-            f"{len(duplicates)} {repeats} not counted again: "
-            f"{', '.join(listed)}{f' and {more} more' * bool(more)}."
+            f"{len(duplicates)} of {len(study.runs)} runs {verb} and {_is(len(duplicates))} not "
+            f"counted again: {', '.join(listed)}{f' and {more} more' * bool(more)}."
         )
     if missing := len(study.runs) - len(results) - len(duplicates):
-        has, is_ = ("has", "is") if missing == 1 else ("have", "are")
+        has = "has" if missing == 1 else "have"
         total = format_count(len(study.runs), "run")
-        yield f"{missing} of {total} {has} no results and {is_} left out."
+        yield f"{missing} of {total} {has} no results and {_is(missing)} left out."
 
 
 def _treatment(
@@ -139,7 +135,7 @@ def _treatment(
             found = int((tests["p_adjusted"] <= LEVEL).sum())
             yield (
                 f"Over all metrics and layers of the {split} split, {found} of {len(tests)} "
-                f"differences between {treatment} and {baseline} {'is' if found == 1 else 'are'} "
+                f"differences between {treatment} and {baseline} {_is(found)} "
                 f"significant (p ≤ {LEVEL:.2g}, adjusted for {family} tests)."
             )
 
@@ -350,6 +346,10 @@ def _interval(low: float, high: float, form: str) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
     return f" [{low:{form}}, {high:{form}}]"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _number(difference: float) -> str:
