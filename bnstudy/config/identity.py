@@ -52,7 +52,9 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
         # 0 and 0.0 are equivalent, except in trainer: there, 1 is one batch and 1.0 all batches.
         if isinstance(value, float) and value.is_integer() and not key.startswith("trainer."):
             values[key] = int(value)
-    values = {key: one for key, one in values.items() if key not in ADDED or one != ADDED[key]}
+    values = {
+        key: value for key, value in values.items() if key not in ADDED or value != ADDED[key]
+    }
     if isinstance(devices := values.get("trainer.devices"), list):
         values["trainer.devices"] = len(devices)  # only the number of devices matters
     return values | {"seed": config["seed"]}
@@ -92,8 +94,8 @@ def folder_name(config: dict[str, Any]) -> str:
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """Copy a configuration without Hydra's own part."""
-    own: DictConfig = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return own
+    kept: DictConfig = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return kept
 
 
 def _resolve_cell_name(*, _root_: DictConfig) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,9 +64,9 @@ def sync(study: Path, project: str | None, entity: str | None) -> None:
         console.print(f"{cell}: {outcome}")
         outcomes.append(outcome)
         projects |= {path.rpartition("/")[0]} if path else set()
-    for one in sorted(projects):
-        _sync_page(study, api, one)
-    counts = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
+    for path in sorted(projects):
+        _sync_page(study, api, path)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in Counter(outcomes).items())
     console.print(f"{len(outcomes)} runs: {counts}")
     if "incomplete" in outcomes:
         raise UserError(

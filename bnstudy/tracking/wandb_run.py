@@ -69,7 +69,7 @@ def wandb_id(record: Record, resumed: bool) -> str:
         resumed: Whether the run resumes from a checkpoint.
     """
     description = record.description
-    had = [one.wandb_id for one in description.attempts if one.wandb_id is not None]
+    had = [old.wandb_id for old in description.attempts if old.wandb_id is not None]
     if resumed and had:
         return had[-1]
     study = hashlib.sha256(description.study.encode()).hexdigest()

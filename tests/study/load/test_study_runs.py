@@ -296,7 +296,7 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
         shutil.rmtree(path)
     analysis = Analysis(load(studies.folder))  # of which nothing can be compared
     assert analysis.whole.empty
-    assert "They are not compared" in render_page(analysis)
+    assert "batchnorm and none are not compared" in render_page(analysis)
     assert not any(name.startswith("effects") for name, _ in draw_figures(analysis))
     assert all("difference" not in text for _, text in format_latex_tables(analysis))
 
