@@ -50,7 +50,9 @@ def test_a_multirun_ends_with_a_page_and_a_report_has_more(
 
     result = command_line(str(folder), main=report.main)
     assert result.returncode == 0, result.stderr
-    assert "2 pairs of runs that differ in nothing else: 2 seeds" in result.stdout
+    assert (
+        "in 2 pairs of runs (2 seeds). The runs of a pair differ in nothing else" in result.stdout
+    )
     assert "With 2 pairs nothing is tested" in " ".join(result.stdout.split())
     assert (folder / "report" / "figures" / "performance.pdf").exists()
     effects = pd.read_csv(folder / "report" / "tables" / "effects.csv")
