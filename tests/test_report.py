@@ -53,7 +53,7 @@ def test_a_multirun_ends_with_a_page_and_a_report_has_more(
     assert (
         "in 2 pairs of runs (2 seeds). The runs of a pair differ in nothing else" in result.stdout
     )
-    assert "With 2 pairs nothing is tested" in " ".join(result.stdout.split())
+    assert "With only 2 pairs, values are shown but not tested" in " ".join(result.stdout.split())
     assert (folder / "report" / "figures" / "performance.pdf").exists()
     effects = pd.read_csv(folder / "report" / "tables" / "effects.csv")
     assert set(effects["n"]) == {2}
