@@ -67,8 +67,8 @@ def test_the_baseline_and_the_place_are_ones_own(
     arguments = (str(study.folder), "--baseline", "batchnorm", "--output", "elsewhere")
     result = command_line(*arguments, main=report.main)
     assert result.returncode == 0
-    assert "none is compared with batchnorm over 4 pairs" in result.stdout
-    assert "Test accuracy with none is 0.500, with batchnorm 0.500" in result.stdout
+    assert "none is compared with batchnorm in 4 pairs" in result.stdout
+    assert "Test accuracy is 0.500 with none and 0.500 with batchnorm" in result.stdout
     effects = pd.read_csv(tmp_path / "elsewhere" / "tables" / "effects.csv")
     assert set(effects["baseline"]) == {"batchnorm"}
     assert set(effects["treatment"]) == {"none"}

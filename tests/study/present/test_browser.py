@@ -253,7 +253,7 @@ def test_means_of_survivors_are_described_as_such(
     found = captions(opened(browser, studies.folder / "report", complaints))
     assert "4 runs each (3 of none diverged)" in found["clustering-levels"]
     assert "Smallest number of runs with a value: 1 of 4 with none" in found["clustering-levels"]
-    assert "an exact test needs at least 6 pairs, 5 more" in found["clustering-difference"]
+    assert "An exact test needs at least 6 pairs, 5 more" in found["clustering-difference"]
     assert complaints == []
 
 
