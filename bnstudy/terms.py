@@ -17,6 +17,11 @@ PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
 SITES = ("conv", "norm", "act", "features")
 
 
+def format_count(number: int, noun: str) -> str:
+    """Format a number with its noun, such as 1 run or 2 runs."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
 def layer_label(layer: str, site: str | None) -> str:
     """Label a layer's site: block01 at the activation, block01.conv at another site.
 

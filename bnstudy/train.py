@@ -76,7 +76,7 @@ def run(cfg: DictConfig) -> Outcome:
     folder, first = cell_of_job(), is_first_process()
     single = job.mode is RunMode.RUN
     if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
-        raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
+        raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
     choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
     described = RunDescription.new(config, folder.name, choices, overrides)
     with (Record if first else Observer).held(folder, described) as record:
@@ -96,8 +96,8 @@ def run(cfg: DictConfig) -> Outcome:
             print_result(record)
             if (version := record.description.version) != VERSION:
                 console.print(
-                    f"  trained by bnstudy {version}, so not compared with runs of "
-                    f"{VERSION}; sweep.redo=all -m trains it anew",
+                    f"  this run was trained by bnstudy {version} and is not compared with runs "
+                    f"of {VERSION}; sweep.redo=all -m trains it again",
                     style="yellow",
                 )
             measure_missing(record, config["metrics"])
@@ -125,7 +125,7 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
     kept = record.description.config.get("callbacks", {})
     without = [name for name in callbacks if name not in had]
     other = [
-        f"callbacks.{name}.{key}={kept[name][key]} and not {value}"
+        f"callbacks.{name}.{key}={kept[name][key]} instead of {value}"
         for name, options in callbacks.items()
         if name in had and name in kept
         for key, value in options.items()
@@ -135,8 +135,8 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
     differences += [f"with {', '.join(other)}"] if other else []
     if differences:
         console.print(
-            f"  trained {', and '.join(differences)}, which cannot be measured later; "
-            "choose another study=NAME to train it with them",
+            f"  this run was trained {' and '.join(differences)}; callbacks measure only during "
+            "training: choose another study=NAME to train it with the requested callbacks",
             style="yellow",
         )
 
@@ -168,7 +168,7 @@ def job(cfg: DictConfig) -> Outcome:
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():
-            console.print("Interrupted: the same command goes on from the last finished epoch")
+            console.print("Interrupted; the same command continues after the last complete epoch")
         # After SIGTERM, Lightning exits with status 0, which would look like success.
         terminated = isinstance(stop, SystemExit) and stop.code is None
         sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
@@ -188,7 +188,7 @@ def main() -> None:
         try:
             hydra_main(job)()
         except KeyboardInterrupt:  # outside of a job: `job` handles those inside
-            console.print("Interrupted: the same command goes on")
+            console.print("Interrupted; the same command continues")
             raise
 
 

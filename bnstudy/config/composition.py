@@ -53,7 +53,7 @@ def complete(config: dict[str, Any]) -> None:
         if isinstance(value, dict):
             if norm not in value:
                 raise UserError(
-                    f"{group}.{key}={value} says nothing for norm={norm}; add {norm}: ... to it"
+                    f"{group}.{key}={value} has no value for norm={norm}; add {norm}: ... to it"
                 )
             config[group][key] = value[norm]
     config["model"].setdefault("initialization", "own")

@@ -102,7 +102,7 @@ def search(
         studies.append(study)
     _show(studies, settings["objective"], list(map(_key, searched)))
     if failed:
-        raise UserError(f"{failed} trials failed; their {LOG} says why. Try the same command again")
+        raise UserError(f"{failed} trials failed; see their {LOG}; repeat the command to try again")
 
 
 def split(arguments: Sequence[str], params: dict[str, Any]) -> tuple[list[Point], list[str]]:

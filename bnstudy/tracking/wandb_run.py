@@ -69,7 +69,7 @@ def wandb_id(record: Record, resumed: bool) -> str:
         resumed: Whether the run resumes from a checkpoint.
     """
     description = record.description
-    had = [one.wandb_id for one in description.attempts if one.wandb_id is not None]
+    had = [old.wandb_id for old in description.attempts if old.wandb_id is not None]
     if resumed and had:
         return had[-1]
     study = hashlib.sha256(description.study.encode()).hexdigest()
@@ -193,7 +193,9 @@ def write(run: "wandb.Run", step: int, row: Mapping[str, Any]) -> None:
     try:
         run.log(dict(row), step=step, commit=True)
     except Exception as error:  # no error of W&B stops the run, as the record has all values
-        warn_once(f"W&B takes no more values ({type(error).__name__}: {error}); the record has all")
+        warn_once(
+            f"W&B accepts no more values ({type(error).__name__}: {error}); the record has them"
+        )
 
 
 def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> int:
@@ -316,11 +318,13 @@ def finish(run: "wandb.Run", exit_code: int, study: Path) -> None:
         run.finish(exit_code=exit_code)
     except TimeoutError:
         warn_once(
-            f"W&B's server has not taken all of it in time; nothing is lost: "
+            f"W&B's server did not accept all data in time; nothing is lost: "
             f"python -m bnstudy.dashboard sync {study} uploads the rest"
         )
     except Exception as error:
-        warn_once(f"W&B did not end the run ({type(error).__name__}: {error}); the record has all")
+        warn_once(
+            f"W&B did not end the run ({type(error).__name__}: {error}); the record is complete"
+        )
 
 
 @contextmanager
@@ -329,7 +333,9 @@ def warn_on_error(record: Record) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warn_once(f"{record.folder}: W&B lacks its end ({type(error).__name__}: {error})")
+        warn_once(
+            f"{record.folder}: W&B did not get its final data ({type(error).__name__}: {error})"
+        )
 
 
 def _add_checkpoint(run: "wandb.Run", record: Record) -> None:

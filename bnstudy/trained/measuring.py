@@ -45,7 +45,7 @@ def measure_missing(
         console.print(f"  measured from checkpoints: {_format_wanted(possible)}")
     if without:
         console.print(
-            f"  not measured, for want of a checkpoint: {_format_wanted(without)} "
+            f"  not measured, because there is no checkpoint: {_format_wanted(without)} "
             "(bnstudy.train keeps those of checkpoint_epochs=..., and of the last epoch)",
             style="yellow",
         )

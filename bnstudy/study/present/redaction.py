@@ -1,4 +1,4 @@
-"""Keep credentials that slipped into a command line or an error's text out of what is shown."""
+"""Removal of credentials from command lines and error messages that a report shows."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import pandas as pd
 
 REMOVED = "[removed]"
 
-# What is assigned to a name such as logger.api_key; a password in a URL; keys of Weights & Biases.
+# Values of names such as logger.api_key; passwords in URLs; keys of Weights & Biases.
 ASSIGNED = re.compile(
     r"""((?:api_?key|token|secret|passw(?:or)?d|credentials?)["']?\s*[=:]\s*)(?:"[^"]*"|'[^']*'|\S+)""",
     re.IGNORECASE,
@@ -17,10 +17,10 @@ KEY = re.compile(r"\b(?:wandb_v\d_\w+|[0-9a-f]{40})\b")
 
 
 def redact(text: str) -> str:
-    """Remove what may be a credential from a text.
+    """Remove possible credentials from a text.
 
     Args:
-        text: Text of a record. Not a column of commits, which look like keys of Weights & Biases.
+        text: Text of a record, without commits, which look like keys of Weights & Biases.
     """
     text = ASSIGNED.sub(rf"\1{REMOVED}", text)
     text = IN_URL.sub(rf"\1{REMOVED}@", text)
