@@ -60,6 +60,12 @@ class Outcome:
             return worst_value(self.objective)
         return value
 
+    def __str__(self) -> str:
+        """Format the objective, or the status of a run without it."""
+        is_worst = float(self) == worst_value(self.objective)
+        described = self.record.description
+        return str(described.status) if is_worst else f"{self.objective}={float(self):.4f}"
+
 
 def run(cfg: DictConfig) -> Outcome:
     """Train and measure one cell.
