@@ -1,9 +1,11 @@
 """Command line that trains one run or a sweep. See `python -m bnstudy.train --help`."""
 
+import gc
 import logging
 import os
 import signal
 import sys
+import traceback
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -57,6 +59,12 @@ class Outcome:
         if self.record.description.status == "diverged" or value is None or not isfinite(value):
             return worst_value(self.objective)
         return value
+
+    def __str__(self) -> str:
+        """Format the objective, or the status of a run without it."""
+        is_worst = float(self) == worst_value(self.objective)
+        described = self.record.description
+        return str(described.status) if is_worst else f"{self.objective}={float(self):.4f}"
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -165,6 +173,7 @@ def job(cfg: DictConfig) -> Outcome:
         else:
             reason = message or f"{type(error).__name__}: {error}"
             console.print(f"Failed: {reason}", style="red")
+        release_locals(error)
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():
@@ -172,6 +181,21 @@ def job(cfg: DictConfig) -> Outcome:
         # After SIGTERM, Lightning exits with status 0, which would look like success.
         terminated = isinstance(stop, SystemExit) and stop.code is None
         sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
+    finally:
+        # Lightning's trainer, the network and the data refer to each other; without this, they
+        # would stay in memory beside those of the next jobs of this process.
+        gc.collect()
+
+
+def release_locals(error: BaseException | None) -> None:
+    """Clear the local variables that an error refers to, as Hydra keeps errors until a sweep ends.
+
+    Args:
+        error: Error, whose causes are cleared as well.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def main() -> None:

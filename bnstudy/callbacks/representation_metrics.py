@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bnstudy.callbacks.names import logged_name
+from bnstudy.callbacks.processes import others_wait
 from bnstudy.data.module import CALIBRATION_BATCH
 from bnstudy.metrics import chosen, evaluate
 from bnstudy.models import calibrated
@@ -148,13 +149,13 @@ class RepresentationMetrics(L.Callback):
     def _measure_and_log(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
         if not self.metrics:
             return
-        with calibrated(module, self.calibration):  # in all processes: layers may synchronize
-            if trainer.is_global_zero:
+        # All processes calibrate, because layers may synchronize their statistics.
+        with calibrated(module, self.calibration), others_wait(trainer) as is_first:
+            if is_first:
                 self.rows = self.measure(module, epoch, trainer.global_step)
                 values = {logged_name(row): row.value for row in self.rows} | {"epoch": epoch}
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=trainer.global_step)
-            trainer.strategy.barrier("measured")
 
 
 @dataclass(frozen=True)
