@@ -6,6 +6,7 @@ data set's files. The note is valid as long as these do not change.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ TORCHVISION_FILES = {
     "SVHN": ("train_32x32.mat", "test_32x32.mat"),
 }
 # To be increased when the decoding of image files changes; old decoded copies are then not used.
-DECODING_VERSION = 2
+DECODING_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Listing:
                 ) from error
             # ctime too: copying a file may preserve mtime, but never ctime.
             times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
-            digest.update(f"{path} {status.st_size} {times}\n".encode())
+            digest.update(os.fsencode(f"{path} {status.st_size} {times}\n"))
             count += 1
         return cls(folder, f"{name}-{digest.hexdigest()[:16]}") if count else None
 
