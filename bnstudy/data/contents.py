@@ -113,10 +113,14 @@ def list_mnist5k(root: str) -> Listing | None:
 def list_torchvision(dataset: str, root: str) -> Listing | None:
     """Identify the files of one of torchvision's data sets; None if there are none."""
     folder = absolute(root)
-    paths = [folder / file for file in TORCHVISION_FILES.get(dataset, ())]
+    return Listing.of(folder, dataset, torchvision_files(dataset, folder))
+
+
+def torchvision_files(dataset: str, root: Path) -> list[Path]:
+    """List the existing files of one of torchvision's data sets."""
+    paths = [root / file for file in TORCHVISION_FILES.get(dataset, ())]
     found = [path for path in paths if path.is_file()]
-    found += sorted(file for path in paths for file in path.rglob("*") if file.is_file())
-    return Listing.of(folder, dataset, found)
+    return found + sorted(file for path in paths for file in path.rglob("*") if file.is_file())
 
 
 def list_images(tree: ImageTree, cache: str, image_size: int | None) -> Listing | None:

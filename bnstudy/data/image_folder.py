@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from PIL import Image, ImageOps
 from rich.progress import track
 
 from bnstudy.data.contents import Listing, absolute, list_images
 from bnstudy.data.image_tree import EXTENSIONS, ImageTree
-from bnstudy.data.images import Images, existing_folder
+from bnstudy.data.images import Images, existing_folder, locked
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError, first_line
 from bnstudy.terminal import console
@@ -67,6 +66,11 @@ class ImageFolder(ImageDataModule):
     def load(self) -> Images:
         """Read the decoded copy, or create it from the image files."""
         tree = ImageTree.scan(absolute(self.root))
+        if not tree.root.is_dir():
+            raise UserError(
+                f"data.root={self.root}: there is no folder {tree.root}\n"
+                "Set data.root to the folder of train/<class>/* and test/<class>/*"
+            )
         for split, classes in tree.files.items():
             if not classes:
                 ignored = tree.format_ignored()
@@ -89,7 +93,7 @@ class ImageFolder(ImageDataModule):
         existing_folder("data.cache", self.cache)
         self._listing = listing = list_images(tree, self.cache, self.image_size)
         assert listing is not None
-        with FileLock(listing.copy.with_suffix(".lock")):
+        with locked(listing.copy.with_suffix(".lock")):
             images = Images.load(listing.copy)
             if images is None:
                 images = self._decode(tree)
