@@ -3,11 +3,12 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from bnstudy.cli import command_line
@@ -30,7 +31,13 @@ Measure runs that have been trained, from the checkpoints they kept, without tra
 What a run's record has already is not measured again, so that the same command goes on where it was
 interrupted. A run keeps the weights of its last epoch, and of those that checkpoint_epochs=... of
 bnstudy.train asked for.
+
+Data that have moved since training are found by data.root=FOLDER, here and in similarity and map, or
+by the environment variable BNSTUDY_DATA. They have to be the same images.
 """
+
+# Keys of bnstudy.train by which data that have moved are found.
+DATA_FOLDERS = ("data.root", "data.cache")
 
 SIMILARITY_HELP = """\
 How alike the layers of two runs are, or those of one run to each other: linear CKA, debiased CKA
@@ -80,6 +87,7 @@ def measure(arguments: Sequence[str]) -> None:
         metavar="N,N",
         help="only these; 0 is before training",
     )
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_intermixed_args(arguments)
     metrics = compose_metrics([word for word in options.words if _is_override(word)])
     folders = [Path(word) for word in options.words if not _is_override(word)]
@@ -89,7 +97,7 @@ def measure(arguments: Sequence[str]) -> None:
     splits = [options.split] if options.split else SPLITS
 
     def measure_one(cell: Path, progress: Callable[[str], None]) -> None:
-        measure_cell(cell, metrics, splits, options.epochs, progress)
+        measure_cell(cell, metrics, data_folders, splits, options.epochs, progress)
 
     each_run(cells, measure_one, "measured")
 
@@ -110,10 +118,12 @@ def measure_similarity(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
     )
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
     from bnstudy.trained.layer_similarity import compare
 
-    compare(options.run_a, options.run_b, _selection(options), options.epoch, options.output)
+    selection = _selection(options, data_folders)
+    compare(options.run_a, options.run_b, selection, options.epoch, options.output)
 
 
 def measure_maps(arguments: Sequence[str]) -> None:
@@ -131,15 +141,42 @@ def measure_maps(arguments: Sequence[str]) -> None:
     parser = _parser("bnstudy.measure map", MAP_HELP)
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY_DIR")
     _add_selection(parser)
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
     from bnstudy.trained.embeddings import embed_run
 
     cells = [cell for folder in options.folders for cell in runs_below(folder)]
 
+    selection = _selection(options, data_folders)
+
     def embed_one(cell: Path, progress: Callable[[str], None]) -> None:
-        embed_run(cell, _selection(options), options.epoch, progress)
+        embed_run(cell, selection, options.epoch, progress)
 
     each_run(cells, embed_one, "mapped")
+
+
+def split_data_folders(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split a command line into other words and the current folders of the data.
+
+    Args:
+        arguments: Words of the command line, such as "data.root=FOLDER".
+
+    Returns:
+        Words without these overrides; and their values by `root` and `cache`.
+
+    Raises:
+        HydraException: An override cannot be parsed.
+    """
+    words, folders = [], {}
+    for word in arguments:
+        key = word.partition("=")[0]
+        if key in DATA_FOLDERS and word != key:
+            folders[key.removeprefix("data.")] = str(
+                OverridesParser.create().parse_override(word).value()
+            )
+        else:
+            words.append(word)
+    return words, folders
 
 
 def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
@@ -154,8 +191,8 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         if not override.startswith(("metrics=", "metrics.")):
             raise UserError(
-                f"{override}: of a run that has been trained only metrics=... and metrics.KEY=... "
-                "can be chosen; train another run for the rest"
+                f"{override}: of a run that has been trained only metrics=..., metrics.KEY=... and "
+                "data.root=... can be chosen; train another run for the rest"
             )
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
@@ -190,8 +227,10 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _selection(options: argparse.Namespace) -> Selection:
-    return Selection(options.split, options.samples, tuple(options.sites), options.memory_budget)
+def _selection(options: argparse.Namespace, data_folders: Mapping[str, Any]) -> Selection:
+    return Selection(
+        options.split, options.samples, tuple(options.sites), options.memory_budget, data_folders
+    )
 
 
 def _samples(text: str) -> int:

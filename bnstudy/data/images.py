@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from bnstudy.data.contents import absolute
 from bnstudy.errors import UserError
 from bnstudy.files import CANNOT_WRITE, replacing
 from bnstudy.terms import SPLITS, Split
@@ -110,7 +111,7 @@ def existing_folder(key: str, value: str) -> Path:
     Raises:
         UserError: The path is a file, or the folder cannot be created.
     """
-    folder = Path(value).expanduser().resolve()
+    folder = absolute(value)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from bnstudy.config.identity import ADDED, essence
 from bnstudy.errors import UserError, first_line
+from bnstudy.redaction import redact, redact_values
 from bnstudy.runs.paths import RECORD
 from bnstudy.runs.record import Record
 from bnstudy.study.load.design import NAMES, TREATMENT, Design, format_options
@@ -104,10 +105,15 @@ def collect_directions(records: Sequence[_Run]) -> dict[str, list[str | None]]:
 def _read(folder: Path) -> _Run:
     try:
         record = Record.read(folder)
-        config = ADDED_TO_ALL | essence(record.description.config)
+        config = ADDED_TO_ALL | essence(redact_values(record.description.config))
     except (UserError, KeyError, TypeError) as error:
         reason = first_line(error)
-        facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
+        facts = {
+            "cell": folder.name,
+            "status": UNREADABLE,
+            "remark": redact(reason),
+            "ended": False,
+        }
         return _Run(facts, {}, {}, {}, [], "")
     described = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
@@ -117,7 +123,7 @@ def _read(folder: Path) -> _Run:
     facts = {
         "cell": folder.name,
         "path": str(record.paths.table),
-        "overrides": " ".join(described.overrides),
+        "overrides": redact(" ".join(described.overrides)),
         "treatment": norm if regularizer == "none" else f"{norm} + {regularizer}",
         "norm": norm,
         "regularizer": regularizer,
@@ -172,7 +178,7 @@ def _remark(record: Record, ended: bool) -> str | None:
         case "diverged":
             return "its loss was not finite at some time; it is among the results"
         case "failed":
-            return next((one.error for one in reversed(attempts) if one.error), "unknown")
+            return redact(next((one.error for one in reversed(attempts) if one.error), "unknown"))
         case "running":
             return f"still running, or killed: begun {attempts[-1].started}"
         case "interrupted":
