@@ -32,8 +32,8 @@ What a run's record has already is not measured again, so that the same command 
 interrupted. A run keeps the weights of its last epoch, and of those that checkpoint_epochs=... of
 bnstudy.train asked for.
 
-Data that have moved since training are found by data.root=FOLDER, here and in similarity and map, or
-by the environment variable BNSTUDY_DATA. They have to be the same images.
+Data that have moved since training are found by data.root=FOLDER, in similarity and map too, or by
+the environment variable BNSTUDY_DATA. They have to be the same images.
 """
 
 # Keys of bnstudy.train by which data that have moved are found.

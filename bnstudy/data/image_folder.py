@@ -187,8 +187,9 @@ def _open(path: Path) -> tuple[Image.Image, int]:
             ImageOps.exif_transpose(image, in_place=True)
             return image, frames
     except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise UserError(
-            f"{path}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels\nMake it smaller, then run again"
+            f"{path}: more than {limit:,} pixels\nMake it smaller, then run again"
         ) from error
     except Exception as error:  # damaged files raise errors of many classes
         raise UserError(
@@ -204,7 +205,7 @@ def _decode(path: Path, size: tuple[int, int]) -> Decoded:
         UserError: The image cannot be read, or its values have no known range.
     """
     image, frames = _open(path)
-    remarks = (SEVERAL_FRAMES,) if frames > 1 else ()
+    remarks: tuple[str, ...] = (SEVERAL_FRAMES,) if frames > 1 else ()
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image)
         if image.format == "PPM":  # Pillow has already scaled the values to 16 bits

@@ -85,7 +85,9 @@ SOURCES = {
         labels="labels",
     ),
 }
-CIFAR_FOLDERS = dict(TORCHVISION_FILES[name] for name in ("CIFAR10", "CIFAR100"))  # by archive
+CIFAR_FOLDERS = {  # by archive
+    TORCHVISION_FILES[name][0]: TORCHVISION_FILES[name][1] for name in ("CIFAR10", "CIFAR100")
+}
 DIGITS = tuple(map(str, range(10)))  # class names of SVHN, which torchvision does not provide
 # Exceptions that torchvision raises for missing or damaged files.
 READ_ERRORS = (

@@ -147,7 +147,7 @@ def test_too_small_batches_are_refused_for_every_norm(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"batch_size=6 is too small.*\n.*8 with 4 processes"):
         data.require_batches(4)
     data.batch_size = 5000
-    with pytest.raises(UserError, match="has 4000 samples; training .* takes at least 4002"):
+    with pytest.raises(UserError, match=r"has 4000 samples; training .* takes at least 4002"):
         data.require_batches(2001)
 
 

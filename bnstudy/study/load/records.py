@@ -107,11 +107,11 @@ def _read(folder: Path) -> _Run:
         record = Record.read(folder)
         config = ADDED_TO_ALL | essence(redact_values(record.description.config))
     except (UserError, KeyError, TypeError) as error:
-        reason = first_line(error)
+        reason = redact(first_line(error))
         facts = {
             "cell": folder.name,
             "status": UNREADABLE,
-            "remark": redact(reason),
+            "remark": reason,
             "ended": False,
         }
         return _Run(facts, {}, {}, {}, [], "")
