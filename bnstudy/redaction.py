@@ -11,7 +11,7 @@ _NAME = (
     r"(?:api[_-]?key|access[_-]?key|auth(?:orization)?|token|secret|passw(?:or)?d|passphrase"
     r"|credentials?)"
 )
-_VALUE = r"""(?:(?:Bearer|Basic)\s+)?(?:"[^"]*"|'[^']*'|[^\s"']+)"""
+_VALUE = r"""(?:(?:Bearer|Basic)\s+)?(?:\[removed\]|"[^"]*"|'[^']*'|[^\s"']+)"""
 _PATTERNS = [
     # Values of names such as logger.api_key, but not of options such as class_token=true.
     (
