@@ -3,11 +3,12 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from bnstudy.cli import command_line
@@ -31,7 +32,13 @@ Measure finished runs from their checkpoints, without training.
 Only values that are missing from a run's record are measured, so an interrupted command can be
 repeated. A run has the checkpoint of its last epoch, and those that checkpoint_epochs=... of
 bnstudy.train selected.
+
+Data that have moved since training are found by data.root=FOLDER, in similarity and map too, or by
+the environment variable BNSTUDY_DATA. They have to be the same images.
 """
+
+# Keys of bnstudy.train by which data that have moved are found.
+DATA_FOLDERS = ("data.root", "data.cache")
 
 SIMILARITY_HELP = """\
 Compare the layers of two runs, or of one run among themselves. The result is a matrix for each
@@ -81,6 +88,7 @@ def measure(arguments: Sequence[str]) -> None:
         metavar="N,N",
         help="epochs to measure; 0 is before training; default: those of metrics.every_n_epochs",
     )
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_intermixed_args(arguments)
     metrics = compose_metrics([word for word in options.words if _is_override(word)])
     folders = [Path(word) for word in options.words if not _is_override(word)]
@@ -90,7 +98,7 @@ def measure(arguments: Sequence[str]) -> None:
     splits = [options.split] if options.split else SPLITS
 
     def measure_one(cell: Path, progress: Callable[[str], None]) -> None:
-        measure_cell(cell, metrics, splits, options.epochs, progress)
+        measure_cell(cell, metrics, data_folders, splits, options.epochs, progress)
 
     each_run(cells, measure_one, "measured")
 
@@ -116,10 +124,12 @@ def measure_similarity(arguments: Sequence[str]) -> None:
         metavar="DIR",
         help="folder of the files; default: STUDY/similarity/<cell A>~<cell B>",
     )
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
     from bnstudy.trained.layer_similarity import compare
 
-    compare(options.run_a, options.run_b, _selection(options), options.epoch, options.output)
+    selection = _selection(options, data_folders)
+    compare(options.run_a, options.run_b, selection, options.epoch, options.output)
 
 
 def measure_maps(arguments: Sequence[str]) -> None:
@@ -143,15 +153,42 @@ def measure_maps(arguments: Sequence[str]) -> None:
         help="folders of runs or studies",
     )
     _add_selection(parser)
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
     from bnstudy.trained.embeddings import embed_run
 
     cells = [cell for folder in options.folders for cell in runs_below(folder)]
 
+    selection = _selection(options, data_folders)
+
     def embed_one(cell: Path, progress: Callable[[str], None]) -> None:
-        embed_run(cell, _selection(options), options.epoch, progress)
+        embed_run(cell, selection, options.epoch, progress)
 
     each_run(cells, embed_one, "mapped")
+
+
+def split_data_folders(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split a command line into other words and the current folders of the data.
+
+    Args:
+        arguments: Words of the command line, such as "data.root=FOLDER".
+
+    Returns:
+        Words without these overrides; and their values by `root` and `cache`.
+
+    Raises:
+        HydraException: An override cannot be parsed.
+    """
+    words, folders = [], {}
+    for word in arguments:
+        key = word.partition("=")[0]
+        if key in DATA_FOLDERS and word != key:
+            folders[key.removeprefix("data.")] = str(
+                OverridesParser.create().parse_override(word).value()
+            )
+        else:
+            words.append(word)
+    return words, folders
 
 
 def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
@@ -166,8 +203,8 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         if not override.startswith(("metrics=", "metrics.")):
             raise UserError(
-                f"{override}: a finished run takes only metrics=... and metrics.KEY=...; train "
-                "another run to change other settings"
+                f"{override}: a finished run takes only metrics=..., metrics.KEY=... and "
+                "data.root=...; train another run to change other settings"
             )
     register_resolvers()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
@@ -211,8 +248,10 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _selection(options: argparse.Namespace) -> Selection:
-    return Selection(options.split, options.samples, tuple(options.sites), options.memory_budget)
+def _selection(options: argparse.Namespace, data_folders: Mapping[str, Any]) -> Selection:
+    return Selection(
+        options.split, options.samples, tuple(options.sites), options.memory_budget, data_folders
+    )
 
 
 def _samples(text: str) -> int:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import resolve
+from bnstudy.config.composition import redact_files, resolve
 from bnstudy.config.identity import register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
@@ -82,6 +82,8 @@ def run(cfg: DictConfig) -> Outcome:
     validate(config)
     job = HydraConfig.get()
     folder, first = cell_of_job(), is_first_process()
+    if first:
+        redact_files(folder / ".hydra")
     single = job.mode is RunMode.RUN
     if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
         raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
@@ -108,7 +110,7 @@ def run(cfg: DictConfig) -> Outcome:
                     f"of {VERSION}; sweep.redo=all -m trains it again",
                     style="yellow",
                 )
-            measure_missing(record, config["metrics"])
+            measure_missing(record, config["metrics"], config["data"])
             print_missing_callbacks(record, config["callbacks"])
         return Outcome(record, trained, config["sweep"]["objective"])
 

@@ -268,7 +268,7 @@ class Data(ChosenGroup):
     """Folder of the decoded copy."""
     name: OptionalText
     """Name that stands for the data in a run's identity."""
-    batch_size: Count
+    batch_size: Several  # BatchNorm cannot normalize one sample
     """Samples in a training step, over all processes of a distributed run."""
     flip: Boolean
     """Whether half of the training images are mirrored."""

@@ -88,6 +88,9 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if dry_run:
         _print_missing([cells[place] for place in missing], [known[place] for place in missing])
         return
+    for place in missing:  # once, before every cell fails for the same reason
+        if known[place] != "to measure":  # data that were measured before may have moved
+            check.require_there(cells[place].config)
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])

@@ -26,11 +26,16 @@ import pyarrow.parquet as pq
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
-from bnstudy.adapters.wandb_internals import flush_settings, without_launch
+from bnstudy.adapters.wandb_internals import (
+    flush_settings,
+    redacted_command_line,
+    without_launch,
+)
 from bnstudy.callbacks.names import logged_name
 from bnstudy.files import replacing
 from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
+from bnstudy.redaction import redact_values
 from bnstudy.runs.description import ENDED, RunDescription, Status
 from bnstudy.runs.long_table import Row, final_numbers
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
@@ -112,7 +117,7 @@ def begin(
     import wandb
 
     description = record.description
-    with without_launch():
+    with without_launch(), redacted_command_line():
         run = wandb.init(
             project=project,
             entity=entity,
@@ -122,7 +127,7 @@ def begin(
             group=description.study,
             job_type="train",
             tags=[description.choices[group] for group in ("norm", "model", "data")],
-            config=description.config,
+            config=redact_values(description.config),
             dir=record.folder.absolute(),  # absolute, as W&B writes from another process
             mode=mode,
             reinit="finish_previous",  # do not resume a run that an earlier job left open

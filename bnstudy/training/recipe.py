@@ -56,6 +56,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         note_data(record, config, data.facts())
         classifier = build_classifier(with_target_sparsity(record, config), data)
         trainer = build_trainer(config, make_callbacks(record, config, data, terminal))
+        data.require_batches(trainer.world_size)
         with open_loggers(config["logger"], record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
             with ending_with_first_process(), no_process_left(trainer):

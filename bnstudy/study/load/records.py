@@ -13,6 +13,7 @@ import pandas as pd
 
 from bnstudy.config.identity import ADDED, essence
 from bnstudy.errors import UserError, first_line
+from bnstudy.redaction import redact, redact_values
 from bnstudy.runs.paths import RECORD
 from bnstudy.runs.record import Record
 from bnstudy.study.load.design import NAMES, TREATMENT, Design, format_options
@@ -104,10 +105,15 @@ def collect_directions(records: Sequence[_Run]) -> dict[str, list[str | None]]:
 def _read(folder: Path) -> _Run:
     try:
         record = Record.read(folder)
-        config = ADDED_TO_ALL | essence(record.description.config)
+        config = ADDED_TO_ALL | essence(redact_values(record.description.config))
     except (UserError, KeyError, TypeError) as error:
-        reason = first_line(error)
-        facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
+        reason = redact(first_line(error))
+        facts = {
+            "cell": folder.name,
+            "status": UNREADABLE,
+            "remark": reason,
+            "ended": False,
+        }
         return _Run(facts, {}, {}, {}, [], "")
     described = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
@@ -117,7 +123,7 @@ def _read(folder: Path) -> _Run:
     facts = {
         "cell": folder.name,
         "path": str(record.paths.table),
-        "overrides": " ".join(described.overrides),
+        "overrides": redact(" ".join(described.overrides)),
         "treatment": norm if regularizer == "none" else f"{norm} + {regularizer}",
         "norm": norm,
         "regularizer": regularizer,
@@ -174,7 +180,8 @@ def _remark(record: Record, ended: bool) -> str | None:
         case "diverged":
             return "its loss was not finite; the run is included in the results"
         case "failed":
-            return next((last.error for last in reversed(attempts) if last.error), "unknown")
+            errors = [attempt.error for attempt in attempts if attempt.error]
+            return redact(errors[-1]) if errors else "unknown"
         case "running":
             return f"running or killed; started {attempts[-1].started}"
         case "interrupted":

@@ -9,7 +9,6 @@ import pandas as pd
 from bnstudy.files import replacing
 from bnstudy.headline import METRICS, choose_measured
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.present.redaction import redact_runs
 
 # LaTeX's special characters.
 TO_LATEX = str.maketrans(
@@ -17,6 +16,7 @@ TO_LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of formulas in spreadsheets
 INTERNAL_COLUMNS = ["path", "comparable", "pair"]  # columns of runs that are not exported
 
 
@@ -27,7 +27,7 @@ def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         analysis: Analysis of the study.
     """
     tables = {
-        "runs": redact_runs(analysis.study.runs).drop(columns=INTERNAL_COLUMNS, errors="ignore"),
+        "runs": analysis.study.runs.drop(columns=INTERNAL_COLUMNS, errors="ignore"),
         "averages": analysis.points,
         "epochs": analysis.epochs,
         "effects": analysis.effects,
@@ -126,6 +126,11 @@ def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
 
 
+def _no_formula(value: Any) -> Any:
+    """Quote text that spreadsheets would take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
 def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
     """Write all tables.
 
@@ -137,7 +142,8 @@ def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
         Written files.
     """
     texts = {
-        f"{name}.csv": table.to_csv(index=False) for name, table in collect_tables(analysis).items()
+        f"{name}.csv": table.map(_no_formula).to_csv(index=False)
+        for name, table in collect_tables(analysis).items()
     }
     texts |= {f"{name}.tex": text for name, text in format_latex_tables(analysis)}
     for name, text in texts.items():

@@ -20,7 +20,6 @@ from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
 from bnstudy.study.load.design import TREATMENT
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.page.embedded import embed_numbers
-from bnstudy.study.present.redaction import redact_runs
 from bnstudy.study.present.verdict import compose_verdict
 
 MAX_ROWS = 500  # rows of a table on the page; the CSV files contain all rows
@@ -61,7 +60,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     study = analysis.study
     data = embed_numbers(analysis)
     scripts = [get_plotlyjs(), _resource("page.js")]
-    runs = redact_runs(study.runs)
+    runs = study.runs
     environment = Environment(
         loader=PackageLoader(__package__, ""),
         autoescape=True,
