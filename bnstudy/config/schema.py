@@ -425,9 +425,9 @@ class Probe(Group):
     """Samples of each split whose representations are measured."""
 
     train: OptionalCount
-    """Number of training samples; null: 5,000, or all where there are fewer."""
+    """Maximum number of training samples; null: 5,000."""
     test: OptionalCount
-    """Number of test samples; null: 5,000, or all where there are fewer."""
+    """Maximum number of test samples; null: 5,000."""
 
 
 class Sweep(Group):
