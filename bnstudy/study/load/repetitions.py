@@ -130,7 +130,7 @@ def _are_identical(table: str, other_table: str, min_numbers: int = 1) -> bool:
     )
     both = one.merge(other, on=keys)
     both = both[both["epoch"] > 0]
-    telling = np.isfinite(both["value_x"]) & (both["metric"] != "accuracy")
+    telling = np.isfinite(both["value_x"]) & ~both["metric"].str.endswith("accuracy")
     return bool(telling.sum() >= min_numbers) and np.array_equal(
         both["value_x"], both["value_y"], equal_nan=True
     )
