@@ -20,7 +20,7 @@ from rich.console import Console
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import redact_files, resolve
-from bnstudy.config.identity import register_resolvers
+from bnstudy.config.identity import folder_name, register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
@@ -94,6 +94,8 @@ def run(cfg: DictConfig) -> Outcome:
         if not trained and first:
             DataCheck().require_same(record, config)
         if trained:
+            if first and not record.description.attempts:
+                print_earlier_default(folder, config, overrides)
             # With several workers, a line for each epoch replaces the progress line: redrawn lines
             # would overwrite each other.
             alone = single or SweepProgress.total > 0
@@ -147,6 +149,23 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
         console.print(
             f"  this run was trained {' and '.join(differences)}; callbacks measure only during "
             "training: choose another study=NAME to train it with the requested callbacks",
+            style="yellow",
+        )
+
+
+def print_earlier_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Print the run that the same overrides gave before the default of `probe` changed.
+
+    Args:
+        folder: Folder of the new cell.
+        config: Resolved configuration.
+        overrides: Overrides of the job.
+    """
+    earlier = folder.with_name(folder_name(config | {"probe": {"train": None, "test": None}}))
+    if earlier.exists() and not any(word.startswith("probe") for word in overrides):
+        console.print(
+            f"{earlier} was trained with the earlier default of probe, which is 2000 now; "
+            "go on with it by probe.train=null probe.test=null",
             style="yellow",
         )
 

@@ -39,7 +39,7 @@ SCHEDULES = ("constant", "cosine")
 INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
 # Arguments of Lightning's Trainer that bnstudy sets itself: a run trains to the end of its last
-# epoch, and is evaluated, measured and recorded at the end of each epoch.
+# epoch; it is measured and recorded at the end of each epoch, and evaluated after the last one.
 FIXED = (
     "barebones",
     "callbacks",
@@ -425,9 +425,9 @@ class Probe(Group):
     """Samples of each split whose representations are measured."""
 
     train: OptionalCount
-    """Number of training samples; null: 5,000, or all where there are fewer."""
+    """Maximum number of training samples; null: 5,000."""
     test: OptionalCount
-    """Number of test samples; null: 5,000, or all where there are fewer."""
+    """Maximum number of test samples; null: 5,000."""
 
 
 class Sweep(Group):
@@ -504,7 +504,7 @@ def _explain(mistake: ErrorDetails) -> str:
         case "fixed_key":
             return (
                 f"{'.'.join([*keys, mistake['ctx']['key']])} cannot be set: a run goes on to the "
-                "end of trainer.max_epochs, and is evaluated and recorded at the end of each epoch"
+                "end of trainer.max_epochs, and is recorded at the end of each epoch"
             )
         case kind:
             takes = mistake["msg"] if kind == NOT_ALLOWED else "keys, each with its value"

@@ -24,7 +24,7 @@ from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
 
-DEFAULT_PROBE_SAMPLES = 5_000  # as in the paper
+PAPER_PROBE_SAMPLES = 5_000
 EVALUATION_BATCH = 250
 MAX_CALIBRATION_SAMPLES = 5_000
 CALIBRATION_BATCH = 250
@@ -38,8 +38,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     Args:
         batch_size: Training samples in a batch, summed over the processes of a distributed run.
         seed: Seed; with the epoch it determines the order of the samples and the augmentation.
-        probe: Number of samples of each split that are measured; None for 5,000, or all samples of
-            a smaller split.
+        probe: Maximum number of samples of each split that are measured, all of a smaller split;
+            None for 5,000.
         flip: Whether to mirror each training image with probability 1/2.
         shift: Maximum number of pixels by which training images are moved.
         name: Name of the data in a run's identity, which does not contain the data set's path.
@@ -84,8 +84,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Load the data set, once.
 
         Raises:
-            UserError: The data set cannot be loaded, or is too small for the validation split or
-                the probe set.
+            UserError: The data set cannot be loaded, or is too small for the validation split.
         """
         if hasattr(self, "indices"):
             return
@@ -262,12 +261,5 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _choose_probe(self, split: Split) -> Tensor:
         _, labels = self._of_split[split]
-        count = self.probe_samples[split]
-        if count is not None and count > len(labels):
-            raise UserError(
-                f"probe.{split}={count} is too large: the {split} split has {len(labels)} samples; "
-                "set it to at most that, or to null for all, up to 5,000"
-            )
-        return self.indices[split][
-            balanced(labels, min(count or DEFAULT_PROBE_SAMPLES, len(labels)))
-        ]
+        count = self.probe_samples[split] or PAPER_PROBE_SAMPLES
+        return self.indices[split][balanced(labels, min(count, len(labels)))]

@@ -40,6 +40,7 @@ from bnstudy.runs.description import ENDED, RunDescription, Status
 from bnstudy.runs.long_table import Row, final_numbers
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
 from bnstudy.runs.record import Record
+from bnstudy.terms import PERFORMANCE
 from bnstudy.tracking.transaction_log import TransactionLog, read
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def begin(
     for names in ("rep/*", "opt/*"):
         run.define_metric(names, step_metric="epoch", step_sync=True)
     for split in ("train", "validation", "test"):
-        for name in ("loss", "accuracy"):
+        for name in PERFORMANCE:
             run.define_metric(f"{split}/{name}", step_metric="epoch", step_sync=True)
     for names in ("train/loss_step", "opt_step/*"):
         run.define_metric(names, step_metric="trainer/global_step", step_sync=True)
@@ -266,7 +267,7 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
         )
         return
     if tables := _tables(run, epochs):
-        run.log(tables, step=2 * epochs[-1][0].step + 1, commit=True)
+        run.log(tables, step=max(2 * epochs[-1][0].step + 1, run.step), commit=True)
     if checkpoint and record.paths.last_checkpoint.exists():
         _add_checkpoint(run, record)
 

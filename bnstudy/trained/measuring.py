@@ -15,7 +15,8 @@ from bnstudy.training.environment import environment
 
 # torch is imported in functions: bnstudy.train skips complete cells without importing it.
 
-Wanted = dict[int, set[tuple[str, str, str]]]  # the (split, site, metric) to measure by epoch
+# The (split, site, metric) to measure by epoch; the site is None for numbers of the whole model.
+Wanted = dict[int, set[tuple[str, str | None, str]]]
 
 MAX_LISTED_NAMES = 5  # a message with more metrics gives only their number
 
@@ -111,7 +112,7 @@ def measure_checkpoints(
         epochs=[],
         metrics=_names(wanted),
         splits=sorted({split for what in wanted.values() for split, _, _ in what}),
-        sites=sorted({site for what in wanted.values() for _, site, _ in what}),
+        sites=sorted({site for what in wanted.values() for _, site, _ in what if site}),
         environment=environment(),
     )
     record.description.add_measurement(measurement)
@@ -127,8 +128,8 @@ def measure_checkpoints(
                 for split in SPLITS
                 if any(split == other for other, *_ in what)
             },
-            sorted({name for _, _, name in what}),
-            sorted({site for _, site, _ in what}),
+            _names({epoch: what}),
+            sorted({site for _, site, _ in what if site}),
             memory_budget=memory_budget,
             on_layer=show_layer,
         )
@@ -203,7 +204,7 @@ def measure_cell(
 
 
 def _names(wanted: Wanted) -> list[str]:
-    return sorted({name for what in wanted.values() for _, _, name in what})
+    return sorted({name for what in wanted.values() for _, site, name in what if site})
 
 
 def _format_wanted(wanted: Wanted) -> str:

@@ -63,6 +63,8 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
                 if checkpoint is None:
                     evaluate_before_training(trainer, classifier, data)
                 trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
+                if not classifier.performance:  # training stopped before its last epoch
+                    trainer.validate(classifier, datamodule=data, verbose=False)
         attempt.diverged = bool(classifier.diverged)
         record.join_parts()
         warn_of_few_batches(classifier.network, config["trainer"]["max_epochs"])

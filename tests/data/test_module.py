@@ -11,7 +11,6 @@ import torch
 from bnstudy.data import MNIST5k
 from bnstudy.data.batches import Augment, Batches, Normalize, balanced
 from bnstudy.data.images import Images
-from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 
 
@@ -52,9 +51,10 @@ def test_a_byte_that_flips_in_the_copy_is_noticed(tmp_path: Path) -> None:
     assert Images.load(copy) is None
 
 
-def test_a_probe_larger_than_the_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"probe.test=1001 .* the test split has 1000"):
-        mnist5k(tmp_path, probe={"train": None, "test": 1001}).setup()
+def test_a_probe_has_at_most_the_samples_of_its_split(tmp_path: Path) -> None:
+    data = mnist5k(tmp_path, probe={"train": 2000, "test": 1001})
+    data.setup()
+    assert data.facts()["probe"] == {"train": 2000, "test": 1000}
 
 
 def test_a_probe_is_balanced_and_always_the_same() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bnstudy.errors import UserError
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import PROBE_PERFORMANCE
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -176,7 +177,12 @@ def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers
         select distinct network, split, metric, layer, coalesce(site, '') as site,
                coalesce(layers, 0) as layers, coalesce(position, 0) as place_index
         from final join numbers using (cell)
-        """
+        where $every_epoch or not list_contains($probe_performance, metric)
+        """,
+        every_epoch=every_epoch,
+        probe_performance=list(
+            PROBE_PERFORMANCE
+        ),  # after the last epoch there are those of whole splits
     )
     measured["place"] = _names(measured)
     keys = measured.drop(columns=["network", "layer"]).drop_duplicates()

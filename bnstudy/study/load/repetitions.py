@@ -137,7 +137,7 @@ def _are_identical(table: str, other_table: str, min_values: int = 1) -> bool:
     )
     both = ours.merge(theirs, on=keys)
     both = both[both["epoch"] > 0]
-    informative = np.isfinite(both["value_x"]) & (both["metric"] != "accuracy")
+    informative = np.isfinite(both["value_x"]) & ~both["metric"].str.endswith("accuracy")
     return bool(informative.sum() >= min_values) and np.array_equal(
         both["value_x"], both["value_y"], equal_nan=True
     )

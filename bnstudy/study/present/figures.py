@@ -17,6 +17,7 @@ from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
 from bnstudy.study.load.matrix import are_activations, load_shared_columns
 from bnstudy.study.present.drawing import STYLE
+from bnstudy.terms import choose_curve
 
 WIDTH = 6.75  # inches; two columns of a paper
 MAX_METRICS = 2  # metrics of a family that are drawn over the layers
@@ -162,12 +163,13 @@ class Plot:
         """Draw accuracy and loss over the epochs, and the generalization gap of every run."""
         figure = Figure((WIDTH, 2.4), layout="constrained")
         accuracy, loss, gap = figure.subplots(1, 3)
-        for ax, metric in ((accuracy, "accuracy"), (loss, "loss")):
+        epochs = self.analysis.epochs
+        for ax, name in ((accuracy, "accuracy"), (loss, "loss")):
+            metric = choose_curve(name, set(epochs["metric"]))
             for split, style in (("train", ":"), ("test", "-")):
-                table = self.analysis.epochs
-                table = table[(table["metric"] == metric) & (table["split"] == split)]
+                table = epochs[(epochs["metric"] == metric) & (epochs["split"] == split)]
                 self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
-            ax.set_ylabel(metric)
+            ax.set_ylabel(metric.replace("_", " "))
         runs = self.analysis.study.results
         for place, name in enumerate(self.analysis.study.treatments):
             of_treatment = runs[runs["treatment"] == name]

@@ -521,13 +521,27 @@ function differenceOverEpochs() {
 }
 
 const SPLITS = distinct(data.keys.map((key) => key.split));
-const ofModel = (metric) =>
-  trajectory(metric, SPLITS, data.model, `${metric} of ${SPLITS.join(" and ")}`);
+const isKnown = (metric) => data.keys.some((key) => key.metric === metric);
+
+/** Draw a curve of loss or accuracy: of the probe sets, which are evaluated at each measured epoch. */
+function ofModel(metric) {
+  const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
+  const splits = SPLITS.filter((split) => numberOf(split, name, data.model) !== undefined);
+  return trajectory(name, splits, data.model, `${plainName(name)} of ${splits.join(" and ")}`);
+}
+
+/** Choose the name at the chosen epoch: whole splits are evaluated before training and after the last. */
+function nameNow(metric) {
+  const isBetween = ![last, "0"].includes(String(chosen("epoch")));
+  return isBetween && isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
+}
+
+const plainName = (metric) => metric.replace("probe_", "probe ");
 
 /** Compute a target of a group of runs at the selected epoch. */
 function target(name, group) {
   const mean = (split, metric) =>
-    pooled([group], numberOf(split, metric, data.model)).mean;
+    pooled([group], numberOf(split, nameNow(metric), data.model)).mean;
   switch (name) {
     case "gap": return mean("train", "accuracy") - mean("test", "accuracy");
     default: return mean("test", METRIC_OF[name]);
@@ -540,6 +554,8 @@ const TARGET_NAMES = {
   gap: "train − test accuracy",
   test_loss: "test loss",
 };
+const targetName = (name) =>
+  TARGET_NAMES[name] + (nameNow("accuracy") === "accuracy" ? "" : " of the probe set");
 
 function gap() {
   const groups = shownGroups();
@@ -566,10 +582,10 @@ function gap() {
   });
   return {
     traces,
-    layout: layout({ xaxis: axis(""), yaxis: axis(TARGET_NAMES.gap) }),
+    layout: layout({ xaxis: axis(""), yaxis: axis(targetName("gap")) }),
     caption: `Generalization gap, ${describeFilters()}. Each point is ${describePoint()}; boxes ` +
       "show the quartiles.",
-    columns: ["norm", "run", "n", TARGET_NAMES.gap],
+    columns: ["norm", "run", "n", targetName("gap")],
     rows,
   };
 }
@@ -601,18 +617,18 @@ function against(metric) {
   });
   return {
     traces,
-    layout: layout({ xaxis: axis(metric), yaxis: axis(TARGET_NAMES[name]) }),
+    layout: layout({ xaxis: axis(metric), yaxis: axis(targetName(name)) }),
     caption:
-      `${TARGET_NAMES[name]} against ${metric} at ${place}, ${split} split, ` +
+      `${targetName(name)} against ${metric} at ${place}, ${split} split, ` +
       `${describeFilters()}. Each point is ${describePoint()}.`,
-    columns: ["norm", "run", "n", metric, TARGET_NAMES[name]],
+    columns: ["norm", "run", "n", metric, targetName(name)],
     rows,
   };
 }
 
 /** Compute a target's mean and standard deviation over runs; pooled gaps have no deviation. */
 function pooledTarget(name, groups) {
-  if (name !== "gap") return pooled(groups, numberOf("test", METRIC_OF[name], data.model));
+  if (name !== "gap") return pooled(groups, numberOf("test", nameNow(METRIC_OF[name]), data.model));
   return summarized(groups, (group) => target("gap", group), counts !== null);
 }
 
@@ -664,10 +680,10 @@ function learningRates() {
   return {
     traces,
     layout: layout({
-      xaxis: axis("learning rate", { type: "log" }), yaxis: axis(TARGET_NAMES[name]),
+      xaxis: axis("learning rate", { type: "log" }), yaxis: axis(targetName(name)),
     }),
     caption:
-      `${TARGET_NAMES[name]} over the learning rate, ${describeFilters({ free: ["lr"] })}. Points ` +
+      `${targetName(name)} over the learning rate, ${describeFilters({ free: ["lr"] })}. Points ` +
       "are means over runs; bars are standard deviations." + describeMissing(pointsOf),
     columns: ["norm", "learning rate", "n", "mean", "standard deviation"],
     rows,
@@ -715,10 +731,10 @@ function depthWidth() {
     layout: layout({
       xaxis: axis("width", { type: "category" }), yaxis: axis("depth", { type: "category" }),
     }),
-    caption: `${TARGET_NAMES[name]} of ${title} over depth and width, ` +
+    caption: `${targetName(name)} of ${title} over depth and width, ` +
       `${describeFilters({ free: ["depth", "width"] })}. Values are ` +
       (isDifference ? "mean differences within pairs." : "means over runs."),
-    columns: ["depth", "width", "n", "without a value", TARGET_NAMES[name]],
+    columns: ["depth", "width", "n", "without a value", targetName(name)],
     rows,
   };
 }
