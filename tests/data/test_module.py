@@ -11,6 +11,7 @@ import torch
 from bnstudy.data import MNIST5k
 from bnstudy.data.batches import Augment, Batches, Normalize, balanced
 from bnstudy.data.images import Images
+from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 
 
