@@ -11,7 +11,7 @@ import yaml
 from bnstudy.config.identity import identity
 from bnstudy.redaction import RedactingFormatter, redact, redact_values
 from bnstudy.runs.description import RunDescription
-from tests.conftest import SMALL, CommandLine, Compose, description, only_cell
+from tests.conftest import SMALL, CommandLine, description, only_cell
 
 SECRET = "hunter2hunter2hunter2"
 
