@@ -120,5 +120,4 @@ def test_no_file_of_a_run_has_a_password(
 def test_no_log_has_a_password(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(*SMALL, f"data.root=/dev/null/https://me:{SECRET}@host")
     assert result.returncode == 1
-    assert "https:/[removed]@host" in result.stderr or "[removed]" in result.stderr
     assert SECRET not in result.stdout + result.stderr

@@ -126,9 +126,14 @@ def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
 
 
-def _no_formula(value: Any) -> Any:
-    """Quote text that spreadsheets would take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Quote text that spreadsheets would take for a formula, such as a cell's name."""
+
+    def quote(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+    texts = table.select_dtypes(exclude="number")
+    return table.assign(**{str(name): column.map(quote) for name, column in texts.items()})
 
 
 def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
@@ -142,7 +147,7 @@ def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
         Written files.
     """
     texts = {
-        f"{name}.csv": table.map(_no_formula).to_csv(index=False)
+        f"{name}.csv": _without_formulas(table).to_csv(index=False)
         for name, table in collect_tables(analysis).items()
     }
     texts |= {f"{name}.tex": text for name, text in format_latex_tables(analysis)}
