@@ -23,6 +23,11 @@ PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
 SITES = ("conv", "norm", "act", "features")
 
 
+def format_count(number: int, noun: str) -> str:
+    """Format a number with its noun, such as 1 run or 2 runs."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
 def choose_curve(metric: str, measured: Container[str]) -> str:
     """Choose the name under which loss or accuracy is known at each epoch.
 

@@ -1,9 +1,11 @@
 """Command line that trains one run or a sweep. See `python -m bnstudy.train --help`."""
 
+import gc
 import logging
 import os
 import signal
 import sys
+import traceback
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -17,7 +19,7 @@ from rich.console import Console
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import resolve
+from bnstudy.config.composition import redact_files, resolve
 from bnstudy.config.identity import folder_name, register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
@@ -58,6 +60,12 @@ class Outcome:
             return worst_value(self.objective)
         return value
 
+    def __str__(self) -> str:
+        """Format the objective, or the status of a run without it."""
+        is_worst = float(self) == worst_value(self.objective)
+        described = self.record.description
+        return str(described.status) if is_worst else f"{self.objective}={float(self):.4f}"
+
 
 def run(cfg: DictConfig) -> Outcome:
     """Train and measure one cell.
@@ -74,9 +82,11 @@ def run(cfg: DictConfig) -> Outcome:
     validate(config)
     job = HydraConfig.get()
     folder, first = cell_of_job(), is_first_process()
+    if first:
+        redact_files(folder / ".hydra")
     single = job.mode is RunMode.RUN
     if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
-        raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
+        raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
     choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
     described = RunDescription.new(config, folder.name, choices, overrides)
     with (Record if first else Observer).held(folder, described) as record:
@@ -98,11 +108,11 @@ def run(cfg: DictConfig) -> Outcome:
             print_result(record)
             if (version := record.description.version) != VERSION:
                 console.print(
-                    f"  trained by bnstudy {version}, so not compared with runs of "
-                    f"{VERSION}; sweep.redo=all -m trains it anew",
+                    f"  this run was trained by bnstudy {version} and is not compared with runs "
+                    f"of {VERSION}; sweep.redo=all -m trains it again",
                     style="yellow",
                 )
-            measure_missing(record, config["metrics"])
+            measure_missing(record, config["metrics"], config["data"])
             print_missing_callbacks(record, config["callbacks"])
         return Outcome(record, trained, config["sweep"]["objective"])
 
@@ -127,7 +137,7 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
     kept = record.description.config.get("callbacks", {})
     without = [name for name in callbacks if name not in had]
     other = [
-        f"callbacks.{name}.{key}={kept[name][key]} and not {value}"
+        f"callbacks.{name}.{key}={kept[name][key]} instead of {value}"
         for name, options in callbacks.items()
         if name in had and name in kept
         for key, value in options.items()
@@ -137,8 +147,8 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
     differences += [f"with {', '.join(other)}"] if other else []
     if differences:
         console.print(
-            f"  trained {', and '.join(differences)}, which cannot be measured later; "
-            "choose another study=NAME to train it with them",
+            f"  this run was trained {' and '.join(differences)}; callbacks measure only during "
+            "training: choose another study=NAME to train it with the requested callbacks",
             style="yellow",
         )
 
@@ -184,13 +194,29 @@ def job(cfg: DictConfig) -> Outcome:
         else:
             reason = message or f"{type(error).__name__}: {error}"
             console.print(f"Failed: {reason}", style="red")
+        release_locals(error)
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():
-            console.print("Interrupted: the same command goes on from the last finished epoch")
+            console.print("Interrupted; the same command continues after the last complete epoch")
         # After SIGTERM, Lightning exits with status 0, which would look like success.
         terminated = isinstance(stop, SystemExit) and stop.code is None
         sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
+    finally:
+        # Lightning's trainer, the network and the data refer to each other; without this, they
+        # would stay in memory beside those of the next jobs of this process.
+        gc.collect()
+
+
+def release_locals(error: BaseException | None) -> None:
+    """Clear the local variables that an error refers to, as Hydra keeps errors until a sweep ends.
+
+    Args:
+        error: Error, whose causes are cleared as well.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def main() -> None:
@@ -207,7 +233,7 @@ def main() -> None:
         try:
             hydra_main(job)()
         except KeyboardInterrupt:  # outside of a job: `job` handles those inside
-            console.print("Interrupted: the same command goes on")
+            console.print("Interrupted; the same command continues")
             raise
 
 

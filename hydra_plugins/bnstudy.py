@@ -68,7 +68,7 @@ class Grid(Sweeper):
         sweep(list(grid), self.launcher, settings["redo"], settings["dry_run"])
 
 
-class Search(Sweeper):
+class Search(Grid):
     """Sweeper that searches some axes with Optuna, for each combination of the other axes.
 
     Args:
@@ -78,15 +78,8 @@ class Search(Sweeper):
     """
 
     def __init__(self, params: dict[str, Any] | None, n_trials: int, **options: Any) -> None:
-        self.params, self.n_trials, self.options = params or {}, n_trials, options
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Called by Hydra before `sweep`."""
-        self.context = {"hydra_context": hydra_context, "task_function": task_function}
-        self.config = config
-        HydraConfig.instance().set_config(config)
+        super().__init__(params)
+        self.n_trials, self.options = n_trials, options
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the missing trials of each search and print the best values.
@@ -99,4 +92,4 @@ class Search(Sweeper):
         """
         from bnstudy.sweeps.search import search
 
-        search(arguments, self.params, self.n_trials, self.options, self.config, self.context)
+        search(arguments, self.params, self.n_trials, self.options, self.config, self.launcher)

@@ -238,7 +238,7 @@ def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
     result = command_line(*SMALL)
     assert result.returncode == 0, result.stderr
     assert "measured from checkpoints: 16 metrics of epochs 1, 2\n" in result.stdout
-    assert "not measured, for want of a checkpoint: 16 metrics of epoch 0 (" in result.stdout
+    assert "not measured, because there is no checkpoint: 16 metrics of epoch 0 (" in result.stdout
     again = command_line(*SMALL)
     assert "measured from" not in again.stdout
 

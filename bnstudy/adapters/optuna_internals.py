@@ -1,21 +1,43 @@
 """Private parts of Hydra's Optuna sweeper. Checked with hydra-optuna-sweeper 1.3.0."""
 
-import logging
+from collections.abc import Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
-from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
+import optuna
+from hydra_plugins.hydra_optuna_sweeper._impl import (
+    OptunaSweeperImpl,
+    create_params_from_overrides,
+)
+from optuna.distributions import BaseDistribution
+
+Space = dict[str, BaseDistribution]
 
 
-def make_sweeper(study_name: str, n_trials: int, options: dict[str, Any]) -> OptunaSweeperImpl:
-    """Make a sweeper that goes on with one Optuna study.
+def make_space(overrides: Sequence[str]) -> Space:
+    """Translate overrides such as `optim.lr=interval(0.01,1)` to Optuna's distributions by key.
 
-    It warns of failed trials in the log of the last cell, which may be gone; the search prints
-    them itself.
-
-    Args:
-        study_name: Name of the study in the storage.
-        n_trials: Number of trials to run.
-        options: Other options of the sweeper.
+    Raises:
+        ValueError: An interval is not a distribution, such as a logarithmic one from 0.
     """
-    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
-    return OptunaSweeperImpl(params=None, study_name=study_name, n_trials=n_trials, **options)
+    space: Space = create_params_from_overrides(list(overrides))[0]
+    return space
+
+
+def make_sampler(option: Any, space: Space) -> tuple[optuna.samplers.BaseSampler, float]:
+    """Make the sampler of `hydra/sweeper/sampler`, and the largest number of trials for it."""
+    if not isinstance(option, partial):
+        return option, float("inf")
+    choices: Any = partial(OptunaSweeperImpl._to_grid_sampler_choices, None)  # type: ignore[arg-type]
+    grid = {key: choices(distribution) for key, distribution in space.items()}
+    return option(grid), prod(map(len, grid.values()))
+
+
+def tell(study: optuna.Study, trial: optuna.trial.Trial, value: float) -> None:
+    """Complete a trial; the sampler of a grid wants to stop `Study.optimize` after its last one."""
+    try:
+        study.tell(trial, value)
+    except RuntimeError as error:
+        if "`Study.stop`" not in str(error):
+            raise

@@ -14,6 +14,7 @@ from bnstudy.callbacks.optimization import (
     rows_of,
     varying,
 )
+from bnstudy.callbacks.processes import others_wait
 from bnstudy.representations import Tap, capture
 
 SITES = ("conv", "act")  # inputs of the normalization, and of the next layer
@@ -62,23 +63,22 @@ class ActivationDrift(OptimizationMetrics):
 
         In a resumed run these are the weights of the checkpoint.
         """
-        with calibrated_network(trainer, pl_module):
-            if trainer.is_global_zero:
+        with calibrated_network(trainer, pl_module), others_wait(trainer) as is_first:
+            if is_first:
                 self.before = self._measure(trainer, pl_module)
-            trainer.strategy.barrier("measured")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, and compare with the previous epoch."""
         epoch, step = trainer.current_epoch + 1, trainer.global_step
-        if trainer.is_global_zero:
-            now = self._measure(trainer, pl_module)
-            rows = []
-            for tap, channels in now.items():
-                values, reason = _drift(self.before[tap], channels)
-                rows += rows_of(values, tap, epoch, step, reason=reason)
-            self.before = now
-            self.publish(trainer, epoch, rows)
-        trainer.strategy.barrier("measured")
+        with others_wait(trainer) as is_first:
+            if is_first:
+                now = self._measure(trainer, pl_module)
+                rows = []
+                for tap, channels in now.items():
+                    values, reason = _drift(self.before[tap], channels)
+                    rows += rows_of(values, tap, epoch, step, reason=reason)
+                self.before = now
+                self.publish(trainer, epoch, rows)
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> dict[Tap, _Channels]:
         measured = {}

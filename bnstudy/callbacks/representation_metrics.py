@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bnstudy.callbacks.names import logged_name
 from bnstudy.callbacks.optimization import rows_of
+from bnstudy.callbacks.processes import others_wait
 from bnstudy.data.module import CALIBRATION_BATCH
 from bnstudy.metrics import chosen, evaluate
 from bnstudy.models import calibrated
@@ -166,13 +167,14 @@ class RepresentationMetrics(L.Callback):
     ) -> dict[str, float]:
         """Measure in the first process; return the logged values in all processes."""
         values: dict[str, float] = {}
-        with calibrated(module, self.calibration):  # in all processes: layers may synchronize
-            if trainer.is_global_zero:
+        # All processes calibrate, because layers may synchronize their statistics.
+        with calibrated(module, self.calibration), others_wait(trainer) as is_first:
+            if is_first:
                 self.rows = self.measure(module, epoch, trainer.global_step)
                 values = {logged_name(row): row.value for row in self.rows} | {"epoch": epoch}
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=trainer.global_step)
-            return trainer.strategy.broadcast(values)
+        return trainer.strategy.broadcast(values)
 
 
 def _performance(layer: Layer, epoch: int, step: int, split: str) -> list[Row]:

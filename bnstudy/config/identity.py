@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
         # 0 and 0.0 are equivalent, except in trainer: there, 1 is one batch and 1.0 all batches.
         if isinstance(value, float) and value.is_integer() and not key.startswith("trainer."):
             values[key] = int(value)
-    values = {key: one for key, one in values.items() if key not in ADDED or one != ADDED[key]}
+    values = {
+        key: value for key, value in values.items() if key not in ADDED or value != ADDED[key]
+    }
     if isinstance(devices := values.get("trainer.devices"), list):
         values["trainer.devices"] = len(devices)  # only the number of devices matters
     return values | {"seed": config["seed"]}
@@ -91,8 +94,8 @@ def folder_name(config: dict[str, Any]) -> str:
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """Copy a configuration without Hydra's own part."""
-    own: DictConfig = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return own
+    kept: DictConfig = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return kept
 
 
 def _resolve_cell_name(*, _root_: DictConfig) -> str:
@@ -103,10 +106,21 @@ def _resolve_cell_folder(*, _root_: DictConfig) -> str:
     return folder_name(resolve(without_hydra(_root_)))
 
 
+def _keys_of(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
+    return list(getattr(import_module(module), name))
+
+
 def register_resolvers() -> None:
-    """Register `${cell_name:}`, `${cell_folder:}` and `${folder_name:PATH}` with OmegaConf."""
+    """Register the resolvers of the configuration files with OmegaConf.
+
+    `${cell_name:}` and `${cell_folder:}` name a cell, `${folder_name:PATH}` is the last part of an
+    absolute path, and `${keys_of:NAME}` lists the keys of a dictionary by its dotted name, such as
+    bnstudy.metrics.METRICS.
+    """
     OmegaConf.register_new_resolver("cell_name", _resolve_cell_name, replace=True)
     OmegaConf.register_new_resolver("cell_folder", _resolve_cell_folder, replace=True)
+    OmegaConf.register_new_resolver("keys_of", _keys_of, replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(path).expanduser().resolve().name, replace=True
     )

@@ -101,8 +101,8 @@ class ChosenGroup(Group, extra="allow"):
     def known_keys(cls, values: Mapping[str, Any]) -> Collection[str] | None:
         """Find the keys of the choice; None if the choice is a class or function of the user."""
         chosen = values.get(cls.chosen_by)
-        own = cls.keys_of.get(chosen) if isinstance(chosen, str) else None
-        return None if own is None else {cls.chosen_by, *own}
+        keys = cls.keys_of.get(chosen) if isinstance(chosen, str) else None
+        return None if keys is None else {cls.chosen_by, *keys}
 
 
 class Model(ChosenGroup):
@@ -268,7 +268,7 @@ class Data(ChosenGroup):
     """Folder of the decoded copy."""
     name: OptionalText
     """Name that stands for the data in a run's identity."""
-    batch_size: Count
+    batch_size: Several  # BatchNorm cannot normalize one sample
     """Samples in a training step, over all processes of a distributed run."""
     flip: Boolean
     """Whether half of the training images are mirrored."""

@@ -131,6 +131,8 @@ class Classifier(L.LightningModule):
         # Whether any loss was not finite, in training or evaluation; a buffer, so that checkpoints
         # keep it.
         self.register_buffer("diverged", torch.tensor(False))
+        # Training losses of this process. Not the buffer, which DDP copies from the first process.
+        self._not_finite = torch.tensor(False)
         self.splits = splits
         self.performance: dict[tuple[EvaluatedSplit, str], float] = {}
         self._sums = torch.empty(0)  # split x (loss sum, correct, samples)
@@ -141,12 +143,15 @@ class Classifier(L.LightningModule):
         return logits
 
     def on_train_epoch_start(self) -> None:
-        """Seed torch's random numbers from the seed and the epoch alone.
+        """Seed torch's random numbers from the seed, the epoch and the process alone.
 
-        Dropout then draws the same numbers for every norm, and in a resumed run.
+        Dropout then draws the same numbers for every norm, and in a resumed run; the processes of a
+        distributed run draw different ones.
         """
         self.performance = {}
-        torch.manual_seed(generator_for(self.seed, "layers", self.current_epoch).initial_seed())
+        process = (self.global_rank,) if self.global_rank else ()
+        purpose = (self.seed, "layers", self.current_epoch, *process)
+        torch.manual_seed(generator_for(*purpose).initial_seed())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch plus the regularizer's penalty."""
@@ -157,7 +162,7 @@ class Classifier(L.LightningModule):
             with self.regularizer.watching():
                 loss = functional.cross_entropy(self.logits(images), labels)
                 loss = loss + self.regularizer(labels)
-        self.diverged |= ~loss.detach().isfinite()
+        self._not_finite = self._not_finite.to(loss.device) | ~loss.detach().isfinite()
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # self.log takes 1 ms even if not due
             self.log("train/loss_step", loss, on_step=True, on_epoch=False)
@@ -178,9 +183,12 @@ class Classifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute each split's loss and accuracy over all processes."""
-        sums = self._sums
+        sums, not_finite = self._sums, self._not_finite
         if self.trainer.world_size > 1:  # counts are exact in float64
-            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
+            reduce = self.trainer.strategy.reduce
+            sums = reduce(sums.to(self.device), reduce_op="sum").cpu()
+            not_finite = reduce(not_finite.float().to(self.device), reduce_op="max").bool()
+        self.diverged |= not_finite
         for split, (loss, correct, count) in zip(self.splits, sums.tolist(), strict=True):
             self.performance[split, "loss"] = loss / count
             self.performance[split, "accuracy"] = correct / count

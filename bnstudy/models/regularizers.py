@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from bnstudy.errors import UserError
@@ -163,9 +163,19 @@ class TargetSparsity(Regularizer):
             target = self.target[one.name] if isinstance(self.target, Mapping) else self.target
             gaps[one.layer].append(_share_of_zeros(one) - target)
         gap = torch.stack([torch.stack(of_layer).mean() for of_layer in gaps.values()])
+        # The gap over all processes of a distributed run, which averages their gradients.
+        gap = gap + (_mean_of_processes(gap.detach()) - gap.detach())
         penalty = self.multipliers.clone() @ gap + gap.square().sum() / 2
         self.multipliers += MULTIPLIER_RATE * gap.detach()
         return penalty
+
+
+def _mean_of_processes(values: Tensor) -> Tensor:
+    if not distributed.is_initialized():
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
 
 
 def _share_of_zeros(activation: Activation) -> Tensor:

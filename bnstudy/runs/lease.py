@@ -18,17 +18,22 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bnstudy.errors import UserError
+from bnstudy.files import CANNOT_WRITE
 from bnstudy.terminal import console
 
 RENEWAL_INTERVAL = 5.0  # seconds
+PAUSES = (0.1, 1.0, 5.0)  # seconds between attempts after an error that may pass
 STALE_AFTER = 60.0  # seconds; long enough for a network file system's cached modification times
+
+
+T = TypeVar("T")
 
 
 class CellInUse(UserError):
@@ -69,7 +74,7 @@ class Lease:
         self._done.set()
         self._thread.join()
         with suppress(OSError):  # the folder was taken over or removed
-            self.path.rename(_released(self.path))
+            _persistently(lambda: self.path.rename(_released(self.path)))
 
     def _keep_renewing(self) -> None:
         while not self._done.wait(RENEWAL_INTERVAL):
@@ -78,14 +83,14 @@ class Lease:
                 return
 
     def _renew(self) -> bool:
+        following = self.path.with_name(f".lease.{_number(self.path) + 1}")
         try:
             os.utime(self.path)
+            return not (following.exists() or _released(following).exists())
         except FileNotFoundError:
             return False
-        except OSError:  # a temporary error of the file system
+        except OSError:  # an error that may pass: the next renewal will tell
             return True
-        following = self.path.with_name(f".lease.{_number(self.path) + 1}")
-        return not (following.exists() or _released(following).exists())
 
 
 @contextmanager
@@ -137,6 +142,24 @@ def watch(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) -> set[
     return renewed
 
 
+def worked_in(folders: Iterable[Path]) -> set[Path]:
+    """Find the folders whose lease is held by a living worker.
+
+    Leases held on other machines are watched for a few seconds, all at the same time.
+    """
+    working: set[Path] = set()
+    unknown: dict[Path, Path] = {}
+    for folder in folders:
+        if found := lease_of(folder):
+            worker, lease = found
+            match is_known_alive(worker):
+                case True:
+                    working.add(folder)
+                case None:
+                    unknown[lease] = folder
+    return working | {unknown[lease] for lease in watch(list(unknown))}
+
+
 def is_known_alive(worker: dict[str, Any]) -> bool | None:
     """Check whether the worker of a lease is alive; None if it is on another machine."""
     here = _this_process()
@@ -159,14 +182,18 @@ def _take(folder: Path) -> Path:
             raise _in_use(folder, newest)
     path = folder / f".lease.{number + 1}"
     try:
-        with path.open("x") as file:
-            json.dump(_this_process(), file)
+        file = path.open("x")
     except FileExistsError:
         raise _in_use(folder, path) from None
+    try:
+        with file:
+            json.dump(_this_process(), file)
+        # Another process may have used and released this number.
+        was_used = _persistently(_released(path).exists)
     except OSError:
         path.unlink(missing_ok=True)
         raise
-    if _released(path).exists():  # another process has used and released this number
+    if was_used:
         path.unlink()
         return _take(folder)
     return path
@@ -174,7 +201,7 @@ def _take(folder: Path) -> Path:
 
 def _newest(folder: Path) -> tuple[int, Path | None]:
     """Return the newest lease's number, or 0, and its file, or None if it was released."""
-    leases = folder.glob(".lease.*")
+    leases = _persistently(lambda: list(folder.glob(".lease.*")))
     newest = max(
         leases, key=lambda lease: (_number(lease), _released(lease) != lease), default=None
     )
@@ -186,6 +213,18 @@ def _newest(folder: Path) -> tuple[int, Path | None]:
 def _number(lease: Path) -> int:
     number = lease.name.removeprefix(".lease.").partition(".")[0]
     return int(number) if number.isdigit() else 0
+
+
+def _persistently(action: Callable[[], T]) -> T:
+    """Try again after errors that may pass, such as ESTALE, EIO or ETIMEDOUT of a file server."""
+    for pause in PAUSES:
+        try:
+            return action()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or error.errno in CANNOT_WRITE:
+                raise
+            time.sleep(pause)
+    return action()
 
 
 def _released(lease: Path) -> Path:

@@ -2,23 +2,31 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.utils import get_method
 from omegaconf import DictConfig
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 from rich import box
 from rich.table import Table
 
-from bnstudy.adapters.hydra_internals import split_grid
-from bnstudy.adapters.optuna_internals import make_sweeper
+from bnstudy.adapters.hydra_internals import returned, split_grid
+from bnstudy.adapters.optuna_internals import Space, make_sampler, make_space, tell
 from bnstudy.config.composition import plain_values
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
+from bnstudy.runs.lease import held, worked_in
 from bnstudy.runs.paths import LOG
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
@@ -48,9 +56,11 @@ def search(
     n_trials: int,
     options: dict[str, Any],
     config: DictConfig,
-    context: dict[str, Any],
+    launcher: Launcher,
 ) -> None:
     """Run the missing trials of each search and print the best values.
+
+    Several processes may search one study at the same time; they share the trials.
 
     Args:
         arguments: Overrides of the command line.
@@ -58,51 +68,151 @@ def search(
         n_trials: Number of trials of each search, including those already in the storage.
         options: Options of Hydra's Optuna sweeper.
         config: Configuration of the sweep, including Hydra's own part.
-        context: Remaining arguments of a Hydra sweeper's `setup`.
+        launcher: Hydra launcher of any kind.
 
     Raises:
         UserError: The options or axes do not allow a search, or trials failed.
     """
     settings = plain_values(config.sweep)
     validate({"sweep": settings})
-    direction = _direction(settings["objective"])
+    objective = settings["objective"]
     _check(settings, config)
     points, searched = split(arguments, params)
     if not searched:
         raise UserError("hydra/sweeper=optuna: nothing to search; try optim.lr=interval(0.001,1)")
+    try:
+        space = make_space(searched)
+    except ValueError as error:
+        raise UserError(f"{' '.join(searched)} cannot be searched: {error}") from error
     folder = Path(config.output_root, config.study)
-    folder.mkdir(parents=True, exist_ok=True)
-    options = options | {"storage": options["storage"] or f"sqlite:///{folder}/search.db"}
+    storage = options["storage"] or f"sqlite:///{folder}/search.db"
+    sampler, size = make_sampler(options["sampler"], space)
     optuna.logging.set_verbosity(logging.ERROR)
     failed = 0
     studies = []
-    for point in points:
-        name = point.name_with(searched, settings["objective"])
-        study = optuna.create_study(
-            study_name=name,
-            storage=options["storage"],
-            direction=direction,
-            load_if_exists=True,
-        )
-        study.set_user_attr("point", point.name)
-        _retry_unfinished(study)
-        done = len(study.get_trials(states=(TrialState.COMPLETE,)))
-        console.print(f"{point.name}: {done} of {n_trials} trials complete")
-        before = len(study.get_trials(states=(TrialState.FAIL,)))
-        if done < n_trials:
-            sweeper = make_sweeper(name, n_trials - done, options | {"direction": direction})
-            sweeper.setup(config=config, **context)
-            try:
-                sweeper.sweep([*point.overrides, *searched])
-            except ValueError as error:
-                # It is also raised if no trial was completed, which is reported below.
-                if not study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL)):
-                    raise UserError(f"{' '.join(searched)} cannot be searched: {error}") from error
-        failed += len(study.get_trials(states=(TrialState.FAIL,))) - before
-        studies.append(study)
-    _show(studies, settings["objective"], list(map(_key, searched)))
+    with _claims(folder / ".searches") as claims:
+        for point in points:
+            with claims.lock:  # Optuna cannot create a database in two processes at the same time
+                study = optuna.create_study(
+                    study_name=point.name_with(searched, objective),
+                    storage=storage,
+                    sampler=sampler,
+                    direction=_direction(objective),
+                    load_if_exists=True,
+                )
+                study.set_user_attr("point", point.name)
+                claims.retry_unfinished(study)
+            done = _count(study, TrialState.COMPLETE)
+            console.print(f"{point.name}: {done} of {n_trials} trials complete")
+
+            def launch(
+                trials: list[Trial], first: int, point: Point = point
+            ) -> Sequence[JobReturn]:
+                jobs = []
+                for trial in trials:
+                    if options["custom_search_space"]:
+                        get_method(options["custom_search_space"])(config, trial)
+                    values = [f"{key}={value}" for key, value in trial.params.items()]
+                    jobs.append([*point.overrides, *values])
+                returns: Sequence[JobReturn] = launcher.launch(jobs, initial_job_idx=first)
+                return returns
+
+            failed += _run(study, min(n_trials, size), space, claims, launch, options)
+            studies.append(study)
+    _show(studies, objective, list(space))
     if failed:
-        raise UserError(f"{failed} trials failed; their {LOG} says why. Try the same command again")
+        raise UserError(f"{failed} trials failed; see their {LOG}; repeat the command to try again")
+
+
+class _Claims:
+    """Claims of trials by processes that search in the same study folder.
+
+    Args:
+        folder: Folder of this process, which holds its lease; those of the others are beside it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lock = FileLock(folder.parent / "lock")
+
+    def ask(self, study: optuna.Study, space: Space, n_trials: float, limit: int) -> list[Trial]:
+        """Claim missing trials.
+
+        Args:
+            study: Optuna study.
+            space: Distributions of the searched values, by key.
+            n_trials: Number of trials, including complete ones and those of other processes.
+            limit: Largest number of trials to return.
+        """
+        with self.lock:
+            missing = n_trials - _count(study, TrialState.COMPLETE, TrialState.RUNNING)
+            trials = [study.ask(space) for _ in range(int(max(0, min(missing, limit))))]
+            for trial in trials:
+                study.set_user_attr(_claim(trial.number), self.folder.name)
+        return trials
+
+    def retry_unfinished(self, study: optuna.Study) -> None:
+        """Queue trials that a dead process did not finish, so that their cells resume first."""
+        claims = study.user_attrs
+        running = study.get_trials(states=(TrialState.RUNNING,))
+        names = [claims.get(_claim(trial.number), "nobody") for trial in running]
+        alive = worked_in({self.folder.with_name(name) for name in names})
+        for trial, name in zip(running, names, strict=True):
+            if self.folder.with_name(name) not in alive:
+                study.tell(trial.number, state=TrialState.FAIL)
+                if trial.params:
+                    study.enqueue_trial(trial.params)
+
+
+@contextmanager
+def _claims(folder: Path) -> Iterator[_Claims]:
+    """Yield claims of this process, and hold a lease meanwhile by which others see that it lives.
+
+    Args:
+        folder: Folder of the processes that search in a study.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(prefix="process-", dir=folder))
+    try:
+        with held(own):
+            yield _Claims(own)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _run(
+    study: optuna.Study,
+    n_trials: float,
+    space: Space,
+    claims: _Claims,
+    launch: Callable[[list[Trial], int], Sequence[JobReturn]],
+    options: dict[str, Any],
+) -> int:
+    """Run the missing trials of a search, `n_jobs` at a time.
+
+    Returns:
+        Number of trials that failed. They are not repeated.
+    """
+    budget = n_trials - _count(study, TrialState.COMPLETE)
+    begun = failed = 0
+    while trials := claims.ask(study, space, n_trials, min(options["n_jobs"], budget - begun)):
+        for trial in trials:
+            values = " ".join(f"{key}={_format(value)}" for key, value in trial.params.items())
+            console.print(f"Trial {trial.number}: {values}")
+        errors = []
+        for trial, job in zip(trials, launch(trials, begun), strict=True):
+            outcome = returned(job)
+            if isinstance(outcome, Exception):
+                study.tell(trial, state=TrialState.FAIL)
+                errors.append(outcome)
+            else:
+                tell(study, trial, float(outcome))
+                console.print(f"Trial {trial.number}: {outcome}")
+        begun += len(trials)
+        failed += len(errors)
+        if len(errors) > options["max_failure_rate"] * len(trials):
+            raise errors[0]
+    return failed
 
 
 def split(arguments: Sequence[str], params: dict[str, Any]) -> tuple[list[Point], list[str]]:
@@ -152,14 +262,6 @@ def _check(settings: dict[str, Any], config: DictConfig) -> None:
         )
 
 
-def _retry_unfinished(study: optuna.Study) -> None:
-    """Queue trials that were started but never finished, so that their cells resume first."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
-
-
 def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) -> None:
     table = Table("search", *keys, objective, "trials", box=box.SIMPLE_HEAD)
     for study in studies:
@@ -172,6 +274,14 @@ def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) 
             values = ["–" for _ in (*keys, objective)]
         table.add_row(study.user_attrs["point"], *values, str(len(complete)))
     console.print(table)
+
+
+def _count(study: optuna.Study, *states: TrialState) -> int:
+    return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _claim(number: int) -> str:
+    return f"process of trial {number}"  # attribute of the Optuna study
 
 
 def _format(value: object) -> str:

@@ -19,7 +19,6 @@ OPTIONS: dict[str, Any] = {
     "n_jobs": 1,  # number of trials that run at the same time
     "storage": None,  # URL of the database; None: search.db in the study's folder
     "max_failure_rate": 1.0,  # a failed trial does not stop the others
-    "search_space": None,
     "custom_search_space": None,
 }
 

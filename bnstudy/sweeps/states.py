@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from bnstudy.errors import UserError
-from bnstudy.runs.lease import is_known_alive, lease_of, watch
+from bnstudy.runs.lease import worked_in
 from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
@@ -53,17 +53,9 @@ def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
         State of each cell, in the order of `cells`.
     """
     known = [_by_record(cell, record) for cell, record in zip(cells, records, strict=True)]
-    unknown = {}
-    for place, cell in enumerate(cells):
-        if known[place] in MISSING and (found := lease_of(cell.folder)):
-            worker, lease = found
-            match is_known_alive(worker):
-                case True:
-                    known[place] = "running elsewhere"
-                case None:
-                    unknown[lease] = place
-    for lease in watch(list(unknown)):
-        known[unknown[lease]] = "running elsewhere"
+    place_of = {cell.folder: place for place, cell in enumerate(cells) if known[place] in MISSING}
+    for folder in worked_in(place_of):
+        known[place_of[folder]] = "running elsewhere"
     return known
 
 

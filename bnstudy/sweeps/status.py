@@ -166,6 +166,8 @@ def _running(folder: Path) -> tuple[str, float]:
         return "running", max(time.time() - lease.stat().st_mtime, 0.0)
     except FileNotFoundError:  # released just now
         return "interrupted", 0.0
+    except OSError:  # an error that may pass
+        return "running", 0.0
 
 
 def _table(*columns: str) -> Table:

@@ -58,7 +58,7 @@ def measured_in(study: Path) -> Measured:
                 {"tables": tables},
             ).fetchall()
     if not rows:
-        raise UserError(f"{study}: none of its runs has ended and measured a layer")
+        raise UserError(f"{study}: no run has ended and measured a layer")
     metrics = {metric for _, metric in rows}
     headline = choose_measured(METRICS, metrics)
     return Measured(list(dict.fromkeys(layer for layer, _ in rows)), headline or sorted(metrics))

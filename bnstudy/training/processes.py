@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,6 +12,9 @@ from types import FrameType
 from hydra.core.hydra_config import HydraConfig
 
 from bnstudy.adapters.submitit_internals import requeue_handler
+
+WATCH_INTERVAL = 1.0  # seconds
+FAILED = "bnstudy/failed"  # key of the store that the processes share
 
 
 def is_first_process() -> bool:
@@ -47,6 +51,48 @@ def stopping_in_order() -> Iterator[None]:
         queue_again(signal.SIGUSR2, None)
     finally:
         signal.signal(signal.SIGUSR2, queue_again)
+
+
+@contextmanager
+def ending_with_first_process() -> Iterator[None]:
+    """End the other processes of a distributed run if the first one fails or is killed in the body.
+
+    They would wait for it in a collective until the time-out.
+    """
+    from torch import distributed
+
+    from bnstudy.adapters.torch_internals import shared_store
+
+    if is_first_process():
+        try:
+            yield
+        except BaseException:
+            if store := shared_store():
+                store.set(FAILED, "")
+            raise
+    else:
+        stop = threading.Event()
+        thread = threading.Thread(target=_watch_first_process, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+    if distributed.is_initialized():
+        distributed.barrier()  # the first process may end only when no other one watches it
+
+
+def _watch_first_process(stop: threading.Event) -> None:
+    from bnstudy.adapters.torch_internals import shared_store
+
+    while not stop.wait(WATCH_INTERVAL):
+        try:
+            failed = (store := shared_store()) is not None and store.check([FAILED])
+        except RuntimeError:  # the first process, which has the store, was killed
+            failed = True
+        if failed and not stop.is_set():
+            os._exit(1)  # the main thread cannot be interrupted in a collective
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn
 
+from bnstudy.adapters.lightning_internals import no_process_left
 from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
 from bnstudy.data import ImageDataModule
 from bnstudy.representations.running_statistics import initial_share
@@ -25,7 +26,11 @@ from bnstudy.training.checkpoints import resume_point
 from bnstudy.training.data_check import note_data
 from bnstudy.training.environment import environment
 from bnstudy.training.loggers import open_loggers
-from bnstudy.training.processes import is_first_process, job_of_its_own
+from bnstudy.training.processes import (
+    ending_with_first_process,
+    is_first_process,
+    job_of_its_own,
+)
 from bnstudy.training.twin import with_target_sparsity
 
 MAX_INITIAL_SHARE = 0.01  # weight of the initial values in running statistics; more warns
@@ -51,13 +56,15 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         note_data(record, config, data.facts())
         classifier = build_classifier(with_target_sparsity(record, config), data)
         trainer = build_trainer(config, make_callbacks(record, config, data, terminal))
+        data.require_batches(trainer.world_size)
         with open_loggers(config["logger"], record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
-            if checkpoint is None:
-                evaluate_before_training(trainer, classifier, data)
-            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
-            if not classifier.performance:  # training stopped before its last epoch
-                trainer.validate(classifier, datamodule=data, verbose=False)
+            with ending_with_first_process(), no_process_left(trainer):
+                if checkpoint is None:
+                    evaluate_before_training(trainer, classifier, data)
+                trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
+                if not classifier.performance:  # training stopped before its last epoch
+                    trainer.validate(classifier, datamodule=data, verbose=False)
         attempt.diverged = bool(classifier.diverged)
         record.join_parts()
         warn_of_few_batches(classifier.network, config["trainer"]["max_epochs"])

@@ -134,6 +134,53 @@ def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         mine.check()
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+@pytest.mark.parametrize("call", ["utime", "stat", "scandir", "rename"])
+def test_an_error_that_passes_ends_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    monkeypatch.setattr(lease, "RENEWAL_INTERVAL", 0.02)
+    monkeypatch.setattr(lease, "PAUSES", (0.01, 0.01))
+    undisturbed = getattr(os, call)
+    errors = iter([True])
+
+    def fail_once(*arguments: Any, **options: Any) -> Any:
+        if next(errors, False):
+            raise OSError(number, os.strerror(number))
+        return undisturbed(*arguments, **options)
+
+    if call != "scandir":
+        with held(tmp_path / "cell") as mine:
+            monkeypatch.setattr(os, call, fail_once)
+            time.sleep(0.2)
+            os.utime(mine.path, (0, 0))
+            time.sleep(0.2)
+            assert mine.path.stat().st_mtime > 0
+            mine.check()
+    else:
+        monkeypatch.setattr(os, call, fail_once)
+    with held(tmp_path / "cell"), pytest.raises(CellInUse):
+        held(tmp_path / "cell").__enter__()
+    assert not list(errors)
+
+
+def test_an_error_while_taking_a_folder_removes_no_lease_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken_first(self: Path, mode: str = "r", **options: Any) -> Any:
+        if mode == "x":
+            self.write_text("{}")  # another process's
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return opened(self, mode, **options)
+
+    opened = Path.open
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", taken_first)
+        with pytest.raises(OSError, match="Input/output"):
+            held(tmp_path).__enter__()
+    assert (tmp_path / ".lease.1").exists()
+
+
 def test_who_was_taken_over_notices(tmp_path: Path) -> None:
     with held(tmp_path) as mine:
         (tmp_path / ".lease.2").write_text("{}")  # as another process does

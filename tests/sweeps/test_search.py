@@ -1,15 +1,23 @@
 """A search finds a learning rate for each norm, by held-out samples, and goes on where it was."""
 
 import math
+import multiprocessing
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 optuna = pytest.importorskip("optuna")
 
 from bnstudy.runs.description import Final, RunDescription, Status  # noqa: E402
 from bnstudy.runs.record import Record  # noqa: E402
-from bnstudy.sweeps.search import split  # noqa: E402
+from bnstudy.sweeps.search import search, split  # noqa: E402
+from bnstudy.sweeps.search_config import OPTIONS  # noqa: E402
 from bnstudy.train import Outcome  # noqa: E402
 from tests.conftest import SMALL, CommandLine, description  # noqa: E402
 
@@ -95,6 +103,56 @@ def test_a_trial_that_fails_is_told_and_a_diverged_one_is_the_worst(
     result = command_line(*arguments, "optim.lr=interval(-2.0,-1.0)", "study=other")
     assert result.returncode == 1
     assert "1 trials failed" in result.stderr
+
+
+def search_slowly(folder: Path, n_trials: int, sampler: Any = None) -> None:
+    """Search with trials that take a moment and note which process ran them."""
+
+    def launch(jobs: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
+        time.sleep(0.1)
+        with (folder / f"{multiprocessing.current_process().name}.txt").open("a") as file:
+            file.writelines(f"{' '.join(job)}\n" for job in jobs)
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=0.5) for _ in jobs]
+
+    settings = {"redo": None, "dry_run": False, "objective": "train_accuracy"}
+    config = {"sweep": settings, "output_root": str(folder), "study": "study"}
+    options = OPTIONS | {"sampler": sampler or optuna.samplers.RandomSampler()}
+    search(
+        ["optim.lr=interval(0.1,1.0)" if sampler is None else "optim.lr=choice(0.1,0.2,0.3)"],
+        {} if sampler is None else {"optim.lr": "0.1"},
+        n_trials,
+        options,
+        OmegaConf.create(config),
+        SimpleNamespace(launch=launch),  # type: ignore[arg-type]
+    )
+
+
+def test_two_searches_at_once_share_the_trials(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    searches = [fork.Process(target=search_slowly, args=(tmp_path, 12)) for _ in range(2)]
+    for process in searches:
+        process.start()
+    for process in searches:
+        process.join(60)
+    assert [process.exitcode for process in searches] == [0, 0]
+    runs = [path.read_text().splitlines() for path in tmp_path.glob("*.txt")]
+    assert len(runs) == 2
+    assert min(map(len, runs)) >= 2
+    assert len({run for runs_of_one in runs for run in runs_of_one}) == 12
+    (summary,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path}/study/search.db")
+    study = optuna.load_study(summary.study_name, f"sqlite:///{tmp_path}/study/search.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
+
+
+def test_a_grid_ends_with_its_last_point(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = partial(optuna.samplers.GridSampler)
+    for _ in range(2):
+        search_slowly(tmp_path, 20, grid)
+    (path,) = tmp_path.glob("*.txt")
+    assert sorted(path.read_text().split()) == [f"optim.lr={rate}" for rate in (0.1, 0.2, 0.3)]
+    assert "Trial 0: optim.lr=0." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("objective", ["validation_accuracy", "train_loss"])

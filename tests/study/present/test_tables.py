@@ -51,7 +51,7 @@ def test_a_caption_names_what_differs_besides_the_norm(studies: Studies) -> None
     studies.add("none", 0, "optim.lr=0.01", layers={"silhouette": [0.1]})
     studies.add("batchnorm", 0, "optim.lr=0.1", layers={"silhouette": [0.2]})
     found = dict(tables.format_latex_tables(Analysis(load(studies.folder))))
-    words = "runs of a pair also differ in learning rate 0.1 with batchnorm, 0.01 with none"
+    words = "runs of a pair also differ in learning rate (0.1 with batchnorm, 0.01 with none)"
     assert words in found["layers-silhouette"]
 
 
