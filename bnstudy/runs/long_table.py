@@ -177,7 +177,7 @@ class LongTable:
         """
         path = self.paths.part(epoch)
         before = [Row(**row) for row in pq.read_table(path).to_pylist()] if add else []
-        numbers = {(row.split, row.layer, row.site, row.metric): row for row in [*before, *rows]}
+        numbers = {row[:-2]: row for row in [*before, *rows]}
         self._write(path, _table(numbers.values()))
 
     def join_parts(self) -> Final:
