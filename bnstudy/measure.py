@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.schema import validate
+from bnstudy.config.targets import trust
 from bnstudy.errors import UserError
 from bnstudy.runs.paths import runs_below
 from bnstudy.terms import SITES, SPLITS
@@ -29,7 +30,8 @@ Measure runs that have been trained, from the checkpoints they kept, without tra
 
 What a run's record has already is not measured again, so that the same command goes on where it was
 interrupted. A run keeps the weights of its last epoch, and of those that checkpoint_epochs=... of
-bnstudy.train asked for.
+bnstudy.train asked for. A run of your own network needs --trust with the name of its class: a record
+alone never makes this command run code that is not bnstudy's.
 """
 
 SIMILARITY_HELP = """\
@@ -80,7 +82,9 @@ def measure(arguments: Sequence[str]) -> None:
         metavar="N,N",
         help="only these; 0 is before training",
     )
+    _add_trust(parser)
     options = parser.parse_intermixed_args(arguments)
+    trust(options.trust)
     metrics = compose_metrics([word for word in options.words if _is_override(word)])
     folders = [Path(word) for word in options.words if not _is_override(word)]
     cells = [cell for folder in folders for cell in runs_below(folder)]
@@ -111,6 +115,7 @@ def measure_similarity(arguments: Sequence[str]) -> None:
         "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
     )
     options = parser.parse_args(arguments)
+    trust(options.trust)
     from bnstudy.trained.layer_similarity import compare
 
     compare(options.run_a, options.run_b, _selection(options), options.epoch, options.output)
@@ -132,6 +137,7 @@ def measure_maps(arguments: Sequence[str]) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY_DIR")
     _add_selection(parser)
     options = parser.parse_args(arguments)
+    trust(options.trust)
     from bnstudy.trained.embeddings import embed_run
 
     cells = [cell for folder in options.folders for cell in runs_below(folder)]
@@ -187,6 +193,17 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         type=_gibibytes,
         metavar="GIB",
         help="as metrics.memory_budget; the run's",
+    )
+    _add_trust(parser)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a class or function of your own that records name, such as mypackage.nets.Net",
     )
 
 

@@ -21,6 +21,7 @@ from bnstudy.config.composition import resolve
 from bnstudy.config.identity import register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
+from bnstudy.config.targets import find_targets, trust
 from bnstudy.errors import UserError
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.lease import CellInUse
@@ -72,6 +73,7 @@ def run(cfg: DictConfig) -> Outcome:
     """
     config = resolve(cfg)
     validate(config)
+    trust(find_targets(config))  # the record that this command goes on with may name them
     job = HydraConfig.get()
     folder, first = cell_of_job(), is_first_process()
     single = job.mode is RunMode.RUN

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from bnstudy.errors import UserError, first_line
+from bnstudy.errors import UserError
+from bnstudy.runs.parquet_file import DamagedFile, read_table
 
 MAPS_SCHEMA = pa.schema(
     [
@@ -39,13 +39,10 @@ def read_maps(path: Path) -> pa.Table:
         FileNotFoundError: The file does not exist.
         UserError: The file is damaged, or has other columns.
     """
-    again = "Remove it, and make it again with python -m bnstudy.measure map"
     try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)})\n{again}") from error
-    if not table.schema.equals(MAPS_SCHEMA):
-        raise UserError(f"{path} has other columns than this version's\n{again}")
-    return table
+        return read_table(path, MAPS_SCHEMA)
+    except DamagedFile as error:
+        raise UserError(
+            f"{path} is damaged ({error.reason})\n"
+            "Remove it, and make it again with python -m bnstudy.measure map"
+        ) from error

@@ -89,10 +89,10 @@ class Record:
         path = CellPaths(folder).record
         try:
             return cls(folder, RunDescription.from_json(path.read_bytes(), path))
+        except (IsADirectoryError, ValueError) as error:
+            raise DamagedRecord(path, getattr(error, "strerror", str(error))) from error
         except OSError as error:
             raise UserError(_unreadable(path, str(error))) from error
-        except ValueError as error:
-            raise DamagedRecord(path, str(error)) from error
 
     @property
     def table(self) -> LongTable:
@@ -104,14 +104,25 @@ class Record:
         """Whether the run has been trained to its end and its table is intact."""
         return self.description.status in ENDED and self.table.damage() is None
 
+    @property
+    def lost_table(self) -> str | None:
+        """Damage of the table of a run that was trained to its end, and how it is made again."""
+        if self.description.status not in ENDED or (damage := self.table.damage()) is None:
+            return None
+        return (
+            f"{self.paths.table.name} is damaged ({damage}); bnstudy.measure makes it again from "
+            "the checkpoints that were kept, bnstudy.train trains the run again"
+        )
+
     def require_end(self) -> None:
         """Verify that the run has ended.
 
         Raises:
-            UserError: The run has not ended.
+            UserError: The run has not ended, or its table is damaged.
         """
         if not self.has_ended:
-            raise UserError(f"{self.folder}: {self.description.status}; train it to its end first")
+            reason = self.lost_table or f"{self.description.status}; train it to its end first"
+            raise UserError(f"{self.folder}: {reason}")
 
     def require_this_version(self) -> None:
         """Verify that this version of bnstudy may add numbers to the run's record.
@@ -132,15 +143,19 @@ class Record:
     def last_epoch(self) -> int:
         """Last epoch of a run that has ended."""
         last = self.description.final.epoch
-        assert last is not None
+        assert last is not None  # `RunDescription.from_json` verifies it
         return last
 
     @property
     def data(self) -> DataFacts:
-        """Facts about the data of a run that has loaded them."""
-        data = self.description.data
-        assert data is not None
-        return data
+        """Facts about the data of a run that has loaded them.
+
+        Raises:
+            DamagedRecord: The record has none.
+        """
+        if self.description.data is None:
+            raise DamagedRecord(self.paths.record, "data: missing")
+        return self.description.data
 
     def checkpoints(self) -> dict[int, Path]:
         """Find the saved weights by epoch, including those of the last epoch."""
@@ -210,6 +225,20 @@ class Record:
     def join_parts(self) -> None:
         """Write the long table from its parts, and set the final numbers from its last epoch."""
         self.description.final = self.table.join_parts()
+
+    def begin_table_again(self, step: int) -> None:
+        """Replace a lost table by one of the final numbers that the description has.
+
+        A damaged file is renamed. What was measured after training is lost with it.
+
+        Args:
+            step: Number of training batches before the end of the run.
+        """
+        if (damage := self.table.damage()) is not None:
+            self.set_aside(self.paths.table, damage)
+        self.table.write_final(self.description.final, step)
+        self.description.measured_later = []
+        self.save()
 
     def remove_parts(self) -> None:
         """Remove files that are not needed after the end of the run: parts, previous checkpoint."""

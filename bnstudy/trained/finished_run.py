@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bnstudy.config.schema import validate
+from bnstudy.config.targets import require_trusted
 from bnstudy.data import ImageDataModule
 from bnstudy.errors import UserError
 from bnstudy.models import Classifier
@@ -16,6 +19,8 @@ from bnstudy.training.build import build_classifier, load_data, load_weights
 from bnstudy.training.data_check import note_data
 from bnstudy.training.twin import with_target_sparsity
 
+REBUILT_GROUPS = ("model", "norm", "regularizer", "optim", "data", "probe")
+
 
 def rebuild(
     record: Record, probe: Mapping[Split, int] | None = None
@@ -27,13 +32,26 @@ def rebuild(
         probe: Number of measured samples by split, where it differs from the one in training.
 
     Raises:
-        UserError: The data cannot be loaded, or differ from those that the run was trained on.
+        UserError: The record's configuration is not allowed or names code that is not trusted; or
+            the data cannot be loaded, or differ from those that the run was trained on.
     """
-    config = record.description.config
+    config = _checked_config(record)
     config = config | {"probe": config["probe"] | dict(probe or {})}
     data = load_data(config)
     note_data(record, config, data.facts())
     return data, build_classifier(with_target_sparsity(record, config), data)
+
+
+def _checked_config(record: Record) -> dict[str, Any]:
+    """Return a run's configuration, after checking that it is safe to build the run from it."""
+    config = record.description.config
+    try:
+        groups = {name: config[name] for name in REBUILT_GROUPS}
+        require_trusted(groups)
+        validate(groups)
+    except UserError as error:
+        raise UserError(f"{record.paths.record}: {error}") from error
+    return config
 
 
 @dataclass(frozen=True)

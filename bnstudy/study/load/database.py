@@ -1,6 +1,7 @@
 """A study's database: DuckDB reads the runs' parquet files where a query needs them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from typing import Any
 
 import duckdb
@@ -57,7 +58,11 @@ def connect(
     connection = duckdb.connect()
     connection.register("described", runs)
     connection.execute("create table runs as from described")
-    connection.read_parquet(list(tables), filename=True).create_view("files")
+    # The tables' paths as they are: no patterns, and no columns from names such as study='epoch=3'.
+    files = connection.read_parquet(
+        list(map(escape, tables)), filename=True, hive_partitioning=False
+    )
+    files.create_view("files")
     condition = ""
     if others := list(other_versions):
         connection.execute(OTHER_VERSIONS)

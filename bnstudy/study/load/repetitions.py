@@ -1,10 +1,13 @@
 """Runs that repeat others, and treatments that change nothing: one observation counts once."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
+
+from bnstudy.runs.long_table import SCHEMA
+from bnstudy.runs.parquet_file import read_table
 
 MIN_EQUAL_NUMBERS = 20  # numbers, without which two runs are not taken for the same observation
 
@@ -125,7 +128,7 @@ def _are_identical(table: str, other_table: str, min_numbers: int = 1) -> bool:
     """
     keys = ["epoch", "split", "site", "layer", "metric"]
     one, other = (
-        pq.read_table(path, columns=[*keys, "value"]).to_pandas().fillna({"site": ""})
+        read_table(Path(path), SCHEMA, [*keys, "value"]).to_pandas().fillna({"site": ""})
         for path in (table, other_table)
     )
     both = one.merge(other, on=keys)
