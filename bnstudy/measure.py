@@ -30,8 +30,8 @@ Measure runs that have been trained, from the checkpoints they kept, without tra
 
 What a run's record has already is not measured again, so that the same command goes on where it was
 interrupted. A run keeps the weights of its last epoch, and of those that checkpoint_epochs=... of
-bnstudy.train asked for. A run of your own network needs --trust with the name of its class: a record
-alone never makes this command run code that is not bnstudy's.
+bnstudy.train asked for. A run of your own network needs --trust with the name of its class: a
+record alone never makes this command run code that is not bnstudy's.
 """
 
 SIMILARITY_HELP = """\

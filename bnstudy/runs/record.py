@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from bnstudy.config.identity import identity
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.description import ENDED, Attempt, DataFacts, Environment, RunDescription
@@ -109,9 +110,10 @@ class Record:
         """Damage of the table of a run that was trained to its end, and how it is made again."""
         if self.description.status not in ENDED or (damage := self.table.damage()) is None:
             return None
+        state = f"damaged ({damage})" if self.paths.table.exists() else "not there"
         return (
-            f"{self.paths.table.name} is damaged ({damage}); bnstudy.measure makes it again from "
-            "the checkpoints that were kept, bnstudy.train trains the run again"
+            f"{self.paths.table.name} is {state}; bnstudy.measure makes it again from the "
+            "checkpoints that were kept, bnstudy.train trains the run again"
         )
 
     def require_end(self) -> None:
@@ -123,6 +125,15 @@ class Record:
         if not self.has_ended:
             reason = self.lost_table or f"{self.description.status}; train it to its end first"
             raise UserError(f"{self.folder}: {reason}")
+
+    @property
+    def has_other_config(self) -> bool:
+        """Whether the configuration is not the one of the identity: it was edited or damaged.
+
+        Known for records of this version only; others may have other options.
+        """
+        described = self.description
+        return described.version == VERSION and identity(described.config) != described.identity
 
     def require_this_version(self) -> None:
         """Verify that this version of bnstudy may add numbers to the run's record.

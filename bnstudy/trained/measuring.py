@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnstudy.errors import UserError
+from bnstudy.config.mistakes import explain
 from bnstudy.runs.description import MeasuredLater
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console, progress_bar
@@ -138,7 +138,7 @@ def measure_checkpoints(
 def each_run(
     cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], what: str
 ) -> None:
-    """Process runs one after the other; if one raises a UserError, print it and continue.
+    """Process runs one after the other; print a mistake of the user's, and continue.
 
     Args:
         cells: Folders of the runs.
@@ -160,8 +160,10 @@ def each_run(
             progress("reading the record")
             try:
                 work(cell, progress)
-            except UserError as error:
-                console.print(str(error), style="red")
+            except Exception as error:
+                if (message := explain(error)) is None:
+                    raise
+                console.print(message, style="red")
                 failed += 1
             bar.advance(task)
     if failed:

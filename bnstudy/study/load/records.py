@@ -5,7 +5,7 @@ What is large stays in the runs' parquet files: `bnstudy.study.load.database` re
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,9 +84,9 @@ def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
     redefined = {metric for metric, found in directions.items() if len(found) > 1}
     runs = pd.DataFrame([_row(record, design, redefined) for record in records])
     runs["pair"] = pd.factorize(runs["pair"])[0]
-    for column in runs.columns[[dtype.kind == "O" for dtype in runs.dtypes]]:
+    for column in {NAMES.get(key, key) for key in (*NAMES, *design.grid)} & set(runs):
         words = runs[column].map(lambda value: isinstance(value, str))
-        if words.any() and column in design.grid:  # numbers and words
+        if words.any():  # and numbers, perhaps
             runs[column] = runs[column].map(str)
     return runs
 
@@ -105,7 +105,7 @@ def _read(folder: Path) -> _Run:
     try:
         record = Record.read(folder)
         config = ADDED_TO_ALL | essence(record.description.config)
-    except (UserError, KeyError, TypeError) as error:
+    except UserError as error:
         reason = first_line(error)
         facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
         return _Run(facts, {}, {}, {}, [], "")
@@ -122,10 +122,10 @@ def _read(folder: Path) -> _Run:
         "norm": norm,
         "regularizer": regularizer,
         "model": described.choices.get("model"),
-        "data": config.get("data.name", described.choices.get("data")),
-        **{name: config.get(key) for key, name in NAMES.items()},
+        "data": _plain(config.get("data.name", described.choices.get("data"))),
+        **{name: _plain(config.get(key)) for key, name in NAMES.items()},
         "status": described.status,
-        "remark": "; ".join(filter(None, [_remark(record, ended), *map(_left_out, others)]))
+        "remark": "; ".join(filter(None, [*_remarks(record, ended), *map(_left_out, others)]))
         or None,
         "ended": ended,
         "attempts": len(attempts),
@@ -163,18 +163,25 @@ def _left_out(rows: Mapping[str, Any]) -> str:
     return f"left out, as measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
 
 
+def _remarks(record: Record, ended: bool) -> Iterator[str | None]:
+    if record.has_other_config:
+        yield "its options in run.json are not those that it was trained with"
+    yield _remark(record, ended)
+
+
 def _remark(record: Record, ended: bool) -> str | None:
     """Why a run is not among the results, or a remark about it."""
     attempts = record.description.attempts
     match record.description.status:
         case "diverged" | "completed" if not ended:
-            return f"{record.paths.table.name} is not there, or damaged"
+            return record.lost_table
         case "diverged":
             return "its loss was not finite at some time; it is among the results"
         case "failed":
             return next((one.error for one in reversed(attempts) if one.error), "unknown")
         case "running":
-            return f"still running, or killed: begun {attempts[-1].started}"
+            begun = f": begun {attempts[-1].started}" if attempts else ""
+            return f"still running, or killed{begun}"
         case "interrupted":
             return "the same command again goes on with it"
         case _:
