@@ -203,6 +203,8 @@ class TrainerOptions(Part):
     """Configuration group `trainer`, as far as it is read from records."""
 
     max_epochs: Epoch
+    compile: bool = False
+    sync_batchnorm: bool = False
 
 
 class MetricsOptions(Part):
@@ -212,6 +214,14 @@ class MetricsOptions(Part):
     sites: list[str]
     every_n_epochs: Annotated[int, Field(ge=1)]
     memory_budget: Annotated[float, Field(gt=0)]
+
+
+class LoggerOptions(Part):
+    """Configuration group `logger`, as far as it is read from records."""
+
+    project: str | None = None
+    entity: str | None = None
+    checkpoint: bool = False
 
 
 class RecordedConfig(Part):
@@ -231,7 +241,7 @@ class RecordedConfig(Part):
     probe: dict[str, int | None]
     metrics: MetricsOptions
     callbacks: dict[str, dict[str, Any]] = {}
-    logger: dict[str, Any] = {}
+    logger: LoggerOptions = LoggerOptions()
 
 
 class Final(BaseModel):

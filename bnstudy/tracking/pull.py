@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FILES = (TABLE, RECORD)  # the record last: a cell counts as present once it has one
 
+UNSAFE, UNREACHABLE = "with no folder's name", "not downloaded"  # outcomes
+
 
 def pull(project: str, entity: str | None, root: Path) -> None:
     """Download the records of a W&B project's runs and write them as studies.
@@ -33,7 +35,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
         root: Folder to write the studies to.
 
     Raises:
-        UserError: The project does not exist or has no runs of bnstudy.
+        UserError: The project does not exist or has no runs of bnstudy, or some were not downloaded.
     """
     api, entity = connect(entity)
     path = f"{entity}/{project}"
@@ -46,19 +48,33 @@ def pull(project: str, entity: str | None, root: Path) -> None:
     outcomes: Counter[str] = Counter()
     pulled: set[Path] = set()
     for run in runs:
-        cell = root / _checked(run.group) / _checked(run.name)
+        if not (_is_folder_name(run.group) and _is_folder_name(run.name)):
+            console.print(
+                f"{run.id}: {run.group!r}/{run.name!r} is no folder's name", style="yellow"
+            )
+            outcomes[UNSAFE] += 1
+            continue
+        cell = root / run.group / run.name
         if cell in pulled:
             outcomes["of earlier attempts"] += 1
         elif CellPaths(cell).record.exists():
             outcomes["here already"] += 1
         else:
-            outcome = _pull_run(run, cell)
+            try:
+                outcome = _pull_run(run, cell)
+            except UserError:
+                raise  # this disk cannot be written
+            except Exception as error:  # of wandb and of the network, of many classes
+                outcome = UNREACHABLE
+                console.print(f"{cell}: {first_line(error)}", style="yellow")
             console.print(f"{cell}: {outcome}")
             outcomes[outcome] += 1
         pulled.add(cell)
     if not outcomes:
         raise UserError(f"{path} has no runs of bnstudy's")
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    if outcomes[UNSAFE] or outcomes[UNREACHABLE]:
+        raise UserError(f"{path}: {counts}\nThe same command downloads what is missing")
     console.print(f"{path}: {counts}")
 
 
@@ -70,8 +86,10 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
     """
     with tempfile.TemporaryDirectory() as temporary:
         for name in FILES:
-            for file in run.files(names=[f"record/{name}"]):
-                file.download(root=temporary, replace=True).close()
+            wanted = f"record/{name}"
+            for file in run.files(names=[wanted]):
+                if file.name == wanted:  # a path of the server's choice could lead anywhere
+                    file.download(root=temporary, replace=True).close()
         paths = CellPaths(Path(temporary) / "record")
         if not paths.record.exists():
             return "without a record: still running, or killed (bnstudy.dashboard sync adds it)"
@@ -93,12 +111,6 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
     return "pulled"
 
 
-def _checked(name: str | None) -> str:
-    """Return a folder name received from a server, after checking that it is safe to use.
-
-    Raises:
-        UserError: The name could refer to another folder.
-    """
-    if not name or Path(name).name != name or name.startswith("."):
-        raise UserError(f"W&B names a group or a run {name!r}, which is no folder's name")
-    return name
+def _is_folder_name(name: str | None) -> bool:
+    """Return whether a name received from a server names a folder, and not another one's."""
+    return bool(name) and Path(str(name)).name == name and not str(name).startswith(".")

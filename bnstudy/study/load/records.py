@@ -85,8 +85,8 @@ def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
     runs = pd.DataFrame([_row(record, design, redefined) for record in records])
     runs["pair"] = pd.factorize(runs["pair"])[0]
     for column in {NAMES.get(key, key) for key in (*NAMES, *design.grid)} & set(runs):
-        words = runs[column].map(lambda value: isinstance(value, str))
-        if words.any():  # and numbers, perhaps
+        kinds = {_kind(value) for value in runs[column].dropna()}
+        if str in kinds or len(kinds) > 1:
             runs[column] = runs[column].map(str)
     return runs
 
@@ -214,6 +214,10 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
         "pair": json.dumps(shared, sort_keys=True),
         "comparable": comparable,
     }
+
+
+def _kind(value: Any) -> type:
+    return next(kind for kind in (bool, str, object) if isinstance(value, kind))
 
 
 def _plain(value: Any) -> Any:
