@@ -41,7 +41,9 @@ def main() -> None:
     for command in (push, sync, pull):
         command.add_argument("--entity", help="W&B's user or team; default: your own")
     options = parser.parse_args()
-    with command_line("Interrupted: the same command goes on"):
+    with command_line(
+        "Interrupted: the same command goes on", "choose another folder: --output-root FOLDER"
+    ):
         run(options)
 
 

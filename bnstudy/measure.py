@@ -44,6 +44,8 @@ and the Procrustes shape distance (in radians), as matrices, layers of RUN_A x l
 Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
 """
 
+COPY = "copy the runs to a folder that can be written"
+
 MAP_HELP = """\
 Where samples lie in a plane, for each layer of trained runs: by their first two principal
 components, and by UMAP where it is installed (pip install -e '.[umap]').
@@ -242,15 +244,17 @@ def main() -> None:
     """Run the command line."""
     match sys.argv[1:]:
         case ["similarity", *arguments]:
-            with command_line("Interrupted: nothing was written"):
+            with command_line(
+                "Interrupted: nothing was written", "choose another folder: --output FOLDER"
+            ):
                 measure_similarity(arguments)
         case ["map", *arguments]:
             again = "the same command goes on with the run that it was at"
-            with command_line(f"Interrupted: {again}"):
+            with command_line(f"Interrupted: {again}", COPY):
                 measure_maps(arguments)
         case arguments:
             again = "the same command goes on from the last measured epoch"
-            with command_line(f"Interrupted: {again}"):
+            with command_line(f"Interrupted: {again}", COPY):
                 measure(arguments)
 
 

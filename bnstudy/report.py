@@ -26,7 +26,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to; STUDY_DIR/report")
     options = parser.parse_args()
-    with command_line("Interrupted: what was written is whole"):
+    with command_line(
+        "Interrupted: what was written is whole", "choose another folder: --output FOLDER"
+    ):
         write_report(options.study, options.baseline, options.output)
 
 

@@ -166,7 +166,8 @@ def job(cfg: DictConfig) -> Outcome:
                 sys.exit(message)  # Hydra would add a hint to a raised error
         else:
             reason = message or f"{type(error).__name__}: {error}"
-            console.print(f"Failed: {reason}", style="red")
+            what = "Running elsewhere" if isinstance(error, CellInUse) else "Failed"
+            console.print(f"{what}: {reason}", style="red")
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():

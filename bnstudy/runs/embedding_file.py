@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from bnstudy.errors import UserError
-from bnstudy.runs.parquet_file import DamagedFile, read_table
+from bnstudy.runs.parquet_file import read_table
 
 MAPS_SCHEMA = pa.schema(
     [
@@ -37,12 +36,7 @@ def read_maps(path: Path) -> pa.Table:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        UserError: The file is damaged, or has other columns.
+        DamagedFile: The file is damaged, or has other columns.
     """
-    try:
-        return read_table(path, MAPS_SCHEMA)
-    except DamagedFile as error:
-        raise UserError(
-            f"{path} is damaged ({error.reason})\n"
-            "Remove it, and make it again with python -m bnstudy.measure map"
-        ) from error
+    again = "Remove it, and make it again with python -m bnstudy.measure map"
+    return read_table(path, MAPS_SCHEMA, advice=again)

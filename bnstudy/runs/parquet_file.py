@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bnstudy.errors import UserError, first_line
+from bnstudy.errors import DamagedFile, first_line
 
 KEY = b"bnstudy.crc32"  # key of the checksum in the file's metadata
 MARK = KEY + b":"  # beginning of its value; 8 hexadecimal digits follow
@@ -23,21 +23,7 @@ ZEROS = b"0" * 8
 
 OTHER_COLUMNS = "it has other columns"
 
-
-class DamagedFile(UserError):
-    """Error: a Parquet file is damaged.
-
-    Args:
-        path: Damaged file.
-        reason: Description of the damage.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"{path} is damaged ({reason})\n"
-            "Remove it, and run the command again that made it, bnstudy.train or bnstudy.measure"
-        )
-        self.reason = reason
+AGAIN = "Remove it, and run the command again that made it: bnstudy.train or bnstudy.measure"
 
 
 def write_table(table: pa.Table, path: Path, metadata: Mapping[bytes, bytes] = {}) -> None:
@@ -59,13 +45,19 @@ def write_table(table: pa.Table, path: Path, metadata: Mapping[bytes, bytes] = {
     path.write_bytes(content)
 
 
-def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    path: Path,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    advice: str = AGAIN,
+) -> pa.Table:
     """Read a table, after verifying the checksum of the file.
 
     Args:
         path: File to read.
         schema: Expected columns.
         columns: Columns to read; None: all.
+        advice: What the user has to do if the file is damaged.
 
     Returns:
         Table, with the file's metadata.
@@ -83,7 +75,7 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
     except (FileNotFoundError, PermissionError):
         raise
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise DamagedFile(path, first_line(error)) from error
+        raise DamagedFile(path, first_line(error), advice) from error
 
 
 def find_damage(path: Path, schema: pa.Schema) -> str | None:
@@ -137,6 +129,6 @@ def _decode(content: bytes, schema: pa.Schema, columns: Sequence[str] | None = N
     )
     expected = pa.schema([schema.field(name) for name in columns]) if columns else schema
     if not table.schema.equals(expected):
-        raise ValueError(OTHER_COLUMNS)
+        raise ValueError("it has other columns")
     table.validate(full=True)  # without a checksum, text may not be UTF-8
     return table

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bnstudy.config.identity import identity
-from bnstudy.errors import UserError
+from bnstudy.errors import DamagedFile, UserError
 from bnstudy.files import replacing
 from bnstudy.runs.description import ENDED, Attempt, DataFacts, Environment, RunDescription
 from bnstudy.runs.lease import CellInUse, Lease, forget, held
@@ -15,18 +15,7 @@ from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.version import VERSION
 
-
-class DamagedRecord(UserError):
-    """Error: a run.json is damaged.
-
-    Args:
-        path: Damaged file.
-        reason: Description of the damage.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(_unreadable(path, reason))
-        self.reason = reason
+AGAIN = "Train the cell again: it goes on from its last checkpoint; or put the file back"
 
 
 class Record:
@@ -84,16 +73,16 @@ class Record:
         """Read the record in a folder.
 
         Raises:
-            DamagedRecord: The record is damaged.
+            DamagedFile: The record is damaged.
             UserError: There is no record, or it cannot be read.
         """
         path = CellPaths(folder).record
         try:
             return cls(folder, RunDescription.from_json(path.read_bytes(), path))
         except (IsADirectoryError, ValueError) as error:
-            raise DamagedRecord(path, getattr(error, "strerror", str(error))) from error
+            raise DamagedFile(path, getattr(error, "strerror", str(error)), AGAIN) from error
         except OSError as error:
-            raise UserError(_unreadable(path, str(error))) from error
+            raise UserError(f"{path} cannot be read ({error})\n{AGAIN}") from error
 
     @property
     def table(self) -> LongTable:
@@ -162,10 +151,10 @@ class Record:
         """Facts about the data of a run that has loaded them.
 
         Raises:
-            DamagedRecord: The record has none.
+            DamagedFile: The record has none.
         """
         if self.description.data is None:
-            raise DamagedRecord(self.paths.record, "data: missing")
+            raise DamagedFile(self.paths.record, "data: missing", AGAIN)
         return self.description.data
 
     def checkpoints(self) -> dict[int, Path]:
@@ -296,7 +285,7 @@ class Record:
             return cls(paths.folder, run)
         try:
             record = cls.read(paths.folder)
-        except DamagedRecord as error:
+        except DamagedFile as error:
             record = cls(paths.folder, run)
             record.set_aside(paths.record, error.reason)
         if record.description.identity != run.identity:
@@ -372,10 +361,3 @@ def discard_if_empty(folder: Path, root: Path) -> None:
             if empty.absolute() == root.absolute():
                 break
             empty.rmdir()
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    return (
-        f"{path} cannot be read ({reason})\n"
-        "Train the cell again: it goes on from its last checkpoint; or put the file back"
-    )

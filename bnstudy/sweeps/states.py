@@ -9,6 +9,7 @@ from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.grid import Cell
+from bnstudy.terminal import console
 from bnstudy.trained.measuring import missing_metrics
 
 MAX_FAILURES = 3  # per cell, before a sweep leaves it alone
@@ -62,6 +63,8 @@ def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
                     known[place] = "running elsewhere"
                 case None:
                     unknown[lease] = place
+    if unknown:
+        console.print(f"Watching for a few seconds whether {len(unknown)} cells run elsewhere")
     for lease in watch(list(unknown)):
         known[unknown[lease]] = "running elsewhere"
     return known

@@ -35,7 +35,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
         root: Folder to write the studies to.
 
     Raises:
-        UserError: The project does not exist or has no runs of bnstudy, or some were not downloaded.
+        UserError: The project does not exist or has no runs of bnstudy, or not all were downloaded.
     """
     api, entity = connect(entity)
     path = f"{entity}/{project}"

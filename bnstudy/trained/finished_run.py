@@ -8,11 +8,11 @@ from typing import Any
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import require_trusted
 from bnstudy.data import ImageDataModule
-from bnstudy.errors import UserError
+from bnstudy.errors import DamagedFile, UserError
 from bnstudy.models import Classifier
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.paths import RECORD, CellPaths
-from bnstudy.runs.record import DamagedRecord, Record
+from bnstudy.runs.record import Record
 from bnstudy.terms import Split
 from bnstudy.trained.selection import Selection
 from bnstudy.training.build import build_classifier, load_data, load_weights
@@ -46,7 +46,9 @@ def _checked_config(record: Record) -> dict[str, Any]:
     """Return a run's configuration, after checking that it is safe to build the run from it."""
     config = record.description.config
     if record.has_other_config:
-        raise DamagedRecord(record.paths.record, "its options are not those of its identity")
+        raise DamagedFile(
+            record.paths.record, "its options are not those of its identity", "Put the file back"
+        )
     try:
         groups = {name: config[name] for name in REBUILT_GROUPS}
         require_trusted(groups)

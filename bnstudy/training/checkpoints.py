@@ -6,27 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bnstudy.errors import UserError, first_line
+from bnstudy.errors import DamagedFile, first_line
 from bnstudy.runs.record import Record
 
 # Of an epoch, and of Lightning: what every reader of a checkpoint relies on.
 CONTENT = {"epoch": int, "global_step": int, "state_dict": dict}
-
-
-class DamagedCheckpoint(UserError):
-    """Error: a checkpoint is damaged.
-
-    Args:
-        path: File of the checkpoint.
-        reason: Description of the damage.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"{path} is damaged ({reason})\n"
-            "Remove it; that epoch cannot be measured any more without training another run"
-        )
-        self.reason = reason
+LOST = "Remove it; that epoch cannot be measured any more without training another run"
 
 
 class ResumePoint(NamedTuple):
@@ -57,7 +42,7 @@ def resume_point(record: Record) -> ResumePoint | None:
             continue
         try:
             epochs = load_checkpoint(path)["epoch"] + 1
-        except DamagedCheckpoint as error:
+        except DamagedFile as error:
             record.set_aside(path, error.reason)
             continue
         if record.has_parts(range(epochs + 1)):
@@ -74,7 +59,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
         checkpoint: File of the checkpoint.
 
     Raises:
-        DamagedCheckpoint: The file is damaged.
+        DamagedFile: The file is damaged.
         PermissionError: The file may not be read.
     """
     try:
@@ -88,5 +73,5 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     except PermissionError:
         raise
     except Exception as error:  # damaged files raise errors of many classes
-        raise DamagedCheckpoint(checkpoint, first_line(error)) from error
+        raise DamagedFile(checkpoint, first_line(error), LOST) from error
     return content

@@ -100,7 +100,7 @@ def test_what_did_not_end_is_counted_with_its_reason(studies: Studies) -> None:
     remarks = study.runs[~study.runs["ended"]].set_index("status")["remark"]
     assert remarks["failed"] == "OOM"
     assert "damaged" in remarks["completed"]
-    assert "cannot be read" in remarks["unreadable"]
+    assert "is damaged" in remarks["unreadable"]
 
 
 def test_without_a_result_there_is_nothing_to_query(studies: Studies) -> None:
