@@ -1,11 +1,14 @@
 """Behaviour that all commands share: short error messages, Ctrl+C and exit statuses."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from bnstudy.config.mistakes import explain
 from bnstudy.files import OTHER_FOLDER, CannotWrite
+from bnstudy.terminal import console
 
 
 @contextmanager
@@ -23,6 +26,7 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
         SystemExit: The user made a mistake or pressed Ctrl+C.
     """
     CannotWrite.otherwise = otherwise
+    _ensure_home()
     try:
         yield
     except KeyboardInterrupt:
@@ -32,3 +36,18 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
         if message is None:
             raise
         sys.exit(message)
+
+
+def _ensure_home() -> None:
+    """Set HOME to the working folder if this user has no home, as in some containers.
+
+    W&B and the default folder of the data need one.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = os.getcwd()
+        console.print(
+            f"This user has no home folder, and HOME is not set: {os.getcwd()} is taken for it",
+            style="yellow",
+        )

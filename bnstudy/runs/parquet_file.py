@@ -30,15 +30,15 @@ def write_table(table: pa.Table, path: Path, metadata: Mapping[bytes, bytes] = {
     """Write a table, with the checksum of the file.
 
     Args:
-        table: Table; metadata of its schema are not written.
+        table: Table; its own metadata are not written.
         path: File to write.
-        metadata: Metadata of the file.
+        metadata: Metadata of the table.
     """
     sink = pa.BufferOutputStream()
-    table = table.replace_schema_metadata(None)
+    table = table.replace_schema_metadata(metadata)
     with pq.ParquetWriter(sink, table.schema, write_page_checksum=True) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({**metadata, KEY: MARK + ZEROS})
+        writer.add_key_value_metadata({KEY: MARK + ZEROS})
     content = bytearray(sink.getvalue())
     place = content.rindex(MARK) + len(MARK)
     content[place : place + len(ZEROS)] = b"%08x" % zlib.crc32(content)
@@ -60,7 +60,7 @@ def read_table(
         advice: What the user has to do if the file is damaged.
 
     Returns:
-        Table, with the file's metadata.
+        Table, with its metadata.
 
     Raises:
         FileNotFoundError: The file does not exist.

@@ -127,7 +127,7 @@ class _Composed:
         return config
 
     def _following(self, keys: Iterable[str]) -> list[str]:
-        """List the keys whose values may be interpolated from others, directly or by way of some."""
+        """List the keys whose values are interpolated from others, perhaps by way of more."""
         following: list[str] = []
         names = [key.rpartition(".")[2] for key in keys]
         while names:

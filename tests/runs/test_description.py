@@ -220,5 +220,5 @@ def test_numbers_that_are_not_finite_are_null(run: RunDescription) -> None:
     }  # fmt: skip
     assert "NaN" not in run.to_json()
     assert "Infinity" not in run.to_json()
-    again = RunDescription.from_json(run.to_json(), Path("run.json"))
+    again = RunDescription.model_validate_json(run.to_json())
     assert again.final.numbers == run.final.numbers

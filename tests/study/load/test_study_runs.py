@@ -237,7 +237,7 @@ def test_of_the_same_run_the_finished_one_in_its_own_folder_counts(studies: Stud
     (record.folder / "metrics.parquet").unlink()
     study = load(studies.folder)
     assert study.results["cell"].tolist() == ["a"]
-    assert "not there, or damaged; the same run as a" in " ".join(study.runs["remark"].dropna())
+    assert "metrics.parquet is not there" in " ".join(study.runs["remark"].dropna())
 
 
 def test_what_has_no_effect_makes_no_other_run(studies: Studies) -> None:
