@@ -67,7 +67,7 @@ def _require(node: Any, place: str, known: Collection[str] = ()) -> None:
         case dict():
             target = node.get(TARGET)
             trusted = isinstance(target, str) and target in _trusted
-            if TARGET in node and not trusted and target not in known:
+            if TARGET in node and not trusted and not (isinstance(target, str) and target in known):
                 raise UserError(
                     f"{place}.{TARGET}={target}: a record's configuration does not run code that "
                     "this command does not name\n"
