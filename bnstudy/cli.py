@@ -46,8 +46,8 @@ def _ensure_home() -> None:
     try:
         Path.home()
     except RuntimeError:
-        os.environ["HOME"] = os.getcwd()
+        os.environ["HOME"] = str(Path.cwd())
         console.print(
-            f"This user has no home folder, and HOME is not set: {os.getcwd()} is taken for it",
+            f"This user has no home folder, and HOME is not set: {Path.cwd()} is taken for it",
             style="yellow",
         )

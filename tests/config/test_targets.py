@@ -1,6 +1,5 @@
 """Only what bnstudy provides, or the user has named, is called because a record names it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ CNN = {"_target_": "bnstudy.models.CNN", "depth": 2}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_trusted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nothing_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "_trusted", set())
-    yield
 
 
 @pytest.mark.parametrize(
@@ -52,10 +50,10 @@ def test_what_bnstudy_provides_is_known() -> None:
 def test_what_the_user_names_is_trusted_by_its_whole_name() -> None:
     own = {"_target_": "mine.Net", "block": {"_target_": "mine.Block", "_partial_": True}}
     assert list(find_targets({"model": own})) == ["mine.Net", "mine.Block"]
-    with pytest.raises(UserError, match="add --trust mine.Net"):
+    with pytest.raises(UserError, match=r"add --trust mine\.Net"):
         require_trusted({"model": own})
     trust(["mine.Net"])
-    with pytest.raises(UserError, match="add --trust mine.Block"):
+    with pytest.raises(UserError, match=r"add --trust mine\.Block"):
         require_trusted({"model": own})
     trust(["mine.Block"])
     require_trusted({"model": own})

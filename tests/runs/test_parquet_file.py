@@ -1,4 +1,4 @@
-"""No flipped bit of a Parquet file is taken for a number, and files of earlier versions are read."""
+"""No flipped bit of a Parquet file is taken for a number; files of earlier versions are read."""
 
 import random
 from collections import Counter

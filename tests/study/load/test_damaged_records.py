@@ -80,10 +80,10 @@ def test_values_of_other_types_are_read_or_told(study: Path) -> None:
 def test_fields_that_are_missing_are_read_or_told(study: Path) -> None:
     record = next(study.glob("batchnorm-*-seed1-*")) / "run.json"
     content = json.loads(record.read_text())
-    short = [path for path in places(content) if len(path) in (1, 2) and path[0] != "metrics"]
-    for path in short:
+    for path in [path for path in places(content) if path[:-1] in ((), ("config",))][1:]:
         record.write_text(json.dumps(without(content, path)))
-        runs = look_at(study).runs.set_index("cell")
+        Console().print(StudyStatus(study))
+        runs = load(study).runs.set_index("cell")
         assert runs.loc[record.parent.name, "ended"] or runs.loc[record.parent.name, "remark"]
 
 
