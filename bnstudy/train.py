@@ -23,6 +23,7 @@ from bnstudy.config.composition import redact_files, resolve
 from bnstudy.config.identity import folder_name, register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
+from bnstudy.config.targets import find_targets, trust
 from bnstudy.errors import UserError
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.lease import CellInUse
@@ -80,6 +81,7 @@ def run(cfg: DictConfig) -> Outcome:
     """
     config = resolve(cfg)
     validate(config)
+    trust(find_targets(config))  # the record that this command goes on with may name them
     job = HydraConfig.get()
     folder, first = cell_of_job(), is_first_process()
     if first:
@@ -193,7 +195,8 @@ def job(cfg: DictConfig) -> Outcome:
                 sys.exit(message)  # Hydra would add a hint to a raised error
         else:
             reason = message or f"{type(error).__name__}: {error}"
-            console.print(f"Failed: {reason}", style="red")
+            what = "Running elsewhere" if isinstance(error, CellInUse) else "Failed"
+            console.print(f"{what}: {reason}", style="red")
         release_locals(error)
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:

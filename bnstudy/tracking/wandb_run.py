@@ -22,7 +22,6 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import pyarrow.parquet as pq
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
@@ -38,6 +37,7 @@ from bnstudy.metrics import METRICS
 from bnstudy.redaction import redact_values
 from bnstudy.runs.description import ENDED, RunDescription, Status
 from bnstudy.runs.long_table import Row, final_numbers
+from bnstudy.runs.parquet_file import write_table
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.terms import PERFORMANCE
@@ -127,7 +127,7 @@ def begin(
             name=description.cell,
             group=description.study,
             job_type="train",
-            tags=[description.choices[group] for group in ("norm", "model", "data")],
+            tags=list(filter(None, map(description.choices.get, ("norm", "model", "data")))),
             config=redact_values(description.config),
             dir=record.folder.absolute(),  # absolute, as W&B writes from another process
             mode=mode,
@@ -254,7 +254,7 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
         temporary.write_text(described(record, status, epochs).to_json())
     if epochs:
         with replacing(folder / TABLE) as temporary:
-            pq.write_table(record.table.read(), temporary)
+            write_table(record.table.read(), temporary)
     for path in folder.iterdir():
         run.save(path, base_path=run.dir, policy="now")
     if status not in ENDED:

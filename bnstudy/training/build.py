@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from bnstudy.data import ImageDataModule
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.models import (
     Classifier,
     FrozenBatchNorm,
@@ -69,7 +69,7 @@ def build_classifier(config: dict[str, Any], data: ImageDataModule) -> Classifie
         config["optim"],
         config["seed"],
         regularizer(network, **config["regularizer"]),
-        config["trainer"]["compile"],
+        config["trainer"].get("compile", False),
         data.evaluated_splits,
     )
 
@@ -113,9 +113,15 @@ def load_weights(classifier: Classifier, checkpoint: Path, data: ImageDataModule
     """
     content = load_checkpoint(checkpoint)
     weights = content["state_dict"]
-    # The precision of training, so that values equal those measured during training.
-    classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
-    classifier.load_state_dict(weights)
+    try:
+        # The precision of training, so that values equal those measured during training.
+        classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
+        classifier.load_state_dict(weights)
+    except (AttributeError, RuntimeError, StopIteration) as error:
+        raise UserError(
+            f"{checkpoint}: not the weights of this run's network\n"
+            "Put back the checkpoint that was trained with this run.json, or train the run again"
+        ) from error
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     calibrate(classifier.network, data.calibration())
     return int(content["global_step"])
@@ -171,4 +177,9 @@ def _make(node: dict[str, Any], **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, ImportError):
+            raise UserError(
+                f"{node['_target_']} cannot be imported here ({first_line(error.__cause__)})\n"
+                "Install its package, or run the command in the folder that has its module"
+            ) from error
         raise

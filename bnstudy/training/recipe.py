@@ -11,6 +11,7 @@ from torch import nn
 
 from bnstudy.adapters.lightning_internals import no_process_left
 from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
+from bnstudy.config.targets import require_trusted
 from bnstudy.data import ImageDataModule
 from bnstudy.representations.running_statistics import initial_share
 from bnstudy.runs.record import Record
@@ -52,6 +53,10 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             record.description.begin_with(config)
         else:
             config = record.description.go_on_with(config)
+            # The first options of each callback are the record's.
+            require_trusted(
+                {f"callbacks.{name}": options for name, options in config["callbacks"].items()}
+            )
         data = load_data(config)
         note_data(record, config, data.facts())
         classifier = build_classifier(with_target_sparsity(record, config), data)

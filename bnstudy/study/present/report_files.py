@@ -13,6 +13,7 @@ from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.paths import EMBEDDINGS, RECORD, TABLE
 from bnstudy.study.analysis import Analysis
+from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.page import render_page
 from bnstudy.study.present.verdict import compose_verdict
@@ -277,7 +278,7 @@ def _print_summary(analysis: Analysis, apart: str | None) -> None:
     runs = analysis.study.runs
     troubled = runs.loc[runs["remark"].notna(), ["cell", "status", "remark"]]
     for cell, status, remark in troubled[:MAX_LISTED_RUNS].to_numpy().tolist():
-        problem = remark if status == "completed" else status
+        problem = remark if status in ("completed", UNREADABLE) else status
         console.print(f"! {cell}: {problem}", style="yellow")
     if len(troubled) > MAX_LISTED_RUNS:
         console.print(
