@@ -139,10 +139,8 @@ class LongTable:
         sites: Sequence[str],
         epochs: Iterable[int],
         splits: Sequence[str] = SPLITS,
-    ) -> dict[int, set[tuple[str, str | None, str]]]:
+    ) -> dict[int, set[tuple[str, str, str]]]:
         """Find the requested (split, site, metric) that are not in the table, by epoch.
-
-        If any is missing, so are the probe set's loss and accuracy, unless they are in the table.
 
         Args:
             names: Names of the metrics.
@@ -150,9 +148,7 @@ class LongTable:
             epochs: Requested epochs.
             splits: Splits of the data.
         """
-        keys = ["epoch", "split", "site", "metric"]
-        table = read_table(self.paths.table, SCHEMA, keys)
-        present = {tuple(row.values()) for row in table.to_pylist()}
+        present = self.numbers()
         absent = {
             epoch: {
                 (split, site, name)
@@ -163,17 +159,12 @@ class LongTable:
             }
             for epoch in epochs
         }
-        return {
-            epoch: what
-            | {
-                (split, None, name)
-                for split, *_ in what
-                for name in PROBE_PERFORMANCE
-                if (epoch, split, None, name) not in present
-            }
-            for epoch, what in absent.items()
-            if what
-        }
+        return {epoch: what for epoch, what in absent.items() if what}
+
+    def numbers(self) -> set[tuple[int, str, str | None, str]]:
+        """List the (epoch, split, site, metric) in the whole table; the model has no site."""
+        keys = pq.read_table(self.paths.table, columns=["epoch", "split", "site", "metric"])
+        return {tuple(row.values()) for row in keys.to_pylist()}
 
     def write_part(self, epoch: int, rows: Iterable[Row], add: bool = False) -> None:
         """Write the part of one epoch.
@@ -185,7 +176,7 @@ class LongTable:
         """
         path = self.paths.part(epoch)
         before = [Row(**row) for row in read_table(path, SCHEMA).to_pylist()] if add else []
-        numbers = {(row.split, row.layer, row.site, row.metric): row for row in [*before, *rows]}
+        numbers = {row[:-2]: row for row in [*before, *rows]}
         self._write(path, _table(numbers.values()))
 
     def join_parts(self) -> Final:

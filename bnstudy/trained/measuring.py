@@ -14,8 +14,7 @@ from bnstudy.training.environment import environment
 
 # torch is imported in functions: bnstudy.train skips complete cells without importing it.
 
-# The (split, site, metric) to measure by epoch; the site is None for numbers of the whole model.
-Wanted = dict[int, set[tuple[str, str | None, str]]]
+Wanted = dict[int, set[tuple[str, str, str]]]  # the (split, site, metric) to measure by epoch
 
 MAX_LISTED_NAMES = 5  # a message with more metrics gives only their number
 
@@ -111,7 +110,7 @@ def measure_checkpoints(
         epochs=[],
         metrics=_names(wanted),
         splits=sorted({split for what in wanted.values() for split, _, _ in what}),
-        sites=sorted({site for what in wanted.values() for _, site, _ in what if site}),
+        sites=sorted({site for what in wanted.values() for _, site, _ in what}),
         environment=environment(),
     )
     record.description.add_measurement(measurement)
@@ -128,14 +127,21 @@ def measure_checkpoints(
                 if any(split == other for other, *_ in what)
             },
             _names({epoch: what}),
-            sorted({site for _, site, _ in what if site}),
+            sorted({site for _, site, _ in what}),
             memory_budget=memory_budget,
             on_layer=show_layer,
         )
         rows = metrics.measure(classifier, epoch, step)
         record.description.add_directions(metrics.directions())
         record.save()  # before the values, because each value needs its direction
-        record.table.add_rows(row for row in rows if (row.split, row.site, row.metric) in what)
+        present = record.table.numbers()
+        record.table.add_rows(
+            row
+            for row in rows
+            if (row.split, row.site, row.metric) in what
+            # Loss and accuracy of the probe set:
+            or (row.site is None and (epoch, row.split, None, row.metric) not in present)
+        )
         measurement.epochs.append(epoch)
         record.save()
 
@@ -238,7 +244,7 @@ def _begin_table_again(record: Record, metrics: dict[str, Any]) -> dict[str, Any
 
 
 def _names(wanted: Wanted) -> list[str]:
-    return sorted({name for what in wanted.values() for _, site, name in what if site})
+    return sorted({name for what in wanted.values() for _, _, name in what})
 
 
 def _format_wanted(wanted: Wanted) -> str:

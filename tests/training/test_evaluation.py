@@ -40,7 +40,7 @@ def epochs_of(values: dict[tuple[int, str, str], float], metric: str) -> list[in
 def expected(cell: Path, epoch: int) -> dict[str, float]:
     """Compute loss and accuracy from an epoch's weights, in one batch, by torch alone."""
     record = Record.read(cell)
-    data, classifier = rebuild(record)
+    data, classifier = rebuild(record, {})
     load_weights(classifier, record.checkpoints()[epoch], data)
     classifier.eval()
     values = {}

@@ -177,14 +177,11 @@ def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers
         select distinct network, split, metric, layer, coalesce(site, '') as site,
                coalesce(layers, 0) as layers, coalesce(position, 0) as place_index
         from final join numbers using (cell)
-        where $every_epoch or not list_contains($probe_performance, metric)
-        """,
-        every_epoch=every_epoch,
-        probe_performance=list(
-            PROBE_PERFORMANCE
-        ),  # after the last epoch there are those of whole splits
+        """
     )
-    measured["place"] = _names(measured)
+    if not every_epoch:  # after the last epoch there are the numbers of whole splits
+        measured = measured[~measured["metric"].isin(PROBE_PERFORMANCE)]
+    measured = measured.assign(place=_names(measured))
     keys = measured.drop(columns=["network", "layer"]).drop_duplicates()
     keys = pd.concat([keys, _relative_depths(keys)], ignore_index=True)
     keys = keys.sort_values(
