@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ ADDED: dict[str, Any] = {
     "model.initialization": "he",
     "trainer._target_": "lightning.pytorch.Trainer",
 }
+START_TIME = "BNSTUDY_START_TIME"  # environment variable, which other processes inherit
 CELL_NAME = "${cell_name:}"  # interpolation in configuration files
 GROUPS = ("model", "norm", "data", "optim", "regularizer", "trainer", "probe")
 
@@ -103,8 +106,19 @@ def _resolve_cell_folder(*, _root_: DictConfig) -> str:
     return folder_name(resolve(without_hydra(_root_)))
 
 
+def _resolve_start_time() -> str:
+    """Return the time when the command started, the same in all processes that it starts."""
+    if START_TIME not in os.environ:
+        os.environ[START_TIME] = time.strftime("%Y-%m-%d_%H-%M-%S")
+    return os.environ[START_TIME]
+
+
 def register_resolvers() -> None:
-    """Register `${cell_name:}`, `${cell_folder:}` and `${folder_name:PATH}` with OmegaConf."""
+    """Register the interpolations of configuration files with OmegaConf.
+
+    These are `${cell_name:}`, `${cell_folder:}`, `${folder_name:PATH}` and `${start_time:}`.
+    """
+    OmegaConf.register_new_resolver("start_time", _resolve_start_time, replace=True)
     OmegaConf.register_new_resolver("cell_name", _resolve_cell_name, replace=True)
     OmegaConf.register_new_resolver("cell_folder", _resolve_cell_folder, replace=True)
     OmegaConf.register_new_resolver(

@@ -24,6 +24,7 @@ from bnstudy.tracking.wandb_run import (
     logged_in,
     logs,
     replay,
+    server_url,
     set_earlier_aside,
     table_of,
     wandb_files,
@@ -91,7 +92,7 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
     except ImportError:
         raise UserError("The package wandb is not installed; pip install wandb") from None
 
-    server = wandb.setup().settings.base_url
+    server = server_url()
     if not logged_in():
         raise UserError(
             f"Nobody is logged in to {server}; wandb login does that, or the environment variable "
