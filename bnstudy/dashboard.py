@@ -8,13 +8,13 @@ from bnstudy.cli import command_line
 from bnstudy.terminal import console
 
 HELP = """\
-Studies in Weights & Biases: their dashboard, and the way there and back.
+Exchange studies with Weights & Biases.
 
-  python -m bnstudy.dashboard push --project bnstudy       make the dashboard, or update it
-  python -m bnstudy.dashboard sync multirun/mnist5k_cnn    upload what is not there yet
-  python -m bnstudy.dashboard pull --project bnstudy       write a project's runs as studies
+  python -m bnstudy.dashboard push --project bnstudy       create or update the dashboard
+  python -m bnstudy.dashboard sync multirun/mnist5k_cnn    upload what the server does not have
+  python -m bnstudy.dashboard pull --project bnstudy       download a project's runs as studies
 
-push twice, and there is one dashboard; sync twice, and each run is there once.
+Each command can be repeated: it creates neither a second dashboard nor a second copy of a run.
 """
 
 
@@ -24,24 +24,29 @@ def main() -> None:
         "bnstudy.dashboard", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="push | sync | pull")
-    push = commands.add_parser("push", help="make or update the dashboard of a project")
+    push = commands.add_parser("push", help="create or update the dashboard of a project")
     push.add_argument("--project", default="bnstudy", help="default: %(default)s")
     push.add_argument(
-        "--study", type=Path, metavar="STUDY_DIR", help="whose layers and metrics it shows"
+        "--study",
+        type=Path,
+        metavar="STUDY_DIR",
+        help="study whose layers and metrics the dashboard shows",
     )
-    push.add_argument("--json", action="store_true", help="print it; no server is asked")
-    sync = commands.add_parser("sync", help="upload what is not yet there")
-    sync.add_argument("study", type=Path, metavar="STUDY_DIR", help="or the folder of a run")
-    sync.add_argument("--project", help="default: that of each run's configuration")
-    pull = commands.add_parser("pull", help="write a project's runs as studies")
+    push.add_argument(
+        "--json", action="store_true", help="print the dashboard as JSON instead of uploading it"
+    )
+    sync = commands.add_parser("sync", help="upload what the server does not have")
+    sync.add_argument("study", type=Path, metavar="STUDY_DIR", help="folder of a study or of a run")
+    sync.add_argument("--project", help="default: the project in each run's configuration")
+    pull = commands.add_parser("pull", help="download a project's runs as studies")
     pull.add_argument("--project", default="bnstudy", help="default: %(default)s")
     pull.add_argument(
         "--output-root", type=Path, default=Path("multirun"), help="default: %(default)s"
     )
     for command in (push, sync, pull):
-        command.add_argument("--entity", help="W&B's user or team; default: your own")
+        command.add_argument("--entity", help="W&B user or team; default: your default entity")
     options = parser.parse_args()
-    with command_line("Interrupted: the same command goes on"):
+    with command_line("Interrupted; the same command continues"):
         run(options)
 
 

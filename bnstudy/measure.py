@@ -3,15 +3,17 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.identity import register_resolvers
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
 from bnstudy.runs.paths import runs_below
@@ -20,21 +22,27 @@ from bnstudy.trained.measuring import each_run, measure_cell
 from bnstudy.trained.selection import MIN_SAMPLES, Selection
 
 HELP = """\
-Measure runs that have been trained, from the checkpoints they kept, without training.
+Measure finished runs from their checkpoints, without training.
 
   python -m bnstudy.measure multirun/mnist5k_cnn metrics=full
   python -m bnstudy.measure multirun/mnist5k_cnn/CELL metrics.names=[dunn,hoyer] --split test
-  python -m bnstudy.measure similarity RUN_A RUN_B       how alike the layers of two runs are
-  python -m bnstudy.measure map RUN_OR_STUDY_DIR         where samples lie in a plane
+  python -m bnstudy.measure similarity RUN_A RUN_B       compare the layers of two runs
+  python -m bnstudy.measure map RUN_OR_STUDY_DIR         map the samples in two dimensions
 
-What a run's record has already is not measured again, so that the same command goes on where it was
-interrupted. A run keeps the weights of its last epoch, and of those that checkpoint_epochs=... of
-bnstudy.train asked for.
+Only values that are missing from a run's record are measured, so an interrupted command can be
+repeated. A run has the checkpoint of its last epoch, and those that checkpoint_epochs=... of
+bnstudy.train selected.
+
+Data that have moved since training are found by data.root=FOLDER, in similarity and map too, or by
+the environment variable BNSTUDY_DATA. They have to be the same images.
 """
 
+# Keys of bnstudy.train by which data that have moved are found.
+DATA_FOLDERS = ("data.root", "data.cache")
+
 SIMILARITY_HELP = """\
-How alike the layers of two runs are, or those of one run to each other: linear CKA, debiased CKA
-and the Procrustes shape distance (in radians), as matrices, layers of RUN_A x layers of RUN_B.
+Compare the layers of two runs, or of one run among themselves. The result is a matrix for each
+similarity of `python -m bnstudy.metrics`: layers of RUN_A x layers of RUN_B.
 
   python -m bnstudy.measure similarity multirun/STUDY/CELL_A multirun/STUDY/CELL_B
   python -m bnstudy.measure similarity multirun/STUDY/CELL_A
@@ -43,14 +51,14 @@ Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
 """
 
 MAP_HELP = """\
-Where samples lie in a plane, for each layer of trained runs: by their first two principal
-components, and by UMAP where it is installed (pip install -e '.[umap]').
+Map the samples of finished runs in two dimensions, layer by layer: their first two principal
+components, and UMAP if it is installed (pip install -e '.[umap]').
 
   python -m bnstudy.measure map multirun/mnist5k_cnn
   python -m bnstudy.measure map multirun/mnist5k_cnn/CELL --samples 500 --epoch 0
 
-Writes maps.parquet into each run's folder; bnstudy.report shows them. What is there already is not
-made again; with another epoch, split, number of samples or other sites, it is replaced.
+Writes maps.parquet into each run's folder; bnstudy.report shows the maps. Existing maps are kept,
+or replaced if the epoch, split, number of samples or sites differ.
 """
 
 
@@ -71,25 +79,26 @@ def measure(arguments: Sequence[str]) -> None:
         "words",
         nargs="+",
         metavar="RUN_OR_STUDY_DIR | metrics=...",
-        help="folders; metrics=default (default), fast, full or paper; metrics.KEY=VALUE",
+        help="folders of runs or studies; metrics=default, fast, full or paper; metrics.KEY=VALUE",
     )
-    parser.add_argument("--split", choices=SPLITS, help="only this one")
+    parser.add_argument("--split", choices=SPLITS, help="split to measure; default: all")
     parser.add_argument(
         "--epochs",
         type=_epochs,
         metavar="N,N",
-        help="only these; 0 is before training",
+        help="epochs to measure; 0 is before training; default: those of metrics.every_n_epochs",
     )
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_intermixed_args(arguments)
     metrics = compose_metrics([word for word in options.words if _is_override(word)])
     folders = [Path(word) for word in options.words if not _is_override(word)]
     cells = [cell for folder in folders for cell in runs_below(folder)]
     if not cells:
-        parser.error("give the folder of a run or of a study")
+        parser.error("name the folder of a run or of a study")
     splits = [options.split] if options.split else SPLITS
 
     def measure_one(cell: Path, progress: Callable[[str], None]) -> None:
-        measure_cell(cell, metrics, splits, options.epochs, progress)
+        measure_cell(cell, metrics, data_folders, splits, options.epochs, progress)
 
     each_run(cells, measure_one, "measured")
 
@@ -104,16 +113,23 @@ def measure_similarity(arguments: Sequence[str]) -> None:
         UserError: A run cannot be compared.
     """
     parser = _parser("bnstudy.measure similarity", SIMILARITY_HELP)
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="the folder of a run")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="another; else RUN_A")
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of a run")
+    parser.add_argument(
+        "run_b", type=Path, metavar="RUN_B", nargs="?", help="folder of another run; default: RUN_A"
+    )
     _add_selection(parser)
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="STUDY/similarity/<cell A>~<cell B>"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the files; default: STUDY/similarity/<cell A>~<cell B>",
     )
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
     from bnstudy.trained.layer_similarity import compare
 
-    compare(options.run_a, options.run_b, _selection(options), options.epoch, options.output)
+    selection = _selection(options, data_folders)
+    compare(options.run_a, options.run_b, selection, options.epoch, options.output)
 
 
 def measure_maps(arguments: Sequence[str]) -> None:
@@ -129,17 +145,50 @@ def measure_maps(arguments: Sequence[str]) -> None:
         SystemExit: An argument is invalid, or at least one run failed.
     """
     parser = _parser("bnstudy.measure map", MAP_HELP)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY_DIR")
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_STUDY_DIR",
+        help="folders of runs or studies",
+    )
     _add_selection(parser)
+    arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
     from bnstudy.trained.embeddings import embed_run
 
     cells = [cell for folder in options.folders for cell in runs_below(folder)]
 
+    selection = _selection(options, data_folders)
+
     def embed_one(cell: Path, progress: Callable[[str], None]) -> None:
-        embed_run(cell, _selection(options), options.epoch, progress)
+        embed_run(cell, selection, options.epoch, progress)
 
     each_run(cells, embed_one, "mapped")
+
+
+def split_data_folders(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split a command line into other words and the current folders of the data.
+
+    Args:
+        arguments: Words of the command line, such as "data.root=FOLDER".
+
+    Returns:
+        Words without these overrides; and their values by `root` and `cache`.
+
+    Raises:
+        HydraException: An override cannot be parsed.
+    """
+    words, folders = [], {}
+    for word in arguments:
+        key = word.partition("=")[0]
+        if key in DATA_FOLDERS and word != key:
+            folders[key.removeprefix("data.")] = str(
+                OverridesParser.create().parse_override(word).value()
+            )
+        else:
+            words.append(word)
+    return words, folders
 
 
 def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
@@ -154,12 +203,13 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         if not override.startswith(("metrics=", "metrics.")):
             raise UserError(
-                f"{override}: of a run that has been trained only metrics=... and metrics.KEY=... "
-                "can be chosen; train another run for the rest"
+                f"{override}: a finished run takes only metrics=..., metrics.KEY=... and "
+                "data.root=...; train another run to change other settings"
             )
+    register_resolvers()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
-    metrics: dict[str, Any] = OmegaConf.to_container(cfg.metrics)  # type: ignore[assignment]
+    metrics: dict[str, Any] = OmegaConf.to_container(cfg.metrics, resolve=True)  # type: ignore[assignment]
     validate({"metrics": metrics})
     from bnstudy.metrics import chosen
 
@@ -174,24 +224,34 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epoch", type=int, metavar="N", help="whose weights; the last one's")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="whose samples; test")
     parser.add_argument(
-        "--samples", type=_samples, default=1000, metavar="N", help="of the split, how many; 1000"
+        "--epoch", type=int, metavar="N", help="epoch of the weights; default: the last"
     )
     parser.add_argument(
-        "--sites", nargs="+", choices=SITES, default=["act"], help="where in a layer; act"
+        "--split", choices=SPLITS, default="test", help="split of the samples; default: test"
+    )
+    parser.add_argument(
+        "--samples",
+        type=_samples,
+        default=1000,
+        metavar="N",
+        help="number of samples; default: 1000",
+    )
+    parser.add_argument(
+        "--sites", nargs="+", choices=SITES, default=["act"], help="sites in a block; default: act"
     )
     parser.add_argument(
         "--memory-budget",
         type=_gibibytes,
         metavar="GIB",
-        help="as metrics.memory_budget; the run's",
+        help="as metrics.memory_budget; default: that of the run",
     )
 
 
-def _selection(options: argparse.Namespace) -> Selection:
-    return Selection(options.split, options.samples, tuple(options.sites), options.memory_budget)
+def _selection(options: argparse.Namespace, data_folders: Mapping[str, Any]) -> Selection:
+    return Selection(
+        options.split, options.samples, tuple(options.sites), options.memory_budget, data_folders
+    )
 
 
 def _samples(text: str) -> int:
@@ -225,15 +285,15 @@ def main() -> None:
     """Run the command line."""
     match sys.argv[1:]:
         case ["similarity", *arguments]:
-            with command_line("Interrupted: nothing was written"):
+            with command_line("Interrupted; nothing was written"):
                 measure_similarity(arguments)
         case ["map", *arguments]:
-            again = "the same command goes on with the run that it was at"
-            with command_line(f"Interrupted: {again}"):
+            again = "the same command continues with the interrupted run"
+            with command_line(f"Interrupted; {again}"):
                 measure_maps(arguments)
         case arguments:
-            again = "the same command goes on from the last measured epoch"
-            with command_line(f"Interrupted: {again}"):
+            again = "the same command continues after the last measured epoch"
+            with command_line(f"Interrupted; {again}"):
                 measure(arguments)
 
 

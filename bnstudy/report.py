@@ -7,8 +7,8 @@ from bnstudy.cli import command_line
 from bnstudy.study.present.report_files import write_report
 
 HELP = """\
-What the runs of a study say: one page (HTML, to be read in any browser, without a network), figures
-(SVG, PDF, PNG) and tables (CSV, LaTeX), and a summary here.
+Write the report of a study: a page (HTML, for any browser, without a network), figures (SVG, PDF,
+PNG) and tables (CSV, LaTeX). Print its verdict.
 
   python -m bnstudy.report multirun/mnist5k_cnn
   python -m bnstudy.report multirun/mnist5k_cnn --baseline batchnorm --output FOLDER
@@ -22,11 +22,13 @@ def main() -> None:
     )
     parser.add_argument("study", type=Path, metavar="STUDY_DIR")
     parser.add_argument(
-        "--baseline", metavar="NORM", help="which the others are compared with; none, or batchnorm"
+        "--baseline", metavar="NORM", help="norm to compare with; default: none, or else batchnorm"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to; STUDY_DIR/report")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the report; default: STUDY_DIR/report"
+    )
     options = parser.parse_args()
-    with command_line("Interrupted: what was written is whole"):
+    with command_line("Interrupted; files that were written are complete"):
         write_report(options.study, options.baseline, options.output)
 
 

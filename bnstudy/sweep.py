@@ -11,7 +11,7 @@ from bnstudy.cli import command_line
 from bnstudy.sweeps.status import StudyStatus
 
 HELP = """\
-How far the sweeps over a study are: from any machine that sees its folder, while they run or after.
+Show the progress of the sweeps over a study, on any machine that can read the study's folder.
 
   python -m bnstudy.sweep status multirun/mnist5k_cnn
   python -m bnstudy.sweep status multirun/mnist5k_cnn --watch        until you press Ctrl+C
@@ -44,7 +44,9 @@ def main() -> None:
         "bnstudy.sweep", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="status")
-    shown = commands.add_parser("status", help="counts, running cells, failures, time left")
+    shown = commands.add_parser(
+        "status", help="show counts, running cells, failures and the remaining time"
+    )
     shown.add_argument("study", type=Path, metavar="STUDY_DIR")
     shown.add_argument(
         "--watch",
@@ -52,7 +54,7 @@ def main() -> None:
         nargs="?",
         const=2.0,
         metavar="SECONDS",
-        help="show it anew after so many seconds (2)",
+        help="update the display at this interval; default: 2 seconds",
     )
     options = parser.parse_args()
     with command_line(interrupted=0):
@@ -65,7 +67,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.1 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: it takes seconds, at least 0.1")
+        raise argparse.ArgumentTypeError(f"{text}: it takes a number of seconds of at least 0.1")
     return seconds
 
 

@@ -1,5 +1,6 @@
 """Terms that several packages share; this module imports nothing from bnstudy."""
 
+from collections.abc import Container
 from typing import Literal
 
 # Splits of every data set; representations are measured on both.
@@ -10,11 +11,31 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 EvaluatedSplit = Literal["train", "validation", "test"]
 EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("train", "validation", "test")
 
+# Numbers of the whole model: of whole splits, before training and after the last epoch, and of the
+# probe sets, at each measured epoch.
+PROBE_PERFORMANCE = ("probe_loss", "probe_accuracy")
+PERFORMANCE = ("loss", "accuracy", *PROBE_PERFORMANCE)
+
 # Groups and keys of options that may have a value of each norm, as {batchnorm: 0.1, none: 0.01}.
 PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
 
 # Sites of a layer where representations are read; `features` is the last linear layer's input.
 SITES = ("conv", "norm", "act", "features")
+
+
+def format_count(number: int, noun: str) -> str:
+    """Format a number with its noun, such as 1 run or 2 runs."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def choose_curve(metric: str, measured: Container[str]) -> str:
+    """Choose the name under which loss or accuracy is known at each epoch.
+
+    Args:
+        metric: `loss` or `accuracy`.
+        measured: Names of the metrics that were measured. Runs of version 0.1 have no probe set's.
+    """
+    return f"probe_{metric}" if f"probe_{metric}" in measured else metric
 
 
 def layer_label(layer: str, site: str | None) -> str:

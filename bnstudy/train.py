@@ -19,8 +19,8 @@ from rich.console import Console
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import resolve
-from bnstudy.config.identity import START_TIME, register_resolvers
+from bnstudy.config.composition import redact_files, resolve
+from bnstudy.config.identity import START_TIME, folder_name, register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
@@ -83,9 +83,11 @@ def run(cfg: DictConfig) -> Outcome:
     validate(config)
     job = HydraConfig.get()
     folder, first = cell_of_job(), is_first_process()
+    if first:
+        redact_files(folder / ".hydra")
     single = job.mode is RunMode.RUN
     if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
-        raise UserError("sweep.redo and sweep.dry_run are for multiruns: add -m")
+        raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
     choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
     described = RunDescription.new(config, folder.name, choices, overrides)
     with (Record if first else Observer).held(folder, described) as record:
@@ -93,6 +95,8 @@ def run(cfg: DictConfig) -> Outcome:
         if not trained and first:
             DataCheck().require_same(record, config)
         if trained:
+            if first and not record.description.attempts:
+                print_earlier_default(folder, config, overrides)
             # With several workers, a line for each epoch replaces the progress line: redrawn lines
             # would overwrite each other.
             alone = single or SweepProgress.total > 0
@@ -105,11 +109,11 @@ def run(cfg: DictConfig) -> Outcome:
             print_result(record)
             if (version := record.description.version) != VERSION:
                 console.print(
-                    f"  trained by bnstudy {version}, so not compared with runs of "
-                    f"{VERSION}; sweep.redo=all -m trains it anew",
+                    f"  this run was trained by bnstudy {version} and is not compared with runs "
+                    f"of {VERSION}; sweep.redo=all -m trains it again",
                     style="yellow",
                 )
-            measure_missing(record, config["metrics"])
+            measure_missing(record, config["metrics"], config["data"])
             print_missing_callbacks(record, config["callbacks"])
         return Outcome(record, trained, config["sweep"]["objective"])
 
@@ -134,7 +138,7 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
     kept = record.description.config.get("callbacks", {})
     without = [name for name in callbacks if name not in had]
     other = [
-        f"callbacks.{name}.{key}={kept[name][key]} and not {value}"
+        f"callbacks.{name}.{key}={kept[name][key]} instead of {value}"
         for name, options in callbacks.items()
         if name in had and name in kept
         for key, value in options.items()
@@ -144,8 +148,25 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
     differences += [f"with {', '.join(other)}"] if other else []
     if differences:
         console.print(
-            f"  trained {', and '.join(differences)}, which cannot be measured later; "
-            "choose another study=NAME to train it with them",
+            f"  this run was trained {' and '.join(differences)}; callbacks measure only during "
+            "training: choose another study=NAME to train it with the requested callbacks",
+            style="yellow",
+        )
+
+
+def print_earlier_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Print the run that the same overrides gave before the default of `probe` changed.
+
+    Args:
+        folder: Folder of the new cell.
+        config: Resolved configuration.
+        overrides: Overrides of the job.
+    """
+    earlier = folder.with_name(folder_name(config | {"probe": {"train": None, "test": None}}))
+    if earlier.exists() and not any(word.startswith("probe") for word in overrides):
+        console.print(
+            f"{earlier} was trained with the earlier default of probe, which is 2000 now; "
+            "go on with it by probe.train=null probe.test=null",
             style="yellow",
         )
 
@@ -180,7 +201,7 @@ def job(cfg: DictConfig) -> Outcome:
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():
-            console.print("Interrupted: the same command goes on from the last finished epoch")
+            console.print("Interrupted; the same command continues after the last complete epoch")
         # After SIGTERM, Lightning exits with status 0, which would look like success.
         terminated = isinstance(stop, SystemExit) and stop.code is None
         sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
@@ -219,7 +240,7 @@ def main() -> None:
         try:
             hydra_main(job)()
         except KeyboardInterrupt:  # outside of a job: `job` handles those inside
-            console.print("Interrupted: the same command goes on")
+            console.print("Interrupted; the same command continues")
             raise
 
 

@@ -81,7 +81,7 @@ def test_only_the_split_and_the_epochs_that_are_asked_for(
     options = ("--split", "test", "--epochs", "0,1")
     result = command_line(str(cell), *options, names, main=measure.main)
     assert "measured from checkpoints: dunn, hoyer of epoch 1\n" in result.stdout
-    assert "not measured, for want of a checkpoint: dunn, hoyer of epoch 0 (" in result.stdout
+    assert "not measured, because there is no checkpoint: dunn, hoyer of epoch 0 (" in result.stdout
     layers = [row for row in rows_of(cell) if row["layer_index"] != -1]
     assert {(row["epoch"], row["split"], row["metric"]) for row in layers} == {
         (1, "test", "dunn"),

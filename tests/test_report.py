@@ -50,8 +50,10 @@ def test_a_multirun_ends_with_a_page_and_a_report_has_more(
 
     result = command_line(str(folder), main=report.main)
     assert result.returncode == 0, result.stderr
-    assert "2 pairs of runs that differ in nothing else: 2 seeds" in result.stdout
-    assert "With 2 pairs nothing is tested" in " ".join(result.stdout.split())
+    assert (
+        "in 2 pairs of runs (2 seeds). The runs of a pair differ in nothing else" in result.stdout
+    )
+    assert "With only 2 pairs, values are shown but not tested" in " ".join(result.stdout.split())
     assert (folder / "report" / "figures" / "performance.pdf").exists()
     effects = pd.read_csv(folder / "report" / "tables" / "effects.csv")
     assert set(effects["n"]) == {2}
@@ -65,8 +67,8 @@ def test_the_baseline_and_the_place_are_ones_own(
     arguments = (str(study.folder), "--baseline", "batchnorm", "--output", "elsewhere")
     result = command_line(*arguments, main=report.main)
     assert result.returncode == 0
-    assert "none is compared with batchnorm over 4 pairs" in result.stdout
-    assert "Test accuracy with none is 0.500, with batchnorm 0.500" in result.stdout
+    assert "none is compared with batchnorm in 4 pairs" in result.stdout
+    assert "Test accuracy is 0.500 with none and 0.500 with batchnorm" in result.stdout
     effects = pd.read_csv(tmp_path / "elsewhere" / "tables" / "effects.csv")
     assert set(effects["baseline"]) == {"batchnorm"}
     assert set(effects["treatment"]) == {"none"}
@@ -82,7 +84,7 @@ def test_runs_that_are_not_comparable_have_pages_of_their_own(
     study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
     result = command_line(str(study.folder), main=report.main)
     assert result.returncode == 0
-    assert "Not comparable with the rest of the folder" in result.stdout
+    assert "Other runs of this folder are not comparable" in result.stdout
     contents = (study.folder / "report" / "index.html").read_text()
     for part in ("part1", "part2"):
         assert (study.folder / "report" / part / "index.html").exists()
@@ -146,7 +148,7 @@ def test_where_no_run_has_a_result_there_is_no_page(
     for path in study.folder.glob("*/metrics.parquet"):
         path.unlink()
     PRINT_PAGE(study.folder)
-    assert "Report   none: " in capsys.readouterr().out
+    assert "Report   not written: " in capsys.readouterr().out
     assert written(study.folder / "report") <= {".bnstudy-report.json"}
 
 
@@ -215,7 +217,10 @@ def test_a_page_that_cannot_be_written_stops_no_sweep(
 
     monkeypatch.setattr(report_files, "_write", full)
     PRINT_PAGE(study.folder)
-    assert capsys.readouterr().out == "Report   none: OSError: [Errno 28] No space left on device\n"
+    assert (
+        capsys.readouterr().out
+        == "Report   not written: OSError: [Errno 28] No space left on device\n"
+    )
 
 
 def test_a_study_as_data_frames(study: Studies) -> None:

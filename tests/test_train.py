@@ -239,7 +239,7 @@ def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
     result = command_line(*SMALL)
     assert result.returncode == 0, result.stderr
     assert "measured from checkpoints: 16 metrics of epochs 1, 2\n" in result.stdout
-    assert "not measured, for want of a checkpoint: 16 metrics of epoch 0 (" in result.stdout
+    assert "not measured, because there is no checkpoint: 16 metrics of epoch 0 (" in result.stdout
     again = command_line(*SMALL)
     assert "measured from" not in again.stdout
 
@@ -296,7 +296,6 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["data=cifar10", "data.root=."], ["CIFAR10", "data.root", "cifar-10-python.tar.gz"]),
         (["data=image_folder"], ["data.root is missing"]),
         (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere", "train/<class>/"]),
-        (["probe.train=4001"], ["probe.train=4001", "4000"]),
         (["metrics.names=[silhouete]"], ["silhouete", "silhouette"]),
         (["norm=groupnorm", "norm.num_groups=3"], ["norm.num_groups=3", "16 channels"]),
         (["output_root=FILE"], ["FILE", "output_root=FOLDER"]),
@@ -498,3 +497,17 @@ def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:
         "seed=0,1,2,3",
     ):
         assert words in result.stdout
+
+
+def test_a_run_of_the_earlier_default_of_probe_is_named(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    small = [word for word in SMALL if not word.startswith("probe")]
+    small += ["data=planted", "data.samples_per_group={train:20,test:20}", "metrics=none"]
+    earlier = command_line(*small, "probe.train=null", "probe.test=null")
+    assert "earlier default" not in earlier.stdout
+    cell = only_cell(tmp_path / "multirun")
+    told = f"{cell.relative_to(tmp_path)} was trained with the earlier default of probe"
+    assert told in command_line(*small).stdout
+    assert told not in command_line(*small).stdout  # complete
+    assert told not in command_line(*small, "seed=1").stdout

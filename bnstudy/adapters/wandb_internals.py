@@ -7,12 +7,15 @@ comes before it is whole.
 """
 
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+
+from bnstudy.redaction import redact
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -28,6 +31,11 @@ def without_launch() -> AbstractContextManager[Any]:
     import wandb
 
     return patch.object(wandb.Run, "_detect_and_apply_job_inputs", lambda run: None, create=True)
+
+
+def redacted_command_line() -> AbstractContextManager[Any]:
+    """Keep credentials out of the command line, which `wandb.init` writes to W&B's files."""
+    return patch.object(sys, "argv", redact("\n".join(sys.argv)).split("\n"))
 
 
 def flush_settings(seconds: float) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class BatchStatistics(OptimizationMetrics):
 
     For the whole model, on the probe set of each split, in eval mode:
 
-    - `probe_loss`, `probe_accuracy`: with the running statistics.
+    - `probe_loss`, `probe_accuracy`: with the running statistics, as `RepresentationMetrics`.
     - `recalibrated_loss`, `recalibrated_accuracy`: with the population's statistics.
     - `batch_statistics_loss`, `batch_statistics_accuracy`: with the statistics of each batch, as in
       training, in batches of the training's size.

@@ -2,12 +2,14 @@
 
 from bnstudy.metrics import METRICS
 from bnstudy.runs.long_table import Row
+from bnstudy.terms import PERFORMANCE
 
 
 def logged_name(row: Row) -> str:
     """Return the name of a row in loggers.
 
-    - Whole model: `<split>/loss` and `<split>/accuracy`.
+    - Whole model: `<split>/loss`, `<split>/accuracy`, and `<split>/probe_loss` and
+      `<split>/probe_accuracy` of the probe set.
     - Representations: `rep/<split>/<layer>/<metric>`, with `<layer>.<site>` for sites other than
       act.
     - Optimization callbacks: `opt/<layer>/<metric>` and `opt/<metric>`; for the test split
@@ -18,7 +20,7 @@ def logged_name(row: Row) -> str:
     """
     if row.metric in METRICS:
         return f"rep/{row.split}/{row.label}/{row.metric}"
-    if row.metric in ("loss", "accuracy") and row.site is None:
+    if row.metric in PERFORMANCE and row.site is None:
         return f"{row.split}/{row.metric}"
     split = "test" if row.split == "test" else ""
     return "/".join(filter(None, ["opt", split, row.label if row.site else "", row.metric]))

@@ -16,7 +16,7 @@ from bnstudy.models import Classifier, calibrated
 from bnstudy.representations import Tap
 from bnstudy.representations.taps import Call, Taps
 from bnstudy.runs.long_table import WHOLE_MODEL, Row
-from bnstudy.terms import EvaluatedSplit, Split
+from bnstudy.terms import Split
 
 # Largest variance of a constant channel, relative to its squared mean. It is not 0, because float32
 # rounds.
@@ -61,7 +61,7 @@ def rows_of(
     tap: Tap | None,
     epoch: int,
     step: int,
-    split: EvaluatedSplit = "train",
+    split: str = "train",
     reason: str | None = None,
 ) -> list[Row]:
     """Create rows of the long table; values that are not finite become NaN.

@@ -1,5 +1,6 @@
 """Progress display of a run in the terminal."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from bnstudy.models import Classifier
 from bnstudy.terms import EVALUATED_SPLITS
 
 
@@ -93,16 +95,33 @@ class Progress(L.Callback):
         self.show("evaluating")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the new loss and accuracy."""
-        metrics = trainer.callback_metrics
+        """Show the new loss and accuracy of the whole splits."""
+        self._show_numbers(trainer, "", trainer.callback_metrics)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the new loss and accuracy of the probe sets, unless there are those of all."""
+        assert isinstance(pl_module, Classifier)
+        if not pl_module.performance:
+            callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            rows = [row for callback in callbacks for row in getattr(callback, "rows", ())]
+            epoch = trainer.current_epoch + 1
+            values = {f"{row.split}/{row.metric}": row.value for row in rows if row.epoch == epoch}
+            self._show_numbers(trainer, "probe_", values)
+
+    def _show_numbers(
+        self, trainer: L.Trainer, kind: str, values: Mapping[str, torch.Tensor | float]
+    ) -> None:
         accuracies = [
-            f"{split} {metrics[f'{split}/accuracy']:.2%}"
+            f"{split} {values[f'{split}/{kind}accuracy']:.2%}"
             for split in EVALUATED_SPLITS
-            if f"{split}/accuracy" in metrics
+            if f"{split}/{kind}accuracy" in values
         ]
-        self.numbers = f" · loss {metrics['train/loss']:.3f} · accuracy {' '.join(accuracies)}"
+        self.numbers = ""
+        if accuracies:
+            name, loss = kind.replace("_", " "), values[f"train/{kind}loss"]
+            self.numbers = f" · {name}loss {loss:.3f} · accuracy {' '.join(accuracies)}"
         if trainer.is_global_zero and not self.console.is_terminal:
-            epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
+            epoch = trainer.current_epoch + (trainer.state.fn == "fit")
             self.console.print(
                 f"{self.title} · epoch {epoch}/{trainer.max_epochs}{self.numbers}",
                 soft_wrap=True,

@@ -29,7 +29,8 @@ class Recorder(L.Callback):
     """Callback that writes each epoch's part of the long table, then the checkpoint to resume from.
 
     It also sends loss and accuracy to the trainer's loggers, as `<split>/loss` and
-    `<split>/accuracy`.
+    `<split>/accuracy`. Whole splits are evaluated before training and after the last epoch alone;
+    at the other epochs the measurements contain loss and accuracy of the probe sets.
 
     The part is written before the checkpoint, so that every checkpoint's epochs have been recorded.
     A run that is killed between the two writes trains the epoch again and overwrites its part.
@@ -50,20 +51,34 @@ class Recorder(L.Callback):
         self.measurements = measurements
         self.checkpoint_epochs = checkpoint_epochs
         self.performance: dict[tuple[EvaluatedSplit, str], float] = {}
+        self._recorded: int | None = None  # the latest epoch
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the last epoch be the only one with validation.
+
+        This is not an option of the trainer, because with it `EarlyStopping` would only look at the
+        epochs with validation.
+        """
+        trainer.check_val_every_n_epoch = trainer.max_epochs
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Store loss and accuracy before training and after each epoch."""
+        """Store loss and accuracy; after a training that stopped early, record them at once."""
         assert isinstance(pl_module, Classifier)
         self.performance = dict(pl_module.performance)
+        if self._recorded is not None and trainer.state.fn == "validate":
+            self._record(trainer, pl_module, self._recorded)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the measurements before the first step."""
         if trainer.global_step == 0:
             self._record(trainer, pl_module, epoch=0)
+            self._keep_weights(trainer, epoch=0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the epoch, then save the checkpoint to resume from."""
-        self._record(trainer, pl_module, trainer.current_epoch + 1)
+        """Record the epoch, then save the checkpoints."""
+        epoch = trainer.current_epoch + 1
+        self._record(trainer, pl_module, epoch)
+        self._keep_weights(trainer, epoch)
         paths = self.record.paths
         self._save(
             trainer, paths.last_checkpoint, weights_only=False, keep_as=paths.previous_checkpoint
@@ -82,7 +97,7 @@ class Recorder(L.Callback):
                 for row in measurement.rows
                 if row.epoch == epoch
             ]
-            self.record.table.write_part(epoch, rows)
+            self.record.table.write_part(epoch, rows, add=epoch == self._recorded)
             self.record.note(
                 measure_seconds=sum(measurement.seconds for measurement in self.measurements),
                 diverged=bool(pl_module.diverged),
@@ -91,7 +106,9 @@ class Recorder(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": epoch}, step=step)
                 logger.save()  # before the checkpoint: a resumed run does not log this epoch again
-        self.performance = {}
+        self.performance, self._recorded = {}, epoch
+
+    def _keep_weights(self, trainer: L.Trainer, epoch: int) -> None:
         if self.checkpoint_epochs == "all" or epoch in self.checkpoint_epochs:
             self._save(trainer, self.record.paths.checkpoint(epoch), weights_only=True)
 

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from bnstudy.callbacks.names import logged_name
+from bnstudy.callbacks.optimization import rows_of
 from bnstudy.callbacks.processes import others_wait
 from bnstudy.data.module import CALIBRATION_BATCH
 from bnstudy.metrics import chosen, evaluate
 from bnstudy.models import calibrated
+from bnstudy.models.classifier import count_losses
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.long_table import Row
+from bnstudy.terms import PROBE_PERFORMANCE
 
 Probe = Iterable[tuple[Tensor, Tensor]]
 
@@ -25,8 +28,10 @@ class RepresentationMetrics(L.Callback):
 
     The module is run on the probe set of each split in eval mode, and is not changed. The trainer's
     loggers get the values as `rep/<split>/<layer>/<metric>`, and for sites other than act as
-    `rep/<split>/<layer>.<site>/<metric>`. In a distributed run the first process measures while the
-    others wait.
+    `rep/<split>/<layer>.<site>/<metric>`. If the module's output is one logit per class, they also
+    get loss and accuracy as `<split>/probe_loss` and `<split>/probe_accuracy`, which callbacks such
+    as `EarlyStopping` can monitor. In a distributed run the first process measures while the others
+    wait.
 
     The last epoch is always measured, even if `EarlyStopping`, `max_steps` or `max_time` end the
     training, possibly in the middle of an epoch. Before training, BatchNorm's running mean is 0 and
@@ -36,7 +41,8 @@ class RepresentationMetrics(L.Callback):
     Args:
         probes: Probe set of each split: an iterable over batches (inputs, labels) that can be
             iterated repeatedly.
-        names: Names of metrics in `bnstudy.metrics.METRICS`; if empty, nothing is measured.
+        names: Names of metrics in `bnstudy.metrics.METRICS`; if empty, only loss and
+            accuracy are measured.
         sites: Sites of a layer: any of conv, norm, act and features (the input of the last linear
             layer).
         every_n_epochs: Interval n; epoch 0 (before training), every n-th epoch and the last one are
@@ -96,7 +102,9 @@ class RepresentationMetrics(L.Callback):
         """Measure the epoch if it is due."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
-            self._measure_and_log(trainer, pl_module, epoch)
+            values = self._measure_and_log(trainer, pl_module, epoch)
+            for name in values.keys() & self._monitored():
+                pl_module.log(name, values[name], logger=False)
             self._not_measured = None
         else:
             self._not_measured = epoch
@@ -120,14 +128,19 @@ class RepresentationMetrics(L.Callback):
         self, module: L.LightningModule, split: str, batches: Probe, epoch: int, step: int
     ) -> Iterator[Row]:
         self.on_layer(f"reading representations, {split}")
-        for layer in capture(
+        layers = capture(
             module,
             batches,
             sites=self.sites,
             channel_axis=self.channel_axis,
             memory_budget=self.memory_budget,
             distances=any(metric.needs_products for metric in self.metrics),
-        ):
+        )
+        for number, layer in enumerate(layers):
+            if number == 0:
+                yield from _performance(layer, epoch, step, split)
+            if not self.metrics:
+                return
             self.on_layer(f"measuring {layer.name}, {split}")
             yield from self._rows(layer, epoch, step, split)
             del layer  # free its memory before the next layer is read
@@ -146,9 +159,14 @@ class RepresentationMetrics(L.Callback):
             names = ", ".join(undefined[reason])
             warnings.warn(f"{tap.layer} at epoch {epoch}: {reason}; NaN for {names}", stacklevel=2)
 
-    def _measure_and_log(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
-        if not self.metrics:
-            return
+    def _monitored(self) -> set[str]:
+        return {f"{split}/{name}" for split in self.probes for name in PROBE_PERFORMANCE}
+
+    def _measure_and_log(
+        self, trainer: L.Trainer, module: L.LightningModule, epoch: int
+    ) -> dict[str, float]:
+        """Measure in the first process; return the logged values in all processes."""
+        values: dict[str, float] = {}
         # All processes calibrate, because layers may synchronize their statistics.
         with calibrated(module, self.calibration), others_wait(trainer) as is_first:
             if is_first:
@@ -156,6 +174,17 @@ class RepresentationMetrics(L.Callback):
                 values = {logged_name(row): row.value for row in self.rows} | {"epoch": epoch}
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=trainer.global_step)
+        return trainer.strategy.broadcast(values)
+
+
+def _performance(layer: Layer, epoch: int, step: int, split: str) -> list[Row]:
+    """Make the rows of loss and accuracy from the logits of the pass that read a layer."""
+    logits = layer.network.logits if layer.network else None
+    if logits is None:
+        return []
+    loss, correct, count = count_losses(logits, layer.labels).tolist()
+    values = dict(zip(PROBE_PERFORMANCE, (loss / count, correct / count), strict=True))
+    return rows_of(values, None, epoch, step, split)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """Resolution of configurations to plain values, with open values filled in."""
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from bnstudy.errors import UserError
+from bnstudy.files import replacing
+from bnstudy.redaction import redact_values
 from bnstudy.terms import PER_NORM_OPTIONS
 
 
@@ -35,6 +38,15 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
 
 
+def redact_files(folder: Path) -> None:
+    """Remove credentials from the YAML files of a folder, such as Hydra's."""
+    for path in folder.glob("*.yaml"):
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        if (redacted := redact_values(content)) != content:
+            with replacing(path) as temporary:
+                OmegaConf.save(OmegaConf.create(redacted), temporary)
+
+
 def complete(config: dict[str, Any]) -> None:
     """Replace open values by those that the run uses.
 
@@ -53,7 +65,7 @@ def complete(config: dict[str, Any]) -> None:
         if isinstance(value, dict):
             if norm not in value:
                 raise UserError(
-                    f"{group}.{key}={value} says nothing for norm={norm}; add {norm}: ... to it"
+                    f"{group}.{key}={value} has no value for norm={norm}; add {norm}: ... to it"
                 )
             config[group][key] = value[norm]
     config["model"].setdefault("initialization", "own")

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
         # 0 and 0.0 are equivalent, except in trainer: there, 1 is one batch and 1.0 all batches.
         if isinstance(value, float) and value.is_integer() and not key.startswith("trainer."):
             values[key] = int(value)
-    values = {key: one for key, one in values.items() if key not in ADDED or one != ADDED[key]}
+    values = {
+        key: value for key, value in values.items() if key not in ADDED or value != ADDED[key]
+    }
     if isinstance(devices := values.get("trainer.devices"), list):
         values["trainer.devices"] = len(devices)  # only the number of devices matters
     return values | {"seed": config["seed"]}
@@ -94,8 +97,8 @@ def folder_name(config: dict[str, Any]) -> str:
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """Copy a configuration without Hydra's own part."""
-    own: DictConfig = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return own
+    kept: DictConfig = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return kept
 
 
 def _resolve_cell_name(*, _root_: DictConfig) -> str:
@@ -107,20 +110,28 @@ def _resolve_cell_folder(*, _root_: DictConfig) -> str:
 
 
 def _resolve_start_time() -> str:
-    """Return the time when the command started, the same in all processes that it starts."""
     if START_TIME not in os.environ:
         os.environ[START_TIME] = time.strftime("%Y-%m-%d_%H-%M-%S")
     return os.environ[START_TIME]
 
 
-def register_resolvers() -> None:
-    """Register the interpolations of configuration files with OmegaConf.
+def _keys_of(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
+    return list(getattr(import_module(module), name))
 
-    These are `${cell_name:}`, `${cell_folder:}`, `${folder_name:PATH}` and `${start_time:}`.
+
+def register_resolvers() -> None:
+    """Register the resolvers of the configuration files with OmegaConf.
+
+    `${cell_name:}` and `${cell_folder:}` name a cell, `${start_time:}` is the time when the command
+    started, the same in all processes that it starts, `${folder_name:PATH}` is the last part of an
+    absolute path, and `${keys_of:NAME}` lists the keys of a dictionary by its dotted name, such as
+    bnstudy.metrics.METRICS.
     """
     OmegaConf.register_new_resolver("start_time", _resolve_start_time, replace=True)
     OmegaConf.register_new_resolver("cell_name", _resolve_cell_name, replace=True)
     OmegaConf.register_new_resolver("cell_folder", _resolve_cell_folder, replace=True)
+    OmegaConf.register_new_resolver("keys_of", _keys_of, replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(path).expanduser().resolve().name, replace=True
     )

@@ -10,16 +10,22 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bnstudy.errors import UserError, first_line
 from bnstudy.files import CANNOT_WRITE, cannot_write
+from bnstudy.redaction import redact
 
 EXTRAS = {"optuna", "ray"}  # options with the name of the extra that they need
 
 
 def explain(error: BaseException) -> str | None:
-    """Explain a user's mistake in one or two lines.
+    """Explain a user's mistake in one or two lines, without credentials.
 
     Returns:
         Message for the user; None if the error is not a known kind of user mistake.
     """
+    message = _explain(error)
+    return None if message is None else redact(message)
+
+
+def _explain(error: BaseException) -> str | None:
     chain = _causes(error)  # resolvers and Hydra wrap the original error
     for cause in chain:
         if isinstance(cause, UserError):

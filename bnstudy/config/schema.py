@@ -40,7 +40,7 @@ SCHEDULES = ("constant", "cosine")
 INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
 # Arguments of Lightning's Trainer that bnstudy sets itself: a run trains to the end of its last
-# epoch, and is evaluated, measured and recorded at the end of each epoch.
+# epoch; it is measured and recorded at the end of each epoch, and evaluated after the last one.
 FIXED = (
     "barebones",
     "callbacks",
@@ -102,8 +102,8 @@ class ChosenGroup(Group, extra="allow"):
     def known_keys(cls, values: Mapping[str, Any]) -> Collection[str] | None:
         """Find the keys of the choice; None if the choice is a class or function of the user."""
         chosen = values.get(cls.chosen_by)
-        own = cls.keys_of.get(chosen) if isinstance(chosen, str) else None
-        return None if own is None else {cls.chosen_by, *own}
+        keys = cls.keys_of.get(chosen) if isinstance(chosen, str) else None
+        return None if keys is None else {cls.chosen_by, *keys}
 
 
 class Model(ChosenGroup):
@@ -269,7 +269,7 @@ class Data(ChosenGroup):
     """Folder of the decoded copy."""
     name: OptionalText
     """Name that stands for the data in a run's identity."""
-    batch_size: Count
+    batch_size: Several  # BatchNorm cannot normalize one sample
     """Samples in a training step, over all processes of a distributed run."""
     flip: Boolean
     """Whether half of the training images are mirrored."""
@@ -429,9 +429,9 @@ class Probe(Group):
     """Samples of each split whose representations are measured."""
 
     train: OptionalCount
-    """Number of training samples; null: 5,000, or all where there are fewer."""
+    """Maximum number of training samples; null: 5,000."""
     test: OptionalCount
-    """Number of test samples; null: 5,000, or all where there are fewer."""
+    """Maximum number of test samples; null: 5,000."""
 
 
 class Sweep(Group):
@@ -508,7 +508,7 @@ def _explain(mistake: ErrorDetails) -> str:
         case "fixed_key":
             return (
                 f"{'.'.join([*keys, mistake['ctx']['key']])} cannot be set: a run goes on to the "
-                "end of trainer.max_epochs, and is evaluated and recorded at the end of each epoch"
+                "end of trainer.max_epochs, and is recorded at the end of each epoch"
             )
         case kind:
             takes = mistake["msg"] if kind == NOT_ALLOWED else "keys, each with its value"

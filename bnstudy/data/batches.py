@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.randomness import generator_for
 
 
@@ -84,6 +85,9 @@ class Augment:
 class Batches:
     """Iterable over the batches of an epoch: float32 images N x C x H x W, int64 labels N.
 
+    Every process gets at least two samples of each batch, if there are so many: a last batch that
+    is too small for that is part of the one before it.
+
     Attributes:
         images: uint8 images, N x C x H x W, on the device on which batches are needed.
         labels: int64 labels, N, on the same device.
@@ -106,16 +110,13 @@ class Batches:
     world_size: int = 1
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.labels), self.size)
-        return whole + (rest >= self._min_last_batch())
+        return len(self._sizes())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = self.shuffle() if self.shuffle else None
         count = len(self.labels)
         order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
-        for batch in order.to(self.labels.device).split(self.size):
-            if len(batch) < self._min_last_batch():
-                return
+        for batch in order.to(self.labels.device).split(self._sizes()):
             # The whole batch is augmented before this process takes its share, so that images do
             # not depend on the number of processes.
             images = self.normalize(self.images.index_select(0, batch))
@@ -138,9 +139,8 @@ class Batches:
         """
         return Mixed(self, size)
 
-    def _min_last_batch(self) -> int:
-        """Return the minimum size of the last batch: in training, every process needs a sample."""
-        return self.world_size if self.shuffle else 1
+    def _sizes(self) -> list[int]:
+        return batch_sizes(len(self.labels), self.size, MIN_SAMPLES * self.world_size)
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,18 @@ def balanced(labels: Tensor, count: int) -> Tensor:
     Returns:
         Indices of the chosen samples, int64, `count`, ascending.
     """
+    return balanced_order(labels)[:count].sort().values
+
+
+def balanced_order(labels: Tensor) -> Tensor:
+    """Order samples so that in any first part class sizes are as equal as possible.
+
+    Args:
+        labels: int64 labels, N.
+
+    Returns:
+        Indices of the samples, int64, N; the same ones at every call.
+    """
     order = torch.randperm(len(labels), generator=generator_for("probe"))
     shuffled = labels[order]
     by_class = torch.argsort(shuffled, stable=True)
@@ -180,7 +192,7 @@ def balanced(labels: Tensor, count: int) -> Tensor:
     starts = sizes.cumsum(0) - sizes
     rank = torch.empty_like(order)  # of each shuffled sample within its class
     rank[by_class] = torch.arange(len(order)) - starts[shuffled[by_class]]
-    return order[torch.argsort(rank, stable=True)[:count]].sort().values
+    return order[torch.argsort(rank, stable=True)]
 
 
 def stratified(labels: Tensor, share: float) -> Tensor:

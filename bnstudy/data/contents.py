@@ -6,6 +6,7 @@ data set's files. The note is valid as long as these do not change.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ TORCHVISION_FILES = {
     "SVHN": ("train_32x32.mat", "test_32x32.mat"),
 }
 # To be increased when the decoding of image files changes; old decoded copies are then not used.
-DECODING_VERSION = 2
+DECODING_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Listing:
                 ) from error
             # ctime too: copying a file may preserve mtime, but never ctime.
             times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
-            digest.update(f"{path} {status.st_size} {times}\n".encode())
+            digest.update(os.fsencode(f"{path} {status.st_size} {times}\n"))
             count += 1
         return cls(folder, f"{name}-{digest.hexdigest()[:16]}") if count else None
 
@@ -112,10 +113,14 @@ def list_mnist5k(root: str) -> Listing | None:
 def list_torchvision(dataset: str, root: str) -> Listing | None:
     """Identify the files of one of torchvision's data sets; None if there are none."""
     folder = absolute(root)
-    paths = [folder / file for file in TORCHVISION_FILES.get(dataset, ())]
+    return Listing.of(folder, dataset, torchvision_files(dataset, folder))
+
+
+def torchvision_files(dataset: str, root: Path) -> list[Path]:
+    """List the existing files of one of torchvision's data sets."""
+    paths = [root / file for file in TORCHVISION_FILES.get(dataset, ())]
     found = [path for path in paths if path.is_file()]
-    found += sorted(file for path in paths for file in path.rglob("*") if file.is_file())
-    return Listing.of(folder, dataset, found)
+    return found + sorted(file for path in paths for file in path.rglob("*") if file.is_file())
 
 
 def list_images(tree: ImageTree, cache: str, image_size: int | None) -> Listing | None:
@@ -139,8 +144,53 @@ LIST_FILES: dict[str, tuple[Callable[..., Listing | None], tuple[str, ...]]] = {
     "bnstudy.data.TorchvisionImages": (list_torchvision, ("dataset", "root")),
     "bnstudy.data.ImageFolder": (_list_image_folder, ("root", "cache", "image_size")),
 }
+FOLDERS = ("root", "cache")  # options that do not change the content
 # Generated from its options alone, which are already part of a run's identity.
 GENERATED_DATA_SET = "bnstudy.data.PlantedGroups"
+
+
+def locate(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the data set of an earlier run, which may have moved since.
+
+    Args:
+        options: Configuration group `data` of the run, resolved.
+        given: Current values of `root` and `cache`, as far as they are known; other keys are
+            ignored.
+
+    Returns:
+        Options with the first of these folders that have files of the data set: the given ones, the
+        one of the environment variable BNSTUDY_DATA, those of the run. If none have, with the
+        first.
+    """
+    choices = [dict(options)]
+    if (now := os.environ.get("BNSTUDY_DATA")) and options["_target_"] in LIST_FILES:
+        choices.insert(0, {**options, "cache" if "cache" in options else "root": now})
+    if folders := {key: given[key] for key in FOLDERS if key in given and key in options}:
+        choices.insert(0, {**choices[0], **folders})
+    return next(filter(_is_there, choices), choices[0])
+
+
+def _is_there(options: Mapping[str, Any]) -> bool:
+    if options["_target_"] not in LIST_FILES:
+        root = options.get("root")
+        return root is None or absolute(root).exists()
+    try:
+        return _list(options) is not None
+    except (OSError, UserError):  # reading the data set will say why
+        return False
+
+
+def _list(options: Mapping[str, Any]) -> Listing | None:
+    source = source_of(options)
+    list_files, _ = LIST_FILES[source.pop("_target_")]
+    return list_files(**source)
+
+
+def source_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the options that determine a data set's files and content, from the group `data`."""
+    target = options["_target_"]
+    names = ("_target_", *LIST_FILES[target][1]) if target in LIST_FILES else options
+    return {name: options[name] for name in names if name in options}
 
 
 def find_sha256(options: Mapping[str, Any]) -> str | None:
@@ -160,20 +210,41 @@ def find_sha256(options: Mapping[str, Any]) -> str | None:
         return None
     if target not in LIST_FILES:  # a user's data module; building it reports missing files
         with suppress(UserError, OSError):
-            return _read_sha256(options)
+            return read_sha256(options)
         return None
-    list_files, names = LIST_FILES[target]
-    listing = list_files(**{name: options[name] for name in names if name in options})
+    listing = _list(options)
     if listing is None:
         return None
-    return listing.read_note() or _read_sha256(options)
+    return listing.read_note() or read_sha256(options)
 
 
-def _read_sha256(options: Mapping[str, Any]) -> str:
+def read_sha256(options: Mapping[str, Any]) -> str:
+    """Read a data set, and compute the SHA-256 of its content.
+
+    Files that do not exist are downloaded or made, if the data set allows that.
+
+    Args:
+        options: Configuration group `data`, resolved.
+
+    Raises:
+        UserError: The files do not exist, or cannot be read.
+    """
     sha256: str = instantiate(options, seed=0, probe={}).read_sha256()
     return sha256
 
 
-def absolute(folder: str) -> Path:
-    """Convert a folder of the configuration, such as `~/data`, to an absolute path."""
-    return Path(folder).expanduser().resolve()
+def absolute(folder: Any) -> Path:
+    """Convert a folder of the configuration, such as `~/data`, to an absolute path.
+
+    Raises:
+        UserError: The value is not text, or has a `~` and there is no home folder.
+    """
+    if not isinstance(folder, str):
+        raise UserError(f"data.root or data.cache: {folder} is not a folder; give its path")
+    try:
+        return Path(folder).expanduser().resolve()
+    except RuntimeError as error:  # no HOME, and no entry in the list of users
+        raise UserError(
+            f"{folder}: there is no home folder ({error})\n"
+            "Set the environment variable BNSTUDY_DATA, or data.root=FOLDER, to a full path"
+        ) from error

@@ -1,6 +1,8 @@
 """Search for image files in one folder per class, with the rules of torchvision's ImageFolder."""
 
+import errno
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ class ImageTree:
 
     Attributes:
         root: Absolute path.
-        files: Image files by split and class, sorted.
+        files: Image files by split and class, sorted. Names of classes are in Unicode's form NFC:
+            macOS writes the same name in another form.
         ignored: Names of ignored files and folders, by reason.
     """
 
@@ -39,7 +42,8 @@ class ImageTree:
             root: Absolute path.
 
         Raises:
-            UserError: A folder cannot be read.
+            UserError: A folder cannot be read, or contains a link to nothing or a name that is not
+                UTF-8.
         """
         ignored: Ignored = defaultdict(list)
         try:
@@ -65,12 +69,12 @@ class ImageTree:
 
 def _classes(folder: Path, ignored: Ignored) -> dict[str, list[Path]]:
     """Find the image files of a split by class; class folders without images are ignored."""
-    classes = {}
+    classes: dict[str, list[Path]] = {}
     if folder.is_dir():
         for entry in _visible(folder, ignored):
             if entry.is_dir():
                 if images := sorted(_images(Path(entry.path), [folder.resolve()], ignored)):
-                    classes[entry.name] = images
+                    classes.setdefault(unicodedata.normalize("NFC", entry.name), []).extend(images)
                 else:
                     ignored["class folders without images"].append(entry.name)
             elif _is_image(entry.name):
@@ -102,12 +106,24 @@ def _images(folder: Path, above: list[Path], ignored: Ignored) -> Iterator[Path]
 
 
 def _visible(folder: Path, ignored: Ignored) -> list[os.DirEntry[str]]:
-    """List the entries of a folder that are not hidden, sorted by name."""
+    """List the entries of a folder that are not hidden, sorted by name.
+
+    Raises:
+        OSError: An entry is neither a file nor a folder, such as a link to nothing.
+        UserError: A name is not UTF-8.
+    """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     if hidden := [entry.name for entry in found if _is_hidden(entry.name)]:
         ignored["hidden files or folders"] += hidden
-    return [entry for entry in found if not _is_hidden(entry.name)]
+    visible = [entry for entry in found if not _is_hidden(entry.name)]
+    for entry in visible:
+        if any(unicodedata.category(letter) == "Cs" for letter in entry.name):
+            raise UserError(f"{entry.path!a}: not a name in UTF-8\nRename it, then run again")
+        if not (entry.is_dir() or entry.is_file()):
+            entry.stat()  # raises an error for a link to nothing
+            raise OSError(errno.EINVAL, "neither a file nor a folder", entry.path)
+    return visible
 
 
 def _is_hidden(name: str) -> bool:

@@ -2,16 +2,20 @@
 
 import hashlib
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
+from bnstudy.data.contents import absolute
 from bnstudy.errors import UserError
-from bnstudy.files import replacing
+from bnstudy.files import CANNOT_WRITE, replacing
 from bnstudy.terms import SPLITS, Split
 
 
@@ -73,6 +77,30 @@ class Images:
             return None
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file in the body, so that of several processes one makes the files of a data set.
+
+    If there can be no lock, in a folder that is read-only or another user's or on a file system
+    without locks, the body runs without it: the files may be there already.
+
+    Args:
+        path: Lock file.
+    """
+    lock = FileLock(path, mode=0o666)  # other users of a shared folder take it as well
+    try:
+        lock.acquire()
+    except NotImplementedError:  # raised by filelock for such a file system
+        pass
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def existing_folder(key: str, value: str) -> Path:
     """Create the folder of a configuration key if it does not exist, and return its absolute path.
 
@@ -83,7 +111,7 @@ def existing_folder(key: str, value: str) -> Path:
     Raises:
         UserError: The path is a file, or the folder cannot be created.
     """
-    folder = Path(value).expanduser().resolve()
+    folder = absolute(value)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from bnstudy.data.contents import Listing, list_mnist5k
-from bnstudy.data.images import Images, existing_folder
+from bnstudy.data.images import Images, existing_folder, locked
 from bnstudy.data.module import ImageDataModule
 from bnstudy.randomness import generator_for
 
@@ -26,7 +25,7 @@ class MNIST5k(ImageDataModule):
     def load(self) -> Images:
         """Read the parsed copy, or create it."""
         path = existing_folder("data.root", self.root) / "mnist5k.npz"
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             images = Images.load(path)
             if images is None:
                 images = _parse()

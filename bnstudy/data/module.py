@@ -8,14 +8,23 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bnstudy.data.batches import Augment, Batches, Mixed, Normalize, balanced, stratified
+from bnstudy.batching import MIN_SAMPLES
+from bnstudy.data.batches import (
+    Augment,
+    Batches,
+    Mixed,
+    Normalize,
+    balanced,
+    balanced_order,
+    stratified,
+)
 from bnstudy.data.contents import Listing
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
 
-DEFAULT_PROBE_SAMPLES = 5_000  # as in the paper
+PAPER_PROBE_SAMPLES = 5_000
 EVALUATION_BATCH = 250
 MAX_CALIBRATION_SAMPLES = 5_000
 CALIBRATION_BATCH = 250
@@ -29,8 +38,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     Args:
         batch_size: Training samples in a batch, summed over the processes of a distributed run.
         seed: Seed; with the epoch it determines the order of the samples and the augmentation.
-        probe: Number of samples of each split that are measured; None for 5,000, or all samples of
-            a smaller split.
+        probe: Maximum number of samples of each split that are measured, all of a smaller split;
+            None for 5,000.
         flip: Whether to mirror each training image with probability 1/2.
         shift: Maximum number of pixels by which training images are moved.
         name: Name of the data in a run's identity, which does not contain the data set's path.
@@ -75,8 +84,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Load the data set, once.
 
         Raises:
-            UserError: The data set cannot be loaded, or is too small for the validation split or
-                the probe set.
+            UserError: The data set cannot be loaded, or is too small for the validation split.
         """
         if hasattr(self, "indices"):
             return
@@ -128,6 +136,30 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "probe": {split: len(self.probe_indices[split]) for split in SPLITS},
         }
 
+    def require_batches(self, num_processes: int) -> None:
+        """Verify that every process gets at least two samples of each training batch.
+
+        BatchNorm needs them. Other norms do not, but batches are the same for every norm.
+
+        Args:
+            num_processes: Number of processes.
+
+        Raises:
+            UserError: The batch size or the training split is too small.
+        """
+        smallest, present = MIN_SAMPLES * num_processes, len(self.indices["train"])
+        shared = f" with {num_processes} processes" if num_processes > 1 else ""
+        if self.batch_size < smallest:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is too small: every process needs "
+                f"{MIN_SAMPLES} samples of a batch\nSet it to at least {smallest}{shared}"
+            )
+        if present < smallest:
+            raise UserError(
+                f"data: the train split has {present} samples; training{shared} takes at least "
+                f"{smallest}"
+            )
+
     def train_dataloader(self) -> Batches:
         """Return the training split, shuffled and augmented by the seed and the epoch."""
         trainer = self.trainer
@@ -139,8 +171,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> list[Batches]:
-        """Return the `evaluated_splits`, neither shuffled nor augmented."""
-        return [self._batches(split, EVALUATION_BATCH) for split in self.evaluated_splits]
+        """Return the `evaluated_splits`, neither shuffled nor augmented.
+
+        With `limit_val_batches`, whose batches are the first ones, these are class-balanced.
+        """
+        assert self.trainer is not None
+        limit = self.trainer.limit_val_batches
+        is_whole = isinstance(limit, float) and limit == 1  # the integer 1 is one batch
+        return [
+            self._batches(split, EVALUATION_BATCH, in_order=is_whole)
+            for split in self.evaluated_splits
+        ]
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -178,11 +219,15 @@ class ImageDataModule(L.LightningDataModule, ABC):
         split: EvaluatedSplit,
         size: int,
         shuffle: Callable[[], torch.Generator] | None = None,
+        in_order: bool = True,
     ) -> Batches:
         trainer = self.trainer
         assert trainer is not None
         device = trainer.strategy.root_device
         images, labels = self._of_split[split]
+        if not in_order:
+            order = balanced_order(labels)
+            images, labels = images[order], labels[order]
         return Batches(
             images.to(device),
             labels.to(device),
@@ -216,12 +261,5 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _choose_probe(self, split: Split) -> Tensor:
         _, labels = self._of_split[split]
-        count = self.probe_samples[split]
-        if count is not None and count > len(labels):
-            raise UserError(
-                f"probe.{split}={count} is too large: the {split} split has {len(labels)} samples; "
-                "set it to at most that, or to null for all, up to 5,000"
-            )
-        return self.indices[split][
-            balanced(labels, min(count or DEFAULT_PROBE_SAMPLES, len(labels)))
-        ]
+        count = self.probe_samples[split] or PAPER_PROBE_SAMPLES
+        return self.indices[split][balanced(labels, min(count, len(labels)))]

@@ -3,22 +3,29 @@
 import gzip
 import os
 import pickle
+import tarfile
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torchvision import datasets
 
-from bnstudy.data.contents import TORCHVISION_FILES, Listing, list_torchvision
-from bnstudy.data.images import Images, existing_folder
+from bnstudy.data.contents import (
+    TORCHVISION_FILES,
+    Listing,
+    list_torchvision,
+    torchvision_files,
+)
+from bnstudy.data.images import Images, existing_folder, locked
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
+from bnstudy.files import replacing
 from bnstudy.terms import SPLITS, Split
 
 IDX_FILES = (
@@ -34,7 +41,6 @@ class Source:
     """Properties of a data set, and of torchvision's class for it.
 
     Attributes:
-        files: Files and folders below the root; if one exists, all are expected to exist.
         expected: Description of the expected files, for error messages.
         sizes: Number of images of each split.
         of_split: Function from a split to the keyword argument that selects it.
@@ -42,7 +48,6 @@ class Source:
         labels: Name of the attribute with the labels.
     """
 
-    files: tuple[str, ...]
     expected: str
     sizes: Mapping[Split, int]
     of_split: Callable[[Split], dict[str, Any]] = lambda split: {"train": split == "train"}
@@ -52,7 +57,6 @@ class Source:
 
 def _like_mnist(name: str) -> Source:
     return Source(
-        files=TORCHVISION_FILES[name],
         expected=f"{name}/raw/ with {', '.join(IDX_FILES)} (.gz or unpacked)",
         sizes={"train": 60_000, "test": 10_000},
     )
@@ -61,7 +65,6 @@ def _like_mnist(name: str) -> Source:
 def _like_cifar(name: str) -> Source:
     archive, folder = TORCHVISION_FILES[name]
     return Source(
-        files=(archive, folder),
         expected=f"{archive}, or the folder {folder} unpacked from it",
         sizes={"train": 50_000, "test": 10_000},
         channels=3,
@@ -75,7 +78,6 @@ SOURCES = {
     "CIFAR10": _like_cifar("CIFAR10"),
     "CIFAR100": _like_cifar("CIFAR100"),
     "SVHN": Source(
-        files=TORCHVISION_FILES["SVHN"],
         expected="train_32x32.mat and test_32x32.mat",
         sizes={"train": 73_257, "test": 26_032},
         of_split=lambda split: {"split": split},
@@ -83,11 +85,14 @@ SOURCES = {
         labels="labels",
     ),
 }
+CIFAR_FOLDERS = {  # by archive
+    TORCHVISION_FILES[name][0]: TORCHVISION_FILES[name][1] for name in ("CIFAR10", "CIFAR100")
+}
 DIGITS = tuple(map(str, range(10)))  # class names of SVHN, which torchvision does not provide
 # Exceptions that torchvision raises for missing or damaged files.
 READ_ERRORS = (
     AssertionError, EOFError, IndexError, KeyError, OSError, RuntimeError, ValueError,
-    gzip.BadGzipFile, pickle.UnpicklingError, zlib.error,
+    gzip.BadGzipFile, pickle.UnpicklingError, tarfile.TarError, zlib.error,
 )  # fmt: skip
 
 
@@ -108,10 +113,8 @@ class TorchvisionImages(ImageDataModule):
         """Read both splits, after downloading files that do not exist."""
         source = SOURCES[self.dataset]
         root = existing_folder("data.root", self.root)
-        # The lock keeps two processes from downloading at once; a read-only folder cannot have one.
-        writable = os.access(root, os.W_OK)
-        with FileLock(root / f".{self.dataset}.lock") if writable else nullcontext():
-            splits = {split: self._read_split(source, root, split) for split in SPLITS}
+        with locked(root / f".{self.dataset}.lock"), _unpacked(self.dataset, root) as folder:
+            splits = {split: self._read_split(source, folder, split) for split in SPLITS}
         return Images(
             {split: _channels_first(splits[split].data, source.channels) for split in SPLITS},
             {split: torch.as_tensor(getattr(splits[split], source.labels)) for split in SPLITS},
@@ -122,8 +125,8 @@ class TorchvisionImages(ImageDataModule):
         """Return the state of the files below `root`."""
         return list_torchvision(self.dataset, self.root)
 
-    def _read_split(self, source: Source, root: Path, split: Split) -> Any:
-        dataset = partial(getattr(datasets, self.dataset), root, **source.of_split(split))
+    def _read_split(self, source: Source, folder: Path, split: Split) -> Any:
+        dataset = partial(getattr(datasets, self.dataset), folder, **source.of_split(split))
         try:
             try:
                 data = dataset(download=False)
@@ -132,20 +135,70 @@ class TorchvisionImages(ImageDataModule):
                     raise
                 data = dataset(download=True)
         except READ_ERRORS as error:
-            present = any((root / file).exists() for file in source.files)
+            is_there = bool(torchvision_files(self.dataset, folder))
+            if is_there and isinstance(error, PermissionError):
+                raise UserError(
+                    f"data {self.dataset}: {error.filename} cannot be read ({error.strerror})\n"
+                    "Make it readable, or set data.root to another folder"
+                ) from error
             reason = " ".join(str(error).split()) or type(error).__name__
+            state = "damaged" if is_there else "not there"
             raise UserError(
-                f"data {self.dataset}: {'damaged' if present else 'not'} in data.root={root}, "
-                f"and it could not be downloaded ({reason})\n"
+                f"data {self.dataset}: {state} in data.root={self.root}, and could not be "
+                f"downloaded ({reason})\n"
                 f"Expected in that folder: {source.expected}"
             ) from error
         if len(data) != source.sizes[split]:
             raise UserError(
-                f"data {self.dataset}: damaged in data.root={root}, the {split} split has "
+                f"data {self.dataset}: damaged in data.root={self.root}, the {split} split has "
                 f"{len(data):,} images and not {source.sizes[split]:,}\n"
                 f"Expected in that folder: {source.expected}"
             )
         return data
+
+
+@contextmanager
+def _unpacked(dataset: str, root: Path) -> Iterator[Path]:
+    """Unpack the archives of a data set, and yield the folder to read it from.
+
+    torchvision takes an archive by its checksum alone, and the same content may be packed in other
+    ways. What is unpacked here is verified afterwards, by torchvision and by the number of images.
+
+    Args:
+        dataset: Name of the data set.
+        root: Root of the data set; if it is read-only, the yielded folder is a temporary one.
+    """
+    files = torchvision_files(dataset, root)
+    folders = {root, *(file.parent for file in files)}
+    if not files or all(os.access(folder, os.W_OK) for folder in folders):
+        _unpack(files)
+        yield root
+        return
+    with TemporaryDirectory() as temporary:
+        links = [Path(temporary) / file.relative_to(root) for file in files]
+        for link, file in zip(links, files, strict=True):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+        _unpack(links)
+        yield Path(temporary)
+
+
+def _unpack(files: list[Path]) -> None:
+    """Unpack archives next to them, unless that was done before; damaged ones are left."""
+    for packed in files:
+        with suppress(*READ_ERRORS):
+            if packed.stem in IDX_FILES and not packed.with_suffix("").exists():
+                with replacing(packed.with_suffix("")) as unpacked, gzip.open(packed) as content:
+                    unpacked.write_bytes(content.read())
+            elif packed.name in CIFAR_FOLDERS:
+                folder = CIFAR_FOLDERS[packed.name]
+                if not (packed.parent / folder).exists():
+                    with (
+                        TemporaryDirectory(dir=packed.parent) as temporary,
+                        tarfile.open(packed) as archive,
+                    ):
+                        archive.extractall(temporary, filter="data")
+                        Path(temporary, folder).rename(packed.parent / folder)
 
 
 def _channels_first(images: Any, channels: int | None) -> torch.Tensor:

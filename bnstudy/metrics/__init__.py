@@ -1,15 +1,11 @@
-"""Metrics of a layer's representations, similarities of two layers, and their registry."""
+"""Metrics of a layer's representations, similarities of two layers, and their registry.
 
-from bnstudy.metrics import (  # noqa: F401, each registers its metrics
-    activation_statistics,
-    class_clustering,
-    geometry,
-    implicit_clustering,
-    neural_collapse,
-    quality,
-    separability,
-    sparsity,
-)
+Each module of this folder is imported here, which registers its metrics and similarities.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
 from bnstudy.metrics.registry import METRICS, Metric, Undefined, Value, chosen, evaluate
 from bnstudy.metrics.similarity import SIMILARITIES, Similarity
 
@@ -23,3 +19,19 @@ __all__ = [
     "chosen",
     "evaluate",
 ]
+
+# Families at the beginning of METRICS and of all tables; other modules follow by name.
+FIRST_FAMILIES = (
+    *("sparsity", "class_clustering", "implicit_clustering", "quality"),
+    *("geometry", "neural_collapse", "separability"),
+)
+
+
+def register_all() -> None:
+    """Import all modules of this folder, which registers their metrics and similarities."""
+    found = sorted(module.name for module in iter_modules(__path__) if module.name != "__main__")
+    for name in (*FIRST_FAMILIES, *found):
+        import_module(f"{__name__}.{name}")
+
+
+register_all()

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.metrics import METRICS, SIMILARITIES
+from bnstudy.metrics import METRICS, SIMILARITIES, Similarity
 from bnstudy.metrics.registry import Declaration
 
 WIDTH = 160  # columns that are used even if the terminal is narrower
@@ -45,9 +45,17 @@ def table() -> Table:
                 " ".join(name[0].upper() for name in sorted(entry.invariant_to)),
                 ", ".join(sorted(entry.needs)),
                 ", ".join(name for name in SETS if entry.name in sets[name]),
-                Text.assemble(entry.description.rstrip("."), "\n", (entry.source, "dim")),
+                Text.assemble(
+                    f"{entry.description.rstrip('.')}{_properties(entry)}\n", (entry.source, "dim")
+                ),
             )
     return shown
+
+
+def _properties(entry: Declaration) -> str:
+    if not isinstance(entry, Similarity):
+        return ""
+    return "; symmetric" * entry.is_symmetric + "; a metric" * entry.is_metric
 
 
 def _bound(value: float) -> str:

@@ -11,11 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from bnstudy.metrics.registry import Invariance, Need, Undefined, metric
+from bnstudy.metrics.registry import MOTIONS, Need, Undefined, metric
 from bnstudy.representations import Layer
 from bnstudy.representations.layer import NEIGHBOURS
 
-MOTIONS: tuple[Invariance, ...] = ("rotation", "scale", "translation")
 MIN_SQUARE = 1e-36  # smallest square that float32 represents with full precision
 NEEDS: tuple[Need, ...] = ("classes", "distances")
 

@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from bnstudy.metrics.class_clustering import MOTIONS
-from bnstudy.metrics.registry import Undefined, metric
+from bnstudy.metrics.registry import MOTIONS, Undefined, metric
 from bnstudy.randomness import generator_for
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import Products

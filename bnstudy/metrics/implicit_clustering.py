@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from bnstudy.metrics.class_clustering import MOTIONS, NEEDS, silhouette_score
+from bnstudy.metrics.class_clustering import NEEDS, silhouette_score
 from bnstudy.metrics.kmeans import kmeans
-from bnstudy.metrics.registry import Undefined, metric
+from bnstudy.metrics.registry import MOTIONS, Undefined, metric
 from bnstudy.representations import Layer
 
 NUM_RESTARTS = 5

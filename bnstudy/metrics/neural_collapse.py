@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from bnstudy.metrics.class_clustering import MOTIONS
-from bnstudy.metrics.registry import NotApplicable, Undefined, metric
+from bnstudy.metrics.registry import MOTIONS, NotApplicable, Undefined, metric
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import ClassSums
 

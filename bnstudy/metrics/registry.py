@@ -14,6 +14,7 @@ Direction = Literal["higher", "lower"]
 Invariance = Literal["rotation", "scale", "translation"]
 Need = Literal["classes", "variation", "products", "distances", "network"]
 
+MOTIONS: tuple[Invariance, ...] = ("rotation", "scale", "translation")
 # Range of the largest activation in which sums of squares neither overflow nor underflow float32.
 REPRESENTABLE = (1e-12, 1e12)
 MIN_VARIATION = 1e-30  # mean squared distance to the mean; smaller ones underflow float32
@@ -38,7 +39,8 @@ class Declaration:
             neither is better.
         bounds: Smallest and largest possible value.
         invariant_to: Transformations of the representations that do not change the value: any
-            rotation, any positive scale, any translation.
+            rotation (orthogonal map, such as a permutation of the units), any positive scale, any
+            translation.
         needs: Requirements: at least two `classes`; samples that differ (`variation`); the inner
             `products` of the samples; the `distances` between samples, which include `variation`
             and `products`; the `network` that contains the layer.

@@ -9,8 +9,7 @@ Example:
 import torch
 from torch import Tensor
 
-from bnstudy.metrics.class_clustering import MOTIONS
-from bnstudy.metrics.registry import Undefined, metric
+from bnstudy.metrics.registry import MOTIONS, Undefined, metric
 from bnstudy.representations import Layer
 
 REGULARIZATION = 0.1  # relative to the mean squared distance to the mean

@@ -9,15 +9,14 @@ Example:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bnstudy.errors import UserError
-from bnstudy.metrics.class_clustering import MOTIONS
-from bnstudy.metrics.registry import Declaration, Direction, Undefined, check
+from bnstudy.metrics.registry import MOTIONS, Declaration, Direction, Invariance, Undefined, check
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import in_float32
 
@@ -31,9 +30,18 @@ class DifferentSamples(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Similarity(Declaration):
-    """Symmetric number that compares two layers' representations of the same samples."""
+    """Number that compares two layers' representations of the same samples.
+
+    Attributes:
+        function: Function that computes the value, or raises `Undefined` if there is none.
+        is_metric: Whether it is a distance: 0 for a layer and itself, symmetric, and with the
+            triangle inequality.
+        is_symmetric: Whether exchanging the layers leaves the value unchanged.
+    """
 
     function: Callable[[Layer, Layer], float]
+    is_metric: bool
+    is_symmetric: bool
 
     def __call__(self, one: Layer, other: Layer) -> float:
         """Compute the value for two layers; NaN if it is undefined.
@@ -83,9 +91,19 @@ SIMILARITIES: dict[str, Similarity] = {}
 
 
 def similarity(
-    *, direction: Direction, bounds: tuple[float, float], source: str
+    *,
+    direction: Direction,
+    bounds: tuple[float, float],
+    is_metric: bool,
+    is_symmetric: bool,
+    invariant_to: Iterable[Invariance],
+    source: str,
 ) -> Callable[[Callable[[Layer, Layer], float]], Similarity]:
-    """Register a function of two layers as a similarity under the function's name."""
+    """Register a function of two layers as a similarity under the function's name.
+
+    `Declaration` and `Similarity` describe the arguments. A declared invariance holds for each of
+    the two layers alone.
+    """
 
     def declare(function: Callable[[Layer, Layer], float]) -> Similarity:
         declared = Similarity(
@@ -93,10 +111,12 @@ def similarity(
             "similarity",
             direction,
             bounds,
-            frozenset(MOTIONS),
+            frozenset(invariant_to),
             frozenset(["distances"]),
             source,
             function,
+            is_metric,
+            is_symmetric,
         )
         SIMILARITIES[declared.name] = declared
         return declared
@@ -122,7 +142,14 @@ def _self_hsic(layer: Layer) -> float:
     return _hsic(layer, layer)
 
 
-@similarity(direction="higher", bounds=(0, 1), source="Kornblith et al. 2019, arXiv 1905.00414")
+@similarity(
+    direction="higher",
+    bounds=(0, 1),
+    is_metric=False,
+    is_symmetric=True,
+    invariant_to=MOTIONS,
+    source="Kornblith et al. 2019, arXiv 1905.00414",
+)
 def cka(one: Layer, other: Layer) -> float:
     """Linear centred kernel alignment (CKA): |X^T Y|^2 / (|X^T X| |Y^T Y|)."""
     norms = math.sqrt(one.shared(_self_hsic) * other.shared(_self_hsic))
@@ -152,6 +179,9 @@ def _self_unbiased_hsic(layer: Layer) -> float:
 @similarity(
     direction="higher",
     bounds=(-1, 1),
+    is_metric=False,
+    is_symmetric=True,
+    invariant_to=MOTIONS,
     source="Song et al. 2012, JMLR 13:1393; Nguyen et al. 2021, arXiv 2010.15327",
 )
 def cka_debiased(one: Layer, other: Layer) -> float:
@@ -167,13 +197,17 @@ def _factor(layer: Layer) -> Tensor:
 
 
 @similarity(
-    direction="lower", bounds=(0, math.pi / 2), source="Williams et al. 2021, arXiv 2110.14739"
+    direction="lower",
+    bounds=(0, math.pi / 2),
+    is_metric=True,
+    is_symmetric=True,
+    invariant_to=MOTIONS,
+    source="Williams et al. 2021, arXiv 2110.14739",
 )
 def procrustes(one: Layer, other: Layer) -> float:
     """Angle in radians after the best rotation: arccos(|X^T Y|_* / (|X| |Y|)).
 
-    The angle is 0 if one layer is a rotated, scaled and shifted copy of the other. It satisfies the
-    triangle inequality.
+    The angle is 0 if one layer is a rotated, scaled and shifted copy of the other.
     """
     products = one.shared(_factor).T @ other.shared(_factor)
     return math.acos(min(1.0, torch.linalg.svdvals(products).sum().item()))

@@ -84,8 +84,8 @@ class GhostBatchNorm(_NormBase):
     """BatchNorm over parts of a batch (Hoffer, Hubara and Soudry 2017, arXiv 1705.08741).
 
     In training, a batch is split into the smallest number of nearly equal parts that have at most
-    `ghost_size` samples. Each part is normalized by its own statistics and updates the running
-    statistics.
+    `ghost_size` samples, or one more where a part would have a single sample, whose variance is 0.
+    Each part is normalized by its own statistics and updates the running statistics.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class GhostBatchNorm(_NormBase):
         """Normalize x, N x C x H x W; shape and type are kept."""
         if not self.training:
             return _batch_norm(self, x, batch_statistics=False)
-        parts = x.tensor_split(math.ceil(len(x) / self.ghost_size))
+        parts = x.tensor_split(max(1, min(math.ceil(len(x) / self.ghost_size), len(x) // 2)))
         return torch.cat([_batch_norm(self, part, batch_statistics=True) for part in parts])
 
 

@@ -75,12 +75,27 @@ def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
-class Classifier(L.LightningModule):
-    """Classifier trained with cross-entropy, and evaluated on each split after each epoch.
+def count_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum the cross-entropy of samples and count the correct ones: float64, 3, on the CPU.
 
-    Loss and accuracy of all splits are computed in eval mode with the weights at the epoch's end.
-    `performance` has them in float64; `trainer.callback_metrics` has them in float32, as
-    `<split>/loss` and `<split>/accuracy`. During training the loggers get `train/loss_step`.
+    Args:
+        logits: N x classes.
+        labels: int64, N.
+
+    Returns:
+        Sum of the losses, number of correct predictions, and N.
+    """
+    logits, labels = logits.cpu().double(), labels.cpu()
+    loss = functional.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([loss, is_correct(logits, labels).sum(), torch.tensor(len(labels))])
+
+
+class Classifier(L.LightningModule):
+    """Classifier trained with cross-entropy, and evaluated on each split by Lightning's validation.
+
+    Loss and accuracy of all splits are computed in eval mode. `performance` has them in float64;
+    `trainer.callback_metrics` has them in float32, as `<split>/loss` and `<split>/accuracy`. During
+    training the loggers get `train/loss_step`.
 
     Args:
         network: Module that maps images N x C x H x W to logits N x classes.
@@ -92,8 +107,8 @@ class Classifier(L.LightningModule):
         splits: Splits to evaluate, in the order of the validation dataloaders.
 
     Attributes:
-        performance: Latest loss and accuracy by split and metric: the mean of the samples' losses,
-            and the share of correct predictions.
+        performance: Loss and accuracy by split and metric: the mean of the samples' losses, and the
+            share of correct predictions. Empty if the network was trained since it was evaluated.
     """
 
     diverged: Tensor
@@ -136,6 +151,7 @@ class Classifier(L.LightningModule):
         Dropout then draws the same numbers for every norm, and in a resumed run; the processes of a
         distributed run draw different ones.
         """
+        self.performance = {}
         process = (self.global_rank,) if self.global_rank else ()
         purpose = (self.seed, "layers", self.current_epoch, *process)
         torch.manual_seed(generator_for(*purpose).initial_seed())
@@ -166,10 +182,7 @@ class Classifier(L.LightningModule):
         images, labels = batch
         if len(labels) == 0:  # this process's share of a small last batch
             return
-        logits, labels = self(images).cpu().double(), labels.cpu()
-        loss = functional.cross_entropy(logits, labels, reduction="sum")
-        correct = is_correct(logits, labels).sum()
-        self._sums[dataloader_idx] += torch.stack([loss, correct, torch.tensor(len(labels))])
+        self._sums[dataloader_idx] += count_losses(self(images), labels)
 
     def on_validation_epoch_end(self) -> None:
         """Compute each split's loss and accuracy over all processes."""

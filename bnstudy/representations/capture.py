@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnstudy.batching import batch_sizes
 from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
@@ -149,7 +150,8 @@ class _Split:
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, labels in self.batches:
-            yield from zip(inputs.split(self.rows), labels.split(self.rows), strict=True)
+            sizes = batch_sizes(len(labels), self.rows)
+            yield from zip(inputs.split(sizes), labels.split(sizes), strict=True)
 
 
 def _has_length(batches: Iterable[Batch]) -> bool:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bnstudy import __version__
 from bnstudy.config.identity import identity
 from bnstudy.errors import UserError
+from bnstudy.redaction import redact_values
 from bnstudy.runs.version import comparable_version
 from bnstudy.terminal import console
 
@@ -336,8 +337,13 @@ class RunDescription(Part):
         return description
 
     def to_json(self) -> str:
-        """Return the content as JSON, with the fields that were read from a file or set since."""
+        """Return the content as JSON, with the fields that were read from a file or set since.
+
+        Credentials in the configuration, the command line and error messages are removed.
+        """
         content = {"format": FORMAT} | self.model_dump(exclude_unset=True, exclude={"format"})
+        for name in {"config", "overrides", "attempts"} & content.keys():
+            content[name] = redact_values(content[name])
         return json.dumps(content, indent=2) + "\n"
 
     @property

@@ -15,7 +15,7 @@ from bnstudy.errors import first_line
 from bnstudy.files import replacing
 from bnstudy.runs.description import Final
 from bnstudy.runs.paths import CellPaths
-from bnstudy.terms import SPLITS, layer_label
+from bnstudy.terms import PROBE_PERFORMANCE, SPLITS, layer_label
 
 WHOLE_MODEL = "model"  # layer name in rows of the loss, for example; the layer index is -1
 
@@ -140,8 +140,10 @@ class LongTable:
         sites: Sequence[str],
         epochs: Iterable[int],
         splits: Sequence[str] = SPLITS,
-    ) -> dict[int, set[tuple[str, str, str]]]:
+    ) -> dict[int, set[tuple[str, str | None, str]]]:
         """Find the requested (split, site, metric) that are not in the table, by epoch.
+
+        If any is missing, so are the probe set's loss and accuracy, unless they are in the table.
 
         Args:
             names: Names of the metrics.
@@ -161,11 +163,30 @@ class LongTable:
             }
             for epoch in epochs
         }
-        return {epoch: what for epoch, what in absent.items() if what}
+        return {
+            epoch: what
+            | {
+                (split, None, name)
+                for split, *_ in what
+                for name in PROBE_PERFORMANCE
+                if (epoch, split, None, name) not in present
+            }
+            for epoch, what in absent.items()
+            if what
+        }
 
-    def write_part(self, epoch: int, rows: Iterable[Row]) -> None:
-        """Write the part of one epoch."""
-        self._write(self.paths.part(epoch), _table(rows))
+    def write_part(self, epoch: int, rows: Iterable[Row], add: bool = False) -> None:
+        """Write the part of one epoch.
+
+        Args:
+            epoch: Epoch of the rows.
+            rows: Rows, each of another number.
+            add: Whether to keep the part's present rows of other numbers.
+        """
+        path = self.paths.part(epoch)
+        before = [Row(**row) for row in pq.read_table(path).to_pylist()] if add else []
+        numbers = {(row.split, row.layer, row.site, row.metric): row for row in [*before, *rows]}
+        self._write(path, _table(numbers.values()))
 
     def join_parts(self) -> Final:
         """Write the whole table from its parts.
@@ -196,7 +217,7 @@ class LongTable:
 
 
 def final_numbers(rows: Sequence[Row]) -> Final:
-    """Extract the numbers of the whole model after the last epoch.
+    """Extract the numbers of the whole model after the last epoch, of whole splits.
 
     Args:
         rows: Rows of the long table.
@@ -206,7 +227,7 @@ def final_numbers(rows: Sequence[Row]) -> Final:
     numbers = {
         f"{row.split}_{row.metric}": row.value if isfinite(row.value) else None
         for row in whole
-        if row.epoch == last
+        if row.epoch == last and row.metric not in PROBE_PERFORMANCE
     }
     return Final.model_validate({"epoch": last} | numbers)
 

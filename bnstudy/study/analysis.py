@@ -1,4 +1,4 @@
-"""All tables of a study, each computed once: the page, figures and tables show them."""
+"""Tables of a study, each computed once; `bnstudy.study.present` shows them."""
 
 from functools import cached_property
 from itertools import combinations
@@ -6,18 +6,18 @@ from itertools import combinations
 import pandas as pd
 
 from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
-from bnstudy.study.fairness import describe_all_other_differences
+from bnstudy.study.fairness import describe_other_differences
 from bnstudy.study.generalization import compute_interventions, compute_mediation, compute_relations
 from bnstudy.study.load.design import NAMES
 from bnstudy.study.load.embedding_tables import read_embeddings
 from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 
-MAX_AXES = 3  # by whose values effects are looked at, alone and in combination
+MAX_AXES = 3  # axes at whose values, and combinations of values, effects are computed
 
 
 class Analysis:
-    """Tables of a study; each is computed when it is first asked for.
+    """Tables of a study; each is computed on first access.
 
     Args:
         study: Study whose runs are comparable.
@@ -26,26 +26,31 @@ class Analysis:
     Attributes:
         study: Study whose runs are comparable.
         baseline: Treatment that the others are compared with.
-        axes: Columns of `study.runs` at whose values effects are looked at as well.
+        axes: Columns of `study.runs` at whose values effects are computed as well.
 
     Raises:
         UserError: No run has ended, or there is no such treatment.
     """
 
     def __init__(self, study: StudyRuns, baseline: str | None = None) -> None:
-        _ = study.connection  # tells where no run has ended
+        _ = study.connection  # raises an error if no run has ended
         self.study = study
         self.baseline = study.baseline(baseline)
         self.axes = choose_axes(study)
 
     @cached_property
     def other_differences(self) -> list[str]:
-        """Differences of runs of a pair besides the norm, of each treatment that has any."""
-        return describe_all_other_differences(self.study, self.baseline)
+        """Differences within pairs besides the norm, one text per treatment that has any."""
+        others = self.study.treatments_without(self.baseline)
+        return [
+            text
+            for name in others
+            if (text := describe_other_differences(self.study, name, self.baseline))
+        ]
 
     @cached_property
     def averages(self) -> pd.DataFrame:
-        """Averages over all runs after the last epoch, of `compute_averages`."""
+        """Averages over all runs after the last epoch; see `compute_averages`."""
         return compute_averages(self.study)
 
     @cached_property
@@ -60,14 +65,14 @@ class Analysis:
 
     @cached_property
     def whole(self) -> pd.DataFrame:
-        """Effects over all pairs together, of `compute_effects`."""
+        """Effects over all pairs; see `compute_effects`."""
         return compute_effects(self.study, self.baseline)
 
     @cached_property
     def effects(self) -> pd.DataFrame:
-        """Effects over all pairs (the axes' columns are empty), and at all values of the axes.
+        """Effects over all pairs, and at each value and combination of values of the axes.
 
-        At each value of one, and at each combination of values of several.
+        The column of an axis is empty where an effect is over all values of that axis.
         """
         subsets = [
             some for size in range(1, len(self.axes) + 1) for some in combinations(self.axes, size)
@@ -79,7 +84,7 @@ class Analysis:
 
     @cached_property
     def depths(self) -> list[int]:
-        """Depths of networks that differ in their numbers of layers; empty where none do."""
+        """Depths of the networks if their numbers of layers differ; otherwise empty."""
         keys = load_columns(self.study)[0]
         is_mixed = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
         if not is_mixed or "depth" not in self.axes:
@@ -103,32 +108,32 @@ class Analysis:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """Differences at each epoch, of `compute_curves`."""
+        """Differences at each epoch; see `compute_curves`."""
         return compute_curves(self.study, self.baseline)
 
     @cached_property
     def factors(self) -> pd.DataFrame:
-        """Tests of depth and width as factors of the effects, of `compute_factors`."""
+        """Tests of depth and width as factors of the effects; see `compute_factors`."""
         return compute_factors(self.study, self.baseline)
 
     @cached_property
     def relations(self) -> pd.DataFrame:
-        """Rank associations of metrics with generalization, of `compute_relations`."""
+        """Rank correlations of metrics with generalization; see `compute_relations`."""
         return compute_relations(self.study)
 
     @cached_property
     def mediation(self) -> pd.DataFrame:
-        """Mediated effects on generalization, of `compute_mediation`."""
+        """Mediated effects on generalization; see `compute_mediation`."""
         return compute_mediation(self.study, self.baseline)
 
     @cached_property
     def interventions(self) -> pd.DataFrame:
-        """Effects of regularizers, of `compute_interventions`."""
+        """Effects of regularizers; see `compute_interventions`."""
         return compute_interventions(self.study)
 
     @cached_property
     def maps(self) -> pd.DataFrame:
-        """Embeddings of samples, of `read_embeddings`."""
+        """Embeddings of samples; see `read_embeddings`."""
         return read_embeddings(self.study)
 
 

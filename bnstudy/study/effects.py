@@ -1,8 +1,7 @@
 """Paired comparison of treatments with a baseline: differences, intervals and p-values.
 
-Runs that differ in nothing but the treatment are a pair. The pairs are the sample: n is their
-number, and all weigh the same. What is computed of the differences is in
-`bnstudy.study.inference`.
+Two runs that differ only in the treatment are a pair. The pairs are the sample: n is their number,
+and all have the same weight. `bnstudy.study.inference` computes the statistics.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,13 +28,14 @@ from bnstudy.study.load.matrix import (
     Mask,
     load_columns,
     load_shared_columns,
-    select_own_columns,
+    select_network_columns,
     select_shared_columns,
 )
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 
-MAX_PAIRS_EXACT_OVER_EPOCHS = 12  # of the many intervals over epochs, so that they take seconds
+# Limits that keep the time of the many intervals over epochs to seconds.
+MAX_PAIRS_EXACT_OVER_EPOCHS = 12
 NUM_FLIPS_OVER_EPOCHS = 2_048
 
 
@@ -46,15 +46,15 @@ def compute_averages(
 
     Args:
         study: Study whose runs are comparable.
-        every_epoch: At each epoch instead of the last one of each run.
-        by: Columns of `study.runs`, such as depth, whose values are kept apart.
+        every_epoch: Compute averages at each epoch instead of after the last epoch of each run.
+        by: Columns of `study.runs`, such as depth, at whose values averages are computed.
 
     Returns:
-        One row each: `by`, treatment, split, metric, layers, place, place_index, site, (epoch,) n,
-        the runs that have a finite value, undefined, those that have none, and diverged, how many
-        of all these runs did; mean, and sd, of n - 1 degrees of freedom. The layers are those of
-        all runs at the point, of `select_shared_columns`. What no run has at any treatment has no
-        row.
+        One row per average, with the columns `by`, treatment, split, metric, layers, place,
+        place_index, site (and epoch); n, number of runs with a finite value; undefined, number of
+        the other runs; diverged, number of all these runs that diverged; mean; sd, standard
+        deviation with n - 1 degrees of freedom. The layers are those that all runs at the point
+        share (see `select_shared_columns`). Columns without a value in any run have no row.
     """
     keys, values = load_columns(study, every_epoch=every_epoch)
     is_diverged = study.results["status"].to_numpy() == "diverged"
@@ -87,18 +87,22 @@ def compute_effects(
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
         by: Columns of `study.runs`, such as depth, at each of whose values the pairs are compared
-            by themselves.
+            separately.
 
     Returns:
-        One row a comparison: `by`, treatment, baseline, split, metric, layers, place, place_index,
-        site (the layers are those of all runs at the point, of `select_shared_columns`); n, the
-        pairs; undefined, the pairs left out because a run of theirs has no value; diverged,
-        the pairs of which a run diverged; baseline_mean and treatment_mean; difference, their mean
-        difference, with low, high, p, smallest_p and test of `paired_test`; p_adjusted, for all
-        tests of a family: all treatments, metrics and layers of one split, or all those of the
-        whole model's loss and accuracy, by max-T, or by Holm where no comparison has enough pairs
-        to flip; family, how many tests that is; cohens_d and rank_biserial, NaN with fewer than 3
-        pairs.
+        One row per comparison, with the columns `by`, treatment, baseline, split, metric, layers,
+        place, place_index and site, and
+
+        - n: number of pairs; undefined: number of pairs left out because a run has no value;
+          diverged: number of pairs with a diverged run;
+        - baseline_mean, treatment_mean; difference: mean difference within pairs;
+        - low, high, p, smallest_p, test: results of `paired_test`;
+        - p_adjusted: p adjusted for a family of tests: all treatments, metrics and layers of one
+          split, or all tests of the whole model's loss and accuracy. The method is max-T, or
+          Holm's if no comparison has enough pairs to flip; family: number of tests;
+        - cohens_d, rank_biserial: effect sizes; NaN with fewer than 3 pairs.
+
+        The layers are those that all runs at the point share (see `select_shared_columns`).
     """
     baseline = study.baseline(baseline)
     keys, values = load_columns(study)
@@ -110,7 +114,7 @@ def compute_effects(
         lost = is_diverged[treatment_rows] | is_diverged[baseline_rows]
         found = _compare(ours, theirs, differences).assign(diverged=lost.sum())
         tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(found))
-        samples.append((differences, baseline_rows))  # which identify the pairs
+        samples.append((differences, baseline_rows))  # the baseline's rows identify the pairs
     if not tables:
         return pd.DataFrame()
     _adjust(tables, samples)
@@ -121,17 +125,17 @@ def compute_effects(
 def _comparisons(
     study: StudyRuns, keys: pd.DataFrame, baseline: str, by: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], Indices, Indices, Mask]]:
-    """Point and treatments of each comparison, the rows of its pairs' runs, and its columns.
+    """Yield the comparisons.
 
-    The columns are those that all runs at the point share.
+    Yields:
+        Point and treatments of the comparison, rows of the treatment's and the baseline's runs, and
+        a mask of the columns that all runs at the point share.
     """
     shared: dict[int, Mask] = {}  # by row of the results
     for at, columns in _group_points(study, keys, by):
         shared |= dict.fromkeys(at.tolist(), columns)
     none = np.zeros(len(keys), dtype=bool)
-    for treatment in study.treatments:
-        if treatment == baseline:
-            continue
+    for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _points(points):
@@ -143,13 +147,13 @@ def _comparisons(
 def _group_points(
     study: StudyRuns, keys: pd.DataFrame, by: Sequence[str]
 ) -> Iterator[tuple[Indices, Mask]]:
-    """The rows of the results at each point, and the columns that they share."""
+    """Yield the rows of the results at each point, and a mask of the columns that they share."""
     for _, rows in _points(study.results[list(by)]):
         yield rows, select_shared_columns(study, keys, rows)
 
 
 def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
-    """Each point of a grid, and the rows that are there."""
+    """Yield each point of a grid, and its rows."""
     if points.columns.empty:
         yield {}, np.arange(len(points))
         return
@@ -184,7 +188,7 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
     """Add p_adjusted and family to the tables of comparisons.
 
     Args:
-        tables: One of each treatment, at each point.
+        tables: Comparisons of each treatment at each point.
         samples: Differences of each table, pairs x rows of the table, and the pairs' identities.
     """
     families = [
@@ -210,32 +214,30 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
             adjusted = np.split(holm(np.concatenate(raw)), ends)
         size = sum(map(len, members))
         for table, rows, of_table, p in zip(tables, members, adjusted, raw, strict=True):
-            # Comparisons with too few pairs to flip have a p of Student's t.
+            # Comparisons with too few pairs to flip have a p-value of Student's t-test.
             table.loc[rows, "p_adjusted"] = np.maximum(of_table, p)
             table.loc[rows, "family"] = size
 
 
 def compute_curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
-    """Compute paired differences to a baseline at each epoch, with intervals; nothing is tested.
+    """Compute paired differences to a baseline at each epoch, with intervals but without tests.
 
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
 
     Returns:
-        One row a comparison: treatment, baseline, split, metric, layers, place, place_index, site,
-        epoch (of networks with so many layers at the site, or of all, as in `load_columns`), n,
-        undefined, diverged, difference, low, high: as of `effects`, but of at most 2,048 flips;
-        intervals are each epoch's own, not of the whole curve.
+        One row per comparison: treatment, baseline, split, metric, layers, place, place_index, site
+        and epoch, for all columns of `load_columns`; n, undefined, diverged, difference, low and
+        high as in `compute_effects`, with at most 2,048 flips. The intervals hold for single
+        epochs, not for the whole curve.
     """
     baseline = study.baseline(baseline)
     keys, values = load_columns(study, every_epoch=True)
     is_diverged = study.results["status"].to_numpy() == "diverged"
-    has_layers = select_own_columns(study, keys)
+    has_layers = select_network_columns(study, keys)
     tables = []
-    for treatment in study.treatments:
-        if treatment == baseline:
-            continue
+    for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         ours, theirs = values[matched.treatment], values[matched.baseline]
         differences = measured_differences(ours, theirs)
@@ -246,14 +248,14 @@ def compute_curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFram
             num_flips=NUM_FLIPS_OVER_EPOCHS,
         )
         lost = is_diverged[matched.treatment] | is_diverged[matched.baseline]
-        own = has_layers[matched.treatment] | has_layers[matched.baseline]
+        is_expected = has_layers[matched.treatment] | has_layers[matched.baseline]
         tables.append(
             keys.assign(
                 treatment=treatment,
                 baseline=baseline,
                 n=found.n,
-                undefined=own.sum(axis=0) - found.n,
-                diverged=(own & lost[:, None]).sum(axis=0),
+                undefined=is_expected.sum(axis=0) - found.n,
+                diverged=(is_expected & lost[:, None]).sum(axis=0),
                 difference=found.difference,
                 low=found.low,
                 high=found.high,
@@ -270,10 +272,11 @@ def compute_factors(
 ) -> pd.DataFrame:
     """Test whether the treatment's effect depends on depth and width.
 
-    A treatment is within pairs, depth and width are between them. So the interaction of treatment
-    and depth is a main effect of depth on the differences within pairs, and that of all three the
-    interaction of depth and width on them: what a mixed model with an intercept of each pair's own
-    tests: `bnstudy.study.inference.analysis_of_variance`.
+    The treatment varies within pairs, depth and width between them. The interaction of treatment
+    and depth is therefore a main effect of depth on the differences within pairs, and the
+    interaction of all three is an interaction of depth and width on these differences. These are
+    the tests of a mixed model with one intercept per pair; see
+    `bnstudy.study.inference.analysis_of_variance`.
 
     Args:
         study: Study whose runs are comparable.
@@ -281,19 +284,17 @@ def compute_factors(
         of: Columns of `study.runs`; those that do not vary are left out.
 
     Returns:
-        One row a term: treatment, baseline, split, metric, place, place_index, site, term (such as
-        "treatment x depth"), n, the pairs; f, df, df_residual, eta_squared (partial), p (at least
-        1/1000), and p_adjusted, by Holm for the tests of that term and split. Comparisons without
-        residual degrees of freedom, as of one seed, have no row.
+        One row per term: treatment, baseline, split, metric, place, place_index, site, term (such
+        as "treatment x depth"), n (pairs), f, df, df_residual, eta_squared (partial), p (at least
+        1/1000), and p_adjusted, by Holm's method for the tests of that term and split. Comparisons
+        without residual degrees of freedom, such as those with one seed, have no row.
     """
     baseline = study.baseline(baseline)
     keys, values = load_shared_columns(study)
     results = study.results
     varying = [name for name in of if results[name].nunique() > 1]
     tables = []
-    for treatment in study.treatments if varying else []:
-        if treatment == baseline:
-            continue
+    for treatment in study.treatments_without(baseline) if varying else []:
         matched = match_pairs(study, treatment, baseline)
         differences = measured_differences(values[matched.treatment], values[matched.baseline])
         levels = results.loc[matched.treatment, varying].astype(str).to_numpy()

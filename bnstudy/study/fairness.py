@@ -11,17 +11,17 @@ WORDS = {"optim.lr": "learning rate", "model.residual_init": "residual initializ
 def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) -> str:
     """Describe the settings in which runs of pairs differ besides the norm and the regularizer.
 
-    Such as a learning rate of each norm's own, the position of the norm, or the accelerator. What
-    one of two norms alone has, such as the number of groups, belongs to it, and swept options are
-    in the treatment's name.
+    Examples are a learning rate per norm, the position of the norm, and the accelerator. Options
+    that only one of the two norms has, such as the number of groups, are part of the norm, and
+    swept options are part of the treatment's name.
 
     Args:
         study: StudyRuns whose runs are comparable.
         treatment: One of its treatments.
-        baseline: The treatment that it is compared with.
+        baseline: Treatment to compare with.
 
     Returns:
-        Words such as "learning rate 0.1 with batchnorm, 0.01 with none"; empty where the runs
+        Words such as "learning rate (0.1 with batchnorm, 0.01 with none)"; empty if the runs
         differ in nothing else.
     """
     cells = study.results["cell"]
@@ -29,23 +29,17 @@ def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) 
     named = {"norm.name", "regularizer.name", *study.design.options}
     found: dict[str, Counter[tuple[str, str]]] = {}
     for ours, theirs in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
-        one, other = study.settings[ours], study.settings[theirs]
+        our_settings, their_settings = study.settings[ours], study.settings[theirs]
         for key in sorted(
-            one.keys() & other.keys() - named, key=lambda key: (key not in WORDS, key)
+            our_settings.keys() & their_settings.keys() - named,
+            key=lambda key: (key not in WORDS, key),
         ):
-            if one[key] != other[key]:
-                found.setdefault(key, Counter())[str(one[key]), str(other[key])] += 1
-    return "; ".join(
+            values = our_settings[key], their_settings[key]
+            if values[0] != values[1]:
+                found.setdefault(key, Counter())[str(values[0]), str(values[1])] += 1
+    return " and ".join(
         _in_words(key, values, treatment, baseline, len(matched.treatment))
         for key, values in found.items()
-    )
-
-
-def describe_all_other_differences(study: StudyRuns, baseline: str) -> list[str]:
-    """Describe the other differences of all treatments, those that have none left out."""
-    others = [name for name in study.treatments if name != baseline]
-    return list(
-        filter(None, (describe_other_differences(study, name, baseline) for name in others))
     )
 
 
@@ -53,5 +47,5 @@ def _in_words(
     key: str, values: Counter[tuple[str, str]], treatment: str, baseline: str, n: int
 ) -> str:
     ours, theirs = (" or ".join(dict.fromkeys(side)) for side in zip(*values, strict=True))
-    some = f" (in {values.total()} of {n} pairs)" if values.total() < n else ""
-    return f"{WORDS.get(key, key)} {ours} with {treatment}, {theirs} with {baseline}{some}"
+    some = f"; in {values.total()} of {n} pairs" if values.total() < n else ""
+    return f"{WORDS.get(key, key)} ({ours} with {treatment}, {theirs} with {baseline}{some})"

@@ -1,9 +1,8 @@
-"""Do representations explain generalization? Over the runs of a study, after their last epoch.
+"""Relations between representations and generalization, over runs after their last epoch.
 
-`compute_relations` asks whether a metric orders networks as their generalization does,
-`compute_mediation` how much of a treatment's effect may go through a metric,
-`compute_interventions` what happened where a metric was changed directly. The first two are about
-association: only the third changes anything.
+`compute_relations` computes rank correlations of metrics with generalization, `compute_mediation`
+the part of a treatment's effect that may go through a metric, and `compute_interventions` the
+effect of changing a metric directly. Only the last one is causal.
 """
 
 import math
@@ -26,9 +25,9 @@ from bnstudy.study.load.matrix import average_layers, load_shared_columns
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 
-TARGETS = ("test accuracy", "generalization gap")  # the gap: train less test accuracy
+TARGETS = ("test accuracy", "generalization gap")  # gap: train minus test accuracy
 
-MIN_RUNS = 5  # for a correlation: with fewer, Kendall's tau has no p of 0.05 or less
+MIN_RUNS = 5  # for a correlation; with fewer, Kendall's tau cannot reach p = 0.05
 COEFFICIENTS = [
     *("tau", "tau_p", "granulated", "granulated_low", "granulated_high", "cmi", "cmi_null")
 ]
@@ -41,7 +40,7 @@ ASSUMPTIONS = (
 
 
 def compute_targets(study: StudyRuns) -> pd.DataFrame:
-    """Compute test accuracy and generalization gap of each of `study.results`, by those names."""
+    """Compute test accuracy and generalization gap of each row of `study.results`."""
     train, test = (
         study.results[name].to_numpy(float) for name in ("train_accuracy", "test_accuracy")
     )
@@ -50,27 +49,28 @@ def compute_targets(study: StudyRuns) -> pd.DataFrame:
 
 
 def compute_relations(study: StudyRuns) -> pd.DataFrame:
-    """Compute how each metric at each place goes with generalization, over all runs.
+    """Compute rank correlations of each metric at each place with generalization, over all runs.
 
     Args:
         study: Study whose runs are comparable.
 
     Returns:
         One row for each split, metric, place (place_index, site) and target ("test accuracy",
-        "generalization gap"), with n, the runs that have both, and (NaN with fewer than 5 runs)
+        "generalization gap"), with n, the number of runs that have both values, and (NaN with fewer
+        than 5 runs)
 
-        - tau: Kendall's tau-b, over all pairs of runs, and tau_p, of no association; runs that
-          share a seed or a point of the grid are taken to be independent, which flatters it;
-        - granulated: the granulated Kendall coefficient (Jiang et al. 2020, arXiv 1912.02178, eq.
-          7): the mean over the study's axes (the treatment, and those of the grid) of tau among
-          runs that differ in this axis alone; its interval granulated_low, granulated_high over
-          seeds (of `paired_test`), and axes, how many there are;
-        - cmi: conditional mutual information of the two orders (ibid., eq. 9 to 11), in [0, 1]: the
-          least share of the entropy of the order by the target that the order by the metric takes
-          away, given up to two axes' values of both runs; of more than 200 runs, 200 are drawn.
-          cmi_null: what 95 of 100 random orders stay below. It is not 0, more so in small studies.
+        - tau: Kendall's tau-b over all pairs of runs; tau_p: its p-value, which treats runs with
+          the same seed or point of the grid as independent and is therefore too small;
+        - granulated: granulated Kendall coefficient (Jiang et al. 2020, arXiv 1912.02178, eq. 7):
+          mean over the study's axes (treatment and grid) of tau among runs that differ only in this
+          axis; granulated_low, granulated_high: its interval over seeds (see `paired_test`); axes:
+          number of axes;
+        - cmi: conditional mutual information of the two orders (ibid., eq. 9 to 11), in [0, 1]:
+          smallest share of the entropy of the order by the target that the order by the metric
+          removes, given the values of up to two axes. Of more than 200 runs, 200 are drawn;
+          cmi_null: 95th percentile of cmi over 100 random orders, which is above 0.
     """
-    # Of treatments that are the same, digit for digit, one counts.
+    # Only one of several treatments with identical runs is included.
     results = study.results[~study.results["treatment"].isin(study.identical)]
     keys, values = load_shared_columns(study)
     values = values[results.index]
@@ -108,9 +108,9 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
 
 
 def choose_mediators(study: StudyRuns) -> dict[str, str]:
-    """Choose the metric that stands for each family of the headline.
+    """Choose one metric for each family of the headline.
 
-    It is the first that was measured on the training split, of activations if there is one.
+    It is the first metric that was measured on the training split, preferably of activations.
     """
     measured = study.query(
         "select distinct metric, site from final where layer_index >= 0 and split = 'train'"
@@ -127,11 +127,10 @@ def choose_mediators(study: StudyRuns) -> dict[str, str]:
 def compute_mediation(
     study: StudyRuns, baseline: str | None = None, through: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Compute how much of a treatment's effect on generalization may go through a metric.
+    """Compute the part of a treatment's effect on generalization that may go through a metric.
 
-    A metric is its mean over the layers' activations, on the training split's probe set. The total
-    effect's interval is that of `compute_effects`; what is computed is in
-    `bnstudy.study.inference.mediate`, what has to be assumed in `ASSUMPTIONS`.
+    The value of a metric is its mean over the layers' activations, on the training split's probe
+    set. `bnstudy.study.inference.mediate` describes the computation, `ASSUMPTIONS` the assumptions.
 
     Args:
         study: Study whose runs are comparable.
@@ -140,9 +139,9 @@ def compute_mediation(
 
     Returns:
         One row for each treatment, target and mediator (and "both", together): metric, n; total,
-        indirect, direct, each with _low and _high; share, indirect / total, with share_low and
-        share_high where the total effect's interval leaves out 0, otherwise NaN: of nothing there
-        are no shares. Fewer pairs than twice the regression's parameters have no row.
+        indirect and direct effect, each with _low and _high; share, indirect / total, with
+        share_low and share_high, NaN if the interval of the total effect contains 0. Fewer pairs
+        than twice the regression's parameters have no row.
     """
     baseline = study.baseline(baseline)
     through = choose_mediators(study) if through is None else through
@@ -151,15 +150,13 @@ def compute_mediation(
     if len(through) > 1:
         routes.append(("both", list(through)))
     rows = []
-    for treatment in study.treatments:
-        if treatment == baseline:
-            continue
+    for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         for target, goal in compute_targets(study).items():
             values_of = goal.to_numpy()[:, None]
             change = measured_differences(values_of[matched.treatment], values_of[matched.baseline])
             for name, route in routes:
-                metric = np.stack([of_metric[one] for one in route], axis=1)
+                metric = np.stack([of_metric[mediator] for mediator in route], axis=1)
                 ours, theirs = metric[matched.treatment], metric[matched.baseline]
                 found = mediate(change[:, 0], ours, theirs)
                 if math.isnan(found.total):
@@ -170,7 +167,7 @@ def compute_mediation(
                         "baseline": baseline,
                         "target": target,
                         "mediator": name,
-                        "metric": " + ".join(through[one] for one in route),
+                        "metric": " + ".join(through[mediator] for mediator in route),
                         **found._asdict(),
                     }
                 )
@@ -178,15 +175,15 @@ def compute_mediation(
 
 
 def compute_interventions(study: StudyRuns) -> pd.DataFrame:
-    """Compute what regularizers that change representations directly did to generalization.
+    """Compute the effect of regularizers, which change representations directly.
 
     Args:
         study: Study whose runs are comparable.
 
     Returns:
-        Rows of `compute_effects` of the regularized treatments, each with the same norm without a
-        regularizer as baseline: the whole model's accuracy and loss, and what stands for sparsity
-        and clustering (`choose_mediators`) at each place. p_adjusted is that of `compute_effects`.
+        Rows of `compute_effects` for the regularized treatments, with the same norm without a
+        regularizer as baseline: accuracy and loss of the whole model, and the metrics of
+        `choose_mediators` at each place. p_adjusted is that of `compute_effects`.
     """
     results = study.results
     plain = set(results.loc[results["regularizer"] == "none", "treatment"])

@@ -1,4 +1,4 @@
-"""A study to go on with in a notebook: its runs, numbers, paired differences and figures."""
+"""Study as a library object: runs, values, paired differences and figures."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,37 +14,37 @@ from bnstudy.study.present.figures import Plot
 
 
 class Study(StudyRuns):
-    """The runs of a study, with what was measured in them and how treatments differ.
+    """Runs of a study, with their values, paired differences and figures.
 
-    `runs` and `query` are those of `StudyRuns`.
+    `StudyRuns` describes `runs` and `query`.
     """
 
     def metrics(
         self, *names: str, split: str | None = None, every_epoch: bool = False
     ) -> pd.DataFrame:
-        """Select what was measured in the runs that have ended.
+        """Select the values of the runs that have ended.
 
         Args:
-            names: Names of metrics, `accuracy` and `loss` among them; none: all.
+            names: Names of metrics, `accuracy` or `loss`; without names: all.
             split: Split of the samples; None: all splits.
-            every_epoch: Each epoch's numbers instead of each run's last.
+            every_epoch: Select all epochs instead of each run's last epoch.
 
         Returns:
-            One row a number: cell, treatment, seed, depth, width, epoch, split, site, layer_index
-            (-1 for the whole model's), layer, metric, value, reason (why it is NaN).
+            One row per value: cell, treatment, seed, depth, width, epoch, split, site, layer_index
+            (-1 for the whole model), layer, metric, value, reason (why a value is NaN).
 
         Raises:
             UserError: No run has ended, or none has such a metric or split.
         """
         known = self.query("select distinct metric, split from last order by all")
-        for what, asked, there in (
+        for what, requested, known_names in (
             ("metric", names, known["metric"]),
             ("split", [split] if split else [], known["split"]),
         ):
-            if unknown := set(asked) - set(there):
+            if unknown := set(requested) - set(known_names):
                 raise UserError(
                     f"{what}={sorted(unknown)[0]} is not in {self.folder}; "
-                    f"it has {', '.join(there.unique())}"
+                    f"it has {', '.join(known_names.unique())}"
                 )
         return self.query(
             """
@@ -65,14 +65,14 @@ class Study(StudyRuns):
         """Compute paired differences to a baseline with their uncertainty.
 
         Args:
-            baseline: Treatment to compare with; None: as in `baseline`.
+            baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
             by: Columns of `runs`, such as depth, at each of whose values pairs are compared.
         """
         return compute_effects(self, baseline, by=by)
 
     @cached_property
     def plot(self) -> Plot:
-        """Figures: `study.plot.layers("silhouette")` is a Matplotlib figure to go on with."""
+        """Figures, such as the Matplotlib figure `study.plot.layers("silhouette")`."""
         return Plot(Analysis(self))
 
 

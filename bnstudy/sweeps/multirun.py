@@ -91,12 +91,15 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if dry_run:
         _print_missing([cells[place] for place in missing], [known[place] for place in missing])
         return
+    for place in missing:  # once, before every cell fails for the same reason
+        if known[place] != "to measure":  # data that were measured before may have moved
+            check.require_there(cells[place].config)
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
             if not is_basic(launcher):  # this terminal does not show the jobs' output in order
                 folder = shlex.quote(str(study))
-                console.print(f"How far it is: python -m bnstudy.sweep status {folder} --watch")
+                console.print(f"Progress: python -m bnstudy.sweep status {folder} --watch")
     failures = _run({place: cells[place] for place in missing}, launcher)
 
     from bnstudy.study.present.report_files import print_page  # slow imports
@@ -117,9 +120,7 @@ def summary(known: Sequence[State]) -> str:
     parts = [f"{complete} of {len(known)} cells complete"]
     parts[0] += f" ({count['diverged']} diverged)" if count["diverged"] else ""
     if count["not measurable"]:
-        parts[0] += (
-            f" ({count['not measurable']} without a checkpoint to measure all that is asked)"
-        )
+        parts[0] += f" ({count['not measurable']} without a checkpoint for all requested metrics)"
     always: tuple[State, ...] = ("to resume", "to run")
     shown: tuple[State, ...] = ("to measure", *always, "running elsewhere")
     parts += [f"{count[state]} {state}" for state in shown if count[state] or state in always]
@@ -285,5 +286,5 @@ def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None
     if bad := count["failed"] + count["lost"]:
         raise UserError(
             f"{bad} of {len(cells)} cells have not ended: {count['failed']} failed, "
-            f"{count['lost']} lost their worker\nThe same command tries them again"
+            f"{count['lost']} lost their worker\nRepeat the command to try them again"
         )

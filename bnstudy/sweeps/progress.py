@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from bnstudy.adapters.hydra_internals import returned
+from bnstudy.redaction import redact
 
 
 class SweepProgress(Callback):
@@ -31,7 +32,7 @@ class SweepProgress(Callback):
         self.started = time.monotonic()
         if not self.total:
             return
-        cell = " ".join(config.hydra.overrides.task)
+        cell = redact(" ".join(config.hydra.overrides.task))
         message = f"Cell {int(config.hydra.job.num) + 1} of {self.total}: {cell}"
         if self.seconds:
             left = sum(self.seconds) / len(self.seconds) * (self.total - self.finished)

@@ -123,7 +123,7 @@ def search(
             studies.append(study)
     _show(studies, objective, list(space))
     if failed:
-        raise UserError(f"{failed} trials failed; their {LOG} says why. Try the same command again")
+        raise UserError(f"{failed} trials failed; see their {LOG}; repeat the command to try again")
 
 
 class _Claims:

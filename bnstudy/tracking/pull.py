@@ -1,5 +1,6 @@
 """Download of a W&B project's runs as studies."""
 
+import json
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from bnstudy.config.identity import identity
 from bnstudy.errors import UserError, first_line
 from bnstudy.files import replacing
+from bnstudy.redaction import REMOVED
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
@@ -41,7 +43,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
         runs = [run for run in api.runs(path, lazy=True) if RUN_ID.fullmatch(run.id)]
     except Exception as error:
         reason = first_line(error)
-        raise UserError(f"{path}: W&B does not give its runs ({reason})") from error
+        raise UserError(f"{path}: W&B cannot list its runs ({reason})") from error
     runs.sort(key=lambda run: int(run.id.rpartition("-")[2]), reverse=True)
     outcomes: Counter[str] = Counter()
     pulled: set[Path] = set()
@@ -57,7 +59,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
             outcomes[outcome] += 1
         pulled.add(cell)
     if not outcomes:
-        raise UserError(f"{path} has no runs of bnstudy's")
+        raise UserError(f"{path} has no runs of bnstudy")
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     console.print(f"{path}: {counts}")
 
@@ -78,11 +80,13 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
         try:
             description = RunDescription.from_json(paths.record.read_bytes(), cell / RECORD)
         except UserError:
-            return "its record is of a later version of bnstudy"
+            return "its record is from a later version of bnstudy"
         except ValueError:
-            return "its record is not whole"
-        if identity(description.config) != description.identity:
-            return "its record is not whole"
+            return "its record is incomplete"
+        # The identity is that of the configuration before credentials were removed from it.
+        is_whole = identity(description.config) == description.identity
+        if not is_whole and REMOVED not in json.dumps(description.config):
+            return "its record is incomplete"
         if paths.table.exists() and (damage := LongTable(paths).damage()):
             return f"its table is damaged: {damage}"
         for name in FILES:
@@ -100,5 +104,5 @@ def _checked(name: str | None) -> str:
         UserError: The name could refer to another folder.
     """
     if not name or Path(name).name != name or name.startswith("."):
-        raise UserError(f"W&B names a group or a run {name!r}, which is no folder's name")
+        raise UserError(f"W&B has a group or run named {name!r}, which is not a folder name")
     return name

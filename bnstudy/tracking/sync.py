@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,14 +65,14 @@ def sync(study: Path, project: str | None, entity: str | None) -> None:
         console.print(f"{cell}: {outcome}")
         outcomes.append(outcome)
         projects |= {path.rpartition("/")[0]} if path else set()
-    for one in sorted(projects):
-        _sync_page(study, api, one)
-    counts = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
+    for path in sorted(projects):
+        _sync_page(study, api, path)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in Counter(outcomes).items())
     console.print(f"{len(outcomes)} runs: {counts}")
     if "incomplete" in outcomes:
         raise UserError(
-            f"{outcomes.count('incomplete')} runs are not wholly on the server; the same command "
-            "uploads the rest"
+            f"{outcomes.count('incomplete')} runs are not completely uploaded; repeat the command "
+            "to upload the rest"
         )
 
 
@@ -95,7 +96,7 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
     server = server_url()
     if not logged_in():
         raise UserError(
-            f"Nobody is logged in to {server}; wandb login does that, or the environment variable "
+            f"Not logged in to {server}; run wandb login, or set the environment variable "
             "WANDB_API_KEY"
         )
     try:
@@ -103,9 +104,9 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
         user = api.default_entity
     except Exception as error:
         reason = first_line(error)
-        raise UserError(f"{server} does not answer as W&B's server does ({reason})") from error
+        raise UserError(f"{server} does not answer like a W&B server ({reason})") from error
     if (entity := entity or user) is None:
-        raise UserError("W&B knows no default team of yours; say --entity TEAM")
+        raise UserError("Your W&B account has no default entity; set --entity TEAM")
     return api, entity
 
 

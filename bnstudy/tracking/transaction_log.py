@@ -35,7 +35,7 @@ def read(path: Path) -> TransactionLog:
                 log.rows.setdefault(int(step), {}).update(row)
             case "artifact":
                 contents = record.artifact.manifest.contents
-                log.staged += [Path(one.local_path) for one in contents if one.local_path]
+                log.staged += [Path(file.local_path) for file in contents if file.local_path]
             case "exit":
                 log.exit_code = record.exit.exit_code
     return log

@@ -26,16 +26,22 @@ import pyarrow.parquet as pq
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
-from bnstudy.adapters.wandb_internals import flush_settings, without_launch
+from bnstudy.adapters.wandb_internals import (
+    flush_settings,
+    redacted_command_line,
+    without_launch,
+)
 from bnstudy.callbacks.names import logged_name
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
+from bnstudy.redaction import redact_values
 from bnstudy.runs.description import ENDED, RunDescription, Status
 from bnstudy.runs.long_table import Row, final_numbers
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
 from bnstudy.runs.record import Record
+from bnstudy.terms import PERFORMANCE
 from bnstudy.tracking.transaction_log import TransactionLog, read
 
 if TYPE_CHECKING:
@@ -70,7 +76,7 @@ def wandb_id(record: Record, resumed: bool) -> str:
         resumed: Whether the run resumes from a checkpoint.
     """
     description = record.description
-    had = [one.wandb_id for one in description.attempts if one.wandb_id is not None]
+    had = [old.wandb_id for old in description.attempts if old.wandb_id is not None]
     if resumed and had:
         return had[-1]
     study = hashlib.sha256(description.study.encode()).hexdigest()
@@ -113,7 +119,7 @@ def begin(
     import wandb
 
     description = record.description
-    with without_launch():
+    with without_launch(), redacted_command_line():
         run = wandb.init(
             project=project,
             entity=entity,
@@ -123,7 +129,7 @@ def begin(
             group=description.study,
             job_type="train",
             tags=[description.choices[group] for group in ("norm", "model", "data")],
-            config=description.config,
+            config=redact_values(description.config),
             dir=record.folder.absolute(),  # absolute, as W&B writes from another process
             mode=mode,
             reinit="finish_previous",  # do not resume a run that an earlier job left open
@@ -143,7 +149,7 @@ def begin(
     for names in ("rep/*", "opt/*"):
         run.define_metric(names, step_metric="epoch", step_sync=True)
     for split in ("train", "validation", "test"):
-        for name in ("loss", "accuracy"):
+        for name in PERFORMANCE:
             run.define_metric(f"{split}/{name}", step_metric="epoch", step_sync=True)
     for names in ("train/loss_step", "opt_step/*"):
         run.define_metric(names, step_metric="trainer/global_step", step_sync=True)
@@ -194,7 +200,9 @@ def write(run: "wandb.Run", step: int, row: Mapping[str, Any]) -> None:
     try:
         run.log(dict(row), step=step, commit=True)
     except Exception as error:  # no error of W&B stops the run, as the record has all values
-        warn_once(f"W&B takes no more values ({type(error).__name__}: {error}); the record has all")
+        warn_once(
+            f"W&B accepts no more values ({type(error).__name__}: {error}); the record has them"
+        )
 
 
 def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> int:
@@ -260,7 +268,7 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
         )
         return
     if tables := _tables(run, epochs):
-        run.log(tables, step=2 * epochs[-1][0].step + 1, commit=True)
+        run.log(tables, step=max(2 * epochs[-1][0].step + 1, run.step), commit=True)
     if checkpoint and record.paths.last_checkpoint.exists():
         _add_checkpoint(run, record)
 
@@ -317,11 +325,13 @@ def finish(run: "wandb.Run", exit_code: int, study: Path) -> None:
         run.finish(exit_code=exit_code)
     except TimeoutError:
         warn_once(
-            f"W&B's server has not taken all of it in time; nothing is lost: "
+            f"W&B's server did not accept all data in time; nothing is lost: "
             f"python -m bnstudy.dashboard sync {study} uploads the rest"
         )
     except Exception as error:
-        warn_once(f"W&B did not end the run ({type(error).__name__}: {error}); the record has all")
+        warn_once(
+            f"W&B did not end the run ({type(error).__name__}: {error}); the record is complete"
+        )
 
 
 @contextmanager
@@ -330,7 +340,9 @@ def warn_on_error(record: Record) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warn_once(f"{record.folder}: W&B lacks its end ({type(error).__name__}: {error})")
+        warn_once(
+            f"{record.folder}: W&B did not get its final data ({type(error).__name__}: {error})"
+        )
 
 
 def _add_checkpoint(run: "wandb.Run", record: Record) -> None:

@@ -14,6 +14,7 @@ from bnstudy.adapters.wandb_internals import name_view
 from bnstudy.errors import UserError
 from bnstudy.headline import METRICS, choose_measured
 from bnstudy.runs.paths import TABLE
+from bnstudy.terms import SPLITS
 from bnstudy.tracking.wandb_run import HEAT_MAP, TABLES, warn_once
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def measured_in(study: Path) -> Measured:
                 {"tables": tables},
             ).fetchall()
     if not rows:
-        raise UserError(f"{study}: none of its runs has ended and measured a layer")
+        raise UserError(f"{study}: no run has ended and measured a layer")
     metrics = {metric for _, metric in rows}
     headline = choose_measured(METRICS, metrics)
     return Measured(list(dict.fromkeys(layer for layer, _ in rows)), headline or sorted(metrics))
@@ -133,8 +134,8 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
     places = _places()
     panels: list[Any] = [
         _curve(f"{split}/{name}", f"{split} {name}", next(places))
-        for name in ("accuracy", "loss")
-        for split in ("train", "validation", "test")
+        for name in ("probe_accuracy", "probe_loss")
+        for split in SPLITS
     ]
     panels.append(_bars("final/test_accuracy", "final test accuracy", next(places)))
     general = ws.Section("Accuracy and loss by norm", is_open=True, panels=panels)

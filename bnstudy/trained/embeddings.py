@@ -152,7 +152,7 @@ def embed_run(
         }
         path = record.paths.embeddings
         if _has_maps(path, facts):
-            console.print(f"{path}: there already")
+            console.print(f"{path}: exists already")
             return
         tables: list[pa.Table] = []
         for layer in run.layers(selection):

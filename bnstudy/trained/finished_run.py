@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bnstudy.data import ImageDataModule
+from bnstudy.data.contents import locate
 from bnstudy.errors import UserError
 from bnstudy.models import Classifier
 from bnstudy.representations import Layer, capture
@@ -18,19 +20,24 @@ from bnstudy.training.twin import with_target_sparsity
 
 
 def rebuild(
-    record: Record, probe: Mapping[Split, int] | None = None
+    record: Record, data_folders: Mapping[str, Any], probe: Mapping[Split, int] | None = None
 ) -> tuple[ImageDataModule, Classifier]:
     """Build a finished run's data and network again, with its initial weights.
 
     Args:
         record: Record of the run.
+        data_folders: Current `root` and `cache` of the data, where they may have moved; see
+            `bnstudy.data.contents.locate`.
         probe: Number of measured samples by split, where it differs from the one in training.
 
     Raises:
         UserError: The data cannot be loaded, or differ from those that the run was trained on.
     """
     config = record.description.config
-    config = config | {"probe": config["probe"] | dict(probe or {})}
+    config = config | {
+        "data": locate(config["data"], data_folders),
+        "probe": config["probe"] | dict(probe or {}),
+    }
     data = load_data(config)
     note_data(record, config, data.facts())
     return data, build_classifier(with_target_sparsity(record, config), data)
@@ -103,7 +110,7 @@ class FinishedRun:
         there = self.record.data.num_samples(split)
         if samples > there:
             raise UserError(f"--samples {samples}: the {split} split has {there}")
-        data, classifier = rebuild(self.record, {split: samples})
+        data, classifier = rebuild(self.record, selection.data_folders, {split: samples})
         load_weights(classifier, self.record.checkpoints()[self.epoch], data)
         budget = (
             selection.memory_budget or self.record.description.config["metrics"]["memory_budget"]

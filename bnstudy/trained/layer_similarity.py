@@ -37,7 +37,7 @@ def matrix(
     """Compute a similarity for each pair of layers.
 
     Args:
-        similarity: Similarity of two layers; it is symmetric.
+        similarity: Similarity of two layers.
         rows: Layers of the matrix's rows.
         columns: Layers of the matrix's columns.
         advance: Function that is called after each pair.
@@ -47,7 +47,7 @@ def matrix(
     """
     values = np.empty((len(rows), len(columns)))
     for i, j in itertools.product(range(len(rows)), range(len(columns))):
-        known = rows is columns and j < i
+        known = similarity.is_symmetric and rows is columns and j < i
         values[i, j] = values[j, i] if known else similarity(rows[i], columns[j])
         advance()
     return values
@@ -118,6 +118,15 @@ def compare(
         "split": selection.split,
         "samples": selection.samples,
         "sites": list(selection.sites),
+        "similarities": {
+            name: {
+                "direction": similarity.direction,
+                "is_metric": similarity.is_metric,
+                "is_symmetric": similarity.is_symmetric,
+                "invariant_to": sorted(similarity.invariant_to),
+            }
+            for name, similarity in SIMILARITIES.items()
+        },
         "environment": environment().model_dump(),
     }
     with replacing(output / "similarity.json") as temporary:

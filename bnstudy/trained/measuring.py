@@ -1,11 +1,12 @@
 """Measurement of finished runs from their saved checkpoints."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bnstudy.errors import UserError
+from bnstudy.redaction import redact
 from bnstudy.runs.description import MeasuredLater
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console, progress_bar
@@ -14,7 +15,8 @@ from bnstudy.training.environment import environment
 
 # torch is imported in functions: bnstudy.train skips complete cells without importing it.
 
-Wanted = dict[int, set[tuple[str, str, str]]]  # the (split, site, metric) to measure by epoch
+# The (split, site, metric) to measure by epoch; the site is None for numbers of the whole model.
+Wanted = dict[int, set[tuple[str, str | None, str]]]
 
 MAX_LISTED_NAMES = 5  # a message with more metrics gives only their number
 
@@ -22,6 +24,7 @@ MAX_LISTED_NAMES = 5  # a message with more metrics gives only their number
 def measure_missing(
     record: Record,
     metrics: dict[str, Any],
+    data_folders: Mapping[str, Any],
     splits: Sequence[Split] = SPLITS,
     epochs: Sequence[int] | None = None,
     progress: Callable[[str], None] = lambda message: None,
@@ -31,6 +34,7 @@ def measure_missing(
     Args:
         record: Record of a run that has ended; results are saved after each epoch.
         metrics: Configuration group `metrics`.
+        data_folders: Current `root` and `cache` of the data, where they may have moved.
         splits: Splits whose probe sets are measured.
         epochs: Epochs to measure; None: multiples of `every_n_epochs` in `metrics`, and the last
             epoch.
@@ -41,11 +45,11 @@ def measure_missing(
     """
     possible, without = missing_metrics(record, metrics, splits, epochs)
     if possible:
-        measure_checkpoints(record, possible, metrics["memory_budget"], progress)
+        measure_checkpoints(record, possible, metrics["memory_budget"], data_folders, progress)
         console.print(f"  measured from checkpoints: {_format_wanted(possible)}")
     if without:
         console.print(
-            f"  not measured, for want of a checkpoint: {_format_wanted(without)} "
+            f"  not measured, because there is no checkpoint: {_format_wanted(without)} "
             "(bnstudy.train keeps those of checkpoint_epochs=..., and of the last epoch)",
             style="yellow",
         )
@@ -83,6 +87,7 @@ def measure_checkpoints(
     record: Record,
     wanted: Wanted,
     memory_budget: float,
+    data_folders: Mapping[str, Any],
     progress: Callable[[str], None] = lambda message: None,
 ) -> None:
     """Measure epochs from their checkpoints, and add the results to the record epoch by epoch.
@@ -91,6 +96,7 @@ def measure_checkpoints(
         record: Record of a run that has ended.
         wanted: The (split, site, metric) to measure by epoch; each epoch has a checkpoint.
         memory_budget: Memory for activations and the distances between samples, in GiB.
+        data_folders: Current `root` and `cache` of the data, where they may have moved.
         progress: Function that is called with a description of the next step.
 
     Raises:
@@ -101,12 +107,12 @@ def measure_checkpoints(
     from bnstudy.trained.finished_run import rebuild
     from bnstudy.training.build import load_weights
 
-    data, classifier = rebuild(record)
+    data, classifier = rebuild(record, data_folders)
     measurement = MeasuredLater(
         epochs=[],
         metrics=_names(wanted),
         splits=sorted({split for what in wanted.values() for split, _, _ in what}),
-        sites=sorted({site for what in wanted.values() for _, site, _ in what}),
+        sites=sorted({site for what in wanted.values() for _, site, _ in what if site}),
         environment=environment(),
     )
     record.description.add_measurement(measurement)
@@ -122,8 +128,8 @@ def measure_checkpoints(
                 for split in SPLITS
                 if any(split == other for other, *_ in what)
             },
-            sorted({name for _, _, name in what}),
-            sorted({site for _, site, _ in what}),
+            _names({epoch: what}),
+            sorted({site for _, site, _ in what if site}),
             memory_budget=memory_budget,
             on_layer=show_layer,
         )
@@ -161,7 +167,7 @@ def each_run(
             try:
                 work(cell, progress)
             except UserError as error:
-                console.print(str(error), style="red")
+                console.print(redact(str(error)), style="red")
                 failed += 1
             bar.advance(task)
     if failed:
@@ -171,6 +177,7 @@ def each_run(
 def measure_cell(
     cell: Path,
     metrics: dict[str, Any],
+    data_folders: Mapping[str, Any],
     splits: Sequence[Split],
     epochs: Sequence[int] | None,
     progress: Callable[[str], None],
@@ -180,6 +187,7 @@ def measure_cell(
     Args:
         cell: Folder of the run.
         metrics: Configuration group `metrics`.
+        data_folders: Current `root` and `cache` of the data, where they may have moved.
         splits: Splits whose probe sets are measured.
         epochs: Epochs to measure; None: multiples of `every_n_epochs` in `metrics`, and the last
             epoch.
@@ -191,12 +199,12 @@ def measure_cell(
     with Record.held(cell) as record:
         record.require_end()
         console.print(str(cell))
-        if not measure_missing(record, metrics, splits, epochs, progress):
+        if not measure_missing(record, metrics, data_folders, splits, epochs, progress):
             console.print("  nothing is missing")
 
 
 def _names(wanted: Wanted) -> list[str]:
-    return sorted({name for what in wanted.values() for _, _, name in what})
+    return sorted({name for what in wanted.values() for _, site, name in what if site})
 
 
 def _format_wanted(wanted: Wanted) -> str:

@@ -1,6 +1,8 @@
 """Selection of a finished run's representations: split, samples and sites."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from bnstudy.terms import Split
 
@@ -17,9 +19,11 @@ class Selection:
         sites: Sites in a layer, as in `bnstudy.terms.SITES`.
         memory_budget: Memory for activations and the distances between samples, in GiB; None: as in
             training.
+        data_folders: Current `root` and `cache` of the data, where they may have moved.
     """
 
     split: Split
     samples: int
     sites: tuple[str, ...]
     memory_budget: float | None = None
+    data_folders: Mapping[str, Any] = field(default_factory=dict)

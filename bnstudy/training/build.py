@@ -152,7 +152,7 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
                 for key in ("accelerator", "devices", "precision")
             )
             reason = " ".join(str(error.__cause__).split())
-            raise UserError(f"{reason}\nAsked for: {options}; see also trainer=default") from error
+            raise UserError(f"{reason}\nRequested: {options}; see also trainer=default") from error
         raise
     return trainer
 

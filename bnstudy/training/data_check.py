@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from bnstudy.data.contents import find_sha256
+from bnstudy.data.contents import LIST_FILES, find_sha256, read_sha256, source_of
 from bnstudy.errors import UserError
 from bnstudy.runs.description import DataFacts
 from bnstudy.runs.record import Record
@@ -29,11 +29,33 @@ class DataCheck:
         """
         if record.description.data is None:
             return
-        key = json.dumps(config["data"], sort_keys=True)
-        if key not in self._found:
-            self._found[key] = find_sha256(config["data"])
-        if (sha256 := self._found[key]) is not None:
+        if (sha256 := self._find(config["data"])) is not None:
             require_sha256(record, config, sha256)
+
+    def require_there(self, config: dict[str, Any]) -> None:
+        """Verify that the data of a configuration are there; download or make them if possible.
+
+        Data modules of the user's own are not verified.
+
+        Args:
+            config: Resolved configuration.
+
+        Raises:
+            UserError: The data do not exist, or cannot be read.
+        """
+        data = config["data"]
+        if data["_target_"] in LIST_FILES and self._find(data) is None:
+            self._found[_key(data)] = read_sha256(data)
+
+    def _find(self, data: dict[str, Any]) -> str | None:
+        key = _key(data)
+        if key not in self._found:
+            self._found[key] = find_sha256(data)
+        return self._found[key]
+
+
+def _key(data: dict[str, Any]) -> str:
+    return json.dumps(source_of(data), sort_keys=True)
 
 
 def note_data(record: Record, config: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ def _begin(
             wandb.teardown()  # otherwise its service retries the connection
             reason = first_line(error)
             warn_once(
-                f"W&B keeps these runs offline, as {server} does not take them ({reason})\n"
+                f"W&B stores these runs offline, because {server} does not accept them ({reason})\n"
                 f"python -m bnstudy.dashboard sync {record.folder.parent} uploads them later"
             )
     return begin(record, run_id, project, entity, "offline")

@@ -57,12 +57,15 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         note_data(record, config, data.facts())
         classifier = build_classifier(with_target_sparsity(record, config), data)
         trainer = build_trainer(config, make_callbacks(record, config, data, terminal))
+        data.require_batches(trainer.world_size)
         with open_loggers(config["logger"], record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
             with explained(), ending_with_first_process(), no_process_left(trainer):
                 if checkpoint is None:
                     evaluate_before_training(trainer, classifier, data)
                 trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
+                if not classifier.performance:  # training stopped before its last epoch
+                    trainer.validate(classifier, datamodule=data, verbose=False)
         attempt.diverged = bool(classifier.diverged)
         record.join_parts()
         warn_of_few_batches(classifier.network, config["trainer"]["max_epochs"])

@@ -4,6 +4,7 @@ from typing import Any
 
 from bnstudy.config.identity import essence
 from bnstudy.errors import UserError
+from bnstudy.redaction import redact_values
 from bnstudy.runs.paths import cells_of
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
@@ -93,6 +94,6 @@ def final_sparsity(record: Record) -> dict[str, float]:
 def _shared(config: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in essence(config).items()
+        for key, value in essence(redact_values(config)).items()
         if not key.startswith(TWIN_SPECIFIC_KEYS)
     }

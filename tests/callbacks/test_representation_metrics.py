@@ -200,8 +200,9 @@ def test_a_torchvision_network_is_measured() -> None:
 
     callback = RepresentationMetrics({"test": loader(3)}, ["channel_sparsity"], ["norm", "act"])
     rows = callback.measure(Net(), epoch=0, step=0)
-    assert len(rows) == 20 + 17
-    assert rows[0].layer == "bn1"
+    assert [row.metric for row in rows[:2]] == ["probe_loss", "probe_accuracy"]
+    assert len(rows) == 2 + 20 + 17
+    assert rows[2].layer == "bn1"
 
 
 def test_an_unknown_metric_is_refused_at_once() -> None:

@@ -25,6 +25,8 @@ def as_before(config: dict[str, Any]) -> dict[str, Any]:
         group, name = key.split(".")
         if name in config[group]:
             config[group][name] = value
+    if config["probe"] == {"train": 2000, "test": 2000}:  # the default since 0.2
+        config["probe"] = {"train": None, "test": None}
     return config
 
 
@@ -110,6 +112,17 @@ def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Co
     ]
     identities = {identity(resolve(composed(other))) for other in others}
     assert len(identities | {plain}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "stored"), [("paper_mnist", "ff7f5334"), ("paper_cifar10", "a190b4ea")]
+)
+def test_the_papers_experiments_keep_their_identity_and_its_5000_samples(
+    composed: Compose, experiment: str, stored: str
+) -> None:
+    config = resolve(composed(f"experiment={experiment}"))
+    assert config["probe"] == {"train": None, "test": None}
+    assert identity(config).startswith(stored)
 
 
 def test_an_image_folder_is_told_apart_by_its_name_and_not_by_its_path(composed: Compose) -> None:

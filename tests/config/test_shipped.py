@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from bnstudy import metrics
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
 from bnstudy.config.identity import identity
 from bnstudy.config.schema import validate
+from bnstudy.metrics import METRICS
 from tests.conftest import SMALL, CommandLine, Compose, description, only_cell
 
 FAST = ("debug=fast", "metrics.names=[unit_sparsity,silhouette]")
@@ -51,6 +53,31 @@ def test_it_composes(composed: Compose, choice: str) -> None:
     config = resolve(composed(choice))
     validate(config)
     assert len(identity(config)) == 64
+
+
+NEW_FAMILY = """
+from bnstudy.metrics.registry import metric
+
+@metric(direction=None, bounds=(0, 1), source="none")
+def metric_of_a_new_file(layer):
+    return 0.5
+"""
+
+
+def test_full_is_every_metric_also_those_of_new_files(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (before := resolve(composed("metrics=full"))["metrics"]).pop("memory_budget")
+    assert before == {"names": [*METRICS], "sites": ["act", "features"], "every_n_epochs": 1}
+    assert (before["names"][0], before["names"][-1]) == ("unit_sparsity", "saturation")
+    (tmp_path / "new_family.py").write_text(NEW_FAMILY)
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    try:
+        metrics.register_all()
+        after = resolve(composed("metrics=full"))["metrics"]["names"]
+    finally:
+        METRICS.pop("metric_of_a_new_file")
+    assert after == [*before["names"], "metric_of_a_new_file"]
 
 
 def together(choices: list[str]) -> list[str]:

@@ -1,7 +1,12 @@
 """Small data sets."""
 
+import errno
+import io
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -28,3 +33,43 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, source in module.SOURCES.items():
         fewer = replace(source, sizes={"train": 60, "test": 20})
         monkeypatch.setitem(module.SOURCES, name, fewer)
+
+
+ReadOnly = Callable[[Path], None]
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> ReadOnly:
+    """Make a folder read-only at the operating system's boundary, for the superuser too."""
+    folders: list[Path] = []
+
+    def refuse(path: Any, writes: bool) -> None:
+        inside = isinstance(path, str | os.PathLike) and any(
+            Path(path).absolute().is_relative_to(folder) for folder in folders
+        )
+        if inside and writes:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def guard(owner: Any, name: str, writes: Callable[..., bool]) -> None:
+        original = getattr(owner, name)
+
+        def guarded(path: Any, *arguments: Any, **options: Any) -> Any:
+            refuse(path, writes(*arguments, **options))
+            return original(path, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    guard(io, "open", lambda mode="r", *rest, **options: bool(set(mode) & set("wax+")))
+    guard(os, "open", lambda flags, *rest, **options: bool(flags & (os.O_WRONLY | os.O_RDWR)))
+    guard(os, "mkdir", lambda *rest, **options: True)
+    accessible = os.access
+
+    def access(path: Any, mode: int, **options: Any) -> bool:
+        try:
+            refuse(path, bool(mode & os.W_OK))
+        except PermissionError:
+            return False
+        return accessible(path, mode, **options)
+
+    monkeypatch.setattr(os, "access", access)
+    return lambda folder: folders.append(folder.absolute())

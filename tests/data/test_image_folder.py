@@ -1,12 +1,14 @@
 """Tests of data sets of image files."""
 
+import os
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision import datasets
 
 from bnstudy.data import ImageFolder
@@ -15,6 +17,10 @@ from bnstudy.errors import UserError
 
 
 def load(tree: Path, **options: Any) -> ImageFolder:
+    """Load a tree; its class a, if it has no other, is there once more as b."""
+    for split in ("train", "test"):
+        if [path.name for path in (tree / split).iterdir()] == ["a"]:
+            shutil.copytree(tree / split / "a", tree / split / "b")
     data = ImageFolder(
         **{"root": str(tree), "cache": str(tree.parent / "cache"), "batch_size": 4, "seed": 0}
         | {"probe": {"train": None, "test": None}}
@@ -82,8 +88,9 @@ def write(path: Path, values: object, dtype: type = np.uint16) -> None:
 
 
 def first_of(data: ImageFolder, split: Literal["train", "test"] = "train") -> list[object]:
-    """Return the top left pixels."""
-    pixels: list[object] = data.data.images[split][:, :, 0, 0].squeeze(1).tolist()
+    """Return the top left pixels of the first class."""
+    images = data.data.images[split][data.data.labels[split] == 0]
+    pixels: list[object] = images[:, :, 0, 0].squeeze(1).tolist()
     return pixels
 
 
@@ -121,7 +128,7 @@ def test_data_of_8_bits_in_images_of_16_stay_what_they_are(tmp_path: Path) -> No
     for split in ("train", "test"):
         write(tmp_path / "i" / split / "a" / "0.png", np.array([[0, 1], [200, 255]]))
     data = load(tmp_path / "i")
-    assert data.data.images["train"].flatten().tolist() == [0, 1, 200, 255]
+    assert data.data.images["train"][0].flatten().tolist() == [0, 1, 200, 255]
 
 
 def test_a_pgm_states_its_range(tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ def test_a_pgm_states_its_range(tmp_path: Path) -> None:
         path = tmp_path / "i" / split / "a" / "0.pgm"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"P5 2 1 1000\n" + np.array([1000, 250], ">u2").tobytes())
-    assert load(tmp_path / "i").data.images["train"].flatten().tolist() == [255, 64]
+    assert load(tmp_path / "i").data.images["train"][0].flatten().tolist() == [255, 64]
 
 
 def test_8_and_16_bits_in_one_data_set(tmp_path: Path) -> None:
@@ -137,7 +144,8 @@ def test_8_and_16_bits_in_one_data_set(tmp_path: Path) -> None:
         write(tmp_path / "i" / split / "a" / "0.png", np.full((4, 4), 200), np.uint8)
         write(tmp_path / "i" / split / "a" / "1.png", np.full((4, 4), 200 * 257))
         write(tmp_path / "i" / split / "b" / "2.png", np.full((4, 4, 3), [1, 2, 3]), np.uint8)
-    assert first_of(load(tmp_path / "i")) == [[200] * 3, [200] * 3, [1, 2, 3]]
+    images = load(tmp_path / "i").data.images["train"]
+    assert images[:, :, 0, 0].tolist() == [[200] * 3, [200] * 3, [1, 2, 3]]
 
 
 @pytest.mark.parametrize(
@@ -211,10 +219,119 @@ def test_what_is_hidden_is_ignored_and_all_that_is_ignored_is_reported(
     assert capsys.readouterr().out.strip() == ""  # reported only when the images are decoded
 
 
-def test_a_link_to_nothing_is_named(tree: Path) -> None:
-    (tree / "train" / "ant" / "11.png").symlink_to(tree / "lost.png")
-    with pytest.raises(UserError, match=r"train/ant/11.png: cannot be read \(No such file"):
+@pytest.mark.parametrize("link", ["train/ant/11.png", "train/dog", "test/cat/a.png"])
+def test_a_link_to_nothing_is_named(tree: Path, link: str) -> None:
+    (tree / link).symlink_to(tree / "lost.png")
+    with pytest.raises(UserError, match=rf"{link}: cannot be read \(No such file.*\n"):
         load(tree)
+
+
+def test_a_link_to_itself_and_a_pipe_are_named(tree: Path) -> None:
+    (tree / "train" / "ant" / "11.png").symlink_to("11.png")
+    with pytest.raises(UserError, match=r"train/ant/11.png: cannot be read \(Too many levels"):
+        load(tree)
+    (tree / "train" / "ant" / "11.png").unlink()
+    os.mkfifo(tree / "train" / "ant" / "11.png")
+    with pytest.raises(UserError, match=r"train/ant/11.png: cannot be read \(neither a file"):
+        load(tree)
+
+
+@pytest.mark.parametrize("place", ["train/ant/", "test/b"])
+def test_a_name_that_is_not_unicode_is_named(tree: Path, place: str) -> None:
+    Path(os.fsdecode(os.fsencode(tree / place) + b"/\xff.png")).parent.mkdir(exist_ok=True)
+    shutil.copy(tree / "test" / "ant" / "00.png", os.fsencode(tree / place) + b"/\xff.png")
+    with pytest.raises(UserError, match=r"udcff.png': not a name in UTF-8\n") as told:
+        load(tree)
+    str(told.value).encode()  # it can be printed
+
+
+def test_names_that_look_the_same_are_one_class(tree: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    (tree / "train" / "bee").rename(tree / "train" / decomposed)
+    shutil.copytree(tree / "train" / "cat", tree / "train" / composed)
+    (tree / "test" / "bee").rename(tree / "test" / composed)
+    data = load(tree).data
+    assert data.class_names == ("ant", composed, "cat")
+    assert data.labels["train"].tolist() == [0] * 10 + [1] * 20 + [2] * 10
+    assert data.labels["test"].bincount().tolist() == [4, 4, 4]
+
+
+def test_an_orientation_is_applied(tree: Path) -> None:
+    upright = np.random.default_rng(0).integers(256, size=(12, 8, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90° to the right
+    Image.fromarray(upright).save(tree / "train" / "ant" / "00.png", exif=exif)
+    image = load(tree).data.images["train"][0].permute(1, 2, 0)
+    assert np.array_equal(image, np.rot90(upright, -1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB"])
+def test_what_is_transparent_is_white(tree: Path, capsys: Any, mode: str) -> None:
+    ending = "tif" if mode == "PA" else "png"
+    path = tree / "train" / "ant" / f"-.{ending}"
+    if mode in ("P", "L", "RGB"):  # one colour is transparent
+        image = Image.new(mode, (12, 8))
+        if mode == "P":
+            image.putpalette([level for level in range(256) for _ in range(3)])
+        image.putpixel((0, 0), (7, 7, 7) if mode == "RGB" else 7)
+        image.save(path, transparency=(7, 7, 7) if mode == "RGB" else 7)
+    else:
+        image = Image.new("RGBA", (12, 8), (0, 0, 0, 255))
+        image.putpixel((0, 0), (0, 0, 0, 0))
+        image.convert(mode).save(path)
+    shutil.copy(path, tree / "test" / "cat")
+    pixels = load(tree).data.images["train"][0]
+    assert pixels[:, 0, 0].tolist() == [255] * 3
+    assert not pixels[:, 1:].any()
+    assert f"{path} and 1 more: with transparency" in capsys.readouterr().out
+    Image.new("RGBA", (12, 8), (10, 20, 30, 102)).save(path.with_name("-.png"))
+    # 255 - 0.4 x (255 - 10), and so on
+    assert load(tree).data.images["train"][0, :, 0, 0].tolist() == [157, 161, 165]
+
+
+def test_alpha_without_transparency_changes_nothing(tree: Path, capsys: Any) -> None:
+    facts = load(tree).facts()
+    for path in tree.rglob("*.png"):
+        Image.open(path).convert("RGBA").save(path)
+    assert load(tree).facts() == facts
+    assert "transparency" not in capsys.readouterr().out
+
+
+def test_grey_images_of_any_mode_have_one_channel(tree: Path) -> None:
+    for number, path in enumerate(sorted(tree.rglob("*.png"))):
+        grey = Image.open(path).convert("L")
+        grey.convert(("L", "LA", "RGB", "P", "RGBA", "1")[number % 6]).save(path)
+    assert load(tree).input_shape == (1, 8, 12)
+    Image.new("RGB", (12, 8), (1, 1, 2)).save(tree / "test" / "cat" / "00.png")
+    assert load(tree).input_shape == (3, 8, 12)
+
+
+def test_one_class_only_is_refused(tree: Path) -> None:
+    for name in ("bee", "cat"):
+        for split in ("train", "test"):
+            shutil.rmtree(tree / split / name)
+    with pytest.raises(UserError, match=r"data.root=.*: one class only \(ant\).*\nExpected"):
+        load(tree)
+
+
+@pytest.mark.parametrize("place", ["train/ant/00.png", "train/ant/03.png"])
+def test_images_of_too_many_pixels_are_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    Image.new("L", (300, 200)).save(tree / place)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 29_000)
+    with pytest.raises(UserError, match=rf"{place}: more than 58,000 pixels\nMake it smaller"):
+        load(tree, image_size=8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31_000)  # Pillow would warn
+    assert load(tree, image_size=8).input_shape == (3, 8, 8)
+
+
+def test_the_first_of_several_frames_is_read(tree: Path, capsys: Any) -> None:
+    frames = [Image.new("RGB", (12, 8), (50 * number, 0, 0)) for number in range(3)]
+    path = tree / "train" / "ant" / "-.tif"
+    frames[1].save(path, save_all=True, append_images=frames)
+    assert load(tree).data.images["train"][0, :, 0, 0].tolist() == [50, 0, 0]
+    assert f"{path}: with several frames" in capsys.readouterr().out
 
 
 def test_the_extensions_are_torchvisions() -> None:

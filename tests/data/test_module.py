@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -51,9 +52,10 @@ def test_a_byte_that_flips_in_the_copy_is_noticed(tmp_path: Path) -> None:
     assert Images.load(copy) is None
 
 
-def test_a_probe_larger_than_the_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"probe.test=1001 .* the test split has 1000"):
-        mnist5k(tmp_path, probe={"train": None, "test": 1001}).setup()
+def test_a_probe_has_at_most_the_samples_of_its_split(tmp_path: Path) -> None:
+    data = mnist5k(tmp_path, probe={"train": 2000, "test": 1001})
+    data.setup()
+    assert data.facts()["probe"] == {"train": 2000, "test": 1000}
 
 
 def test_a_probe_is_balanced_and_always_the_same() -> None:
@@ -83,7 +85,7 @@ def test_normalization_is_that_of_the_pixels() -> None:
 
 
 def epoch(seed: int, number: int, **options: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    pixels, labels = images()
+    pixels, labels = images(52)
     return list(
         Batches(
             pixels,
@@ -105,7 +107,7 @@ def test_an_epoch_is_a_function_of_seed_and_number() -> None:
         assert torch.equal(x, x_again)
         assert torch.equal(y, y_again)
     order = torch.cat([y for _, y in first])
-    assert sorted(order.tolist()) == list(range(50))
+    assert sorted(order.tolist()) == list(range(52))
     for other in (epoch(0, 4), epoch(1, 3)):
         assert not torch.equal(order, torch.cat([y for _, y in other]))
 
@@ -118,14 +120,49 @@ def test_processes_share_out_the_same_batches() -> None:
         assert torch.equal(torch.stack([x0, x1], 1).flatten(0, 1), x)
 
 
-@pytest.mark.parametrize(("size", "batches"), [(7, 8), (10, 5), (16, 4)])
+@pytest.mark.parametrize(("size", "batches"), [(7, 7), (10, 5), (16, 4), (48, 2)])
 def test_an_epoch_has_as_many_batches_as_it_says(size: int, batches: int) -> None:
     pixels, labels = images()
     options = {"images": pixels, "labels": labels, "size": size, "normalize": Normalize.of(pixels)}
     assert len(list(Batches(**options))) == len(Batches(**options)) == batches
-    # 50 = 7 x 7 + 1: the last batch is too small for three processes to train on.
-    shared = Batches(**options, shuffle=lambda: generator_for(0), rank=2, world_size=3)
-    assert len(list(shared)) == len(shared) == 50 // size + (50 % size >= 3)
+    # 50 = 7 x 7 + 1: the last sample joins the batch before. Three processes need six samples.
+    for shuffle in (None, lambda: generator_for(0)):
+        shared = Batches(**options, shuffle=shuffle, rank=2, world_size=3)
+        assert len(list(shared)) == len(shared) == 50 // size + (50 % size >= 6)
+        assert min(len(y) for _, y in shared) >= 2
+
+
+@pytest.mark.parametrize(("count", "last"), [(16, 16), (17, 17), (18, 2), (33, 17), (1, 1)])
+def test_no_batch_has_one_sample_and_none_is_left_out(count: int, last: int) -> None:
+    pixels, labels = images(count)
+    for shuffle in (None, lambda: generator_for(0)):
+        found = list(Batches(pixels, labels, 16, Normalize.of(pixels), shuffle))
+        assert len(found[-1][1]) == last
+        assert torch.cat([y for _, y in found]).sort().values.equal(labels)
+
+
+def test_too_small_batches_are_refused_for_every_norm(tmp_path: Path) -> None:
+    data = mnist5k(tmp_path, batch_size=6)
+    data.setup()
+    data.require_batches(3)
+    with pytest.raises(UserError, match=r"batch_size=6 is too small.*\n.*8 with 4 processes"):
+        data.require_batches(4)
+    data.batch_size = 5000
+    with pytest.raises(UserError, match=r"has 4000 samples; training .* takes at least 4002"):
+        data.require_batches(2001)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 0.5, 1.0])
+def test_a_limited_evaluation_is_of_all_classes(tmp_path: Path, limit: float) -> None:
+    data = mnist5k(tmp_path, validation=0.1)
+    data.setup()
+    data.trainer = L.Trainer(limit_val_batches=limit, logger=False, enable_checkpointing=False)
+    for batches in data.val_dataloader():
+        num = limit if isinstance(limit, int) else round(limit * len(batches))
+        sizes = torch.cat([y for _, y in list(batches)[:num]]).bincount(minlength=10)
+        assert sizes.max() - sizes.min() <= 1
+        if limit == 1.0 and isinstance(limit, float):
+            assert batches.labels.equal(batches.labels.sort().values)  # as they were stored
 
 
 def test_augmentation_mirrors_and_moves() -> None:

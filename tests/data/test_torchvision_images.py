@@ -187,7 +187,9 @@ def test_a_missing_or_damaged_svhn_file_is_refused(
     with pytest.raises(UserError) as told:
         TorchvisionImages("SVHN", root=str(tmp_path), **OPTIONS).setup()
     first, second = str(told.value).splitlines()
-    assert first.startswith(f"data SVHN: {'not' if missing else 'damaged'} in data.root={tmp_path}")
+    assert first.startswith(
+        f"data SVHN: {'not there' if missing else 'damaged'} in data.root={tmp_path}"
+    )
     assert second == "Expected in that folder: train_32x32.mat and test_32x32.mat"
 
 

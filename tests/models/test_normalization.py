@@ -110,6 +110,12 @@ def test_ghost_batchnorm_normalizes_parts_of_a_batch() -> None:
     torch.testing.assert_close(made.eval()(x), parts.eval()(x))
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
+def test_no_part_of_ghost_batchnorm_is_one_sample(count: int) -> None:
+    made = layer("ghostbatchnorm", ghost_size=2)
+    assert made(torch.randn(count, CHANNELS, 1, 1)).isfinite().all()  # one sample would be refused
+
+
 def test_frozen_batchnorm_keeps_the_statistics_of_initialization() -> None:
     first, second, third = batches()
     made = layer("batchnorm_frozen")

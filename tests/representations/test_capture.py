@@ -1,7 +1,9 @@
 """Reading of activations: correct values, and no change of the model."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -436,3 +438,26 @@ def test_other_batches_are_refused_in_two_lines(
     with pytest.raises(UserError, match=message) as refused:
         list(capture(cnn(), [convert(*batch) for batch in batches()]))  # type: ignore[misc]
     assert len(str(refused.value).splitlines()) == 2
+
+
+class OfBatches(nn.Module):
+    """Network that works on any batch but one of a single sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, kernel_size=3)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.norm = nn.BatchNorm1d(4, track_running_stats=False)
+        self.act = nn.ReLU()
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.act(self.norm(self.pool(self.conv(x)).squeeze())))
+
+
+def test_a_network_is_never_given_a_single_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("MAX_FORWARD_FRACTION", "MAX_BACKWARD_FRACTION"):  # the smallest batches
+        monkeypatch.setattr(sys.modules[capture.__module__], limit, 1e-9)
+    (layer,) = capture(OfBatches(), batches(count=9, size=9))
+    assert layer.num_samples == 9
+    assert isfinite(METRICS["margin_mean"](layer))

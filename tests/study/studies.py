@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bnstudy.config.composition import resolve
 from bnstudy.runs.description import RunDescription
@@ -23,10 +23,12 @@ class Studies:
         folder: Of the study.
     """
 
+    # Shared by all studies of the process: composing takes longer than writing a run.
+    composed: ClassVar[dict[tuple[str, ...], dict[str, Any]]] = {}
+
     def __init__(self, compose: Compose, folder: Path) -> None:
         self.compose = compose
         self.folder = folder
-        self.composed: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def add(
         self,

@@ -96,5 +96,5 @@ def test_cells_do_not_share_what_can_be_changed(composing: CountingCompose) -> N
 
 def test_a_value_that_is_missing_for_one_norm_is_told(composing: CountingCompose) -> None:
     grid = cells(["norm=batchnorm,none", "optim.lr={none:0.1}"], composing, GROUPS.__contains__)
-    with pytest.raises(UserError, match="says nothing for norm=batchnorm"):
+    with pytest.raises(UserError, match="has no value for norm=batchnorm"):
         list(grid)

@@ -158,7 +158,7 @@ def test_a_cell_that_two_points_of_the_grid_share_runs_once(
     result = command_line(*QUICK, "seed=0,0", "optim.weight_decay=0,0.0", "-m")
     assert result.returncode == 0, result.stderr
     assert "0 of 1 cells complete, 0 to resume, 1 to run\n" in result.stdout
-    assert "How far it is" not in result.stdout  # the basic launcher shows it here
+    assert "Progress: python" not in result.stdout  # the basic launcher shows it here
     assert list(attempts(tmp_path / "multirun" / "quick").values()) == [1]
 
 
@@ -224,7 +224,7 @@ def test_metrics_that_are_asked_for_later_are_measured(
     assert result.stdout.count("measured from checkpoints: hoyer of epoch 2") == 4
     result = command_line(*more, "-m")
     expected = (
-        "4 of 4 cells complete (4 without a checkpoint to measure all that is asked), 0 to resume"
+        "4 of 4 cells complete (4 without a checkpoint for all requested metrics), 0 to resume"
     )
     assert expected in result.stdout
     assert "Cell " not in result.stdout

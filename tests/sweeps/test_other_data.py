@@ -89,6 +89,17 @@ def test_data_that_are_not_there_any_more_contradict_nothing(
     assert "1 of 1 cells complete" in result.stdout
 
 
+def test_data_that_are_not_there_are_reported_once_before_launching(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    result = command_line(*GRID, "data.root=lost/images", "seed=0,1")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 2
+    assert "data.root=lost/images: there is no folder" in result.stderr
+    assert "Cell 1 of" not in result.stdout
+    assert not list(tmp_path.glob("multirun/*/*/"))
+
+
 def test_an_interrupted_cell_is_not_gone_on_with(trained: CommandLine, tmp_path: Path) -> None:
     (only_cell(tmp_path / "multirun") / "metrics.parquet").unlink()
     refused(trained(*GRID, "data.root=B/images"))

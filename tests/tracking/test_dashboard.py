@@ -121,17 +121,17 @@ def test_names_that_lead_elsewhere_are_refused(
     server.runs[run_id] = ServedRun(run_id, "tester", "bnstudy", "../../elsewhere", "study")
     result = command_line("pull", "--output-root", "pulled", main=main)
     assert result.returncode == 1
-    assert "no folder's name" in result.stderr
+    assert "not a folder name" in result.stderr
     assert not (tmp_path / "pulled").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sync", "multirun"), "Nobody is logged in"),
-        (("pull",), "Nobody is logged in"),
-        (("push",), "Nobody is logged in"),
-        (("push", "--json", "--study", "nowhere"), "nowhere: none of its runs has ended"),
+        (("sync", "multirun"), "Not logged in"),
+        (("pull",), "Not logged in"),
+        (("push",), "Not logged in"),
+        (("push", "--json", "--study", "nowhere"), "nowhere: no run has ended"),
     ],
 )
 def test_mistakes(command_line: CommandLine, arguments: tuple[str, ...], message: str) -> None:
@@ -148,7 +148,7 @@ def test_a_server_that_is_not_there(
     server.go_away()
     result = command_line("pull", main=main)
     assert result.returncode == 1
-    assert "does not answer as W&B's server does" in result.stderr
+    assert "does not answer like a W&B server" in result.stderr
     assert KEY not in result.stderr
 
 

@@ -159,7 +159,7 @@ def test_a_server_that_is_bad_from_the_beginning(
         server.go_away()
     result = command_line(*RUN, "seed=0,1", "-m")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("W&B keeps these runs offline") == 1
+    assert result.stderr.count("W&B stores these runs offline") == 1
     assert "bnstudy.dashboard sync multirun/mnist5k_cnn" in result.stderr
     assert KEY not in result.stdout + result.stderr
     if bad == "errs":

@@ -1,4 +1,4 @@
-"""`python -m bnstudy.measure map`: where samples lie in a plane."""
+"""`python -m bnstudy.measure map`: samples in two dimensions."""
 
 from pathlib import Path
 
@@ -83,11 +83,11 @@ def test_each_run_of_a_study_keeps_its_maps(command_line: CommandLine, tmp_path:
     # What is there is not made again; what is damaged, or of something else, is.
     before = [path.stat().st_mtime_ns for path in paths]
     result = command_line(*options, main=measure.main)
-    assert result.stdout.count("there already") == 2
+    assert result.stdout.count("exists already") == 2
     assert [path.stat().st_mtime_ns for path in paths] == before
     paths[0].write_bytes(paths[0].read_bytes()[:-20])
     result = command_line(*options, main=measure.main)
-    assert result.stdout.count("there already") == 1
+    assert result.stdout.count("exists already") == 1
     assert pq.read_table(paths[0]).equals(table)
     result = command_line("map", STUDY, "--epoch", "0", "--samples", "50", main=measure.main)
     assert result.stdout.count("pca of epoch 0") == 2
@@ -108,7 +108,7 @@ def test_umap_is_added_where_it_is_installed_later(
         monkeypatch.setattr(embeddings, "umap", lambda layer: np.ones((layer.num_samples, 2)))
         result = command_line(*options, main=measure.main)
         assert result.returncode == 0, result.stderr
-    assert "there already" in result.stdout
+    assert "exists already" in result.stdout
     (path,) = (tmp_path / STUDY).glob("*/maps.parquet")
     frame = pq.read_table(path).to_pandas()
     assert frame.groupby("method").size().to_dict() == {"pca": 100, "umap": 100}

@@ -48,6 +48,13 @@ def test_two_runs_are_compared_layer_by_layer(
     facts = json.loads((output / "similarity.json").read_text())
     assert [run["epoch"] for run in facts["runs"]] == [2, 2]
     assert (facts["split"], facts["samples"]) == ("test", 300)
+    assert facts["similarities"].keys() == SIMILARITIES.keys()
+    assert facts["similarities"]["procrustes"] == {
+        "direction": "lower",
+        "is_metric": True,
+        "is_symmetric": True,
+        "invariant_to": ["rotation", "scale", "translation"],
+    }
 
     # Of one run: symmetric, and every layer is like itself.
     assert command_line("similarity", with_norm, *sites, main=measure.main).returncode == 0

@@ -13,7 +13,7 @@ PAIRS_PER_PARAMETER = 2  # fewest, of the regression
 
 
 class Mediation(NamedTuple):
-    """Total effect on a target, and its parts through the mediators and past them.
+    """Total effect on a target, and its parts through mediators and not through mediators.
 
     Attributes:
         n: Pairs that have all values.
@@ -54,14 +54,14 @@ def mediate(
     *,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Mediation:
-    """Split a mean difference in a target into what goes through mediators and what does not.
+    """Split a mean difference in a target into an indirect effect, through mediators, and the rest.
 
     Mediation within pairs (Judd, Kenny and McClelland 2001, doi:10.1037/1082-989X.6.2.115; Montoya
     and Hayes 2017, doi:10.1037/met0000086): the difference in the target is regressed on the
     differences in the mediators and on their means of the two runs, centred. The indirect effect is
-    the mean difference in the mediators times their slopes; together with the direct effect it is
-    the total one, whose interval is that of `paired_test`. The other intervals are percentiles of
-    resamples of pairs, the usual ones for a product of two estimates.
+    the mean difference in the mediators times their slopes. The indirect and the direct effect add
+    up to the total effect, whose interval is that of `paired_test`. The other intervals are
+    percentiles over resampled pairs, as is usual for a product of two estimates.
 
     Args:
         change: Difference in the target of each pair.

@@ -28,7 +28,7 @@ SIGN_FLIPS, STUDENT_T = "sign flips", "Student's t"
 
 
 class PairedTest(NamedTuple):
-    """A two-sided test of a mean difference of 0, and the interval that inverts it.
+    """Two-sided test of a mean difference of 0, with the confidence interval that inverts it.
 
     Attributes:
         n: Pairs that have a value.
@@ -128,15 +128,15 @@ def paired_test(
 def student_t(
     differences: Numbers, confidence: float = CONFIDENCE, *, min_pairs: int = MIN_PAIRS
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """Student's paired t-test: the interval's ends and p of each comparison.
+    """Compute the interval and p-value of Student's paired t-test for each comparison.
 
     Args:
         differences: Pairs x comparisons.
         confidence: Confidence of the interval.
-        min_pairs: Fewest pairs.
+        min_pairs: Minimum number of pairs.
 
     Returns:
-        Three arrays; NaN with fewer pairs, and where all differences are equal.
+        Low and high ends and p; NaN with fewer pairs, or if all differences are equal.
 
     Examples:
         >>> student_t(np.array([[1.0], [2.0], [3.0]]))[2].round(4)
@@ -155,14 +155,14 @@ def student_t(
 
 @lru_cache(maxsize=4)
 def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = NUM_FLIPS) -> Flags:
-    """Sign flips: which pairs change their sign, pairs x flips.
+    """List sign flips: a mask of the pairs whose sign changes, pairs x flips.
 
-    The first flip is the identity. All 2^(n - 1) flips with few pairs, counting a flip and its
-    mirror once, otherwise random ones, the same in every call. The array is kept: do not change it.
+    The first flip is the identity. With few pairs there are all 2^(n - 1) flips, without mirror
+    images, otherwise random flips, the same in each call. The array is cached: do not change it.
 
     Args:
         n: Number of pairs.
-        max_pairs_exact: Most pairs all of whose flips are listed.
+        max_pairs_exact: Maximum number of pairs for which all flips are listed.
         num_flips: Number of flips otherwise.
 
     Examples:
@@ -181,9 +181,9 @@ def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = 
 def _flipped(
     differences: Numbers, flips: Flags, confidence: float, noise: Numbers
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """Interval's ends and p of `paired_test` by these flips."""
+    """Compute the interval and p-value of `paired_test` from given flips."""
     total = flips.shape[1]
-    # So many of the flips hold a value that is not rejected: p is more than 1 - confidence.
+    # A value is not rejected if at least this many flips contain it: its p is above 1 - confidence.
     fewest = int((1 - confidence) * total) + 1
     zero = np.maximum(noise, ROUNDING * np.nanmax(np.abs(differences), axis=0))
     found = np.empty((3, differences.shape[1]))
@@ -204,9 +204,9 @@ def _flipped(
 
 
 def _subset_means(differences: Numbers, flips: Flags) -> tuple[Numbers, Numbers]:
-    """The smaller and the larger mean of the flipped and the other pairs, comparisons x flips.
+    """Compute the smaller and the larger mean of flipped and other pairs, comparisons x flips.
 
-    They are infinite where one of the two has no pair, as with the identity, which rejects nothing.
+    They are infinite if either has no pairs, as with the identity, which rejects nothing.
     """
     known = np.isfinite(differences)
     values = np.where(known, differences, 0).T

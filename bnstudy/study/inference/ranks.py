@@ -1,8 +1,8 @@
-"""Rank association of metrics with a target over runs: Kendall's tau and what refines it.
+"""Rank correlation of metrics with a target over runs: Kendall's tau and its refinements.
 
-`metrics` is always runs x metrics, `goal` has one number for each run; NaN marks a missing value.
-`axes` is runs x axes: in what the runs differ by design, such as a treatment or a network's depth,
-as values of any type that can be sorted.
+`metrics` is runs x metrics, and `goal` has one value per run; NaN marks a missing value. `axes` is
+runs x axes: the levels in which the runs differ by design, such as a treatment or a depth, of any
+type that can be sorted.
 """
 
 from itertools import combinations
@@ -15,11 +15,11 @@ from scipy import stats
 from bnstudy.study.inference.columns import Flags, Indices, Numbers, group_rows, mean
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, paired_test
 
-MAX_RUNS = 200  # whose pairs conditional mutual information is of; of more runs, some are drawn
+MAX_RUNS = 200  # runs for conditional mutual information; of more, a sample is drawn
 NUM_SHUFFLES = 100
-MAX_CONDITIONS = 2  # axes that are given at once
+MAX_CONDITIONS = 2  # axes that are conditioned on at once
 
-DECIMALS = 12  # of a coefficient, beyond which it is rounding
+DECIMALS = 12  # decimals of a coefficient that are not rounding errors
 
 
 class Kendall(NamedTuple):
@@ -117,7 +117,7 @@ def granulated_kendall(
 def _tau_along(
     metrics: Numbers, goal: Numbers, axes: NDArray[Any], seeds: NDArray[Any], axis: int
 ) -> tuple[Numbers, Indices]:
-    """Compute Kendall's tau among runs that differ in one axis alone.
+    """Compute Kendall's tau among runs that differ only in one axis.
 
     Returns:
         Its mean over such groups of runs, seeds x metrics, and the number of groups of each metric.
@@ -129,10 +129,10 @@ def _tau_along(
     run = np.full((group.max() + 1, level.max() + 1), -1)
     run[group, level] = np.arange(len(axes))
     agreement, couples = np.zeros((2, len(run), metrics.shape[1]))
-    for one, other in combinations(run.T, 2):
-        signs = np.sign(metrics[one] - metrics[other])
-        signs *= np.sign(goal[one] - goal[other])[:, None]
-        signs[(one < 0) | (other < 0)] = np.nan
+    for first, second in combinations(run.T, 2):
+        signs = np.sign(metrics[first] - metrics[second])
+        signs *= np.sign(goal[first] - goal[second])[:, None]
+        signs[(first < 0) | (second < 0)] = np.nan
         agreement += np.nan_to_num(signs)
         couples += np.isfinite(signs)
     with np.errstate(invalid="ignore"):
@@ -165,19 +165,19 @@ def conditional_mutual_information(
     max_runs: int = MAX_RUNS,
     num_shuffles: int = NUM_SHUFFLES,
 ) -> MutualInformation:
-    """Compute how much of the order of runs by the target their order by a metric tells.
+    """Compute the conditional mutual information of the orders of runs by a metric and the target.
 
-    Jiang et al. 2020 (arXiv 1912.02178, eq. 9 to 11): the least share of the entropy of the order
-    by the target that the order by the metric takes away, given up to two axes' values of both
-    runs. Random orders do not have 0, less so in small studies: `null` says what they have.
+    Jiang et al. 2020 (arXiv 1912.02178, eq. 9 to 11): the smallest share of the entropy of the
+    order by the target that the order by the metric removes, given the values of up to two axes.
+    It is above 0 for random orders, most in small studies; `null` is their percentile.
 
     Args:
         metrics: Runs x metrics.
         goal: Target of each run.
         axes: Runs x axes.
-        confidence: Share of random orders that stay below `null`.
-        max_conditions: Most axes that are given at once.
-        max_runs: Most runs whose pairs are counted; of more, some are drawn, the same in each call.
+        confidence: Share of random orders with a value below `null`.
+        max_conditions: Maximum number of axes that are conditioned on at once.
+        max_runs: Maximum number of runs; of more, the same sample is drawn in each call.
         num_shuffles: Number of random orders.
 
     Returns:

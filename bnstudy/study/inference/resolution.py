@@ -8,15 +8,15 @@ RESOLUTION = 2.0**-22  # of a difference of two float32 numbers, relative to the
 
 
 def measured_differences(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
-    """Compute differences within pairs, as far as the numbers' precision resolves them.
+    """Compute differences within pairs, at the precision of the values.
 
-    An accuracy of 972 of 1,000 is no float, so differences of two samples come out as 0.002 and
-    0.0019999743, and ties are broken. Here differences whose sizes agree to the resolution become
-    equal in size, and smaller ones 0. Other differences stay as they are.
+    An accuracy of 972 of 1,000 is not exact in binary, so that two equal differences can become
+    0.002 and 0.0019999743, which breaks ties. Here, differences whose sizes agree within the
+    resolution get the same size, and differences below it become 0. Others are unchanged.
 
     Args:
-        ours: Numbers of the treatment, pairs x comparisons.
-        theirs: Those of the baseline, of the same shape.
+        ours: Values of the treatment, pairs x comparisons.
+        theirs: Values of the baseline, in the same shape.
         resolution: Relative to the larger number of a pair; the default is that of numbers that
             were computed or recorded in float32.
 
@@ -62,15 +62,15 @@ def _measured(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
 
 
 def noise_of(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
-    """Compute the size up to which a mean of differences is the numbers' own rounding.
+    """Compute the size up to which a mean difference is only rounding.
 
     Args:
-        ours: Numbers of the treatment, pairs x comparisons.
-        theirs: Those of the baseline, of the same shape.
+        ours: Values of the treatment, pairs x comparisons.
+        theirs: Values of the baseline, in the same shape.
         resolution: Resolution, as of `measured_differences`.
 
     Returns:
-        Of each comparison, that of its median pair; 0 where no pair has a value.
+        Rounding of the median pair of each comparison; 0 if no pair has a value.
 
     Examples:
         >>> noise_of(np.array([[1.0], [0.5]]), np.array([[0.5], [2.0]])) * 2**22

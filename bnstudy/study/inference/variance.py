@@ -61,8 +61,8 @@ def analysis_of_variance(
         differences: Pairs x comparisons; NaN marks a pair without a value.
         factors: Pairs x factors, as values of any type that can be sorted.
         max_order: Most factors in a term: 1 for main effects, 2 for interactions of two as well.
-        max_permutations: Most permutations.
-        max_extreme: Permutations as extreme as the observed order, after which no more are drawn.
+        max_permutations: Maximum number of permutations.
+        max_extreme: Number of permutations as extreme as the observed order that ends the test.
 
     Yields:
         Each term's test, for each group of comparisons that have the same pairs; nothing where
@@ -82,8 +82,8 @@ def analysis_of_variance(
             models = [
                 _basis(factors[chosen], some)
                 for some in (
-                    [one for one in terms if not term <= one],  # without the term
-                    [one for one in terms if not term < one],  # with it
+                    [other for other in terms if not term <= other],  # without the term
+                    [other for other in terms if not term < other],  # with it
                     terms,
                 )
             ]
@@ -97,7 +97,7 @@ def analysis_of_variance(
 
 
 def _blocks(differences: Numbers) -> Iterator[tuple[Indices, Numbers, Indices]]:
-    """Columns that have the same pairs: their numbers, differences and the pairs' rows."""
+    """Yield groups of columns with the same pairs: numbers, differences and the pairs' rows."""
     for rows, same in patterns(np.isfinite(differences)):
         for start in range(0, len(same), MAX_COLUMNS):
             block = same[start : start + MAX_COLUMNS]
@@ -105,7 +105,7 @@ def _blocks(differences: Numbers) -> Iterator[tuple[Indices, Numbers, Indices]]:
 
 
 def _basis(factors: NDArray[Any], terms: Sequence[Term]) -> Numbers:
-    """An orthonormal basis of what a model with these terms can say, rows x dimensions."""
+    """Compute an orthonormal basis of a model with given terms, rows x dimensions."""
     cells = [group_rows(factors[:, sorted(term)].T) for term in terms]
     parts = [np.ones((len(factors), 1)), *(np.eye(cell.max() + 1)[cell] for cell in cells)]
     return np.asarray(linalg.orth(np.hstack(parts)), dtype=np.float64)
@@ -114,13 +114,13 @@ def _basis(factors: NDArray[Any], terms: Sequence[Term]) -> Numbers:
 def _permute(
     sample: Numbers, models: Sequence[Numbers], max_permutations: int, max_extreme: int
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """Ratio of the explained sum of squares to the residual one, partial eta squared, and p.
+    """Compute the ratio of explained to residual sum of squares, partial eta squared, and p.
 
     Args:
         sample: Rows x comparisons.
         models: Orthonormal bases: without the term, with it, and of the full model.
-        max_permutations: Most permutations.
-        max_extreme: Permutations as extreme as the observed order, after which no more are drawn.
+        max_permutations: Maximum number of permutations.
+        max_extreme: Number of permutations as extreme as the observed order that ends the test.
     """
     starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
     bases = np.hstack(models)
@@ -130,9 +130,9 @@ def _permute(
     squares = (sample**2).sum(axis=0)
 
     def ratio(order: Indices, chosen: Indices, residuals: Numbers) -> Numbers:
-        """Explained over residual, of the fit with the residuals in another order.
+        """Compute explained over residual sum of squares with the residuals in another order.
 
-        The bases, which have fewer columns, are put in the opposite order instead.
+        The bases have fewer columns, so they are reordered instead.
         """
         moved = bases[order].T @ residuals
         total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)

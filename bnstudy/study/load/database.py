@@ -1,4 +1,4 @@
-"""A study's database: DuckDB reads the runs' parquet files where a query needs them."""
+"""Database of a study: DuckDB, which reads the runs' parquet files when a query needs them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ import pandas as pd
 
 from bnstudy.runs.long_table import LAYER_LABEL
 
-# The long table of the runs that have ended. A layer is named as in the logs: by its site as well,
-# unless that is the activation.
+# Long table of the runs that have ended. The name of a layer contains its site, unless that is the
+# activation, as in the logs.
 ROWS = f"""
     select runs.cell, epoch, epoch = runs.last_epoch as is_last, step, split, site, layer_index,
            {LAYER_LABEL} as layer,
@@ -17,7 +17,7 @@ ROWS = f"""
     from files join runs on runs.path = files.filename
 """
 
-# What another version measured in a run of this one: null stands for all metrics, splits, sites.
+# Rows that another version measured in a run of this version; null means all.
 OTHER_VERSIONS = """
     create table other_versions (
         cell varchar, epoch integer, metrics varchar[], splits varchar[], sites varchar[]
@@ -34,8 +34,7 @@ OF_THIS_VERSION = """
     )
 """
 
-# The numbers of each run's last epoch, with their layers. DuckDB looks for the epochs while it
-# reads the files, and passes over the rest.
+# Values of each run's last epoch. DuckDB filters the epochs while it reads the files.
 LAST_COLUMNS = "select * exclude (epoch, is_last, step)"
 
 FINAL = """
@@ -52,7 +51,7 @@ def connect(
     Args:
         runs: All runs, as in `StudyRuns.runs`.
         tables: Paths of the long tables of the runs that have ended.
-        other_versions: Rows of the table `other_versions`, of `tabulate_other_versions`.
+        other_versions: Rows of the table `other_versions`; see `tabulate_other_versions`.
     """
     connection = duckdb.connect()
     connection.register("described", runs)
@@ -74,7 +73,7 @@ def connect(
 def tabulate_other_versions(
     cells: Iterable[str], other_versions: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[tuple[Any, ...]]:
-    """Rows of the table `other_versions`, one for each measured epoch.
+    """Make the rows of the table `other_versions`, one per measured epoch.
 
     Args:
         cells: Cells of the runs that have ended.
@@ -89,15 +88,15 @@ def tabulate_other_versions(
 
 
 def select_layers(table: str) -> str:
-    """Compose a query for the layers of each run, in the order of computation, each site by itself.
+    """Compose a query for the layers of each run and site, in the order of computation.
 
-    Layers' indices depend on which others were read with them, their order does not.
+    The index of a layer depends on the other layers that were read with it; the order does not.
 
     Args:
         table: Name of a table with the columns cell, site, layer_index, layer.
 
     Returns:
-        In SQL: cell, site, layer, position, layers, relative_depth; see `StudyRuns.query`.
+        Query for cell, site, layer, position, layers, relative_depth; see `StudyRuns.query`.
     """
     return f"""
         with listed as (

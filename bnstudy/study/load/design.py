@@ -1,4 +1,4 @@
-"""Design of a study: in which keys of the configuration its runs differ."""
+"""Design of a study: the keys of the configuration in which its runs differ."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,10 +7,8 @@ from typing import Any
 
 from bnstudy.terms import PER_NORM_OPTIONS
 
-TREATMENT = ("norm.", "regularizer.")  # keys of what is compared
-
-
-NAMES = {"model.depth": "depth", "model.width": "width", "optim.lr": "lr"}  # of columns
+TREATMENT = ("norm.", "regularizer.")  # prefixes of the keys that form a treatment
+NAMES = {"model.depth": "depth", "model.width": "width", "optim.lr": "lr"}  # columns by key
 
 
 @dataclass(frozen=True)
@@ -18,14 +16,13 @@ class Design:
     """Keys of the configuration in which the runs of a study differ.
 
     Attributes:
-        options: Options of a normalization or a regularizer that were swept: each value is a
-            treatment.
-        own: Keys of which each treatment has one value, such as a learning rate.
-        grid: Other keys but the seed: treatments are compared at each point.
+        options: Swept options of a norm or regularizer, each value of which is a treatment.
+        per_treatment: Keys that have one value per treatment, such as a learning rate.
+        grid: Other keys except the seed; treatments are compared at each point of this grid.
     """
 
     options: tuple[str, ...]
-    own: tuple[str, ...]
+    per_treatment: tuple[str, ...]
     grid: tuple[str, ...]
 
     @classmethod
@@ -33,22 +30,22 @@ class Design:
         """Find the design of some runs.
 
         Args:
-            treatments: Normalization of each, with its regularizer.
-            configs: Configuration of each, of `bnstudy.config.identity.essence`.
+            treatments: Norm and regularizer of each run.
+            configs: Configuration of each run, as `bnstudy.config.identity.essence` returns it.
         """
         of_treatment = defaultdict(list)
         for treatment, config in zip(treatments, configs, strict=True):
             of_treatment[treatment].append(config)
         swept = set[str]().union(*(_varying(some) for some in of_treatment.values()))
         varying = _varying(configs)
-        own = varying & {f"{group}.{key}" for group, key in PER_NORM_OPTIONS} - swept
+        per_treatment = varying & {f"{group}.{key}" for group, key in PER_NORM_OPTIONS} - swept
         options = {key for key in swept if key.startswith(TREATMENT)}
-        grid = {key for key in varying if not key.startswith(TREATMENT)} - own - {"seed"}
-        return cls(tuple(sorted(options)), tuple(sorted(own)), tuple(sorted(grid)))
+        grid = {key for key in varying if not key.startswith(TREATMENT)} - per_treatment - {"seed"}
+        return cls(tuple(sorted(options)), tuple(sorted(per_treatment)), tuple(sorted(grid)))
 
 
 def _varying(configs: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The keys that do not have the same value everywhere."""
+    """Find the keys that do not have the same value in all configurations."""
     values: dict[str, set[str]] = defaultdict(set)
     for config in configs:
         for key, value in config.items():
@@ -60,5 +57,5 @@ def _varying(configs: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def format_options(config: Mapping[str, Any], keys: Iterable[str]) -> str:
-    """Write options in words, such as momentum=0.1 eps=0.001, without those that are absent."""
+    """Format the options that a configuration has, such as momentum=0.1 eps=0.001."""
     return " ".join(f"{key.rpartition('.')[2]}={config[key]}" for key in keys if key in config)

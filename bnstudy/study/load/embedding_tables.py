@@ -1,4 +1,4 @@
-"""Embeddings of samples in a plane, of the runs of a study that kept them."""
+"""Two-dimensional embeddings of samples, from the runs of a study that have them."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terminal import console
 from bnstudy.terms import layer_label
 
-MAX_PICTURES = 300  # of a layer by a method, in each 1,000 samples unless others were asked for
+MAX_PICTURES = 300  # maps that are read, each of one layer by one method, usually 1,000 samples
 
-RUN_COLUMNS = ["cell", "treatment", "pair", "seed"]  # columns of the runs
+RUN_COLUMNS = ["cell", "treatment", "pair", "seed"]  # columns of `StudyRuns.runs`
 
 NUMBERED_LAYERS = f"""
     select read.* exclude (layer_index, number), layers, position
@@ -24,12 +24,11 @@ NUMBERED_LAYERS = f"""
 
 
 def find_runs_with_maps(study: StudyRuns) -> pd.DataFrame:
-    """Find the runs that have ended and kept maps, those first that are to be shown first.
-
-    Runs of a pair stand together: pairs in which the most treatments have maps, then first seeds.
+    """Find the runs that have ended and have maps.
 
     Returns:
-        Of `StudyRuns.runs` the columns cell, treatment, pair and seed; and file.
+        Columns cell, treatment, pair and seed of `StudyRuns.runs`, and file. Pairs in which more
+        treatments have maps come first, then lower seeds.
     """
     runs = study.results[RUN_COLUMNS]
     runs = runs.assign(file=[study.folder / cell / EMBEDDINGS for cell in runs["cell"]])
@@ -40,19 +39,19 @@ def find_runs_with_maps(study: StudyRuns) -> pd.DataFrame:
 
 
 def read_embeddings(study: StudyRuns) -> pd.DataFrame:
-    """Read the maps that `python -m bnstudy.measure map` made, of the first pairs of runs.
+    """Read the maps of `python -m bnstudy.measure map`, for the first pairs of runs.
 
-    Of as many pairs as have 300 pictures; a file that cannot be read is told and left out.
+    Pairs are read until there are 300 maps. A file that cannot be read is reported and left out.
 
     Args:
-        study: Its runs that have ended are looked at.
+        study: Study whose runs are comparable.
 
     Returns:
-        One row a sample of a map, in the order of `find_runs_with_maps`: cell, treatment, pair,
+        One row per sample of a map, in the order of `find_runs_with_maps`: cell, treatment, pair,
         seed, epoch, split, site, method (pca, umap), layer, layers and position (as in
-        `StudyRuns.query`, of the layers that have maps), sample, label, class, x, y (NaN where
-        there is no map, and reason says why), share (of the variance that the plane
-        holds; NaN of umap).
+        `StudyRuns.query`, among the layers that have maps), sample, label, class, x, y (NaN if the
+        layer has no map), reason (why it has no map), share (of the variance that the map contains;
+        NaN for umap).
     """
     found: list[pd.DataFrame] = []
     pictures = 0
@@ -61,13 +60,13 @@ def read_embeddings(study: StudyRuns) -> pd.DataFrame:
             _read(run["file"]).assign(**{name: run[name] for name in RUN_COLUMNS})
             for run in runs.to_dict("records")
         ]
-        pictures += sum(len(one.groupby(["layer", "method"])) for one in of_pair)
+        pictures += sum(len(maps.groupby(["layer", "method"])) for maps in of_pair)
         if found and pictures > MAX_PICTURES:
             break
-        found += [one for one in of_pair if len(one)]
+        found += [maps for maps in of_pair if len(maps)]
     if not found:
         return pd.DataFrame(columns=[*RUN_COLUMNS, "site", "method", "layer"])
-    table = pd.concat([one.assign(number=number) for number, one in enumerate(found)])
+    table = pd.concat([maps.assign(number=number) for number, maps in enumerate(found)])
     study.connection.register("read", table)
     numbered = study.query(NUMBERED_LAYERS)
     study.connection.unregister("read")
@@ -75,7 +74,7 @@ def read_embeddings(study: StudyRuns) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """A run's file; a layer is named as in the long table. Nothing where it cannot be read."""
+    """Read a run's file, with layers named as in the long table; empty if it cannot be read."""
     try:
         table = read_maps(path)
     except UserError as error:

@@ -1,8 +1,8 @@
-"""A study's numbers as a matrix: a run a row, a metric at a layer a column.
+"""Values of a study as a matrix: one row per run, one column per metric and layer.
 
-Networks with as many layers at a site are compared layer by layer, in their order, whatever the
-layers' names. Networks with different numbers of layers are compared at relative depth: values are
-interpolated linearly between the two nearest layers of each network.
+Networks with the same number of layers at a site are compared layer by layer, in order, regardless
+of the layers' names. Networks with different numbers of layers are compared at relative depth:
+values are interpolated linearly between the two nearest layers of each network.
 """
 
 from functools import lru_cache
@@ -14,32 +14,33 @@ from numpy.typing import NDArray
 
 from bnstudy.errors import UserError
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import PROBE_PERFORMANCE
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
-# In a network with L layers at a site the i-th, counted from 1, has the relative depth
-# (i - 1) / (L - 1). A single layer is the first and the last one: its value is that of all depths.
+# The i-th of L layers at a site, counted from 1, has the relative depth (i - 1) / (L - 1). A single
+# layer is used at all depths.
 RELATIVE_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
-KEYS = ["split", "metric", "layers", "place"]  # which no two columns share
+KEYS = ["split", "metric", "layers", "place"]  # identify a column
 
-MAX_NAMES = 2  # of layers that are matched; more of them are named by their number
+MAX_NAMES = 2  # names of matched layers that are listed; otherwise they get a number
 
 
 def load_shared_columns(
     study: StudyRuns, *, every_epoch: bool = False
 ) -> tuple[pd.DataFrame, Numbers]:
-    """Load the numbers of all runs that have ended, in the columns that all runs share.
+    """Load the values of all runs that have ended, in the columns that all runs share.
 
     Args:
-        study: StudyRuns whose runs are comparable.
-        every_epoch: Numbers of each epoch instead of each run's last one, for what the last one
-            has.
+        study: Study whose runs are comparable.
+        every_epoch: Load each epoch instead of each run's last epoch, for the columns that the last
+            epoch has.
 
     Returns:
-        The columns of `load_columns` that all runs share, and the numbers, runs x columns.
+        Columns of `load_columns` that all runs share, and values, runs x columns.
 
     Raises:
         UserError: The runs are not comparable.
@@ -50,22 +51,25 @@ def load_shared_columns(
 
 
 def load_columns(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
-    """Load the numbers of all runs that have ended, with the columns of every subset of them.
+    """Load the values of all runs that have ended, in the columns of all subsets of the runs.
 
     Args:
-        study: StudyRuns whose runs are comparable.
-        every_epoch: Numbers of each epoch instead of each run's last one, for what the last one
-            has.
+        study: Study whose runs are comparable.
+        every_epoch: Load each epoch instead of each run's last epoch, for the columns that the last
+            epoch has.
 
     Returns:
-        The columns (split, metric, site, layers, place, place_index; epoch), activations before
-        other sites, and the numbers, runs x columns, the runs in the order of `study.results`; NaN
-        where there is none. `layers` is the number of layers that a network has at the site: such
-        columns hold the values of these networks' layers, `place` is the layer's name, and
-        `place_index` its number, from 1. It is 0 where the values are interpolated, at the
-        `RELATIVE_DEPTHS`, because the study's networks have different numbers of layers. Numbers of
-        the whole model have the site "", layers 0 and the place_index 0. Both are kept: do not
-        change them.
+        Table of the columns (split, metric, site, layers, place, place_index; epoch), activations
+        before other sites, and values, runs x columns, in the order of `study.results`; NaN if a
+        run has no value.
+
+        - Columns of layers: `layers` is the number of layers at the site of the networks that have
+          values in the column, `place` the layer's name, `place_index` its number, from 1.
+        - Columns at `RELATIVE_DEPTHS`, if networks have different numbers of layers: `layers` is 0,
+          `place` names the depth, `place_index` is its number, from 1. Values are interpolated.
+        - Columns of the whole model: site "", `layers` 0 and `place_index` 0.
+
+        Both are cached: do not change them.
 
     Raises:
         UserError: The runs are not comparable.
@@ -74,22 +78,22 @@ def load_columns(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.Dat
         raise UserError(
             f"{study.folder} holds runs that are not comparable: "
             + " | ".join(f"{len(part.results)} runs of {part.measured_on}" for part in study.parts)
-            + "\nLook at each of them by itself, or train them as different studies (study=NAME)"
+            + "\nAnalyse `parts` one by one, or train them as different studies (study=NAME)"
         )
     return _numbers(study, every_epoch)
 
 
 def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: Indices) -> Mask:
-    """Mark the columns by which some runs are compared with one another.
+    """Mark the columns in which some runs are compared with each other.
 
     Args:
-        study: StudyRuns whose runs are comparable.
-        keys: Columns, of `load_columns`.
+        study: Study whose runs are comparable.
+        keys: Table of the columns, from `load_columns`.
         runs: Rows of `StudyRuns.results`.
 
     Returns:
-        True for the layers of a site where all these networks have as many, otherwise for the
-        relative depths, and for the whole model.
+        True for the whole model and, at each site, for the layers if all these networks have the
+        same number of layers, otherwise for the relative depths.
     """
     shared = {"": 0}
     for site, counts in count_layers(study).iloc[runs].items():
@@ -98,15 +102,16 @@ def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: Indices) -
     return (keys["layers"] == keys["site"].map(shared)).to_numpy(dtype=bool)
 
 
-def select_own_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
-    """Mark the columns of layers that a run's network has, or of all networks.
+def select_network_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
+    """Mark, for each run, the columns that apply to its network.
 
     Args:
-        study: StudyRuns whose runs are comparable.
-        keys: Columns, of `load_columns`.
+        study: Study whose runs are comparable.
+        keys: Table of the columns, from `load_columns`.
 
     Returns:
-        Rows of `StudyRuns.results` x columns.
+        True for layers that the network has, relative depths and the whole model: rows of
+        `StudyRuns.results` x columns.
     """
     found = np.ones((len(study.results), len(keys)), dtype=bool)
     counts = count_layers(study)
@@ -117,19 +122,19 @@ def select_own_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
 
 @lru_cache(maxsize=2)
 def count_layers(study: StudyRuns) -> pd.DataFrame:
-    """Count the layers of each of `study.results` at each site."""
+    """Count the layers at each site for each row of `study.results`."""
     counts = study.query("select cell, site, count(*) as layers from layers group by all")
     table = counts.pivot_table(index="cell", columns="site", values="layers", fill_value=0)
     return table.reindex(study.results["cell"], fill_value=0).astype(int)
 
 
 def average_layers(study: StudyRuns, metric: str) -> Numbers:
-    """Average a metric of each run over its own layers' activations, on the training split.
+    """Average a metric of each run over its layers' activations, on the training split.
 
     Args:
-        study: StudyRuns whose runs are comparable.
-        metric: Name of the metric; where it has no activations, the mean is over its other layers,
-            at the sites that all networks have.
+        study: Study whose runs are comparable.
+        metric: Name of the metric. If it has no values of activations, the mean is over the other
+            sites that all networks have.
     """
     keys, values = load_columns(study)
     counts = count_layers(study)
@@ -148,13 +153,13 @@ def average_layers(study: StudyRuns, metric: str) -> Numbers:
 
 
 def are_activations(table: pd.DataFrame) -> pd.Series:
-    """Mark rows of layers' activations or, of a metric that has none, of layers at any site.
+    """Mark the rows of layers' activations; of metrics without activations, all rows of layers.
 
-    What is said of a metric in a few words, or is one curve over the layers, is of these.
+    The verdict, the printed figures and the mediation analysis use these rows.
 
     Args:
-        table: With the columns split, metric, place_index and site, and all rows of a metric: also
-            those that have no value.
+        table: Table with the columns split, metric, place_index and site, and all rows of a metric,
+            including those without a value.
     """
     layers = table["place_index"] > 0
     activations = layers & (table["site"] == "act")
@@ -172,7 +177,12 @@ def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers
         select distinct network, split, metric, layer, coalesce(site, '') as site,
                coalesce(layers, 0) as layers, coalesce(position, 0) as place_index
         from final join numbers using (cell)
-        """
+        where $every_epoch or not list_contains($probe_performance, metric)
+        """,
+        every_epoch=every_epoch,
+        probe_performance=list(
+            PROBE_PERFORMANCE
+        ),  # after the last epoch there are those of whole splits
     )
     measured["place"] = _names(measured)
     keys = measured.drop(columns=["network", "layer"]).drop_duplicates()
@@ -210,9 +220,9 @@ def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers
 
 
 def _networks(study: StudyRuns) -> pd.DataFrame:
-    """The number of each run's network: runs with layers of the same names have the same one.
+    """Number the networks; runs whose layers have the same names have the same network.
 
-    Networks are numbered in the order of the treatments, then of the runs.
+    The order is that of the treatments, then of the runs.
     """
     listed = "select cell, list([site, layer] order by site, position) from layers group by cell"
     layers = {
@@ -229,7 +239,7 @@ def _networks(study: StudyRuns) -> pd.DataFrame:
 
 
 def _names(measured: pd.DataFrame) -> pd.Series:
-    """The names of layers: that of their networks, or of both where they have different ones."""
+    """Name the layers: a single name, two names with a slash, or a number if there are more."""
     names = measured["layer"].copy()
     layers = measured[measured["layers"] > 0].sort_values("network", kind="stable")
     for key, matched in layers.groupby(["site", "layers", "place_index"]):
@@ -242,7 +252,7 @@ def _names(measured: pd.DataFrame) -> pd.Series:
 
 
 def _relative_depths(keys: pd.DataFrame) -> pd.DataFrame:
-    """Columns of the sites at which networks have different numbers of layers."""
+    """Make the columns at relative depths, for sites with different numbers of layers."""
     layers = keys[keys["layers"] > 0]
     mixed = layers[layers.groupby("site")["layers"].transform("nunique") > 1]
     depths = [
@@ -265,15 +275,15 @@ def _suffix(site: str) -> str:
 
 
 def _interpolate(keys: pd.DataFrame, values: Numbers, counts: pd.DataFrame) -> None:
-    """Fill the columns of relative depths in from those of layers: runs x epochs x columns."""
+    """Fill the columns at relative depths from those of layers: runs x epochs x columns."""
     for key, columns in keys.groupby(["split", "metric", "site"]):
         depths = columns.index[(columns["layers"] == 0) & (columns["place_index"] > 0)]
         if depths.empty:
             continue
         for count in sorted(set(columns["layers"].tolist()) - {0}):
             runs = np.flatnonzero(counts[key[-1]] == count)
-            own = columns[columns["layers"] == count]
-            of_position = dict(zip(own["place_index"], own.index, strict=True))
+            layers = columns[columns["layers"] == count]
+            of_position = dict(zip(layers["place_index"], layers.index, strict=True))
             for column, depth in zip(depths, RELATIVE_DEPTHS, strict=True):
                 lower, weight = divmod(1 + depth * (count - 1), 1)
                 nearest = {lower: 1 - weight, lower + 1: weight} if weight else {lower: 1.0}

@@ -1,6 +1,6 @@
-"""Records of a study's runs, one row of a table each.
+"""Table of a study's runs, made from their run.json files.
 
-What is large stays in the runs' parquet files: `bnstudy.study.load.database` reads them.
+`bnstudy.study.load.database` reads the long tables.
 """
 
 import json
@@ -13,6 +13,7 @@ import pandas as pd
 
 from bnstudy.config.identity import ADDED, essence
 from bnstudy.errors import UserError, first_line
+from bnstudy.redaction import redact, redact_values
 from bnstudy.runs.paths import RECORD
 from bnstudy.runs.record import Record
 from bnstudy.study.load.design import NAMES, TREATMENT, Design, format_options
@@ -20,27 +21,27 @@ from bnstudy.terms import PER_NORM_OPTIONS
 
 SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in PER_NORM_OPTIONS))
 
-# Options of all runs that older ones do not name, with the value that this means.
+# Options that older records do not contain, with the value that their absence means.
 ADDED_TO_ALL = {key: value for key, value in ADDED.items() if not key.startswith(TREATMENT)}
 
-# Keys that do not belong to a run's identity and that may differ within a pair: they change no
-# result but for rounding.
+# Keys that are not part of a run's identity and may differ within a pair, because they change
+# results only by rounding.
 EXECUTION = ("trainer.accelerator", "trainer.benchmark", "trainer.compile", "trainer.strategy")
 
 UNREADABLE = "unreadable"  # status of a run whose run.json cannot be read
 
 
 class _Run(NamedTuple):
-    """Facts that are kept of a run.json.
+    """Facts from a run.json.
 
     Attributes:
         facts: Columns of `StudyRuns.runs`.
-        config: Keys of `bnstudy.config.identity.essence`, and options that were added since the
-            run, with the value that their absence means; empty where it cannot be read.
+        config: Result of `bnstudy.config.identity.essence`, with options that were added since the
+            run; empty if the file cannot be read.
         directions: Directions of its metrics.
         settings: Settings, as in `StudyRuns`.
         other_versions: Rows of other versions, as in `StudyRuns`.
-        own_name: Name of the folder that it was trained in; a copy lies in another one.
+        original_name: Name of the folder in which the run was trained; a copy has another name.
     """
 
     facts: dict[str, Any]
@@ -48,7 +49,7 @@ class _Run(NamedTuple):
     directions: dict[str, str | None]
     settings: dict[str, Any]
     other_versions: list[dict[str, Any]]
-    own_name: str
+    original_name: str
 
 
 def read_records(folder: Path) -> list[_Run]:
@@ -77,8 +78,8 @@ def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
         design: Their design.
 
     Returns:
-        One row a record: of the columns of `StudyRuns.runs` all but part and duplicate_of;
-        comparable says in words what a run's numbers can be compared with.
+        One row per record, with all columns of `StudyRuns.runs` except part and duplicate_of.
+        comparable describes data, probe set and version; runs with the same text are comparable.
     """
     directions = collect_directions(records)
     redefined = {metric for metric, found in directions.items() if len(found) > 1}
@@ -86,13 +87,13 @@ def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
     runs["pair"] = pd.factorize(runs["pair"])[0]
     for column in runs.columns[[dtype.kind == "O" for dtype in runs.dtypes]]:
         words = runs[column].map(lambda value: isinstance(value, str))
-        if words.any() and column in design.grid:  # numbers and words
+        if words.any() and column in design.grid:  # a column of mixed types
             runs[column] = runs[column].map(str)
     return runs
 
 
 def collect_directions(records: Sequence[_Run]) -> dict[str, list[str | None]]:
-    """List the directions that the records declare of each metric, each once."""
+    """List the different directions that the records declare for each metric."""
     directions: dict[str, list[str | None]] = defaultdict(list)
     for record in records:
         for metric, direction in record.directions.items():
@@ -104,10 +105,15 @@ def collect_directions(records: Sequence[_Run]) -> dict[str, list[str | None]]:
 def _read(folder: Path) -> _Run:
     try:
         record = Record.read(folder)
-        config = ADDED_TO_ALL | essence(record.description.config)
+        config = ADDED_TO_ALL | essence(redact_values(record.description.config))
     except (UserError, KeyError, TypeError) as error:
-        reason = first_line(error)
-        facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
+        reason = redact(first_line(error))
+        facts = {
+            "cell": folder.name,
+            "status": UNREADABLE,
+            "remark": reason,
+            "ended": False,
+        }
         return _Run(facts, {}, {}, {}, [], "")
     described = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
@@ -117,7 +123,7 @@ def _read(folder: Path) -> _Run:
     facts = {
         "cell": folder.name,
         "path": str(record.paths.table),
-        "overrides": " ".join(described.overrides),
+        "overrides": redact(" ".join(described.overrides)),
         "treatment": norm if regularizer == "none" else f"{norm} + {regularizer}",
         "norm": norm,
         "regularizer": regularizer,
@@ -157,32 +163,35 @@ def _read(folder: Path) -> _Run:
 
 
 def _left_out(rows: Mapping[str, Any]) -> str:
-    """A remark about rows that another version measured."""
+    """Describe rows that another version measured."""
     metrics = ", ".join(rows["metrics"] or ["all numbers"])
     epochs = ", ".join(map(str, rows["epochs"]))
-    return f"left out, as measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
+    return (
+        f"not included, because measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
+    )
 
 
 def _remark(record: Record, ended: bool) -> str | None:
-    """Why a run is not among the results, or a remark about it."""
+    """Describe why a run is not among the results, or what is special about it; None if nothing."""
     attempts = record.description.attempts
     match record.description.status:
         case "diverged" | "completed" if not ended:
-            return f"{record.paths.table.name} is not there, or damaged"
+            return f"{record.paths.table.name} is missing or damaged"
         case "diverged":
-            return "its loss was not finite at some time; it is among the results"
+            return "its loss was not finite; the run is included in the results"
         case "failed":
-            return next((one.error for one in reversed(attempts) if one.error), "unknown")
+            errors = [attempt.error for attempt in attempts if attempt.error]
+            return redact(errors[-1]) if errors else "unknown"
         case "running":
-            return f"still running, or killed: begun {attempts[-1].started}"
+            return f"running or killed; started {attempts[-1].started}"
         case "interrupted":
-            return "the same command again goes on with it"
+            return "repeat the command to resume it"
         case _:
             return None
 
 
 def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
-    """A row of `StudyRuns.runs`."""
+    """Make a row of `StudyRuns.runs`."""
     facts, config, directions = run.facts, run.config, run.directions
     if not config:
         return facts | {"comparable": ""}
@@ -190,7 +199,7 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
     shared = {
         key: value
         for key, value in config.items()
-        if not key.startswith(TREATMENT) and key not in design.own
+        if not key.startswith(TREATMENT) and key not in design.per_treatment
     }
     changed = {metric: directions[metric] for metric in redefined & directions.keys()}
     comparable = (
@@ -203,7 +212,7 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
         "seed": config["seed"],
         **{key: _plain(config.get(key)) for key in design.grid if key not in NAMES},
         "grid": format_options(config, design.grid),
-        "own": format_options(config, design.own),
+        "own": format_options(config, design.per_treatment),
         "pair": json.dumps(shared, sort_keys=True),
         "comparable": comparable,
     }

@@ -1,4 +1,4 @@
-"""Runs that repeat others, and treatments that change nothing: one observation counts once."""
+"""Detection of repeated runs and of treatments without effect, so that each run counts once."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,26 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-MIN_EQUAL_NUMBERS = 20  # numbers, without which two runs are not taken for the same observation
+MIN_EQUAL_VALUES = 20  # equal values from which two runs are treated as the same observation
 
 
-def mark_duplicates(runs: pd.DataFrame, own_names: Sequence[str]) -> None:
+def mark_duplicates(runs: pd.DataFrame, original_names: Sequence[str]) -> None:
     """Mark copies of a run, and runs that were trained again in another folder.
 
-    Of several runs with the same configuration and seed, on the same data, the one that counts has
-    ended, or completed rather than diverged; then it is the one that lies in the folder that it was
-    trained in; then the first one by name.
+    Of several runs with the same configuration and seed on the same data, one is counted: runs that
+    have ended take precedence, then completed runs, then runs in the folder that they were trained
+    in, then the first name.
+
+    Args:
+        runs: Table of runs; gets the column duplicate_of.
+        original_names: Name of the folder in which each run was trained.
     """
     runs["duplicate_of"] = None
     order = pd.DataFrame(
         {
             "ended": ~runs["ended"],
             "completed": runs["status"] != "completed",
-            "copied": runs["cell"] != own_names,
+            "copied": runs["cell"] != original_names,
             "cell": runs["cell"],
         }
     ).sort_values(["ended", "completed", "copied", "cell"])
@@ -31,15 +35,17 @@ def mark_duplicates(runs: pd.DataFrame, own_names: Sequence[str]) -> None:
     known = known[known.duplicated(keys, keep=False)]  # most runs have no duplicate
     for _, same in known.groupby(keys, sort=False):
         first, *others = same.index
-        _mark(runs, others, first, "the same run as {}, which counts in its place")
+        _mark(runs, others, first, "repeats {} and is not counted again")
 
 
 def mark_repetitions(runs: pd.DataFrame) -> None:
-    """Mark runs of a treatment whose numbers are another run's, digit for digit.
+    """Mark runs of a treatment that have exactly the values of another run.
 
-    What they differ in, such as the seed, had no effect: they are one observation. The one that
-    counts is the one with the most partners. Few numbers may be equal by chance, accuracies above
-    all.
+    The settings in which they differ, such as the seed, had no effect, so they are one observation.
+    The run with the most partners is counted.
+
+    Args:
+        runs: Table of runs; its columns duplicate_of and remark are updated.
     """
     numbers = final_numbers(runs)
     if "train_loss" not in numbers:
@@ -55,26 +61,26 @@ def mark_repetitions(runs: pd.DataFrame) -> None:
         repeated = [
             other
             for other in others
-            if _are_identical(paths[first], paths[other], MIN_EQUAL_NUMBERS)
+            if _are_identical(paths[first], paths[other], MIN_EQUAL_VALUES)
         ]
-        _mark(runs, repeated, first, "its numbers are all those of {}, as which it counts")
+        _mark(runs, repeated, first, "has the same numbers as {} and is not counted again")
 
 
 def find_identical_treatments(
     results: pd.DataFrame, treatments: Sequence[str], numbers: Sequence[str]
 ) -> dict[str, str]:
-    """Find treatments all of whose pairs with an earlier treatment are the same, digit for digit.
+    """Find treatments whose runs have exactly the values of their partners in another treatment.
 
-    Such runs say nothing of the treatment: the network seems to ignore it. The loss of at least one
-    pair must be known: other numbers are equal by chance.
+    The network probably ignores such a treatment. The loss of at least one pair has to be known,
+    because other values can be equal by chance.
 
     Args:
         results: Runs that have ended, as in `StudyRuns.results`.
-        treatments: Treatments in their order.
-        numbers: Columns of their final numbers, of `final_numbers`.
+        treatments: Treatments in order.
+        numbers: Columns of the final values, from `final_numbers`.
 
     Returns:
-        By treatment, the first one that it is the same as.
+        Earlier treatment with the same values, by treatment.
     """
     found: dict[str, str] = {}
     if "train_loss" not in numbers:
@@ -82,8 +88,8 @@ def find_identical_treatments(
     results = results[["treatment", "pair", "path", *numbers]]
     for treatment in treatments:
         for earlier in treatments[: treatments.index(treatment)]:
-            one, other = (results[results["treatment"] == name] for name in (earlier, treatment))
-            pairs = one.merge(other, on="pair", suffixes=("", "_other"))
+            first, second = (results[results["treatment"] == name] for name in (earlier, treatment))
+            pairs = first.merge(second, on="pair", suffixes=("", "_other"))
             ours = pairs[numbers].to_numpy(float)
             theirs = pairs[[f"{name}_other" for name in numbers]].to_numpy(float)
             is_known = pairs["train_loss"].notna()  # unless both runs diverged
@@ -109,28 +115,29 @@ def _mark(runs: pd.DataFrame, duplicates: list[int], first: int, remark: str) ->
 
 
 def final_numbers(runs: pd.DataFrame) -> list[str]:
-    """List the columns of the table of runs that have losses and accuracies."""
+    """List the columns of losses and accuracies in the table of runs."""
     return [name for name in map(str, runs) if name.endswith(("_loss", "_accuracy"))]
 
 
-def _are_identical(table: str, other_table: str, min_numbers: int = 1) -> bool:
-    """Whether all numbers that two long tables have in common are the same, digit for digit.
+def _are_identical(table: str, other_table: str, min_values: int = 1) -> bool:
+    """Return whether all values that two long tables have in common are exactly equal.
 
-    Numbers before training are left out. What only one table has was measured later.
+    Values before training are left out. Rows in only one table were measured later.
 
     Args:
-        table: Path of the one.
-        other_table: Path of the other.
-        min_numbers: How many finite ones besides accuracies they must have in common.
+        table: Path of a long table.
+        other_table: Path of another long table.
+        min_values: Minimum number of common finite values, without accuracies, which can be equal
+            by chance.
     """
     keys = ["epoch", "split", "site", "layer", "metric"]
-    one, other = (
+    ours, theirs = (
         pq.read_table(path, columns=[*keys, "value"]).to_pandas().fillna({"site": ""})
         for path in (table, other_table)
     )
-    both = one.merge(other, on=keys)
+    both = ours.merge(theirs, on=keys)
     both = both[both["epoch"] > 0]
-    telling = np.isfinite(both["value_x"]) & (both["metric"] != "accuracy")
-    return bool(telling.sum() >= min_numbers) and np.array_equal(
+    informative = np.isfinite(both["value_x"]) & ~both["metric"].str.endswith("accuracy")
+    return bool(informative.sum() >= min_values) and np.array_equal(
         both["value_x"], both["value_y"], equal_nan=True
     )

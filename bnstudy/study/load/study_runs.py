@@ -1,7 +1,8 @@
-"""The runs of a study: what they are, which are comparable, and a database of their numbers."""
+"""Runs of a study: their table, the comparable parts, and a database of their values."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,53 +20,49 @@ from bnstudy.study.load.repetitions import (
     mark_duplicates,
     mark_repetitions,
 )
+from bnstudy.terms import format_count
 
-BASELINES = ("none", "batchnorm")  # which is compared with, unless one is asked for
+BASELINES = ("none", "batchnorm")  # default baselines, in order of preference
 
 
+@dataclass(eq=False)  # compared and hashed by identity
 class StudyRuns:
     """The runs of a study.
 
     Attributes:
-        name: Name of the study.
         folder: Folder that its runs lie in.
-        runs: One row a run, whatever became of it, with the columns
+        runs: One row per run, whatever its status, with the columns
 
-            - cell, path (of its table), overrides, seed, treatment (its norm, its regularizer and
-              those of their options that were swept), norm, regularizer, model, data, depth, width,
-              lr, and every other key of the configuration that varies over the study;
-            - own: what the treatment has one value of, such as a learning rate, in words;
-            - pair: the same number for runs that differ in nothing but the treatment;
-              grid: their point of the grid in words, all but the seed; part: see `parts`;
-            - status, ended (completed or diverged, its table there), remark (such as why it is not
-              among the results), attempts, failures, seconds, measure_seconds;
-            - duplicate_of: the cell of the run that this one repeats, which counts in its place;
-            - last_epoch, and the final numbers: train_loss, test_accuracy, ...;
+            - cell, path (of its table), overrides, seed, treatment (norm, regularizer and their
+              swept options), norm, regularizer, model, data, depth, width, lr, and every other key
+              of the configuration that varies over the study;
+            - own: settings that have one value per treatment, such as a learning rate, as text;
+            - pair: the same number for runs that differ only in the treatment;
+              grid: point of the grid without the seed, as text; part: see `parts`;
+            - status, ended (completed or diverged, with a table), remark (such as the reason why
+              it is not among the results), attempts, failures, seconds, measure_seconds;
+            - duplicate_of: cell of the run that this run repeats; None if it is counted;
+            - last_epoch, and the final values: train_loss, test_accuracy, ...;
             - commit, dirty, version, torch, python, processor, gpus, threads, host, data_sha256,
               probe.
-        design: Keys that they differ in.
+        design: Keys in which the runs differ.
         directions: Better values by metric: higher, lower or None.
-        settings: Settings by cell, in which runs of a pair may differ besides the norm.
-        other_versions: Rows by cell of its table that another version of bnstudy measured, as
-            in `Record.other_versions`; they are in none of the tables.
+        settings: Settings by cell that may differ between the runs of a pair besides the norm.
+        other_versions: Rows of a cell's table that another version of bnstudy measured, by cell, as
+            in `Record.other_versions`; no table of the study contains them.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        runs: pd.DataFrame,
-        design: Design,
-        directions: dict[str, str | None],
-        settings: Mapping[str, Mapping[str, Any]],
-        other_versions: Mapping[str, Sequence[Mapping[str, Any]]],
-    ) -> None:
-        self.name = folder.name
-        self.folder = folder
-        self.runs = runs
-        self.design = design
-        self.directions = directions
-        self.settings = settings
-        self.other_versions = other_versions
+    folder: Path
+    runs: pd.DataFrame
+    design: Design
+    directions: dict[str, str | None]
+    settings: Mapping[str, Mapping[str, Any]]
+    other_versions: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.folder.name
 
     @classmethod
     def read(cls, folder: Path | str) -> Self:
@@ -85,7 +82,7 @@ class StudyRuns:
             [record.config for record in readable],
         )
         runs = tabulate_runs(records, design)
-        mark_duplicates(runs, [record.own_name for record in records])
+        mark_duplicates(runs, [record.original_name for record in records])
         mark_repetitions(runs)
         parts = runs.loc[runs["ended"], "comparable"].value_counts().index
         runs["part"] = parts.get_indexer(runs["comparable"]).clip(min=0)
@@ -104,90 +101,91 @@ class StudyRuns:
 
     @cached_property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """A database with the tables `runs`, `rows`, `layers` and `final`; see `query`."""
+        """Database with the tables `runs`, `rows`, `layers` and `final`; see `query`."""
         tables = self.results["path"].tolist()
         if not tables:
             raise UserError(
                 f"{self.folder} has no run that has ended: {self.counts()}\n"
-                "Run the same command of bnstudy.train again; it goes on where it was interrupted"
+                "Repeat the bnstudy.train command; it continues where it was interrupted"
             )
         others = tabulate_other_versions(self.results["cell"], self.other_versions)
         return connect(self.runs, tables, others)
 
     def query(self, sql: str, **parameters: Any) -> pd.DataFrame:
-        """Answer a question in SQL.
+        """Run a query in DuckDB's SQL.
+
+        The tables are `runs`, and, for the runs that have ended,
+
+        - `rows`, the long table: cell, epoch, is_last, step, split, site, layer_index, layer,
+          metric, value, reason;
+        - `layers`: cell, site, layer, position (from 1, among the layers of the site), layers
+          (number at the site), relative_depth (0 for the first layer, 1 for the last);
+        - `final`, the last epochs: the columns of both; values of the whole model have layer_index
+          -1 and no position.
 
         Args:
-            sql: It reads these tables. `runs`. `rows`, the long table of the runs that have ended:
-                cell, epoch, is_last, step, split, site, layer_index, layer, metric, value, reason.
-                `layers`: cell, site, layer, position (from 1, among the layers of that site),
-                layers (how many the site has), relative_depth (0: the first one, 1: the last one).
-                `final`, the last epochs: the columns of both; numbers of the whole model have
-                layer_index -1 and no position.
-            parameters: The values of `$name` in it.
+            sql: Query.
+            parameters: Values of the query's parameters, such as `$name`.
         """
         return self.connection.execute(sql, parameters or None).df()
 
     @cached_property
     def parts(self) -> list[Self]:
-        """The study, in as many parts as it takes for the runs of each to be comparable.
+        """Parts of the study, each with comparable runs.
 
-        Numbers are comparable that were measured on the same samples of the same data, by metrics
-        of the same definition: the same version of bnstudy. Runs that have not ended are in the
-        first part.
+        Values are comparable if they were measured on the same samples of the same data by the same
+        version of bnstudy. Runs that have not ended are in the first part.
         """
         return [
-            type(self)(
-                self.folder,
-                self.runs[self.runs["part"] == part],
-                self.design,
-                self.directions,
-                self.settings,
-                self.other_versions,
-            )
+            replace(self, runs=self.runs[self.runs["part"] == part])
             for part in sorted(self.runs["part"].unique())
         ]
 
     @property
     def results(self) -> pd.DataFrame:
-        """The runs that have ended, completed or diverged, each of them once."""
+        """Rows of `runs` that have ended (completed or diverged), without repeated runs."""
         counted = self.runs["ended"] & self.runs["duplicate_of"].isna()
         return self.runs[counted].reset_index(drop=True)
 
     @cached_property
     def identical(self) -> dict[str, str]:
-        """Treatments that are the same as an earlier one, of `find_identical_treatments`."""
+        """Treatments with the same runs as an earlier one; see `find_identical_treatments`."""
         return find_identical_treatments(self.results, self.treatments, final_numbers(self.runs))
 
     @property
     def measured_on(self) -> str:
-        """Data, probe set and version that the results were measured with, in words."""
+        """Description of the data, probe set and version of the results."""
         return "; ".join(sorted(set(self.results["comparable"])))
 
     @property
     def treatments(self) -> list[str]:
-        """Treatments of the runs that have ended, the candidates for the baseline first."""
+        """Treatments of the runs that have ended; default baselines come first."""
         names = set(self.results["treatment"])
         return [name for name in BASELINES if name in names] + sorted(names - {*BASELINES})
 
-    def baseline(self, asked: str | None = None) -> str:
-        """Choose the treatment that the others are compared with.
+    def baseline(self, requested: str | None = None) -> str:
+        """Choose the treatment to compare with.
 
         Args:
-            asked: One of `treatments`; None: no normalization, or else BatchNorm, or the first.
+            requested: One of `treatments`; None: no normalization, or else BatchNorm, or the first.
 
         Raises:
             UserError: There is no such treatment.
         """
-        if asked is not None and asked not in self.treatments:
+        if requested is not None and requested not in self.treatments:
             raise UserError(
-                f"baseline={asked} is not in {self.folder}; it takes {', '.join(self.treatments)}"
+                f"baseline={requested} is not in {self.folder}; "
+                f"it takes {', '.join(self.treatments)}"
             )
-        return asked or self.treatments[0]
+        return requested or self.treatments[0]
+
+    def treatments_without(self, baseline: str) -> list[str]:
+        """List the treatments that are compared with a baseline."""
+        return [name for name in self.treatments if name != baseline]
 
     def counts(self) -> str:
-        """Count the runs by status, in words."""
+        """Describe the number of runs, in total and by status."""
         counts = Counter(self.runs["status"])
         order = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
-        told = ", ".join(f"{count} {status}" for status, count in order)
-        return f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}: {told}"
+        by_status = ", ".join(f"{count} {status}" for status, count in order)
+        return f"{format_count(len(self.runs), 'run')}: {by_status}"

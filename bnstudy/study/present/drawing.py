@@ -1,4 +1,4 @@
-"""Figures to files, in processes that know of Matplotlib alone: these start sooner."""
+"""Writing of figures to files, in processes that only import Matplotlib and start quickly."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,8 +24,8 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4,
     "pdf.fonttype": 42,  # text stays text
     "svg.fonttype": "none",
-    "svg.hashsalt": "bnstudy",  # the same study, the same file
-    "text.parse_math": False,  # names may have dollar signs
+    "svg.hashsalt": "bnstudy",  # files are reproducible
+    "text.parse_math": False,  # names can contain dollar signs
 }
 WITHOUT_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
@@ -33,16 +33,16 @@ WITHOUT_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterator[Path]:
     """Write figures as SVG, PDF and PNG.
 
-    They are drawn in processes of their own, while this one goes on.
+    Other processes draw them while this process continues.
 
     Args:
-        figures: Names, and figures.
-        folder: Folder for the files.
+        figures: Names and figures.
+        folder: Folder of the files.
 
     Returns:
-        The files, each once it is there.
+        Files, each as soon as it is written.
     """
-    where = folder.absolute()  # the processes may be older than this one's current directory
+    where = folder.absolute()  # reused processes can have another current directory
     drawing: Iterator[list[str]] = Parallel(
         min(MAX_PROCESSES, cpu_count()), return_as="generator", pre_dispatch="all", batch_size=1
     )(delayed(_save)(figure, where / name) for name, figure in figures)
@@ -51,9 +51,9 @@ def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterat
 
 @mpl.rc_context(STYLE)
 def _save(figure: Figure, path: Path) -> list[str]:
-    """Write a figure in all formats to the path and their endings; the names of the files."""
+    """Write a figure in all formats, and return the names of the files."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, not for every format
+    figure.set_layout_engine("none")  # keep the layout for all formats
     names = [f"{path.name}.{ending}" for ending in FORMATS]
     for name, ending in zip(names, FORMATS, strict=True):
         with replacing(path.with_name(name)) as temporary:

@@ -17,19 +17,20 @@ from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
 from bnstudy.study.load.matrix import are_activations, load_shared_columns
 from bnstudy.study.present.drawing import STYLE
+from bnstudy.terms import choose_curve
 
-WIDTH = 6.75  # inches, of two columns
-MAX_METRICS = 2  # of a family, that are drawn over the layers
-MAX_PANELS = 4  # that the way over epochs is drawn for
-MAX_VECTOR_MARKERS = 1_000  # of a panel; where there are more they are pixels, in all formats
+WIDTH = 6.75  # inches; two columns of a paper
+MAX_METRICS = 2  # metrics of a family that are drawn over the layers
+MAX_PANELS = 4  # layers of a figure with one panel per layer
+MAX_VECTOR_MARKERS = 1_000  # markers of a panel; more are rasterized in all formats
 
-# Told apart with any colour vision (Okabe and Ito 2008), and by their markers in print.
+# Colours for all kinds of colour vision (Okabe and Ito 2008), with markers for black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
 
 
 class Plot:
-    """Figures of what was found in a study; each method returns a Matplotlib figure to go on with.
+    """Figures of a study; each method returns a Matplotlib figure.
 
     Args:
         analysis: Analysis of the study.
@@ -50,10 +51,10 @@ class Plot:
         """Draw a metric over the layers: means and standard deviations, and paired differences.
 
         Args:
-            metric: Its name.
+            metric: Name of the metric.
             split: Split whose probe set is shown.
-            depth: Depth of the networks that are shown, layer by layer; None: all networks, at
-                relative depth where they have different numbers of layers.
+            depth: Depth of the networks that are shown; None: all networks, at relative depth if
+                they have different numbers of layers.
         """
         found = self.analysis
         averages, effects = (
@@ -71,7 +72,7 @@ class Plot:
         differences = _of_layers(effects, metric, split)
         right.axhline(0, color="0.5", linewidth=0.8)
         if differences.empty:
-            right.set_title("one treatment: there are no differences")
+            right.set_title("no differences: only one treatment")
         else:
             for name, table in differences.groupby("treatment"):
                 self._differences(right, str(name), table)
@@ -122,7 +123,7 @@ class Plot:
         ax.set_xticks(range(width), grid.columns, rotation=90)
         ax.set_yticks(range(height), grid.index)
         ax.spines[:].set_visible(False)
-        ax.set_title(f"{treatment} against {self.analysis.baseline}, {_sample_size(table)}")
+        ax.set_title(f"{treatment} minus {self.analysis.baseline}, {_sample_size(table)}")
         figure.colorbar(image, ax=ax, label="paired rank-biserial correlation")
         return figure
 
@@ -131,7 +132,7 @@ class Plot:
         """Draw a metric from initialization to the end of training, in up to four layers.
 
         Args:
-            metric: Its name.
+            metric: Name of the metric.
             split: Split whose probe set is shown.
         """
         table = _of_layers(self.analysis.epochs, metric, split)
@@ -141,9 +142,7 @@ class Plot:
         panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
         for ax, place in zip(panels, chosen, strict=True):
             self._curves(ax, table[table["place"] == place])
-            ax.set(title=place, xlabel="epoch")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.legend(*ax.get_legend_handles_labels())
+            ax.set_title(place)
         panels[0].set_ylabel(metric)
         return figure
 
@@ -155,20 +154,22 @@ class Plot:
             ax.plot(curve["epoch"], curve["mean"], style, color=colour, label=text)
             low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
             ax.fill_between(curve["epoch"], low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set_xlabel("epoch")
+        ax.locator_params(axis="x", integer=True)
+        ax.legend(*ax.get_legend_handles_labels())
 
     @mpl.rc_context(STYLE)
     def performance(self) -> Figure:
         """Draw accuracy and loss over the epochs, and the generalization gap of every run."""
         figure = Figure((WIDTH, 2.4), layout="constrained")
         accuracy, loss, gap = figure.subplots(1, 3)
-        for ax, metric in ((accuracy, "accuracy"), (loss, "loss")):
+        epochs = self.analysis.epochs
+        for ax, name in ((accuracy, "accuracy"), (loss, "loss")):
+            metric = choose_curve(name, set(epochs["metric"]))
             for split, style in (("train", ":"), ("test", "-")):
-                table = self.analysis.epochs
-                table = table[(table["metric"] == metric) & (table["split"] == split)]
+                table = epochs[(epochs["metric"] == metric) & (epochs["split"] == split)]
                 self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
-            ax.set(xlabel="epoch", ylabel=metric)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.legend(*ax.get_legend_handles_labels())
+            ax.set_ylabel(metric.replace("_", " "))
         runs = self.analysis.study.results
         for place, name in enumerate(self.analysis.study.treatments):
             of_treatment = runs[runs["treatment"] == name]
@@ -181,10 +182,10 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def against_accuracy(self, metric: str, split: str = "train") -> Figure:
-        """Draw a metric of each run in up to four layers, against its test accuracy.
+        """Draw test accuracy against a metric in up to four layers, one marker per run.
 
         Args:
-            metric: Its name.
+            metric: Name of the metric.
             split: Split whose probe set is shown.
         """
         keys, values = load_shared_columns(self.analysis.study)
@@ -209,13 +210,13 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def maps(self, method: str = "pca", site: str = "act") -> Figure:
-        """Draw the embeddings of a run of each treatment, in up to four layers.
+        """Draw the embeddings of one run per treatment, in up to four layers.
 
-        Of the first pair in which the most treatments have maps.
+        The runs are those of the first pair in which the most treatments have maps.
 
         Args:
             method: pca or umap.
-            site: Site in the layers.
+            site: Site in the block.
 
         Raises:
             UserError: No run has such a map.
@@ -225,9 +226,9 @@ class Plot:
         table = table[(table["method"] == method) & (table["site"] == site)]
         if table.empty:
             raise UserError(
-                f"{method}, {site}: no run of {self.analysis.study.folder} has such a map; "
-                f"python -m bnstudy.measure map {self.analysis.study.folder} --sites {sites} makes "
-                "them" + (", where umap-learn is installed" if method == "umap" else "")
+                f"{method}, {site}: no run of {self.analysis.study.folder} has such a map; make it "
+                f"with python -m bnstudy.measure map {self.analysis.study.folder} --sites {sites}"
+                + (", which needs umap-learn" if method == "umap" else "")
             )
         pair = table.groupby("pair", sort=False)["treatment"].nunique().idxmax()
         table = table[table["pair"] == pair]
@@ -275,11 +276,14 @@ class Plot:
 
     @mpl.rc_context(STYLE)
     def depth_width(self) -> Figure:
-        """Draw mean test accuracy over depth and width, a map for each treatment, with n."""
+        """Draw mean test accuracy over depth and width, with n, one panel per treatment."""
         results = self.analysis.study.results
         points = results.groupby(["treatment", "depth", "width"])["test_accuracy"]
         means, counts = points.mean(), points.count()
-        low, high = means.min(), means.max()  # of the finite ones; NaN leaves the scale to itself
+        low, high = (
+            means.min(),
+            means.max(),
+        )  # of finite values; if both are NaN, Matplotlib chooses
         names = list(means.index.get_level_values("treatment").unique())
         figure = Figure((WIDTH, 2.4), layout="constrained")
         panels = figure.subplots(1, len(names), squeeze=False)[0]
@@ -296,7 +300,7 @@ class Plot:
 
 
 def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
-    """Names and figures of all that a study has the numbers for.
+    """Draw all figures that a study has values for, and yield their names and figures.
 
     Args:
         analysis: Analysis of the study.
@@ -328,7 +332,7 @@ def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
 
 
 def _map(ax: Axes, samples: pd.DataFrame, last: int) -> None:
-    """Samples in a plane, or why they have no places; `last` is the largest label."""
+    """Draw the samples of a map, or the reason why there is none; `last` is the largest label."""
     ax.scatter(
         samples["x"],
         samples["y"],
@@ -347,10 +351,10 @@ def _map(ax: Axes, samples: pd.DataFrame, last: int) -> None:
 
 
 def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """Select a metric's rows of layers, activations where it has them, in their order.
+    """Select a metric's rows of layers in order, preferably of activations.
 
     Raises:
-        UserError: It was not measured.
+        UserError: The metric was not measured.
     """
     if table.empty:
         return table
@@ -359,7 +363,7 @@ def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
     if not chosen.any():
         metrics, splits = (", ".join(sorted(layers[key].unique())) for key in ("metric", "split"))
         raise UserError(
-            f"metric={metric} was not measured in layers on split={split}; there are {metrics} on "
+            f"metric={metric} was not measured in layers on split={split}; measured: {metrics} on "
             f"{splits}"
         )
     found = layers[chosen]
@@ -367,12 +371,12 @@ def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """So many of a number of places, evenly, the first and the last among them."""
+    """Choose evenly spaced indices below `count`, at most `most`, with the first and the last."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
 
 
 def _sample_size(table: pd.DataFrame) -> str:
-    """Number of a treatment's runs or pairs with a value, of how many, and how many diverged."""
+    """Format the number of runs or pairs with a value, of all, and the number of diverged ones."""
     low, high = int(table["n"].min()), int(table["n"].max())
     runs = int((table["n"] + table["undefined"]).max())
     text = f"n = {low}" if low == high else f"n = {low} to {high}"
@@ -383,7 +387,9 @@ def _sample_size(table: pd.DataFrame) -> str:
 
 def _describe_intervals(table: pd.DataFrame) -> str:
     known = table["low"].notna().any()
-    return f"{CONFIDENCE:.0%} intervals" if known else f"no intervals: fewer than {MIN_PAIRS} pairs"
+    return (
+        f"{CONFIDENCE:.0%} intervals" if known else f"no intervals (fewer than {MIN_PAIRS} pairs)"
+    )
 
 
 def _name_places(ax: Axes) -> None:

@@ -1,4 +1,4 @@
-"""A matrix of numbers between layers as a picture."""
+"""Heat map of a matrix of values between layers."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from bnstudy.files import replacing
 
-LABEL_WIDTH = 30  # letters of a line
-MAX_NUMBERS = 14  # rows or columns, up to which the numbers stand in the cells
+LABEL_WIDTH = 30  # characters per line
+MAX_NUMBERS = 14  # rows or columns up to which cells contain their values
 
 
 def write_heat_map(
@@ -27,14 +27,14 @@ def write_heat_map(
     """Draw a heat map, and write it as SVG and PNG.
 
     Args:
-        values: Rows x columns; NaN is left blank.
-        rows: Their names, from top to bottom.
-        columns: Their names, from left to right.
+        values: Values, rows x columns; NaN is blank.
+        rows: Names of the rows, from top to bottom.
+        columns: Names of the columns, from left to right.
         title: Title above the picture.
         axes: Labels of the rows and of the columns.
         bounds: Values at the ends of the colour scale.
-        lower_is_brighter: Whether low values, not high ones, are the bright colours.
-        path: Path of the files, without their endings.
+        lower_is_brighter: Whether low values have the bright colours.
+        path: Path of the files, without endings.
     """
     height, width = values.shape
     size = max(0.28, 0.55 - 0.02 * max(height, width))  # inches of a cell

@@ -1,4 +1,4 @@
-"""A study's report on disk: its pages, figures and tables, and what they were made of."""
+"""Report of a study on disk: pages, figures, tables, and a manifest of them and their inputs."""
 
 import hashlib
 import html
@@ -18,14 +18,15 @@ from bnstudy.study.present.page import render_page
 from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.terminal import console
 
-MAX_LISTED_RUNS = 10  # in the summary, of those that did not go well
+MAX_LISTED_RUNS = 10  # runs with remarks in the summary
 
 PAGE = "index.html"
 
-# What a report consists of and what it was made of. Files that are not listed in it are the user's.
+# List of a report's files, with a fingerprint of its inputs. Files that it does not list are the
+# user's.
 MANIFEST = ".bnstudy-report.json"
 
-INPUTS = (RECORD, TABLE, EMBEDDINGS)  # of each run
+INPUTS = (RECORD, TABLE, EMBEDDINGS)  # files of each run
 
 SIGNATURE = "Written by bnstudy"  # on each page
 
@@ -35,19 +36,19 @@ def write_report(
 ) -> list[Path]:
     """Write the page, figures and tables of a study, and print its summary.
 
-    Runs that are not comparable with the others have a page of their own. Files of an earlier
-    report that the new one does not have are removed.
+    Each group of comparable runs has its own page. Files of an earlier report that the new report
+    does not have are removed.
 
     Args:
         folder: Folder of the study.
-        baseline: The norm that the others are compared with; None: no normalization, or BatchNorm.
-        output: Folder for the report; None: `report` in the study's folder.
+        baseline: Norm to compare with; None: no normalization, or else BatchNorm.
+        output: Folder of the report; None: `report` in the study's folder.
 
     Returns:
-        The pages, the first one being index.html.
+        Pages; the first is index.html.
 
     Raises:
-        UserError: There is no run that has ended, or no such baseline.
+        UserError: No run has ended, or there is no such baseline.
     """
     from threadpoolctl import threadpool_limits
 
@@ -60,7 +61,7 @@ def write_report(
     for study, place, apart in parts:
         analysis = Analysis(study, baseline)
         drawn = write_figures(draw_figures(analysis), place / "figures")
-        # Other processes draw: threads that wait for a core of theirs would hold up the others.
+        # Other processes draw at the same time, so more threads would compete for their cores.
         with threadpool_limits(1, "blas"):
             written = tables.write_tables(analysis, place / "tables")
         beside = [*drawn, *written]
@@ -77,19 +78,19 @@ def write_report(
 
 
 def write_page(folder: Path) -> list[Path]:
-    """Write the page of a study alone, without figures and tables: it takes seconds.
+    """Write only the page of a study, without figures and tables, which takes seconds.
 
-    Figures and tables of an earlier report are removed: they would not be those of the page. So is
-    the earlier page where no run has a result any more.
+    Figures and tables of an earlier report are removed, because they would not match the page. The
+    earlier page is removed as well if no run has a result.
 
     Args:
         folder: Folder of the study.
 
     Returns:
-        The pages, the first one being index.html; several, where the runs are not comparable.
+        Pages; the first is index.html. There are several if not all runs are comparable.
 
     Raises:
-        UserError: There is no run that has ended.
+        UserError: No run has ended.
     """
     output, inputs = folder / "report", fingerprint(folder)
     try:
@@ -105,16 +106,16 @@ def write_page(folder: Path) -> list[Path]:
 
 
 def refresh_pages(folder: Path) -> list[Path]:
-    """Write the pages of a study again if anything has changed that they were made of.
+    """Write the pages of a study again if their inputs have changed.
 
     Args:
         folder: Folder of the study.
 
     Returns:
-        The pages, the first one being index.html.
+        Pages; the first is index.html.
 
     Raises:
-        UserError: There is no run that has ended.
+        UserError: No run has ended.
     """
     manifest = _read_manifest(folder / "report")
     pages = [folder / "report" / name for name in manifest["pages"]]
@@ -125,22 +126,22 @@ def refresh_pages(folder: Path) -> list[Path]:
 
 
 def print_page(folder: Path) -> None:
-    """Write the page of a study unless nothing has changed since, and print its path.
+    """Write the page of a study if its inputs have changed, and print its path.
 
-    Whatever prevents that is told in a line: a sweep has done its work without its page.
+    An error is printed in one line, because a sweep is complete without its page.
     """
     try:
         pages = refresh_pages(folder)
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        console.print(f"Report   none: {message.splitlines()[0]}")
+        console.print(f"Report   not written: {message.splitlines()[0]}")
         return
     for path in pages:
         console.print(f"Report   {path}")
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash what a page is made of: names, sizes and times of files, and the version.
+    """Hash the inputs of a page: names, sizes and times of files, and the version.
 
     Args:
         folder: Folder of the study.
@@ -157,14 +158,14 @@ def fingerprint(folder: Path) -> str:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is a page that bnstudy wrote."""
+    """Return whether a file is a page that bnstudy wrote."""
     return path.is_file() and SIGNATURE in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _read_manifest(output: Path) -> dict[str, Any]:
     """Read the manifest of an earlier report: inputs, pages and files, relative to its folder.
 
-    Pages that were written before there were manifests are listed as well.
+    Pages of versions without manifests are included.
     """
     try:
         manifest: dict[str, Any] = json.loads((output / MANIFEST).read_text())
@@ -179,16 +180,16 @@ def _read_manifest(output: Path) -> dict[str, Any]:
 def _finish(
     output: Path, parts: list[tuple[StudyRuns, Path, str | None]], inputs: str, files: list[Path]
 ) -> list[Path]:
-    """Write the page that leads to those of the parts, remove what is out of date, list the files.
+    """Complete a report: write the contents page and the manifest, and remove outdated files.
 
     Args:
         output: Folder of the report.
-        parts: Its parts, with their folders.
-        inputs: The `fingerprint` of what it was made of.
+        parts: Parts of the study, from `_split_parts`.
+        inputs: `fingerprint` of the inputs.
         files: Files of the report.
 
     Returns:
-        The pages.
+        Pages.
     """
     pages = [place / PAGE for _, place, _ in parts]
     if len(parts) > 1:
@@ -205,7 +206,7 @@ def _finish(
 
 
 def _remove(output: Path, names: Iterable[str]) -> None:
-    """Remove files of an earlier report, and folders that are empty then."""
+    """Remove files of an earlier report, and folders that become empty."""
     for name in names:
         path = output / name
         path.unlink(missing_ok=True)
@@ -219,7 +220,7 @@ def _remove(output: Path, names: Iterable[str]) -> None:
 
 
 def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
-    """Render the page that leads to those of the parts."""
+    """Render the contents page, which links to the pages of the parts."""
     name = html.escape(parts[0][0].name)
     items = "\n".join(
         f'<li><a href="{place.name}/{PAGE}">{place.name}</a>: {len(part.results)} runs of '
@@ -231,7 +232,7 @@ def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
 <head><meta charset="utf-8"><title>{name} · bnstudy</title></head>
 <body>
 <h1>{name}</h1>
-<p>The runs of this study are not all comparable: {len(parts)} groups of them have a page each.</p>
+<p>Not all runs of this study are comparable. There are {len(parts)} groups, with a page each.</p>
 <ul>
 {items}
 </ul>
@@ -242,7 +243,7 @@ def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
 
 
 def _split_parts(study: StudyRuns, output: Path) -> list[tuple[StudyRuns, Path, str | None]]:
-    """Split a study into comparable parts: each with its folder, and what it is apart from."""
+    """Split a study into comparable parts, with their folders and a text about the others."""
     if len(study.parts) == 1:
         return [(study.parts[0], output, None)]
     return [
@@ -268,14 +269,18 @@ def _write(text: str, path: Path) -> Path:
 def _print_summary(analysis: Analysis, apart: str | None) -> None:
     console.print(f"\n{analysis.study.name}", style="bold")
     if apart:
-        console.print(f"Not comparable with the rest of the folder: {apart}", style="yellow")
+        console.print(
+            f"Other runs of this folder are not comparable with these: {apart}", style="yellow"
+        )
     for sentence in compose_verdict(analysis):
         console.print(f"· {sentence}")
     runs = analysis.study.runs
     troubled = runs.loc[runs["remark"].notna(), ["cell", "status", "remark"]]
     for cell, status, remark in troubled[:MAX_LISTED_RUNS].to_numpy().tolist():
-        told = remark if status == "completed" else status
-        console.print(f"! {cell}: {told}", style="yellow")
+        problem = remark if status == "completed" else status
+        console.print(f"! {cell}: {problem}", style="yellow")
     if len(troubled) > MAX_LISTED_RUNS:
-        console.print(f"! and {len(troubled) - MAX_LISTED_RUNS} more, on the page", style="yellow")
+        console.print(
+            f"! and {len(troubled) - MAX_LISTED_RUNS} more, which the page lists", style="yellow"
+        )
     console.print()

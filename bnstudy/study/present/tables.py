@@ -1,4 +1,4 @@
-"""Tables of a study: CSV of everything that was computed, LaTeX of what a paper has."""
+"""Tables of a study: CSV files of all results, LaTeX tables for papers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,25 +9,25 @@ import pandas as pd
 from bnstudy.files import replacing
 from bnstudy.headline import METRICS, choose_measured
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.present.redaction import redact_runs
 
-# Characters that mean something to LaTeX.
+# LaTeX's special characters.
 TO_LATEX = str.maketrans(
     {letter: f"\\{letter}" for letter in "#$%&_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 
-INTERNAL_COLUMNS = ["path", "comparable", "pair"]  # of the runs
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of formulas in spreadsheets
+INTERNAL_COLUMNS = ["path", "comparable", "pair"]  # columns of runs that are not exported
 
 
 def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """Collect the tables by name; those without rows are left out.
+    """Collect the tables with rows, by name.
 
     Args:
         analysis: Analysis of the study.
     """
     tables = {
-        "runs": redact_runs(analysis.study.runs).drop(columns=INTERNAL_COLUMNS, errors="ignore"),
+        "runs": analysis.study.runs.drop(columns=INTERNAL_COLUMNS, errors="ignore"),
         "averages": analysis.points,
         "epochs": analysis.epochs,
         "effects": analysis.effects,
@@ -43,8 +43,8 @@ def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
 def format_latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
     """Format the tables of a paper as LaTeX (for the package booktabs).
 
-    Means ± standard deviations over runs, and paired differences with their intervals and adjusted
-    p, each with its n; the caption tells how many runs diverged.
+    The tables contain means ± standard deviations over runs, and paired differences with intervals
+    and adjusted p-values, each with its n. The caption contains the number of diverged runs.
 
     Args:
         analysis: Analysis of the study.
@@ -111,7 +111,7 @@ def _spread(row: pd.Series) -> str:
 
 
 def _count(row: pd.Series) -> str:
-    """Number of values, and of how many runs or pairs where some have none."""
+    """Format n, and the number of all runs or pairs if some have no value."""
     return f"{row['n']} of {row['n'] + row['undefined']}" if row["undefined"] else str(row["n"])
 
 
@@ -126,18 +126,29 @@ def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
 
 
+def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Quote text that spreadsheets would take for a formula, such as a cell's name."""
+
+    def quote(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+    texts = table.select_dtypes(exclude="number")
+    return table.assign(**{str(name): column.map(quote) for name, column in texts.items()})
+
+
 def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
     """Write all tables.
 
     Args:
         analysis: Analysis of the study.
-        folder: Folder for the files.
+        folder: Folder of the files.
 
     Returns:
-        The files.
+        Written files.
     """
     texts = {
-        f"{name}.csv": table.to_csv(index=False) for name, table in collect_tables(analysis).items()
+        f"{name}.csv": _without_formulas(table).to_csv(index=False)
+        for name, table in collect_tables(analysis).items()
     }
     texts |= {f"{name}.tex": text for name, text in format_latex_tables(analysis)}
     for name, text in texts.items():

@@ -1,4 +1,4 @@
-"""The normalizations of a study beside each other, in one table for the terminal."""
+"""Table in the terminal that compares the treatments of a study."""
 
 import math
 import statistics
@@ -19,6 +19,7 @@ from bnstudy.runs.paths import RECORD, TABLE, WANDB
 from bnstudy.study.inference.resolution import RESOLUTION
 from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import format_count
 
 PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
     ("test", "accuracy"): "higher",
@@ -32,8 +33,8 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 Key = tuple[str, str, str]  # split, metric, layer
 
-# Of the last epochs, the whole model's numbers, and those of layers on the training split:
-# activations, which are the first by name, then other sites.
+# Values of the last epochs: of the whole model, and of layers on the training split, activations
+# (the first site by name) before other sites.
 TABLE_NUMBERS = """
     select grid, treatment, split, metric, layer, value
     from final join runs using (cell)
@@ -43,7 +44,7 @@ TABLE_NUMBERS = """
 
 
 def print_table(folder: Path, console: Console) -> None:
-    """Print the comparison of a study's runs, and where everything lies."""
+    """Print the comparison of a study's runs, and the paths of its files."""
     study = StudyRuns.read(folder)
     runs = study.runs
     for remark in runs.loc[runs["status"] == UNREADABLE, "remark"]:
@@ -51,18 +52,18 @@ def print_table(folder: Path, console: Console) -> None:
     if len(study.results):
         for part in study.parts:
             if len(study.parts) > 1:
-                size = _count(len(part.results), "run")
-                heading = f"{size} of {part.measured_on}, comparable with no others:"
+                size = format_count(len(part.results), "run")
+                heading = f"{size} of {part.measured_on}, not comparable with the others:"
                 console.print(heading, style="yellow", soft_wrap=True, highlight=False)
             table = _table(part)
-            # Whole also where the terminal is narrow or there is none.
+            # The table keeps its full width in a narrow terminal, or without one.
             width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
             Console(file=console.file, width=max(console.width, width)).print(table)
         if duplicates := study.runs["duplicate_of"].notna().sum():
-            console.print(f"{_count(duplicates, 'run')} that repeat others are not counted again.")
+            console.print(f"Not counted again: {format_count(duplicates, 'repeated run')}.")
         console.print(
-            "Layers: representations of the training split's probe set. "
-            "* the better mean by the metric's direction; no test of significance.",
+            "Layers: values of the training split's probe set. "
+            "* marks the better mean; it is not a test of significance.",
             style="dim",
         )
     for what, where in (
@@ -86,13 +87,13 @@ def _table(study: StudyRuns) -> Table:
     ).fetchall():
         values[grid, treatment, (split, metric, layer)].append(value)
     treatments = list(dict.fromkeys(results["treatment"]))
-    own = dict(zip(results["treatment"], results["own"], strict=True))
+    settings = dict(zip(results["treatment"], results["own"], strict=True))
 
     table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: mean ± standard deviation over seeds")
     table.add_column("metric", no_wrap=True)
     table.add_column("layer", no_wrap=True)
     for treatment in treatments:
-        heading = f"{treatment} {own[treatment]}".strip()
+        heading = f"{treatment} {settings[treatment]}".strip()
         table.add_column(heading, justify="right", no_wrap=True)
     for grid in sorted(set(results["grid"])):
         table.add_section()
@@ -130,22 +131,23 @@ def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[
     return [*performance, *layers]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
 def _seeds(runs: int, diverged: int) -> str:
-    count = _count(runs, "seed")
+    count = format_count(runs, "seed")
     return f"{count}, {diverged} diverged" if diverged else count
 
 
 def _formatted(
     columns: Sequence[Sequence[float]], runs: Sequence[int], direction: str | None
 ) -> list[Text]:
-    """Mean and standard deviation of each column, of so many runs, the better mean marked.
+    """Format mean and standard deviation of each column, and mark the better mean.
 
-    Where a run has no value, as one that diverged, the rest of its column is not comparable: it
-    says how many values it is of, and is never the better one.
+    A column in which runs have no value, for example because they diverged, is not comparable. It
+    shows the number of its values and is never marked.
+
+    Args:
+        columns: Values of each column.
+        runs: Number of runs of each column.
+        direction: Better values: higher, lower or None.
     """
     known = [[value for value in column if math.isfinite(value)] for column in columns]
     means = [statistics.fmean(column) if column else math.nan for column in known]

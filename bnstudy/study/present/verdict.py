@@ -1,4 +1,4 @@
-"""Verdict of a study in a few plain sentences, no surer than its pairs allow."""
+"""Verdict of a study: a few sentences that claim no more than its pairs allow."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,19 @@ from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_F
 from bnstudy.study.load.matrix import are_activations
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import format_count
 
-LEVEL = round(1 - CONFIDENCE, 9)  # p up to which a difference is called significant
-MAX_LISTED = 3  # runs that are counted once
+LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significant difference
+MAX_LISTED = 3  # repeated runs that are listed
 
 NO_VALUES = "no pair has a value in both of its runs"
 
 
 def compose_verdict(analysis: Analysis) -> list[str]:
-    """Compose the sentences: what was run, what differs, where, how sure, what may explain it.
+    """Compose the statements of the verdict.
+
+    They describe the runs, the differences between treatments with their uncertainty, and what may
+    explain differences in test accuracy.
 
     Args:
         analysis: Analysis of the study.
@@ -29,12 +33,19 @@ def compose_verdict(analysis: Analysis) -> list[str]:
     study, baseline = analysis.study, analysis.baseline
     sentences = [f"{study.counts()}.", *_left_out(study)]
     if len(study.treatments) < 2:
-        return [*sentences, "There is nothing to compare: all runs have the same treatment."]
+        return [
+            *sentences,
+            "There is nothing to compare, because all runs have the same norm and regularizer.",
+        ]
     known = _known(analysis.whole)
-    for treatment in study.treatments:
-        if treatment != baseline:
-            table = known[known["treatment"] == treatment]
-            sentences += _treatment(study, treatment, baseline, table)
+    if known["low"].notna().any():
+        sentences.append(
+            f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
+            "brackets."
+        )
+    for treatment in study.treatments_without(baseline):
+        table = known[known["treatment"] == treatment]
+        sentences += _treatment(study, treatment, baseline, table)
     return [
         *sentences,
         *_explained(study, analysis.relations, analysis.mediation),
@@ -47,22 +58,25 @@ def _left_out(study: StudyRuns) -> Iterator[str]:
     for treatment, runs in results.groupby("treatment"):
         if diverged := int((runs["status"] == "diverged").sum()):
             yield (
-                f"{diverged} of {len(runs)} runs of {treatment} diverged: they count, with what "
-                "could be measured in them."
+                f"{diverged} of {len(runs)} runs of {treatment} diverged. Diverged runs are "
+                "included wherever they have a value."
             )
     duplicates = study.runs[study.runs["duplicate_of"].notna()]
     if len(duplicates):
         listed = [
-            f"{cell} (as {other})"
+            f"{cell} (repeats {other})"
             for cell, other in duplicates[["cell", "duplicate_of"]][:MAX_LISTED].to_numpy()
         ]
         more = len(duplicates) - len(listed)
+        verb = "repeats another run" if len(duplicates) == 1 else "repeat others"
         yield (
-            f"{len(duplicates)} of {len(study.runs)} runs repeat others and are not counted again: "
-            f"{', '.join(listed)}{f' and {more} more' * bool(more)}."
+            f"{len(duplicates)} of {len(study.runs)} runs {verb} and {_is(len(duplicates))} not "
+            f"counted again: {', '.join(listed)}{f' and {more} more' * bool(more)}."
         )
     if missing := len(study.runs) - len(results) - len(duplicates):
-        yield f"Not in what follows: {missing} of {len(study.runs)} runs, without results."
+        has = "has" if missing == 1 else "have"
+        total = format_count(len(study.runs), "run")
+        yield f"{missing} of {total} {has} no results and {_is(missing)} left out."
 
 
 def _treatment(
@@ -72,42 +86,44 @@ def _treatment(
     n = len(matched.treatment)
     if matched.identical:
         norms = study.results.groupby("treatment")["norm"].first()
-        ignored = "norm" if norms[treatment] != norms[baseline] else "the regularizer"
+        ignored = "norm" if norms[treatment] != norms[baseline] else "regularizer"
         yield (
-            f"The runs of {treatment} and {baseline} are identical, digit for digit, in all "
-            f"{_count(matched.identical, 'pair')}: the network seems to ignore {ignored}. They are "
-            "not compared."
+            f"{treatment} and {baseline} are not compared, because the two runs of every pair "
+            f"({format_count(matched.identical, 'pair')}) have identical values. The network "
+            f"probably ignores the {ignored}."
         )
         return
     if n == 0:
         yield (
-            f"No run of {treatment} is paired with one of {baseline}, so nothing is compared: "
-            "runs of a pair share everything but norm and regularizer."
+            f"{treatment} and {baseline} are not compared, because they have no pair of runs. The "
+            "two runs of a pair share all settings except norm and regularizer."
         )
         return
     rows = study.results.loc[matched.treatment]
     seeds, points = rows["seed"].nunique(), rows["grid"].nunique()
-    where = f" at {_count(points, 'point')} of the grid" if points > 1 else ""
-    unpaired = f" ({_count(matched.unpaired, 'run')} without a partner)" * bool(matched.unpaired)
+    where = f" at {format_count(points, 'point')} of the grid" if points > 1 else ""
+    unpaired = f"; {format_count(matched.unpaired, 'run')} without a partner" * bool(
+        matched.unpaired
+    )
     others = describe_other_differences(study, treatment, baseline)
-    only = f"also differ in {others}; " if others else "differ in nothing else: "
     yield (
-        f"{treatment} is compared with {baseline} over {_count(n, 'pair')} of runs that {only}"
-        f"{_count(seeds, 'seed')}{where}{unpaired}."
+        f"{treatment} is compared with {baseline} in {format_count(n, 'pair')} of runs "
+        f"({format_count(seeds, 'seed')}{where}{unpaired}). The runs of a pair "
+        f"{f'also differ in {others}' if others else 'differ in nothing else'}."
     )
     if few := describe_few_pairs(n, points):
         yield few
     elif (table["test"] == STUDENT_T).any():  # other pairs have no value
         yield (
-            f"Where fewer than {MIN_PAIRS_TO_FLIP} pairs have a value, intervals and p are those "
-            "of Student's t-test, which assumes normally distributed differences; an exact test "
+            f"Where fewer than {MIN_PAIRS_TO_FLIP} pairs have a value, intervals and p-values come "
+            "from Student's t-test, which assumes normally distributed differences. An exact test "
             f"needs at least {MIN_PAIRS_TO_FLIP} pairs with a value."
         )
     accuracy = list(_rows(table, split="test", metric="accuracy", place_index=0))
     for row in accuracy:
         yield (
-            f"Test accuracy with {treatment} is {row.treatment_mean:.3f}, with {baseline} "
-            f"{row.baseline_mean:.3f}: {_difference(row)}."
+            f"Test accuracy is {row.treatment_mean:.3f} with {treatment} and "
+            f"{row.baseline_mean:.3f} with {baseline}. The difference is {_difference(row)}."
         )
     if not accuracy:
         yield f"Test accuracy cannot be compared: {NO_VALUES}."
@@ -118,36 +134,39 @@ def _treatment(
         if (family := int(tests["family"].max())) > 1:
             found = int((tests["p_adjusted"] <= LEVEL).sum())
             yield (
-                f"After adjustment for all {family} tests on the {split} split, {found} of the "
-                f"{len(tests)} differences in layers with {treatment} "
-                f"{'is' if found == 1 else 'are'} significant (p at most {LEVEL:.2g})."
+                f"Over all metrics and layers of the {split} split, {found} of {len(tests)} "
+                f"differences between {treatment} and {baseline} {_is(found)} "
+                f"significant (p ≤ {LEVEL:.2g}, adjusted for {family} tests)."
             )
 
 
 def describe_few_pairs(n: int, points: int = 1) -> str:
-    """Describe what so few pairs allow, and how many seeds to add; empty where they are enough.
+    """Describe the consequences of few pairs, and how many seeds to add.
 
     Args:
         n: Number of pairs.
         points: Points of the grid, at each of which a seed adds a pair.
+
+    Returns:
+        Sentences; empty if there are enough pairs for an exact test.
     """
     if n >= MIN_PAIRS_TO_FLIP:
         return ""
     more = math.ceil((MIN_PAIRS_TO_FLIP - n) / max(1, points))
     exact = (
-        f"an exact test needs at least {MIN_PAIRS_TO_FLIP} pairs: add {_count(more, 'seed')} of "
-        "each norm."
+        f"An exact test needs at least {MIN_PAIRS_TO_FLIP} pairs: add "
+        f"{format_count(more, 'seed')} for each norm."
     )
     if n < MIN_PAIRS:
-        return f"With {_count(n, 'pair')} nothing is tested, only values are shown; {exact}"
+        return f"With only {format_count(n, 'pair')}, values are shown but not tested. {exact}"
     return (
-        f"With {_count(n, 'pair')} intervals and p are those of Student's t-test, which assumes "
-        f"normally distributed differences; {exact}"
+        f"With only {format_count(n, 'pair')}, intervals and p-values come from Student's t-test, "
+        f"which assumes normally distributed differences. {exact}"
     )
 
 
 def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
-    """Describe where in depth a metric differs."""
+    """Describe in which layers, or at which relative depths, a metric differs."""
     if not rows:
         yield f"{metric} cannot be compared: {NO_VALUES}."
         return
@@ -157,8 +176,8 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
         low, high = (_number(end(row.difference for row in rows)) for end in (min, max))
         ends = f"is {low}" if low == high else f"ranges from {low} to {high}"
         yield (
-            f"{metric}: the difference {ends} {_places(rows)}, "
-            f"{_count(largest.n, 'pair')}, not tested."
+            f"The difference in {metric} {ends} {_places(rows)} "
+            f"({format_count(largest.n, 'pair')}, not tested)."
         )
         return
     clear = [row for row in tested if row.low > 0 or row.high < 0]
@@ -174,17 +193,29 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
     ):
         if some:
             largest = max(some, key=lambda row: abs(row.difference))
-            sure = sum(row.p_adjusted <= LEVEL for row in some)
             yield (
-                f"{metric} is {way} with {treatment} {_places(rows, f'{len(some)} of ')} "
-                f"({', '.join(row.place for row in some)}) by single tests, in {sure or 'none'} "
-                f"after adjustment for {_count(largest.family, 'test')}. The largest difference is "
-                f"{_place(largest)}: {_difference(largest)}."
+                f"With {treatment}, {metric} is {way} {_places(rows, f'{len(some)} of ')} "
+                f"({', '.join(row.place for row in some)}). The largest difference is "
+                f"{_place(largest)}: {_difference(largest)}.{_remaining(some)}"
             )
 
 
+def _remaining(rows: Sequence[Any]) -> str:
+    """Describe how many of some significant differences are significant after adjustment."""
+    if rows[0].family < 2:
+        return ""
+    remaining = sum(row.p_adjusted <= LEVEL for row in rows)
+    if len(rows) == 1:
+        what = f"This difference {'remains' if remaining else 'is not'}"
+    elif remaining in (0, len(rows)):
+        what = f"{'All' if remaining else 'None'} of these differences remain"
+    else:
+        what = f"{remaining} of these differences remain{'s' * (remaining == 1)}"
+    return f" {what} significant after adjustment for {rows[0].family} tests."
+
+
 def _noun(row: Any) -> str:
-    """Name the kind of place of a row: networks of different depth share relative depths alone."""
+    """Name the kind of place of a row: networks of different depth share only relative depths."""
     return "layer" if row.layers > 0 else "relative depth"
 
 
@@ -194,7 +225,7 @@ def _place(row: Any) -> str:
 
 def _places(rows: Sequence[Any], some: str = "") -> str:
     preposition = "in" if rows[0].layers > 0 else "at"
-    return f"{preposition} {some}{_count(len(rows), _noun(rows[0]))}"
+    return f"{preposition} {some}{format_count(len(rows), _noun(rows[0]))}"
 
 
 def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFrame) -> Iterator[str]:
@@ -204,8 +235,8 @@ def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFram
     accuracy = accuracy[are_activations(accuracy)]
     if len(accuracy) and accuracy["n"].max() < MIN_RUNS:
         yield (
-            f"Whether a metric goes with test accuracy needs at least {MIN_RUNS} runs that have "
-            f"both; there {'is' if accuracy['n'].max() == 1 else 'are'} {accuracy['n'].max()}."
+            f"Rank correlations of metrics with test accuracy need at least {MIN_RUNS} runs that "
+            f"have both values. This study has {accuracy['n'].max()}."
         )
     accuracy = accuracy.dropna(subset="granulated")
     has_norms = len(study.treatments) - len(study.identical) > 1  # as an axis
@@ -214,51 +245,52 @@ def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFram
         if not table.empty:
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
             yield (
-                f"Does {name} go with generalization? Over {row['n']} runs, {metric} goes with "
-                f"test accuracy most {_place(row)}, the strongest of "
-                f"{_count(len(table), _noun(row))}: {_association(row, has_norms)}."
+                f"{name.capitalize()} and test accuracy: the rank correlation of {metric} with "
+                f"test accuracy is strongest {_place(row)} "
+                f"({format_count(len(table), _noun(row))}, {row['n']} runs). "
+                f"{_association(row, has_norms)}"
             )
     if mediation.empty:
-        yield "There are too few pairs to ask how much of an effect goes through a metric."
+        yield "There are too few pairs for a mediation analysis."
         return
     shared = mediation.dropna(subset="share")
     shared = shared[shared["target"] == "test accuracy"]
     if shared.empty:
         yield (
-            "How much of an effect on test accuracy goes through a metric cannot be said: the "
-            "interval of every total effect holds 0, and of nothing there are no shares."
+            "Mediation: the share of an effect on test accuracy that goes through a metric is not "
+            "estimated, because the interval of every total effect contains 0."
         )
     for treatment, table in shared.groupby("treatment"):
         singly: list[Any] = list(table[table["mediator"] != "both"].itertuples())
         parts = " and ".join(
-            f"{row.share:.0%}{_interval(row.share_low, row.share_high, '.0%')} through "
+            f"{row.share:z.0%}{_interval(row.share_low, row.share_high, 'z.0%')} through "
             f"{row.mediator} ({row.metric})"
             for row in singly
         )
         unclear = all(row.share_low <= 0 <= row.share_high for row in singly)
-        doubt = "; every interval holds 0" if unclear else ""
+        alone = ", each analysed alone" if len(singly) > 1 else ""
         yield (
-            f"Of the {table['total'].iloc[0]:+.4f} that {treatment} changes test accuracy by, "
-            f"{parts} would go, each looked at alone{doubt}: this is association, and causal only "
-            "under the assumptions of mediation."
+            f"Mediation: with {treatment}, test accuracy changes by "
+            f"{table['total'].iloc[0]:+.4f}. The estimated share of this change is {parts}{alone}."
+            f"{' Every interval contains 0.' if unclear else ''} These shares describe "
+            "associations; they are causal only under the assumptions of mediation analysis."
         )
 
 
 def _association(row: Any, has_norms: bool) -> str:
-    """Coefficients of a metric with test accuracy, those that are defined."""
+    """Describe the defined coefficients of a metric with test accuracy."""
     ends = _interval(row["granulated_low"], row["granulated_high"], ".2f") or " (no interval)"
-    alone = ", of norms alone" if has_norms and row["axes"] == 1 else ""
-    parts = [f"granulated Kendall {row['granulated']:+.2f}{ends}{alone}"]
+    alone = " over norms only" if has_norms and row["axes"] == 1 else ""
+    text = f"Granulated Kendall coefficient{alone}: {row['granulated']:+.2f}{ends}"
     if math.isfinite(row["tau"]):
-        parts.append(f"tau {row['tau']:+.2f}")
-    text = ", ".join(parts)
+        text += f"; Kendall's tau: {row['tau']:+.2f}"
     if math.isfinite(row["cmi"]) and math.isfinite(row["cmi_null"]):
         chance = "above" if row["cmi"] > row["cmi_null"] else "not above"
         text += (
-            f"; its conditional mutual information, {row['cmi']:.3f}, is {chance} what 95 of 100 "
-            f"random orders stay below ({row['cmi_null']:.3f})"
+            f"; conditional mutual information: {row['cmi']:.3f}, {chance} the 95th percentile of "
+            f"random orders ({row['cmi_null']:.3f})"
         )
-    return text
+    return f"{text}."
 
 
 def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
@@ -266,45 +298,47 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
         return
     known = _known(interventions)
     for (treatment, baseline), table in known.groupby(["treatment", "baseline"]):
-        told = []
+        changes = []
         of_layers = table[table["place_index"] > 0]
         points = "layers" if (of_layers["layers"] > 0).all() else "relative depths"
         for metric in dict.fromkeys(of_layers["metric"]):
             rows = list(_rows(table, split="train", metric=metric))
             if rows:
-                told.append(f"{metric} by {_number(sum(r.difference for r in rows) / len(rows))}")
+                average = _number(sum(row.difference for row in rows) / len(rows))
+                changes.append(f"{metric} by {average}")
         for row in _rows(table, split="test", metric="accuracy", place_index=0):
+            changed = f"{' and '.join(changes)} (mean over {points})" if changes else "no metric"
             yield (
-                f"Intervention: {treatment} instead of {baseline} changed "
-                f"{' and '.join(told) or 'representations'} (mean over {points}), and test "
-                f"accuracy: {_difference(row)}."
+                f"Intervention: compared with {baseline}, {treatment} changes {changed}. The "
+                f"difference in test accuracy is {_difference(row)}."
             )
 
 
 def _known(table: pd.DataFrame) -> pd.DataFrame:
-    """Differences that there are; and as `is_told` whether sentences about a metric are of them."""
-    return table.assign(is_told=are_activations(table)).dropna(subset="difference")
+    """Select the defined differences, and mark as `is_reported` those that sentences describe."""
+    return table.assign(is_reported=are_activations(table)).dropna(subset="difference")
 
 
 def _rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:
-    """The rows with these values; of layers' activations in order, unless a place is asked for."""
+    """Yield the rows with given values; without a `place_index`, the reported layers in order."""
     for column, value in values.items():
         table = table[table[column] == value]
     if "place_index" not in values:
-        table = table[table["is_told"]].sort_values("place_index")
+        table = table[table["is_reported"]].sort_values("place_index")
     return table.itertuples(index=False)
 
 
 def _difference(row: Any) -> str:
-    """Difference with interval, p-values and number of pairs, those that are defined."""
-    undefined = f", {row.undefined} undefined" if row.undefined else ""
+    """Format a difference with its interval, number of pairs and p-values, where defined."""
+    undefined = f" ({row.undefined} more without a value)" if row.undefined else ""
     text = f"{_number(row.difference)}{_interval(row.low, row.high, '.3g')}"
-    n = _count(row.n, "pair")
+    n = format_count(row.n, "pair")
     if math.isnan(row.p):
-        equal = ", all equal" if row.n >= MIN_PAIRS else ""  # of which no spread can be estimated
-        return f"{text}, {n}{undefined}{equal}, not tested"
+        # Equal differences have no spread that a test could use.
+        equal = " because all differences are equal" if row.n >= MIN_PAIRS else ""
+        return f"{text}, {n}{undefined}, not tested{equal}"
     test = f", {STUDENT_T}" if row.test == STUDENT_T else ""
-    adjusted = "" if math.isnan(row.p_adjusted) else f", adjusted {row.p_adjusted:.3g}"
+    adjusted = "" if math.isnan(row.p_adjusted) else f", adjusted p = {row.p_adjusted:.3g}"
     return f"{text}, {n}{undefined}, p = {row.p:.3g}{adjusted}{test}"
 
 
@@ -314,9 +348,9 @@ def _interval(low: float, high: float, form: str) -> str:
     return f" [{low:{form}}, {high:{form}}]"
 
 
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
 def _number(difference: float) -> str:
     return f"{difference:+.3g}" if difference else "0"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -63,7 +63,7 @@ def test_a_learning_rate_of_each_norms_own_belongs_to_the_treatment(studies: Stu
     studies.add("none", 0, "optim.lr=0.01")
     studies.add("batchnorm", 0, "optim.lr=0.1")
     study = load(studies.folder)
-    assert (study.design.own, study.runs["pair"].nunique()) == (("optim.lr",), 1)
+    assert (study.design.per_treatment, study.runs["pair"].nunique()) == (("optim.lr",), 1)
 
 
 def test_a_learning_rate_that_is_swept_is_an_axis(studies: Studies) -> None:
@@ -115,11 +115,11 @@ def test_a_folder_without_runs_is_the_users_mistake(studies: Studies) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "verdict"),
     [({"data": "b" * 64}, "bbbbbbbbbbbb"), ({"version": "0.2.0"}, "bnstudy 0.2")],
 )
 def test_runs_that_are_not_comparable_are_parts(
-    studies: Studies, change: dict[str, str], told: str
+    studies: Studies, change: dict[str, str], verdict: str
 ) -> None:
     studies.add("none", 0)
     studies.add("none", 1)
@@ -127,8 +127,8 @@ def test_runs_that_are_not_comparable_are_parts(
     study = load(studies.folder)
     first, second = study.parts
     assert (len(first.results), len(second.results)) == (2, 1)
-    assert told in second.measured_on
-    assert told not in first.measured_on
+    assert verdict in second.measured_on
+    assert verdict not in first.measured_on
     with pytest.raises(UserError, match="not comparable"):
         load_shared_columns(study)
     assert load_shared_columns(first)[1].shape[0] == 2
@@ -137,8 +137,8 @@ def test_runs_that_are_not_comparable_are_parts(
 def test_a_metric_that_was_redefined_splits_the_study(studies: Studies) -> None:
     studies.add("none", 0)
     studies.add("none", 1, metrics={"silhouette": "lower"})
-    told = {part.measured_on.rpartition(", ")[2] for part in load(studies.folder).parts}
-    assert told == {"silhouette: higher", "silhouette: lower"}
+    verdict = {part.measured_on.rpartition(", ")[2] for part in load(studies.folder).parts}
+    assert verdict == {"silhouette: higher", "silhouette: lower"}
 
 
 def test_a_patch_of_a_version_changes_no_number(studies: Studies) -> None:
@@ -161,7 +161,7 @@ def test_rows_that_another_version_measured_are_left_out(studies: Studies) -> No
     counts = study.query("select metric, count(*) as n from final group by all order by all")
     assert counts.values.tolist() == [["accuracy", 4], ["silhouette", 2], ["unit_sparsity", 4]]
     (remark,) = study.runs["remark"].dropna()
-    assert remark == "left out, as measured by bnstudy 0.2: silhouette of epochs 5"
+    assert remark == "not included, because measured by bnstudy 0.2: silhouette of epochs 5"
 
 
 def test_epochs_of_another_version_are_left_out(studies: Studies) -> None:
@@ -224,8 +224,8 @@ def test_copies_of_runs_count_once(pair: Studies) -> None:
     assert study.runs["duplicate_of"].value_counts().to_dict() == dict.fromkeys(names, 5)
     table = compute_effects(study)
     assert set(table["n"]) == {2}
-    told = compose_verdict(Analysis(study))
-    assert "20 of 24 runs repeat others and are not counted again" in told[1]
+    verdict = compose_verdict(Analysis(study))
+    assert "20 of 24 runs repeat others and are not counted again" in verdict[1]
     assert set(compute_relations(study)["n"]) == {4}
 
 
@@ -237,7 +237,7 @@ def test_of_the_same_run_the_finished_one_in_its_own_folder_counts(studies: Stud
     (record.folder / "metrics.parquet").unlink()
     study = load(studies.folder)
     assert study.results["cell"].tolist() == ["a"]
-    assert "not there, or damaged; the same run as a" in " ".join(study.runs["remark"].dropna())
+    assert "missing or damaged; repeats a" in " ".join(study.runs["remark"].dropna())
 
 
 def test_what_has_no_effect_makes_no_other_run(studies: Studies) -> None:
@@ -287,16 +287,16 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
     assert set(table["treatment"]) == {"layernorm"}
     assert compute_effects(study, "batchnorm")["treatment"].unique().tolist() == ["layernorm"]
     assert compute_relations(study)["n"].max() == 16
-    told = compose_verdict(Analysis(study))
+    verdict = compose_verdict(Analysis(study))
     assert (
-        "The runs of batchnorm and none are identical, digit for digit, in all 8 pairs: the "
-        "network seems to ignore norm. They are not compared."
-    ) in told
+        "batchnorm and none are not compared, because the two runs of every pair (8 pairs) have "
+        "identical values. The network probably ignores the norm."
+    ) in verdict
     for path in study.folder.glob("norm=layernorm*"):
         shutil.rmtree(path)
     analysis = Analysis(load(studies.folder))  # of which nothing can be compared
     assert analysis.whole.empty
-    assert "They are not compared" in render_page(analysis)
+    assert "batchnorm and none are not compared" in render_page(analysis)
     assert not any(name.startswith("effects") for name, _ in draw_figures(analysis))
     assert all("difference" not in text for _, text in format_latex_tables(analysis))
 

@@ -125,7 +125,7 @@ def test_each_filter_changes_what_is_shown(page: Page, complaints: list[str]) ->
 
 def test_maps_are_of_the_chosen_layer_and_of_a_pair(page: Page) -> None:
     first = captions(page)["maps"]
-    assert first.startswith("PCA of block02, test split, epoch 2, seed 0: ")
+    assert first.startswith("PCA of block02, test split, epoch 2, seed 0. Runs: ")
     assert re.findall(r"(\w+)-depth(\d)", first) == [("none", "2"), ("batchnorm", "2")]
     page.locator("#filters select[data-choice=axis0]").select_option("4")
     of_depth = captions(page)["maps"]
@@ -172,7 +172,7 @@ def test_of_one_depth_its_own_layers_are_shown(
     assert across["depth 100 %"] == pytest.approx([6, -0.2])
     assert across["depth 0 %"] == pytest.approx([6, 0])
     caption = captions(page)["epochs-difference"]
-    assert "at depth 100 % to none, train split, over all pairs whatever is filtered" in caption
+    assert "at depth 100 % to none, train split. Lines are means over all pairs" in caption
 
     page.locator("#filters select[data-choice=axis0]").select_option("4")
     of_depth = {place: row[0:3:2] for place, row in rows_of(page, "sparsity-difference").items()}
@@ -181,7 +181,10 @@ def test_of_one_depth_its_own_layers_are_shown(
     assert of_depth["block03"] == pytest.approx([3, 0])
     page.locator("#filters select[data-choice=layer]").select_option("block04")
     caption = captions(page)["epochs-difference"]
-    assert "at block04 to none, train split, over all pairs of networks with 4 layers" in caption
+    assert (
+        "at block04 to none, train split. Lines are means over all pairs of networks with"
+        in caption
+    )
 
     page.locator("#filters select[data-choice=axis0]").select_option("2")
     assert list(rows_of(page, "sparsity-levels")) == ["block01", "block02"]
@@ -239,7 +242,7 @@ def test_by_keyboard_to_the_numbers_which_are_the_tables(page: Page, folder: Pat
         assert value == pytest.approx(expected[place.inner_text()], rel=1e-5)
 
 
-def test_means_of_survivors_are_told_as_such(
+def test_means_of_survivors_are_described_as_such(
     browser: Browser, studies: Studies, complaints: list[str]
 ) -> None:
     for seed in range(4):
@@ -249,8 +252,8 @@ def test_means_of_survivors_are_told_as_such(
     write_page(studies.folder)
     found = captions(opened(browser, studies.folder / "report", complaints))
     assert "4 runs each (3 of none diverged)" in found["clustering-levels"]
-    assert "the fewest that do: 1 of 4 with none" in found["clustering-levels"]
-    assert "an exact test needs at least 6 pairs, 5 more" in found["clustering-difference"]
+    assert "Smallest number of runs with a value: 1 of 4 with none" in found["clustering-levels"]
+    assert "An exact test needs at least 6 pairs, 5 more" in found["clustering-difference"]
     assert complaints == []
 
 

@@ -98,11 +98,11 @@ def test_what_differs_besides_the_norm_is_on_it(studies: Studies) -> None:
         studies.add("none", seed, "optim.lr=0.01", layers={"silhouette": [0.1 + seed]})
         studies.add("batchnorm", seed, "optim.lr=0.1", layers={"silhouette": [0.2 + seed]})
     html = render_page(Analysis(load(studies.folder)))
-    words = "learning rate 0.1 with batchnorm, 0.01 with none"
+    words = "learning rate (0.1 with batchnorm, 0.01 with none)"
     head, _, rest = html.partition('<nav aria-label="Sections">')
     assert f"differ in more than the norm:</strong> {words}." in head
     assert f"They also differ in {words}." in rest
-    assert "everything but the norm and what is named above" in rest
+    assert "except the norm and the differences listed above" in rest
     assert "differ in nothing else" not in html
 
 
@@ -150,7 +150,7 @@ def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
     monkeypatch.setattr("bnstudy.study.present.page.embedded.MAX_NUMBERS", 10)
     html = render_page(analysis)
     data = data_of(html)
-    assert "mean and standard deviation over seeds" in html
+    assert "means and standard deviations over seeds instead of single runs" in html
     assert [group["n"] for group in data["groups"]] == [4] * 4
     keys, values = load_columns(analysis.study)
     chosen = (analysis.study.results["treatment"] == "none") & (
@@ -174,8 +174,8 @@ def test_of_one_pair_it_claims_nothing(studies: Studies) -> None:
     for norm, value in (("none", 0.1), ("batchnorm", 0.2)):
         studies.add(norm, layers={"silhouette": [value]}, accuracy=value)
     html = render_page(Analysis(load(studies.folder)))
-    assert "add 5 seeds of each norm" in html
-    assert "How each metric orders the runs" not in html
+    assert "add 5 seeds for each norm" in html
+    assert "Rank correlations</h3>" not in html
     data = data_of(html)
     fields = data["effects"]["fields"]
     shape = (1, len(data["effects"]["points"]), len(data["keys"]))
@@ -237,10 +237,12 @@ def test_similarities_that_were_measured_are_on_it(studies: Studies, tmp_path: P
     folder.mkdir(parents=True)
     runs = [{"folder": "a/none-seed0", "epoch": 5}, {"folder": "a/none-seed1", "epoch": 5}]
     facts = {"runs": runs, "split": "train", "samples": 10}
+    facts["similarities"] = {"cka": {"direction": "higher"}}
     (folder / "similarity.json").write_text(json.dumps(facts))
     (folder / "cka.csv").write_text(",block01,block02\nblock01,1,0.5\nblock02,0.25,\n")
     html = render_page(Analysis(load(studies.folder)))
     (found,) = data_of(html)["similarities"]
     assert found["names"] == ["none-seed0, epoch 5", "none-seed1, epoch 5"]
     assert found["matrices"]["cka"]["values"] == [[1, 0.5], [0.25, None]]
+    assert found["matrices"]["cka"]["direction"] == "higher"
     assert 'data-figure="similarity"' in html

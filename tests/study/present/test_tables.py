@@ -34,6 +34,17 @@ def test_what_is_written_is_what_was_found(analysis: Analysis, tmp_path: Path) -
     assert "path" not in runs
 
 
+def test_no_text_is_a_formula(studies: Studies, tmp_path: Path) -> None:
+    formula = '=HYPERLINK("https://example.org")'
+    studies.add("none", layers={formula: [0.1]}, overrides=["+trainer.x=1"])
+    tables.write_tables(Analysis(load(studies.folder)), tmp_path)
+    for name, column in (("runs", "overrides"), ("averages", "place")):
+        texts = pd.read_csv(tmp_path / f"{name}.csv")[column].dropna()
+        assert len(texts)
+        assert not any(text.startswith(("=", "+")) for text in texts)
+    assert "'+trainer.x=1" in (tmp_path / "runs.csv").read_text()
+
+
 def test_a_papers_table(analysis: Analysis) -> None:
     found = dict(tables.format_latex_tables(analysis))
     assert set(found) == {"performance-test", "performance-train", "layers-silhouette"}
@@ -51,7 +62,7 @@ def test_a_caption_names_what_differs_besides_the_norm(studies: Studies) -> None
     studies.add("none", 0, "optim.lr=0.01", layers={"silhouette": [0.1]})
     studies.add("batchnorm", 0, "optim.lr=0.1", layers={"silhouette": [0.2]})
     found = dict(tables.format_latex_tables(Analysis(load(studies.folder))))
-    words = "runs of a pair also differ in learning rate 0.1 with batchnorm, 0.01 with none"
+    words = "runs of a pair also differ in learning rate (0.1 with batchnorm, 0.01 with none)"
     assert words in found["layers-silhouette"]
 
 

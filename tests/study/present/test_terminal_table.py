@@ -146,11 +146,11 @@ def test_runs_of_different_versions_have_tables_of_their_own(studies: Studies) -
     output = StringIO()
     print_table(studies.folder, Console(file=output, width=60))
     lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
-    assert [line for line in lines if "comparable with no others" in line] == [
+    assert [line for line in lines if "not comparable with the others" in line] == [
         "2 runs of digits (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.1, "
-        "comparable with no others:",
+        "not comparable with the others:",
         "1 run of digits (SHA-256 aaaaaaaaaaaa), probe of 10 train + 10 test, bnstudy 0.2, "
-        "comparable with no others:",
+        "not comparable with the others:",
     ]
     shown = [line for line in lines if line.startswith("unit_sparsity")]
     assert shown == ["unit_sparsity block01 0.050 ± 0.071", "unit_sparsity block01 0.200"]

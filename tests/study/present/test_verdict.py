@@ -1,4 +1,4 @@
-"""What a study is said to say."""
+"""Sentences of the verdict, for studies with known numbers."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
-def told(studies: Studies) -> str:
+def verdict(studies: Studies) -> str:
     return "\n".join(compose_verdict(Analysis(load(studies.folder))))
 
 
@@ -31,26 +31,24 @@ def add_pairs(studies: Studies, seeds: int, effect: float) -> None:
 
 def test_four_pairs_assume_normal_differences(studies: Studies) -> None:
     add_pairs(studies, seeds=4, effect=-0.3)
-    text = told(studies)
-    assert "over 4 pairs of runs that differ in nothing else: 4 seeds." in text
-    assert "With 4 pairs intervals and p are those of Student's t-test, which assumes" in text
-    assert "an exact test needs at least 6 pairs: add 2 seeds of each norm." in text
-    assert (
-        "unit_sparsity is lower with batchnorm in 1 of 2 layers (block02) by single tests" in text
-    )
+    text = verdict(studies)
+    assert "in 4 pairs of runs (4 seeds). The runs of a pair differ in nothing else." in text
+    assert "With only 4 pairs, intervals and p-values come from Student's t-test, which" in text
+    assert "An exact test needs at least 6 pairs: add 2 seeds for each norm." in text
+    assert "With batchnorm, unit_sparsity is lower in 1 of 2 layers (block02). " in text
     assert text.count(", Student's t.") == 2  # accuracy, and the layer
-    assert "too few pairs to ask how much of an effect goes through" in text
+    assert "too few pairs for a mediation analysis" in text
 
 
 def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
     add_pairs(studies, seeds=6, effect=-0.3)
-    text = told(studies)
+    text = verdict(studies)
     assert "Student" not in text
-    assert "in 1 after adjustment for 2 tests" in text
-    assert "6 pairs, p = 0.0312, adjusted 0.0312." in text
+    assert "This difference remains significant after adjustment for 2 tests." in text
+    assert "6 pairs, p = 0.0312, adjusted p = 0.0312." in text
     assert (
-        "After adjustment for all 2 tests on the train split, 1 of the 2 differences in layers "
-        "with batchnorm is significant (p at most 0.05)" in text
+        "Over all metrics and layers of the train split, 1 of 2 differences between batchnorm and "
+        "none is significant (p ≤ 0.05, adjusted for 2 tests)." in text
     )
 
 
@@ -63,33 +61,37 @@ def test_pairs_without_a_value_may_leave_too_few_for_an_exact_test(studies: Stud
         accuracy = 0.1 if diverged else generator.uniform()
         layers = {"silhouette": [value]}
         studies.add(norm, seed, layers=layers, accuracy=accuracy, status=status)
-    text = told(studies)
-    assert "4 pairs, 3 undefined, p = " in text
-    assert "Where fewer than 6 pairs have a value, intervals and p are those of Student's" in text
+    text = verdict(studies)
+    assert "4 pairs (3 more without a value), p = " in text
+    assert (
+        "Where fewer than 6 pairs have a value, intervals and p-values come from Student's" in text
+    )
 
 
 @pytest.mark.parametrize(("seeds", "more"), [(1, "5 seeds"), (2, "4 seeds")])
-def test_of_one_or_two_pairs_nothing_is_claimed(studies: Studies, seeds: int, more: str) -> None:
+def test_one_or_two_pairs_support_no_claim(studies: Studies, seeds: int, more: str) -> None:
     add_pairs(studies, seeds, effect=-0.3)
-    text = told(studies)
-    assert "nothing is tested, only values are shown" in text
-    assert f"at least 6 pairs: add {more} of each norm" in text
-    assert "unit_sparsity: the difference ranges from -0." in text
-    assert "Whether a metric goes with test accuracy needs at least 5 runs" in text
+    text = verdict(studies)
+    assert "values are shown but not tested" in text
+    assert f"at least 6 pairs: add {more} for each norm" in text
+    assert "The difference in unit_sparsity ranges from -0." in text
+    assert "Rank correlations of metrics with test accuracy need at least 5 runs" in text
     for claim in ("p =", "[", "higher", "lower", "the same way", "Kendall", "significant"):
         assert claim not in text
 
 
-def test_no_effect_is_told_as_none(studies: Studies) -> None:
+def test_no_effect_is_reported_as_not_significant(studies: Studies) -> None:
     add_pairs(studies, seeds=10, effect=0)
-    text = told(studies)
+    text = verdict(studies)
     assert "unit_sparsity does not differ significantly in any of 2 layers" in text
-    assert "of nothing there are no shares" in text
+    assert "the interval of every total effect contains 0" in text
 
 
 @pytest.mark.parametrize("seeds", [1, 4, 8])
 @pytest.mark.parametrize("lost", ["all", "all but one", "a metric"])
-def test_what_is_not_finite_is_in_no_sentence(studies: Studies, seeds: int, lost: str) -> None:
+def test_values_that_are_not_finite_appear_in_no_sentence(
+    studies: Studies, seeds: int, lost: str
+) -> None:
     for seed, norm in itertools.product(range(seeds), ("none", "batchnorm")):
         diverged = norm == "none" and (lost == "all" or (lost == "all but one" and seed > 0))
         value = float("nan") if diverged else 0.1 * seed + 0.01 * (norm == "none")
@@ -101,7 +103,7 @@ def test_what_is_not_finite_is_in_no_sentence(studies: Studies, seeds: int, lost
             accuracy=value,
             status="diverged" if diverged else "completed",
         )
-    text = told(studies)
+    text = verdict(studies)
     assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
     if lost == "all":
         assert "Test accuracy cannot be compared: no pair has a value in both" in text
@@ -109,7 +111,7 @@ def test_what_is_not_finite_is_in_no_sentence(studies: Studies, seeds: int, lost
         assert "silhouette cannot be compared: no pair has a value in both" in text
 
 
-def test_of_layers_it_is_their_activations(studies: Studies) -> None:
+def test_sentences_about_layers_are_about_their_activations(studies: Studies) -> None:
     others = Studies(studies.compose, studies.folder.parent / "without_features")
     for seed, norm in itertools.product(range(12), ("none", "batchnorm")):
         change = (norm == "batchnorm") * (1 + (seed % 3 - 1) * 0.1)  # varies a little, by pair
@@ -122,132 +124,136 @@ def test_of_layers_it_is_their_activations(studies: Studies) -> None:
     keys = load_shared_columns(study)[0]
     places = keys.loc[keys["metric"] == "silhouette", "place"].tolist()
     assert places == ["block01", "block02", "classifier.features"]
-    text = told(studies)
-    assert "silhouette is higher with batchnorm in 1 of 2 layers (block01)" in text
-    assert "the strongest of 2 layers" in text
-    assert "2 of the 3 differences in layers with batchnorm are significant" in text
+    text = verdict(studies)
+    assert "With batchnorm, silhouette is higher in 1 of 2 layers (block01)" in text
+    assert "is strongest in block01 (2 layers, 24 runs)" in text
+    assert "2 of 3 differences between batchnorm and none are significant" in text
     assert len(compute_mediation(study)) == 2
     pd.testing.assert_frame_equal(compute_mediation(study), compute_mediation(other))
     drawn = study.plot.layers("silhouette").axes[0].get_xticklabels()
     assert [label.get_text() for label in drawn] == ["block01", "block02"]
 
 
-def test_what_differs_besides_the_norm_is_named(studies: Studies) -> None:
+def test_other_differences_than_the_norm_are_named(studies: Studies) -> None:
     for seed in range(3):
         studies.add("none", seed, "optim.lr=0.01", layers={"silhouette": [0.1 * seed]})
         for norm, rate, position in (("batchnorm", 0.1, "pre"), ("layernorm", 0.01, "post")):
             words = (f"optim.lr={rate}", f"norm.position={position}")
             studies.add(norm, seed, *words, layers={"silhouette": [0.3 * seed + rate]})
-    text = told(studies)
+    text = verdict(studies)
     assert (
-        "batchnorm is compared with none over 3 pairs of runs that also differ in learning rate "
-        "0.1 with batchnorm, 0.01 with none; 3 seeds." in text
+        "batchnorm is compared with none in 3 pairs of runs (3 seeds). The runs of a pair also "
+        "differ in learning rate (0.1 with batchnorm, 0.01 with none)." in text
     )
     assert (
-        "layernorm is compared with none over 3 pairs of runs that differ in nothing else" in text
+        "layernorm is compared with none in 3 pairs of runs (3 seeds). The runs of a pair differ "
+        "in nothing else." in text
     )
     study = load(studies.folder)
     assert describe_other_differences(study, "layernorm", "batchnorm") == (
-        "learning rate 0.01 with layernorm, 0.1 with batchnorm; norm.position post with layernorm, "
-        "pre with batchnorm"
+        "learning rate (0.01 with layernorm, 0.1 with batchnorm) and "
+        "norm.position (post with layernorm, pre with batchnorm)"
     )
 
 
-def test_what_differs_in_some_pairs_is_named_with_their_number(studies: Studies) -> None:
+def test_a_difference_in_some_pairs_is_named_with_their_number(studies: Studies) -> None:
     for seed in range(3):
         studies.add("none", seed, layers={"silhouette": [0.1 * seed]})
         words = ("trainer.accelerator=gpu",) if seed == 2 else ()
         studies.add("batchnorm", seed, *words, layers={"silhouette": [0.3 * seed + 1]})
-    expected = "trainer.accelerator gpu with batchnorm, auto with none (in 1 of 3 pairs)"
+    expected = "trainer.accelerator (gpu with batchnorm, auto with none; in 1 of 3 pairs)"
     assert describe_other_differences(load(studies.folder), "batchnorm", "none") == expected
-    assert f"over 3 pairs of runs that also differ in {expected}; 3 seeds." in told(studies)
+    assert f"The runs of a pair also differ in {expected}." in verdict(studies)
 
 
 def test_a_regularizer_of_another_strength_is_named(studies: Studies) -> None:
     for norm, strength in (("none", 0.1), ("batchnorm", 1)):
         words = ("regularizer=activation_l1", f"regularizer.strength={strength}")
         studies.add(norm, 0, *words, layers={"silhouette": [strength]})
-    text = told(studies)
+    text = verdict(studies)
     assert (
-        "over 1 pair of runs that also differ in regularizer.strength 0.1 with none + "
-        "activation_l1, 1 with batchnorm + activation_l1; 1 seed." in text
+        "in 1 pair of runs (1 seed). The runs of a pair also differ in regularizer.strength (0.1 "
+        "with none + activation_l1, 1 with batchnorm + activation_l1)." in text
     )
 
 
-def test_what_went_wrong_is_told(studies: Studies) -> None:
+def test_runs_without_results_are_counted(studies: Studies) -> None:
     add_pairs(studies, seeds=2, effect=0)
     studies.add("none", 2, status="diverged")
     studies.add("batchnorm", 2, status="failed")
-    text = told(studies)
+    text = verdict(studies)
     assert "6 runs: 4 completed, 1 diverged, 1 failed." in text
     assert "1 of 3 runs of none diverged" in text
-    assert "1 of 6 runs, without results" in text
+    assert "1 of 6 runs has no results and is left out." in text
 
 
-def test_of_equal_differences_it_is_told_why_nothing_is_tested(studies: Studies) -> None:
+def test_equal_differences_are_not_tested_and_the_reason_is_given(studies: Studies) -> None:
     for seed, right in enumerate((970, 979, 973, 967)):
         studies.add("none", seed, accuracy=right / 1000)
         studies.add("batchnorm", seed, accuracy=(right + 2) / 1000)
-    assert "+0.002, 4 pairs, all equal, not tested." in told(studies)
+    assert "+0.002, 4 pairs, not tested because all differences are equal." in verdict(studies)
 
 
-def test_of_identical_norms_associations_are_over_the_grid(studies: Studies) -> None:
+def test_associations_of_identical_norms_are_over_the_grid(studies: Studies) -> None:
     for seed, rate, norm in itertools.product(range(3), (0.1, 0.01), ("none", "batchnorm")):
         value = 0.1 * seed + rate
         layers = {"silhouette": [value]}
         studies.add(norm, seed, f"optim.lr={rate}", layers=layers, accuracy=value, loss=value)
-    text = told(studies)
-    assert "the network seems to ignore norm" in text
-    assert "granulated Kendall +1.00" in text
-    assert "of norms alone" not in text
+    text = verdict(studies)
+    assert "The network probably ignores the norm." in text
+    assert "Granulated Kendall coefficient: +1.00" in text
+    assert "over norms only" not in text
 
 
 @pytest.mark.parametrize("norm", ["none", "batchnorm"])
 def test_one_treatment_alone_is_compared_with_nothing(studies: Studies, norm: str) -> None:
     studies.add(norm, layers={"unit_sparsity": [0.1]})
-    assert "There is nothing to compare" in told(studies)
+    assert "There is nothing to compare" in verdict(studies)
 
 
 def test_runs_without_partners_are_not_compared(studies: Studies) -> None:
     studies.add("none", 0)
     studies.add("batchnorm", 1)
-    assert "No run of batchnorm is paired with one of none" in told(studies)
+    assert "batchnorm and none are not compared, because they have no pair of runs." in verdict(
+        studies
+    )
 
 
-def test_an_intervention_is_told(studies: Studies) -> None:
+def test_an_intervention_is_described(studies: Studies) -> None:
     for seed in range(3):
         studies.add("none", seed, layers={"unit_sparsity": [0.4]}, accuracy=0.8)
         layers = {"unit_sparsity": [0.6]}
         words = ("regularizer=activation_l1",)
         studies.add("none", seed, *words, layers=layers, accuracy=0.7 + 0.01 * seed)
-    text = told(studies)
+    text = verdict(studies)
     assert (
-        "Intervention: none + activation_l1 instead of none changed unit_sparsity by +0.2" in text
+        "Intervention: compared with none, none + activation_l1 changes unit_sparsity by +0.2"
+        in text
     )
-    assert "test accuracy: -0.09 [" in text
+    assert "The difference in test accuracy is -0.09 [" in text
 
 
-def test_shares_of_mediation_are_told_as_association(studies: Studies) -> None:
+def test_mediation_shares_are_described_as_associations(studies: Studies) -> None:
     generator = np.random.default_rng(3)
     for seed, norm in itertools.product(range(12), ("none", "batchnorm")):
         sparsity = 0.2 * (norm == "batchnorm") + 0.05 * generator.normal()
         accuracy = 0.8 + 0.1 * sparsity + 0.0001 * generator.normal()
         studies.add(norm, seed, layers={"unit_sparsity": [sparsity]}, accuracy=accuracy)
-    text = told(studies)
+    text = verdict(studies)
     assert (
-        "through sparsity (unit_sparsity) would go, each looked at alone: this is association"
-        in text
+        "through sparsity (unit_sparsity). These shares describe associations; they are causal "
+        "only under the assumptions of mediation analysis." in text
     )
 
 
-def test_across_depths_it_is_of_relative_depths(studies: Studies) -> None:
+def test_networks_of_different_depth_are_compared_at_relative_depths(studies: Studies) -> None:
     generator = np.random.default_rng(4)
     for seed, depth, norm in itertools.product(range(4), (2, 4), ("none", "batchnorm")):
         values = generator.normal(size=depth) + 9 * (norm == "batchnorm")
         layers = {"silhouette": values.tolist()}
         accuracy = generator.uniform()
         studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=accuracy)
-    text = told(studies)
-    assert "silhouette is higher with batchnorm at 5 of 5 relative depths (depth 0 %, " in text
+    text = verdict(studies)
+    assert "With batchnorm, silhouette is higher at 5 of 5 relative depths (depth 0 %, " in text
     assert "The largest difference is at depth " in text
-    assert "the strongest of 5 relative depths: " in text
+    assert "(5 relative depths, 16 runs)" in text

@@ -1,6 +1,6 @@
-"""The numbers that the page's figures are drawn from, as page.js reads them.
+"""Values that the page's figures draw, in the form that page.js reads.
 
-Numbers stand in arrays of float32 (little endian, base64), NaN where there is none.
+Values are arrays of float32 (little endian, base64), NaN where there is no value.
 """
 
 import base64
@@ -21,10 +21,10 @@ from bnstudy.study.load.embedding_tables import find_runs_with_maps
 from bnstudy.study.load.matrix import KEYS, RELATIVE_DEPTHS, count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 
-MAX_NUMBERS = 1_200_000  # of runs: 6 MB of base64
-MAX_SAMPLES = 150_000  # of maps: 2 MB of base64
+MAX_NUMBERS = 1_200_000  # values of runs: 6 MB of base64
+MAX_SAMPLES = 150_000  # samples of maps: 2 MB of base64
 MAX_SAMPLES_OF_MAP = 500
-MIN_EPOCHS = 5  # of each run, before seeds are averaged
+MIN_EPOCHS = 5  # epochs per run; if fewer fit, seeds are averaged
 
 MAP_FACTS = [
     *("cell", "pair", "method", "site", "layer", "layers", "position"),
@@ -38,26 +38,25 @@ CURVES = ("n", "undefined", "difference", "low", "high")
 
 
 def embed_numbers(analysis: Analysis) -> dict[str, Any]:
-    """Collect the numbers that page.js draws.
+    """Collect the values that page.js draws.
 
     Args:
         analysis: Analysis of the study.
 
     Returns:
-        - baseline, model (the place of the whole model's numbers), treatments (the baseline first),
+        - baseline, model (place of the whole model's values), treatments (the baseline first),
           directions (by metric);
-        - min_pairs, min_pairs_to_flip: fewest pairs of a test, and of one by sign flips;
-        - axes: name, label and values of each, as text;
+        - min_pairs, min_pairs_to_flip: minimum pairs of a test, and of a sign-flip test;
+        - axes: name, label and values of each axis, as text;
         - keys: split, metric, site, layers, place and place_index of each column, as in
-          `load_columns`; depths: the relative depths;
-        - metrics: those of layers; epochs: those that are in `values`;
-        - groups: the runs, or in large studies the seeds of a treatment at a point of the grid:
-          index, cell, treatment (its number), pair and seed (null of several), point (a value of
-          each axis), n, diverged (how many of these), last_epoch, layers (how many it has, by
-          site);
+          `load_columns`; depths: relative depths;
+        - metrics: metrics of layers; epochs: epochs in `values`;
+        - groups: runs or, in large studies, the seeds of a treatment at a point of the grid: index,
+          cell, treatment (its number), pair and seed (null for several runs), point (value of each
+          axis), n, diverged (number of diverged runs), last_epoch, layers (number by site);
         - values: mean, and for groups of several runs sd and n: groups x epochs x keys;
-        - effects: points, each a value of every axis or null for all; fields, each treatments
-          without the baseline x points x keys;
+        - effects: points, each with a value or null (all) per axis; fields, each treatments without
+          the baseline x points x keys;
         - curves: fields, each treatments without the baseline x epochs x keys;
         - maps: see `_maps`;
         - similarities: see `_similarities`.
@@ -67,8 +66,7 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
     all_epochs = keys["epoch"].unique()
     keys = keys[keys["epoch"] == all_epochs[0]].drop(columns="epoch").reset_index(drop=True)
     values = values.reshape(len(values), len(all_epochs), len(keys))
-    treatments = [analysis.baseline]
-    treatments += [name for name in study.treatments if name != analysis.baseline]
+    treatments = [analysis.baseline, *study.treatments_without(analysis.baseline)]
     axes = [_axis(study, name) for name in analysis.axes]
 
     groups = _described(study, treatments, [axis["name"] for axis in axes])
@@ -106,7 +104,7 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
 
 
 def _encoded(array: Numbers) -> str:
-    with np.errstate(over="ignore"):  # what float32 cannot hold is as good as infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         return base64.b64encode(np.asarray(array, dtype="<f4").tobytes()).decode()
 
 
@@ -116,7 +114,7 @@ def _axis(study: StudyRuns, name: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A value of an axis as the page knows it: 4, not 4.0."""
+    """Format a value of an axis: 4, not 4.0."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -138,13 +136,13 @@ def _described(study: StudyRuns, treatments: list[str], axes: list[str]) -> pd.D
 
 
 def _thinned(epochs: list[int], last: list[int], room: int) -> list[int]:
-    """Choose the epochs that are kept: all, or evenly spread ones and each run's last."""
+    """Choose the epochs to keep: all, or evenly spaced ones and the last epoch of each run."""
     places = {round(place) for place in np.linspace(0, len(epochs) - 1, max(2, room))}
     return sorted(places | {epochs.index(epoch) for epoch in last if epoch in epochs})
 
 
 def _pooled(groups: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, dict[str, Numbers]]:
-    """The seeds of each treatment at each point together."""
+    """Average the seeds of each treatment at each point."""
     described, parts = [], defaultdict(list)
     networks = groups["layers"].map(str)
     alike = ["treatment", "point", "last_epoch", networks]
@@ -167,7 +165,7 @@ def _placed(
     shape: tuple[int, ...],
     *places: pd.Series,
 ) -> dict[str, str]:
-    """Columns of a table as arrays of that shape."""
+    """Encode columns of a table as arrays of a shape; `places` are the rows' indices."""
     arrays = {}
     for field in fields:
         array = np.full(shape, np.nan)
@@ -177,7 +175,7 @@ def _placed(
 
 
 def _numbered(table: pd.DataFrame, keys: pd.DataFrame) -> pd.Series:
-    """The number of each row's key."""
+    """Find the number of each row's key."""
     index = pd.MultiIndex.from_frame(keys[KEYS])
     return pd.Series(index.get_indexer(pd.MultiIndex.from_frame(table[KEYS])), table.index)
 
@@ -193,7 +191,7 @@ def _effects(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> d
     points = list(dict.fromkeys(at))
     shape = (len(treatments) - 1, len(points), len(keys))
     treatment = table["treatment"].map(treatments.index) - 1
-    number = pd.Series(at, table.index).map({point: one for one, point in enumerate(points)})
+    number = pd.Series(at, table.index).map(dict(zip(points, range(len(points)), strict=True)))
     fields = _placed(table, EFFECTS, shape, treatment, number, _numbered(table, keys))
     return {"points": points, "fields": fields}
 
@@ -219,13 +217,13 @@ def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[st
     """Collect the embeddings of samples.
 
     Returns:
-        - classes: by label, their names;
-        - pictures: cell, treatment (its number), pair (its number), seed, point (a value of each
-          axis), epoch, split, site, layer, layers and position (as in `StudyRuns.query`), method,
-          share (of the variance; null of umap), reason (why there is none; null where there is),
-          and where its samples are (first, count);
-        - x, y, labels: of all samples;
-        - shown: of how many runs they are; runs: how many have maps.
+        - classes: names by label;
+        - pictures: cell, treatment and pair (their numbers), seed, point (value of each axis),
+          epoch, split, site, layer, layers and position (as in `StudyRuns.query`), method, share
+          (of the variance; null for umap), reason (why there is no map; null if there is one), and
+          the range of its samples (first, count);
+        - x, y, labels: values of all samples;
+        - shown: number of runs with pictures; runs: number of runs with maps.
     """
     table = analysis.maps
     if table.empty:
@@ -237,7 +235,9 @@ def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[st
     parts: list[pd.DataFrame] = []
     for _, samples in by_picture:
         there = samples[samples["x"].notna()]
-        drawn = there.sample(min(most, len(there)), random_state=0)  # they may stand by class
+        drawn = there.sample(
+            min(most, len(there)), random_state=0
+        )  # the file can be sorted by class
         parts.append(drawn.sort_index())
         first = pictures[-1]["first"] + pictures[-1]["count"] if pictures else 0
         facts = json.loads(samples[MAP_FACTS].iloc[:1].to_json(orient="records"))[0]
@@ -259,9 +259,9 @@ def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[st
 
 
 def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
-    """Read what `bnstudy.measure similarity` wrote: pairs of runs, and a matrix for each measure.
+    """Read the files of `bnstudy.measure similarity`: pairs of runs, and a matrix per similarity.
 
-    Left out are those of runs that are not in the study any more, or were trained again since.
+    Files of runs that were removed from the study or trained again are left out.
     """
     attempts = study.runs.set_index("cell")["attempts"].to_dict()
     found = []
@@ -274,6 +274,7 @@ def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
             for cell, run in ours
         ):
             continue
+        declared = facts.get("similarities", {})  # by the version that wrote the file
         matrices = {}
         for path in sorted(facts_path.parent.glob("*.csv")):
             matrix = pd.read_csv(path, index_col=0)
@@ -281,6 +282,7 @@ def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
                 "rows": [str(name) for name in matrix.index],
                 "columns": [str(name) for name in matrix.columns],
                 "values": json.loads(matrix.to_json(orient="values")),
+                "direction": declared.get(path.stem, {}).get("direction"),
             }
         names = [f"{Path(run['folder']).name}, epoch {run['epoch']}" for run in facts["runs"]]
         found.append(

@@ -25,11 +25,11 @@ function mapped(object, change) {
   return Object.fromEntries(Object.entries(object).map(([name, value]) => [name, change(value)]));
 }
 
-// Plotly reads tags in its texts: those of a name are not meant.
+// Plotly interprets tags in texts, so names are escaped.
 const plain = (text) =>
   String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
-const told = (value) => {
+const formatted = (value) => {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (typeof value !== "number") return String(value);
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -39,12 +39,12 @@ const told = (value) => {
 
 const distinct = (values) => [...new Set(values)];
 
-// ---- What is chosen ----------------------------------------------------------------------------
+// ---- Selection ----------------------------------------------------------------------------
 
 const controls = [...document.querySelectorAll("select[data-choice]")];
 
 function chosen(name) {
-  const control = controls.find((one) => one.dataset.choice === name);
+  const control = controls.find((select) => select.dataset.choice === name);
   return control ? control.value : null;
 }
 
@@ -53,8 +53,8 @@ const keyNumbers = new Map(
     [JSON.stringify([key.split, key.metric, key.layers, key.place]), number]),
 );
 
-// How many layers all networks have at the chosen point of the axes and site. 0: not all as many,
-// and values are those at relative depths.
+// Number of layers of all networks at the selected site and point of the axes. 0 if it differs between
+// networks; values are then at relative depths.
 let layersShown = 0;
 
 function numberOf(split, metric, place) {
@@ -68,7 +68,7 @@ function countLayers() {
   return different.length === 1 ? different[0] : 0;
 }
 
-/** The groups of runs that are chosen; `free` are axes whose choice does not count. */
+/** Select the groups of runs; filters of the axes in `free` are ignored. */
 function shownGroups({ free = [], withSeed = true } = {}) {
   return data.groups.filter((group) => {
     const seed = withSeed && chosen("seed");
@@ -80,13 +80,13 @@ function shownGroups({ free = [], withSeed = true } = {}) {
   });
 }
 
-/** Index of the chosen epoch for a group; -1 where the page has none of it. */
+/** Find the index of the selected epoch for a group; -1 if the page does not contain it. */
 function epochOf(group) {
   const epoch = chosen("epoch");
   return data.epochs.indexOf(epoch === last ? group.last_epoch : Number(epoch));
 }
 
-/** Mean and standard deviation over runs, of groups pooled; n have a value, others are undefined. */
+/** Compute mean and standard deviation over the runs of some groups; n runs have a value. */
 function pooled(groups, key, epochAt = epochOf) {
   let n = 0;
   let sum = 0;
@@ -110,27 +110,27 @@ function pooled(groups, key, epochAt = epochOf) {
   return { n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd };
 }
 
-/** An axis of epochs, which are whole. */
+/** Make an axis of epochs, with integer ticks. */
 const epochAxis = () =>
   axis("epoch (0: before training)", Math.max(...data.epochs) < 10 ? { dtick: 1 } : {});
 
-/** The places of a metric in layers, in their order. */
+/** List the places of a metric in layers, in order. */
 function placesOf(split, metric) {
   return data.keys
     .filter((key) => key.split === split && key.metric === metric && key.site === chosen("site")
       && key.layers === layersShown)
-    .sort((one, other) => one.place_index - other.place_index)
+    .sort((a, b) => a.place_index - b.place_index)
     .map((key) => key.place);
 }
 
-/** The effects of the pairs at the chosen point of the axes. */
+/** Find the effect of the pairs at the selected point of the axes. */
 function effectOf(treatment, key) {
   const point = data.axes.map((_, number) => {
     const value = chosen(`axis${number}`);
     return value === "all" ? null : value;
   });
-  const at = data.effects.points.findIndex((one) =>
-    one.every((value, number) => value === point[number]),
+  const at = data.effects.points.findIndex((candidate) =>
+    candidate.every((value, number) => value === point[number]),
   );
   if (at < 0 || key === undefined) return null;
   const row = (treatment - 1) * data.effects.points.length + at;
@@ -138,7 +138,7 @@ function effectOf(treatment, key) {
   return effect.n > 0 ? effect : null;
 }
 
-const others = () => data.treatments.map((name, number) => ({ name, number })).slice(1);
+const comparedTreatments = () => data.treatments.map((name, number) => ({ name, number })).slice(1);
 
 function ofTreatment(groups, number) {
   return groups.filter((group) => group.treatment === number);
@@ -148,8 +148,8 @@ const runsIn = (groups) => groups.reduce((sum, group) => sum + group.n, 0);
 
 const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
-/** How many runs each treatment has among these, and how many of them diverged. */
-function countsTold(groups) {
+/** Describe the number of runs of each treatment, and how many of them diverged. */
+function describeCounts(groups) {
   const counts = data.treatments.map((_, number) => runsIn(ofTreatment(groups, number)));
   const all = distinct(counts).length === 1
     ? `${counted(counts[0], "run")} each`
@@ -161,34 +161,35 @@ function countsTold(groups) {
   return diverged.length ? `${all} (${diverged.join(", ")})` : all;
 }
 
-/** Of which treatments a point is the mean of fewer runs than there are, in a sentence. */
-function fewerTold(pointsOf) {
+/** Describe the treatments of which some runs have no value. */
+function describeMissing(pointsOf) {
   const fewer = data.treatments.flatMap((name, number) => {
     const some = pointsOf[number].filter((point) => point.undefined > 0);
     const least = Math.min(...some.map((point) => point.n));
-    const point = some.find((one) => one.n === least);
+    const point = some.find((candidate) => candidate.n === least);
     return point ? [`${least} of ${least + point.undefined} with ${name}`] : [];
   });
-  return fewer.length ? ` Some runs have no value; the fewest that do: ${fewer.join(", ")}.` : "";
+  if (!fewer.length) return "";
+  return ` Some runs have no value. Smallest number of runs with a value: ${fewer.join(", ")}.`;
 }
 
-/** What so few pairs allow, and how many more an exact test needs, in a sentence. */
-function fewPairsTold(counts) {
+/** Describe the consequences of few pairs, and how many more an exact test needs. */
+function describeFewPairs(counts) {
   const [least, most] = [Math.min(...counts), Math.max(...counts)];
   const [fewest, enough] = [data.min_pairs, data.min_pairs_to_flip];
   if (!counts.length || least >= enough) return "";
-  const student = "intervals and p are those of Student's t-test, which assumes normally " +
+  const student = "intervals and p-values come from Student's t-test, which assumes normally " +
     "distributed differences";
   if (least < most) {
-    return ` Where n is below ${enough}, ${student}; below ${fewest}, nothing is tested.`;
+    return ` Where n is below ${enough}, ${student}. Where n is below ${fewest}, nothing is tested.`;
   }
-  return ` With ${counted(least, "pair")} ` +
-    (least < fewest ? "nothing is tested, only values are shown" : student) +
-    `; an exact test needs at least ${enough} pairs, ${enough - least} more.`;
+  return ` With only ${counted(least, "pair")}, ` +
+    (least < fewest ? "values are shown but not tested" : student) +
+    `. An exact test needs at least ${enough} pairs, ${enough - least} more.`;
 }
 
-/** What is chosen, in words. */
-function filtersTold({ withEpoch = true, withSeed = true, free = [] } = {}) {
+/** Describe the selected filters. */
+function describeFilters({ withEpoch = true, withSeed = true, free = [] } = {}) {
   const parts = data.axes.flatMap((axis, number) => {
     const value = chosen(`axis${number}`);
     return value === "all" || free.includes(axis.name) ? [] : [`${axis.label} ${value}`];
@@ -200,7 +201,7 @@ function filtersTold({ withEpoch = true, withSeed = true, free = [] } = {}) {
   return parts.join(", ");
 }
 
-// ---- Looks -------------------------------------------------------------------------------------
+// ---- Appearance -------------------------------------------------------------------------------------
 
 const property = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -237,9 +238,9 @@ function layout(extra) {
   };
 }
 
-/** How many runs or pairs a point is the mean of, and how many have no value. */
-const sizeTold = ({ n, undefined: left }) =>
-  n === undefined ? "" : `n = ${told(n)}${left ? `, ${told(left)} without a value` : ""}`;
+/** Describe the number of runs or pairs with a value, and without. */
+const describeSize = ({ n, undefined: left }) =>
+  n === undefined ? "" : `n = ${formatted(n)}${left ? `, ${formatted(left)} without a value` : ""}`;
 
 function line(number, name, x, points, extra = {}) {
   const { colour, symbol } = looks(number);
@@ -247,9 +248,9 @@ function line(number, name, x, points, extra = {}) {
     type: "scatter",
     mode: "lines+markers",
     name: plain(name),
-    x: x.map((one) => (typeof one === "number" ? one : plain(one))),
+    x: x.map((value) => (typeof value === "number" ? value : plain(value))),
     y: points.map((point) => point.mean),
-    text: points.map((point) => sizeTold(point)),
+    text: points.map((point) => describeSize(point)),
     hovertemplate: "%{x}: %{y:.4g}<br>%{text}",
     line: { color: colour, width: 2 },
     marker: { color: colour, symbol, size: 8 },
@@ -288,7 +289,7 @@ function band(number, x, low, high) {
   };
 }
 
-// ---- Figures: each gives traces, a layout, a caption, and its numbers as rows of a table ---------
+// ---- Figures: each returns traces, a layout, a caption, and its numbers as rows of a table -------
 
 const directionOf = (metric) =>
   ({ higher: " (higher is better)", lower: " (lower is better)" })[data.directions[metric]] || "";
@@ -313,9 +314,9 @@ function levels(metric) {
     traces,
     layout: layout({ xaxis: axis("layer", { type: "category" }), yaxis: axis(metric) }),
     caption:
-      `${metric}${directionOf(metric)} per layer, ${split} split, ${filtersTold()}: mean over ` +
-      `${countsTold(groups)}; bars are standard deviations over them.` +
-      fewerTold(pointsOf),
+      `${metric}${directionOf(metric)} per layer, ${split} split, ${describeFilters()}. Points are ` +
+      `means over ${describeCounts(groups)}; bars are standard deviations.` +
+      describeMissing(pointsOf),
     columns: ["norm", "layer", "n", "mean", "standard deviation"],
     rows,
   };
@@ -325,17 +326,17 @@ function difference(metric) {
   const split = chosen("split");
   const places = placesOf(split, metric);
   const rows = [];
-  const traces = others().map(({ name, number }) => {
+  const traces = comparedTreatments().map(({ name, number }) => {
     const found = places.map((place) => effectOf(number, numberOf(split, metric, place)) || {});
-    found.forEach((one, at) =>
-      rows.push([name, places[at], one.n, one.undefined, one.difference, one.low, one.high, one.p,
-        one.p_adjusted, one.cohens_d, one.rank_biserial]),
+    found.forEach((effect, at) =>
+      rows.push([name, places[at], effect.n, effect.undefined, effect.difference, effect.low,
+        effect.high, effect.p, effect.p_adjusted, effect.cohens_d, effect.rank_biserial]),
     );
-    const points = found.map((one) => ({ ...one, mean: one.difference }));
+    const points = found.map((effect) => ({ ...effect, mean: effect.difference }));
     return withBars(
       line(number, name, places, points, { mode: "markers" }),
-      found.map((one) => one.high - one.difference),
-      found.map((one) => one.difference - one.low),
+      found.map((effect) => effect.high - effect.difference),
+      found.map((effect) => effect.difference - effect.low),
     );
   });
   const known = rows.some((row) => Number.isFinite(row[5]));
@@ -348,9 +349,10 @@ function difference(metric) {
     }),
     caption:
       `Paired difference in ${metric} to ${data.baseline}, ${split} split, ` +
-      `${filtersTold({ withEpoch: false, withSeed: false }) || "all pairs"}, after the last epoch` +
-      ` and over all seeds and pairs, n = ${n.length ? distinct(n).join(", ") : 0}; ` +
-      (known ? "bars are 95 % intervals." : "there are no intervals.") + fewPairsTold(n),
+      `${describeFilters({ withEpoch: false, withSeed: false }) || "all pairs"}, after the last ` +
+      `epoch, over all seeds, n = ${n.length ? distinct(n).join(", ") : 0}. ` +
+      (known ? "Bars are 95 % confidence intervals." : "There are no intervals.") +
+      describeFewPairs(n),
     columns: ["norm", "layer", "n", "pairs without a value", "difference", "low", "high", "p",
       "adjusted p", "Cohen's d", "rank-biserial"],
     rows,
@@ -389,8 +391,10 @@ function effectMap() {
         text: found.map((row) =>
           row.map((effect) =>
             effect
-              ? `difference ${told(effect.difference)} [${told(effect.low)}, ${told(effect.high)}]` +
-                `<br>p ${told(effect.p)}, adjusted ${told(effect.p_adjusted)}, ${sizeTold(effect)}`
+              ? `difference ${formatted(effect.difference)} ` +
+                `[${formatted(effect.low)}, ${formatted(effect.high)}]<br>` +
+                `p = ${formatted(effect.p)}, adjusted p = ${formatted(effect.p_adjusted)}, ` +
+                describeSize(effect)
               : "",
           ),
         ),
@@ -410,16 +414,18 @@ function effectMap() {
       yaxis: axis("", { type: "category", autorange: "reversed" }),
     }),
     caption:
-      `Effect of ${data.treatments[treatment]} against ${data.baseline} per metric and layer, ` +
-      `${split} split, ${filtersTold({ withEpoch: false, withSeed: false }) || "all pairs"}, ` +
-      "after the last epoch and over all seeds. " +
+      `Effect of ${data.treatments[treatment]} compared with ${data.baseline} per metric and ` +
+      `layer, ${split} split, ` +
+      `${describeFilters({ withEpoch: false, withSeed: false }) || "all pairs"}, ` +
+      "after the last epoch, over all seeds. " +
       (size === "cohens_d"
-        ? "Colour: mean paired difference in standard deviations of the differences (Cohen's d; " +
-          "colours end at ±3); blank where the differences do not vary, or with fewer than " +
-          `${data.min_pairs} pairs.`
-        : "Colour: matched-pairs rank-biserial correlation, ±1 where all pairs that differ do so " +
-          `the same way; blank where none differs, or with fewer than ${data.min_pairs} pairs.`) +
-      fewPairsTold(rows.map((row) => row[2])),
+        ? "Colours show Cohen's d: the mean paired difference divided by the standard deviation " +
+          "of the differences, limited to ±3. A field is blank if the differences do not vary or " +
+          `there are fewer than ${data.min_pairs} pairs.`
+        : "Colours show the matched-pairs rank-biserial correlation: ±1 if all non-zero " +
+          "differences have the same sign. A field is blank if all differences are 0 or there " +
+          `are fewer than ${data.min_pairs} pairs.`) +
+      describeFewPairs(rows.map((row) => row[2])),
     columns: ["metric", "layer", "n", "effect size", "difference", "low", "high", "p",
       "adjusted p"],
     rows,
@@ -429,11 +435,11 @@ function effectMap() {
 function overEpochs() {
   const split = chosen("split");
   const [metric, place] = [chosen("metric"), chosen("layer")];
-  return wayOf(metric, [split], place, `${metric} at ${place}, ${split} split`);
+  return trajectory(metric, [split], place, `${metric} at ${place}, ${split} split`);
 }
 
-/** Means over the epochs, for each treatment and split, with bands of a standard deviation. */
-function wayOf(metric, splits, place, title) {
+/** Draw means over the epochs for each treatment and split, with bands of a standard deviation. */
+function trajectory(metric, splits, place, title) {
   const groups = shownGroups();
   const traces = [];
   const rows = [];
@@ -454,8 +460,8 @@ function wayOf(metric, splits, place, title) {
       trace.line.dash = splits.length > 1 ? DASHES[split] : "solid";
       traces.push(trace);
       traces.push(
-        band(number, epochs, points.map((one) => one.mean - one.sd),
-          points.map((one) => one.mean + one.sd)),
+        band(number, epochs, points.map((point) => point.mean - point.sd),
+          points.map((point) => point.mean + point.sd)),
       );
     });
   });
@@ -464,15 +470,15 @@ function wayOf(metric, splits, place, title) {
     layout: layout({ xaxis: epochAxis(), yaxis: axis(metric) }),
     caption:
       `${title}, from initialization to the end of training` +
-      `${comma(filtersTold({ withEpoch: false }))}: mean over ${countsTold(groups)}; bands are ` +
-      "standard deviations over them." + fewerTold(pointsOf),
+      `${comma(describeFilters({ withEpoch: false }))}. Lines are means over ` +
+      `${describeCounts(groups)}; bands are standard deviations.` + describeMissing(pointsOf),
     columns: ["norm", "split", "epoch", "n", "mean", "standard deviation"],
     rows,
   };
 }
 
-/** Which pairs have the layer that is chosen, where not all have. */
-const ofSoManyLayers = () =>
+/** Describe the pairs that have the selected layer, if not all pairs have it. */
+const describeDepth = () =>
   layersShown > 0
   && data.keys.some((key) => key.site === chosen("site") && key.layers !== layersShown)
     ? ` of networks with ${layersShown} layers` : "";
@@ -484,19 +490,19 @@ function differenceOverEpochs() {
   const [metric, place] = [chosen("metric"), chosen("layer")];
   const key = numberOf(split, metric, place);
   const rows = [];
-  const traces = others().flatMap(({ name, number }) => {
+  const traces = comparedTreatments().flatMap(({ name, number }) => {
     const points = data.epochs
       .map((epoch, at) => {
         const cell = ((number - 1) * data.epochs.length + at) * data.keys.length + key;
         return { epoch, ...mapped(curves, (field) => (key === undefined ? NaN : field[cell])) };
       })
       .filter((point) => Number.isFinite(point.difference));
-    points.forEach((one) => rows.push([name, one.epoch, one.n, one.undefined, one.difference,
-      one.low, one.high]));
+    points.forEach((point) => rows.push([name, point.epoch, point.n, point.undefined, point.difference,
+      point.low, point.high]));
     const epochs = points.map((point) => point.epoch);
     return [
       line(number, name, epochs, points.map((point) => ({ ...point, mean: point.difference }))),
-      band(number, epochs, points.map((one) => one.low), points.map((one) => one.high)),
+      band(number, epochs, points.map((point) => point.low), points.map((point) => point.high)),
     ];
   });
   return {
@@ -506,22 +512,36 @@ function differenceOverEpochs() {
       yaxis: axis(`difference to ${data.baseline}`),
     }),
     caption:
-      `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split, over all ` +
-      `pairs${ofSoManyLayers()} whatever is filtered; bands are each epoch's own 95 % intervals.` +
-      fewPairsTold(rows.map((row) => row[2])),
+      `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split. Lines are ` +
+      `means over all pairs${describeDepth()}, regardless of the filters; bands are 95 % ` +
+      "confidence intervals of single epochs." + describeFewPairs(rows.map((row) => row[2])),
     columns: ["norm", "epoch", "n", "pairs without a value", "difference", "low", "high"],
     rows,
   };
 }
 
 const SPLITS = distinct(data.keys.map((key) => key.split));
-const ofModel = (metric) =>
-  wayOf(metric, SPLITS, data.model, `${metric} of ${SPLITS.join(" and ")}`);
+const isKnown = (metric) => data.keys.some((key) => key.metric === metric);
 
-/** A target of a group of runs at the chosen epoch. */
+/** Draw a curve of loss or accuracy: of the probe sets, which are evaluated at each measured epoch. */
+function ofModel(metric) {
+  const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
+  const splits = SPLITS.filter((split) => numberOf(split, name, data.model) !== undefined);
+  return trajectory(name, splits, data.model, `${plainName(name)} of ${splits.join(" and ")}`);
+}
+
+/** Choose the name at the chosen epoch: whole splits are evaluated before training and after the last. */
+function nameNow(metric) {
+  const isBetween = ![last, "0"].includes(String(chosen("epoch")));
+  return isBetween && isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
+}
+
+const plainName = (metric) => metric.replace("probe_", "probe ");
+
+/** Compute a target of a group of runs at the selected epoch. */
 function target(name, group) {
   const mean = (split, metric) =>
-    pooled([group], numberOf(split, metric, data.model)).mean;
+    pooled([group], numberOf(split, nameNow(metric), data.model)).mean;
   switch (name) {
     case "gap": return mean("train", "accuracy") - mean("test", "accuracy");
     default: return mean("test", METRIC_OF[name]);
@@ -534,20 +554,22 @@ const TARGET_NAMES = {
   gap: "train − test accuracy",
   test_loss: "test loss",
 };
+const targetName = (name) =>
+  TARGET_NAMES[name] + (nameNow("accuracy") === "accuracy" ? "" : " of the probe set");
 
 function gap() {
   const groups = shownGroups();
   const rows = [];
   const traces = data.treatments.map((name, number) => {
     const { colour, symbol } = looks(number);
-    const own = ofTreatment(groups, number);
-    const values = own.map((group) => target("gap", group));
-    own.forEach((group, at) => rows.push([name, group.cell, group.n, values[at]]));
+    const runs = ofTreatment(groups, number);
+    const values = runs.map((group) => target("gap", group));
+    runs.forEach((group, at) => rows.push([name, group.cell, group.n, values[at]]));
     return {
       type: "box",
       name: plain(name),
       y: values,
-      text: own.map((group) => plain(group.cell)),
+      text: runs.map((group) => plain(group.cell)),
       boxpoints: "all",
       pointpos: 0,
       jitter: 0.3,
@@ -560,14 +582,15 @@ function gap() {
   });
   return {
     traces,
-    layout: layout({ xaxis: axis(""), yaxis: axis(TARGET_NAMES.gap) }),
-    caption: `Generalization gap, ${filtersTold()}: each point is ${ofEach()}, the box its quartiles.`,
-    columns: ["norm", "run", "n", TARGET_NAMES.gap],
+    layout: layout({ xaxis: axis(""), yaxis: axis(targetName("gap")) }),
+    caption: `Generalization gap, ${describeFilters()}. Each point is ${describePoint()}; boxes ` +
+      "show the quartiles.",
+    columns: ["norm", "run", "n", targetName("gap")],
     rows,
   };
 }
 
-const ofEach = () => (counts ? "the mean over seeds at a point of the grid" : "a run");
+const describePoint = () => (counts ? "the mean over seeds at a point of the grid" : "a run");
 
 function against(metric) {
   const [split, place] = [chosen("split"), chosen("layer")];
@@ -577,39 +600,39 @@ function against(metric) {
   const rows = [];
   const traces = data.treatments.map((treatment, number) => {
     const { colour, symbol } = looks(number);
-    const own = ofTreatment(groups, number);
-    const x = own.map((group) => pooled([group], key).mean);
-    const y = own.map((group) => target(name, group));
-    own.forEach((group, at) => rows.push([treatment, group.cell, group.n, x[at], y[at]]));
+    const runs = ofTreatment(groups, number);
+    const x = runs.map((group) => pooled([group], key).mean);
+    const y = runs.map((group) => target(name, group));
+    runs.forEach((group, at) => rows.push([treatment, group.cell, group.n, x[at], y[at]]));
     return {
       type: "scatter",
       mode: "markers",
       name: plain(treatment),
       x,
       y,
-      text: own.map((group) => plain(group.cell)),
+      text: runs.map((group) => plain(group.cell)),
       marker: { color: colour, symbol, size: 9, opacity: 0.8 },
       hovertemplate: "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     };
   });
   return {
     traces,
-    layout: layout({ xaxis: axis(metric), yaxis: axis(TARGET_NAMES[name]) }),
+    layout: layout({ xaxis: axis(metric), yaxis: axis(targetName(name)) }),
     caption:
-      `${TARGET_NAMES[name]} against ${metric} at ${place}, ${split} split, ${filtersTold()}; each ` +
-      `point is ${ofEach()}.`,
-    columns: ["norm", "run", "n", metric, TARGET_NAMES[name]],
+      `${targetName(name)} against ${metric} at ${place}, ${split} split, ` +
+      `${describeFilters()}. Each point is ${describePoint()}.`,
+    columns: ["norm", "run", "n", metric, targetName(name)],
     rows,
   };
 }
 
-/** A target's mean and standard deviation over runs; the latter is unknown of pooled gaps. */
+/** Compute a target's mean and standard deviation over runs; pooled gaps have no deviation. */
 function pooledTarget(name, groups) {
-  if (name !== "gap") return pooled(groups, numberOf("test", METRIC_OF[name], data.model));
+  if (name !== "gap") return pooled(groups, numberOf("test", nameNow(METRIC_OF[name]), data.model));
   return summarized(groups, (group) => target("gap", group), counts !== null);
 }
 
-/** Mean and standard deviation of a value of each group. */
+/** Compute mean and standard deviation of a value over groups. */
 function summarized(groups, valueOf, isPooled = false) {
   const known = groups.filter((group) => Number.isFinite(valueOf(group)));
   const n = runsIn(known);
@@ -619,7 +642,7 @@ function summarized(groups, valueOf, isPooled = false) {
   return { n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd };
 }
 
-/** Mean difference of a target within pairs of runs; of pooled seeds, where all have a value. */
+/** Compute the mean difference of a target within pairs of runs, or of seeds that all have a value. */
 function pairedTarget(name, ours, theirs) {
   const pairOf = (group) => group.pair ?? JSON.stringify(group.point);
   const partners = new Map(theirs.map((group) => [pairOf(group), group]));
@@ -637,7 +660,7 @@ function pairedTarget(name, ours, theirs) {
 
 function learningRates() {
   const name = chosen("rate_target");
-  const at = data.axes.findIndex((one) => one.name === "lr");
+  const at = data.axes.findIndex((axis) => axis.name === "lr");
   const groups = shownGroups({ free: ["lr"] });
   const rows = [];
   const pointsOf = [];
@@ -650,18 +673,18 @@ function learningRates() {
     }));
     const points = all.filter((point) => point.n > 0);
     pointsOf.push(all);
-    points.forEach((one) => rows.push([treatment, one.rate, one.n, one.mean, one.sd]));
+    points.forEach((point) => rows.push([treatment, point.rate, point.n, point.mean, point.sd]));
     const x = points.map((point) => point.rate);
     return withBars(line(number, treatment, x, points), points.map((point) => point.sd));
   });
   return {
     traces,
     layout: layout({
-      xaxis: axis("learning rate", { type: "log" }), yaxis: axis(TARGET_NAMES[name]),
+      xaxis: axis("learning rate", { type: "log" }), yaxis: axis(targetName(name)),
     }),
     caption:
-      `${TARGET_NAMES[name]} over the learning rate, ${filtersTold({ free: ["lr"] })}; bars are ` +
-      `standard deviations over the runs that each point is the mean of.` + fewerTold(pointsOf),
+      `${targetName(name)} over the learning rate, ${describeFilters({ free: ["lr"] })}. Points ` +
+      "are means over runs; bars are standard deviations." + describeMissing(pointsOf),
     columns: ["norm", "learning rate", "n", "mean", "standard deviation"],
     rows,
   };
@@ -669,7 +692,7 @@ function learningRates() {
 
 function depthWidth() {
   const [depth, width] = ["depth", "width"].map((name) =>
-    data.axes.findIndex((one) => one.name === name));
+    data.axes.findIndex((axis) => axis.name === name));
   const [what, name] = [chosen("over_grid"), chosen("over_grid_target")];
   const groups = shownGroups({ free: ["depth", "width"] });
   const rows = [];
@@ -688,14 +711,14 @@ function depthWidth() {
   const z = points.map((row) => row.map((point) => point.mean));
   const largest = Math.max(...z.flat().filter(Number.isFinite).map(Math.abs), 1e-12);
   const title = isDifference
-    ? `${data.treatments[number]} less ${data.baseline}` : data.treatments[number];
+    ? `${data.treatments[number]} minus ${data.baseline}` : data.treatments[number];
   return {
     traces: [{
       type: "heatmap",
       x: data.axes[width].values.map(plain),
       y: data.axes[depth].values.map(plain),
       z,
-      text: points.map((row) => row.map(sizeTold)),
+      text: points.map((row) => row.map(describeSize)),
       texttemplate: "%{z:.3f}<br>%{text}",
       hovertemplate: "depth %{y}, width %{x}: %{z:.4f}<br>%{text}<extra></extra>",
       colorscale: isDifference
@@ -708,15 +731,15 @@ function depthWidth() {
     layout: layout({
       xaxis: axis("width", { type: "category" }), yaxis: axis("depth", { type: "category" }),
     }),
-    caption: `${TARGET_NAMES[name]} of ${title} over depth and width, ` +
-      `${filtersTold({ free: ["depth", "width"] })}: ` +
+    caption: `${targetName(name)} of ${title} over depth and width, ` +
+      `${describeFilters({ free: ["depth", "width"] })}. Values are ` +
       (isDifference ? "mean differences within pairs." : "means over runs."),
-    columns: ["depth", "width", "n", "without a value", TARGET_NAMES[name]],
+    columns: ["depth", "width", "n", "without a value", targetName(name)],
     rows,
   };
 }
 
-/** The maps of the runs that are chosen, by the chosen method. */
+/** Select the maps of the selected runs by the selected method. */
 function fittingPictures() {
   const [method, seed] = [chosen("map_method"), chosen("seed")];
   return data.maps.pictures.filter((picture) =>
@@ -728,8 +751,8 @@ function fittingPictures() {
 }
 
 /**
- * The layers of some maps by name, activations last, and which of a run's maps is of them: that at a
- * position, or of networks with different numbers of layers the nearest one to a relative depth.
+ * List the layers of some maps by name, activations last, each with a function that recognizes its maps:
+ * by position or, for networks with different numbers of layers, as the nearest to a relative depth.
  */
 function layersOfMaps(pictures) {
   const sites = distinct(pictures.map((picture) => picture.site)).sort().reverse();
@@ -740,17 +763,19 @@ function layersOfMaps(pictures) {
       if (counts.length > 1) {
         return data.depths.map((depth) => [
           `depth ${100 * depth} %${site === "act" ? "" : ` ${site}`}`,
-          (one) => one.site === site && one.position === 1 + Math.round(depth * (one.layers - 1)),
+          (picture) => picture.site === site
+            && picture.position === 1 + Math.round(depth * (picture.layers - 1)),
         ]);
       }
       return Array.from({ length: counts[0] }, (_, at) => [
-        distinct(ofSite.filter((one) => one.position === at + 1).map((one) => one.layer)).join(" / "),
-        (one) => one.site === site && one.position === at + 1,
+        distinct(ofSite.filter((picture) => picture.position === at + 1)
+          .map((picture) => picture.layer)).join(" / "),
+        (picture) => picture.site === site && picture.position === at + 1,
       ]);
     }));
 }
 
-/** The chosen maps of a pair's runs: of the first pair in which the most treatments have one. */
+/** Select the maps of the first pair in which the most treatments have one. */
 function picturesShown() {
   const pictures = fittingPictures();
   const isOfLayer = layersOfMaps(pictures).get(chosen("map_layer"));
@@ -759,10 +784,10 @@ function picturesShown() {
     .map((pair) => fitting.filter((picture) => picture.pair === pair));
   const most = Math.max(...pairs.map((pictures) => pictures.length));
   const found = pairs.find((pictures) => pictures.length === most) ?? [];
-  return found.sort((one, other) => one.treatment - other.treatment);
+  return found.sort((a, b) => a.treatment - b.treatment);
 }
 
-/** A map's samples of each class. */
+/** Group the samples of a map by class. */
 function samplesOf(picture) {
   const found = new Map(Object.keys(data.maps.classes).map((label) => [Number(label), []]));
   for (let at = picture.first; at < picture.first + picture.count; at += 1) {
@@ -776,8 +801,8 @@ function maps() {
   const colours = property("--series").split(" ");
   const columns = Math.min(pictures.length, innerWidth < 720 ? 1 : 3) || 1;
   const rowCount = Math.ceil(pictures.length / columns) || 1;
-  const measuredOn = distinct(pictures.map((one) => `${one.split} split, epoch ${one.epoch}`));
-  const centre = (values) => values.reduce((sum, one) => sum + one, 0) / values.length;
+  const measuredOn = distinct(pictures.map((picture) => `${picture.split} split, epoch ${picture.epoch}`));
+  const centre = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const rows = [];
   const axes = {};
   const annotations = [];
@@ -806,7 +831,7 @@ function maps() {
     });
     return [...samplesOf(picture)].map(([label, inside], number) => {
       const of = data.maps.classes[label];
-      const [x, y] = [mapX, mapY].map((values) => inside.map((one) => values[one]));
+      const [x, y] = [mapX, mapY].map((values) => inside.map((sample) => values[sample]));
       if (inside.length) rows.push([name, picture.cell, of, inside.length, centre(x), centre(y)]);
       const isFirst = inside.length > 0 && !inLegend.has(label);
       if (isFirst) inLegend.add(label);
@@ -842,10 +867,12 @@ function maps() {
       ...axes,
     }),
     caption: first
-      ? `${first.method.toUpperCase()} of ${distinct(pictures.map((one) => one.layer)).join(" / ")}, ${measuredOn.join(" and ")}, seed ` +
-        `${first.seed}: ${pictures.map((one) => one.cell).join(", ")}; up to ` +
-        `${Math.max(...pictures.map((one) => one.count))} samples each.`
-      : "No run that is chosen has a map.",
+      ? `${first.method.toUpperCase()} of ` +
+        `${distinct(pictures.map((picture) => picture.layer)).join(" / ")}, ` +
+        `${measuredOn.join(" and ")}, seed ${first.seed}. Runs: ` +
+        `${pictures.map((picture) => picture.cell).join(", ")}. Each map has at most ` +
+        `${Math.max(...pictures.map((picture) => picture.count))} samples.`
+      : "None of the selected runs has a map.",
     columns: ["norm", "run", "class", "n", "mean of the first axis", "mean of the second axis"],
     rows,
   };
@@ -854,8 +881,7 @@ function maps() {
 function similarity() {
   const [pair, name] = chosen("similarity").split(":");
   const matrix = data.similarities[Number(pair)];
-  const { rows, columns, values } = matrix.matrices[name];
-  const lower = name === "procrustes";
+  const { rows, columns, values, direction } = matrix.matrices[name];
   return {
     traces: [{
       type: "heatmap",
@@ -863,7 +889,7 @@ function similarity() {
       y: rows.map(plain),
       z: values,
       colorscale: "Viridis",
-      reversescale: lower,
+      reversescale: direction === "lower", // similar layers are bright
       colorbar: { thickness: 12 },
       hovertemplate: "%{y}, %{x}: %{z:.3f}<extra></extra>",
     }],
@@ -901,7 +927,7 @@ const FIGURES = {
 // ---- Drawing -----------------------------------------------------------------------------------
 
 const figures = [...document.querySelectorAll("figure[data-figure]")];
-const waiting = new Set(); // figures that are out of sight and not up to date
+const waiting = new Set(); // figures that are out of view and not up to date
 
 function draw(figure) {
   waiting.delete(figure);
@@ -910,7 +936,7 @@ function draw(figure) {
   const plot = figure.querySelector(".plot");
   Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
   figure.querySelector("figcaption").textContent = found.caption;
-  plot.setAttribute("aria-label", `${found.caption} Its numbers are in the table below it.`);
+  plot.setAttribute("aria-label", `${found.caption} The table below contains its numbers.`);
   figure.found = found;
   if (figure.querySelector("details").open) tabulate(figure);
 }
@@ -933,7 +959,7 @@ function tabulate(figure) {
     const line = body.insertRow();
     for (const value of row) {
       const cell = line.insertCell();
-      cell.textContent = told(value);
+      cell.textContent = formatted(value);
       if (typeof value === "number") cell.dataset.value = value;
     }
   }
@@ -950,7 +976,7 @@ const sight = new IntersectionObserver(
   { rootMargin: "400px" },
 );
 
-/** Draw the figures anew: those in sight now, the others when they come into it. */
+/** Redraw the figures: the visible ones now, the others when they become visible. */
 function update() {
   if (data.metrics.length) offer();
   if (data.maps.pictures.length) offerMaps();
@@ -962,12 +988,12 @@ function update() {
   const shown = runsIn(shownGroups());
   const all = runsIn(data.groups);
   document.getElementById("shown").textContent =
-    `${shown} of ${all} runs shown${comma(filtersTold())}`;
+    `${shown} of ${all} runs shown${comma(describeFilters())}`;
 }
 
-/** Let a control choose among other values; what was chosen stays, where it is among them. */
+/** Replace the options of a control, and keep the selected one if it is among them. */
 function refill(name, values, first) {
-  const control = controls.find((one) => one.dataset.choice === name);
+  const control = controls.find((select) => select.dataset.choice === name);
   const before = [...control.options].map((option) => option.value);
   if (before.join("\n") === values.join("\n")) return;
   const kept = control.value;
@@ -975,19 +1001,19 @@ function refill(name, values, first) {
   control.value = values.includes(kept) ? kept : first;
 }
 
-/** Offer the layers and metrics of the chosen site and point of the axes. */
+/** Offer the layers and metrics of the selected site and point of the axes. */
 function offer() {
   layersShown = countLayers();
   const ofSite = data.keys.filter(
     (key) => key.site === chosen("site") && key.layers === layersShown);
-  const layers = [...ofSite].sort((one, other) => one.place_index - other.place_index);
+  const layers = [...ofSite].sort((a, b) => a.place_index - b.place_index);
   const places = distinct(layers.map((key) => key.place));
   const metrics = distinct(ofSite.map((key) => key.metric));
   refill("layer", places, places.at(-1));
   refill("metric", metrics, metrics[0]);
 }
 
-/** Offer the layers of the maps that are chosen. */
+/** Offer the layers of the selected maps. */
 function offerMaps() {
   const layers = [...layersOfMaps(fittingPictures()).keys()];
   refill("map_layer", layers, layers.at(-1));

@@ -1,4 +1,4 @@
-"""The page's text, around the numbers that its figures are drawn from."""
+"""Page of a study: its text and tables, with the numbers that its figures draw."""
 
 import base64
 import hashlib
@@ -20,10 +20,9 @@ from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
 from bnstudy.study.load.design import TREATMENT
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.page.embedded import embed_numbers
-from bnstudy.study.present.redaction import redact_runs
 from bnstudy.study.present.verdict import compose_verdict
 
-MAX_ROWS = 500  # of a table on the page; the CSV has all
+MAX_ROWS = 500  # rows of a table on the page; the CSV files contain all rows
 
 ENVIRONMENT = [
     "commit",
@@ -49,18 +48,19 @@ TARGETS = [
 def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None) -> str:
     """Render the page of a study as HTML.
 
-    Names, messages and whatever else comes from records is text on it: scripts other than the
-    page's own are not run, and nothing is loaded from anywhere.
+    Names, messages and other values of the records are escaped. The page only runs its embedded
+    scripts, and it loads nothing from other places.
 
     Args:
         analysis: Analysis of the study.
-        files: Figures and tables beside the page, relative to it.
-        apart: Reason why there are runs in the study's folder that are not on the page.
+        files: Paths of the figures and tables, relative to the page.
+        apart: Description of the runs in the study's folder that are not comparable with those of
+            the page; None if there are none.
     """
     study = analysis.study
     data = embed_numbers(analysis)
     scripts = [get_plotlyjs(), _resource("page.js")]
-    runs = redact_runs(study.runs)
+    runs = study.runs
     environment = Environment(
         loader=PackageLoader(__package__, ""),
         autoescape=True,
@@ -72,14 +72,14 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "formatted": format_value,
         "words": lambda name: str(name).replace("_", " "),
     }
-    environment.globals |= {"zipped": _zipped, "numbered": _numbered}
+    environment.globals |= {"zipped": _zipped, "numbered": lambda values: list(enumerate(values))}
     has_grid = {"depth", "width"} <= set(analysis.axes)
     content = {
         "analysis": analysis,
         "verdict": compose_verdict(analysis),
         "study": study,
         "data": data,
-        # No text can end the element that it stands in.
+        # Without "<", no text can close the script element around it.
         "data_json": json.dumps(data, allow_nan=False).replace("<", r"\u003c"),
         "scripts": scripts,
         "allowed_scripts": " ".join(map(_allowed, scripts)),
@@ -91,7 +91,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "axis_names": list(analysis.axes),
         "over_grid": _over_grid(data["treatments"]) if has_grid else [],
         "targets": TARGETS,
-        "seeds": sorted({one["seed"] for one in data["groups"]} - {None}),
+        "seeds": sorted({group["seed"] for group in data["groups"]} - {None}),
         "splits": sorted({key["split"] for key in data["keys"] if key["place_index"] > 0})[::-1],
         "sites": sorted({key["site"] for key in data["keys"] if key["site"]}),
         "sparsity": choose_measured(SPARSITY, data["metrics"]),
@@ -101,7 +101,9 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "assumptions": ASSUMPTIONS,
         "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
         "norm_settings": _norm_settings(study),
-        "map_methods": list(dict.fromkeys(one["method"] for one in data["maps"]["pictures"])),
+        "map_methods": list(
+            dict.fromkeys(picture["method"] for picture in data["maps"]["pictures"])
+        ),
         "similarity_choices": [
             (f"{number}:{name}", f"{name}: {' – '.join(pair['names'])}")
             for number, pair in enumerate(data["similarities"])
@@ -131,7 +133,7 @@ def _resource(name: str) -> str:
 
 
 def _allowed(script: str) -> str:
-    """Name a script that may run, for a Content-Security-Policy."""
+    """Format the hash by which a Content-Security-Policy allows a script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -139,12 +141,8 @@ def _zipped(values: Iterable[Any]) -> list[tuple[Any, Any]]:
     return [(value, value) for value in values]
 
 
-def _numbered(values: Sequence[Any]) -> list[tuple[int, Any]]:
-    return list(enumerate(values))
-
-
 def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
-    """List the choices over depth and width: each treatment, and each less the baseline."""
+    """List the choices over depth and width: treatments, and their differences to the baseline."""
     absolute = [(str(number), name) for number, name in enumerate(treatments)]
     return absolute + [(f"-{number}", f"{name} − {treatments[0]}") for number, name in absolute[1:]]
 
@@ -154,7 +152,7 @@ def _has_spread(analysis: Analysis) -> bool:
 
 
 def _norm_settings(study: StudyRuns) -> list[str]:
-    """The settings of each treatment's norm and regularizer, those that are swept in its name."""
+    """Describe the settings of the norm and regularizer of each treatment."""
     found = []
     for treatment, cells in study.results.groupby("treatment")["cell"]:
         settings = study.settings[cells.iloc[0]]
@@ -169,16 +167,22 @@ def _norm_settings(study: StudyRuns) -> list[str]:
 
 
 def _embedded_note(data: dict[str, Any], study: StudyRuns) -> str:
-    """Describe what the page's figures leave out of a large study."""
+    """Describe what the page's figures omit from a large study."""
     notes = []
     if "n" in data["values"]:
-        notes.append("its figures know the mean and standard deviation over seeds, not each run")
+        notes.append(
+            "its figures contain means and standard deviations over seeds instead of single runs"
+        )
     if len(data["epochs"]) < data["all_epochs"]:
-        notes.append(f"they have {len(data['epochs'])} of {data['all_epochs']} epochs")
+        notes.append(f"they contain {len(data['epochs'])} of {data['all_epochs']} epochs")
     pooled = len(study.design.grid) - len(data["axes"])
     if pooled > 0:
-        notes.append(f"{pooled} more of the grid's axes have no filter")
-    return f"To keep this page small: {'; '.join(notes)}. The tables have all." if notes else ""
+        notes.append(f"{pooled} axes of the grid have no filter")
+    return (
+        f"This page is reduced in size: {'; '.join(notes)}. The files contain everything."
+        if notes
+        else ""
+    )
 
 
 def _hours(study: StudyRuns) -> str:
@@ -186,12 +190,12 @@ def _hours(study: StudyRuns) -> str:
     measured = study.runs["measure_seconds"].sum() if "seconds" in study.runs else 0
     return (
         f"{len(study.runs)} runs took {seconds / 3600:.2f} hours, {measured / 3600:.2f} of them "
-        "for measuring representations."
+        "to measure representations."
     )
 
 
 def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | None]:
-    """The page's tables; None where there is nothing to say."""
+    """Collect the page's tables; None for a table without rows."""
     study = analysis.study
     performance = analysis.whole
     if len(performance):
@@ -248,12 +252,12 @@ def _of_main_metrics(factors: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """Anchors and titles of the sections that the page has."""
+    """List the anchors and titles of the page's sections."""
     has_layers = bool(content["data"]["metrics"])
     there = {
         ("layers", "Layers"): has_layers,
         ("effects", "Effects"): has_layers and content["compared"],
-        ("epochs", "Over epochs"): has_layers,
+        ("epochs", "Over the epochs"): has_layers,
         ("performance", "Accuracy and loss"): True,
         ("generalization", "Generalization"): has_layers,
         ("axes", "Over the grid"): "lr" in content["axis_names"]
@@ -261,7 +265,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         or content["factors"] is not None,
         ("maps", "Maps"): content["map_methods"],
         ("similarity", "Similarity"): content["data"]["similarities"],
-        ("wrong", "What went wrong"): True,
+        ("wrong", "Problems"): True,
         ("method", "Method"): True,
         ("provenance", "Provenance"): True,
     }

@@ -1,0 +1,98 @@
+"""Removal of credentials from what is recorded, logged, shown and uploaded."""
+
+import logging
+import os
+import re
+from typing import Any
+
+REMOVED = "[removed]"
+
+_NAME = (
+    r"(?:api[_-]?key|access[_-]?key|auth(?:orization)?|token|secret|passw(?:or)?d|passphrase"
+    r"|credentials?)"
+)
+_VALUE = r"""(?:(?:Bearer|Basic)\s+)?(?:\[removed\]|"[^"]*"|'[^']*'|[^\s"']+)"""
+_PATTERNS = [
+    # Values of names such as logger.api_key, but not of options such as class_token=true.
+    (
+        re.compile(
+            rf"""({_NAME}["']?\s*[=:]\s*)(?!(?:true|false|null|None)\b){_VALUE}""", re.IGNORECASE
+        ),
+        rf"\1{REMOVED}",
+    ),
+    (re.compile(rf"(--?[\w-]*{_NAME}\s+)(?!-){_VALUE}", re.IGNORECASE), rf"\1{REMOVED}"),
+    (re.compile(r"\b(Bearer\s+)[\w.~+/=-]{6,}"), rf"\1{REMOVED}"),
+    # Users and passwords in URLs. Hydra escapes the colons of a value.
+    (re.compile(r"""(\w\\?:\\?/\\?/)[^\s/"']+@"""), rf"\1{REMOVED}@"),
+    # Keys of GitHub, AWS, GitLab, Hugging Face, OpenAI, Slack, Google and W&B; JSON web tokens.
+    (
+        re.compile(
+            r"\b(?:gh[opsur]_\w{8,}|github_pat_\w{8,}|A[KS]IA[0-9A-Z]{8,}|glpat-[\w-]{8,}"
+            r"|hf_\w{16,}|sk-[\w-]{16,}|xox[a-z]-[\w-]{8,}|AIza[\w-]{30,}|wandb_v\d_\w+"
+            r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)"
+        ),
+        REMOVED,
+    ),
+]
+_WANDB_KEY = re.compile(r"\b[0-9a-f]{40}\b")
+_SECRET_KEY = re.compile(rf"(?:^|[_-]){_NAME}$", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """Remove what may be a credential from a text.
+
+    Args:
+        text: Command line, message or log. Not a hash of 40 digits, which looks like a key of W&B.
+
+    Example:
+        >>> redact("data.root=https://me:1234@host/data --api-key abc")
+        'data.root=https://[removed]@host/data --api-key [removed]'
+    """
+    return _WANDB_KEY.sub(REMOVED, _redact(text))
+
+
+def redact_values(values: Any) -> Any:
+    """Remove what may be a credential from plain values, such as a configuration.
+
+    Hashes stay, because a network may be built from them.
+
+    Args:
+        values: Dictionaries, lists and other values, nested; not changed.
+
+    Returns:
+        The same values, with `REMOVED` in place of text that may be a credential.
+
+    Example:
+        >>> redact_values({"token": "abc", "revision": "0" * 40, "urls": ["s3://key:word@host"]})
+        {'token': '[removed]', 'revision': '0000000000000000000000000000000000000000', \
+'urls': ['s3://[removed]@host']}
+    """
+    match values:
+        case dict():
+            return {
+                key: REMOVED
+                if isinstance(value, str) and value and _SECRET_KEY.search(str(key))
+                else redact_values(value)
+                for key, value in values.items()
+            }
+        case list():
+            return [redact_values(value) for value in values]
+        case str():
+            return _redact(values)
+        case _:
+            return values
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formatter of log files that removes credentials, also from tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record of Python's logging."""
+        return redact(super().format(record))
+
+
+def _redact(text: str) -> str:
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    known = os.environ.get("WANDB_API_KEY")
+    return text.replace(known, REMOVED) if known else text
