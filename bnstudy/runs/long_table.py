@@ -163,7 +163,7 @@ class LongTable:
 
     def numbers(self) -> set[tuple[int, str, str | None, str]]:
         """List the (epoch, split, site, metric) in the whole table; the model has no site."""
-        keys = pq.read_table(self.paths.table, columns=["epoch", "split", "site", "metric"])
+        keys = read_table(self.paths.table, SCHEMA, ["epoch", "split", "site", "metric"])
         return {tuple(row.values()) for row in keys.to_pylist()}
 
     def write_part(self, epoch: int, rows: Iterable[Row], add: bool = False) -> None:

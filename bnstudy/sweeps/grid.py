@@ -1,7 +1,7 @@
 """Cells of the grid that a multirun's arguments span."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from bnstudy.adapters.hydra_internals import split_grid
@@ -71,6 +72,36 @@ def cells(
         else:
             config = _Composed(compose(job)).having([])
         yield Cell(tuple(job), config)
+
+
+def defer_to_jobs(words: Sequence[str]) -> list[str]:
+    """Turn overrides of keys in a swept group into axes with one value.
+
+    Before a multirun, Hydra composes a configuration without its axes. There, the group has its
+    default option, which may lack the key.
+
+    Args:
+        words: Words of a multirun's command line.
+
+    Example:
+        >>> defer_to_jobs(["norm=groupnorm,weightstandardization", "norm.num_groups=2"])
+        ['norm=groupnorm,weightstandardization', 'norm.num_groups=choice(2)']
+    """
+    overrides = {}
+    for word in words:
+        with suppress(HydraException):  # an option such as -m; Hydra explains mistakes itself
+            overrides[word] = OverridesParser.create().parse_override(word)
+    swept = {one.get_key_element() for one in overrides.values() if one.is_sweep_override()}
+
+    def defer(word: str) -> str:
+        override = overrides.get(word)
+        if override is None or override.is_sweep_override():
+            return word
+        key, _, value = word.partition("=")
+        in_swept = any(key.startswith(f"{group}.") for group in swept)
+        return f"{key}=choice({value})" if in_swept and value else word
+
+    return [defer(word) for word in words]
 
 
 class _Composed:

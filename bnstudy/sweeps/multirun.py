@@ -16,6 +16,7 @@ from rich.table import Table
 from bnstudy.adapters.hydra_internals import is_basic, returned
 from bnstudy.adapters.submitit_internals import WorkerLost, every_result, max_jobs
 from bnstudy.config.mistakes import explain
+from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import CellInUse
 from bnstudy.runs.long_table import LongTable
@@ -65,9 +66,11 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
-        UserError: Cells failed, lost their workers or still run elsewhere, or the data have changed
-            since a cell was trained.
+        UserError: Cells failed, lost their workers or still run elsewhere, the data have changed
+            since a cell was trained, or the name of a study is not allowed.
     """
+    for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
+        validate({"study": study, "output_root": root})  # else Hydra would write elsewhere
     cells = list({cell.folder: cell for cell in cells}.values())  # axes may have no effect
     records = [read_record(cell) for cell in cells]
     known = states(cells, records)

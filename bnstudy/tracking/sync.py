@@ -25,6 +25,7 @@ from bnstudy.tracking.wandb_run import (
     logged_in,
     logs,
     replay,
+    server_url,
     set_earlier_aside,
     table_of,
     wandb_files,
@@ -91,7 +92,7 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
     except ImportError:
         raise UserError("The package wandb is not installed; pip install wandb") from None
 
-    server = wandb.setup().settings.base_url
+    server = server_url()
     if not logged_in():
         raise UserError(
             f"Not logged in to {server}; run wandb login, or set the environment variable "

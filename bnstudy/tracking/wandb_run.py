@@ -31,6 +31,7 @@ from bnstudy.adapters.wandb_internals import (
     without_launch,
 )
 from bnstudy.callbacks.names import logged_name
+from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
@@ -411,13 +412,31 @@ def described(record: Record, status: Status, epochs: list[list[Row]]) -> RunDes
     return description
 
 
-def logged_in() -> bool:
-    """Return whether W&B has a key for its server, without prompting the user for one."""
+def server_url() -> str:
+    """Return the URL of W&B's server. Empty environment variables count as not set.
+
+    Raises:
+        UserError: W&B refuses a value of its settings.
+    """
     import wandb
 
+    for name in [name for name in os.environ if name.startswith("WANDB_") and not os.environ[name]]:
+        del os.environ[name]
+    try:
+        return str(wandb.setup().settings.base_url)
+    except (wandb.Error, ValueError) as error:
+        raise UserError(
+            f"W&B's settings: {' '.join(str(error).split())}\n"
+            "Correct the environment variables WANDB_... or W&B's settings file; logger=none and "
+            "logger=csv do without"
+        ) from error
+
+
+def logged_in() -> bool:
+    """Return whether W&B has a key for its server, without prompting the user for one."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
+    host = urlsplit(server_url()).hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

@@ -1,5 +1,7 @@
 """Construction of the data, the network and the trainer from a configuration."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,26 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
     return trainer
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn Lightning's and torch's errors about the trainer's options in the body into UserErrors.
+
+    Raises:
+        UserError: The options do not fit the data or the device.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        if "SyncBatchNorm" not in str(error):
+            raise
+        raise UserError(
+            f"trainer.sync_batchnorm=true: {error}\n"
+            "Set it to false, or choose trainer.accelerator=gpu"
+        ) from error
+
+
 def _cluster() -> list[SLURMEnvironment]:
     """Prevent Lightning from requeueing a SLURM job.
 
@@ -177,9 +199,9 @@ def _make(node: dict[str, Any], **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        if isinstance(error.__cause__, ImportError):
+        if str(error).startswith("Error locating target"):
             raise UserError(
-                f"{node['_target_']} cannot be imported here ({first_line(error.__cause__)})\n"
-                "Install its package, or run the command in the folder that has its module"
+                f"{node['_target_']} cannot be imported ({first_line(error.__cause__ or error)})\n"
+                "Run the command where Python finds that module, for example with PYTHONPATH=FOLDER"
             ) from error
         raise
