@@ -62,8 +62,8 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
-        UserError: Cells failed or lost their workers, or the data have changed since a cell was
-            trained.
+        UserError: Cells failed or lost their workers, or the data are not there or have changed
+            since a cell was trained.
     """
     cells = list({cell.folder: cell for cell in cells}.values())  # axes may have no effect
     records = [read_record(cell) for cell in cells]
@@ -77,6 +77,10 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     check = DataCheck()
     for place, record in begun.items():
         check.require_same(record, cells[place].config)
+    for place, state in enumerate(known):
+        # Before a result is removed, and once instead of in every cell.
+        if not dry_run and (place in again or state in ("to resume", "to run")):
+            check.require_there(cells[place].config)
     if redo:
         if not dry_run and redo != "failed":  # failed cells resume from their last checkpoint
             _start_over([cells[place] for place in again])
@@ -88,9 +92,6 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if dry_run:
         _print_missing([cells[place] for place in missing], [known[place] for place in missing])
         return
-    for place in missing:  # once, before every cell fails for the same reason
-        if known[place] != "to measure":  # data that were measured before may have moved
-            check.require_there(cells[place].config)
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
