@@ -66,8 +66,8 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
-        UserError: Cells failed, lost their workers or still run elsewhere, the data have changed
-            since a cell was trained, or the name of a study is not allowed.
+        UserError: Cells failed, lost their workers or still run elsewhere, the data are missing or
+            have changed since a cell was trained, or the name of a study is not allowed.
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
         validate({"study": study, "output_root": root})  # else Hydra would write elsewhere
@@ -83,6 +83,10 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     check = DataCheck()
     for place, record in begun.items():
         check.require_same(record, cells[place].config)
+    for place, state in enumerate(known):
+        # Before a result is removed, and once instead of in every cell.
+        if not dry_run and (place in again or state in ("to resume", "to run")):
+            check.require_there(cells[place].config)
     if redo:
         if not dry_run and redo != "failed":  # failed cells resume from their last checkpoint
             _start_over([cells[place] for place in again])
@@ -94,9 +98,6 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if dry_run:
         _print_missing([cells[place] for place in missing], [known[place] for place in missing])
         return
-    for place in missing:  # once, before every cell fails for the same reason
-        if known[place] != "to measure":  # data that were measured before may have moved
-            check.require_there(cells[place].config)
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
