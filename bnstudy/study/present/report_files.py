@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import bnstudy
@@ -59,6 +60,8 @@ def write_report(
 
     output = output or folder / "report"
     inputs, parts, files = fingerprint(folder), _split_parts(StudyRuns.read(folder), output), []
+    output.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=output).close()  # raises an error now, rather than in processes that draw
     for study, place, apart in parts:
         analysis = Analysis(study, baseline)
         drawn = write_figures(draw_figures(analysis), place / "figures")
