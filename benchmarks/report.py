@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 from rich.progress import track
 
@@ -33,6 +32,7 @@ from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
 from bnstudy.config.identity import folder_name, identity
 from bnstudy.runs.long_table import SCHEMA, WHOLE_MODEL
+from bnstudy.runs.parquet_file import write_table
 
 NORMS = ("batchnorm", "none", "layernorm", "groupnorm", "instancenorm")
 WIDTHS = (8, 16, 32, 64)
@@ -59,7 +59,7 @@ def make_study(folder: Path, seeds: int) -> int:
         table = keys.append_column("value", pa.array(values)).append_column(
             "reason", pa.nulls(len(values), pa.string())
         )
-        pq.write_table(table.cast(SCHEMA), cell / "metrics.parquet")
+        write_table(table.cast(SCHEMA), cell / "metrics.parquet")
         (cell / "run.json").write_text(json.dumps(_description(config, cell, final)))
     return len(grid)
 

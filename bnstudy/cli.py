@@ -1,14 +1,18 @@
 """Behaviour that all commands share: short error messages, Ctrl+C and exit statuses."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from bnstudy.config.mistakes import explain
+from bnstudy.files import OTHER_FOLDER, CannotWrite
+from bnstudy.terminal import console
 
 
 @contextmanager
-def command_line(interrupted: str | int) -> Iterator[None]:
+def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Iterator[None]:
     """Run a command's body and turn the user's mistakes into messages and exit statuses.
 
     A mistake that the user can fix ends the process with a message of one or two lines and exit
@@ -16,10 +20,13 @@ def command_line(interrupted: str | int) -> Iterator[None]:
 
     Args:
         interrupted: Message or exit status after Ctrl+C.
+        otherwise: What else the user can do if a folder cannot be written.
 
     Raises:
         SystemExit: The user made a mistake or pressed Ctrl+C.
     """
+    CannotWrite.otherwise = otherwise
+    _ensure_home()
     try:
         yield
     except KeyboardInterrupt:
@@ -29,3 +36,18 @@ def command_line(interrupted: str | int) -> Iterator[None]:
         if message is None:
             raise
         sys.exit(message)
+
+
+def _ensure_home() -> None:
+    """Set HOME to the working folder if this user has no home, as in some containers.
+
+    W&B and the default folder of the data need one.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(Path.cwd())
+        console.print(
+            f"This user has no home folder, and HOME is not set: {Path.cwd()} is taken for it",
+            style="yellow",
+        )

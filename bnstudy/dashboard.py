@@ -46,7 +46,9 @@ def main() -> None:
     for command in (push, sync, pull):
         command.add_argument("--entity", help="W&B user or team; default: your default entity")
     options = parser.parse_args()
-    with command_line("Interrupted; the same command continues"):
+    with command_line(
+        "Interrupted; the same command continues", "choose another folder: --output-root FOLDER"
+    ):
         run(options)
 
 

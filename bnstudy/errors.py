@@ -1,5 +1,7 @@
 """Errors that the user can fix; any other exception is a bug in bnstudy."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """Error that the user can fix.
@@ -7,6 +9,26 @@ class UserError(Exception):
     In one or two lines, the message names the wrong key and value, the allowed values and what to
     do.
     """
+
+
+class DamagedFile(UserError):
+    """Error: the content of a file is damaged.
+
+    Args:
+        path: Damaged file.
+        reason: Description of the damage.
+        advice: What to do.
+    """
+
+    def __init__(self, path: Path, reason: str, advice: str) -> None:
+        super().__init__(path, reason, advice)
+        self.path = path
+        self.reason = reason
+        self.advice = advice
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return f"{self.path} is damaged ({self.reason})\n{self.advice}"
 
 
 def first_line(error: BaseException) -> str:

@@ -13,6 +13,8 @@ CANNOT_WRITE = {
     errno.EACCES,
     errno.EDQUOT,
     errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,
@@ -20,13 +22,39 @@ CANNOT_WRITE = {
 }
 
 
-def cannot_write(path: str | Path, error: OSError) -> str:
-    """Format the message for a path that cannot be written."""
-    return (
-        f"{path}: {error.strerror}\n"
-        "Check permissions and free disk space, or choose another folder: output_root=FOLDER for "
-        "runs, the environment variable BNSTUDY_DATA for data"
-    )
+# What else the user can do if a folder cannot be written.
+OTHER_FOLDER = (
+    "choose another folder: output_root=FOLDER for runs, the environment variable BNSTUDY_DATA for "
+    "data"
+)
+
+
+class CannotWrite(UserError):
+    """Error: a path cannot be written.
+
+    Args:
+        path: Path of the file or folder.
+        error: Error of the operating system.
+
+    Attributes:
+        otherwise: What else the user can do; the running command sets it.
+    """
+
+    otherwise = OTHER_FOLDER
+
+    def __init__(self, path: str | Path, error: OSError) -> None:
+        super().__init__(path, error)
+        self.path = path
+        self.error = error
+
+    def __str__(self) -> str:
+        """Return the message."""
+        if self.error.errno == errno.ENAMETOOLONG:
+            return f"{self.path}: {self.error.strerror}\nChoose a shorter study=NAME or cell=NAME"
+        return (
+            f"{self.path}: {self.error.strerror}\n"
+            f"Check permissions and free disk space, or {self.otherwise}"
+        )
 
 
 @contextmanager
@@ -37,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The same holds after a power failure, because the content is flushed to disk before the rename.
 
     Raises:
-        UserError: The disk is full, or the folder is not writable.
+        CannotWrite: The disk is full, or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -48,7 +76,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     except OSError as error:
         if error.errno in CANNOT_WRITE:
-            raise UserError(cannot_write(path, error)) from error
+            raise CannotWrite(path, error) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.identity import register_resolvers
 from bnstudy.config.schema import validate
+from bnstudy.config.targets import trust
 from bnstudy.errors import UserError
 from bnstudy.runs.paths import runs_below
 from bnstudy.terms import SITES, SPLITS
@@ -35,6 +36,9 @@ bnstudy.train selected.
 
 Data that have moved since training are found by data.root=FOLDER, in similarity and map too, or by
 the environment variable BNSTUDY_DATA. They have to be the same images.
+
+A run of your own network needs --trust with the name of its class: a record alone never makes this
+command run code that is not part of bnstudy.
 """
 
 # Keys of bnstudy.train by which data that have moved are found.
@@ -49,6 +53,8 @@ similarity of `python -m bnstudy.metrics`: layers of RUN_A x layers of RUN_B.
 
 Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
 """
+
+COPY = "copy the runs to a folder that can be written"
 
 MAP_HELP = """\
 Map the samples of finished runs in two dimensions, layer by layer: their first two principal
@@ -88,8 +94,10 @@ def measure(arguments: Sequence[str]) -> None:
         metavar="N,N",
         help="epochs to measure; 0 is before training; default: those of metrics.every_n_epochs",
     )
+    _add_trust(parser)
     arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_intermixed_args(arguments)
+    trust(options.trust)
     metrics = compose_metrics([word for word in options.words if _is_override(word)])
     folders = [Path(word) for word in options.words if not _is_override(word)]
     cells = [cell for folder in folders for cell in runs_below(folder)]
@@ -126,6 +134,7 @@ def measure_similarity(arguments: Sequence[str]) -> None:
     )
     arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
+    trust(options.trust)
     from bnstudy.trained.layer_similarity import compare
 
     selection = _selection(options, data_folders)
@@ -155,6 +164,7 @@ def measure_maps(arguments: Sequence[str]) -> None:
     _add_selection(parser)
     arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
+    trust(options.trust)
     from bnstudy.trained.embeddings import embed_run
 
     cells = [cell for folder in options.folders for cell in runs_below(folder)]
@@ -246,6 +256,17 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="as metrics.memory_budget; default: that of the run",
     )
+    _add_trust(parser)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a class or function of your own that records name, such as mypackage.nets.Net",
+    )
 
 
 def _selection(options: argparse.Namespace, data_folders: Mapping[str, Any]) -> Selection:
@@ -285,15 +306,17 @@ def main() -> None:
     """Run the command line."""
     match sys.argv[1:]:
         case ["similarity", *arguments]:
-            with command_line("Interrupted; nothing was written"):
+            with command_line(
+                "Interrupted; nothing was written", "choose another folder: --output FOLDER"
+            ):
                 measure_similarity(arguments)
         case ["map", *arguments]:
             again = "the same command continues with the interrupted run"
-            with command_line(f"Interrupted; {again}"):
+            with command_line(f"Interrupted; {again}", COPY):
                 measure_maps(arguments)
         case arguments:
             again = "the same command continues after the last measured epoch"
-            with command_line(f"Interrupted; {again}"):
+            with command_line(f"Interrupted; {again}", COPY):
                 measure(arguments)
 
 

@@ -28,7 +28,10 @@ def main() -> None:
         "--output", type=Path, metavar="DIR", help="folder of the report; default: STUDY_DIR/report"
     )
     options = parser.parse_args()
-    with command_line("Interrupted; files that were written are complete"):
+    with command_line(
+        "Interrupted; files that were written are complete",
+        "choose another folder: --output FOLDER",
+    ):
         write_report(options.study, options.baseline, options.output)
 
 

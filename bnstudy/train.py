@@ -20,14 +20,16 @@ from rich.console import Console
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import redact_files, resolve
-from bnstudy.config.identity import folder_name, register_resolvers
+from bnstudy.config.identity import START_TIME, folder_name, register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
+from bnstudy.config.targets import find_targets, trust
 from bnstudy.errors import UserError
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.lease import CellInUse
 from bnstudy.runs.record import Observer, Record, discard_if_empty
 from bnstudy.runs.version import VERSION
+from bnstudy.sweeps.grid import defer_to_jobs
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import register_search, worst_value
 from bnstudy.terminal import console
@@ -80,6 +82,7 @@ def run(cfg: DictConfig) -> Outcome:
     """
     config = resolve(cfg)
     validate(config)
+    trust(find_targets(config))  # the record that this command goes on with may name them
     job = HydraConfig.get()
     folder, first = cell_of_job(), is_first_process()
     if first:
@@ -185,7 +188,9 @@ def job(cfg: DictConfig) -> Outcome:
         message = explain(error)
         if isinstance(error, UserError) and not isinstance(error, CellInUse):
             discard_if_empty(cell_of_job(), Path(cfg.output_root))
-            logging.getLogger().handlers.clear()  # they write to the log in the removed folder
+            for handler in (handlers := logging.getLogger().handlers):
+                handler.close()
+            handlers.clear()  # they write to the log in the removed folder
         if message is None:
             logging.getLogger(__name__).exception("This run failed")  # to the cell's train.log
         if HydraConfig.get().mode is RunMode.RUN:
@@ -193,7 +198,8 @@ def job(cfg: DictConfig) -> Outcome:
                 sys.exit(message)  # Hydra would add a hint to a raised error
         else:
             reason = message or f"{type(error).__name__}: {error}"
-            console.print(f"Failed: {reason}", style="red")
+            what = "Running elsewhere" if isinstance(error, CellInUse) else "Failed"
+            console.print(f"{what}: {reason}", style="red")
         release_locals(error)
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -225,8 +231,12 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Hydra accepts -m only before or after all overrides; here it may be anywhere.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    if sys.argv[1:2] in (["-m"], ["--multirun"]):
+        sys.argv[1:] = defer_to_jobs(sys.argv[1:])
     register_resolvers()
     register_search()
+    if is_first_process():
+        os.environ.pop(START_TIME, None)
     # Not a decorator, because launchers pickle `job` by its name.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     with command_line(128 + signal.SIGINT):

@@ -72,6 +72,34 @@ def test_a_study_is_measured_with_the_full_set(command_line: CommandLine, tmp_pa
     assert [(cell / "metrics.parquet").read_bytes() for cell in cells] == tables
 
 
+def test_a_damaged_table_is_made_again_from_the_checkpoints(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    names = "metrics.names=[hoyer,dead_units]"
+    assert command_line(*SMALL, "checkpoint_epochs=[1]", names).returncode == 0
+    cell = only_cell(tmp_path / "multirun")
+    before = {key(row): row for row in rows_of(cell)}
+    content = bytearray((cell / "metrics.parquet").read_bytes())
+    content[len(content) // 3] ^= 1
+    (cell / "metrics.parquet").write_bytes(content)
+
+    result = command_line(str(cell), "metrics.names=[hoyer]", main=measure.main)
+    assert result.returncode == 0, result.stderr
+    assert "metrics.parquet is damaged (wrong checksum); set aside" in result.stdout
+    assert (cell / "metrics.parquet.damaged").read_bytes() == bytes(content)
+    rows = {key(row): row for row in rows_of(cell)}
+    assert all(before[name] == row for name, row in rows.items())
+    kept = {name for name, row in before.items() if row["layer_index"] != -1 and name[0] > 0}
+    assert rows.keys() == kept | {name for name in before if name[2] == "model" and name[0] == 2}
+
+    (cell / "metrics.parquet").write_bytes(b"PAR1")
+    (cell / "checkpoints" / "last.ckpt").write_bytes(b"")
+    result = command_line(str(cell), main=measure.main)
+    assert result.returncode == 1
+    assert "last.ckpt is damaged" in result.stdout
+    assert (cell / "metrics.parquet").read_bytes() == b"PAR1"
+
+
 def test_only_the_split_and_the_epochs_that_are_asked_for(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

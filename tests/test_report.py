@@ -247,3 +247,13 @@ def test_the_example(composed: Compose, tmp_path: Path, monkeypatch: pytest.Monk
     example = Path(__file__).parents[1] / "docs" / "study.py"
     exec(compile(example.read_text(), str(example), "exec"), {"__name__": "__main__"})
     assert (tmp_path / "unit_sparsity.pdf").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_with_this_commands_option(
+    study: Studies, command_line: CommandLine
+) -> None:
+    (study.folder / "report").write_text("no folder")
+    result = command_line(str(study.folder), main=report.main)
+    assert result.returncode == 1
+    assert "--output FOLDER" in result.stderr
+    assert "output_root" not in result.stderr

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import pyarrow as pa
@@ -305,6 +306,13 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["+trainer.plugins=x"], ["trainer.plugins", "cannot be set"]),
         (["+trainer.max_steps=5"], ["trainer.max_steps", "trainer.max_epochs"]),
         (["+optim.foo=1", *SMALL], ["optim", "foo"]),
+        (["+optim.nesterov=true", "optim.momentum=0", *SMALL], ["Nesterov", "optim.momentum=0"]),
+        (["trainer.limit_val_batches=0.0001", *SMALL[-3:]], ["limit_val_batches", "Try at least"]),
+        (["model._target_=nowhere.Net", *SMALL[2:]], ["nowhere.Net cannot be imported"]),
+        (["study=", "-m"], ["study= is not allowed", "folder's name"]),
+        (["output_root=", "-m"], ["output_root= is not allowed", "folder's path"]),
+        (["study=50%j", "hydra/launcher=slurm_local", "-m"], ["study=50%j is not allowed"]),
+        (["logger.project=a/b"], ["logger.project=a/b", "without /"]),
         (["logger.mode=foo"], ["logger.mode=foo", "offline"]),
         (["trainer.precision=foo", *SMALL], ["trainer.precision=foo", "16-mixed"]),
         (["trainer.accelerator=foo", *SMALL], ["trainer.accelerator=foo"]),
@@ -325,6 +333,68 @@ def test_a_mistake_is_told_in_two_lines(
     assert "interpolation" not in result.stderr
     assert "Error in call" not in result.stderr
     assert not list(tmp_path.glob("multirun/*"))
+
+
+@pytest.mark.parametrize("name", ["WANDB_BASE_URL", "WANDB_PROJECT"])
+def test_a_mistake_in_wandbs_environment_is_told(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import wandb
+
+    wandb.teardown()  # it has read the environment
+    monkeypatch.setenv(name, "a/b")
+    result = command_line(*SMALL[:-1], "metrics=none")
+    monkeypatch.undo()
+    wandb.teardown()
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 2, result.stderr
+    assert "WANDB_..." in result.stderr
+
+
+def test_an_empty_variable_of_wandb_is_none(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "")
+    assert command_line(*SMALL[:-1], "metrics=none", "study=2026").returncode == 0
+    (folder,) = Path("multirun/2026").glob("*/wandb/offline-run-*")
+    assert description(folder.parents[1])["study"] == "2026"
+
+
+def test_a_key_that_only_the_swept_norms_have(command_line: CommandLine) -> None:
+    norms = ("norm=groupnorm,weightstandardization", "norm.num_groups=2", "-m")
+    result = command_line(*SMALL, "metrics=none", *norms)
+    assert result.returncode == 0, result.stderr
+    runs = [description(path.parent) for path in Path("multirun").glob("*/*/run.json")]
+    assert [run["config"]["norm"]["num_groups"] for run in runs] == [2, 2]
+
+
+def test_synchronized_batchnorm_on_a_cpu_is_told(command_line: CommandLine) -> None:
+    options = ("+trainer.sync_batchnorm=true", "trainer.accelerator=cpu", "metrics=none")
+    result = command_line(*SMALL, *options)
+    assert result.returncode == 0, result.stderr  # one process has nothing to synchronize
+    result = command_line(*SMALL, *options, "+trainer.strategy=ddp", "study=ddp")
+    assert result.returncode == 1
+    assert "Set it to false, or choose trainer.accelerator=gpu" in result.stderr
+    assert not list(Path("multirun/ddp").glob("*/run.json"))
+
+
+def test_each_debug_run_has_its_own_study(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter(["1", "2"])
+    clock = SimpleNamespace(strftime=lambda pattern: next(times))
+    monkeypatch.setattr("bnstudy.config.identity.time", clock)
+    arguments = ("debug=fast", *SMALL[:2], "metrics=none", "norm=none,layernorm")
+    for _ in range(2):
+        assert command_line(*arguments, "-m").returncode == 0
+    studies = Path("multirun").iterdir()
+    assert {study.name: len(list(study.glob("*/run.json"))) for study in studies} == {
+        "debug_1": 2,
+        "debug_2": 2,
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -51,7 +51,7 @@ def complete(config: dict[str, Any]) -> None:
     """Replace open values by those that the run uses.
 
     An option with one value per norm gets the value of this run's norm. A network without an
-    `initialization` gets `own`.
+    `initialization` gets `own`. Names that Hydra reads as integers become text.
 
     Args:
         config: Plain values; changed in place.
@@ -69,3 +69,6 @@ def complete(config: dict[str, Any]) -> None:
                 )
             config[group][key] = value[norm]
     config["model"].setdefault("initialization", "own")
+    for key in ("study", "cell", "output_root"):
+        if type(config.get(key)) is int:  # True is an int as well
+            config[key] = str(config[key])

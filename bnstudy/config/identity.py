@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +34,7 @@ ADDED: dict[str, Any] = {
     "model.initialization": "he",
     "trainer._target_": "lightning.pytorch.Trainer",
 }
+START_TIME = "BNSTUDY_START_TIME"  # environment variable, which other processes inherit
 CELL_NAME = "${cell_name:}"  # interpolation in configuration files
 GROUPS = ("model", "norm", "data", "optim", "regularizer", "trainer", "probe")
 
@@ -106,6 +109,12 @@ def _resolve_cell_folder(*, _root_: DictConfig) -> str:
     return folder_name(resolve(without_hydra(_root_)))
 
 
+def _resolve_start_time() -> str:
+    if START_TIME not in os.environ:
+        os.environ[START_TIME] = time.strftime("%Y-%m-%d_%H-%M-%S")
+    return os.environ[START_TIME]
+
+
 def _keys_of(path: str) -> list[str]:
     module, _, name = path.rpartition(".")
     return list(getattr(import_module(module), name))
@@ -114,10 +123,12 @@ def _keys_of(path: str) -> list[str]:
 def register_resolvers() -> None:
     """Register the resolvers of the configuration files with OmegaConf.
 
-    `${cell_name:}` and `${cell_folder:}` name a cell, `${folder_name:PATH}` is the last part of an
+    `${cell_name:}` and `${cell_folder:}` name a cell, `${start_time:}` is the time when the command
+    started, the same in all processes that it starts, `${folder_name:PATH}` is the last part of an
     absolute path, and `${keys_of:NAME}` lists the keys of a dictionary by its dotted name, such as
     bnstudy.metrics.METRICS.
     """
+    OmegaConf.register_new_resolver("start_time", _resolve_start_time, replace=True)
     OmegaConf.register_new_resolver("cell_name", _resolve_cell_name, replace=True)
     OmegaConf.register_new_resolver("cell_folder", _resolve_cell_folder, replace=True)
     OmegaConf.register_new_resolver("keys_of", _keys_of, replace=True)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bnstudy.errors import UserError, first_line
-from bnstudy.files import CANNOT_WRITE, cannot_write
+from bnstudy.files import CANNOT_WRITE, CannotWrite
 from bnstudy.redaction import redact
 
 EXTRAS = {"optuna", "ray"}  # options with the name of the extra that they need
@@ -39,9 +39,9 @@ def _explain(error: BaseException) -> str | None:
             case OmegaConfBaseException(full_key=str(key)) if key:
                 return _explain_key(key, cause)
             case OSError(filename=str(path), errno=number) if number in CANNOT_WRITE:
-                return cannot_write(path, cause)
+                return str(CannotWrite(path, cause))
             case OSError(errno=number) if number in CANNOT_WRITE:
-                return cannot_write("the output folder", cause)
+                return str(CannotWrite("the output folder", cause))
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
     return None

@@ -17,6 +17,7 @@ from bnstudy.config.values import (
     Count,
     Finite,
     FolderName,
+    FolderPath,
     Fraction,
     Index,
     NotNegative,
@@ -391,7 +392,10 @@ class Logger(ChosenGroup):
 
     target: Text = Field(alias="_target_")
     """Function that makes the logger."""
-    project: OptionalText
+    project: Annotated[
+        Annotated[str, Field(pattern=r"^[^/\\#?%:]{1,128}$")] | None,
+        Takes("a name of at most 128 characters, without / \\ # ? % :, or null"),
+    ]
     """W&B's project."""
     entity: OptionalText
     """W&B's user or team; null: the default one."""
@@ -456,7 +460,7 @@ class Config(Group):
     """Name of the study's folder."""
     cell: FolderName
     """Beginning of the name of the cell's folder."""
-    output_root: Text
+    output_root: FolderPath
     """Folder of all studies."""
     model: Model
     norm: Norm

@@ -48,9 +48,10 @@ Text = Annotated[str, Takes("text")]
 OptionalText = Annotated[str | None, Takes("text, or null")]
 FolderName = Annotated[
     str,
-    Field(pattern=r"^[^./][^/]*$"),
-    Takes("a folder's name, without / and not beginning with a dot"),
+    Field(pattern=r"^[^./%][^/%]*$"),  # submitit replaces %j and the like in paths
+    Takes("a folder's name, without / and % and not beginning with a dot"),
 ]
+FolderPath = Annotated[str, Field(min_length=1), Takes("a folder's path")]
 
 Index = Annotated[int, Field(ge=0), Takes("an integer of at least 0")]
 Count = Annotated[int, Field(ge=1), Takes("an integer of at least 1")]

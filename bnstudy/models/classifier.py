@@ -35,8 +35,8 @@ def make_optimizer(
         options: Keyword arguments of the optimizer.
 
     Raises:
-        UserError: The name is unknown, the optimizer does not accept an option, or there are no
-            parameters to train.
+        UserError: The name is unknown, the optimizer does not accept an option or a combination of
+            options, or there are no parameters to train.
     """
     if trainable == "norm":
         for module in network.modules():
@@ -54,6 +54,9 @@ def make_optimizer(
         return OPTIMIZERS[name](parameters, **options)
     except TypeError as error:
         raise UserError(f"optim: {error}; remove that key") from error
+    except (RuntimeError, ValueError) as error:
+        given = ", ".join(f"optim.{key}={value}" for key, value in options.items())
+        raise UserError(f"{error}\nAsked for: {given}") from error
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:

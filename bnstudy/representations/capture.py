@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,8 @@ def capture(
         model: Network. Inputs are moved to its device and floating-point type.
         batches: (inputs, labels) pairs. They are iterated several times and must contain the same
             samples in the same order each time: use a `DataLoader` without shuffling, and a data
-            set without random augmentation.
+            set without random augmentation. Labels are integers, N or N x 1, as a tensor, an array
+            or a list; or one-hot, N x classes.
         layers: Shell-style patterns of module names, such as `layer4.*`.
         sites: Sites to read: any of conv, norm, act and features. If neither layers nor sites are
             given, `act`.
@@ -77,8 +79,8 @@ def capture(
     Raises:
         TypeError: The output of a module selected by `layers` is not a tensor with one row per
             sample.
-        UserError: The budget is too small for the number of samples, or an output does not have the
-            given channel axis.
+        UserError: The budget is too small for the number of samples, an output does not have the
+            given channel axis, or a batch is not a pair of inputs and labels of classes.
         ValueError: No module matches `layers` or `sites`, there are no samples, or the samples
             change between iterations over the batches.
 
@@ -88,7 +90,7 @@ def capture(
         >>> [layer.activations.shape for layer in capture(network, batches)]
         [torch.Size([8, 4, 16])]
     """
-    batches = batches if _has_length(batches) else list(batches)
+    batches = _Pairs(batches if _has_length(batches) else list(batches))
     taps = Taps(model, layers, sites)
     samples, first = _samples(batches)
     outputs, sizes = try_out(taps, first, channel_axis or {})
@@ -122,6 +124,23 @@ class _Item:
     bytes: int
 
 
+class _Pairs:
+    """Batches whose labels are int64, N."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(_pair, self.batches)
+
+    def max_samples(self) -> int:
+        """Return an upper bound of the number of samples."""
+        if isinstance(self.batches, list):
+            return sum(len(labels) for _, labels in self)
+        _, labels = next(iter(self))
+        return len(labels) * len(self.batches)  # type: ignore[arg-type]
+
+
 class _Split:
     """Batches split into smaller ones, so that a forward pass takes little memory."""
 
@@ -142,14 +161,52 @@ def _has_length(batches: Iterable[Batch]) -> bool:
         return False
 
 
-def _samples(batches: Iterable[Batch]) -> tuple[int, Tensor]:
+def _samples(batches: _Pairs) -> tuple[int, Tensor]:
     """Return an upper bound of the number of samples, and the inputs of the first batch."""
     inputs, labels = next(iter(batches), (None, ()))
     if inputs is None or not len(labels):
         raise ValueError("batches: there are no samples, or none in the first batch")
-    if isinstance(batches, list):
-        return sum(len(labels) for _, labels in batches), inputs
-    return len(labels) * len(batches), inputs  # type: ignore[arg-type]
+    return batches.max_samples(), inputs
+
+
+def _pair(batch: Any) -> Batch:
+    """Return a batch's inputs and its labels as int64, N.
+
+    Raises:
+        UserError: The batch is not a pair of a tensor and labels of classes.
+    """
+    if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        parts = f" of {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
+        parts = f" of {len(batch)} parts" if isinstance(batch, list | tuple) else parts
+        raise UserError(
+            f"batches: a batch is a {type(batch).__name__}{parts}, expected (inputs, labels)\n"
+            "Pass a list of such pairs, for example [(batch[0], batch[1]) for batch in batches]"
+        )
+    inputs, given = batch
+    try:
+        labels = torch.as_tensor(given)
+    except (RuntimeError, TypeError, ValueError):
+        labels = torch.empty(0)
+    if labels.ndim == 2 and labels.shape[1] > 1 and _is_one_hot(labels):
+        labels = labels.argmax(1)
+    whole = labels.long()
+    has_fractions = labels.is_floating_point() and bool((whole != labels).any())
+    if has_fractions or labels.squeeze().ndim > 1 or labels.numel() != len(inputs):
+        raise UserError(
+            f"batches: the labels of {len(inputs)} samples are {_describe(given)}\n"
+            f"Expected one class for each sample: {len(inputs)} integers, or as many one-hot rows"
+        )
+    return inputs, whole.flatten()
+
+
+def _is_one_hot(labels: Tensor) -> bool:
+    return bool(((labels != 0).sum(1) == 1).all() and (labels.sum(1) == 1).all())
+
+
+def _describe(labels: Any) -> str:
+    shape = getattr(labels, "shape", None)
+    kind = str(getattr(labels, "dtype", type(labels).__name__)).removeprefix("torch.")
+    return kind if shape is None else f"{kind} of shape {tuple(shape)}"
 
 
 def _items(call: Call, output: Output, samples: int, limit: float) -> Iterator[_Item]:

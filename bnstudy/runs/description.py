@@ -11,14 +11,14 @@ import socket
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from bnstudy import __version__
 from bnstudy.config.identity import identity
 from bnstudy.errors import UserError
-from bnstudy.redaction import redact_values
+from bnstudy.redaction import REMOVED, redact_values
 from bnstudy.runs.version import comparable_version
 from bnstudy.terminal import console
 
@@ -27,13 +27,26 @@ FORMAT = 1  # version of the file format; files without the field have format 1
 Status = Literal["running", "completed", "diverged", "failed", "interrupted"]
 ENDED: tuple[Status, ...] = ("completed", "diverged")  # a diverged run is not trained again
 
+MAX_EPOCH = 10**7  # larger numbers are damage; versions are looked up epoch by epoch
+Epoch = Annotated[int, Field(ge=0, le=MAX_EPOCH)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Direction = Annotated[str, Field(pattern="^(higher|lower)$")] | None
+
+
+def _time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Time = Annotated[str, AfterValidator(_time)]  # ISO 8601; kept as it was written
+
 _printed_fields: set[str] = set()  # unknown fields that this process has printed
 
 
 class Part(BaseModel):
     """Part of run.json; it keeps unknown fields."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
 
 class Slurm(Part):
@@ -68,17 +81,17 @@ class Attempt(Part):
         error: Class and message of the error that ended the attempt.
     """
 
-    started: str | None = None
-    ended: str | None = None
+    started: Time | None = None
+    ended: Time | None = None
     status: Status
     host: str | None = None
     pid: int | None = None
     version: str | None = None
     slurm: Slurm | None = None
-    resumed_from_epoch: int | None = None
+    resumed_from_epoch: Epoch | None = None
     wandb_id: str | None = None
-    seconds: float = 0.0
-    measure_seconds: float = 0.0
+    seconds: Seconds = 0.0
+    measure_seconds: Seconds = 0.0
     diverged: bool | None = None
     error: str | None = None
 
@@ -135,8 +148,8 @@ class Timing(Part):
         measure_seconds: Part of it that was spent on measuring.
     """
 
-    seconds: float | None = None
-    measure_seconds: float | None = None
+    seconds: Seconds | None = None
+    measure_seconds: Seconds | None = None
 
 
 class DataFacts(Part):
@@ -174,11 +187,62 @@ class MeasuredLater(Part):
         environment: Software and hardware.
     """
 
-    epochs: list[int]
+    epochs: list[Epoch]
     metrics: list[str] | None = None
     splits: list[str] | None = None
     sites: list[str] | None = None
     environment: Environment = Environment()
+
+
+class Named(Part):
+    """Configuration group whose choice has a name."""
+
+    name: str
+
+
+class TrainerOptions(Part):
+    """Configuration group `trainer`, as far as it is read from records."""
+
+    max_epochs: Epoch
+    compile: bool = False
+    sync_batchnorm: bool = False
+
+
+class MetricsOptions(Part):
+    """Configuration group `metrics`."""
+
+    names: list[str]
+    sites: list[str]
+    every_n_epochs: Annotated[int, Field(ge=1)]
+    memory_budget: Annotated[float, Field(gt=0)]
+
+
+class LoggerOptions(Part):
+    """Configuration group `logger`, as far as it is read from records."""
+
+    project: str | None = None
+    entity: str | None = None
+    checkpoint: bool = False
+
+
+class RecordedConfig(Part):
+    """Keys of a recorded configuration that every reader relies on.
+
+    The schema in `bnstudy.config` is that of this version; records of other versions need not
+    follow it.
+    """
+
+    seed: int
+    model: dict[str, Any]
+    norm: Named
+    regularizer: Named
+    data: dict[str, Any]
+    optim: dict[str, Any]
+    trainer: TrainerOptions
+    probe: dict[str, int | None]
+    metrics: MetricsOptions
+    callbacks: dict[str, dict[str, Any]] = {}
+    logger: LoggerOptions = LoggerOptions()
 
 
 class Final(BaseModel):
@@ -190,10 +254,10 @@ class Final(BaseModel):
         epoch: Last epoch; None until the run has ended.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, float | None] = Field(init=False)
 
-    epoch: int | None = None
+    epoch: Epoch | None = None
 
     @property
     def numbers(self) -> dict[str, float | None]:
@@ -250,13 +314,13 @@ class RunDescription(Part):
     id: str = ""
     study: str = ""
     cell: str = ""
-    choices: dict[str, Any] = {}
+    choices: dict[str, str | None] = {}
     overrides: list[str] = []
     seed: int | None = None
     status: Status | None
     attempts: list[Attempt]
     config: dict[str, Any]
-    metrics: dict[str, str | None] = {}
+    metrics: dict[str, Direction] = {}
     final: Final = Final()
     timing: Timing = Timing()
     environment: Environment = Environment()
@@ -313,6 +377,7 @@ class RunDescription(Part):
         """
         try:
             description = cls.model_validate_json(content)
+            RecordedConfig.model_validate(description.config)
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 if detail["loc"] == ("format",) and detail["type"] == "less_than_equal":
@@ -322,8 +387,11 @@ class RunDescription(Part):
                         "Install that version"
                     ) from None
             first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
+            group = ["config"] if error.title == RecordedConfig.__name__ else []
+            place = ".".join(map(str, [*group, *first["loc"]]))
             raise ValueError(": ".join(filter(None, [place, first["msg"]]))) from error
+        if description.status in ENDED and description.final.epoch is None:
+            raise ValueError("final.epoch: missing, although the run has ended")
         unknown = dict.fromkeys(
             name for name in _unknown_fields(description) if name not in _printed_fields
         )
@@ -350,6 +418,11 @@ class RunDescription(Part):
     def failures(self) -> int:
         """Number of attempts that failed."""
         return sum(attempt.status == "failed" for attempt in self.attempts)
+
+    @property
+    def matches_identity(self) -> bool:
+        """Whether the configuration is that of the identity, apart from removed credentials."""
+        return identity(self.config) == self.identity or REMOVED in json.dumps(self.config)
 
     @property
     def has_diverged(self) -> bool:

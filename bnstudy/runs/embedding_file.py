@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from bnstudy.errors import UserError, first_line
+from bnstudy.runs.parquet_file import read_table
 
 MAPS_SCHEMA = pa.schema(
     [
@@ -37,15 +36,7 @@ def read_maps(path: Path) -> pa.Table:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        UserError: The file is damaged, or has other columns.
+        DamagedFile: The file is damaged, or has other columns.
     """
     again = "Remove it, and make it again with python -m bnstudy.measure map"
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)})\n{again}") from error
-    if not table.schema.equals(MAPS_SCHEMA):
-        raise UserError(f"{path} has other columns than this version's\n{again}")
-    return table
+    return read_table(path, MAPS_SCHEMA, advice=again)

@@ -30,6 +30,7 @@ from bnstudy.terminal import console
 
 RENEWAL_INTERVAL = 5.0  # seconds
 PAUSES = (0.1, 1.0, 5.0)  # seconds between attempts after an error that may pass
+WORKER = {"machine": str, "host": str, "pid": int, "start": str}  # content of a lease
 STALE_AFTER = 60.0  # seconds; long enough for a network file system's cached modification times
 
 
@@ -157,6 +158,8 @@ def worked_in(folders: Iterable[Path]) -> set[Path]:
                     working.add(folder)
                 case None:
                     unknown[lease] = folder
+    if unknown:
+        console.print(f"Watching for a few seconds whether {len(unknown)} cells run elsewhere")
     return working | {unknown[lease] for lease in watch(list(unknown))}
 
 
@@ -174,9 +177,8 @@ def _take(folder: Path) -> Path:
     if newest:
         alive = is_known_alive(_read(newest))
         if alive is None:
-            console.print(
-                f"{folder}: watching for {STALE_AFTER:.0f} s whether {_holder(newest)} is alive"
-            )
+            whose = _holder(newest) if _read(newest) else f"whoever holds {newest.name} (damaged)"
+            console.print(f"{folder}: watching for {STALE_AFTER:.0f} s whether {whose} is alive")
             alive = bool(watch([newest], STALE_AFTER))
         if alive:
             raise _in_use(folder, newest)
@@ -188,6 +190,8 @@ def _take(folder: Path) -> Path:
     try:
         with file:
             json.dump(_this_process(), file)
+            file.flush()
+            os.fsync(file.fileno())  # after a power failure, it would be an empty file
         # Another process may have used and released this number.
         was_used = _persistently(_released(path).exists)
     except OSError:
@@ -247,9 +251,10 @@ def _renewed(lease: Path) -> int | None:
 def _read(lease: Path) -> dict[str, Any]:
     try:
         content = json.loads(lease.read_text())
-    except (OSError, ValueError):  # just being released or written
-        content = None
-    return content if isinstance(content, dict) else {}
+        known = all(isinstance(content[key], kind) for key, kind in WORKER.items())
+    except (KeyError, OSError, TypeError, ValueError):  # damaged, just being released or written
+        return {}
+    return content if known else {}
 
 
 def _in_use(folder: Path, lease: Path) -> CellInUse:

@@ -3,17 +3,16 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from bnstudy.errors import first_line
 from bnstudy.files import replacing
 from bnstudy.runs.description import Final
+from bnstudy.runs.parquet_file import find_damage, read_table, write_table
 from bnstudy.runs.paths import CellPaths
 from bnstudy.terms import PROBE_PERFORMANCE, SPLITS, layer_label
 
@@ -87,11 +86,11 @@ class LongTable:
 
     def damage(self) -> str | None:
         """Describe the damage of the whole table; None if it is intact."""
-        return _damage(self.paths.table)
+        return find_damage(self.paths.table, SCHEMA)
 
     def part_damage(self, epoch: int) -> str | None:
         """Describe the damage of an epoch's part; None if it is intact."""
-        return _damage(self.paths.part(epoch))
+        return find_damage(self.paths.part(epoch), SCHEMA)
 
     def epochs_trained(self) -> int:
         """Count the recorded epochs of training, for a run that has not ended."""
@@ -100,8 +99,8 @@ class LongTable:
     def read(self) -> pa.Table:
         """Read all rows that were measured so far; the table may be empty."""
         if self.paths.table.exists():
-            return pq.read_table(self.paths.table)
-        parts = [pq.read_table(path) for path in self.paths.parts()]
+            return read_table(self.paths.table, SCHEMA)
+        parts = [read_table(path, SCHEMA) for path in self.paths.parts()]
         return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
     def rows_by_epoch(self, until_epoch: int | None = None) -> list[list[Row]]:
@@ -131,7 +130,7 @@ class LongTable:
             & (pc.field("site") == site)
             & (pc.field("metric") == metric)
         )
-        rows = pq.read_table(self.paths.table).filter(chosen).to_pylist()
+        rows = read_table(self.paths.table, SCHEMA).filter(chosen).to_pylist()
         return {row["layer"]: row["value"] for row in rows}
 
     def missing(
@@ -164,7 +163,7 @@ class LongTable:
 
     def numbers(self) -> set[tuple[int, str, str | None, str]]:
         """List the (epoch, split, site, metric) in the whole table; the model has no site."""
-        keys = pq.read_table(self.paths.table, columns=["epoch", "split", "site", "metric"])
+        keys = read_table(self.paths.table, SCHEMA, ["epoch", "split", "site", "metric"])
         return {tuple(row.values()) for row in keys.to_pylist()}
 
     def write_part(self, epoch: int, rows: Iterable[Row], add: bool = False) -> None:
@@ -176,7 +175,7 @@ class LongTable:
             add: Whether to keep the part's present rows of other numbers.
         """
         path = self.paths.part(epoch)
-        before = [Row(**row) for row in pq.read_table(path).to_pylist()] if add else []
+        before = [Row(**row) for row in read_table(path, SCHEMA).to_pylist()] if add else []
         numbers = {row[:-2]: row for row in [*before, *rows]}
         self._write(path, _table(numbers.values()))
 
@@ -186,26 +185,43 @@ class LongTable:
         Returns:
             Numbers of the whole model after the last epoch.
         """
-        table = pa.concat_tables(pq.read_table(path) for path in self.paths.parts())
+        table = pa.concat_tables(read_table(path, SCHEMA) for path in self.paths.parts())
         self._write(self.paths.table, table)
         rows = table.filter(pc.field("layer_index") == -1).to_pylist()
         return final_numbers([Row(**row) for row in rows])
 
+    def write_final(self, final: Final, step: int) -> None:
+        """Write a whole table of the final numbers alone.
+
+        Args:
+            final: Final numbers of the run.
+            step: Number of batches trained before them.
+        """
+        assert final.epoch is not None
+        rows = []
+        for name, number in final.numbers.items():
+            split, _, metric = name.partition("_")
+            value, reason = (
+                (nan, f"the {metric} is not finite") if number is None else (number, None)
+            )
+            rows.append(Row(final.epoch, step, split, -1, WHOLE_MODEL, None, metric, value, reason))
+        self._write(self.paths.table, _table(rows))
+
     def take_apart(self) -> None:
         """Split the whole table into its parts, for a run that is resumed."""
-        table = pq.read_table(self.paths.table)
+        table = read_table(self.paths.table, SCHEMA)
         for epoch in pc.unique(table["epoch"]).to_pylist():
             self._write(self.paths.part(epoch), table.filter(pc.field("epoch") == epoch))
         self.paths.table.unlink()
 
     def add_rows(self, rows: Iterable[Row]) -> None:
         """Add rows to the whole table."""
-        whole = pa.concat_tables([pq.read_table(self.paths.table), _table(rows)])
+        whole = pa.concat_tables([read_table(self.paths.table, SCHEMA), _table(rows)])
         self._write(self.paths.table, whole.sort_by([("epoch", "ascending")]))
 
     def _write(self, path: Path, table: pa.Table) -> None:
         with self._replace(path) as temporary:
-            pq.write_table(table, temporary)
+            write_table(table, temporary)
 
 
 def final_numbers(rows: Sequence[Row]) -> Final:
@@ -226,14 +242,3 @@ def final_numbers(rows: Sequence[Row]) -> Final:
 
 def _table(rows: Iterable[Row]) -> pa.Table:
     return pa.Table.from_pylist([row._asdict() for row in rows], schema=SCHEMA)
-
-
-def _damage(path: Path) -> str | None:
-    """Describe the damage of a file of rows; None if it is intact."""
-    try:
-        schema = pq.read_schema(path)
-    except FileNotFoundError:
-        return "it is not there"
-    except (OSError, pa.ArrowException) as error:
-        return first_line(error)
-    return None if schema.equals(SCHEMA) else "it has other columns"

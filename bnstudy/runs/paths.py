@@ -18,6 +18,7 @@ again.
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from bnstudy.errors import UserError
@@ -107,11 +108,14 @@ class CellPaths:
     def set_aside(self, path: Path, reason: str) -> None:
         """Rename a damaged file and print a warning; do nothing if the file does not exist.
 
+        Files that were set aside before are kept.
+
         Args:
             path: File of the cell.
             reason: Description of the damage.
         """
-        aside = self.folder / f"{path.name}.damaged"
+        names = (f"{path.name}.damaged{number or ''}" for number in count())
+        aside = next(free for name in names if not (free := self.folder / name).exists())
         with suppress(FileNotFoundError):
             path.replace(aside)
             console.print(

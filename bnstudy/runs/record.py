@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from bnstudy.errors import UserError
+from bnstudy.errors import DamagedFile, UserError
 from bnstudy.files import replacing
 from bnstudy.runs.description import ENDED, Attempt, DataFacts, Environment, RunDescription
 from bnstudy.runs.lease import CellInUse, Lease, forget, held
@@ -14,18 +14,7 @@ from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.version import VERSION
 
-
-class DamagedRecord(UserError):
-    """Error: a run.json is damaged.
-
-    Args:
-        path: Damaged file.
-        reason: Description of the damage.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(_unreadable(path, reason))
-        self.reason = reason
+AGAIN = "Train the cell again: it goes on from its last checkpoint; or put the file back"
 
 
 class Record:
@@ -83,16 +72,16 @@ class Record:
         """Read the record in a folder.
 
         Raises:
-            DamagedRecord: The record is damaged.
+            DamagedFile: The record is damaged.
             UserError: There is no record, or it cannot be read.
         """
         path = CellPaths(folder).record
         try:
             return cls(folder, RunDescription.from_json(path.read_bytes(), path))
+        except (IsADirectoryError, ValueError) as error:
+            raise DamagedFile(path, getattr(error, "strerror", str(error)), AGAIN) from error
         except OSError as error:
-            raise UserError(_unreadable(path, str(error))) from error
-        except ValueError as error:
-            raise DamagedRecord(path, str(error)) from error
+            raise UserError(f"{path} cannot be read ({error})\n{AGAIN}") from error
 
     @property
     def table(self) -> LongTable:
@@ -104,14 +93,35 @@ class Record:
         """Whether the run has been trained to its end and its table is intact."""
         return self.description.status in ENDED and self.table.damage() is None
 
+    @property
+    def lost_table(self) -> str | None:
+        """Damage of the table of a run that was trained to its end, and how it is made again."""
+        if self.description.status not in ENDED or (damage := self.table.damage()) is None:
+            return None
+        state = f"damaged ({damage})" if self.paths.table.exists() else "not there"
+        return (
+            f"{self.paths.table.name} is {state}; bnstudy.measure makes it again from the "
+            "checkpoints that were kept, bnstudy.train trains the run again"
+        )
+
     def require_end(self) -> None:
         """Verify that the run has ended.
 
         Raises:
-            UserError: The run has not ended.
+            UserError: The run has not ended, or its table is damaged.
         """
         if not self.has_ended:
-            raise UserError(f"{self.folder}: {self.description.status}; train it to its end first")
+            reason = self.lost_table or f"{self.description.status}; train it to its end first"
+            raise UserError(f"{self.folder}: {reason}")
+
+    @property
+    def has_other_config(self) -> bool:
+        """Whether the configuration is not the one of the identity: it was edited or damaged.
+
+        Known for records of this version only; others may have other options.
+        """
+        described = self.description
+        return described.version == VERSION and not described.matches_identity
 
     def require_this_version(self) -> None:
         """Verify that this version of bnstudy may add numbers to the run's record.
@@ -132,15 +142,19 @@ class Record:
     def last_epoch(self) -> int:
         """Last epoch of a run that has ended."""
         last = self.description.final.epoch
-        assert last is not None
+        assert last is not None  # `RunDescription.from_json` verifies it
         return last
 
     @property
     def data(self) -> DataFacts:
-        """Facts about the data of a run that has loaded them."""
-        data = self.description.data
-        assert data is not None
-        return data
+        """Facts about the data of a run that has loaded them.
+
+        Raises:
+            DamagedFile: The record has none.
+        """
+        if self.description.data is None:
+            raise DamagedFile(self.paths.record, "data: missing", AGAIN)
+        return self.description.data
 
     def checkpoints(self) -> dict[int, Path]:
         """Find the saved weights by epoch, including those of the last epoch."""
@@ -211,6 +225,20 @@ class Record:
         """Write the long table from its parts, and set the final numbers from its last epoch."""
         self.description.final = self.table.join_parts()
 
+    def begin_table_again(self, step: int) -> None:
+        """Replace a lost table by one of the final numbers that the description has.
+
+        A damaged file is renamed. What was measured after training is lost with it.
+
+        Args:
+            step: Number of training batches before the end of the run.
+        """
+        if (damage := self.table.damage()) is not None:
+            self.set_aside(self.paths.table, damage)
+        self.table.write_final(self.description.final, step)
+        self.description.measured_later = []
+        self.save()
+
     def remove_parts(self) -> None:
         """Remove files that are not needed after the end of the run: parts, previous checkpoint."""
         self.paths.remove_parts()
@@ -256,7 +284,7 @@ class Record:
             return cls(paths.folder, run)
         try:
             record = cls.read(paths.folder)
-        except DamagedRecord as error:
+        except DamagedFile as error:
             record = cls(paths.folder, run)
             record.set_aside(paths.record, error.reason)
         if record.description.identity != run.identity:
@@ -332,10 +360,3 @@ def discard_if_empty(folder: Path, root: Path) -> None:
             if empty.absolute() == root.absolute():
                 break
             empty.rmdir()
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    return (
-        f"{path} cannot be read ({reason})\n"
-        "Train the cell again: it goes on from its last checkpoint; or put the file back"
-    )

@@ -7,10 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from bnstudy.errors import UserError
+from bnstudy.runs.description import ENDED
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import compute_effects
+from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.figures import Plot
+from bnstudy.terminal import console
 
 
 class Study(StudyRuns):
@@ -77,7 +80,7 @@ class Study(StudyRuns):
 
 
 def load(folder: Path | str) -> Study:
-    """Read a study.
+    """Read a study; print which runs are left out because files of theirs are damaged.
 
     Args:
         folder: Folder of the study, such as multirun/mnist5k_cnn.
@@ -85,4 +88,9 @@ def load(folder: Path | str) -> Study:
     Raises:
         UserError: There are no runs in it.
     """
-    return Study.read(folder)
+    study = Study.read(folder)
+    runs = study.runs
+    lost = ~runs["ended"] & runs["status"].isin([*ENDED, UNREADABLE])
+    for cell, remark in runs.loc[lost, ["cell", "remark"]].to_numpy().tolist():
+        console.print(f"{cell} is left out: {remark}", style="yellow")
+    return study

@@ -1,6 +1,7 @@
 """Cells of the grid that a multirun's arguments span."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from bnstudy.adapters.hydra_internals import split_grid
@@ -43,7 +45,7 @@ def cells(
 
     Hydra takes about 50 ms to compose a configuration. This is therefore done once for each
     combination of configuration groups. Axes with plain values, such as the seed, are then set in
-    the composed configuration, unless another value is interpolated from them.
+    the composed configuration, and values that are interpolated from them are filled in again.
 
     Args:
         arguments: Overrides, as on the command line; the last one for a key takes precedence.
@@ -72,52 +74,125 @@ def cells(
         yield Cell(tuple(job), config)
 
 
+def defer_to_jobs(words: Sequence[str]) -> list[str]:
+    """Turn overrides of keys in a swept group into axes with one value.
+
+    Before a multirun, Hydra composes a configuration without its axes. There, the group has its
+    default option, which may lack the key.
+
+    Args:
+        words: Words of a multirun's command line.
+
+    Example:
+        >>> defer_to_jobs(["norm=groupnorm,weightstandardization", "norm.num_groups=2"])
+        ['norm=groupnorm,weightstandardization', 'norm.num_groups=choice(2)']
+    """
+    overrides = {}
+    for word in words:
+        with suppress(HydraException):  # an option such as -m; Hydra explains mistakes itself
+            overrides[word] = OverridesParser.create().parse_override(word)
+    swept = {one.get_key_element() for one in overrides.values() if one.is_sweep_override()}
+
+    def defer(word: str) -> str:
+        override = overrides.get(word)
+        if override is None or override.is_sweep_override():
+            return word
+        key, _, value = word.partition("=")
+        in_swept = any(key.startswith(f"{group}.") for group in swept)
+        return f"{key}=choice({value})" if in_swept and value else word
+
+    return [defer(word) for word in words]
+
+
 class _Composed:
     """Composed configuration in which plain values can be replaced without Hydra."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
-        try:
-            own = without_hydra(cfg)
-            self.values = plain_values(own)
-        finally:
-            HydraConfig.instance().cfg = before
-        self.names_itself = OmegaConf.to_container(own, resolve=False)["cell"] == CELL_NAME  # type: ignore[index,call-overload]
+        self.own = without_hydra(cfg)
+        self.hydra: Any = OmegaConf.masked_copy(cfg, "hydra")
+        with self._hydra():
+            self.values = plain_values(self.own)
+        raw: dict[str, Any] = OmegaConf.to_container(self.own, resolve=False)  # type: ignore[assignment]
+        self.names_itself = raw["cell"] == CELL_NAME
         if self.names_itself:  # the name depends on the values that are set
-            del own["cell"]
-        self.interpolations = [text for text in _texts(own) if "${" in text]
+            del raw["cell"]
+        self.interpolations = dict(_interpolations(raw))
+        OmegaConf.set_readonly(self.own, False)
+        OmegaConf.set_struct(self.own, False)
 
     def can_set(self, key: str) -> bool:
-        """Return whether an override of the key changes nothing but that key's own value."""
+        """Return whether an override of the key can be applied without Hydra."""
         *groups, name = key.split(".")
         node: Any = self.values
         for group in groups:
             node = node.get(group) if isinstance(node, dict) else None
-        mentioned = any(name in text for text in self.interpolations)
-        return isinstance(node, dict) and name in node and not mentioned
+        of_hydra = any(
+            "hydra:" in text.replace("hydra:runtime.choices", "")
+            for text in self.interpolations.values()
+        )
+        return isinstance(node, dict) and name in node and not of_hydra
 
     def having(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Return a copy of the configuration with some values replaced.
 
         Args:
-            overrides: Overrides of keys for which `can_set` is true.
+            overrides: Overrides of keys for which `can_set` is true; the same keys in each call.
         """
+        values = {_key(override): _value(override) for override in overrides}
+        if following := self._following(values):
+            values |= self._interpolate(values, following)
         # Copy only what changes: with thousands of cells, a deep copy would dominate the run time.
         config = {
             key: dict(one) if isinstance(one, dict) else one for key, one in self.values.items()
         }
-        for override in overrides:
-            *groups, name = _key(override).split(".")
+        for key, value in values.items():
+            *groups, name = key.split(".")
             node = config
             for group in groups:
                 node[group] = dict(node[group])
                 node = node[group]
-            node[name] = _value(override)
+            node[name] = value
         complete(config)
         if self.names_itself:
             config["cell"] = cell_name(config)
         return config
+
+    def _following(self, keys: Iterable[str]) -> list[str]:
+        """List the keys whose values are interpolated from others, perhaps by way of more."""
+        following: list[str] = []
+        names = [key.rpartition(".")[2] for key in keys]
+        while names:
+            found = [
+                key
+                for key, text in self.interpolations.items()
+                if key not in following and any(name in text for name in names)
+            ]
+            following += found
+            names = [key.rpartition(".")[2] for key in found]
+        return following
+
+    def _interpolate(self, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+        """Return the interpolated values of some keys, after setting other values."""
+        for key, value in values.items():
+            OmegaConf.update(self.own, key, value, merge=False)
+        with self._hydra():
+            found = {key: OmegaConf.select(self.own, key) for key in keys}
+        return {
+            key: OmegaConf.to_container(value, resolve=True)
+            if OmegaConf.is_config(value)
+            else value
+            for key, value in found.items()
+        }
+
+    @contextmanager
+    def _hydra(self) -> Iterator[None]:
+        """Let interpolations find Hydra's part of this configuration."""
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().cfg = self.hydra
+        try:
+            yield
+        finally:
+            HydraConfig.instance().cfg = before
 
 
 def _is_plain_value(override: Override) -> bool:
@@ -139,16 +214,13 @@ def _value(override: str) -> Any:
     return OverridesParser.create().parse_override(override).value()
 
 
-def _texts(cfg: DictConfig) -> list[str]:
-    """List all string values of a configuration, with interpolations unresolved."""
-    found: list[str] = []
-    nodes: list[Any] = [OmegaConf.to_container(cfg, resolve=False)]
-    while nodes:
-        match nodes.pop():
-            case dict() as node:
-                nodes.extend(node.values())
-            case list() as node:
-                nodes.extend(node)
-            case str() as text:
-                found.append(text)
-    return found
+def _interpolations(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key and the text of each interpolated value; of a list, those of the whole list."""
+    match node:
+        case dict():
+            for name, value in node.items():
+                yield from _interpolations(value, f"{key}.{name}" if key else str(name))
+        case list() if "${" in (text := str(node)):
+            yield key, text
+        case str() if "${" in node:
+            yield key, node

@@ -16,6 +16,7 @@ from rich.table import Table
 from bnstudy.adapters.hydra_internals import is_basic, returned
 from bnstudy.adapters.submitit_internals import WorkerLost, every_result, max_jobs
 from bnstudy.config.mistakes import explain
+from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import CellInUse
 from bnstudy.runs.long_table import LongTable
@@ -51,6 +52,9 @@ class Failure:
     log: Path | None = None
 
 
+ELSEWHERE = Failure("running elsewhere", "another process works in it")
+
+
 def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
     """Run the cells of a grid that have not ended, then print the results of their studies.
 
@@ -62,9 +66,11 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
-        UserError: Cells failed or lost their workers, or the data have changed since a cell was
-            trained.
+        UserError: Cells failed, lost their workers or still run elsewhere, the data are missing or
+            have changed since a cell was trained, or the name of a study is not allowed.
     """
+    for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
+        validate({"study": study, "output_root": root})  # else Hydra would write elsewhere
     cells = list({cell.folder: cell for cell in cells}.values())  # axes may have no effect
     records = [read_record(cell) for cell in cells]
     known = states(cells, records)
@@ -77,6 +83,10 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     check = DataCheck()
     for place, record in begun.items():
         check.require_same(record, cells[place].config)
+    for place, state in enumerate(known):
+        # Before a result is removed, and once instead of in every cell.
+        if not dry_run and (place in again or state in ("to resume", "to run")):
+            check.require_there(cells[place].config)
     if redo:
         if not dry_run and redo != "failed":  # failed cells resume from their last checkpoint
             _start_over([cells[place] for place in again])
@@ -88,9 +98,6 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if dry_run:
         _print_missing([cells[place] for place in missing], [known[place] for place in missing])
         return
-    for place in missing:  # once, before every cell fails for the same reason
-        if known[place] != "to measure":  # data that were measured before may have moved
-            check.require_there(cells[place].config)
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
@@ -98,6 +105,9 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
                 folder = shlex.quote(str(study))
                 console.print(f"Progress: python -m bnstudy.sweep status {folder} --watch")
     failures = _run({place: cells[place] for place in missing}, launcher)
+    for place, state in enumerate(known):
+        if state == "running elsewhere" and not _has_ended(cells[place]):
+            failures[place] = ELSEWHERE
 
     from bnstudy.study.present.report_files import print_page  # slow imports
     from bnstudy.study.present.terminal_table import print_table
@@ -248,13 +258,18 @@ def _list_attempt_starts(cell: Cell) -> list[str | None]:
     return []
 
 
+def _has_ended(cell: Cell) -> bool:
+    record = read_record(cell)
+    return isinstance(record, Record) and record.has_ended
+
+
 def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | None:
     """Return the failure of a launched cell; None if the cell has ended."""
     if state in ENDED:
         return None
     error = job if isinstance(job, Exception) else returned(job)
     if state == "running elsewhere" or isinstance(error, CellInUse):
-        return Failure("running elsewhere", "another process works in it")
+        return ELSEWHERE
     if not isinstance(error, Exception):  # it returned normally, but its record is incomplete
         error = WorkerLost()
     mistake = explain(error)
@@ -266,10 +281,10 @@ def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | 
 
 
 def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None:
-    """Print a table of the failures and raise an error if any cell failed or was lost.
+    """Print a table of the cells that have not ended, and raise an error.
 
     Raises:
-        UserError: Cells failed or lost their workers.
+        UserError: Cells failed, lost their workers or still run elsewhere.
     """
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("cell", "", "error", "log"):
@@ -280,8 +295,10 @@ def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None
         )
     console.print(table)
     count = Counter(failure.kind for failure in failures.values())
-    if bad := count["failed"] + count["lost"]:
-        raise UserError(
-            f"{bad} of {len(cells)} cells have not ended: {count['failed']} failed, "
-            f"{count['lost']} lost their worker\nRepeat the command to try them again"
-        )
+    elsewhere = count["running elsewhere"]
+    counted = f"{count['failed']} failed, {count['lost']} lost their worker"
+    counted += f", {elsewhere} still running elsewhere" if elsewhere else ""
+    raise UserError(
+        f"{len(failures)} of {len(cells)} cells have not ended: {counted}\n"
+        "Repeat the command to try them again"
+    )

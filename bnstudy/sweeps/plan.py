@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from bnstudy.files import replacing
 from bnstudy.sweeps.duration import kind
 from bnstudy.sweeps.grid import Cell
@@ -22,6 +24,9 @@ class Planned(NamedTuple):
 
     kind: str
     epochs: int
+
+
+PLAN = TypeAdapter(dict[str, Planned])
 
 
 def write_plan(study: Path, cells: Sequence[Cell]) -> None:
@@ -45,6 +50,6 @@ def read_plans(study: Path) -> dict[str, Planned]:
     planned: dict[str, Planned] = {}
     for path in sorted((study / ".sweeps").glob("*.json")):
         # A damaged plan is ignored: plans are only used to display progress.
-        with suppress(AttributeError, OSError, TypeError, ValueError):
-            planned |= {name: Planned(*cell) for name, cell in json.loads(path.read_text()).items()}
+        with suppress(OSError, ValidationError):
+            planned |= PLAN.validate_json(path.read_bytes(), strict=True)
     return planned

@@ -84,7 +84,9 @@ def search(
         space = make_space(searched)
     except ValueError as error:
         raise UserError(f"{' '.join(searched)} cannot be searched: {error}") from error
-    folder = Path(config.output_root, config.study)
+    names = {"study": str(config.study), "output_root": config.output_root}
+    validate(names)
+    folder = Path(names["output_root"], names["study"])
     storage = options["storage"] or f"sqlite:///{folder}/search.db"
     sampler, size = make_sampler(options["sampler"], space)
     optuna.logging.set_verbosity(logging.ERROR)

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from bnstudy.errors import UserError, first_line
-from bnstudy.runs.description import ENDED, Attempt
+from bnstudy.runs.description import Attempt
 from bnstudy.runs.lease import STALE_AFTER, is_known_alive, lease_of
 from bnstudy.runs.paths import cells_of
 from bnstudy.runs.record import Record
@@ -126,15 +126,18 @@ def _cell(folder: Path, record: Record | UserError) -> CellStatus:
         return CellStatus(folder.name, "damaged", 0, 0, "", error=first_line(record))
     description = record.description
     last = description.attempts[-1] if description.attempts else Attempt(status="interrupted")
-    status, quiet = str(description.status), 0.0
+    status, quiet, error = str(description.status), 0.0, last.error or ""
     if status == "running":
         status, quiet = _running(folder)
-    elif description.status in ENDED and not record.has_ended:
-        status = "interrupted"  # the table of its values is lost
+    elif lost := record.lost_table:
+        status, error = "damaged", lost
     log = record.paths.log
     age = 0.0
     if last.started:
-        age = (datetime.now(UTC) - datetime.fromisoformat(last.started)).total_seconds()
+        started = datetime.fromisoformat(last.started)
+        age = (
+            datetime.now(UTC) - (started if started.tzinfo else started.astimezone())
+        ).total_seconds()
     return CellStatus(
         folder.name,
         status,
@@ -145,7 +148,7 @@ def _cell(folder: Path, record: Record | UserError) -> CellStatus:
         age=max(age, 0.0),
         quiet=quiet,
         attempts=len(description.attempts),
-        error=(last.error or "").strip().rpartition("\n")[2],
+        error=error.strip().rpartition("\n")[2],
         log=log if log.exists() else None,
     )
 

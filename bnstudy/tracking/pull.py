@@ -1,15 +1,12 @@
 """Download of a W&B project's runs as studies."""
 
-import json
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnstudy.config.identity import identity
 from bnstudy.errors import UserError, first_line
 from bnstudy.files import replacing
-from bnstudy.redaction import REMOVED
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
@@ -21,6 +18,8 @@ if TYPE_CHECKING:
     from wandb.apis.public import Run as ServedRun
 
 FILES = (TABLE, RECORD)  # the record last: a cell counts as present once it has one
+
+UNSAFE, UNREACHABLE = "with no folder's name", "not downloaded"  # outcomes
 
 
 def pull(project: str, entity: str | None, root: Path) -> None:
@@ -35,7 +34,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
         root: Folder to write the studies to.
 
     Raises:
-        UserError: The project does not exist or has no runs of bnstudy.
+        UserError: The project does not exist or has no runs of bnstudy, or not all were downloaded.
     """
     api, entity = connect(entity)
     path = f"{entity}/{project}"
@@ -48,19 +47,33 @@ def pull(project: str, entity: str | None, root: Path) -> None:
     outcomes: Counter[str] = Counter()
     pulled: set[Path] = set()
     for run in runs:
-        cell = root / _checked(run.group) / _checked(run.name)
+        if not (_is_folder_name(run.group) and _is_folder_name(run.name)):
+            console.print(
+                f"{run.id}: {run.group!r}/{run.name!r} is no folder's name", style="yellow"
+            )
+            outcomes[UNSAFE] += 1
+            continue
+        cell = root / run.group / run.name
         if cell in pulled:
             outcomes["of earlier attempts"] += 1
         elif CellPaths(cell).record.exists():
             outcomes["here already"] += 1
         else:
-            outcome = _pull_run(run, cell)
+            try:
+                outcome = _pull_run(run, cell)
+            except UserError:
+                raise  # this disk cannot be written
+            except Exception as error:  # of wandb and of the network, of many classes
+                outcome = UNREACHABLE
+                console.print(f"{cell}: {first_line(error)}", style="yellow")
             console.print(f"{cell}: {outcome}")
             outcomes[outcome] += 1
         pulled.add(cell)
     if not outcomes:
         raise UserError(f"{path} has no runs of bnstudy")
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    if outcomes[UNSAFE] or outcomes[UNREACHABLE]:
+        raise UserError(f"{path}: {counts}\nThe same command downloads what is missing")
     console.print(f"{path}: {counts}")
 
 
@@ -72,8 +85,10 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
     """
     with tempfile.TemporaryDirectory() as temporary:
         for name in FILES:
-            for file in run.files(names=[f"record/{name}"]):
-                file.download(root=temporary, replace=True).close()
+            wanted = f"record/{name}"
+            for file in run.files(names=[wanted]):
+                if file.name == wanted:  # a path of the server's choice could lead anywhere
+                    file.download(root=temporary, replace=True).close()
         paths = CellPaths(Path(temporary) / "record")
         if not paths.record.exists():
             return "without a record: still running, or killed (bnstudy.dashboard sync adds it)"
@@ -83,9 +98,7 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
             return "its record is from a later version of bnstudy"
         except ValueError:
             return "its record is incomplete"
-        # The identity is that of the configuration before credentials were removed from it.
-        is_whole = identity(description.config) == description.identity
-        if not is_whole and REMOVED not in json.dumps(description.config):
+        if not description.matches_identity:
             return "its record is incomplete"
         if paths.table.exists() and (damage := LongTable(paths).damage()):
             return f"its table is damaged: {damage}"
@@ -97,12 +110,6 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
     return "pulled"
 
 
-def _checked(name: str | None) -> str:
-    """Return a folder name received from a server, after checking that it is safe to use.
-
-    Raises:
-        UserError: The name could refer to another folder.
-    """
-    if not name or Path(name).name != name or name.startswith("."):
-        raise UserError(f"W&B has a group or run named {name!r}, which is not a folder name")
-    return name
+def _is_folder_name(name: str | None) -> bool:
+    """Return whether a name received from a server is safe to use as a folder's name."""
+    return bool(name) and Path(str(name)).name == name and not str(name).startswith(".")

@@ -25,6 +25,7 @@ from bnstudy.tracking.wandb_run import (
     logged_in,
     logs,
     replay,
+    server_url,
     set_earlier_aside,
     table_of,
     wandb_files,
@@ -39,7 +40,7 @@ REPORT_PAGE = Path("report", "index.html")  # relative to the study's folder
 TIMEOUT = 30  # seconds per API request
 TIMEOUT_FACTOR = 10.0  # timeouts can be longer than in training, as nothing waits for a sync
 
-Outcome = Literal["uploaded", "already there", "not W&B's", "running", "incomplete"]
+Outcome = Literal["uploaded", "already there", "not W&B's", "running", "damaged", "incomplete"]
 
 
 def sync(study: Path, project: str | None, entity: str | None) -> None:
@@ -68,10 +69,9 @@ def sync(study: Path, project: str | None, entity: str | None) -> None:
         _sync_page(study, api, path)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in Counter(outcomes).items())
     console.print(f"{len(outcomes)} runs: {counts}")
-    if "incomplete" in outcomes:
+    if missing := sum(outcome in ("damaged", "incomplete") for outcome in outcomes):
         raise UserError(
-            f"{outcomes.count('incomplete')} runs are not completely uploaded; repeat the command "
-            "to upload the rest"
+            f"{missing} runs are not completely uploaded; repeat the command to upload the rest"
         )
 
 
@@ -92,7 +92,7 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
     except ImportError:
         raise UserError("The package wandb is not installed; pip install wandb") from None
 
-    server = wandb.setup().settings.base_url
+    server = server_url()
     if not logged_in():
         raise UserError(
             f"Not logged in to {server}; run wandb login, or set the environment variable "
@@ -157,7 +157,7 @@ def _sync_cell(
         return "not W&B's", None
     try:
         with Record.held(cell) as record:
-            options = record.description.config["logger"]
+            options = record.description.config.get("logger", {})
             return _upload(
                 record,
                 folders[-1],
@@ -167,6 +167,9 @@ def _sync_cell(
             )
     except CellInUse:
         return "running", None
+    except UserError as error:
+        console.print(str(error), style="yellow")
+        return "damaged", None
 
 
 def _upload(
@@ -229,7 +232,7 @@ def _complete(
 ) -> None:
     """Resume a run on the server and log what is missing there."""
     exit_code = 0 if status in ENDED else log.exit_code or 1
-    checkpoint = record.description.config["logger"].get("checkpoint", False)
+    checkpoint = record.description.config.get("logger", {}).get("checkpoint", False)
     with wandb_files(record.paths.wandb):
         run = begin(record, run_id, project, entity, "online", TIMEOUT_FACTOR)
         set_earlier_aside(record, Path(run.sync_dir))

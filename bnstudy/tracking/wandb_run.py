@@ -22,7 +22,6 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import pyarrow.parquet as pq
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
@@ -32,12 +31,14 @@ from bnstudy.adapters.wandb_internals import (
     without_launch,
 )
 from bnstudy.callbacks.names import logged_name
+from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
 from bnstudy.redaction import redact_values
 from bnstudy.runs.description import ENDED, RunDescription, Status
 from bnstudy.runs.long_table import Row, final_numbers
+from bnstudy.runs.parquet_file import write_table
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.terms import PERFORMANCE
@@ -127,7 +128,7 @@ def begin(
             name=description.cell,
             group=description.study,
             job_type="train",
-            tags=[description.choices[group] for group in ("norm", "model", "data")],
+            tags=list(filter(None, map(description.choices.get, ("norm", "model", "data")))),
             config=redact_values(description.config),
             dir=record.folder.absolute(),  # absolute, as W&B writes from another process
             mode=mode,
@@ -254,7 +255,7 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
         temporary.write_text(described(record, status, epochs).to_json())
     if epochs:
         with replacing(folder / TABLE) as temporary:
-            pq.write_table(record.table.read(), temporary)
+            write_table(record.table.read(), temporary)
     for path in folder.iterdir():
         run.save(path, base_path=run.dir, policy="now")
     if status not in ENDED:
@@ -411,13 +412,31 @@ def described(record: Record, status: Status, epochs: list[list[Row]]) -> RunDes
     return description
 
 
-def logged_in() -> bool:
-    """Return whether W&B has a key for its server, without prompting the user for one."""
+def server_url() -> str:
+    """Return the URL of W&B's server. Empty environment variables count as not set.
+
+    Raises:
+        UserError: W&B refuses a value of its settings.
+    """
     import wandb
 
+    for name in [name for name in os.environ if name.startswith("WANDB_") and not os.environ[name]]:
+        del os.environ[name]
+    try:
+        return str(wandb.setup().settings.base_url)
+    except (wandb.Error, ValueError) as error:
+        raise UserError(
+            f"W&B's settings: {' '.join(str(error).split())}\n"
+            "Correct the environment variables WANDB_... or W&B's settings file; logger=none and "
+            "logger=csv do without"
+        ) from error
+
+
+def logged_in() -> bool:
+    """Return whether W&B has a key for its server, without prompting the user for one."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
+    host = urlsplit(server_url()).hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ import duckdb
 from bnstudy.adapters.wandb_internals import name_view
 from bnstudy.errors import UserError
 from bnstudy.headline import METRICS, choose_measured
-from bnstudy.runs.paths import TABLE
+from bnstudy.runs.long_table import LongTable
+from bnstudy.runs.paths import TABLE, CellPaths
+from bnstudy.terminal import console
 from bnstudy.terms import SPLITS
 from bnstudy.tracking.wandb_run import HEAT_MAP, TABLES, warn_once
 
@@ -46,13 +49,14 @@ def measured_in(study: Path) -> Measured:
     Raises:
         UserError: No run of the study has measured a layer.
     """
-    tables = [str(path) for path in study.glob(f"*/{TABLE}")]
+    tables = [escape(str(path)) for path in _undamaged_tables(study)]
     rows = []
     if tables:
         with duckdb.connect() as connection:
             rows = connection.execute(
                 """
-                select layer, metric from read_parquet($tables) where site = 'act'
+                select layer, metric from read_parquet($tables, hive_partitioning = false)
+                where site = 'act'
                 group by layer, metric order by min(layer_index), layer, metric
                 """,
                 {"tables": tables},
@@ -62,6 +66,15 @@ def measured_in(study: Path) -> Measured:
     metrics = {metric for _, metric in rows}
     headline = choose_measured(METRICS, metrics)
     return Measured(list(dict.fromkeys(layer for layer, _ in rows)), headline or sorted(metrics))
+
+
+def _undamaged_tables(study: Path) -> Iterator[Path]:
+    """Yield the long tables of a study's runs; print which are left out."""
+    for path in sorted(study.glob(f"*/{TABLE}")):
+        if damage := LongTable(CellPaths(path.parent)).damage():
+            console.print(f"{path} is left out, as it is damaged ({damage})", style="yellow")
+        else:
+            yield path
 
 
 def heat_map() -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.sparse.linalg import eigsh
 
 from bnstudy.errors import UserError
@@ -18,6 +17,7 @@ from bnstudy.metrics.registry import check
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import in_float32
 from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
+from bnstudy.runs.parquet_file import write_table
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.terms import Split
@@ -162,17 +162,17 @@ def embed_run(
             if reason := tables[-1]["reason"][0].as_py():
                 console.print(f"{cell}: {layer.tap.label} has no map: {reason}", style="yellow")
             del layer  # frees its memory before the next layer is read
-        about = {FACTS_KEY: json.dumps(facts | {"methods": methods()})}
+        about = {FACTS_KEY: json.dumps(facts | {"methods": methods()}).encode()}
         with record.replacing(path) as temporary:
-            pq.write_table(pa.concat_tables(tables).replace_schema_metadata(about), temporary)
+            write_table(pa.concat_tables(tables), temporary, about)
         console.print(f"{path}: {', '.join(methods())} of epoch {run.epoch}")
 
 
 def _has_maps(path: Path, facts: dict[str, Any]) -> bool:
     """Check whether a file holds the embeddings of a selection by every available method."""
     try:
-        metadata = read_maps(path).schema.metadata or {}
-    except (FileNotFoundError, UserError):
-        return False
-    found = json.loads(metadata.get(FACTS_KEY, "{}"))
-    return set(methods()) <= set(found.pop("methods", ())) and found == facts
+        metadata = read_maps(path).schema.metadata
+        found = json.loads(metadata[FACTS_KEY])
+        return set(methods()) <= set(found.pop("methods")) and found == facts
+    except (FileNotFoundError, UserError, AttributeError, KeyError, TypeError, ValueError):
+        return False  # no file, a damaged one, or metadata of something else

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnstudy.config.schema import validate
+from bnstudy.config.targets import require_trusted
 from bnstudy.data import ImageDataModule
 from bnstudy.data.contents import locate
-from bnstudy.errors import UserError
+from bnstudy.errors import DamagedFile, UserError
 from bnstudy.models import Classifier
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.paths import RECORD, CellPaths
@@ -17,6 +19,8 @@ from bnstudy.trained.selection import Selection
 from bnstudy.training.build import build_classifier, load_data, load_weights
 from bnstudy.training.data_check import note_data
 from bnstudy.training.twin import with_target_sparsity
+
+REBUILT_GROUPS = ("model", "norm", "regularizer", "optim", "data", "probe")
 
 
 def rebuild(
@@ -31,9 +35,10 @@ def rebuild(
         probe: Number of measured samples by split, where it differs from the one in training.
 
     Raises:
-        UserError: The data cannot be loaded, or differ from those that the run was trained on.
+        UserError: The record's configuration is not allowed or names code that is not trusted; or
+            the data cannot be loaded, or differ from those that the run was trained on.
     """
-    config = record.description.config
+    config = _checked_config(record)
     config = config | {
         "data": locate(config["data"], data_folders),
         "probe": config["probe"] | dict(probe or {}),
@@ -41,6 +46,22 @@ def rebuild(
     data = load_data(config)
     note_data(record, config, data.facts())
     return data, build_classifier(with_target_sparsity(record, config), data)
+
+
+def _checked_config(record: Record) -> dict[str, Any]:
+    """Return a run's configuration, after checking that it is safe to build the run from it."""
+    config = record.description.config
+    if record.has_other_config:
+        raise DamagedFile(
+            record.paths.record, "its options are not those of its identity", "Put the file back"
+        )
+    try:
+        groups = {name: config[name] for name in REBUILT_GROUPS}
+        require_trusted(groups)
+        validate(groups)
+    except UserError as error:
+        raise UserError(f"{record.paths.record}: {error}") from error
+    return config
 
 
 @dataclass(frozen=True)

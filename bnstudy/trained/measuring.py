@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnstudy.errors import UserError
-from bnstudy.redaction import redact
+from bnstudy.config.mistakes import explain
 from bnstudy.runs.description import MeasuredLater
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console, progress_bar
@@ -150,7 +149,7 @@ def measure_checkpoints(
 def each_run(
     cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], what: str
 ) -> None:
-    """Process runs one after the other; if one raises a UserError, print it and continue.
+    """Process runs one after the other; print a mistake of the user's, and continue.
 
     Args:
         cells: Folders of the runs.
@@ -172,8 +171,10 @@ def each_run(
             progress("reading the record")
             try:
                 work(cell, progress)
-            except UserError as error:
-                console.print(redact(str(error)), style="red")
+            except Exception as error:
+                if (message := explain(error)) is None:
+                    raise
+                console.print(message, style="red")
                 failed += 1
             bar.advance(task)
     if failed:
@@ -203,10 +204,43 @@ def measure_cell(
         UserError: The run has not ended, or another process is working in the cell.
     """
     with Record.held(cell) as record:
-        record.require_end()
         console.print(str(cell))
+        if record.lost_table:
+            metrics = _begin_table_again(record, metrics)
+        record.require_end()
         if not measure_missing(record, metrics, data_folders, splits, epochs, progress):
             console.print("  nothing is missing")
+
+
+def _begin_table_again(record: Record, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Begin the lost table of a run again with its final numbers; each layer is still to measure.
+
+    Args:
+        record: Record of a run that was trained to its end.
+        metrics: Configuration group `metrics`.
+
+    Returns:
+        Configuration group `metrics` that also names everything that was measured before.
+
+    Raises:
+        UserError: The last checkpoint is damaged as well.
+    """
+    record.require_this_version()
+    from bnstudy.training.checkpoints import load_checkpoint
+
+    described = record.description
+    measured = list(described.metrics)
+    sites = described.config["metrics"]["sites"]
+    sites = [*sites, *(site for later in described.measured_later for site in later.sites or ())]
+    record.begin_table_again(load_checkpoint(record.paths.last_checkpoint)["global_step"])
+    console.print(
+        "  losses and accuracies of earlier epochs are lost; sweep.redo=all -m trains it again",
+        style="yellow",
+    )
+    return metrics | {
+        "names": list(dict.fromkeys([*measured, *metrics["names"]])),
+        "sites": list(dict.fromkeys([*sites, *metrics["sites"]])),
+    }
 
 
 def _names(wanted: Wanted) -> list[str]:

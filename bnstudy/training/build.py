@@ -1,5 +1,7 @@
 """Construction of the data, the network and the trainer from a configuration."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from bnstudy.data import ImageDataModule
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.models import (
     Classifier,
     FrozenBatchNorm,
@@ -69,7 +71,7 @@ def build_classifier(config: dict[str, Any], data: ImageDataModule) -> Classifie
         config["optim"],
         config["seed"],
         regularizer(network, **config["regularizer"]),
-        config["trainer"]["compile"],
+        config["trainer"].get("compile", False),
         data.evaluated_splits,
     )
 
@@ -113,9 +115,15 @@ def load_weights(classifier: Classifier, checkpoint: Path, data: ImageDataModule
     """
     content = load_checkpoint(checkpoint)
     weights = content["state_dict"]
-    # The precision of training, so that values equal those measured during training.
-    classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
-    classifier.load_state_dict(weights)
+    try:
+        # The precision of training, so that values equal those measured during training.
+        classifier.to(next(w.dtype for w in weights.values() if w.is_floating_point()))
+        classifier.load_state_dict(weights)
+    except (AttributeError, RuntimeError, StopIteration) as error:
+        raise UserError(
+            f"{checkpoint}: not the weights of this run's network\n"
+            "Put back the checkpoint that was trained with this run.json, or train the run again"
+        ) from error
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     calibrate(classifier.network, data.calibration())
     return int(content["global_step"])
@@ -155,6 +163,26 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
     return trainer
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn Lightning's and torch's errors about the trainer's options in the body into UserErrors.
+
+    Raises:
+        UserError: The options do not fit the data or the device.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        if "SyncBatchNorm" not in str(error):
+            raise
+        raise UserError(
+            f"trainer.sync_batchnorm=true: {error}\n"
+            "Set it to false, or choose trainer.accelerator=gpu"
+        ) from error
+
+
 def _cluster() -> list[SLURMEnvironment]:
     """Prevent Lightning from requeueing a SLURM job.
 
@@ -171,4 +199,9 @@ def _make(node: dict[str, Any], **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
+        if str(error).startswith("Error locating target"):
+            raise UserError(
+                f"{node['_target_']} cannot be imported ({first_line(error.__cause__ or error)})\n"
+                "Run the command where Python finds that module, for example with PYTHONPATH=FOLDER"
+            ) from error
         raise

@@ -6,8 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bnstudy.errors import UserError, first_line
+from bnstudy.errors import DamagedFile, first_line
 from bnstudy.runs.record import Record
+
+# Of an epoch, and of Lightning: what every reader of a checkpoint relies on.
+CONTENT = {"epoch": int, "global_step": int, "state_dict": dict}
+LOST = "Remove it; that epoch cannot be measured any more without training another run"
 
 
 class ResumePoint(NamedTuple):
@@ -38,8 +42,8 @@ def resume_point(record: Record) -> ResumePoint | None:
             continue
         try:
             epochs = load_checkpoint(path)["epoch"] + 1
-        except UserError as error:
-            record.set_aside(path, first_line(error.__cause__ or error))
+        except DamagedFile as error:
+            record.set_aside(path, error.reason)
             continue
         if record.has_parts(range(epochs + 1)):
             return ResumePoint(path, epochs)
@@ -55,17 +59,19 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
         checkpoint: File of the checkpoint.
 
     Raises:
-        UserError: The file is damaged.
+        DamagedFile: The file is damaged.
+        PermissionError: The file may not be read.
     """
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        content["epoch"]
+        for key, kind in CONTENT.items():
+            if not isinstance(content[key], kind):
+                raise TypeError(f"{key} is of type {type(content[key]).__name__}")
+    except PermissionError:
+        raise
     except Exception as error:  # damaged files raise errors of many classes
-        raise UserError(
-            f"{checkpoint} is damaged ({first_line(error)})\n"
-            "Remove it; that epoch cannot be measured any more without training another run"
-        ) from error
+        raise DamagedFile(checkpoint, first_line(error), LOST) from error
     return content

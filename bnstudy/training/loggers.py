@@ -22,6 +22,7 @@ from bnstudy.tracking.wandb_run import (
     finish,
     logged_in,
     replay,
+    server_url,
     set_earlier_aside,
     wandb_files,
     wandb_id,
@@ -139,7 +140,7 @@ def _begin(
     """Begin the W&B run; offline if the server is unreachable or rejects it."""
     import wandb
 
-    server = wandb.setup().settings.base_url
+    server = server_url()
     if mode == "online" and server not in _unreachable:
         try:
             return begin(record, run_id, project, entity, mode)

@@ -11,6 +11,7 @@ from torch import nn
 
 from bnstudy.adapters.lightning_internals import no_process_left
 from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
+from bnstudy.config.targets import require_trusted
 from bnstudy.data import ImageDataModule
 from bnstudy.representations.running_statistics import initial_share
 from bnstudy.runs.record import Record
@@ -20,6 +21,7 @@ from bnstudy.training.build import (
     build_classifier,
     build_trainer,
     evaluate_before_training,
+    explained,
     load_data,
 )
 from bnstudy.training.checkpoints import resume_point
@@ -52,6 +54,10 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             record.description.begin_with(config)
         else:
             config = record.description.go_on_with(config)
+            # The first options of each callback are the record's.
+            require_trusted(
+                {f"callbacks.{name}": options for name, options in config["callbacks"].items()}
+            )
         data = load_data(config)
         note_data(record, config, data.facts())
         classifier = build_classifier(with_target_sparsity(record, config), data)
@@ -59,7 +65,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         data.require_batches(trainer.world_size)
         with open_loggers(config["logger"], record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
-            with ending_with_first_process(), no_process_left(trainer):
+            with explained(), ending_with_first_process(), no_process_left(trainer):
                 if checkpoint is None:
                     evaluate_before_training(trainer, classifier, data)
                 trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)

@@ -53,7 +53,10 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
     study = record.folder.parent
     twins = []
     for folder in cells_of(study):
-        candidate = Record.read(folder)
+        try:
+            candidate = Record.read(folder)
+        except UserError:  # a damaged record is no twin
+            continue
         other = candidate.description.config
         if (
             candidate.has_ended

@@ -37,7 +37,7 @@ def test_it_runs_whole(command_line: CommandLine, tmp_path: Path, experiment: st
     ends = [f"{key}={','.join(values)}" for key, values in axes.items() if "." in key]
     result = command_line(f"experiment={experiment}", "debug=fast", *small, *ends)
     assert result.returncode == 0, result.stderr
-    runs = [description(path.parent) for path in tmp_path.glob("multirun/debug/*/run.json")]
+    runs = [description(path.parent) for path in tmp_path.glob("multirun/debug_*/*/run.json")]
     assert len(runs) == math.prod(map(len, axes.values()))
     assert {run["status"] for run in runs} <= {"completed", "diverged"}
     found = {
@@ -61,7 +61,7 @@ def test_an_experiments_grid_gives_way_to_the_command_line(
     result = command_line(*arguments, "norm=none,affine", "seed=3", "model.width=4")
     assert result.returncode == 0, result.stderr
     assert "Cell 2 of 2: " in result.stdout
-    cells = sorted(path.parent.name[:-9] for path in tmp_path.glob("multirun/debug/*/run.json"))
+    cells = sorted(path.parent.name[:-9] for path in tmp_path.glob("multirun/debug_*/*/run.json"))
     assert cells == ["affine-depth4-width4-seed3", "none-depth4-width4-seed3"]
 
 

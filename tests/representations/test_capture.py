@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from bnstudy.errors import UserError
 from bnstudy.metrics import METRICS, evaluate
 from bnstudy.representations import Layer, capture
 from tests.representations.networks import Batches, batches, cnn, state
@@ -397,6 +398,46 @@ def test_a_distributed_network_that_is_compiled_has_its_own_names() -> None:
     model = compiled(nn.parallel.DistributedDataParallel(cnn()))
     assert names(read(model, sites=SITES)) == names(read(cnn(), sites=SITES))
     assert names(read(model, ["block02.*"])) == names(read(cnn(), ["block02.*"]))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda labels: labels[:, None],
+        lambda labels: nn.functional.one_hot(labels, 3),
+        lambda labels: nn.functional.one_hot(labels, 3).float(),
+        lambda labels: labels.tolist(),
+        lambda labels: labels.float(),
+        lambda labels: labels.int().numpy(),
+    ],
+    ids=["N x 1", "one-hot", "one-hot of floats", "list", "float", "array"],
+)
+def test_labels_of_classes_in_any_form(convert: Callable[[Tensor], object]) -> None:
+    converted = [(images, convert(labels)) for images, labels in batches()]
+    for ours, expected in zip(capture(cnn(), converted), read(cnn()), strict=True):
+        assert ours.labels.dtype == torch.int64
+        assert torch.equal(ours.labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (lambda images, labels: {"x": images, "y": labels}, r"a dict of x, y, expected \(inputs,"),
+        (lambda images, labels: (images, labels, labels), "a tuple of 3 parts, expected"),
+        (lambda images, labels: images, "a batch is a Tensor, expected"),
+        (lambda images, labels: (images, labels + 0.5), "float32 of shape"),
+        (lambda images, labels: (images, labels.repeat(2, 1).T), r"int64 of shape \(\d+, 2\)"),
+        (lambda images, labels: (images, ["a"] * len(labels)), "samples are list"),
+        (lambda images, labels: (images, labels[:-1]), r"the labels of \d+ samples"),
+    ],
+    ids=["dict", "three parts", "inputs", "fractions", "two labels", "names", "too few"],
+)
+def test_other_batches_are_refused_in_two_lines(
+    convert: Callable[[Tensor, Tensor], object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        list(capture(cnn(), [convert(*batch) for batch in batches()]))  # type: ignore[misc]
+    assert len(str(refused.value).splitlines()) == 2
 
 
 class OfBatches(nn.Module):

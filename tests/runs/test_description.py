@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bnstudy import __version__, load
-from bnstudy.errors import UserError
+from bnstudy.errors import DamagedFile, UserError
 from bnstudy.runs import description as module
 from bnstudy.runs.description import Environment, Final, MeasuredLater, RunDescription
 from bnstudy.runs.long_table import WHOLE_MODEL, Row, final_numbers
-from bnstudy.runs.record import DamagedRecord, Record
+from bnstudy.runs.record import Record
 
 KEPT = Path(__file__).parents[1] / "records" / "kept"
 
@@ -91,7 +91,7 @@ def test_a_later_format_is_refused_and_left_alone(run: RunDescription, tmp_path:
     (tmp_path / "run.json").write_text(later)
     with pytest.raises(UserError, match=r"run\.json: format 2 is of a later version") as raised:
         Record.read(tmp_path)
-    assert not isinstance(raised.value, DamagedRecord)
+    assert not isinstance(raised.value, DamagedFile)
     with pytest.raises(UserError, match="later version"), Record.held(tmp_path, run):
         pass
     assert (tmp_path / "run.json").read_text() == later
@@ -220,5 +220,5 @@ def test_numbers_that_are_not_finite_are_null(run: RunDescription) -> None:
     }  # fmt: skip
     assert "NaN" not in run.to_json()
     assert "Infinity" not in run.to_json()
-    again = RunDescription.from_json(run.to_json(), Path("run.json"))
+    again = RunDescription.model_validate_json(run.to_json())
     assert again.final.numbers == run.final.numbers

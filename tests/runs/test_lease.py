@@ -199,3 +199,17 @@ def test_clocks_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             mine.check()
     names = sorted(path.name for path in tmp_path.glob(".lease.*"))
     assert names == [f".lease.{number}.released" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"machine": "here", "pid": "x"}'])
+def test_a_damaged_lease_is_named_and_taken_over(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+) -> None:
+    monkeypatch.setattr(lease, "STALE_AFTER", 0.3)
+    (tmp_path / ".lease.1").write_text(content)
+    with held(tmp_path):
+        assert (tmp_path / ".lease.2").exists()
+    assert "whoever holds .lease.1 (damaged) is alive" in capsys.readouterr().out

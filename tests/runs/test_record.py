@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bnstudy.errors import UserError
+from bnstudy.errors import DamagedFile, UserError
 from bnstudy.runs.description import Environment, RunDescription
 from bnstudy.runs.lease import CellInUse, held
 from bnstudy.runs.long_table import Row
-from bnstudy.runs.record import DamagedRecord, Observer, Record, discard_if_empty
+from bnstudy.runs.record import Observer, Record, discard_if_empty
 from tests.conftest import Compose
 
 CHOICES = {"norm": "batchnorm", "model": "cnn", "data": "mnist5k"}
@@ -117,7 +117,7 @@ def test_another_runs_record_is_not_touched(
 def test_a_record_that_cannot_be_read_is_told(record: Record) -> None:
     record.folder.mkdir()
     (record.folder / "run.json").write_text("{")
-    with pytest.raises(DamagedRecord, match=r"run.json cannot be read"):
+    with pytest.raises(DamagedFile, match=r"run.json is damaged"):
         Record.read(record.folder)
 
 

@@ -1,5 +1,6 @@
 """Whatever happens to a cell's files, the same command ends as if nothing had."""
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -212,6 +213,28 @@ def test_a_complete_run(
     final = description(complete)["final"]
     assert final["epoch"] == 4
     assert 0 < final["test_accuracy"] < 1
+
+
+def test_what_was_set_aside_is_kept(complete: Path, command_line: CommandLine) -> None:
+    (complete / "run.json.damaged").write_text("of the last time")
+    (complete / "run.json").unlink()
+    (complete / "run.json").mkdir()
+    result = command_line(*RUN)
+    assert result.returncode == 0, result.stderr
+    assert (complete / "run.json.damaged").read_text() == "of the last time"
+    assert (complete / "run.json.damaged1").is_dir()
+
+
+def test_callbacks_that_only_the_record_names_are_not_called(
+    stopped: Path, command_line: CommandLine
+) -> None:
+    content = description(stopped)
+    content["config"]["callbacks"] = {"gradient_norms": {"_target_": "os.abort"}}
+    content["callbacks"] = ["gradient_norms"]
+    (stopped / "run.json").write_text(json.dumps(content))
+    result = command_line(*RUN, "callbacks=[gradient_norms]")
+    assert result.returncode == 1
+    assert "callbacks.gradient_norms._target_=os.abort" in result.stderr
 
 
 def test_a_worker_that_was_taken_over_writes_nothing_more(

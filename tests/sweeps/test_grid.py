@@ -58,12 +58,9 @@ def composing() -> Iterator[CountingCompose]:
             2,
             marks=pytest.mark.long,
         ),
-        (
-            ["study=${model.depth}_layers", "model.depth=2,4"],
-            2,
-            3,
-        ),  # the study follows from the axis
-        pytest.param(["cell=mine-${seed}", "seed=0,1"], 2, 3, marks=pytest.mark.long),
+        (["study=${model.depth}_layers", "model.depth=2,4"], 2, 1),  # it follows from the axis
+        (["cell=${study}-${seed}", "study=${norm.name}", "seed=0,1", "norm=none,affine"], 4, 2),
+        (["cell=${hydra:job.override_dirname}", "seed=0,1"], 2, 3),  # known to Hydra alone
         pytest.param(["cell=one,two"], 2, 1, marks=pytest.mark.long),
         (["+optim.nesterov=true,false"], 2, 2),  # a key that is added
         (["~model.initialization", "seed=0,1"], 2, 1),  # a network that says nothing of it

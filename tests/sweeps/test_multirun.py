@@ -174,12 +174,14 @@ def test_a_cell_of_another_process_is_let_be(study: Path, command_line: CommandL
     rewrite(cell, status="running")
     with held(cell):
         result = command_line(*FOUR, "-m")
-    assert result.returncode == 0
+    assert result.returncode == 1
     assert "3 of 4 cells complete, 0 to resume, 0 to run, 1 running elsewhere\n" in result.stdout
+    assert "1 of 4 cells have not ended" in result.stderr
+    assert "1 still running elsewhere" in result.stderr
     assert len(description(cell)["attempts"]) == 1
 
 
-def test_a_cell_that_another_process_takes_first_is_no_failure(
+def test_a_cell_that_another_process_takes_first_has_not_failed(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def taken(folder: Path) -> Any:
@@ -189,8 +191,10 @@ def test_a_cell_that_another_process_takes_first_is_no_failure(
 
     monkeypatch.setattr("bnstudy.runs.record.held", taken)
     result = command_line(*QUICK, "-m")
-    assert result.returncode == 0, result.stderr
-    assert "running elsewhere" in result.stdout
+    assert result.returncode == 1
+    assert "Running elsewhere: " in result.stdout
+    assert "Failed" not in result.stdout
+    assert "0 failed, 0 lost their worker, 1 still running elsewhere" in result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")

@@ -100,6 +100,16 @@ def test_data_that_are_not_there_are_reported_once_before_launching(
     assert not list(tmp_path.glob("multirun/*/*/"))
 
 
+def test_no_result_is_removed_for_want_of_data(
+    trained: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "A").rename(tmp_path / "elsewhere")
+    result = trained(*ARGUMENTS, "data.root=A/images", "sweep.redo=all", "-m")
+    assert result.returncode == 1
+    assert "there is no folder" in result.stderr
+    assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"
+
+
 def test_an_interrupted_cell_is_not_gone_on_with(trained: CommandLine, tmp_path: Path) -> None:
     (only_cell(tmp_path / "multirun") / "metrics.parquet").unlink()
     refused(trained(*GRID, "data.root=B/images"))

@@ -1,11 +1,15 @@
 """Database of a study: DuckDB, which reads the runs' parquet files when a query needs them."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pandas as pd
 
+from bnstudy.errors import UserError, first_line
 from bnstudy.runs.long_table import LAYER_LABEL
 
 # Long table of the runs that have ended. The name of a layer contains its site, unless that is the
@@ -52,22 +56,56 @@ def connect(
         runs: All runs, as in `StudyRuns.runs`.
         tables: Paths of the long tables of the runs that have ended.
         other_versions: Rows of the table `other_versions`; see `tabulate_other_versions`.
+
+    Raises:
+        UserError: DuckDB cannot read a table that was written without a checksum.
     """
     connection = duckdb.connect()
     connection.register("described", runs)
     connection.execute("create table runs as from described")
-    connection.read_parquet(list(tables), filename=True).create_view("files")
     condition = ""
     if others := list(other_versions):
         connection.execute(OTHER_VERSIONS)
         connection.executemany("insert into other_versions values (?, ?, ?, ?, ?)", others)
         condition = OF_THIS_VERSION
+    try:
+        _open_tables(connection, tables).create_view("files")
+        _create_tables(connection, condition)
+    except duckdb.Error as error:
+        raise UserError(_explain(connection, tables, error)) from error
+    return connection
+
+
+def _open_tables(
+    connection: duckdb.DuckDBPyConnection, tables: Sequence[str]
+) -> duckdb.DuckDBPyRelation:
+    """Open tables by their paths as they are: no patterns, and no columns from folders' names."""
+    paths = list(map(escape, tables))
+    return connection.read_parquet(paths, filename=True, hive_partitioning=False)
+
+
+def _create_tables(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
     connection.execute(f"create view rows as from ({ROWS}) as measured {condition}")
     last = f"from ({ROWS} and epoch = last_epoch) as measured {condition}"
     connection.execute(f"create table last as {LAST_COLUMNS} {last}")
     connection.execute(f"create table layers as {select_layers('last')}")
     connection.execute(f"create view final as {FINAL}")
-    return connection
+
+
+def _explain(
+    connection: duckdb.DuckDBPyConnection, tables: Sequence[str], error: duckdb.Error
+) -> str:
+    """Name the table that DuckDB cannot read."""
+    for table in tables:
+        try:
+            _open_tables(connection, [table]).fetchall()
+        except duckdb.Error as reason:
+            folder = shlex.quote(str(Path(table).parent))
+            return (
+                f"{table} is damaged ({first_line(reason)})\n"
+                f"Rename it, and make it again with python -m bnstudy.measure {folder}"
+            )
+    return f"DuckDB: {first_line(error)}"
 
 
 def tabulate_other_versions(

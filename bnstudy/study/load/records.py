@@ -5,7 +5,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,9 +85,9 @@ def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
     redefined = {metric for metric, found in directions.items() if len(found) > 1}
     runs = pd.DataFrame([_row(record, design, redefined) for record in records])
     runs["pair"] = pd.factorize(runs["pair"])[0]
-    for column in runs.columns[[dtype.kind == "O" for dtype in runs.dtypes]]:
-        words = runs[column].map(lambda value: isinstance(value, str))
-        if words.any() and column in design.grid:  # a column of mixed types
+    for column in {NAMES.get(key, key) for key in (*NAMES, *design.grid)} & set(runs):
+        kinds = {_kind(value) for value in runs[column].dropna()}
+        if str in kinds or len(kinds) > 1:
             runs[column] = runs[column].map(str)
     return runs
 
@@ -106,14 +106,9 @@ def _read(folder: Path) -> _Run:
     try:
         record = Record.read(folder)
         config = ADDED_TO_ALL | essence(redact_values(record.description.config))
-    except (UserError, KeyError, TypeError) as error:
+    except UserError as error:
         reason = redact(first_line(error))
-        facts = {
-            "cell": folder.name,
-            "status": UNREADABLE,
-            "remark": reason,
-            "ended": False,
-        }
+        facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
         return _Run(facts, {}, {}, {}, [], "")
     described = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
@@ -128,10 +123,10 @@ def _read(folder: Path) -> _Run:
         "norm": norm,
         "regularizer": regularizer,
         "model": described.choices.get("model"),
-        "data": config.get("data.name", described.choices.get("data")),
-        **{name: config.get(key) for key, name in NAMES.items()},
+        "data": _plain(config.get("data.name", described.choices.get("data"))),
+        **{name: _plain(config.get(key)) for key, name in NAMES.items()},
         "status": described.status,
-        "remark": "; ".join(filter(None, [_remark(record, ended), *map(_left_out, others)]))
+        "remark": "; ".join(filter(None, [*_remarks(record, ended), *map(_left_out, others)]))
         or None,
         "ended": ended,
         "attempts": len(attempts),
@@ -171,19 +166,26 @@ def _left_out(rows: Mapping[str, Any]) -> str:
     )
 
 
+def _remarks(record: Record, ended: bool) -> Iterator[str | None]:
+    if record.has_other_config:
+        yield "its options in run.json are not those that it was trained with"
+    yield _remark(record, ended)
+
+
 def _remark(record: Record, ended: bool) -> str | None:
     """Describe why a run is not among the results, or what is special about it; None if nothing."""
     attempts = record.description.attempts
     match record.description.status:
         case "diverged" | "completed" if not ended:
-            return f"{record.paths.table.name} is missing or damaged"
+            return record.lost_table
         case "diverged":
             return "its loss was not finite; the run is included in the results"
         case "failed":
             errors = [attempt.error for attempt in attempts if attempt.error]
             return redact(errors[-1]) if errors else "unknown"
         case "running":
-            return f"running or killed; started {attempts[-1].started}"
+            started = f"; started {attempts[-1].started}" if attempts else ""
+            return f"running or killed{started}"
         case "interrupted":
             return "repeat the command to resume it"
         case _:
@@ -216,6 +218,10 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
         "pair": json.dumps(shared, sort_keys=True),
         "comparable": comparable,
     }
+
+
+def _kind(value: Any) -> type:
+    return next(kind for kind in (bool, str, object) if isinstance(value, kind))
 
 
 def _plain(value: Any) -> Any:

@@ -1,10 +1,13 @@
 """Detection of repeated runs and of treatments without effect, so that each run counts once."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
+
+from bnstudy.runs.long_table import SCHEMA
+from bnstudy.runs.parquet_file import read_table
 
 MIN_EQUAL_VALUES = 20  # equal values from which two runs are treated as the same observation
 
@@ -132,7 +135,7 @@ def _are_identical(table: str, other_table: str, min_values: int = 1) -> bool:
     """
     keys = ["epoch", "split", "site", "layer", "metric"]
     ours, theirs = (
-        pq.read_table(path, columns=[*keys, "value"]).to_pandas().fillna({"site": ""})
+        read_table(Path(path), SCHEMA, [*keys, "value"]).to_pandas().fillna({"site": ""})
         for path in (table, other_table)
     )
     both = ours.merge(theirs, on=keys)

@@ -11,6 +11,7 @@ import duckdb
 import pandas as pd
 
 from bnstudy.errors import UserError
+from bnstudy.runs.paths import RECORD
 from bnstudy.study.load.database import connect, tabulate_other_versions
 from bnstudy.study.load.design import Design
 from bnstudy.study.load.records import collect_directions, read_records, tabulate_runs
@@ -72,11 +73,16 @@ class StudyRuns:
             folder: Folder of a study, such as multirun/mnist5k_cnn.
 
         Raises:
-            UserError: There are none.
+            UserError: There are none that can be read.
         """
         folder = Path(folder)
         records = read_records(folder)
         readable = [record for record in records if record.config]
+        if not readable:
+            raise UserError(
+                f"{folder}: none of its {len(records)} {RECORD} can be read; of the first one:\n"
+                f"{records[0].facts['remark']}"
+            )
         design = Design.of(
             [record.facts["treatment"] for record in readable],
             [record.config for record in readable],

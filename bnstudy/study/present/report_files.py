@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import bnstudy
@@ -13,6 +14,7 @@ from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.runs.paths import EMBEDDINGS, RECORD, TABLE
 from bnstudy.study.analysis import Analysis
+from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.page import render_page
 from bnstudy.study.present.verdict import compose_verdict
@@ -58,6 +60,8 @@ def write_report(
 
     output = output or folder / "report"
     inputs, parts, files = fingerprint(folder), _split_parts(StudyRuns.read(folder), output), []
+    output.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=output).close()  # raises an error now, rather than in processes that draw
     for study, place, apart in parts:
         analysis = Analysis(study, baseline)
         drawn = write_figures(draw_figures(analysis), place / "figures")
@@ -277,7 +281,7 @@ def _print_summary(analysis: Analysis, apart: str | None) -> None:
     runs = analysis.study.runs
     troubled = runs.loc[runs["remark"].notna(), ["cell", "status", "remark"]]
     for cell, status, remark in troubled[:MAX_LISTED_RUNS].to_numpy().tolist():
-        problem = remark if status == "completed" else status
+        problem = remark if status in ("completed", UNREADABLE) else status
         console.print(f"! {cell}: {problem}", style="yellow")
     if len(troubled) > MAX_LISTED_RUNS:
         console.print(

@@ -100,7 +100,7 @@ def test_what_did_not_end_is_counted_with_its_reason(studies: Studies) -> None:
     remarks = study.runs[~study.runs["ended"]].set_index("status")["remark"]
     assert remarks["failed"] == "OOM"
     assert "damaged" in remarks["completed"]
-    assert "cannot be read" in remarks["unreadable"]
+    assert "is damaged" in remarks["unreadable"]
 
 
 def test_without_a_result_there_is_nothing_to_query(studies: Studies) -> None:
@@ -237,7 +237,7 @@ def test_of_the_same_run_the_finished_one_in_its_own_folder_counts(studies: Stud
     (record.folder / "metrics.parquet").unlink()
     study = load(studies.folder)
     assert study.results["cell"].tolist() == ["a"]
-    assert "missing or damaged; repeats a" in " ".join(study.runs["remark"].dropna())
+    assert "metrics.parquet is not there" in " ".join(study.runs["remark"].dropna())
 
 
 def test_what_has_no_effect_makes_no_other_run(studies: Studies) -> None:
