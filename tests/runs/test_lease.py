@@ -199,3 +199,18 @@ def test_clocks_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             mine.check()
     names = sorted(path.name for path in tmp_path.glob(".lease.*"))
     assert names == [f".lease.{number}.released" for number in (1, 2, 3)]
+
+
+def test_without_proc_a_process_is_known_by_its_start_as_well() -> None:
+    worker = fork.Process(target=time.sleep, args=(60,))
+    worker.start()
+    assert worker.pid
+    started = lease._start_by_ps(worker.pid)
+    assert started
+    assert started == lease._start_by_ps(worker.pid)
+    worker.kill()
+    while os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.01)
+    assert lease._start_by_ps(worker.pid) is False  # a zombie
+    worker.join()
+    assert lease._start_by_ps(worker.pid) is False
