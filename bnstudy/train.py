@@ -35,6 +35,7 @@ from bnstudy.terminal import console
 from bnstudy.trained.measuring import measure_missing
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_in_order
+from bnstudy.workers import end_with_parent
 
 # torch and Lightning are imported in functions: the imports take seconds, and complete cells are
 # skipped without them.
@@ -179,6 +180,7 @@ def cell_of_job() -> Path:
 
 def job(cfg: DictConfig) -> Outcome:
     """Run one Hydra job, and print its errors and interruptions."""
+    end_with_parent()
     try:
         with stopping_in_order():
             return run(cfg)
