@@ -219,8 +219,10 @@ def release_locals(error: BaseException | None) -> None:
     Args:
         error: Error, whose causes are cleared as well.
     """
-    while error is not None:
+    cleared: set[BaseException] = set()  # an error can be the context of its own cause
+    while error is not None and error not in cleared:
         traceback.clear_frames(error.__traceback__)
+        cleared.add(error)
         error = error.__cause__ or error.__context__
 
 
