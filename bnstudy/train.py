@@ -36,6 +36,7 @@ from bnstudy.terminal import console
 from bnstudy.trained.measuring import measure_missing
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_in_order
+from bnstudy.workers import end_with_parent
 
 # torch and Lightning are imported in functions: the imports take seconds, and complete cells are
 # skipped without them.
@@ -181,6 +182,7 @@ def cell_of_job() -> Path:
 
 def job(cfg: DictConfig) -> Outcome:
     """Run one Hydra job, and print its errors and interruptions."""
+    end_with_parent()
     try:
         with stopping_in_order():
             return run(cfg)
@@ -220,8 +222,10 @@ def release_locals(error: BaseException | None) -> None:
     Args:
         error: Error, whose causes are cleared as well.
     """
-    while error is not None:
+    cleared: set[BaseException] = set()  # an error can be the context of its own cause
+    while error is not None and error not in cleared:
         traceback.clear_frames(error.__traceback__)
+        cleared.add(error)
         error = error.__cause__ or error.__context__
 
 

@@ -82,5 +82,7 @@ def requeue_handler() -> SignalHandler | None:
 
     The cluster sends that signal when the job is out of time or has to make room.
     """
+    if "SUBMITIT_EXECUTOR" not in os.environ:  # possibly a system without that signal
+        return None
     handler = signal.getsignal(signal.SIGUSR2)
-    return handler if "SUBMITIT_EXECUTOR" in os.environ and callable(handler) else None
+    return handler if callable(handler) else None

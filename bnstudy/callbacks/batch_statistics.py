@@ -20,6 +20,7 @@ from bnstudy.callbacks.optimization import (
 )
 from bnstudy.models.classifier import is_correct
 from bnstudy.models.recalibration import recalibrate
+from bnstudy.representations.precision import where_float64
 from bnstudy.representations.running_statistics import with_running_statistics
 from bnstudy.runs.long_table import Row
 from bnstudy.terms import SPLITS
@@ -88,11 +89,11 @@ class BatchStatistics(OptimizationMetrics):
         parameter = next(network.parameters())
         for split in SPLITS:
             size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-            sums = torch.zeros(3, dtype=torch.float64, device=parameter.device)
+            sums = where_float64(torch.zeros(3, device=parameter.device)).double()
             for inputs, labels in probe_of(trainer, split).mixed(size):
                 with torch.no_grad():
                     logits = network(inputs[share].to(parameter.device, parameter.dtype)).float()
-                targets = labels[share].to(parameter.device)
+                logits, targets = where_float64(logits), labels[share].to(sums.device)
                 sums[0] += functional.cross_entropy(logits, targets, reduction="sum")
                 sums[1] += is_correct(logits, targets).sum()
                 sums[2] += len(targets)
@@ -105,7 +106,7 @@ class BatchStatistics(OptimizationMetrics):
 def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float], str]:
     """Compute the errors of a layer's running statistics, and the reason if they are NaN."""
     means, variances = (
-        torch.stack([getattr(layer, name) for layer in (running, population)]).double()
+        torch.stack([where_float64(getattr(one, name)).double() for one in (running, population)])
         for name in ("running_mean", "running_var")
     )
     if not (means + variances).isfinite().all():

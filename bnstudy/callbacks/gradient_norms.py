@@ -15,6 +15,7 @@ from bnstudy.callbacks.optimization import (
     taps_of,
 )
 from bnstudy.representations import Tap
+from bnstudy.representations.precision import where_float64
 
 SITES = {nn.Conv1d: "conv", nn.Conv2d: "conv", nn.Conv3d: "conv", nn.Linear: "linear"}
 
@@ -68,7 +69,8 @@ class GradientNorms(OptimizationMetrics):
         with self.timed():
             for name, weight in self.weights.items():
                 if weight.grad is not None:
-                    norm = torch.linalg.vector_norm(weight.grad, dtype=torch.float64)
+                    gradient = where_float64(weight.grad)
+                    norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
                     self.norms[name].append(norm)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

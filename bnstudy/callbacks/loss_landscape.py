@@ -1,6 +1,7 @@
 """Variation of the loss and its gradient along the direction of a gradient step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bnstudy.callbacks.optimization import OptimizationMetrics, network_of, rows_of
+from bnstudy.representations.precision import where_float64
 
 # Function from parameters to the loss and its gradient with respect to each of them.
 Objective = Callable[[Sequence[Tensor]], tuple[float, Sequence[Tensor]]]
@@ -122,8 +124,6 @@ def _cross_entropy(
     parameters = dict(network.named_parameters())
     names = [name for name, parameter in parameters.items() if parameter.requires_grad]
     mean = trainer.strategy.reduce
-    # Layers draw random numbers on the CPU, and on the GPU if the batch is there.
-    devices = [images.device] if images.device.type == "cuda" else []
 
     def objective(trained: Sequence[Tensor]) -> tuple[float, Sequence[Tensor]]:
         leaves = [one.detach().requires_grad_() for one in trained]
@@ -133,16 +133,26 @@ def _cross_entropy(
             # Copies, because a forward pass in training mode changes running statistics.
             **{name: buffer.clone() for name, buffer in network.named_buffers()},
         }
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with _same_random_numbers(images.device), torch.enable_grad():
             loss = functional.cross_entropy(functional_call(network, state, (images,)), labels)
         gradient = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        loss = mean(loss.detach().double(), reduce_op="mean")
+        loss = mean(where_float64(loss.detach()).double(), reduce_op="mean")
         return loss.item(), [mean(one, reduce_op="mean") for one in gradient]
 
     return objective
 
 
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Restore the random numbers of the CPU and of a device afterwards; layers draw from either."""
+    of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    if of_mps is not None:
+        torch.mps.set_rng_state(of_mps)
+
+
 def _norm(tensors: Sequence[Tensor]) -> float:
     """Compute the L2 norm over the numbers of all tensors."""
-    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in tensors]
+    norms = [torch.linalg.vector_norm(where_float64(one), dtype=torch.float64) for one in tensors]
     return float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -13,6 +13,7 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
+from bnstudy.representations.precision import where_float64
 from bnstudy.representations.sums import (
     BLOCK,
     Activity,
@@ -309,7 +310,7 @@ def _hold(
         for item in wanted.get(call, ()):
             part = output.movedim(outputs[call].channel_axis, 1)[:, item.first : item.last]
             part = part.flatten(2) if part.ndim > 2 else part.unsqueeze(2)
-            part = part.to(_held_as(part.dtype))
+            part = where_float64(part.to(_held_as(part.dtype)))
             if item not in held:
                 held[item] = _Rows(part, item.bytes)
             held[item].append(part)
@@ -320,7 +321,7 @@ def _hold(
             output = run(inputs)
             all_labels.append(labels.to(next(iter(held.values())).buffer.device))
             if is_logits(output, labels):
-                logits.append(output)
+                logits.append(where_float64(output))
     if len(logits) == len(all_labels):
         network.logits = torch.cat(logits)
     network.identify(torch.cat(all_labels).cpu(), torch.cat(checksums))

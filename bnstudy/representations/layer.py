@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnstudy.representations.network import View
+from bnstudy.representations.precision import where_float64
 from bnstudy.representations.sums import (
     BLOCK,
     PART,
@@ -60,6 +61,8 @@ class Layer:
     and it is computed from their difference. If many pairs are that close, all inner products are
     computed in float64. Typical layers need neither.
 
+    Activations on a device without float64, such as Apple's MPS, are copied to the CPU.
+
     Args:
         activations: Activations of any floating-point type: N x D, or N x C x ... with any number
             of further axes.
@@ -86,7 +89,7 @@ class Layer:
                 f"activations of shape {tuple(activations.shape)} do not match labels of shape "
                 f"{tuple(labels.shape)}; expected N x D or N x C x ... activations and N labels"
             )
-        activations = activations.detach()
+        activations = where_float64(activations.detach())
         # Contiguous, so that a block of channels is read in long runs of memory.
         self.activations: Tensor | None = activations.contiguous().reshape(
             *activations.shape[:2], activations.shape[2:].numel()

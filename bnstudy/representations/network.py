@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnstudy.representations.memory import release_memory
+from bnstudy.representations.precision import where_float64
 from bnstudy.representations.taps import FEATURES, Call, Taps
 
 Batch = tuple[Tensor, Tensor]
@@ -87,10 +88,11 @@ class NetworkView:
                     gradients = torch.autograd.grad(gaps.sum(), at, materialize_grads=True)
                 else:  # the logits depend on none of these calls
                     gradients = tuple(map(torch.zeros_like, at))
-            for call, gradient in zip(kept, gradients, strict=True):
+            gaps, logits = where_float64(gaps.detach()).double(), where_float64(logits)
+            for call, gradient in zip(kept, map(where_float64, gradients), strict=True):
                 dims = list(range(1, gradient.ndim))
                 slope = torch.linalg.vector_norm(gradient, dim=dims, dtype=torch.float64)
-                margin = torch.where(slope == 0, torch.inf, gaps.detach().double() / slope)
+                margin = torch.where(slope == 0, torch.inf, gaps / slope)
                 known = logits.isfinite().all(1) & slope.isfinite()
                 margins.setdefault(call, []).append(margin.masked_fill(~known, torch.nan))
             del kept, at, logits, others, gaps, gradients, gradient
@@ -218,7 +220,8 @@ class View:
         taps = self.network.taps
         module = taps.modules[self.call.module]
         is_features = taps.places[self.call.module][1] == FEATURES
-        return module.weight.detach() if is_features and isinstance(module, nn.Linear) else None
+        is_read = is_features and isinstance(module, nn.Linear)
+        return where_float64(module.weight.detach()) if is_read else None
 
 
 def _mixed(output: Tensor) -> Tensor:

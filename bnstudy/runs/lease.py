@@ -16,6 +16,7 @@ belongs to a dead worker, and the next worker takes over the folder.
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -294,13 +295,22 @@ def _start(pid: int) -> str | Literal[False]:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        if Path("/proc/self/stat").exists():
-            return False
-        try:
-            os.kill(pid, 0)  # no /proc, as on macOS
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return "unknown"
+        return False if Path("/proc/self/stat").exists() else _start_by_ps(pid)
     return False if fields[0] in "ZX" else fields[19]
+
+
+def _start_by_ps(pid: int) -> str | Literal[False]:
+    """Return the same as `_start` on a system without /proc, such as macOS."""
+    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
+    try:
+        found = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"LC_ALL": "C", "TZ": "UTC"},
+        ).stdout
+    except OSError:
+        return "unknown"
+    state, _, started = found.strip().partition(" ")
+    return False if state[:1] in ("", "Z") else started.strip()

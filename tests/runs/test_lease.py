@@ -213,3 +213,18 @@ def test_a_damaged_lease_is_named_and_taken_over(
     with held(tmp_path):
         assert (tmp_path / ".lease.2").exists()
     assert "whoever holds .lease.1 (damaged) is alive" in capsys.readouterr().out
+
+
+def test_without_proc_a_process_is_known_by_its_start_as_well() -> None:
+    worker = fork.Process(target=time.sleep, args=(60,))
+    worker.start()
+    assert worker.pid
+    started = lease._start_by_ps(worker.pid)
+    assert started
+    assert started == lease._start_by_ps(worker.pid)
+    worker.kill()
+    while os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.01)
+    assert lease._start_by_ps(worker.pid) is False  # a zombie
+    worker.join()
+    assert lease._start_by_ps(worker.pid) is False

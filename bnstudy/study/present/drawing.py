@@ -9,6 +9,7 @@ from joblib import Parallel, cpu_count, delayed
 from matplotlib.figure import Figure
 
 from bnstudy.files import replacing
+from bnstudy.workers import end_with_parent
 
 FORMATS = ("svg", "pdf", "png")
 MAX_PROCESSES = 4
@@ -52,6 +53,7 @@ def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterat
 @mpl.rc_context(STYLE)
 def _save(figure: Figure, path: Path) -> list[str]:
     """Write a figure in all formats, and return the names of the files."""
+    end_with_parent()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # keep the layout for all formats
     names = [f"{path.name}.{ending}" for ending in FORMATS]
