@@ -89,10 +89,13 @@ def test_two_norms_are_trained_measured_and_compared(
         ).fetchall()
     layers = {layer for layer, _, _ in rows}
     assert layers == {"block01", "block02", "model"}
-    assert len(rows) == 2 * 16 + 2
-    # Epoch 0 is before training, every epoch has every metric, on both splits.
+    assert len(rows) == 2 * 16 + 4
+    # Epoch 0 is before training; every epoch has every metric, and loss and accuracy of the probe
+    # set, on both splits. Those of whole splits are at the first and the last epoch.
     assert counts == [
-        (epoch, split, 2 * 16 + 2) for epoch in (0, 1, 2) for split in ("test", "train")
+        (epoch, split, 2 * 16 + (2 if epoch == 1 else 4))
+        for epoch in (0, 1, 2)
+        for split in ("test", "train")
     ]
 
     # Again: nothing is trained.

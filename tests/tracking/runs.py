@@ -38,7 +38,9 @@ def assert_every_epoch(run: ServedRun, epochs: int) -> None:
     """Likewise, but for rows within an epoch: kill -9 may cost some of the last second."""
     rows = run.history
     assert [row["epoch"] for row in rows if VALUE in row] == list(range(epochs + 1))
-    assert [row["epoch"] for row in rows if "test/accuracy" in row] == list(range(epochs + 1))
+    measured = [row["epoch"] for row in rows if "test/probe_accuracy" in row]
+    assert measured == list(range(epochs + 1))
+    assert [row["epoch"] for row in rows if "test/accuracy" in row] == [0, epochs]
     assert max(Counter(row["_step"] for row in rows).values()) == 1
     assert run.exit_code == 0
     assert run.summary["status"] == "completed"

@@ -121,7 +121,7 @@ def test_names_that_lead_elsewhere_are_refused(
     server.runs[run_id] = ServedRun(run_id, "tester", "bnstudy", "../../elsewhere", "study")
     result = command_line("pull", "--output-root", "pulled", main=main)
     assert result.returncode == 1
-    assert "not a folder name" in result.stderr
+    assert "with no folder's name" in result.stderr
     assert not (tmp_path / "pulled").exists()
 
 
