@@ -16,6 +16,9 @@ EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("train", "validation", "test")
 PROBE_PERFORMANCE = ("probe_loss", "probe_accuracy")
 PERFORMANCE = ("loss", "accuracy", *PROBE_PERFORMANCE)
 
+# Begins the reason for which a metric that does not apply to a layer has no value.
+NOT_APPLICABLE = "does not apply: "
+
 # Groups and keys of options that may have a value of each norm, as {batchnorm: 0.1, none: 0.01}.
 PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
 

@@ -33,6 +33,7 @@ from bnstudy.sweeps.grid import defer_to_jobs
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import register_search, worst_value
 from bnstudy.terminal import console
+from bnstudy.terms import format_count
 from bnstudy.trained.measuring import measure_missing
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_in_order
@@ -126,7 +127,8 @@ def print_result(record: Record) -> None:
     described = record.description
     accuracy = f"test accuracy {described.final.numbers['test_accuracy']:.2%}"
     console.print(
-        f"{record.folder}: {described.status}, {accuracy} after {described.final.epoch} epochs"
+        f"{record.folder}: {described.status}, {accuracy} after "
+        f"{format_count(described.final.epoch or 0, 'epoch')}"
     )
 
 

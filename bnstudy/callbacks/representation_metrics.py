@@ -18,7 +18,7 @@ from bnstudy.models import calibrated
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.long_table import Row
-from bnstudy.terms import PROBE_PERFORMANCE
+from bnstudy.terms import NOT_APPLICABLE, PROBE_PERFORMANCE
 
 Probe = Iterable[tuple[Tensor, Tensor]]
 
@@ -104,7 +104,7 @@ class RepresentationMetrics(L.Callback):
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
             values = self._measure_and_log(trainer, pl_module, epoch)
             for name in values.keys() & self._monitored():
-                pl_module.log(name, values[name], logger=False)
+                pl_module.log(name, values[name], logger=False, sync_dist=True)
             self._not_measured = None
         else:
             self._not_measured = epoch
@@ -149,11 +149,13 @@ class RepresentationMetrics(L.Callback):
         tap = layer.tap
         assert tap is not None
         undefined: dict[str, list[str]] = {}
-        for name, value in evaluate(self.metrics, layer).items():
-            if value.reason is not None and value.is_applicable:
-                undefined.setdefault(value.reason, []).append(name)
+        for name, (number, reason, is_applicable) in evaluate(self.metrics, layer).items():
+            if reason is not None and is_applicable:
+                undefined.setdefault(reason, []).append(name)
+            elif reason is not None:
+                reason = NOT_APPLICABLE + reason
             where = (tap.layer_index, tap.layer, tap.site)
-            yield Row(epoch, step, split, *where, name, value.number, value.reason)
+            yield Row(epoch, step, split, *where, name, number, reason)
         for reason in undefined.keys() - self._warned:
             self._warned.add(reason)
             names = ", ".join(undefined[reason])

@@ -22,7 +22,7 @@ from bnstudy.data.contents import Listing
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
-from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
+from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split, format_count
 
 PAPER_PROBE_SAMPLES = 5_000
 EVALUATION_BATCH = 250
@@ -156,8 +156,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             )
         if present < smallest:
             raise UserError(
-                f"data: the train split has {present} samples; training{shared} takes at least "
-                f"{smallest}"
+                f"data: the train split has {format_count(present, 'sample')}; training{shared} "
+                f"takes at least {smallest}"
             )
 
     def train_dataloader(self) -> Batches:

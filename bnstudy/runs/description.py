@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -39,6 +40,8 @@ def _time(text: str) -> str:
 
 
 Time = Annotated[str, AfterValidator(_time)]  # ISO 8601; kept as it was written
+
+CHANCE_DEVIATIONS = 3.1  # one-sided test at 0.001
 
 _printed_fields: set[str] = set()  # unknown fields that this process has printed
 
@@ -429,6 +432,20 @@ class RunDescription(Part):
         """Whether training has diverged, according to the last recorded epoch."""
         noted = [attempt.diverged for attempt in self.attempts if attempt.diverged is not None]
         return bool(noted and noted[-1])
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether the final training accuracy is not above that of guessing.
+
+        Guessing is right with a share of 1/classes of the training samples. Accuracies of up to
+        `CHANCE_DEVIATIONS` standard deviations above it are not told apart from it.
+        """
+        accuracy = self.final.numbers.get("train_accuracy")
+        if accuracy is None or self.data is None or not self.data.classes or not self.data.train:
+            return False
+        chance = 1 / len(self.data.classes)
+        deviation = sqrt(chance * (1 - chance) / self.data.train)
+        return accuracy <= chance + CHANCE_DEVIATIONS * deviation
 
     @property
     def version(self) -> str:

@@ -29,6 +29,7 @@ from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.states import ENDED, MAX_FAILURES, MISSING, State, read_record, states
 from bnstudy.terminal import console
+from bnstudy.terms import format_count
 from bnstudy.training.data_check import DataCheck
 
 MAX_LAUNCHES = 3  # per cell; a worker can die each time, for example out of memory
@@ -185,7 +186,7 @@ def _print_missing(cells: Sequence[Cell], known: Sequence[State]) -> None:
         trained = LongTable(CellPaths(cell.folder)).epochs_trained()
         epochs = cell.config["trainer"]["max_epochs"] - trained
         seconds.append(timing.seconds(kind(cell.config), epochs))
-        console.print(f"  {state:<10} {cell.folder}  {epochs} epochs")
+        console.print(f"  {state:<10} {cell.folder}  {format_count(epochs, 'epoch')}")
     if cells:
         console.print(format_time_left(seconds))
 

@@ -432,7 +432,7 @@ function effectMap() {
   };
 }
 
-function overEpochs() {
+function ofLayer() {
   const split = chosen("split");
   const [metric, place] = [chosen("metric"), chosen("layer")];
   return trajectory(metric, [split], place, `${metric} at ${place}, ${split} split`);
@@ -485,10 +485,10 @@ const describeDepth = () =>
 
 const comma = (text) => (text ? `, ${text}` : "");
 
-function differenceOverEpochs() {
-  const split = chosen("split");
-  const [metric, place] = [chosen("metric"), chosen("layer")];
+/** Draw mean differences within pairs over the epochs, with bands of their intervals. */
+function differenceOverEpochs(metric, split, place) {
   const key = numberOf(split, metric, place);
+  const title = place === data.model ? metric : `${metric} at ${place}`;
   const rows = [];
   const traces = comparedTreatments().flatMap(({ name, number }) => {
     const points = data.epochs
@@ -512,8 +512,9 @@ function differenceOverEpochs() {
       yaxis: axis(`difference to ${data.baseline}`),
     }),
     caption:
-      `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split. Lines are ` +
-      `means over all pairs${describeDepth()}, regardless of the filters; bands are 95 % ` +
+      `Paired difference in ${title} to ${data.baseline}, ${split} split. Lines are ` +
+      `means over all pairs${place === data.model ? "" : describeDepth()}, regardless of the ` +
+      "filters; bands are 95 % " +
       "confidence intervals of single epochs." + describeFewPairs(rows.map((row) => row[2])),
     columns: ["norm", "epoch", "n", "pairs without a value", "difference", "low", "high"],
     rows,
@@ -528,6 +529,13 @@ function ofModel(metric) {
   const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
   const splits = SPLITS.filter((split) => numberOf(split, name, data.model) !== undefined);
   return trajectory(name, splits, data.model, `${plainName(name)} of ${splits.join(" and ")}`);
+}
+
+const networkChoice = () => chosen("network").split(":");
+
+function ofNetwork() {
+  const [split, metric] = networkChoice();
+  return trajectory(metric, [split], data.model, `${metric} of the network, ${split} split`);
 }
 
 /** Choose the name at the chosen epoch: whole splits are evaluated before training and after the last. */
@@ -911,11 +919,14 @@ const FIGURES = {
   "clustering-levels": () => levels(chosen("clustering")),
   "clustering-difference": () => difference(chosen("clustering")),
   "effects": effectMap,
-  "epochs-levels": overEpochs,
-  "epochs-difference": differenceOverEpochs,
+  "epochs-levels": ofLayer,
+  "epochs-difference": () =>
+    differenceOverEpochs(chosen("metric"), chosen("split"), chosen("layer")),
   "accuracy": () => ofModel("accuracy"),
   "loss": () => ofModel("loss"),
   "gap": gap,
+  "network-levels": ofNetwork,
+  "network-difference": () => differenceOverEpochs(...networkChoice().reverse(), data.model),
   "against-sparsity": () => against(chosen("sparsity")),
   "against-clustering": () => against(chosen("clustering")),
   "learning-rates": learningRates,
@@ -988,7 +999,7 @@ function update() {
   const shown = runsIn(shownGroups());
   const all = runsIn(data.groups);
   document.getElementById("shown").textContent =
-    `${shown} of ${all} runs shown${comma(describeFilters())}`;
+    `${shown} of ${counted(all, "run")} shown${comma(describeFilters())}`;
 }
 
 /** Replace the options of a control, and keep the selected one if it is among them. */
