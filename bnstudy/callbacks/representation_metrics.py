@@ -51,9 +51,7 @@ class RepresentationMetrics(L.Callback):
         memory_budget: Maximum memory of activations and of distances between samples, in GiB.
         channel_axis: Axis of the channels in modules' outputs by pattern of module names, such as
             `{"blocks.*": -1}`, for modules whose axis is not found correctly.
-        precision: Precision of the products of representations: `float32`, or `auto` for bfloat16
-            operands and float32 sums where that is faster and changes the metrics by less than 1e-4
-            of their values.
+        precision: Precision of the products of representations, as for `bnstudy.Layer`.
         on_layer: Function that is called with a message before each layer, for a progress bar.
         calibration: Batches (inputs, labels) of the training data, each with samples of all
             classes; None for the probe set of the split `train`, or else the first probe set.
@@ -61,7 +59,7 @@ class RepresentationMetrics(L.Callback):
     Attributes:
         rows: Rows of the latest measurement.
         seconds: Total time of all measurements, in seconds.
-        precisions: Precisions of the products of representations, by label of the layer.
+        precisions: Ways in which representations were multiplied, by label of the layer.
 
     Raises:
         UserError: A name is not that of a metric.
@@ -152,9 +150,8 @@ class RepresentationMetrics(L.Callback):
                 return
             self.on_layer(f"measuring {layer.name}, {split}")
             yield from self._rows(layer, epoch, step, split)
-            if layer.product_precision is not None and layer.tap is not None:
-                found = self.precisions.setdefault(layer.tap.label, set())
-                found.add(layer.product_precision)
+            if layer.multiplied is not None and layer.tap is not None:
+                self.precisions.setdefault(layer.tap.label, set()).add(layer.multiplied)
             del layer  # free its memory before the next layer is read
 
     def _rows(self, layer: Layer, epoch: int, step: int, split: str) -> Iterator[Row]:

@@ -420,7 +420,7 @@ class Metrics(Group):
     memory_budget: Positive
     """Memory limit for activations and distances between samples, in GiB."""
     precision: Annotated[str, OneOf("auto", "float32")]
-    """Precision of products of representations; auto: bfloat16 operands where that is faster."""
+    """Precision of products of representations; auto: the fastest that is about as exact."""
 
 
 class Probe(Group):

@@ -121,9 +121,12 @@ def calinski_harabasz(layer: Layer) -> float:
 def dunn(layer: Layer) -> float:
     """Smallest distance of samples of two classes / largest distance within a class."""
     layer.shared(_spread_within)
-    same = layer.classes[:, None] == layer.classes
-    between = layer.extreme_squared_distance(~same, largest=False)
-    within = layer.extreme_squared_distance(same, largest=True)
+    between, within = math.inf, 0.0
+    for number in range(layer.num_classes):
+        same = layer.classes == number
+        rows = layer.squared_distances[same]
+        within = max(within, rows[:, same].max().item())
+        between = min(between, rows[:, ~same].min().item())
     return math.sqrt(between / within)
 
 

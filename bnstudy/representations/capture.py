@@ -12,7 +12,7 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
-from bnstudy.representations.precision import Precision, should_round
+from bnstudy.representations.precision import Precision, choose_way
 from bnstudy.representations.sums import (
     BLOCK,
     Activity,
@@ -216,13 +216,11 @@ def _read(
             if call not in in_blocks:
                 classes = Classes(labels)
                 units = output.channels * output.positions
-                can_round = should_round(precision, units, labels.device)
+                way = choose_way(precision, units, labels.device)
                 in_blocks[call] = [
                     Activity(shape, classes),
                     Moments(shape, classes),
-                    Products(shape, classes, can_round=can_round)
-                    if distances
-                    else ClassSums(shape, classes),
+                    Products(shape, classes, way=way) if distances else ClassSums(shape, classes),
                 ]
             sums = in_blocks[call]
             values = held.pop(item).tensor()

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from bnstudy.representations.network import View
-from bnstudy.representations.precision import ROUNDING, Precision, should_round
+from bnstudy.representations.precision import FLOAT32, Precision, choose_way
 from bnstudy.representations.sums import (
     BLOCK,
     PART,
     TILE,
+    UNCLEAR,
     Activity,
     Classes,
     ClassSums,
@@ -32,8 +33,7 @@ NEIGHBOURS = 10
 MAX_ERROR = 4  # of a squared distance, in units of its resolution times its error scale
 # Fraction of pairs above which distances are computed in float64 and no longer from differences.
 MAX_PAIR_FRACTION = 1 / 32
-MAX_CANDIDATES = 200  # pairs whose distances are computed exactly to find the extreme one
-MAX_SPECTRAL_ERROR = 5e-4  # rounding error of the sum of the singular values, relative to the sum
+MAX_SPECTRAL_ERROR = 1e-4  # rounding error of the sum of the singular values, relative to the sum
 
 
 class Neighbours(NamedTuple):
@@ -67,9 +67,8 @@ class Layer:
         labels: Integer class labels: N.
         tap: Place of the layer in its network.
         network: Network around the layer, for the metrics that use it.
-        precision: Precision of the N x N x D product: `float32`; `auto` to round residuals to
-            bfloat16 where that is faster and distances hardly change; `bfloat16` to do so even if
-            it is not faster.
+        precision: Precision of the operands of the N x N x D product: `float32`, or `auto` for the
+            fastest way to multiply that is about as exact.
 
     Example:
         >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
@@ -97,7 +96,7 @@ class Layer:
             *activations.shape[:2], activations.shape[2:].numel()
         )
         self._set(self.activations.shape, labels.to(activations.device), tap, network)
-        self._can_round = should_round(precision, self.num_units, activations.device)
+        self._way = choose_way(precision, self.num_units, activations.device)
 
     @classmethod
     def of_sums(
@@ -137,7 +136,7 @@ class Layer:
         self.tap = tap
         self.network = network
         self._read_again: Callable[[], Blocks] | None = None
-        self._can_round = False
+        self._way = FLOAT32
         self._sums: dict[type[Sums], Sums] = {}
         self._exact: dict[type[ClassSums], ClassSums] = {}
         self._shared: dict[Callable[[Layer], Any], Any] = {}
@@ -166,12 +165,8 @@ class Layer:
         if kind not in self._sums:
             if self.activations is None:
                 raise RuntimeError(f"{kind.__name__} was not computed while the layer was read")
-            options = {"can_round": True} if kind is Products and self._can_round else {}
-            shape = (self.num_samples, self.num_channels, self.num_positions)
-            sums = kind(shape, self._classes, **options)
-            sums.add_all(self.activations)
-            sums.finish()
-            self._sums[kind] = sums
+            options = {"way": self._way} if kind is Products else {}
+            self._sums[kind] = self._summed(kind, **options)
         return cast(S, self._sums[kind])
 
     def in_float64(self, kind: type[C]) -> C:
@@ -183,15 +178,27 @@ class Layer:
             return self._sums_of(kind)
         kind = cast(type[C], Products) if Products in self._exact else kind
         if kind not in self._exact:
-            self._exact[kind] = self._summed_again(kind, torch.float64)
+            self._exact[kind] = self._summed(kind, dtype=torch.float64)
         return cast(C, self._exact[kind])
 
-    def _summed_again(self, kind: type[C], dtype: torch.dtype) -> C:
-        sums = kind((self.num_samples, self.num_channels, self.num_positions), self._classes, dtype)
-        for block, first in self.blocks():
-            sums.add_all(block, first)
+    def _summed(self, kind: type[S], **options: Any) -> S:
+        """Read the activations and sum them up."""
+        shape = (self.num_samples, self.num_channels, self.num_positions)
+        sums = kind(shape, self._classes, **options)
+        if self.activations is None or "dtype" in options:
+            for block, first in self.blocks():
+                sums.add_all(block, first)
+        else:
+            sums.add_all(self.activations)
         sums.finish()
         return sums
+
+    def _multiply_in_float32(self) -> bool:
+        """Replace `products` if they were multiplied in another way; return whether they were."""
+        if self.products.way == FLOAT32 or not self.is_readable:
+            return False
+        self._sums[Products] = self._summed(Products, way=FLOAT32)
+        return True
 
     def release_activations(self) -> None:
         """Compute the sums that similarities need, then release the activations."""
@@ -273,18 +280,9 @@ class Layer:
         return self._sums_of(Products)
 
     @property
-    def product_precision(self) -> str | None:
-        """Precision of the operands of `products`, bfloat16 or float32; None without products."""
-        if Products not in self._sums:
-            return None
-        return "bfloat16" if self.products.is_rounded else "float32"
-
-    @cached_property
-    def unrounded_products(self) -> Products:
-        """Same as `products`, without rounding to bfloat16 if the activations can be read."""
-        if not (self.products.is_rounded and self.is_readable):
-            return self.products
-        return self._summed_again(Products, torch.float32)
+    def multiplied(self) -> str | None:
+        """Way in which the residuals were multiplied; None if they were not."""
+        return self.products.way.name if Products in self._sums else None
 
     @property
     def total_variation(self) -> float:
@@ -314,6 +312,8 @@ class Layer:
     def squared_distances(self) -> Tensor:
         """Squared distances between samples: float32, N x N, symmetric, 0 on the diagonal."""
         squared, unclear = self.products.squared_distances()
+        if len(unclear) > self.num_samples and self._multiply_in_float32():
+            squared, unclear = self.products.squared_distances()
         if self.is_readable and len(unclear):
             rows, columns = unclear.unbind(1)
             squared[rows, columns] = squared[columns, rows] = self._exact_squared_distances(
@@ -369,24 +369,6 @@ class Layer:
         """Distances between samples: float32, N x N."""
         return self.squared_distances.sqrt()
 
-    def extreme_squared_distance(self, pairs: Tensor, largest: bool) -> float:
-        """Find the largest or smallest squared distance of some pairs of samples.
-
-        Args:
-            pairs: Mask of the pairs: bool, N x N, symmetric.
-            largest: Whether to find the largest one.
-        """
-        sums, sign = self.products, 1 if largest else -1
-        signed = (sign * self.squared_distances).masked_fill_(~pairs.triu(1), -torch.inf)
-        best = signed.max()
-        if sums.is_rounded and self.is_readable:
-            margin = 2 * MAX_ERROR * sums.product_resolution * 2 * sums.error_scales.max()
-            values, places = signed.flatten().topk(min(MAX_CANDIDATES, signed.numel()))
-            places = places[values >= best - margin]
-            rows, columns = places // self.num_samples, places % self.num_samples
-            best = (sign * self._exact_squared_distances(torch.stack([rows, columns], 1))).max()
-        return float(sign * best)
-
     @cached_property
     def neighbours(self) -> Neighbours:
         """Nearest 10 other samples of each sample; all others if there are fewer."""
@@ -417,7 +399,7 @@ class Layer:
         scales = sums.error_scales
         scale = scales[rows, self.classes[columns]] + scales[columns, self.classes[rows]]
         # Squared distances that are far below this limit were computed from differences.
-        is_exact = squared < sums.unclear / 2 * scale
+        is_exact = squared < UNCLEAR / 2 * sums.product_resolution * scale
         error = torch.where(is_exact, 0, MAX_ERROR * sums.product_resolution * scale)
         error = error + torch.finfo(torch.float32).eps * squared
         return squared - error, squared + error
@@ -510,12 +492,15 @@ class Layer:
                 yield products, error(products.diagonal(), dtype)
             return
         gram = self.gram
-        if sums.is_rounded:
-            # Rounding errors change the eigenvalues by little more than their own mean square.
-            rounding = 4 * ROUNDING * float(sums.residual_norms_squared.double().mean())
-            yield gram, max(rounding, error(gram.diagonal(), torch.float32))
-            sums = self.unrounded_products
-            gram = sums.gram()
+        if sums.way.resolution > sums.resolution:
+            # The errors of products average out over the units.
+            of_products = (
+                sums.way.resolution / 16 * float(torch.linalg.vector_norm(gram.diagonal()))
+            )
+            yield gram, of_products
+            if self._multiply_in_float32():
+                sums = self.products
+                gram = sums.gram()
         yield gram, error(gram.diagonal(), torch.float32)
         yield sums.gram(torch.float64), error(sums.residual_norms_squared, torch.float32)
         if self.is_readable:

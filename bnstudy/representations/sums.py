@@ -5,28 +5,19 @@ blocks as well, so that temporary tensors stay small.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bnstudy.representations.precision import at_bfloat16_speed, in_float32
+from bnstudy.representations.precision import FLOAT32, Way, add_products, in_float32
 
 BLOCK = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
 PART = 2**18  # values, small enough for the processor's cache
 TILE = 1000  # rows and columns of the Gram matrix that are computed at once
 STRIP = 250  # rows of a tile on the diagonal, so that little is computed below the diagonal
-# Smaller squared distances are computed from differences:
-UNCLEAR = 1e4  # in units of resolution times error scale
-UNCLEAR_ROUNDED = 0.01  # in units of the error scale, if residuals were rounded
-# Operands rounded to bfloat16:
-NUM_CLASSES_TRIED = 8
-NUM_SAMPLES_TRIED = 8  # of each of these classes
-MIN_PAIRS_TRIED = 20  # within classes
-# Root mean square errors of squared distances:
-MAX_RELATIVE_ERROR = 2e-4
-MAX_ERROR_OF_SPREAD = 7e-4  # relative to the standard deviation of distances within classes
+# In units of resolution times error scale: smaller squared distances are computed from differences.
+UNCLEAR = 1e4
 # Relative to the mean squared norm of a class's residuals:
 MAX_MEAN = 25  # squared norm of a class mean that a single subtraction removes well enough
 MIN_DISTANCE_IN_FLOAT32 = 1e-8  # squared distance of class means; float64 is needed below it
@@ -274,17 +265,7 @@ class ClassSums(Sums):
         self.means_dot_mean.addmv_(means, mean)
         self.mean_norm_squared += mean.square().sum().item()
         self.residual_norms_squared += norms
-        self._multiply(residuals, means, norms, with_means[:, :-1])
-
-    def _multiply(self, residuals: Tensor, means: Tensor, norms: Tensor, dot_means: Tensor) -> None:
-        """Add what needs the products of the samples of a block with each other.
-
-        Args:
-            residuals: Residuals of the block, N x units, which may be overwritten.
-            means: Centred class means: float64, C x units.
-            norms: Squared norms of the residuals: N.
-            dot_means: Inner products of residuals and centred class means: N x C.
-        """
+        self._add_products(residuals)
 
     def _residuals(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return residuals, N x units, class means, float64, C x units, and squared norms, N.
@@ -297,7 +278,7 @@ class ClassSums(Sums):
         means = self._class_means(values)
         residuals = values.addmm_(self._membership, means, alpha=-1)
         norms = torch.linalg.vector_norm(residuals, dim=1).square_()
-        if (means.square().sum(1) <= MAX_MEAN * self._class_means(norms)).all():
+        if (means.square().sum(1) <= MAX_MEAN * self._class_means(norms[:, None]).squeeze(1)).all():
             return residuals, means.double(), norms
         means += self._class_means(residuals)
         residuals = self._copied(block).addmm_(self._membership, means, alpha=-1)
@@ -307,9 +288,10 @@ class ClassSums(Sums):
         return residuals, means.double() + left, norms
 
     def _class_means(self, values: Tensor) -> Tensor:
-        """Average over the samples of each class: C, or C x units."""
-        sums = self._membership.T @ values
-        return sums / (self.classes.sizes[:, None] if values.ndim > 1 else self.classes.sizes)
+        return self._membership.T @ values / self.classes.sizes[:, None]
+
+    def _add_products(self, residuals: Tensor) -> None:
+        """Add the products of a block's residuals, N x units, with each other, if needed."""
 
     def _copied(self, block: Tensor) -> Tensor:
         """Copy a block as N x units into a buffer that is reused for the next block."""
@@ -321,7 +303,7 @@ class ClassSums(Sums):
     def finish(self) -> None:
         """Compute the distances between class means and release the working memory."""
         # Means and their products are float64, but the averaged values may be float32.
-        spread = self._class_means(self.residual_norms_squared).double()
+        spread = self._class_means(self.residual_norms_squared[:, None]).squeeze(1).double()
         squares = self.means_gram.diagonal()
         rounding = MIN_DISTANCE * spread + 10 * torch.finfo(torch.float64).eps * squares
         apart = squares[:, None] + squares - 2 * self.means_gram
@@ -339,12 +321,9 @@ class ClassSums(Sums):
     @cached_property
     def cross_terms(self) -> Tensor:
         """Terms u_ib of the formula above: N x C, 0 if b is the sample's own class."""
-        return self._cross_terms(self.residuals_dot_means)
-
-    def _cross_terms(self, dot_means: Tensor) -> Tensor:
-        own = dot_means.gather(1, self.classes.index[:, None])
+        own = self.residuals_dot_means.gather(1, self.classes.index[:, None])
         apart = self._means_apart[self.classes.index]
-        return (2 * (own - dot_means) + apart / 2).to(self.dtype)
+        return (2 * (own - self.residuals_dot_means) + apart / 2).to(self.dtype)
 
     @cached_property
     def error_scales(self) -> Tensor:
@@ -368,23 +347,17 @@ class ClassSums(Sums):
 class Products(ClassSums):
     """Class means and residuals, with the inner products of all residuals.
 
-    This is the only N x N x D product of a layer. With rounded operands it is the exact product of
-    residuals that are rounded to bfloat16, so that distances are those of slightly moved samples.
-    Rounding errors average out over the units, unless few units or samples dominate. Therefore some
-    distances are computed with and without rounding for each block of units, and a block is rounded
-    only if these agree.
+    This is the only N x N x D product of a layer.
 
     Args:
         shape: Numbers of samples, of channels, and of positions per channel.
         classes: Classes of the samples.
         dtype: Type of the residuals and their products, float32 or float64.
-        can_round: Whether blocks of residuals may be rounded to bfloat16.
+        way: Way to multiply the residuals.
 
     Attributes:
         residuals: Inner products of the residuals, of type `dtype`: N x N, symmetric.
-        is_rounded: Whether a block was rounded.
-        product_resolution: Resolution of squared distances, relative to their error scale: the
-            machine epsilon of `dtype`, or half of the largest error by rounding that was found.
+        way: Way to multiply the residuals.
     """
 
     def __init__(
@@ -392,78 +365,32 @@ class Products(ClassSums):
         shape: tuple[int, int, int],
         classes: Classes,
         dtype: torch.dtype = torch.float32,
-        can_round: bool = False,
+        way: Way = FLOAT32,
     ) -> None:
         super().__init__(shape, classes, dtype)
         self.residuals = self._zeros(shape[0], shape[0], dtype=dtype)
-        self.is_rounded = False
-        self.product_resolution = self.resolution
-        self._can_round = can_round
-        self._dot_means = torch.zeros_like(self.residuals_dot_means)
+        self.way = way
 
     @property
-    def unclear(self) -> float:
-        """Squared distance, relative to its error scale, below which it is not exact enough."""
-        return UNCLEAR_ROUNDED if self.is_rounded else UNCLEAR * self.resolution
+    def product_resolution(self) -> float:
+        """Resolution of the inner products of the residuals."""
+        return self.resolution if self.dtype == torch.float64 else self.way.resolution
 
-    def _multiply(self, residuals: Tensor, means: Tensor, norms: Tensor, dot_means: Tensor) -> None:
-        speed: AbstractContextManager[None] = nullcontext()
-        if self._can_round and self._are_rounded_alike(residuals, means, norms):
-            self.is_rounded, speed = True, at_bfloat16_speed()
-            for part in residuals.split(STRIP):
-                part.copy_(part.bfloat16())
-            dot_means = residuals @ means.to(self.dtype).T
-        self._dot_means += dot_means
-        with speed:  # only the diagonal and the upper triangle; `finish` mirrors them
-            for rows, columns in _upper(len(residuals)):
-                self.residuals[rows, columns].addmm_(residuals[rows], residuals[columns].T)
-
-    def _are_rounded_alike(self, residuals: Tensor, means: Tensor, norms: Tensor) -> bool:
-        """Return whether rounding hardly changes the distances of some samples.
-
-        The samples are of the classes with the largest residuals, which far samples and modes have.
-        Errors have to be small relative to distances, and to their spread: the differences between
-        distances decide about neighbours and clusters.
-        """
-        classes = self.classes.index
-        spread = self._class_means(norms)
-        by_norm = norms.argsort()
-        tried = []
-        for number in spread.topk(min(NUM_CLASSES_TRIED, len(spread))).indices:
-            members = by_norm[classes[by_norm] == number]
-            places = torch.linspace(0, len(members) - 1, min(len(members), NUM_SAMPLES_TRIED))
-            tried.append(members[places.long().to(members.device)])
-        samples = torch.cat(tried)
-        some, centres = residuals[samples], means[classes[samples]]
-        exact, rounded = (
-            torch.pdist(values.double() + centres).square_() for values in (some, some.bfloat16())
-        )
-        errors = (rounded - exact).abs()
-        same = torch.pdist(classes[samples, None].double()) == 0
-        scales = torch.combinations(norms[samples].double()).sum(1)
-        scales += torch.pdist(centres).square_()
-        differ = exact > MIN_DISTANCE * scales
-        within = differ & same
-        if within.sum() < MIN_PAIRS_TRIED:
-            return False
-        relative = (errors[differ] / exact[differ]).square().mean().sqrt()
-        of_spread = errors[within].square().mean().sqrt() / exact[within].std()
-        if not (relative <= MAX_RELATIVE_ERROR and of_spread <= MAX_ERROR_OF_SPREAD):
-            return False
-        largest = (errors[differ] / scales[differ]).max().item()
-        self.product_resolution = max(self.product_resolution, largest / 2)
-        return True
+    def _add_products(self, residuals: Tensor) -> None:
+        # Only the diagonal and the upper triangle; `finish` mirrors them.
+        add_products(self.residuals, residuals, _upper, self.way)
 
     def finish(self) -> None:
         """Fill in the lower triangle and compute the results that depend on all blocks."""
         mirror(self.residuals)
-        if not self.is_rounded:
-            self.residual_norms_squared = self.residuals.diagonal()
+        if self.way.splits:  # on the diagonal, the terms that are left out do not average out
+            self.residuals.diagonal().copy_(self.residual_norms_squared)
+        self.residual_norms_squared = self.residuals.diagonal()
         super().finish()
 
     def gram(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Compute the inner products of the centred samples: N x N, symmetric."""
-        half = self._dot_means + self.means_gram[self.classes.index] / 2
+        half = self.residuals_dot_means + self.means_gram[self.classes.index] / 2
         half, membership = half.to(dtype), self.classes.membership.to(dtype)
         left, right = torch.cat([half, membership], 1), torch.cat([membership, half], 1)
         return mirror(torch.addmm(self.residuals.to(dtype), left, right.T))
@@ -475,11 +402,11 @@ class Products(ClassSums):
             Squared distances: float32, N x N, symmetric, 0 on the diagonal; and the pairs i < j
             whose distance is too small to be exact: int64, pairs x 2.
         """
-        norms, cross_terms = self.residuals.diagonal()[:, None], self._cross_terms(self._dot_means)
-        one = torch.ones_like(norms)
-        left = torch.cat([cross_terms, self._membership, norms, one], 1)
-        right = torch.cat([self._membership, cross_terms, one, norms], 1)
-        limit = self.unclear * self.error_scales
+        norms, one = self.residual_norms_squared[:, None], self._membership.new_ones(())
+        one = one.expand_as(norms)
+        left = torch.cat([self.cross_terms, self._membership, norms, one], 1)
+        right = torch.cat([self._membership, self.cross_terms, one, norms], 1)
+        limit = UNCLEAR * self.product_resolution * self.error_scales
         limit_left = torch.cat([limit, self._membership], 1)
         limit_right = torch.cat([self._membership, limit], 1)
         squared = torch.empty_like(self.residuals, dtype=torch.float32)
@@ -505,7 +432,7 @@ class Products(ClassSums):
             squared + self.cross_terms[one, others] + self.cross_terms[other, its]
         ).clamp_min_(0)
         scale = self.error_scales[one, others] + self.error_scales[other, its]
-        return squared, squared < self.unclear * scale
+        return squared, squared < UNCLEAR * self.product_resolution * scale
 
 
 def mirror(matrix: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ class RunDescription(Part):
             sparsity of another run; None otherwise.
         callbacks: Names of the callbacks that every epoch was trained with.
         measured_later: Measurements from checkpoints.
-        precisions: Precisions of the products of representations, by label of the layer.
+        precisions: Ways in which representations were multiplied, by label of the layer.
     """
 
     format: int = Field(default=1, ge=1, le=FORMAT)
@@ -521,7 +521,7 @@ class RunDescription(Part):
         self.metrics = self.metrics | dict(directions)
 
     def add_precisions(self, precisions: Mapping[str, Collection[str]]) -> None:
-        """Add the precisions of products, by label of the layer."""
+        """Add the ways in which representations were multiplied, by label of the layer."""
         self.precisions = self.precisions | {
             layer: sorted({*self.precisions.get(layer, ()), *found})
             for layer, found in precisions.items()

@@ -1,9 +1,11 @@
-"""Products of residuals that are rounded to bfloat16, and the precision of torch's products."""
+"""Ways to multiply residuals, and the precision of torch's products."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +15,14 @@ from torch import Tensor
 from bnstudy.metrics import METRICS, evaluate
 from bnstudy.representations import Layer, capture
 from bnstudy.representations import precision as module
-from bnstudy.representations.precision import in_float32, should_round
+from bnstudy.representations.precision import (
+    FLOAT32,
+    ONEDNN,
+    SPLIT,
+    Way,
+    choose_way,
+    in_float32,
+)
 from bnstudy.representations.sums import ClassSums, Products
 from tests.conftest import SMALL, CommandLine, description
 from tests.metrics.samples import generator
@@ -23,8 +32,6 @@ LABELS = torch.arange(COUNT) % CLASSES
 # Counts of samples, whose decisions may change: the bound is that of 2 samples.
 DECISIONS = ("knn_purity", "kmeans_purity", "linear_probe")
 NAMES = [name for name, metric in METRICS.items() if metric.needs & {"variation", "distances"}]
-# Standard errors by bootstrap are not exact to more than some percent anyway.
-NAMES.remove("intrinsic_dimension_error")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -51,12 +58,13 @@ def outlier() -> Tensor:
     return x
 
 
+# Representations, and whether they need not be multiplied in float32.
 CASES: dict[str, tuple[Callable[[], Tensor], bool]] = {
     "untrained": (lambda: factors().relu(), True),
     "trained": (lambda: (factors() + means(5)).relu(), True),
-    "collapsed": (lambda: 1e-5 * factors() + means(1), True),
-    "offset": (lambda: factors() + means(5) + 1e3, True),
-    "noise": (lambda: normal(COUNT, UNITS) + means(0.5), False),
+    "collapsed": (lambda: 1e-5 * factors() + means(1), False),
+    "offset": (lambda: (factors() + means(5)).relu() + 1e3, True),
+    "noise": (lambda: normal(COUNT, UNITS) + means(0.5), True),
     "collapsed noise": (lambda: 1e-5 * normal(COUNT, UNITS) + means(1), False),
     "far modes": (lambda: factors() + means(5) + modes(1e4), False),
     "heavy tails": (lambda: (2 * factors()).sign() * (0.7 * factors()).exp(), False),
@@ -82,73 +90,92 @@ def in_float64(x: Tensor) -> Layer:
 @pytest.mark.parametrize("name", CASES)
 def test_metrics_are_those_of_float64(name: str) -> None:
     x = case(name)
-    layer = Layer(x, LABELS, precision="bfloat16")
+    layer = Layer(x, LABELS, precision="bfloat16x3")
     metrics = [METRICS[metric] for metric in NAMES]
     found = evaluate(metrics, layer)
     expected = evaluate(metrics, in_float64(x))
     if name == "constant":
         assert all(math.isnan(value.number) for value in found.values())
         return
-    assert layer.products.is_rounded == CASES[name][1]
+    assert layer.multiplied == ("bfloat16x3" if CASES[name][1] else "float32")
     for metric, value in expected.items():
         bound = {"abs": 2 / COUNT, "rel": 0} if metric in DECISIONS else {"rel": 1e-4, "abs": 1e-12}
         assert found[metric].number == pytest.approx(value.number, nan_ok=True, **bound), metric
 
 
-@pytest.mark.parametrize("name", ["trained", "collapsed"])
-def test_a_layer_read_in_blocks_is_rounded_too(name: str) -> None:
-    x = case(name)
+def test_a_layer_read_in_blocks_is_multiplied_in_the_same_way() -> None:
+    x = case("trained")
     network = torch.nn.Sequential(torch.nn.Unflatten(1, (UNITS, 1)), torch.nn.Identity())
     batches = list(zip(x.split(100), LABELS.split(100), strict=True))
     room = 6 * 4 * COUNT**2 + 2 * 4 * 2**24 + 700 * 4 * COUNT
-    (layer,) = capture(network, batches, ["1"], memory_budget=room / 2**30, precision="bfloat16")
+    (layer,) = capture(network, batches, ["1"], memory_budget=room / 2**30, precision="bfloat16x3")
     assert layer.activations is None
-    assert layer.product_precision == "bfloat16"
-    whole = Layer(x, LABELS, precision="bfloat16")
+    assert layer.multiplied == "bfloat16x3"
+    whole = Layer(x, LABELS)
     for metric in ("silhouette", "participation_ratio", "effective_rank", "knn_purity"):
-        assert METRICS[metric](layer) == pytest.approx(METRICS[metric](whole), rel=1e-4)
+        assert METRICS[metric](layer) == pytest.approx(METRICS[metric](whole), rel=1e-5)
 
 
-def test_rounded_operands_are_multiplied_exactly() -> None:
-    products = Layer(case("trained"), LABELS, precision="bfloat16").products
-    with in_float32(LABELS.device):
-        sums = Layer(case("trained"), LABELS).class_sums
-        residuals, *_ = sums._residuals(case("trained")[:, :, None])
-    rounded = residuals.bfloat16().double()
-    expected = rounded @ rounded.T
-    assert (products.residuals.double() - expected).abs().max() < 1e-5 * expected.diagonal().max()
-    assert torch.equal(products.residuals, products.residuals.T)
+@pytest.mark.parametrize("name", ["trained", "offset", "noise"])
+def test_products_are_exact_to_their_resolution(name: str) -> None:
+    layer = Layer(case(name), LABELS, precision="bfloat16x3")
+    exact = in_float64(case(name)).products.residuals
+    norms = exact.diagonal().sqrt()
+    errors = (layer.products.residuals - exact).abs() / (norms[:, None] * norms)
+    assert 1e-8 < errors.max() < SPLIT.resolution
+    assert errors.square().mean().sqrt() < SPLIT.resolution / 16
+    assert torch.equal(layer.products.residuals, layer.products.residuals.T)
 
 
-def test_few_units_and_float32_are_not_rounded() -> None:
+def test_few_units_and_float32_are_not_split() -> None:
     cpu = torch.device("cpu")
-    assert should_round("bfloat16", 1000, cpu)
-    assert not should_round("bfloat16", 999, cpu)
-    assert not should_round("float32", 10**5, cpu)
-    assert Layer(case("trained"), LABELS).product_precision is None
+    assert choose_way("bfloat16x3", 1000, cpu) == SPLIT
+    assert choose_way("bfloat16x3", 999, cpu) == FLOAT32
+    assert choose_way("float32", 10**5, cpu) == FLOAT32
     layer = Layer(case("trained"), LABELS)
-    assert layer.products is layer.unrounded_products
-    assert layer.product_precision == "float32"
+    assert layer.multiplied is None
+    _ = layer.products
+    assert layer.multiplied == "float32"
 
 
-@pytest.mark.parametrize(("seconds", "is_faster"), [((1.0, 3.0), True), ((1.0, 1.1), False)])
-def test_auto_takes_what_is_faster_here(
-    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], is_faster: bool
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({FLOAT32: 3, ONEDNN: 2, SPLIT: 1}, SPLIT),
+        ({FLOAT32: 3, ONEDNN: 1, SPLIT: 2}, ONEDNN),
+        ({FLOAT32: 3, ONEDNN: 2.9, SPLIT: 2.8}, FLOAT32),
+        ({FLOAT32: 1, ONEDNN: 2, SPLIT: 3}, FLOAT32),
+    ],
+)
+def test_auto_takes_what_is_fastest_here(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[Way, float], chosen: Way
 ) -> None:
-    now = 0.0
+    now, add_products = 0.0, module.add_products
 
-    def clock() -> float:
+    def add_slowly(totals: Tensor, rows: Tensor, tiles: Any, way: Way) -> None:
         nonlocal now
-        now += seconds[0 if module.BACKENDS[1].fp32_precision == "bf16" else 1] / 2
-        return now
+        now += seconds[way]
+        add_products(totals, rows, tiles, way)
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.setattr(module.time, "perf_counter", clock)
-    module._is_faster.cache_clear()
-    try:
-        assert should_round("auto", 10**4, torch.device("cpu")) == is_faster
-    finally:
-        module._is_faster.cache_clear()
+    monkeypatch.setattr(module, "add_products", add_slowly)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    assert module._fastest.__wrapped__(torch.device("cpu")) == chosen
+
+
+def test_auto_takes_no_way_that_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_products = module.add_products
+
+    def add_rounded(totals: Tensor, rows: Tensor, tiles: Any, way: Way) -> None:
+        if way != FLOAT32:  # as a processor does that rounds operands to bfloat16, in no time
+            totals += rows.bfloat16().float() @ rows.bfloat16().float().T
+        else:
+            add_products(totals, rows, tiles, way)
+            time.sleep(0.5)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(module, "add_products", add_rounded)
+    assert module._fastest.__wrapped__(torch.device("cpu")) == FLOAT32
 
 
 def state() -> tuple[str, ...]:
@@ -194,7 +221,7 @@ def test_no_precision_stays_set_whatever_it_was_set_by(change: Callable[[], None
     before = state()
     with in_float32(torch.device("cpu")):
         inside = [backend.fp32_precision for backend in module.BACKENDS]
-        with module.at_bfloat16_speed():
+        with module._set(module.LOWER):
             assert [backend.fp32_precision for backend in module.BACKENDS] == ["tf32", "bf16"]
         assert [backend.fp32_precision for backend in module.BACKENDS] == inside == ["ieee"] * 2
     assert state() == before
@@ -209,7 +236,7 @@ def test_no_precision_stays_set_whatever_it_was_set_by(change: Callable[[], None
 def test_the_precision_is_recorded_and_hardly_matters(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_is_faster", lambda device: True)
+    monkeypatch.setattr(module, "_fastest", lambda device: SPLIT)
     names = ["silhouette", "within_between_ratio", "participation_ratio", "intrinsic_dimension"]
     run = (*SMALL, f"metrics.names=[{','.join(names)}]")
     values: dict[tuple[str, str, str], dict[str, float]] = {}
@@ -221,7 +248,7 @@ def test_the_precision_is_recorded_and_hardly_matters(
             precisions = description(cell)["precisions"]
             assert precisions.keys() == {"block01", "block02"}
             found = {one for layer in precisions.values() for one in layer}
-            assert ("bfloat16" in found) == (precision == "auto")
+            assert ("bfloat16x3" in found) == (precision == "auto")
             for row in pq.read_table(cell / "metrics.parquet").to_pylist():
                 if row["epoch"] == 2 and row["metric"] in names:
                     key = (row["split"], row["layer"], row["metric"])
