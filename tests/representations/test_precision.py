@@ -24,10 +24,13 @@ from bnstudy.representations.precision import (
     in_float32,
 )
 from bnstudy.representations.sums import ClassSums, Products
+from bnstudy.trained.finished_run import FinishedRun
+from bnstudy.trained.selection import Selection
 from tests.conftest import SMALL, CommandLine, description
 from tests.metrics.samples import generator
 
 COUNT, UNITS, CLASSES = 300, 1500, 10
+LAYERS = ("block01", "block02")  # of a small run
 LABELS = torch.arange(COUNT) % CLASSES
 # Counts of samples, whose decisions may change: the bound is that of 2 samples.
 DECISIONS = ("knn_purity", "kmeans_purity", "linear_probe")
@@ -233,28 +236,27 @@ def test_no_precision_stays_set_whatever_it_was_set_by(change: Callable[[], None
         assert state()[1:4] == ("ieee", "ieee", "ieee")
 
 
+@pytest.mark.slow
 def test_the_precision_is_recorded_and_hardly_matters(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_fastest", lambda device: SPLIT)
     names = ["silhouette", "within_between_ratio", "participation_ratio", "intrinsic_dimension"]
-    run = (*SMALL, f"metrics.names=[{','.join(names)}]")
-    values: dict[tuple[str, str, str], dict[str, float]] = {}
-    for precision in ("auto", "float32"):
-        study = f"study={precision}"
-        result = command_line(*run, f"metrics.precision={precision}", study, "seed=0,1,2", "-m")
-        assert result.returncode == 0, result.stderr
-        for cell in sorted((tmp_path / "multirun" / precision).glob("*-*/")):
-            precisions = description(cell)["precisions"]
-            assert precisions.keys() == {"block01", "block02"}
-            found = {one for layer in precisions.values() for one in layer}
-            assert ("bfloat16x3" in found) == (precision == "auto")
-            for row in pq.read_table(cell / "metrics.parquet").to_pylist():
-                if row["epoch"] == 2 and row["metric"] in names:
-                    key = (row["split"], row["layer"], row["metric"])
-                    values.setdefault((precision, *key), []).append(row["value"])
-    for (precision, *key), found in values.items():
-        if precision == "auto":
-            other = torch.tensor(values["float32", *key])
-            difference = (torch.tensor(found) - other).abs().max()
-            assert difference < 0.01 * other.std(), key
+    options = (f"metrics.names=[{','.join(names)}]", "metrics.precision=auto", "seed=0,1,2", "-m")
+    result = command_line(*SMALL, *options)
+    assert result.returncode == 0, result.stderr
+    found: dict[tuple[str, str], list[float]] = {}
+    expected: dict[tuple[str, str], list[float]] = {}
+    for cell in sorted((tmp_path / "multirun").glob("*/*-*/")):
+        assert description(cell)["precisions"] == dict.fromkeys(LAYERS, ["bfloat16x3"])
+        for row in pq.read_table(cell / "metrics.parquet").to_pylist():
+            if row["epoch"] == 2 and row["split"] == "test" and row["metric"] in names:
+                found.setdefault((row["layer"], row["metric"]), []).append(row["value"])
+        for layer in FinishedRun.open(cell, None).layers(Selection("test", 200, ("act",))):
+            for name in names:
+                expected.setdefault((layer.name, name), []).append(METRICS[name](layer))
+            assert layer.multiplied == "float32"
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        difference = (torch.tensor(found[key]) - torch.tensor(values)).abs().max()
+        assert difference < 0.01 * torch.tensor(values).std(), key
