@@ -248,7 +248,7 @@ def test_the_precision_is_recorded_and_hardly_matters(
     found: dict[tuple[str, str], list[float]] = {}
     expected: dict[tuple[str, str], list[float]] = {}
     for cell in sorted((tmp_path / "multirun").glob("*/*-*/")):
-        assert description(cell)["precisions"] == dict.fromkeys(LAYERS, ["bfloat16x3"])
+        assert description(cell)["precisions"] == {layer: ["bfloat16x3"] for layer in LAYERS}
         for row in pq.read_table(cell / "metrics.parquet").to_pylist():
             if row["epoch"] == 2 and row["split"] == "test" and row["metric"] in names:
                 found.setdefault((row["layer"], row["metric"]), []).append(row["value"])
