@@ -17,6 +17,7 @@ from bnstudy.metrics import chosen, evaluate
 from bnstudy.models import calibrated
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations import Layer, capture
+from bnstudy.representations.precision import Precision
 from bnstudy.runs.long_table import Row
 from bnstudy.terms import NOT_APPLICABLE, PROBE_PERFORMANCE
 
@@ -50,6 +51,7 @@ class RepresentationMetrics(L.Callback):
         memory_budget: Maximum memory of activations and of distances between samples, in GiB.
         channel_axis: Axis of the channels in modules' outputs by pattern of module names, such as
             `{"blocks.*": -1}`, for modules whose axis is not found correctly.
+        precision: Precision of the products of representations, as for `bnstudy.Layer`.
         on_layer: Function that is called with a message before each layer, for a progress bar.
         calibration: Batches (inputs, labels) of the training data, each with samples of all
             classes; None for the probe set of the split `train`, or else the first probe set.
@@ -57,6 +59,7 @@ class RepresentationMetrics(L.Callback):
     Attributes:
         rows: Rows of the latest measurement.
         seconds: Total time of all measurements, in seconds.
+        precisions: Ways in which representations were multiplied, by label of the layer.
 
     Raises:
         UserError: A name is not that of a metric.
@@ -70,6 +73,7 @@ class RepresentationMetrics(L.Callback):
         every_n_epochs: int = 1,
         memory_budget: float = 2,
         channel_axis: Mapping[str, int] | None = None,
+        precision: Precision = "auto",
         on_layer: Callable[[str], None] = lambda message: None,
         calibration: Probe | None = None,
     ) -> None:
@@ -82,9 +86,11 @@ class RepresentationMetrics(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.memory_budget = memory_budget
         self.channel_axis = channel_axis
+        self.precision = precision
         self.on_layer = on_layer
         self.rows: list[Row] = []
         self.seconds = 0.0
+        self.precisions: dict[str, set[str]] = {}
         self._not_measured: int | None = None  # the latest epoch, if it was not measured
         self._warned: set[str] = set()  # reasons that a warning was given for
 
@@ -135,6 +141,7 @@ class RepresentationMetrics(L.Callback):
             channel_axis=self.channel_axis,
             memory_budget=self.memory_budget,
             distances=any(metric.needs_products for metric in self.metrics),
+            precision=self.precision,
         )
         for number, layer in enumerate(layers):
             if number == 0:
@@ -143,6 +150,8 @@ class RepresentationMetrics(L.Callback):
                 return
             self.on_layer(f"measuring {layer.name}, {split}")
             yield from self._rows(layer, epoch, step, split)
+            if layer.multiplied is not None and layer.tap is not None:
+                self.precisions.setdefault(layer.tap.label, set()).add(layer.multiplied)
             del layer  # free its memory before the next layer is read
 
     def _rows(self, layer: Layer, epoch: int, step: int, split: str) -> Iterator[Row]:

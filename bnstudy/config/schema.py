@@ -423,6 +423,8 @@ class Metrics(Group):
     """Epochs between measurements; epoch 0 and the last epoch are always measured."""
     memory_budget: Positive
     """Memory limit for activations and distances between samples, in GiB."""
+    precision: Annotated[str, OneOf("auto", "float32")]
+    """Precision of products of representations; auto: the fastest that is about as exact."""
 
 
 class Probe(Group):

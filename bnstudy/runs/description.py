@@ -8,7 +8,7 @@ when the file is written again.
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from math import sqrt
 from pathlib import Path
@@ -310,6 +310,7 @@ class RunDescription(Part):
             sparsity of another run; None otherwise.
         callbacks: Names of the callbacks that every epoch was trained with.
         measured_later: Measurements from checkpoints.
+        precisions: Ways in which representations were multiplied, by label of the layer.
     """
 
     format: int = Field(default=1, ge=1, le=FORMAT)
@@ -331,6 +332,7 @@ class RunDescription(Part):
     target_sparsity: dict[str, float] | None = None
     callbacks: list[str] = []
     measured_later: list[MeasuredLater] = []
+    precisions: dict[str, list[str]] = {}
 
     @classmethod
     def new(
@@ -594,8 +596,8 @@ class RunDescription(Part):
             metrics: Configuration group `metrics` of the resumed run.
         """
         kept = self.config["metrics"]
-        # The memory budget does not change the measured values.
-        same: dict[str, Any] = {"names": [], "memory_budget": None}
+        # The memory budget and the precision change the measured values at most by rounding.
+        same: dict[str, Any] = {"names": [], "memory_budget": None, "precision": None}
         alike = kept | same == metrics | same
         names = [name for name in metrics["names"] if alike and name in kept["names"]]
         self.config["metrics"] = metrics | {"names": names}
@@ -607,6 +609,13 @@ class RunDescription(Part):
             directions: Direction of each metric: higher, lower, or None.
         """
         self.metrics = self.metrics | dict(directions)
+
+    def add_precisions(self, precisions: Mapping[str, Collection[str]]) -> None:
+        """Add the ways in which representations were multiplied, by label of the layer."""
+        self.precisions = self.precisions | {
+            layer: sorted({*self.precisions.get(layer, ()), *found})
+            for layer, found in precisions.items()
+        }
 
     def add_measurement(self, measurement: MeasuredLater) -> None:
         """Add a measurement from checkpoints."""

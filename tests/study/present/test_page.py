@@ -144,6 +144,7 @@ def test_it_loads_nothing(analysis: Analysis) -> None:
     assert "default-src 'none'" in html
     policy = re.findall(r"script-src ([^;]*);", html)[0]
     assert "unsafe" not in policy
+    assert len(html.encode()) < 2.5e6
 
 
 def test_runs_that_are_too_many_are_shown_as_means_over_seeds(

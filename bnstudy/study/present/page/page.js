@@ -7,10 +7,15 @@ const TIGHT = { l: 56, r: 12, t: 12, b: 40 };
 const MARKERS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
 const DASHES = { train: "dot", validation: "dash", test: "solid" };
 
+function bytesOf(base64) {
+  const letters = atob(base64);
+  const bytes = new Uint8Array(letters.length);
+  for (let at = 0; at < bytes.length; at++) bytes[at] = letters.charCodeAt(at);
+  return bytes;
+}
+
 function decoded(text) {
-  if (text === undefined) return null;
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return new Float32Array(bytes.buffer);
+  return text === undefined ? null : new Float32Array(bytesOf(text).buffer);
 }
 
 const means = decoded(data.values.mean);
@@ -937,6 +942,15 @@ const FIGURES = {
 
 // ---- Drawing -----------------------------------------------------------------------------------
 
+/** Unpack the script of Plotly, which is embedded as a gzip file in base64, and run it. */
+async function loadPlotly() {
+  const packed = bytesOf(document.getElementById("plotly").textContent);
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(unpacked).text();
+  document.head.append(script);
+}
+
 const figures = [...document.querySelectorAll("figure[data-figure]")];
 const waiting = new Set(); // figures that are out of view and not up to date
 
@@ -945,7 +959,11 @@ function draw(figure) {
   figure.ariaBusy = "false";
   const found = FIGURES[figure.dataset.figure]();
   const plot = figure.querySelector(".plot");
-  Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
+  if (window.Plotly) {
+    Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
+  } else {
+    plot.textContent = "This browser is too old to draw the figure. The table below contains its numbers.";
+  }
   figure.querySelector("figcaption").textContent = found.caption;
   plot.setAttribute("aria-label", `${found.caption} The table below contains its numbers.`);
   figure.found = found;
@@ -1058,4 +1076,7 @@ darkness.addEventListener("change", colour);
 addEventListener("beforeprint", () => figures.forEach(draw));
 
 colour();
-figures.forEach((figure) => sight.observe(figure));
+// Browsers before 2023 have no DecompressionStream; they show captions and numbers alone.
+loadPlotly()
+  .catch(console.warn)
+  .finally(() => figures.forEach((figure) => sight.observe(figure)));

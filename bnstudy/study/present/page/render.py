@@ -1,6 +1,7 @@
 """Page of a study: its text and tables, with the numbers that its figures draw."""
 
 import base64
+import gzip
 import hashlib
 import json
 import math
@@ -60,7 +61,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     """
     study = analysis.study
     data = embed_numbers(analysis)
-    scripts = [get_plotlyjs(), _resource("page.js")]
+    plotly, script = get_plotlyjs(), _resource("page.js")
     runs = study.runs
     environment = Environment(
         loader=PackageLoader(__package__, ""),
@@ -82,8 +83,9 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "data": data,
         # Without "<", no text can close the script element around it.
         "data_json": json.dumps(data, allow_nan=False).replace("<", r"\u003c"),
-        "scripts": scripts,
-        "allowed_scripts": " ".join(map(_allowed, scripts)),
+        "plotly": base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode(),
+        "script": script,
+        "allowed_scripts": f"{_allowed(plotly)} {_allowed(script)}",
         "style": _resource("page.css"),
         "version": bnstudy.__version__,
         "apart": apart,
