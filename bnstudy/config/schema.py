@@ -140,16 +140,23 @@ class Norm(ChosenGroup):
     keys_of = {
         "none": [],
         "affine": ["position"],
+        "batch_renorm": ["r_max", "d_max", "ramp_batches", "eps", "momentum", "position"],
         "batchnorm": ["eps", "momentum", "position"],
         "batchnorm_centering": ["momentum", "position"],
         "batchnorm_frozen": ["eps", "position"],
         "batchnorm_noaffine": ["eps", "momentum", "position"],
         "batchnorm_scaling": ["eps", "momentum", "position"],
+        "derf": ["alpha", "position"],
+        "dyt": ["alpha", "position"],
+        "evonorm_b0": ["eps", "momentum", "position"],
+        "evonorm_s0": ["num_groups", "eps", "position"],
         "filterresponse": ["eps", "position"],
         "ghostbatchnorm": ["ghost_size", "eps", "momentum", "position"],
         "groupnorm": ["num_groups", "eps", "position"],
         "instancenorm": ["eps", "position"],
         "layernorm": ["eps", "position"],
+        "layernorm_channels": ["eps", "position"],
+        "rmsnorm": ["eps", "position"],
         "weightstandardization": ["num_groups", "eps", "position"],
     }
 
@@ -163,6 +170,14 @@ class Norm(ChosenGroup):
     """Groups of channels, each normalized by itself."""
     ghost_size: Several
     """Maximum number of samples in a part of the batch."""
+    alpha: Positive
+    """Initial scale of the input of dyt and derf."""
+    r_max: Annotated[float, Field(ge=1), Takes("a number of at least 1")]
+    """Final limit of batch_renorm's factor r."""
+    d_max: NotNegative
+    """Final limit of batch_renorm's shift d."""
+    ramp_batches: Count
+    """Batches until batch_renorm's limits are reached."""
     position: Annotated[str, OneOf("pre", "post")]
     """Position of the layer: before the activation (pre) or after it (post)."""
 
