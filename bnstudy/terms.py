@@ -17,7 +17,12 @@ PROBE_PERFORMANCE = ("probe_loss", "probe_accuracy")
 PERFORMANCE = ("loss", "accuracy", *PROBE_PERFORMANCE)
 
 # Groups and keys of options that may have a value of each norm, as {batchnorm: 0.1, none: 0.01}.
-PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
+PER_NORM_OPTIONS = (
+    ("optim", "lr"),
+    ("optim", "adaptive_clipping"),
+    ("model", "residual_init"),
+    ("model", "normalizer_free"),
+)
 
 # Sites of a layer where representations are read; `features` is the last linear layer's input.
 SITES = ("conv", "norm", "act", "features")

@@ -6,7 +6,12 @@ from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terms import FUSED_NORMS
 
-WORDS = {"optim.lr": "learning rate", "model.residual_init": "residual initialization"}
+WORDS = {
+    "optim.lr": "learning rate",
+    "optim.adaptive_clipping": "adaptive gradient clipping",
+    "model.residual_init": "residual initialization",
+    "model.normalizer_free": "normalizer-free branches",
+}
 
 
 def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) -> str:
