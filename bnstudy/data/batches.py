@@ -1,7 +1,7 @@
 """Batches of data sets in memory, made on the training device."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,12 +54,21 @@ class Augment:
 
     Attributes:
         flip: Whether to mirror each image with probability 1/2.
-        shift: Maximum number of pixels by which an image is moved, vertically and horizontally; the
-            border is filled with zeros.
+        shift: Maximum number of pixels by which an image is moved, vertically and horizontally: a
+            random crop of the image with a border of that width.
+        fill: Border: the `mean` colour of the training images, `black`, or `reflect` for a mirror
+            image.
+        black: Normalized black, shape C x 1 x 1; needed for the border `black`.
     """
 
     flip: bool
     shift: int
+    fill: str = "mean"
+    black: Tensor | None = None
+
+    def of(self, normalize: Normalize) -> "Augment":
+        """Return the augmentation of images that are normalized so, on the same device."""
+        return replace(self, black=normalize(torch.zeros_like(normalize.mean)))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Augment normalized images, N x C x H x W, with random numbers of a CPU generator."""
@@ -74,11 +83,22 @@ class Augment:
                 (start[:, None] + torch.arange(length)).to(device)
                 for start, length in zip(offset, (height, width), strict=True)
             )
-            padded = functional.pad(images, [self.shift] * 4)
+            padded = self._padded(images)
             sample = torch.arange(count, device=device)[:, None, None]
             # With a slice between the index tensors, the result is N x H x W x C.
             images = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return images
+
+    def _padded(self, images: Tensor) -> Tensor:
+        border = [self.shift] * 4
+        if self.fill == "reflect":
+            return functional.pad(images, border, mode="reflect")
+        padded = functional.pad(images, border)  # the mean is 0
+        if self.fill == "black":
+            assert self.black is not None
+            inside = functional.pad(torch.ones_like(images[:1, :1]), border)
+            padded = torch.where(inside.bool(), padded, self.black)
+        return padded
 
 
 @dataclass(frozen=True)
@@ -193,6 +213,26 @@ def balanced_order(labels: Tensor) -> Tensor:
     rank = torch.empty_like(order)  # of each shuffled sample within its class
     rank[by_class] = torch.arange(len(order)) - starts[shuffled[by_class]]
     return order[torch.argsort(rank, stable=True)]
+
+
+def with_wrong_labels(labels: Tensor, share: float, num_classes: int) -> Tensor:
+    """Give a share of the samples the label of another class, drawn uniformly.
+
+    Args:
+        labels: int64 labels, N.
+        share: Share of the samples, from 0 to 1; their number is rounded. The samples of a smaller
+            share are among those of a larger one, with the same wrong labels.
+        num_classes: Number of classes, at least 2.
+
+    Returns:
+        Labels, int64, N; the same at every call.
+    """
+    generator = generator_for("label noise")
+    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    others = torch.randint(1, num_classes, labels.shape, generator=generator)
+    wrong = labels.clone()
+    wrong[chosen] = (labels[chosen] + others[chosen]) % num_classes
+    return wrong
 
 
 def stratified(labels: Tensor, share: float) -> Tensor:

@@ -17,6 +17,7 @@ from bnstudy.data.batches import (
     balanced,
     balanced_order,
     stratified,
+    with_wrong_labels,
 )
 from bnstudy.data.contents import Listing
 from bnstudy.data.images import Images
@@ -42,13 +43,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
             None for 5,000.
         flip: Whether to mirror each training image with probability 1/2.
         shift: Maximum number of pixels by which training images are moved.
+        fill: Border of moved images: mean (colour of the training images), black, or reflect.
         name: Name of the data in a run's identity, which does not contain the data set's path.
         validation: Share of each class of the training split that is held out as the validation
             split. All runs of a data set hold out the same samples, and the split `train` does not
             contain them.
+        label_noise: Share of the training samples, without those held out, that get the label of
+            another class. All runs of a data set have the same wrong labels. Training, evaluation
+            and probe set use them; samples are chosen by the true ones.
+        samples_per_class: Training samples of each class, without those held out; None for all.
 
     Attributes:
         data: The whole data set, after loading.
+        labels: Labels of the training and test split of `data`, with label noise.
         indices: Indices of each split's samples: those of `train` and `validation` refer to the
             training split of `data`, those of `test` to its test split.
         probe_indices: Indices of the probe sets' samples by split, as in `indices`.
@@ -63,14 +70,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
         shift: int = 0,
         name: str | None = None,
         validation: float = 0,
+        fill: str = "mean",
+        label_noise: float = 0,
+        samples_per_class: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.seed = seed
         self.probe_samples = probe
-        self.augment = Augment(flip, shift)
+        self.augment = Augment(flip, shift, fill)
         self.name = name
         self.validation = validation
+        self.label_noise = label_noise
+        self.samples_per_class = samples_per_class
 
     @abstractmethod
     def load(self) -> Images:
@@ -97,8 +109,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
         }
         if self.validation:
             self._hold_out()
+        if self.samples_per_class is not None:
+            self._reduce(self.samples_per_class)
         self.normalize = Normalize.of(self._of_split["train"][0])
         self.probe_indices = {split: self._choose_probe(split) for split in SPLITS}
+        self.labels = dict(self.data.labels)
+        if self.label_noise:
+            self._mislabel()
 
     def read_sha256(self) -> str:
         """Compute the SHA-256 of all pixels and labels, and note it for `bnstudy.data.contents`."""
@@ -194,7 +211,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         indices = self.probe_indices[split]
         return Batches(
             self.data.images[split][indices],
-            self.data.labels[split][indices],
+            self.labels[split][indices],
             EVALUATION_BATCH,
             self.normalize,
         )
@@ -234,7 +251,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             size,
             self.normalize.to(device),
             shuffle,
-            self.augment,
+            self.augment.of(self.normalize.to(device)),
             trainer.global_rank,
             trainer.world_size,
         )
@@ -258,6 +275,28 @@ class ImageDataModule(L.LightningDataModule, ABC):
         for split, part in parts.items():
             self.indices[split] = torch.nonzero(part).flatten()
             self._of_split[split] = images[part], labels[part]
+
+    def _reduce(self, samples_per_class: int) -> None:
+        """Keep some training samples of each class; a larger number contains a smaller one's."""
+        images, labels = self._of_split["train"]
+        present, sizes = labels.unique(return_counts=True)
+        if samples_per_class > sizes.min():
+            name = self.data.class_names[int(present[sizes.argmin()])]
+            raise UserError(
+                f"data.samples_per_class={samples_per_class}: the train split has {sizes.min()} "
+                f"samples of class {name}; it takes 1 to {sizes.min()}, or null for all"
+            )
+        kept = balanced(labels, samples_per_class * len(present))
+        self.indices["train"] = self.indices["train"][kept]
+        self._of_split["train"] = images[kept], labels[kept]
+
+    def _mislabel(self) -> None:
+        """Give some of the training samples the labels of other classes."""
+        indices, (images, labels) = self.indices["train"], self._of_split["train"]
+        wrong = with_wrong_labels(labels, self.label_noise, self.num_classes)
+        self.labels["train"] = self.labels["train"].clone()
+        self.labels["train"][indices] = wrong
+        self._of_split["train"] = images, wrong
 
     def _choose_probe(self, split: Split) -> Tensor:
         _, labels = self._of_split[split]

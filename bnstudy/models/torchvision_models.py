@@ -10,6 +10,7 @@ from torchvision import models
 
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.normalization import Normalization
+from bnstudy.representations.taps import ACTIVATIONS
 
 
 class GreyToColour(nn.Module):
@@ -65,12 +66,21 @@ def torchvision_network(
 
 
 def _replace(parent: nn.Module, norm: Normalization) -> None:
-    """Replace each BatchNorm and each convolution below a module by those of the norm."""
+    """Replace each BatchNorm and each convolution below a module by those of the norm.
+
+    With a norm that contains its activation function, also the activation functions of modules that
+    have a BatchNorm.
+    """
+    is_fused = norm.has_activation and any(
+        isinstance(part, nn.BatchNorm2d) for part in parent.children()
+    )
     for name, part in parent.named_children():
         if getattr(part, "inplace", False):  # a regularizer reads the input
             part.inplace = False  # type: ignore[assignment]
         if isinstance(part, nn.BatchNorm2d):
             setattr(parent, name, norm.layer(part.num_features))
+        elif is_fused and isinstance(part, ACTIVATIONS):
+            setattr(parent, name, norm.activation())
         elif isinstance(part, nn.Conv2d):
             same = (
                 "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
