@@ -48,7 +48,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
     """
     quieten_lightning()
     checkpoint, epochs_done = resume_point(record) or (None, None)
-    with record.attempt(environment()) as attempt, job_of_its_own():
+    with record.attempt(environment(record.folder.parent)) as attempt, job_of_its_own():
         attempt.resumed_from_epoch = epochs_done
         if checkpoint is None:
             record.description.begin_with(config)
