@@ -79,7 +79,7 @@ class Listing:
 
     @property
     def copy(self) -> Path:
-        """Path of the decoded copy of the data set."""
+        """Path of the decoded copy of the data set; see `bnstudy.data.images.MappedImages`."""
         return self.folder / f"{self.name}.npz"
 
     @property
