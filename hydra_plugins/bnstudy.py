@@ -1,4 +1,4 @@
-"""Hydra plugins of bnstudy: sweepers `grid` and `optuna`, launcher `devices`.
+"""Hydra plugins of bnstudy: sweepers `grid` and `optuna`, launchers `devices` and `slurm`.
 
 Hydra discovers plugins only in this namespace and imports this file at every start. The
 implementation is therefore in `bnstudy.sweeps` and imported only when it is needed.
@@ -13,7 +13,21 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from omegaconf import DictConfig
+
+
+class Slurm(submitit_launcher.SlurmLauncher):
+    """Launcher of SLURM jobs, through submitit.
+
+    Args:
+        detach: Whether `bnstudy.sweeps.multirun` submits the jobs without waiting for them.
+        options: Options of Hydra's submitit launcher.
+    """
+
+    def __init__(self, detach: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.detach = detach
 
 
 class Devices(Launcher):
@@ -118,6 +132,13 @@ class Search(Grid):
         Raises:
             bnstudy.errors.UserError: Trials failed.
         """
+        from bnstudy.errors import UserError
         from bnstudy.sweeps.search import search
 
+        if getattr(self.launcher, "detach", False):
+            raise UserError(
+                "hydra.launcher.detach=true is not possible with hydra/sweeper=optuna, whose next "
+                "trial depends on the results of earlier ones\n"
+                "Leave it out, and keep the command running, for example in tmux"
+            )
         search(arguments, self.params, self.n_trials, self.options, self.config, self.launcher)
