@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -29,6 +30,8 @@ from torch.utils.data import (
 from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.config.targets import TARGET, accepted, make
 from bnstudy.data.batches import Batch, balanced
+from bnstudy.data.decoding import read_colour
+from bnstudy.data.image_folder import ImageFolder
 from bnstudy.data.module import DataModule, ImageDataModule, Shuffle
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
@@ -278,6 +281,42 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
     )
 
 
+def with_transform(data: DataModule, transform: Callable[[Any], Any]) -> DataModule:
+    """Give images another preprocessing, for networks that were trained with it.
+
+    Files of an image folder are decoded again, in their own size.
+
+    Args:
+        data: Data, already loaded.
+        transform: Function of an RGB image of Pillow's, or uint8 C x H x W, that returns a tensor.
+
+    Returns:
+        The same samples, splits and classes; data of the user's own are returned as they are.
+    """
+    if not isinstance(data, ImageDataModule):
+        return data
+    tree = data.tree if isinstance(data, ImageFolder) else None
+    made = DatasetModule(
+        {
+            split: Source(
+                _Transformed(
+                    data.data.images[split] if tree is None else tree.paths(split),
+                    data.data.labels[split],
+                    transform,
+                )
+            )
+            for split in SPLITS
+        },
+        "data",
+        data.class_names,
+        batch_size=data.batch_size,
+        seed=data.seed,
+        probe=data.probe_samples,
+    )
+    made.setup()
+    return made
+
+
 def _is_image_module(target: str) -> bool:
     try:
         found = get_object(target)
@@ -377,3 +416,20 @@ class _Reproducible(Dataset[Any]):
             random.seed(seed)
             np.random.seed(seed)
             return self.dataset[index]
+
+
+@dataclass(frozen=True)
+class _Transformed(Dataset[Any]):
+    """Images, in memory or in files, with a preprocessing of their own."""
+
+    images: Tensor | Sequence[Path]
+    labels: Tensor
+    transform: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image: Any = self.images[index]
+        image = image.expand(3, -1, -1) if isinstance(image, Tensor) else read_colour(image)
+        return self.transform(image), int(self.labels[index])
