@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import redact_files, resolve
+from bnstudy.config.composition import choose_own, redact_files, resolve
 from bnstudy.config.identity import START_TIME, folder_name, register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
@@ -236,7 +236,9 @@ def main() -> None:
     # With this variable Hydra raises its errors, so that `explain` can translate them below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Hydra accepts -m only before or after all overrides; here it may be anywhere.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = sorted(
+        choose_own(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun")
+    )
     if sys.argv[1:2] in (["-m"], ["--multirun"]):
         sys.argv[1:] = defer_to_jobs(sys.argv[1:])
     register_resolvers()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnstudy.callbacks.names import logged_name
 from bnstudy.callbacks.optimization import rows_of
@@ -120,7 +120,7 @@ class RepresentationMetrics(L.Callback):
         if self._not_measured is not None:
             self._measure_and_log(trainer, pl_module, self._not_measured)
 
-    def measure(self, module: L.LightningModule, epoch: int, step: int) -> list[Row]:
+    def measure(self, module: nn.Module, epoch: int, step: int) -> list[Row]:
         """Compute every metric of every layer on every probe set."""
         started = time.monotonic()
         rows: list[Row] = []
@@ -131,7 +131,7 @@ class RepresentationMetrics(L.Callback):
         return sorted(rows, key=lambda row: (row.split != "train", row.layer_index))
 
     def _measure_split(
-        self, module: L.LightningModule, split: str, batches: Probe, epoch: int, step: int
+        self, module: nn.Module, split: str, batches: Probe, epoch: int, step: int
     ) -> Iterator[Row]:
         self.on_layer(f"reading representations, {split}")
         layers = capture(
@@ -221,4 +221,4 @@ class _Merged:
 
 def _concatenate(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     inputs, labels = zip(*batches, strict=True)
-    return torch.cat(inputs), torch.cat(labels)
+    return torch.cat(inputs), torch.cat([torch.as_tensor(some) for some in labels])

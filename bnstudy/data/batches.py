@@ -10,6 +10,9 @@ from torch.nn import functional
 from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.randomness import generator_for
 
+Batch = tuple[Tensor, Tensor]
+CHUNK = 10_000  # images that are read together for statistics of a whole data set
+
 
 @dataclass(frozen=True)
 class Normalize:
@@ -24,15 +27,21 @@ class Normalize:
     std: Tensor
 
     @classmethod
-    def of(cls, images: Tensor) -> "Normalize":
+    def of(cls, images: Tensor, rows: Tensor | None = None) -> "Normalize":
         """Compute mean and standard deviation of uint8 images N x C x H x W.
 
         They are computed from histograms in float64, without rounding errors of sums over pixels.
+
+        Args:
+            images: Images.
+            rows: Indices of the images to use; None for all.
         """
         levels = torch.arange(256, dtype=torch.float64)
-        counts = torch.stack(
-            [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-        )
+        counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+        chunks = images.split(CHUNK) if rows is None else (images[r] for r in rows.split(CHUNK))
+        for chunk in chunks:
+            for count, channel in zip(counts, chunk.unbind(1), strict=True):
+                count += torch.bincount(channel.flatten(), minlength=256)
         weights = counts.double() / counts.sum(1, keepdim=True)
         mean = weights @ levels
         variance = (weights * (levels - mean[:, None]) ** 2).sum(1)
@@ -109,8 +118,9 @@ class Batches:
     is too small for that is part of the one before it.
 
     Attributes:
-        images: uint8 images, N x C x H x W, on the device on which batches are needed.
-        labels: int64 labels, N, on the same device.
+        images: uint8 images, N x C x H x W, on the device on which batches are needed, or on the
+            CPU if they do not fit there.
+        labels: int64 labels, N, on the device on which batches are needed.
         size: Samples in a batch, summed over the processes of a distributed run.
         normalize: Standardization of each batch, on the same device.
         shuffle: Function that returns the generator of the sample order and of the augmentation at
@@ -118,6 +128,7 @@ class Batches:
         augment: Augmentation of each batch, if `shuffle` is not None.
         rank: Number of this process in a distributed run; it gets its share of every batch.
         world_size: Number of processes.
+        rows: Indices of the samples, on the same device; None for all.
     """
 
     images: Tensor
@@ -128,18 +139,21 @@ class Batches:
     augment: Augment = Augment(flip=False, shift=0)
     rank: int = 0
     world_size: int = 1
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._sizes())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = self.shuffle() if self.shuffle else None
-        count = len(self.labels)
+        count = self._count()
         order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
-        for batch in order.to(self.labels.device).split(self._sizes()):
+        order = order.to(self.labels.device)
+        for batch in (order if self.rows is None else self.rows[order]).split(self._sizes()):
             # The whole batch is augmented before this process takes its share, so that images do
             # not depend on the number of processes.
-            images = self.normalize(self.images.index_select(0, batch))
+            images = self.images.index_select(0, batch.to(self.images.device)).to(batch.device)
+            images = self.normalize(images)
             if generator:
                 images = self.augment(images, generator)
             share = slice(self.rank, None, self.world_size)
@@ -159,8 +173,11 @@ class Batches:
         """
         return Mixed(self, size)
 
+    def _count(self) -> int:
+        return len(self.labels if self.rows is None else self.rows)
+
     def _sizes(self) -> list[int]:
-        return batch_sizes(len(self.labels), self.size, MIN_SAMPLES * self.world_size)
+        return batch_sizes(self._count(), self.size, MIN_SAMPLES * self.world_size)
 
 
 @dataclass(frozen=True)

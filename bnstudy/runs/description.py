@@ -105,36 +105,44 @@ class Attempt(Part):
 
 
 class Git(Part):
-    """State of the checkout that bnstudy ran from.
+    """State of a repository.
 
     Attributes:
         commit: SHA-1 of the commit.
         dirty: Whether files differed from the commit.
+        patch: Path, relative to the study's folder, of a file with the differences of tracked
+            source files; None if there are none.
     """
 
     commit: str | None = None
     dirty: bool | None = None
+    patch: str | None = None
 
 
 class Environment(Part):
     """Software and hardware of a run or of a later measurement.
 
     Attributes:
-        git: State of the checkout; None if bnstudy was installed as a package.
+        git: State of bnstudy's checkout; None if it was installed as a package.
+        own_git: State of the repository that the process ran in, such as the user's own; None if
+            there is none, or if it is bnstudy's.
         packages: Version of each package.
         python: Version of Python.
         platform: Operating system.
         processor: Name of the processor.
         gpus: Name of each GPU.
+        visible_devices: Value of CUDA_VISIBLE_DEVICES, by which a launcher chose the GPUs.
         threads: Number of torch's threads.
     """
 
     git: Git | None = None
+    own_git: Git | None = None
     packages: dict[str, str] = {}
     python: str | None = None
     platform: str | None = None
     processor: str | None = None
     gpus: list[str] = []
+    visible_devices: str | None = None
     threads: int | None = None
 
     @property

@@ -111,7 +111,7 @@ def measure_checkpoints(
         metrics=_names(wanted),
         splits=sorted({split for what in wanted.values() for split, _, _ in what}),
         sites=sorted({site for what in wanted.values() for _, site, _ in what}),
-        environment=environment(),
+        environment=environment(record.folder.parent),
     )
     record.description.add_measurement(measurement)
     for epoch, what in wanted.items():

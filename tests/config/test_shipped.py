@@ -44,13 +44,16 @@ RUN_HERE = [
     if choice not in [f"data={name}" for name in DOWNLOADED]
     and choice != "trainer=ddp"
     and not choice.startswith("experiment=")
+    and not choice.endswith("=own")
     and (choice != "trainer=gpu" or torch.cuda.is_available())
 ]
 
 
 @pytest.mark.parametrize("choice", [choice for choice in ALL if choice not in RUN_HERE])
 def test_it_composes(composed: Compose, choice: str) -> None:
-    config = resolve(composed(choice))
+    group, _, option = choice.partition("=")
+    target = [f"{group}._target_=mine.Own"] if option == "own" else []
+    config = resolve(composed(choice, *target))
     validate(config)
     assert len(identity(config)) == 64
 
