@@ -2,7 +2,7 @@
 
 Use as a library: `capture` reads the layers of any network; `METRICS` and `evaluate` measure one
 layer, `SIMILARITIES` compare two; `recalibrate` computes the running statistics of BatchNorm layers
-in an untrained network; `load` reads the runs of a study. README.md describes the commands.
+in an untrained network; `load` reads the runs of a study. docs/ describes the commands.
 """
 
 from importlib import import_module
