@@ -347,7 +347,9 @@ def _metric(entry: Declaration, formulas: Mapping[str, str], sets: Mapping[str, 
         "Source": _linked(_text(entry.source)),
     }
     lines = "\n".join(f"- {what}: {fact}" for what, fact in facts.items() if fact)
-    formula = f"$$\n{formulas[entry.name].strip()}\n$$\n\n"
+    # Each part on a line of its own: a phone is narrow.
+    displayed = re.split(r",\s*\\qquad", formulas[entry.name].strip())
+    formula = "".join(f"$$\n{part.strip()}\n$$\n\n" for part in displayed)
     return f"### `{entry.name}`\n\n{_text(first)}\n\n{formula}{_text(rest)}\n\n{lines}"
 
 
