@@ -2,7 +2,8 @@
 
 Use as a library: `capture` reads the layers of any network; `METRICS` and `evaluate` measure one
 layer, `SIMILARITIES` compare two; `recalibrate` computes the running statistics of BatchNorm layers
-in an untrained network; `load` reads the runs of a study. docs/ describes the commands.
+in an untrained network; `StudyRecorder` (Lightning) and `Run` (any loop) make runs of a study from
+your own training; `load` reads the runs of a study. docs/ describes the commands.
 """
 
 from importlib import import_module
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from bnstudy.models import recalibrate
     from bnstudy.representations import Layer, Tap, capture
     from bnstudy.study.study import Study, load
+    from bnstudy.training.own_loop import Run, StudyRecorder
 
 __version__ = "0.2.0"
 
@@ -21,13 +23,16 @@ _EXPORTS = {
     "models": ["recalibrate"],
     "metrics": ["METRICS", "SIMILARITIES", "chosen", "evaluate"],
     "study.study": ["Study", "load"],
+    "training.own_loop": ["Run", "StudyRecorder"],
 }
 
 __all__ = [
     "METRICS",
     "SIMILARITIES",
     "Layer",
+    "Run",
     "Study",
+    "StudyRecorder",
     "Tap",
     "capture",
     "chosen",

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.composition import choose_own, plain_values
 from bnstudy.config.identity import register_resolvers
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import trust
@@ -29,6 +30,7 @@ Measure finished runs from their checkpoints, without training.
   python -m bnstudy.measure multirun/mnist5k_cnn/CELL metrics.names=[dunn,hoyer] --split test
   python -m bnstudy.measure similarity RUN_A RUN_B       compare the layers of two runs
   python -m bnstudy.measure map RUN_OR_STUDY_DIR         map the samples in two dimensions
+  python -m bnstudy.measure network torchvision:vgg16    measure a network that is trained already
 
 Only values that are missing from a run's record are measured, so an interrupted command can be
 repeated. A run has the checkpoint of its last epoch, and those that checkpoint_epochs=... of
@@ -66,6 +68,24 @@ components, and UMAP if it is installed (pip install -e '.[umap]').
 Writes maps.parquet into each run's folder; bnstudy.report shows the maps. Existing maps are kept,
 or replaced if the epoch, split, number of samples or sites differ.
 """
+
+
+NETWORK_HELP = """\
+Measure networks that are trained already, and make a study of them. Networks that differ in their
+normalization, such as vgg16 and vgg16_bn, are compared layer by layer.
+
+  python -m bnstudy.measure network torchvision:vgg16 torchvision:vgg16_bn \\
+      data=image_folder data.root=FOLDER --weights DEFAULT
+  python -m bnstudy.measure network torchvision:vgg16 torchvision:vgg16_bn \\
+      data=image_folder data.root=FOLDER --weights vgg16=FILE vgg16_bn=FILE
+  python -m bnstudy.measure network mypackage.nets:plain mypackage.nets:with_batchnorm data=cifar10
+
+Options of the study are those of bnstudy.train: data=..., probe.test=500, metrics=full, study=NAME.
+Images are preprocessed as torchvision's weights ask for, if these have 1000 classes; otherwise as
+in bnstudy.train. Weights are read with weights_only. Values are those of epoch 1.
+"""
+
+NETWORK_KEYS = ("data", "probe", "metrics", "study", "output_root")
 
 
 def measure(arguments: Sequence[str]) -> None:
@@ -177,6 +197,72 @@ def measure_maps(arguments: Sequence[str]) -> None:
     each_run(cells, embed_one, "mapped")
 
 
+def measure_networks(arguments: Sequence[str]) -> None:
+    """Measure networks that are trained already.
+
+    An error of one network is printed, and the others are measured.
+
+    Args:
+        arguments: Words of the command line.
+
+    Raises:
+        UserError: A network, its weights or the data cannot be used.
+        SystemExit: An argument is invalid, or at least one network failed.
+    """
+    parser = _parser("bnstudy.measure network", NETWORK_HELP)
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="NETWORK | KEY=VALUE",
+        help="torchvision:NAME or package.module:function; data=..., metrics=..., study=NAME",
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="DEFAULT | NAME=FILE",
+        help="weights that torchvision publishes, or files of state dictionaries",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace runs that were measured before"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    names = [word for word in options.words if not _is_override(word)]
+    for name in names:
+        if not all(name.partition(":")):
+            parser.error(f"{name}: it takes torchvision:NAME or package.module:function")
+    if not names:
+        parser.error("name a network, such as torchvision:vgg16")
+    config = compose_study([word for word in options.words if _is_override(word)])
+    from bnstudy.trained.networks import (
+        load_networks,
+        match_layers,
+        measure_network,
+        prepare,
+        run_of,
+    )
+
+    networks = load_networks(names, options.weights)
+    prepared = prepare(networks, config)
+    renamed = match_layers(prepared)
+    runs = [run_of(one, config["study"], config["output_root"]) for one in networks]
+    cells = {run.folder: number for number, run in enumerate(runs)}
+
+    def measure_one(cell: Path, progress: Callable[[str], None]) -> None:
+        number = cells[cell]
+        measure_network(
+            prepared[number],
+            renamed[number],
+            runs[number],
+            config["metrics"],
+            options.overwrite,
+            progress,
+        )
+
+    each_run(list(cells), measure_one, "measured")
+
+
 def split_data_folders(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Split a command line into other words and the current folders of the data.
 
@@ -225,6 +311,33 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
 
     chosen(metrics["names"])
     return metrics
+
+
+def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose data, probe set, metrics and study from overrides as in bnstudy.train.
+
+    Args:
+        overrides: Words such as "data=cifar10" and "probe.test=500".
+
+    Raises:
+        UserError: An override is of another group, or a value is not allowed.
+    """
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in NETWORK_KEYS:
+            raise UserError(
+                f"{override}: networks that are trained already take {', '.join(NETWORK_KEYS)}, "
+                "and keys of these; other settings are those they were trained with"
+            )
+    register_resolvers()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        cfg = compose("train", overrides=choose_own(overrides))
+    chosen = [word.partition("=")[2] for word in overrides if word.startswith("data=")]
+    if OmegaConf.is_interpolation(cfg, "study"):
+        cfg.study = f"{[*chosen, 'mnist5k'][0]}_networks"
+    keys = {key: cfg[key] for key in NETWORK_KEYS}
+    config = plain_values(OmegaConf.create(keys))
+    validate(config)
+    return config | {"seed": 0}
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -310,6 +423,10 @@ def main() -> None:
                 "Interrupted; nothing was written", "choose another folder: --output FOLDER"
             ):
                 measure_similarity(arguments)
+        case ["network", *arguments]:
+            again = "the same command measures what is missing"
+            with command_line(f"Interrupted; {again}", "output_root=FOLDER"):
+                measure_networks(arguments)
         case ["map", *arguments]:
             again = "the same command continues with the interrupted run"
             with command_line(f"Interrupted; {again}", COPY):

@@ -16,11 +16,28 @@ EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("train", "validation", "test")
 PROBE_PERFORMANCE = ("probe_loss", "probe_accuracy")
 PERFORMANCE = ("loss", "accuracy", *PROBE_PERFORMANCE)
 
+# Begins the reason for which a metric that does not apply to a layer has no value.
+NOT_APPLICABLE = "does not apply: "
+
 # Groups and keys of options that may have a value of each norm, as {batchnorm: 0.1, none: 0.01}.
-PER_NORM_OPTIONS = (("optim", "lr"), ("model", "residual_init"))
+PER_NORM_OPTIONS = (
+    ("optim", "lr"),
+    ("optim", "adaptive_clipping"),
+    ("model", "residual_init"),
+    ("model", "normalizer_free"),
+)
 
 # Sites of a layer where representations are read; `features` is the last linear layer's input.
 SITES = ("conv", "norm", "act", "features")
+
+# Norms that contain their own activation function; a ReLU follows all other norms.
+FUSED_NORMS = ("evonorm_b0", "evonorm_s0")
+
+# Metrics of the zeros that a ReLU makes, which say nothing of another activation function.
+ZERO_METRICS = (
+    *("unit_sparsity", "channel_sparsity", "unit_sparsity_channel_std"),
+    *("dead_channels", "dead_units"),
+)
 
 
 def format_count(number: int, noun: str) -> str:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import redact_files, resolve
+from bnstudy.config.composition import choose_own, redact_files, resolve
 from bnstudy.config.identity import START_TIME, folder_name, register_resolvers
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
@@ -33,6 +33,7 @@ from bnstudy.sweeps.grid import defer_to_jobs
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import register_search, worst_value
 from bnstudy.terminal import console
+from bnstudy.terms import format_count
 from bnstudy.trained.measuring import measure_missing
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_in_order
@@ -126,7 +127,8 @@ def print_result(record: Record) -> None:
     described = record.description
     accuracy = f"test accuracy {described.final.numbers['test_accuracy']:.2%}"
     console.print(
-        f"{record.folder}: {described.status}, {accuracy} after {described.final.epoch} epochs"
+        f"{record.folder}: {described.status}, {accuracy} after "
+        f"{format_count(described.final.epoch or 0, 'epoch')}"
     )
 
 
@@ -234,7 +236,9 @@ def main() -> None:
     # With this variable Hydra raises its errors, so that `explain` can translate them below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Hydra accepts -m only before or after all overrides; here it may be anywhere.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = sorted(
+        choose_own(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun")
+    )
     if sys.argv[1:2] in (["-m"], ["--multirun"]):
         sys.argv[1:] = defer_to_jobs(sys.argv[1:])
     register_resolvers()

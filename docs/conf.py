@@ -21,7 +21,7 @@ extensions = [
     "generated",
     "mathml",
 ]
-exclude_patterns = ["build", "schema", "examples"]
+exclude_patterns = ["build", "schema"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3

@@ -1,17 +1,59 @@
-"""Hydra sweepers of bnstudy: `hydra/sweeper=grid`, the default, and `optuna`.
+"""Hydra plugins of bnstudy: sweepers `grid` and `optuna`, launchers `devices` and `slurm`.
 
-Hydra discovers sweepers only in this namespace and imports this file at every start. The
+Hydra discovers plugins only in this namespace and imports this file at every start. The
 implementation is therefore in `bnstudy.sweeps` and imported only when it is needed.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from omegaconf import DictConfig
+
+
+class Slurm(submitit_launcher.SlurmLauncher):
+    """Launcher of SLURM jobs, through submitit.
+
+    Args:
+        detach: Whether `bnstudy.sweeps.multirun` submits the jobs without waiting for them.
+        options: Options of Hydra's submitit launcher.
+    """
+
+    def __init__(self, detach: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.detach = detach
+
+
+class Devices(Launcher):
+    """Launcher that runs cells side by side on one machine, each process on its own device.
+
+    Args:
+        devices: Values of CUDA_VISIBLE_DEVICES, such as [0,1]; None: all GPUs.
+        per_device: Processes that share a device.
+    """
+
+    def __init__(self, devices: list[int | str] | None = None, per_device: int = 1) -> None:
+        self.devices, self.per_device = devices, per_device
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra before `launch`."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run jobs and wait for all of them."""
+        from bnstudy.sweeps.devices import launch
+
+        return launch(self, job_overrides, initial_job_idx, self.devices, self.per_device)
 
 
 class Grid(Sweeper):
@@ -90,6 +132,13 @@ class Search(Grid):
         Raises:
             bnstudy.errors.UserError: Trials failed.
         """
+        from bnstudy.errors import UserError
         from bnstudy.sweeps.search import search
 
+        if getattr(self.launcher, "detach", False):
+            raise UserError(
+                "hydra.launcher.detach=true is not possible with hydra/sweeper=optuna, whose next "
+                "trial depends on the results of earlier ones\n"
+                "Leave it out, and keep the command running, for example in tmux"
+            )
         search(arguments, self.params, self.n_trials, self.options, self.config, self.launcher)

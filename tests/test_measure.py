@@ -15,6 +15,7 @@ import torch
 from bnstudy import measure
 from bnstudy.metrics import METRICS
 from bnstudy.runs.lease import held
+from bnstudy.runs.record import Record
 from tests.conftest import SMALL, CommandLine, description, only_cell
 
 STUDY = "multirun/mnist5k_cnn"
@@ -195,7 +196,9 @@ def test_a_run_that_cannot_be_measured_does_not_stop_the_others(
     sweep = ("metrics=none", "seed=0,1,2", "-m")
     assert command_line(*SMALL, *sweep).returncode == 0
     used, unfinished, fine = sorted((tmp_path / STUDY).glob("*-*/"))
-    (unfinished / "metrics.parquet").unlink()
+    record = Record.read(unfinished)
+    record.description.status = "interrupted"
+    record.save()
     with held(used):
         result = command_line(STUDY, "metrics.names=[hoyer]", main=measure.main)
     assert result.returncode == 1

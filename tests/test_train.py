@@ -163,7 +163,7 @@ def test_before_training_batchnorm_normalizes(command_line: CommandLine, tmp_pat
             if row["epoch"] == 0
         }
     assert values.keys() == set(norms)
-    assert len(values["none"]) == 2 * (2 + 2 * 16 + 2 * 3 * 3)
+    assert len(values["none"]) == 2 * (4 + 2 * 16 + 2 * 3 * 3)
     assert values["batchnorm"] == pytest.approx(values["batchnorm_frozen"], nan_ok=True)
     assert values["batchnorm"] == pytest.approx(values["batchnorm_noaffine"], nan_ok=True)
     for norm in set(norms) - {"none"}:

@@ -77,6 +77,15 @@ def every_result() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Have submitit's launcher return the id of each job, such as 12_0, once it is submitted."""
+    from submitit import Job
+
+    with patch.object(Job, "results", lambda job: [job.job_id]):
+        yield
+
+
 def requeue_handler() -> SignalHandler | None:
     """Return the handler of SIGUSR2 by which submitit queues this job again; None outside of one.
 

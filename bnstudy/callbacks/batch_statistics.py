@@ -40,8 +40,8 @@ class BatchStatistics(OptimizationMetrics):
 
     For the whole model, on the probe set of each split, in eval mode:
 
-    - `probe_loss`, `probe_accuracy`: with the running statistics, as `RepresentationMetrics`.
-    - `recalibrated_loss`, `recalibrated_accuracy`: with the population's statistics.
+    - `recalibrated_loss`, `recalibrated_accuracy`: with the population's statistics. Those with the
+      running statistics are `probe_loss` and `probe_accuracy` of `RepresentationMetrics`.
     - `batch_statistics_loss`, `batch_statistics_accuracy`: with the statistics of each batch, as in
       training, in batches of the training's size.
 
@@ -66,7 +66,6 @@ class BatchStatistics(OptimizationMetrics):
         rows: list[Row] = []
         with self.timed():
             copy = deepcopy(network).eval()
-            rows += self._performance(trainer, copy, "probe", epoch)
             population = probe_of(trainer, "train")
             recalibrate(copy, population.mixed(population.size))
             recalibrated = with_running_statistics(copy)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnstudy.callbacks.names import logged_name
-from bnstudy.data.batches import Batches
-from bnstudy.data.module import ImageDataModule
+from bnstudy.data.module import DataModule, Samples
 from bnstudy.models import Classifier, calibrated
 from bnstudy.representations import Tap
 from bnstudy.representations.taps import Call, Taps
@@ -24,7 +23,7 @@ CONSTANT_TOLERANCE = 1e-8
 
 
 class OptimizationMetrics(L.Callback):
-    """Base of callbacks that measure a `Classifier` while it is trained on an `ImageDataModule`.
+    """Base of callbacks that measure a `Classifier` while it is trained on an `DataModule`.
 
     Measuring changes neither weights, gradients and running statistics nor torch's random numbers,
     so that a run ends with the same weights as without it. The trainer's loggers get the values as
@@ -101,14 +100,14 @@ def calibrated_network(
     return calibrated(network_of(module), _data_of(trainer).calibration())
 
 
-def probe_of(trainer: L.Trainer, split: Split) -> Batches:
+def probe_of(trainer: L.Trainer, split: Split) -> Samples:
     """Return the probe set of a split."""
     return _data_of(trainer).probe(split)
 
 
-def _data_of(trainer: L.Trainer) -> ImageDataModule:
+def _data_of(trainer: L.Trainer) -> DataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(data, ImageDataModule)
+    assert isinstance(data, DataModule)
     return data
 
 

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import lightning as L
 
 from bnstudy.callbacks.optimization import rows_of
+from bnstudy.callbacks.representation_metrics import RepresentationMetrics
 from bnstudy.models import Classifier
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
@@ -98,6 +99,9 @@ class Recorder(L.Callback):
                 if row.epoch == epoch
             ]
             self.record.table.write_part(epoch, rows, add=epoch == self._recorded)
+            for measurement in self.measurements:
+                if isinstance(measurement, RepresentationMetrics):
+                    self.record.description.add_precisions(measurement.precisions)
             self.record.note(
                 measure_seconds=sum(measurement.seconds for measurement in self.measurements),
                 diverged=bool(pl_module.diverged),

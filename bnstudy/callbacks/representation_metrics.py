@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnstudy.callbacks.names import logged_name
 from bnstudy.callbacks.optimization import rows_of
@@ -17,8 +17,9 @@ from bnstudy.metrics import chosen, evaluate
 from bnstudy.models import calibrated
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations import Layer, capture
+from bnstudy.representations.precision import Precision
 from bnstudy.runs.long_table import Row
-from bnstudy.terms import PROBE_PERFORMANCE
+from bnstudy.terms import NOT_APPLICABLE, PROBE_PERFORMANCE
 
 Probe = Iterable[tuple[Tensor, Tensor]]
 
@@ -50,6 +51,7 @@ class RepresentationMetrics(L.Callback):
         memory_budget: Maximum memory of activations and of distances between samples, in GiB.
         channel_axis: Axis of the channels in modules' outputs by pattern of module names, such as
             `{"blocks.*": -1}`, for modules whose axis is not found correctly.
+        precision: Precision of the products of representations, as for `bnstudy.Layer`.
         on_layer: Function that is called with a message before each layer, for a progress bar.
         calibration: Batches (inputs, labels) of the training data, each with samples of all
             classes; None for the probe set of the split `train`, or else the first probe set.
@@ -57,6 +59,7 @@ class RepresentationMetrics(L.Callback):
     Attributes:
         rows: Rows of the latest measurement.
         seconds: Total time of all measurements, in seconds.
+        precisions: Ways in which representations were multiplied, by label of the layer.
 
     Raises:
         UserError: A name is not that of a metric.
@@ -70,6 +73,7 @@ class RepresentationMetrics(L.Callback):
         every_n_epochs: int = 1,
         memory_budget: float = 2,
         channel_axis: Mapping[str, int] | None = None,
+        precision: Precision = "auto",
         on_layer: Callable[[str], None] = lambda message: None,
         calibration: Probe | None = None,
     ) -> None:
@@ -82,9 +86,11 @@ class RepresentationMetrics(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.memory_budget = memory_budget
         self.channel_axis = channel_axis
+        self.precision = precision
         self.on_layer = on_layer
         self.rows: list[Row] = []
         self.seconds = 0.0
+        self.precisions: dict[str, set[str]] = {}
         self._not_measured: int | None = None  # the latest epoch, if it was not measured
         self._warned: set[str] = set()  # reasons that a warning was given for
 
@@ -104,7 +110,7 @@ class RepresentationMetrics(L.Callback):
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
             values = self._measure_and_log(trainer, pl_module, epoch)
             for name in values.keys() & self._monitored():
-                pl_module.log(name, values[name], logger=False)
+                pl_module.log(name, values[name], logger=False, sync_dist=True)
             self._not_measured = None
         else:
             self._not_measured = epoch
@@ -114,7 +120,7 @@ class RepresentationMetrics(L.Callback):
         if self._not_measured is not None:
             self._measure_and_log(trainer, pl_module, self._not_measured)
 
-    def measure(self, module: L.LightningModule, epoch: int, step: int) -> list[Row]:
+    def measure(self, module: nn.Module, epoch: int, step: int) -> list[Row]:
         """Compute every metric of every layer on every probe set."""
         started = time.monotonic()
         rows: list[Row] = []
@@ -125,7 +131,7 @@ class RepresentationMetrics(L.Callback):
         return sorted(rows, key=lambda row: (row.split != "train", row.layer_index))
 
     def _measure_split(
-        self, module: L.LightningModule, split: str, batches: Probe, epoch: int, step: int
+        self, module: nn.Module, split: str, batches: Probe, epoch: int, step: int
     ) -> Iterator[Row]:
         self.on_layer(f"reading representations, {split}")
         layers = capture(
@@ -135,6 +141,7 @@ class RepresentationMetrics(L.Callback):
             channel_axis=self.channel_axis,
             memory_budget=self.memory_budget,
             distances=any(metric.needs_products for metric in self.metrics),
+            precision=self.precision,
         )
         for number, layer in enumerate(layers):
             if number == 0:
@@ -143,17 +150,21 @@ class RepresentationMetrics(L.Callback):
                 return
             self.on_layer(f"measuring {layer.name}, {split}")
             yield from self._rows(layer, epoch, step, split)
+            if layer.multiplied is not None and layer.tap is not None:
+                self.precisions.setdefault(layer.tap.label, set()).add(layer.multiplied)
             del layer  # free its memory before the next layer is read
 
     def _rows(self, layer: Layer, epoch: int, step: int, split: str) -> Iterator[Row]:
         tap = layer.tap
         assert tap is not None
         undefined: dict[str, list[str]] = {}
-        for name, value in evaluate(self.metrics, layer).items():
-            if value.reason is not None and value.is_applicable:
-                undefined.setdefault(value.reason, []).append(name)
+        for name, (number, reason, is_applicable) in evaluate(self.metrics, layer).items():
+            if reason is not None and is_applicable:
+                undefined.setdefault(reason, []).append(name)
+            elif reason is not None:
+                reason = NOT_APPLICABLE + reason
             where = (tap.layer_index, tap.layer, tap.site)
-            yield Row(epoch, step, split, *where, name, value.number, value.reason)
+            yield Row(epoch, step, split, *where, name, number, reason)
         for reason in undefined.keys() - self._warned:
             self._warned.add(reason)
             names = ", ".join(undefined[reason])
@@ -210,4 +221,4 @@ class _Merged:
 
 def _concatenate(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     inputs, labels = zip(*batches, strict=True)
-    return torch.cat(inputs), torch.cat(labels)
+    return torch.cat(inputs), torch.cat([torch.as_tensor(some) for some in labels])

@@ -1,5 +1,6 @@
 """Resolution of configurations to plain values, with open values filled in."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,30 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
+
+
+OWN = "own"  # option of the groups `model` and `data` for classes of the user's
+
+
+def choose_own(words: Sequence[str]) -> list[str]:
+    """Choose the option `own` of a group whose `_target_` a command line sets without an option.
+
+    The keys of the group's default option are those of another class. Those of the class that is
+    named are added to the group.
+
+    Args:
+        words: Words of the command line.
+
+    Example:
+        >>> choose_own(["model._target_=mine.Net", "model.blocks=2,3", "-m"])
+        ['model=own', '++model._target_=mine.Net', '++model.blocks=2,3', '-m']
+    """
+    for group in ("model", "data"):
+        keys = {word.lstrip("+").partition("=")[0] for word in words}
+        if f"{group}._target_" in keys and group not in keys:
+            added = (f"++{word}" if word.startswith(f"{group}.") else word for word in words)
+            words = [f"{group}={OWN}", *added]
+    return list(words)
 
 
 def redact_files(folder: Path) -> None:

@@ -31,7 +31,18 @@ WITHOUT_EFFECT = {
 # Keys that were added in later versions, with the value that corresponds to the earlier behavior.
 # A key with this value is left out, so that earlier runs keep their identity.
 ADDED: dict[str, Any] = {
+    "data.fill": "mean",
+    "data.label_noise": 0,
+    "data.samples_per_class": None,
     "model.initialization": "he",
+    "model.normalizer_free": False,
+    "optim.adaptive_clipping": None,
+    "optim.decay_all": True,
+    "optim.gamma": 0.1,
+    "optim.label_smoothing": 0,
+    "optim.milestones": [],
+    "optim.nesterov": False,
+    "optim.warmup_epochs": 0,
     "trainer._target_": "lightning.pytorch.Trainer",
 }
 START_TIME = "BNSTUDY_START_TIME"  # environment variable, which other processes inherit

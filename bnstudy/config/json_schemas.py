@@ -46,8 +46,9 @@ def json_schemas() -> dict[str, Schema]:
             definition["allOf"] = _conditions(model, list(definition["properties"]))
         for key in (key for each, key in PER_NORM_OPTIONS if each == group):
             value = definition["properties"][key]
-            (one,) = _alternatives(value)
-            value["anyOf"] = [one, {"type": "object", "additionalProperties": {**one}}]
+            one = _alternatives(value)
+            each = {**one[0]} if len(one) == 1 else {"anyOf": one}
+            value["anyOf"] = [*one, {"type": "object", "additionalProperties": each}]
     for definition in (config, *definitions.values()):
         definition.pop("title")
         definition.pop("required", None)

@@ -35,7 +35,9 @@ from bnstudy.config.values import (
 from bnstudy.errors import UserError
 from bnstudy.terms import SITES, Split
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "step")
+
+FILLS = ("mean", "black", "reflect")
 
 INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
@@ -113,7 +115,10 @@ class Model(ChosenGroup):
     keys_of = {
         "bnstudy.models.CNN": ["depth", "width", "initialization"],
         "bnstudy.models.VGG": ["depth", "width", "initialization"],
-        "bnstudy.models.ResNet": ["depth", "width", "initialization", "shortcuts", "residual_init"],
+        "bnstudy.models.ResNet": [
+            *("depth", "width", "initialization"),
+            *("shortcuts", "residual_init", "normalizer_free"),
+        ],
         "bnstudy.models.torchvision_network": ["name", "initialization"],
     }
 
@@ -129,6 +134,8 @@ class Model(ChosenGroup):
     """Whether a residual network has its shortcuts."""
     residual_init: Annotated[str, OneOf("he", "zero", "fixup")]
     """Initialization of the residual branches."""
+    normalizer_free: Boolean
+    """Whether a residual network has the branches of the normalizer-free ResNets."""
     name: Text
     """Name of a torchvision network."""
 
@@ -140,16 +147,23 @@ class Norm(ChosenGroup):
     keys_of = {
         "none": [],
         "affine": ["position"],
+        "batch_renorm": ["r_max", "d_max", "ramp_batches", "eps", "momentum", "position"],
         "batchnorm": ["eps", "momentum", "position"],
         "batchnorm_centering": ["momentum", "position"],
         "batchnorm_frozen": ["eps", "position"],
         "batchnorm_noaffine": ["eps", "momentum", "position"],
         "batchnorm_scaling": ["eps", "momentum", "position"],
+        "derf": ["alpha", "position"],
+        "dyt": ["alpha", "position"],
+        "evonorm_b0": ["eps", "momentum", "position"],
+        "evonorm_s0": ["num_groups", "eps", "position"],
         "filterresponse": ["eps", "position"],
         "ghostbatchnorm": ["ghost_size", "eps", "momentum", "position"],
         "groupnorm": ["num_groups", "eps", "position"],
         "instancenorm": ["eps", "position"],
         "layernorm": ["eps", "position"],
+        "layernorm_channels": ["eps", "position"],
+        "rmsnorm": ["eps", "position"],
         "weightstandardization": ["num_groups", "eps", "position"],
     }
 
@@ -163,6 +177,14 @@ class Norm(ChosenGroup):
     """Groups of channels, each normalized by itself."""
     ghost_size: Several
     """Maximum number of samples in a part of the batch."""
+    alpha: Positive
+    """Initial scale of the input of dyt and derf."""
+    r_max: Annotated[float, Field(ge=1), Takes("a number of at least 1")]
+    """Final limit of batch_renorm's factor r."""
+    d_max: NotNegative
+    """Final limit of batch_renorm's shift d."""
+    ramp_batches: Count
+    """Batches until batch_renorm's limits are reached."""
     position: Annotated[str, OneOf("pre", "post")]
     """Position of the layer: before the activation (pre) or after it (post)."""
 
@@ -193,7 +215,11 @@ class Regularizer(ChosenGroup):
     """Share of zeros, or the norm whose run with the same seed gives the share of each layer."""
 
 
-_OPTIMIZER_KEYS = ("lr", "weight_decay", "schedule", "trainable", "maximize", "foreach", "fused")
+RECIPE_KEYS = (
+    *("schedule", "milestones", "gamma", "warmup_epochs"),
+    *("label_smoothing", "adaptive_clipping", "trainable", "decay_all"),
+)
+_OPTIMIZER_KEYS = (*RECIPE_KEYS, "lr", "weight_decay", "maximize", "foreach", "fused")
 
 
 class Optim(ChosenGroup):
@@ -203,6 +229,7 @@ class Optim(ChosenGroup):
     keys_of = {
         "sgd": [*_OPTIMIZER_KEYS, "momentum", "dampening", "nesterov"],
         "adam": [*_OPTIMIZER_KEYS, "betas", "eps", "amsgrad", "decoupled_weight_decay"],
+        "adamw": [*_OPTIMIZER_KEYS, "betas", "eps", "amsgrad"],
     }
 
     name: Annotated[str, OneOf(*keys_of)]
@@ -216,11 +243,23 @@ class Optim(ChosenGroup):
         Field(min_length=2, max_length=2),
         Takes("two numbers from 0 to below 1, such as [0.9,0.999]"),
     ]
-    """Decay of adam's two running means."""
+    """Decay of the two running means of adam and adamw."""
     weight_decay: NotNegative
     """Factor by which the weights are multiplied and added to their gradient."""
     schedule: Annotated[str, OneOf(*SCHEDULES)]
-    """Schedule of the learning rate; cosine: decay to 0, updated at each step."""
+    """Schedule of the learning rate; cosine: decay to 0, updated at each step; step: milestones."""
+    milestones: Annotated[list[Count], Takes("a list of epochs such as [100,150]")]
+    """Epochs at which the schedule step multiplies the learning rate by gamma."""
+    gamma: Positive
+    """Factor of the learning rate at each milestone."""
+    warmup_epochs: NotNegative
+    """Epochs in which the learning rate rises linearly."""
+    label_smoothing: Fraction
+    """Share of the target that is spread over all classes in training."""
+    adaptive_clipping: Annotated[Positive | None, Takes("a number above 0, or null")]
+    """Maximum norm of a unit's gradient relative to that of its weights; null: no clipping."""
+    decay_all: Boolean
+    """Whether weight decay also acts on biases and on the parameters of norms."""
     trainable: Annotated[str, OneOf("all", "norm")]
     """Parameters that are trained; norm: only the normalization layers' scale and shift."""
     dampening: Number
@@ -228,7 +267,7 @@ class Optim(ChosenGroup):
     nesterov: Boolean
     """Argument of torch.optim.SGD."""
     eps: NotNegative
-    """Argument of torch.optim.Adam."""
+    """Argument of torch.optim.Adam and AdamW."""
     amsgrad: Boolean
     """Argument of torch.optim.Adam."""
     decoupled_weight_decay: Boolean
@@ -241,7 +280,10 @@ class Optim(ChosenGroup):
     """Argument of torch's optimizers."""
 
 
-_DATA_KEYS = ("name", "batch_size", "flip", "shift", "validation")
+_DATA_KEYS = (
+    *("name", "batch_size", "flip", "shift", "fill"),
+    *("validation", "label_noise", "samples_per_class"),
+)
 
 
 class Data(ChosenGroup):
@@ -275,8 +317,14 @@ class Data(ChosenGroup):
     """Whether half of the training images are mirrored."""
     shift: Index
     """Maximum shift of the training images, in pixels."""
+    fill: Annotated[str, OneOf(*FILLS)]
+    """Border of shifted images: the mean colour, black, or the mirrored image (reflect)."""
     validation: Fraction
     """Share of the training split that is held out as the validation split."""
+    label_noise: Annotated[float, Field(ge=0, le=1), Takes("a share from 0 to 1")]
+    """Share of the training samples that get the label of another class."""
+    samples_per_class: OptionalCount
+    """Training samples of each class; null: all."""
     image_size: OptionalCount
     """Height and width; null: those of the first training image."""
     classes: Several
@@ -423,6 +471,8 @@ class Metrics(Group):
     """Epochs between measurements; epoch 0 and the last epoch are always measured."""
     memory_budget: Positive
     """Memory limit for activations and distances between samples, in GiB."""
+    precision: Annotated[str, OneOf("auto", "float32")]
+    """Precision of products of representations; auto: the fastest that is about as exact."""
 
 
 class Probe(Group):

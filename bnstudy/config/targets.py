@@ -1,15 +1,19 @@
-"""Classes and functions that a recorded configuration may name.
+"""Classes and functions that a configuration names: their call, and those a record may name.
 
 A record may come from anyone, and Hydra calls whatever a `_target_` names. Of a record's
 configuration, only the targets that bnstudy provides are called, each in its own group, and those
 that the user has named on the command line of this process.
 """
 
+import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+
 from bnstudy.config.schema import Callbacks, Data, Model
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 
 TARGET = "_target_"
 
@@ -23,6 +27,77 @@ KNOWN: Mapping[str, Collection[str]] = {
 }
 
 _trusted: set[str] = set()
+
+
+def make(group: str, node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Call the class or function that a configuration group names, with the group's other keys.
+
+    Args:
+        group: Name of the group, such as `model`.
+        node: Keys and values of the group.
+        arguments: Further arguments.
+
+    Raises:
+        UserError: It cannot be imported, or does not take these arguments; or it raised one itself.
+    """
+    target = node[TARGET]
+    signature = _signature(group, target)
+    keys = {key: value for key, value in node.items() if not _is_hydras(key)}
+    if signature and "_args_" not in node:
+        try:
+            signature.bind(**{**keys, **arguments})
+        except TypeError as error:
+            takes = ", ".join(name for name in signature.parameters if name not in arguments)
+            raise UserError(
+                f"{group}.{TARGET}={target}: {error}\n"
+                f"It takes {takes or 'no keys'}; set each with {group}.KEY=VALUE"
+            ) from error
+    try:
+        return instantiate(dict(node), **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def accepted(group: str, target: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the arguments that a class or function names in its signature.
+
+    Args:
+        group: Name of the configuration group.
+        target: Full name of the class or function.
+        arguments: Arguments by name.
+
+    Raises:
+        UserError: It cannot be imported.
+    """
+    signature = _signature(group, target)
+    names = signature.parameters if signature else arguments
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def _signature(group: str, target: str) -> inspect.Signature | None:
+    """Return the signature of a class or function; None if it has none that Python knows."""
+    try:
+        found = get_object(target)
+    except Exception as error:  # whatever its module raises
+        raise UserError(
+            f"{group}.{TARGET}: {target} cannot be imported ({_reason(error)})\n"
+            "Run the command where Python finds that module, for example with PYTHONPATH=FOLDER"
+        ) from error
+    if not callable(found):
+        raise UserError(f"{group}.{TARGET}={target} is neither a class nor a function")
+    try:
+        return inspect.signature(found)
+    except (TypeError, ValueError):
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error by which an import failed, with its class."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def trust(targets: Iterable[str]) -> None:

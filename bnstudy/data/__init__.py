@@ -4,34 +4,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnstudy.data.datasets import make_data
     from bnstudy.data.image_folder import ImageFolder
     from bnstudy.data.images import Images
     from bnstudy.data.mnist5k import MNIST5k
-    from bnstudy.data.module import ImageDataModule
+    from bnstudy.data.module import DataModule, ImageDataModule
     from bnstudy.data.planted import PlantedGroups
     from bnstudy.data.torchvision_images import TorchvisionImages
 
 _HOMES = {
+    "DataModule": "module",
     "ImageDataModule": "module",
     "ImageFolder": "image_folder",
     "Images": "images",
     "MNIST5k": "mnist5k",
     "PlantedGroups": "planted",
     "TorchvisionImages": "torchvision_images",
+    "make_data": "datasets",
 }
 
 __all__ = [
+    "DataModule",
     "ImageDataModule",
     "ImageFolder",
     "Images",
     "MNIST5k",
     "PlantedGroups",
     "TorchvisionImages",
+    "make_data",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class on first use: `contents` does not need torch, whose import takes seconds."""
+    """Import a name on first use: `contents` does not need torch, whose import takes seconds."""
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

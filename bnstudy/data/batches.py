@@ -1,7 +1,7 @@
 """Batches of data sets in memory, made on the training device."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from torch.nn import functional
 
 from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.randomness import generator_for
+
+Batch = tuple[Tensor, Tensor]
+CHUNK = 10_000  # images that are read together for statistics of a whole data set
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,21 @@ class Normalize:
     std: Tensor
 
     @classmethod
-    def of(cls, images: Tensor) -> "Normalize":
+    def of(cls, images: Tensor, rows: Tensor | None = None) -> "Normalize":
         """Compute mean and standard deviation of uint8 images N x C x H x W.
 
         They are computed from histograms in float64, without rounding errors of sums over pixels.
+
+        Args:
+            images: Images.
+            rows: Indices of the images to use; None for all.
         """
         levels = torch.arange(256, dtype=torch.float64)
-        counts = torch.stack(
-            [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-        )
+        counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+        chunks = images.split(CHUNK) if rows is None else (images[r] for r in rows.split(CHUNK))
+        for chunk in chunks:
+            for count, channel in zip(counts, chunk.unbind(1), strict=True):
+                count += torch.bincount(channel.flatten(), minlength=256)
         weights = counts.double() / counts.sum(1, keepdim=True)
         mean = weights @ levels
         variance = (weights * (levels - mean[:, None]) ** 2).sum(1)
@@ -54,12 +63,21 @@ class Augment:
 
     Attributes:
         flip: Whether to mirror each image with probability 1/2.
-        shift: Maximum number of pixels by which an image is moved, vertically and horizontally; the
-            border is filled with zeros.
+        shift: Maximum number of pixels by which an image is moved, vertically and horizontally: a
+            random crop of the image with a border of that width.
+        fill: Border: the `mean` colour of the training images, `black`, or `reflect` for a mirror
+            image.
+        black: Normalized black, shape C x 1 x 1; needed for the border `black`.
     """
 
     flip: bool
     shift: int
+    fill: str = "mean"
+    black: Tensor | None = None
+
+    def of(self, normalize: Normalize) -> "Augment":
+        """Return the augmentation of images that are normalized so, on the same device."""
+        return replace(self, black=normalize(torch.zeros_like(normalize.mean)))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Augment normalized images, N x C x H x W, with random numbers of a CPU generator."""
@@ -74,11 +92,22 @@ class Augment:
                 (start[:, None] + torch.arange(length)).to(device)
                 for start, length in zip(offset, (height, width), strict=True)
             )
-            padded = functional.pad(images, [self.shift] * 4)
+            padded = self._padded(images)
             sample = torch.arange(count, device=device)[:, None, None]
             # With a slice between the index tensors, the result is N x H x W x C.
             images = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return images
+
+    def _padded(self, images: Tensor) -> Tensor:
+        border = [self.shift] * 4
+        if self.fill == "reflect":
+            return functional.pad(images, border, mode="reflect")
+        padded = functional.pad(images, border)  # the mean is 0
+        if self.fill == "black":
+            assert self.black is not None
+            inside = functional.pad(torch.ones_like(images[:1, :1]), border)
+            padded = torch.where(inside.bool(), padded, self.black)
+        return padded
 
 
 @dataclass(frozen=True)
@@ -89,8 +118,9 @@ class Batches:
     is too small for that is part of the one before it.
 
     Attributes:
-        images: uint8 images, N x C x H x W, on the device on which batches are needed.
-        labels: int64 labels, N, on the same device.
+        images: uint8 images, N x C x H x W, on the device on which batches are needed, or on the
+            CPU if they do not fit there.
+        labels: int64 labels, N, on the device on which batches are needed.
         size: Samples in a batch, summed over the processes of a distributed run.
         normalize: Standardization of each batch, on the same device.
         shuffle: Function that returns the generator of the sample order and of the augmentation at
@@ -98,6 +128,7 @@ class Batches:
         augment: Augmentation of each batch, if `shuffle` is not None.
         rank: Number of this process in a distributed run; it gets its share of every batch.
         world_size: Number of processes.
+        rows: Indices of the samples, on the same device; None for all.
     """
 
     images: Tensor
@@ -108,18 +139,21 @@ class Batches:
     augment: Augment = Augment(flip=False, shift=0)
     rank: int = 0
     world_size: int = 1
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._sizes())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = self.shuffle() if self.shuffle else None
-        count = len(self.labels)
+        count = self._count()
         order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
-        for batch in order.to(self.labels.device).split(self._sizes()):
+        order = order.to(self.labels.device)
+        for batch in (order if self.rows is None else self.rows[order]).split(self._sizes()):
             # The whole batch is augmented before this process takes its share, so that images do
             # not depend on the number of processes.
-            images = self.normalize(self.images.index_select(0, batch))
+            images = self.images.index_select(0, batch.to(self.images.device)).to(batch.device)
+            images = self.normalize(images)
             if generator:
                 images = self.augment(images, generator)
             share = slice(self.rank, None, self.world_size)
@@ -139,8 +173,11 @@ class Batches:
         """
         return Mixed(self, size)
 
+    def _count(self) -> int:
+        return len(self.labels if self.rows is None else self.rows)
+
     def _sizes(self) -> list[int]:
-        return batch_sizes(len(self.labels), self.size, MIN_SAMPLES * self.world_size)
+        return batch_sizes(self._count(), self.size, MIN_SAMPLES * self.world_size)
 
 
 @dataclass(frozen=True)
@@ -193,6 +230,26 @@ def balanced_order(labels: Tensor) -> Tensor:
     rank = torch.empty_like(order)  # of each shuffled sample within its class
     rank[by_class] = torch.arange(len(order)) - starts[shuffled[by_class]]
     return order[torch.argsort(rank, stable=True)]
+
+
+def with_wrong_labels(labels: Tensor, share: float, num_classes: int) -> Tensor:
+    """Give a share of the samples the label of another class, drawn uniformly.
+
+    Args:
+        labels: int64 labels, N.
+        share: Share of the samples, from 0 to 1; their number is rounded. The samples of a smaller
+            share are among those of a larger one, with the same wrong labels.
+        num_classes: Number of classes, at least 2.
+
+    Returns:
+        Labels, int64, N; the same at every call.
+    """
+    generator = generator_for("label noise")
+    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    others = torch.randint(1, num_classes, labels.shape, generator=generator)
+    wrong = labels.clone()
+    wrong[chosen] = (labels[chosen] + others[chosen]) % num_classes
+    return wrong
 
 
 def stratified(labels: Tensor, share: float) -> Tensor:

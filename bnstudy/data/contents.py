@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
 from bnstudy.data.image_tree import ImageTree
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
@@ -81,7 +79,7 @@ class Listing:
 
     @property
     def copy(self) -> Path:
-        """Path of the decoded copy of the data set."""
+        """Path of the decoded copy of the data set; see `bnstudy.data.images.MappedImages`."""
         return self.folder / f"{self.name}.npz"
 
     @property
@@ -229,8 +227,9 @@ def read_sha256(options: Mapping[str, Any]) -> str:
     Raises:
         UserError: The files do not exist, or cannot be read.
     """
-    sha256: str = instantiate(options, seed=0, probe={}).read_sha256()
-    return sha256
+    from bnstudy.data.datasets import make_data  # imports torch
+
+    return make_data(options, seed=0, probe={}).read_sha256()
 
 
 def absolute(folder: Any) -> Path:

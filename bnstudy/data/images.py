@@ -1,10 +1,12 @@
 """Data set of images in memory."""
 
 import hashlib
+import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,11 @@ class Images:
             raise ValueError("training and test images differ in shape")
 
     def fingerprint(self) -> str:
-        """Compute the SHA-256 of all pixels and labels, in hexadecimal."""
+        """Return the SHA-256 of all pixels and labels, in hexadecimal; computed once."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         digest = hashlib.sha256()
         for split in SPLITS:
             for values in (self.images[split], self.labels[split]):
@@ -75,6 +81,71 @@ class Images:
                 )
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return None
+
+
+@dataclass(frozen=True)
+class MappedImages:
+    """Copy of a data set's images on the disk, mapped into memory instead of read.
+
+    The operating system reads the pages that are used, and processes of one machine share them.
+
+    Attributes:
+        facts: File of the labels, class names, shape and SHA-256 (npz). The pixels are beside it:
+            uint8, N x C x H x W, training images first.
+    """
+
+    facts: Path
+
+    @property
+    def pixels(self) -> Path:
+        """File of the pixels."""
+        return self.facts.with_suffix(".uint8")
+
+    def save(
+        self, shape: tuple[int, int, int], labels: dict[Split, Tensor], class_names: Sequence[str]
+    ) -> None:
+        """Write the facts, atomically, next to pixels that are there already.
+
+        Args:
+            shape: Channels, height and width of an image.
+            labels: Labels by split.
+            class_names: Names of the classes.
+        """
+        images = self._map(shape, labels, class_names)
+        arrays: dict[str, Any] = {f"{split}_labels": labels[split].numpy() for split in SPLITS}
+        with replacing(self.facts) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                shape=np.array(shape),
+                class_names=np.array(class_names),
+                sha256=np.array(images.fingerprint()),
+                **arrays,
+            )
+
+    def load(self) -> Images | None:
+        """Map the pixels; None if a file does not exist or is damaged, by its size and SHA-256."""
+        try:
+            with self.facts.open("rb") as file, np.load(file) as content:
+                labels: dict[Split, Tensor] = {
+                    split: torch.from_numpy(content[f"{split}_labels"]) for split in SPLITS
+                }
+                shape = tuple(map(int, content["shape"]))
+                images = self._map(shape, labels, tuple(map(str, content["class_names"])))
+                return images if images.fingerprint() == str(content["sha256"]) else None
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            return None
+
+    def _map(
+        self, shape: Sequence[int], labels: dict[Split, Tensor], class_names: Sequence[str]
+    ) -> Images:
+        counts = [len(labels[split]) for split in SPLITS]
+        size = sum(counts) * math.prod(shape)
+        if self.pixels.stat().st_size != size:
+            raise ValueError(f"{self.pixels} has another size than {size}")
+        # Not shared: a change would be this process's own, and not written.
+        mapped = torch.from_file(str(self.pixels), shared=False, size=size, dtype=torch.uint8)
+        parts = mapped.reshape(-1, *shape).split(counts)
+        return Images(dict(zip(SPLITS, parts, strict=True)), labels, tuple(class_names))
 
 
 @contextmanager

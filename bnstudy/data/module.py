@@ -1,8 +1,8 @@
-"""Base class of the data sets."""
+"""Base classes of the data sets."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
@@ -11,46 +11,70 @@ from torch import Tensor
 from bnstudy.batching import MIN_SAMPLES
 from bnstudy.data.batches import (
     Augment,
+    Batch,
     Batches,
-    Mixed,
     Normalize,
     balanced,
     balanced_order,
     stratified,
+    with_wrong_labels,
 )
 from bnstudy.data.contents import Listing
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
-from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
+from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split, format_count
 
 PAPER_PROBE_SAMPLES = 5_000
 EVALUATION_BATCH = 250
 MAX_CALIBRATION_SAMPLES = 5_000
 CALIBRATION_BATCH = 250
+MAX_SHARE_OF_DEVICE = (
+    0.3  # of a GPU's free memory, for the images of a split; larger ones stay on the CPU
+)
+
+Shuffle = Callable[[], torch.Generator]
 
 
-class ImageDataModule(L.LightningDataModule, ABC):
-    """Data module that keeps uint8 images in memory and makes batches on the training device.
+class Samples(Protocol):
+    """Iterable over the batches of some samples, such as `bnstudy.data.batches.Batches`.
 
-    A subclass reads or generates the images in `load`.
+    Attributes:
+        size: Samples in a batch.
+    """
+
+    @property
+    def size(self) -> int:
+        """Samples in a batch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield inputs and labels."""
+
+    def mixed(self, size: int) -> Iterable[Batch]:
+        """Shuffle the samples, the same way at each pass, into batches of nearly equal size."""
+
+
+class DataModule(L.LightningDataModule, ABC):
+    """Data module that makes the batches, probe sets and calibration batches of a run.
+
+    With the seed and the epoch, the order of the training samples is the same for every norm.
 
     Args:
         batch_size: Training samples in a batch, summed over the processes of a distributed run.
         seed: Seed; with the epoch it determines the order of the samples and the augmentation.
         probe: Maximum number of samples of each split that are measured, all of a smaller split;
             None for 5,000.
-        flip: Whether to mirror each training image with probability 1/2.
-        shift: Maximum number of pixels by which training images are moved.
         name: Name of the data in a run's identity, which does not contain the data set's path.
         validation: Share of each class of the training split that is held out as the validation
             split. All runs of a data set hold out the same samples, and the split `train` does not
             contain them.
+        samples_per_class: Training samples of each class, without those held out; None for all.
 
     Attributes:
-        data: The whole data set, after loading.
-        indices: Indices of each split's samples: those of `train` and `validation` refer to the
-            training split of `data`, those of `test` to its test split.
+        true_labels: Labels of the splits as they were loaded, by which samples are chosen.
+        labels: Labels that the batches have.
+        indices: Indices of each split's samples; those of held-out samples refer to the training
+            split as it was loaded.
         probe_indices: Indices of the probe sets' samples by split, as in `indices`.
     """
 
@@ -59,25 +83,55 @@ class ImageDataModule(L.LightningDataModule, ABC):
         batch_size: int,
         seed: int,
         probe: dict[Split, int | None],
-        flip: bool = False,
-        shift: int = 0,
         name: str | None = None,
         validation: float = 0,
+        samples_per_class: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.seed = seed
         self.probe_samples = probe
-        self.augment = Augment(flip, shift)
         self.name = name
         self.validation = validation
+        self.samples_per_class = samples_per_class
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a sample; channels, height and width of an image."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, in the order of the labels."""
 
     @abstractmethod
-    def load(self) -> Images:
-        """Read both splits into memory.
+    def read_sha256(self) -> str:
+        """Load the data set, and compute a SHA-256 by which other data are recognized."""
 
-        Raises:
-            UserError: The files do not exist, or are damaged.
+    @abstractmethod
+    def _load_once(self) -> dict[EvaluatedSplit, Tensor]:
+        """Load the data set, unless that was done before; return the labels of its splits."""
+
+    @abstractmethod
+    def _batches(
+        self,
+        split: EvaluatedSplit,
+        rows: Tensor | None,
+        size: int,
+        shuffle: Shuffle | None = None,
+        trainer: L.Trainer | None = None,
+    ) -> Samples:
+        """Make the batches of some samples of a split.
+
+        Args:
+            split: Split as it was loaded.
+            rows: Indices of the samples; None for all.
+            size: Samples in a batch.
+            shuffle: Function that returns the generator of an epoch's order and augmentation; None
+                for the order of `rows`, without augmentation.
+            trainer: Trainer whose device and process get the batches; None for all samples, on the
+                CPU.
         """
 
     def setup(self, stage: str | None = None) -> None:
@@ -88,39 +142,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """
         if hasattr(self, "indices"):
             return
-        self._load_once()
-        self._of_split: dict[EvaluatedSplit, tuple[Tensor, Tensor]] = {
-            split: (self.data.images[split], self.data.labels[split]) for split in SPLITS
-        }
-        self.indices = {
-            split: torch.arange(len(labels)) for split, (_, labels) in self._of_split.items()
-        }
+        self.true_labels = self._load_once()
+        self.labels = dict(self.true_labels)
+        self.indices = {split: torch.arange(len(labels)) for split, labels in self.labels.items()}
         if self.validation:
             self._hold_out()
-        self.normalize = Normalize.of(self._of_split["train"][0])
+        if self.samples_per_class is not None:
+            self._reduce(self.samples_per_class)
         self.probe_indices = {split: self._choose_probe(split) for split in SPLITS}
-
-    def read_sha256(self) -> str:
-        """Compute the SHA-256 of all pixels and labels, and note it for `bnstudy.data.contents`."""
-        self._load_once()
-        sha256 = self.data.fingerprint()
-        if listing := self.listing():
-            listing.write_note(sha256)
-        return sha256
-
-    def listing(self) -> Listing | None:
-        """Return the state of the files that `load` reads; None if there are none."""
-        return None
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return cast(tuple[int, int, int], tuple(self.data.images["train"].shape[1:]))
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return len(self.data.class_names)
+        return len(self.class_names)
 
     @property
     def evaluated_splits(self) -> tuple[EvaluatedSplit, ...]:
@@ -132,7 +166,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return {
             "sha256": self.read_sha256(),
             **{split: len(self.indices.get(split, ())) for split in EVALUATED_SPLITS},
-            "classes": list(self.data.class_names),
+            "classes": list(self.class_names),
             "probe": {split: len(self.probe_indices[split]) for split in SPLITS},
         }
 
@@ -156,21 +190,23 @@ class ImageDataModule(L.LightningDataModule, ABC):
             )
         if present < smallest:
             raise UserError(
-                f"data: the train split has {present} samples; training{shared} takes at least "
-                f"{smallest}"
+                f"data: the train split has {format_count(present, 'sample')}; training{shared} "
+                f"takes at least {smallest}"
             )
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Samples:
         """Return the training split, shuffled and augmented by the seed and the epoch."""
         trainer = self.trainer
         assert trainer is not None
         return self._batches(
             "train",
+            self._rows("train"),
             self.batch_size,
-            shuffle=lambda: generator_for(self.seed, "epoch", trainer.current_epoch),
+            lambda: generator_for(self.seed, "epoch", trainer.current_epoch),
+            trainer,
         )
 
-    def val_dataloader(self) -> list[Batches]:
+    def val_dataloader(self) -> list[Samples]:
         """Return the `evaluated_splits`, neither shuffled nor augmented.
 
         With `limit_val_batches`, whose batches are the first ones, these are class-balanced.
@@ -179,69 +215,62 @@ class ImageDataModule(L.LightningDataModule, ABC):
         limit = self.trainer.limit_val_batches
         is_whole = isinstance(limit, float) and limit == 1  # the integer 1 is one batch
         return [
-            self._batches(split, EVALUATION_BATCH, in_order=is_whole)
+            self._batches(
+                self._source(split),
+                self._rows(split) if is_whole else self._balanced(split),
+                EVALUATION_BATCH,
+                trainer=self.trainer,
+            )
             for split in self.evaluated_splits
         ]
 
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Return the batch, which is already on the device."""
-        return batch
-
-    def probe(self, split: Split) -> Batches:
+    def probe(self, split: Split) -> Samples:
         """Return the probe set of a split: class-balanced samples, the same for every run."""
-        indices = self.probe_indices[split]
-        return Batches(
-            self.data.images[split][indices],
-            self.data.labels[split][indices],
-            EVALUATION_BATCH,
-            self.normalize,
-        )
+        return self._batches(split, self.probe_indices[split], EVALUATION_BATCH)
 
-    def calibration(self) -> Mixed:
+    def whole(self, split: Split) -> Samples:
+        """Return all samples of a split, in their order."""
+        return self._batches(split, self._rows(split), EVALUATION_BATCH)
+
+    def calibration(self) -> Iterable[Batch]:
         """Return the training samples that determine running statistics before training.
 
         These are at most 5,000 class-balanced samples in shuffled batches of 250, the same for
         every run of a data set, whatever its norm and its probe set.
         """
-        images, labels = self._of_split["train"]
-        chosen = balanced(labels, min(MAX_CALIBRATION_SAMPLES, len(labels)))
-        samples = Batches(images[chosen], labels[chosen], CALIBRATION_BATCH, self.normalize)
-        return samples.mixed(CALIBRATION_BATCH)
+        chosen = self._choose("train", MAX_CALIBRATION_SAMPLES)
+        return self._batches("train", chosen, CALIBRATION_BATCH).mixed(CALIBRATION_BATCH)
 
-    def _load_once(self) -> None:
-        if not hasattr(self, "data"):
-            self.data = self.load()
+    def _source(self, split: EvaluatedSplit) -> EvaluatedSplit:
+        """Return the split that a split's `indices` refer to."""
+        return split if split in self.labels else "train"
 
-    def _batches(
-        self,
-        split: EvaluatedSplit,
-        size: int,
-        shuffle: Callable[[], torch.Generator] | None = None,
-        in_order: bool = True,
-    ) -> Batches:
-        trainer = self.trainer
-        assert trainer is not None
-        device = trainer.strategy.root_device
-        images, labels = self._of_split[split]
-        if not in_order:
-            order = balanced_order(labels)
-            images, labels = images[order], labels[order]
-        return Batches(
-            images.to(device),
-            labels.to(device),
-            size,
-            self.normalize.to(device),
-            shuffle,
-            self.augment,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+    def _labels(self, split: EvaluatedSplit) -> Tensor:
+        return self.true_labels[self._source(split)][self.indices[split]]
+
+    def _rows(self, split: EvaluatedSplit) -> Tensor | None:
+        """Return a split's indices; None if they are all of the split as it was loaded."""
+        rows = self.indices[split]
+        return None if len(rows) == len(self.labels[self._source(split)]) else rows
+
+    def _balanced(self, split: EvaluatedSplit) -> Tensor:
+        return self.indices[split][balanced_order(self._labels(split))]
+
+    def _choose(self, split: EvaluatedSplit, count: int) -> Tensor:
+        labels = self._labels(split)
+        return self.indices[split][balanced(labels, min(count, len(labels)))]
+
+    def _choose_probe(self, split: Split) -> Tensor:
+        return self._choose(split, self.probe_samples[split] or PAPER_PROBE_SAMPLES)
 
     def _hold_out(self) -> None:
         """Move some of the training samples to the validation split."""
-        images, labels = self._of_split["train"]
+        if "validation" in self.labels:
+            raise UserError(
+                f"data.validation={self.validation}: the data have a validation split of their own"
+                "\nSet it to 0"
+            )
+        labels = self.true_labels["train"]
         held_out = stratified(labels, self.validation)
         present, sizes = labels.unique(return_counts=True)
         smallest = present[sizes.argmin()]  # if any class is too small, this one is
@@ -250,16 +279,149 @@ class ImageDataModule(L.LightningDataModule, ABC):
             shares = f"from {1 / size:.3g} to {1 - 1 / size:.3g}, or 0 for none"
             raise UserError(
                 f"data.validation={self.validation} holds out {count} of the {size} training "
-                f"samples of class {self.data.class_names[smallest]}; at least one sample of each "
+                f"samples of class {self.class_names[smallest]}; at least one sample of each "
                 "class has to be held out, and one left\n"
                 f"Choose a share {shares if size > 1 else 'of 0, for none'}"
             )
-        parts: dict[EvaluatedSplit, Tensor] = {"train": ~held_out, "validation": held_out}
-        for split, part in parts.items():
-            self.indices[split] = torch.nonzero(part).flatten()
-            self._of_split[split] = images[part], labels[part]
+        self.indices |= {
+            "train": torch.nonzero(~held_out).flatten(),
+            "validation": torch.nonzero(held_out).flatten(),
+        }
 
-    def _choose_probe(self, split: Split) -> Tensor:
-        _, labels = self._of_split[split]
-        count = self.probe_samples[split] or PAPER_PROBE_SAMPLES
-        return self.indices[split][balanced(labels, min(count, len(labels)))]
+    def _reduce(self, samples_per_class: int) -> None:
+        """Keep some training samples of each class; a larger number contains a smaller one's."""
+        present, sizes = self._labels("train").unique(return_counts=True)
+        if samples_per_class > sizes.min():
+            name = self.class_names[int(present[sizes.argmin()])]
+            raise UserError(
+                f"data.samples_per_class={samples_per_class}: the train split has {sizes.min()} "
+                f"samples of class {name}; it takes 1 to {sizes.min()}, or null for all"
+            )
+        self.indices["train"] = self._choose("train", samples_per_class * len(present))
+
+
+class ImageDataModule(DataModule):
+    """Data module that keeps uint8 images in memory and makes batches on the training device.
+
+    A subclass reads or generates the images in `load`.
+
+    Args:
+        flip: Whether to mirror each training image with probability 1/2.
+        shift: Maximum number of pixels by which training images are moved.
+        fill: Border of moved images: mean (colour of the training images), black, or reflect.
+        label_noise: Share of the training samples, without those held out, that get the label of
+            another class. All runs of a data set have the same wrong labels. Training, evaluation
+            and probe set use them.
+        options: Options of `DataModule`.
+
+    Attributes:
+        data: The whole data set, after loading.
+        normalize: Standardization by the images of the split `train`, after `setup`.
+    """
+
+    def __init__(
+        self,
+        flip: bool = False,
+        shift: int = 0,
+        fill: str = "mean",
+        label_noise: float = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.augment = Augment(flip, shift, fill)
+        self.label_noise = label_noise
+
+    @abstractmethod
+    def load(self) -> Images:
+        """Read both splits into memory.
+
+        Raises:
+            UserError: The files do not exist, or are damaged.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the data set, once.
+
+        Raises:
+            UserError: The data set cannot be loaded, or is too small for the validation split.
+        """
+        if not hasattr(self, "indices"):
+            super().setup(stage)
+            self.normalize = Normalize.of(self.data.images["train"], self._rows("train"))
+            if self.label_noise:
+                self._mislabel()
+
+    def read_sha256(self) -> str:
+        """Compute the SHA-256 of all pixels and labels, and note it for `bnstudy.data.contents`."""
+        self._load_once()
+        sha256 = self.data.fingerprint()
+        if listing := self.listing():
+            listing.write_note(sha256)
+        return sha256
+
+    def listing(self) -> Listing | None:
+        """Return the state of the files that `load` reads; None if there are none."""
+        return None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return cast(tuple[int, int, int], tuple(self.data.images["train"].shape[1:]))
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, in the order of the labels."""
+        return self.data.class_names
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Return the batch, which is already on the device."""
+        return batch
+
+    def _load_once(self) -> dict[EvaluatedSplit, Tensor]:
+        if not hasattr(self, "data"):
+            self.data = self.load()
+        return {split: self.data.labels[split] for split in SPLITS}
+
+    def _batches(
+        self,
+        split: EvaluatedSplit,
+        rows: Tensor | None,
+        size: int,
+        shuffle: Shuffle | None = None,
+        trainer: L.Trainer | None = None,
+    ) -> Batches:
+        assert split != "validation"  # its samples are rows of the training split
+        images, labels = self.data.images[split], self.labels[split]
+        if trainer is None:
+            if rows is not None:
+                images, labels = images[rows], labels[rows]
+            return Batches(images, labels, size, self.normalize)
+        device = trainer.strategy.root_device
+        normalize = self.normalize.to(device)
+        return Batches(
+            images.to(device) if _fits(images, device) else images,
+            labels.to(device),
+            size,
+            normalize,
+            shuffle,
+            self.augment.of(normalize),
+            trainer.global_rank,
+            trainer.world_size,
+            None if rows is None else rows.to(device),
+        )
+
+    def _mislabel(self) -> None:
+        """Give some of the training samples the labels of other classes."""
+        rows = self.indices["train"]
+        wrong = with_wrong_labels(self.labels["train"][rows], self.label_noise, self.num_classes)
+        self.labels["train"] = self.labels["train"].index_copy(0, rows, wrong)
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Check whether a device has memory for the images of a split beside the network."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes < MAX_SHARE_OF_DEVICE * free

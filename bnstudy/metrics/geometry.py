@@ -177,7 +177,7 @@ def _cosine_error(layer: Layer, weights: Tensor) -> float:
     norms = sums.residual_norms_squared.double().sqrt()
     norms = norms + sums.means_gram.diagonal().sqrt()[layer.classes]
     norms = norms + math.sqrt(sums.mean_norm_squared)
-    return sums.resolution * (weights @ norms / weights.count_nonzero()).item() ** 2
+    return sums.product_resolution * (weights @ norms / weights.count_nonzero()).item() ** 2
 
 
 def _sum_of_cosines(sums: Products, weights: Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from bnstudy.errors import UserError
 from bnstudy.representations import Layer
-from bnstudy.representations.sums import in_float32
+from bnstudy.representations.precision import in_float32
 
 Direction = Literal["higher", "lower"]
 Invariance = Literal["rotation", "scale", "translation"]

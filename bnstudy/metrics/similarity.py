@@ -18,7 +18,7 @@ from torch import Tensor
 from bnstudy.errors import UserError
 from bnstudy.metrics.registry import MOTIONS, Declaration, Direction, Invariance, Undefined, check
 from bnstudy.representations import Layer
-from bnstudy.representations.sums import in_float32
+from bnstudy.representations.precision import in_float32
 
 ADVICE = "read both from a DataLoader with shuffle=False"
 STRIP = 500  # rows that are summed at once

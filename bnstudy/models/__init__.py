@@ -5,6 +5,7 @@ from bnstudy.models.classifier import Classifier
 from bnstudy.models.cnn import CNN
 from bnstudy.models.initialization import initialize, seeded
 from bnstudy.models.normalization import Normalization
+from bnstudy.models.own_network import adapt
 from bnstudy.models.recalibration import calibrate, calibrated, recalibrate
 from bnstudy.models.resnet import ResNet
 from bnstudy.models.torchvision_models import torchvision_network
@@ -17,6 +18,7 @@ __all__ = [
     "FrozenBatchNorm",
     "Normalization",
     "ResNet",
+    "adapt",
     "calibrate",
     "calibrated",
     "initialize",

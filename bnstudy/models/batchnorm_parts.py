@@ -9,7 +9,7 @@ those of torch's BatchNorm. The variants are not subclasses of torch's BatchNorm
 import math
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
@@ -63,6 +63,84 @@ class ScalingBatchNorm(_BatchStatistics):
         _, variance = self.statistics(x)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (x * _by_channel(scale) + _by_channel(self.bias)).to(x.dtype)
+
+
+class BatchRenorm(_BatchStatistics):
+    """Batch renormalization (Ioffe 2017, arXiv 1702.03275).
+
+    In training y = weight * ((x - mean) / std * r + d) + bias, with the mean and standard deviation
+    of the batch. r and d, through which no gradient flows, correct these to the running ones from
+    before the batch: r = std / running std, within 1 / r_max to r_max, and d = (mean - running
+    mean) / running std, within -d_max to d_max. As in the paper the limits are widened gradually,
+    from those of BatchNorm (1 and 0); here linearly, over the first `ramp_batches` batches.
+
+    Args:
+        num_channels: Channels.
+        synchronized: Whether batch statistics are those of all processes of a distributed run.
+        r_max: Final limit of r.
+        d_max: Final limit of d.
+        ramp_batches: Batches until the limits are reached.
+        eps: Constant added to variances.
+        momentum: Weight of a batch in the running statistics.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        synchronized: bool,
+        r_max: float,
+        d_max: float,
+        ramp_batches: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__(num_channels, synchronized, eps, momentum)
+        self.r_max, self.d_max, self.ramp_batches = r_max, d_max, ramp_batches
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x, N x C x H x W; shape and type are kept."""
+        scale: Tensor = self.weight
+        shift: Tensor = self.bias
+        # `recalibrate` sets the momentum to None; the running statistics then mean nothing yet.
+        if self.training and self.momentum is not None:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            old_mean, old_std = self.running_mean.clone(), (self.running_var + self.eps).sqrt()
+            share = (self.num_batches_tracked / self.ramp_batches).clamp(max=1)
+            mean, variance = self.statistics(x)
+            r_max, d_max = 1 + share * (self.r_max - 1), share * self.d_max
+            r = ((variance.detach() + self.eps).sqrt() / old_std).clamp(1 / r_max, r_max)
+            d = ((mean.detach() - old_mean) / old_std).clamp(-d_max, d_max)
+            scale, shift = scale * r, shift + scale * d
+        else:
+            mean, variance = self.statistics(x)
+        scale = scale * (variance + self.eps).rsqrt()
+        return (x * _by_channel(scale) + _by_channel(shift - scale * mean)).to(x.dtype)
+
+
+class EvoNormB0(_BatchStatistics):
+    """EvoNorm-B0 (Liu et al. 2020, arXiv 2004.02967), which contains its activation function.
+
+    y = weight * x / max(std of the batch, v * x + std of the sample) + bias. Both standard
+    deviations are of each channel; that of the sample is over its positions. v has one value a
+    channel, initially 1. In evaluation the running variance replaces that of the batch.
+    """
+
+    def __init__(
+        self, num_channels: int, synchronized: bool, eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__(num_channels, synchronized, eps, momentum)
+        self.v = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize and activate x, N x C x H x W; shape and type are kept."""
+        _, of_batch = self.statistics(x)
+        of_sample = x.float().var((2, 3), correction=0, keepdim=True)
+        left = _by_channel((of_batch + self.eps).sqrt())
+        right = _by_channel(self.v) * x + (of_sample + self.eps).sqrt()
+        y = x / torch.maximum(left, right)
+        return (y * _by_channel(self.weight) + _by_channel(self.bias)).to(x.dtype)
 
 
 class FrozenBatchNorm(_NormBase):

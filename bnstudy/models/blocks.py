@@ -11,6 +11,8 @@ from bnstudy.models.normalization import Normalization
 class ConvBlock(nn.Module):
     """A 3x3 convolution, normalization and a ReLU, named `conv`, `norm` and `act` for every norm.
 
+    With a norm that contains its activation function, an identity is in the place of the ReLU.
+
     The convolution has a bias with every norm, so that all variants have the same weights. The bias
     has no effect if the norm subtracts the mean.
     """
@@ -21,7 +23,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = norm.convolution(in_channels, out_channels, 3, stride=stride, padding=1)
         self.norm = norm.layer(out_channels)
-        self.act = nn.ReLU()
+        self.act = norm.activation()
         self.position = norm.position
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

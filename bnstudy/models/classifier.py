@@ -1,6 +1,6 @@
 """LightningModule that trains a network as a classifier."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
@@ -8,55 +8,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from bnstudy.errors import UserError
+from bnstudy.models.optimizers import Recipe, clip_adaptively, make_optimizer
 from bnstudy.models.regularizers import Regularizer
 from bnstudy.randomness import generator_for
 from bnstudy.terms import SPLITS, EvaluatedSplit
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-}
-
-
-def make_optimizer(
-    network: nn.Module, name: str, schedule: str, trainable: str, **options: Any
-) -> torch.optim.Optimizer:
-    """Create the optimizer of a network.
-
-    Args:
-        network: Network to train; parameters that are not trained get `requires_grad=False`.
-        name: Name of the optimizer, a key of `OPTIMIZERS`.
-        schedule: Ignored; accepted because it is a key of the configuration group `optim`.
-        trainable: `all`, or `norm` to train only the normalization layers' parameters (Frankle,
-            Schwab and Morcos 2021, arXiv 2003.00152).
-        options: Keyword arguments of the optimizer.
-
-    Raises:
-        UserError: The name is unknown, the optimizer does not accept an option or a combination of
-            options, or there are no parameters to train.
-    """
-    if trainable == "norm":
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.requires_grad_(False)
-    parameters = [one for one in network.parameters() if one.requires_grad]
-    if not parameters:
-        raise UserError(
-            "optim.trainable=norm: this norm has no parameters to train; choose another norm, or "
-            "set optim.trainable=all"
-        )
-    if name not in OPTIMIZERS:
-        raise UserError(f"optim.name={name} is not known; it takes {', '.join(OPTIMIZERS)}")
-    try:
-        return OPTIMIZERS[name](parameters, **options)
-    except TypeError as error:
-        raise UserError(f"optim: {error}; remove that key") from error
-    except (RuntimeError, ValueError) as error:
-        given = ", ".join(f"optim.{key}={value}" for key, value in options.items())
-        raise UserError(f"{error}\nAsked for: {given}") from error
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -99,8 +55,8 @@ class Classifier(L.LightningModule):
 
     Args:
         network: Module that maps images N x C x H x W to logits N x classes.
-        optim: Configuration group `optim`: `name`, `schedule`, `trainable`, and the optimizer's
-            options, such as `lr`.
+        optim: Configuration group `optim`: `name`, the options of a `Recipe`, and those of the
+            optimizer, such as `lr`.
         seed: Seed of the random numbers that layers such as dropout draw in training.
         regularizer: Regularizer whose penalty is added to the loss; None for none.
         compiled: Whether `torch.compile` compiles the training step's forward pass.
@@ -126,7 +82,8 @@ class Classifier(L.LightningModule):
         # With channels last, on two cores, a training step takes 0.8 of the time and a forward pass
         # 0.5.
         self.network = network.to(memory_format=torch.channels_last)
-        self.optimizer, self.schedule = make_optimizer(self.network, **optim), optim["schedule"]
+        self.recipe, options = Recipe.split(optim)
+        self.optimizer = make_optimizer(self.network, self.recipe, **options)
         self.seed = seed
         self.regularizer = regularizer
         # A compiled module would have other parameter names in checkpoints than the function.
@@ -160,16 +117,31 @@ class Classifier(L.LightningModule):
         """Return the mean cross-entropy of a batch plus the regularizer's penalty."""
         images, labels = batch
         if self.regularizer is None:
-            loss = functional.cross_entropy(self.logits(images), labels)
+            loss = self._loss(images, labels)
         else:
             with self.regularizer.watching():
-                loss = functional.cross_entropy(self.logits(images), labels)
+                loss = self._loss(images, labels)
                 loss = loss + self.regularizer(labels)
         self._not_finite = self._not_finite.to(loss.device) | ~loss.detach().isfinite()
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # self.log takes 1 ms even if not due
             self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         return loss
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.recipe.label_smoothing
+        return functional.cross_entropy(self.logits(images), labels, label_smoothing=smoothing)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients relative to the weights if asked to, then as Lightning's options say."""
+        if self.recipe.adaptive_clipping is not None:
+            clip_adaptively(self.network, self.recipe.adaptive_clipping)
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums of each split."""
@@ -201,14 +173,15 @@ class Classifier(L.LightningModule):
                 self.log(f"{split}/{metric}", value, logger=False, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and, for `cosine`, the schedule, which is stepped each batch."""
-        if self.schedule == "constant":
+        """Return the optimizer and, unless the learning rate is constant, its schedule."""
+        trainer = self.trainer
+        epochs = trainer.max_epochs
+        assert epochs is not None
+        steps = int(trainer.estimated_stepping_batches)
+        scheduler = self.recipe.scheduler(self.optimizer, steps, epochs)
+        if scheduler is None:
             return self.optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
         return {
             "optimizer": self.optimizer,
-            "lr_scheduler": {
-                "scheduler": CosineAnnealingLR(self.optimizer, T_max=steps),
-                "interval": "step",
-            },
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }

@@ -45,6 +45,90 @@ class FilterResponseNorm(ChannelAffine):
         return super().forward((x * (mean_square + self.eps).rsqrt()).to(x.dtype))
 
 
+class RMSNorm(nn.Module):
+    """Root mean square normalization (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    Each sample is divided by its root mean square over channels and positions; each channel has a
+    learned scale and, as in the paper, no shift.
+    """
+
+    site = "norm"
+
+    def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x, N x C x H x W; shape and type are kept."""
+        mean_square = x.float().square().mean((1, 2, 3), keepdim=True)
+        y: Tensor = (x * (mean_square + self.eps).rsqrt() * self.weight[:, None, None]).to(x.dtype)
+        return y
+
+
+class DynamicTanh(ChannelAffine):
+    """Dynamic tanh, y = weight * tanh(alpha * x) + bias (Zhu et al. 2025, arXiv 2503.10622).
+
+    Args:
+        num_channels: Channels, each with its own weight (initially 1) and bias (initially 0).
+        alpha: Initial value of the scale that all channels share; the paper's is 0.5.
+    """
+
+    def __init__(self, num_channels: int, alpha: float = 0.5) -> None:
+        super().__init__(num_channels)
+        self.alpha = nn.Parameter(torch.tensor(alpha))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squash x, N x C x H x W; shape and type are kept."""
+        return super().forward(torch.tanh(self.alpha * x).to(x.dtype))
+
+
+class DynamicErf(ChannelAffine):
+    """Derf, y = weight * erf(alpha * x + shift) + bias (Chen et al. 2025, arXiv 2512.10938).
+
+    Args:
+        num_channels: Channels, each with its own weight (initially 1) and bias (initially 0).
+        alpha: Initial value of the scale that all channels share; the paper's is 0.5. They also
+            share the shift, which is initially 0.
+    """
+
+    def __init__(self, num_channels: int, alpha: float = 0.5) -> None:
+        super().__init__(num_channels)
+        self.alpha = nn.Parameter(torch.tensor(alpha))
+        self.shift = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squash x, N x C x H x W; shape and type are kept."""
+        return super().forward(torch.erf(self.alpha * x + self.shift).to(x.dtype))
+
+
+class EvoNormS0(ChannelAffine):
+    """EvoNorm-S0 (Liu et al. 2020, arXiv 2004.02967), which contains its activation function.
+
+    y = weight * x * sigmoid(v * x) / std(x) + bias. The standard deviation is that of a sample's
+    groups of channels, over their channels and positions. v has one value a channel, initially 1.
+    """
+
+    def __init__(self, num_channels: int, num_groups: int, eps: float = 1e-5) -> None:
+        super().__init__(num_channels)
+        self.v = nn.Parameter(torch.ones(num_channels))
+        self.num_groups, self.eps = num_groups, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize and activate x, N x C x H x W; shape and type are kept."""
+        groups = x.float().unflatten(1, (self.num_groups, -1))
+        variance = groups.var((2, 3, 4), correction=0)
+        by_channel = (variance + self.eps).rsqrt().repeat_interleave(groups.shape[2], dim=1)
+        activated = x * torch.sigmoid(self.v[:, None, None] * x)
+        return super().forward((activated * by_channel[:, :, None, None]).to(x.dtype))
+
+
+class FusedActivation(nn.Identity):
+    """Identity in the place of the activation function that a norm such as EvoNorm contains."""
+
+    site = "act"
+
+
 class WeightStandardizedConv2d(nn.Conv2d):
     """A convolution with standardized weights (Qiao et al. 2019, arXiv 1903.10520).
 

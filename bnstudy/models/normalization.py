@@ -3,20 +3,29 @@
 from typing import Any, Literal
 
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
 
 from bnstudy.errors import UserError
 from bnstudy.models.batchnorm_parts import (
+    BatchRenorm,
     CenteringBatchNorm,
+    EvoNormB0,
     FrozenBatchNorm,
     GhostBatchNorm,
     ScalingBatchNorm,
 )
 from bnstudy.models.norm_layers import (
     ChannelAffine,
+    DynamicErf,
+    DynamicTanh,
+    EvoNormS0,
     FilterResponseNorm,
+    FusedActivation,
     NoNorm,
+    RMSNorm,
     WeightStandardizedConv2d,
 )
+from bnstudy.terms import FUSED_NORMS
 
 Position = Literal["pre", "post"]
 
@@ -27,8 +36,8 @@ class Normalization:
     Args:
         name: Name of a file in conf/norm.
         position: Position of the layer in a block: before (`pre`) or after (`post`) the activation.
-        synchronized: Whether `batchnorm_centering` and `batchnorm_scaling` compute batch statistics
-            over all processes of a distributed run.
+        synchronized: Whether norms that are not torch's compute batch statistics over all processes
+            of a distributed run.
         options: Other keys of that file.
     """
 
@@ -44,6 +53,15 @@ class Normalization:
         self.position = position
         self.synchronized = synchronized
         self.options = options
+
+    @property
+    def has_activation(self) -> bool:
+        """Whether the layers contain the activation function that would follow them."""
+        return self.name in FUSED_NORMS
+
+    def activation(self) -> nn.Module:
+        """Create the activation function after a layer; an identity if the layer contains it."""
+        return FusedActivation() if self.has_activation else nn.ReLU()
 
     def layer(self, num_channels: int) -> nn.Module:
         """Create a layer that normalizes activations N x `num_channels` x H x W.
@@ -65,6 +83,13 @@ class Normalization:
                 return CenteringBatchNorm(num_channels, self.synchronized, **options)
             case "batchnorm_scaling":
                 return ScalingBatchNorm(num_channels, self.synchronized, **options)
+            case "batch_renorm":
+                return BatchRenorm(num_channels, self.synchronized, **options)
+            case "evonorm_b0":
+                return EvoNormB0(num_channels, self.synchronized, **options)
+            case "evonorm_s0":
+                _require_groups(num_channels, options["num_groups"])
+                return EvoNormS0(num_channels, **options)
             case "batchnorm_frozen":
                 return FrozenBatchNorm(num_channels, **options)
             case "ghostbatchnorm":
@@ -77,6 +102,15 @@ class Normalization:
                 return _group_norm(num_channels, **options)
             case "instancenorm":
                 return nn.InstanceNorm2d(num_channels, affine=True, **options)
+            case "layernorm_channels":
+                channel_norm: nn.Module = LayerNorm2d(num_channels, **options)
+                return channel_norm
+            case "rmsnorm":
+                return RMSNorm(num_channels, **options)
+            case "dyt":
+                return DynamicTanh(num_channels, **options)
+            case "derf":
+                return DynamicErf(num_channels, **options)
             case "filterresponse":
                 return FilterResponseNorm(num_channels, **options)
             case _:
@@ -93,9 +127,13 @@ class Normalization:
 
 
 def _group_norm(num_channels: int, num_groups: int, eps: float) -> nn.Module:
+    _require_groups(num_channels, num_groups)
+    return nn.GroupNorm(num_groups, num_channels, eps)
+
+
+def _require_groups(num_channels: int, num_groups: int) -> None:
     if num_channels % num_groups:
         raise UserError(
             f"norm.num_groups={num_groups} does not divide the {num_channels} channels of a layer; "
             "set norm.num_groups or model.width so that it does"
         )
-    return nn.GroupNorm(num_groups, num_channels, eps)

@@ -9,6 +9,11 @@ from torch.nn import functional
 from bnstudy.errors import UserError
 from bnstudy.models.blocks import ConvBlock, scaled
 from bnstudy.models.normalization import Normalization
+from bnstudy.models.normalizer_free import (
+    BRANCH_SCALE,
+    NormalizerFreeBranch,
+    ScaledStandardizedConv2d,
+)
 
 CHANNELS = (16, 32, 64)  # per stage
 CONVOLUTIONS_PER_BLOCK = 2
@@ -46,11 +51,29 @@ class ResidualBlock(nn.Module):
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Bring the input into the shape of the output."""
-        if self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
-        if self.new_channels:
-            x = functional.pad(x, (0, 0, 0, 0, 0, self.new_channels))
-        return x
+        return _reshaped(x, self.stride, self.new_channels)
+
+
+class NormalizerFreeBlock(NormalizerFreeBranch):
+    """A normalizer-free branch with the parameter-free shortcut of `ResidualBlock` around it."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, variance: float) -> None:
+        super().__init__(in_channels, out_channels, stride, variance)
+        self.stride, self.new_channels = stride, out_channels - in_channels
+        self.is_transition = stride > 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up."""
+        scaled = x / self.beta
+        shortcut = _reshaped(scaled if self.is_transition else x, self.stride, self.new_channels)
+        return shortcut + super().forward(scaled)
+
+
+def _reshaped(x: Tensor, stride: int, new_channels: int) -> Tensor:
+    """Take every `stride`-th position, and fill new channels with zeros."""
+    if stride > 1:
+        x = x[:, :, ::stride, ::stride]
+    return functional.pad(x, (0, 0, 0, 0, 0, new_channels)) if new_channels else x
 
 
 class ResNet(nn.Sequential):
@@ -73,13 +96,17 @@ class ResNet(nn.Sequential):
             layer is 0 (rules 1 and 2 of Zhang, Dauphin and Ma 2019, arXiv 1901.09321; the
             convolutions' biases replace the scalar biases of rule 3, and its multipliers are
             omitted).
+        normalizer_free: Whether the network is the normalizer-free one of Brock, De and Smith 2021
+            (arXiv 2101.08692): activations before convolutions, weights that are standardized, and
+            branches that are scaled; see `NormalizerFreeBranch`. Convolutions have the same names
+            and weights, and as many activations are read.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
         norm: Factory of the normalization layers.
 
     Raises:
-        UserError: The depth is not 6n + 2, the images are too small, `residual_init` needs
-            shortcuts, or the output would be the same for all images.
+        UserError: The depth is not 6n + 2, the images are too small, options do not fit each other,
+            or the output would be the same for all images.
     """
 
     def __init__(
@@ -89,6 +116,7 @@ class ResNet(nn.Sequential):
         *,
         shortcuts: bool = True,
         residual_init: ResidualInit = "he",
+        normalizer_free: bool = False,
         input_shape: tuple[int, int, int],
         num_classes: int,
         norm: Normalization,
@@ -105,6 +133,12 @@ class ResNet(nn.Sequential):
                 f"model.residual_init={residual_init} needs shortcuts: without them the output "
                 "would not depend on the image; set model.residual_init=he"
             )
+        if normalizer_free and (norm.name != "none" or residual_init != "he" or not shortcuts):
+            raise UserError(
+                "model.normalizer_free=true needs norm=none, model.residual_init=he and shortcuts; "
+                f"here are norm={norm.name} and model.residual_init={residual_init}\n"
+                "Give each norm its own value: 'model.normalizer_free={batchnorm:false,none:true}'"
+            )
         channels, height, width_of_image = input_shape
         if min(height, width_of_image) < MIN_IMAGE_SIZE:
             raise UserError(
@@ -118,18 +152,28 @@ class ResNet(nn.Sequential):
                 "norm.position=pre"
             )
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["stem"] = ConvBlock(channels, scaled(CHANNELS[0], width), norm)
-        channels = scaled(CHANNELS[0], width)
+        stem = scaled(CHANNELS[0], width)
+        layers["stem"] = (
+            nn.Sequential(OrderedDict(conv=ScaledStandardizedConv2d(channels, stem)))
+            if normalizer_free
+            else ConvBlock(channels, stem, norm)
+        )
+        channels, variance = stem, 1.0
         for stage, stage_channels in enumerate(CHANNELS, start=1):
             stage_blocks: OrderedDict[str, nn.Module] = OrderedDict()
             for number in range(1, blocks + 1):
                 stride = 2 if stage > 1 and number == 1 else 1
                 out_channels = scaled(stage_channels, width)
-                stage_blocks[f"block{number:02d}"] = ResidualBlock(
-                    channels, out_channels, norm, stride, shortcuts
+                stage_blocks[f"block{number:02d}"] = (
+                    NormalizerFreeBlock(channels, out_channels, stride, variance)
+                    if normalizer_free
+                    else ResidualBlock(channels, out_channels, norm, stride, shortcuts)
                 )
+                variance = (1.0 if stride > 1 else variance) + BRANCH_SCALE**2
                 channels = out_channels
             layers[f"stage{stage}"] = nn.Sequential(stage_blocks)
+        if normalizer_free:
+            layers["act"] = nn.ReLU()
         layers["pool"] = nn.AdaptiveAvgPool2d(1)
         layers["flatten"] = nn.Flatten()
         layers["classifier"] = nn.Linear(channels, num_classes)

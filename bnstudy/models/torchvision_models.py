@@ -10,6 +10,7 @@ from torchvision import models
 
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.normalization import Normalization
+from bnstudy.models.own_network import replace_batchnorm
 
 
 class GreyToColour(nn.Module):
@@ -57,31 +58,11 @@ def torchvision_network(
             f"model.name={name} has no BatchNorm, or has LayerNorm too, which cannot be "
             "replaced; choose another, such as resnet18, vgg16_bn, densenet121 or mobilenet_v2"
         )
-    _replace(network, norm)
+    replace_batchnorm(network, norm)
     if input_shape[0] == 1:
         network = nn.Sequential(OrderedDict(colour=GreyToColour(), network=network))
     _check_input_size(network, name, input_shape, norm)
     return network
-
-
-def _replace(parent: nn.Module, norm: Normalization) -> None:
-    """Replace each BatchNorm and each convolution below a module by those of the norm."""
-    for name, part in parent.named_children():
-        if getattr(part, "inplace", False):  # a regularizer reads the input
-            part.inplace = False  # type: ignore[assignment]
-        if isinstance(part, nn.BatchNorm2d):
-            setattr(parent, name, norm.layer(part.num_features))
-        elif isinstance(part, nn.Conv2d):
-            same = (
-                "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
-                "groups", "padding_mode",
-            )  # fmt: skip
-            arguments = {key: getattr(part, key) for key in same}
-            convolution = norm.convolution(**arguments, bias=part.bias is not None)
-            convolution.load_state_dict(part.state_dict())  # keep torchvision's initial weights
-            setattr(parent, name, convolution)
-        else:
-            _replace(part, norm)
 
 
 def _check_input_size(

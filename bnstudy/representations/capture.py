@@ -13,7 +13,7 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
-from bnstudy.representations.precision import where_float64
+from bnstudy.representations.precision import Precision, choose_way, where_float64
 from bnstudy.representations.sums import (
     BLOCK,
     Activity,
@@ -44,6 +44,7 @@ def capture(
     channel_axis: Mapping[str, int] | None = None,
     memory_budget: float = 2,
     distances: bool = True,
+    precision: Precision = "float32",
 ) -> Iterator[Layer]:
     """Run a model in eval mode and yield the activations of its modules, layer by layer.
 
@@ -73,6 +74,7 @@ def capture(
             such as `{"blocks.*": -1}`. It replaces the axis that is found automatically.
         memory_budget: Memory for activations and the distances between samples, in GiB.
         distances: Whether the metrics to compute need the distances between samples.
+        precision: Precision of the products of representations, as for `Layer`.
 
     Yields:
         Layers, in the order of computation if one forward pass is enough.
@@ -112,7 +114,7 @@ def capture(
         # A pass with gradients holds the activations of all layers and their gradients.
         _Split(batches, max(1, int(budget * MAX_BACKWARD_FRACTION / (3 * sum(sizes))))),
     )
-    return _read(network, outputs, samples, budget - fixed, distances)
+    return _read(network, outputs, samples, budget - fixed, distances, precision)
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,7 @@ def _read(
     samples: int,
     limit: float,
     distances: bool,
+    precision: Precision,
 ) -> Iterator[Layer]:
     tap_of = network.taps.taps(list(outputs))
     unread = {call: output.channels for call, output in outputs.items()}
@@ -264,11 +267,19 @@ def _read(
             call, output = item.call, outputs[item.call]
             view = View(network, item.call)
             if item.last - item.first == output.channels:
-                yield Layer(held.pop(item).tensor(), labels, tap_of[call], view)
+                yield Layer(held.pop(item).tensor(), labels, tap_of[call], view, precision)
                 continue
             shape = (len(labels), output.channels, output.positions)
-            kinds = (Activity, Moments, Products if distances else ClassSums)
-            sums = in_blocks.setdefault(call, [kind(shape, Classes(labels)) for kind in kinds])
+            if call not in in_blocks:
+                classes = Classes(labels)
+                units = output.channels * output.positions
+                way = choose_way(precision, units, labels.device)
+                in_blocks[call] = [
+                    Activity(shape, classes),
+                    Moments(shape, classes),
+                    Products(shape, classes, way=way) if distances else ClassSums(shape, classes),
+                ]
+            sums = in_blocks[call]
             values = held.pop(item).tensor()
             for accumulator in sums:
                 accumulator.add_all(values, item.first)

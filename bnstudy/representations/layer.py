@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnstudy.representations.network import View
-from bnstudy.representations.precision import where_float64
+from bnstudy.representations.precision import FLOAT32, Precision, choose_way, where_float64
 from bnstudy.representations.sums import (
     BLOCK,
     PART,
@@ -33,7 +33,7 @@ NEIGHBOURS = 10
 MAX_ERROR = 4  # of a squared distance, in units of its resolution times its error scale
 # Fraction of pairs above which distances are computed in float64 and no longer from differences.
 MAX_PAIR_FRACTION = 1 / 32
-MAX_SPECTRAL_ERROR = 5e-4  # rounding error of the sum of the singular values, relative to the sum
+MAX_SPECTRAL_ERROR = 1e-4  # rounding error of the sum of the singular values, relative to the sum
 
 
 class Neighbours(NamedTuple):
@@ -69,6 +69,8 @@ class Layer:
         labels: Integer class labels: N.
         tap: Place of the layer in its network.
         network: Network around the layer, for the metrics that use it.
+        precision: Precision of the operands of the N x N x D product: `float32`, or `auto` for the
+            fastest way to multiply that is about as exact.
 
     Example:
         >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
@@ -83,6 +85,7 @@ class Layer:
         labels: Tensor,
         tap: Tap | None = None,
         network: View | None = None,
+        precision: Precision = "float32",
     ) -> None:
         if len(activations) != len(labels) or activations.ndim < 2:
             raise ValueError(
@@ -95,6 +98,7 @@ class Layer:
             *activations.shape[:2], activations.shape[2:].numel()
         )
         self._set(self.activations.shape, labels.to(activations.device), tap, network)
+        self._way = choose_way(precision, self.num_units, activations.device)
 
     @classmethod
     def of_sums(
@@ -134,6 +138,7 @@ class Layer:
         self.tap = tap
         self.network = network
         self._read_again: Callable[[], Blocks] | None = None
+        self._way = FLOAT32
         self._sums: dict[type[Sums], Sums] = {}
         self._exact: dict[type[ClassSums], ClassSums] = {}
         self._shared: dict[Callable[[Layer], Any], Any] = {}
@@ -162,10 +167,8 @@ class Layer:
         if kind not in self._sums:
             if self.activations is None:
                 raise RuntimeError(f"{kind.__name__} was not computed while the layer was read")
-            sums = kind((self.num_samples, self.num_channels, self.num_positions), self._classes)
-            sums.add_all(self.activations)
-            sums.finish()
-            self._sums[kind] = sums
+            options = {"way": self._way} if kind is Products else {}
+            self._sums[kind] = self._summed(kind, **options)
         return cast(S, self._sums[kind])
 
     def in_float64(self, kind: type[C]) -> C:
@@ -177,13 +180,27 @@ class Layer:
             return self._sums_of(kind)
         kind = cast(type[C], Products) if Products in self._exact else kind
         if kind not in self._exact:
-            shape = (self.num_samples, self.num_channels, self.num_positions)
-            sums = kind(shape, self._classes, torch.float64)
+            self._exact[kind] = self._summed(kind, dtype=torch.float64)
+        return cast(C, self._exact[kind])
+
+    def _summed(self, kind: type[S], **options: Any) -> S:
+        """Read the activations and sum them up."""
+        shape = (self.num_samples, self.num_channels, self.num_positions)
+        sums = kind(shape, self._classes, **options)
+        if self.activations is None or "dtype" in options:
             for block, first in self.blocks():
                 sums.add_all(block, first)
-            sums.finish()
-            self._exact[kind] = sums
-        return cast(C, self._exact[kind])
+        else:
+            sums.add_all(self.activations)
+        sums.finish()
+        return sums
+
+    def _multiply_in_float32(self) -> bool:
+        """Replace `products` if they were multiplied in another way; return whether they were."""
+        if self.products.way == FLOAT32 or not self.is_readable:
+            return False
+        self._sums[Products] = self._summed(Products, way=FLOAT32)
+        return True
 
     def release_activations(self) -> None:
         """Compute the sums that similarities need, then release the activations."""
@@ -265,6 +282,11 @@ class Layer:
         return self._sums_of(Products)
 
     @property
+    def multiplied(self) -> str | None:
+        """Way in which the residuals were multiplied; None if they were not."""
+        return self.products.way.name if Products in self._sums else None
+
+    @property
     def total_variation(self) -> float:
         """Mean squared distance to the mean of all samples, the trace of the covariance."""
         between = self.class_sums.means_gram.diagonal() @ self.class_sizes.double()
@@ -292,6 +314,8 @@ class Layer:
     def squared_distances(self) -> Tensor:
         """Squared distances between samples: float32, N x N, symmetric, 0 on the diagonal."""
         squared, unclear = self.products.squared_distances()
+        if len(unclear) > self.num_samples and self._multiply_in_float32():
+            squared, unclear = self.products.squared_distances()
         if self.is_readable and len(unclear):
             rows, columns = unclear.unbind(1)
             squared[rows, columns] = squared[columns, rows] = self._exact_squared_distances(
@@ -372,13 +396,13 @@ class Layer:
             columns: Indices of K other samples for each of them: R x K, or 1 x K.
             squared: Entries of `squared_distances`: R x K.
         """
-        sums: ClassSums = self.products
+        sums = self.products
         rows = rows[:, None]
         scales = sums.error_scales
         scale = scales[rows, self.classes[columns]] + scales[columns, self.classes[rows]]
         # Squared distances that are far below this limit were computed from differences.
-        is_exact = squared < UNCLEAR / 2 * sums.resolution * scale
-        error = torch.where(is_exact, 0, MAX_ERROR * sums.resolution * scale)
+        is_exact = squared < UNCLEAR / 2 * sums.product_resolution * scale
+        error = torch.where(is_exact, 0, MAX_ERROR * sums.product_resolution * scale)
         error = error + torch.finfo(torch.float32).eps * squared
         return squared - error, squared + error
 
@@ -469,7 +493,17 @@ class Layer:
                 products = centred.T @ centred
                 yield products, error(products.diagonal(), dtype)
             return
-        yield self.gram, error(self.gram.diagonal(), torch.float32)
+        gram = self.gram
+        if sums.way.resolution > sums.resolution:
+            # The errors of products average out over the units.
+            of_products = (
+                sums.way.resolution / 16 * float(torch.linalg.vector_norm(gram.diagonal()))
+            )
+            yield gram, of_products
+            if self._multiply_in_float32():
+                sums = self.products
+                gram = sums.gram()
+        yield gram, error(gram.diagonal(), torch.float32)
         yield sums.gram(torch.float64), error(sums.residual_norms_squared, torch.float32)
         if self.is_readable:
             products = self.in_float64(Products).gram(torch.float64)

@@ -5,11 +5,12 @@ blocks as well, so that temporary tensors stay small.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from bnstudy.representations.precision import FLOAT32, Way, add_products, in_float32
 
 BLOCK = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
 PART = 2**18  # values, small enough for the processor's cache
@@ -22,18 +23,6 @@ MAX_MEAN = 25  # squared norm of a class mean that a single subtraction removes 
 MIN_DISTANCE_IN_FLOAT32 = 1e-8  # squared distance of class means; float64 is needed below it
 MIN_DISTANCE = 1e-12  # squared distance of class means; rounding error below it
 MIN_VARIANCE = 1e-27  # relative to the squared mean of a channel; rounding error below it
-
-
-@contextmanager
-def in_float32(device: torch.device) -> Iterator[None]:
-    """Compute in full float32 without gradients, whatever precision the caller has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class Classes:
@@ -262,22 +251,24 @@ class ClassSums(Sums):
 
     def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
-        residuals, class_means = self._residuals(block)
+        residuals, class_means, norms = self._residuals(block)
         mean = self.classes.sizes.double() @ class_means / len(residuals)
         means = class_means - mean
         units = slice(channels.start * self.shape[2], channels.stop * self.shape[2])
         self.centred_means[:, units] = means
         if self.centred is not None:
             self.centred[:, units] = torch.addmm(residuals, self._membership, means.to(self.dtype))
-        self.residuals_dot_means += residuals @ means.to(self.dtype).T
-        self.residuals_dot_mean += residuals @ mean.to(self.dtype)
+        with_means = residuals @ torch.cat([means, mean[None]]).to(self.dtype).T
+        self.residuals_dot_means += with_means[:, :-1]
+        self.residuals_dot_mean += with_means[:, -1]
         self.means_gram.addmm_(means, means.T)
         self.means_dot_mean.addmv_(means, mean)
         self.mean_norm_squared += mean.square().sum().item()
+        self.residual_norms_squared += norms
         self._add_products(residuals)
 
-    def _residuals(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Return residuals, N x units, and class means, float64, C x units.
+    def _residuals(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return residuals, N x units, class means, float64, C x units, and squared norms, N.
 
         Subtraction adds hardly any rounding error, but the computed mean has one. If a class is far
         from 0, the residuals therefore keep a mean that is not negligible. It is added to the class
@@ -286,19 +277,21 @@ class ClassSums(Sums):
         values = self._copied(block)
         means = self._class_means(values)
         residuals = values.addmm_(self._membership, means, alpha=-1)
-        squares = torch.linalg.vector_norm(residuals, dim=1, keepdim=True).square_()
-        if (means.square().sum(1) <= MAX_MEAN * self._class_means(squares).squeeze(1)).all():
-            return residuals, means.double()
+        norms = torch.linalg.vector_norm(residuals, dim=1).square_()
+        if (means.square().sum(1) <= MAX_MEAN * self._class_means(norms[:, None]).squeeze(1)).all():
+            return residuals, means.double(), norms
         means += self._class_means(residuals)
         residuals = self._copied(block).addmm_(self._membership, means, alpha=-1)
         left = self._class_means(residuals)
-        return residuals.addmm_(self._membership, left, alpha=-1), means.double() + left
+        residuals.addmm_(self._membership, left, alpha=-1)
+        norms = torch.linalg.vector_norm(residuals, dim=1).square_()
+        return residuals, means.double() + left, norms
 
     def _class_means(self, values: Tensor) -> Tensor:
         return self._membership.T @ values / self.classes.sizes[:, None]
 
     def _add_products(self, residuals: Tensor) -> None:
-        self.residual_norms_squared += torch.linalg.vector_norm(residuals, dim=1).square_()
+        """Add the products of a block's residuals, N x units, with each other, if needed."""
 
     def _copied(self, block: Tensor) -> Tensor:
         """Copy a block as N x units into a buffer that is reused for the next block."""
@@ -356,8 +349,15 @@ class Products(ClassSums):
 
     This is the only N x N x D product of a layer.
 
+    Args:
+        shape: Numbers of samples, of channels, and of positions per channel.
+        classes: Classes of the samples.
+        dtype: Type of the residuals and their products, float32 or float64.
+        way: Way to multiply the residuals.
+
     Attributes:
         residuals: Inner products of the residuals, of type `dtype`: N x N, symmetric.
+        way: Way to multiply the residuals.
     """
 
     def __init__(
@@ -365,18 +365,26 @@ class Products(ClassSums):
         shape: tuple[int, int, int],
         classes: Classes,
         dtype: torch.dtype = torch.float32,
+        way: Way = FLOAT32,
     ) -> None:
         super().__init__(shape, classes, dtype)
         self.residuals = self._zeros(shape[0], shape[0], dtype=dtype)
+        self.way = way
+
+    @property
+    def product_resolution(self) -> float:
+        """Resolution of the inner products of the residuals."""
+        return self.resolution if self.dtype == torch.float64 else self.way.resolution
 
     def _add_products(self, residuals: Tensor) -> None:
         # Only the diagonal and the upper triangle; `finish` mirrors them.
-        for rows, columns in _upper(len(residuals)):
-            self.residuals[rows, columns].addmm_(residuals[rows], residuals[columns].T)
+        add_products(self.residuals, residuals, _upper, self.way)
 
     def finish(self) -> None:
         """Fill in the lower triangle and compute the results that depend on all blocks."""
         mirror(self.residuals)
+        if self.way.splits:  # on the diagonal, the terms that are left out do not average out
+            self.residuals.diagonal().copy_(self.residual_norms_squared)
         self.residual_norms_squared = self.residuals.diagonal()
         super().finish()
 
@@ -398,7 +406,7 @@ class Products(ClassSums):
         one = one.expand_as(norms)
         left = torch.cat([self.cross_terms, self._membership, norms, one], 1)
         right = torch.cat([self._membership, self.cross_terms, one, norms], 1)
-        limit = UNCLEAR * self.resolution * self.error_scales
+        limit = UNCLEAR * self.product_resolution * self.error_scales
         limit_left = torch.cat([limit, self._membership], 1)
         limit_right = torch.cat([self._membership, limit], 1)
         squared = torch.empty_like(self.residuals, dtype=torch.float32)
@@ -424,7 +432,7 @@ class Products(ClassSums):
             squared + self.cross_terms[one, others] + self.cross_terms[other, its]
         ).clamp_min_(0)
         scale = self.error_scales[one, others] + self.error_scales[other, its]
-        return squared, squared < UNCLEAR * self.resolution * scale
+        return squared, squared < UNCLEAR * self.product_resolution * scale
 
 
 def mirror(matrix: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ when the file is written again.
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -39,6 +40,8 @@ def _time(text: str) -> str:
 
 
 Time = Annotated[str, AfterValidator(_time)]  # ISO 8601; kept as it was written
+
+CHANCE_DEVIATIONS = 3.1  # one-sided test at 0.001
 
 _printed_fields: set[str] = set()  # unknown fields that this process has printed
 
@@ -102,36 +105,44 @@ class Attempt(Part):
 
 
 class Git(Part):
-    """State of the checkout that bnstudy ran from.
+    """State of a repository.
 
     Attributes:
         commit: SHA-1 of the commit.
         dirty: Whether files differed from the commit.
+        patch: Path, relative to the study's folder, of a file with the differences of tracked
+            source files; None if there are none.
     """
 
     commit: str | None = None
     dirty: bool | None = None
+    patch: str | None = None
 
 
 class Environment(Part):
     """Software and hardware of a run or of a later measurement.
 
     Attributes:
-        git: State of the checkout; None if bnstudy was installed as a package.
+        git: State of bnstudy's checkout; None if it was installed as a package.
+        own_git: State of the repository that the process ran in, such as the user's own; None if
+            there is none, or if it is bnstudy's.
         packages: Version of each package.
         python: Version of Python.
         platform: Operating system.
         processor: Name of the processor.
         gpus: Name of each GPU.
+        visible_devices: Value of CUDA_VISIBLE_DEVICES, by which a launcher chose the GPUs.
         threads: Number of torch's threads.
     """
 
     git: Git | None = None
+    own_git: Git | None = None
     packages: dict[str, str] = {}
     python: str | None = None
     platform: str | None = None
     processor: str | None = None
     gpus: list[str] = []
+    visible_devices: str | None = None
     threads: int | None = None
 
     @property
@@ -307,6 +318,7 @@ class RunDescription(Part):
             sparsity of another run; None otherwise.
         callbacks: Names of the callbacks that every epoch was trained with.
         measured_later: Measurements from checkpoints.
+        precisions: Ways in which representations were multiplied, by label of the layer.
     """
 
     format: int = Field(default=1, ge=1, le=FORMAT)
@@ -328,6 +340,7 @@ class RunDescription(Part):
     target_sparsity: dict[str, float] | None = None
     callbacks: list[str] = []
     measured_later: list[MeasuredLater] = []
+    precisions: dict[str, list[str]] = {}
 
     @classmethod
     def new(
@@ -429,6 +442,20 @@ class RunDescription(Part):
         """Whether training has diverged, according to the last recorded epoch."""
         noted = [attempt.diverged for attempt in self.attempts if attempt.diverged is not None]
         return bool(noted and noted[-1])
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether the final training accuracy is not above that of guessing.
+
+        Guessing is right with a share of 1/classes of the training samples. Accuracies of up to
+        `CHANCE_DEVIATIONS` standard deviations above it are not told apart from it.
+        """
+        accuracy = self.final.numbers.get("train_accuracy")
+        if accuracy is None or self.data is None or not self.data.classes or not self.data.train:
+            return False
+        chance = 1 / len(self.data.classes)
+        deviation = sqrt(chance * (1 - chance) / self.data.train)
+        return accuracy <= chance + CHANCE_DEVIATIONS * deviation
 
     @property
     def version(self) -> str:
@@ -577,8 +604,8 @@ class RunDescription(Part):
             metrics: Configuration group `metrics` of the resumed run.
         """
         kept = self.config["metrics"]
-        # The memory budget does not change the measured values.
-        same: dict[str, Any] = {"names": [], "memory_budget": None}
+        # The memory budget and the precision change the measured values at most by rounding.
+        same: dict[str, Any] = {"names": [], "memory_budget": None, "precision": None}
         alike = kept | same == metrics | same
         names = [name for name in metrics["names"] if alike and name in kept["names"]]
         self.config["metrics"] = metrics | {"names": names}
@@ -590,6 +617,13 @@ class RunDescription(Part):
             directions: Direction of each metric: higher, lower, or None.
         """
         self.metrics = self.metrics | dict(directions)
+
+    def add_precisions(self, precisions: Mapping[str, Collection[str]]) -> None:
+        """Add the ways in which representations were multiplied, by label of the layer."""
+        self.precisions = self.precisions | {
+            layer: sorted({*self.precisions.get(layer, ()), *found})
+            for layer, found in precisions.items()
+        }
 
     def add_measurement(self, measurement: MeasuredLater) -> None:
         """Add a measurement from checkpoints."""

@@ -187,8 +187,8 @@ class LongTable:
         """
         table = pa.concat_tables(read_table(path, SCHEMA) for path in self.paths.parts())
         self._write(self.paths.table, table)
-        rows = table.filter(pc.field("layer_index") == -1).to_pylist()
-        return final_numbers([Row(**row) for row in rows])
+        last = table.filter(pc.field("epoch") == pc.max(table["epoch"])).to_pylist()
+        return final_numbers([Row(**row) for row in last])
 
     def write_final(self, final: Final, step: int) -> None:
         """Write a whole table of the final numbers alone.
@@ -228,10 +228,10 @@ def final_numbers(rows: Sequence[Row]) -> Final:
     """Extract the numbers of the whole model after the last epoch, of whole splits.
 
     Args:
-        rows: Rows of the long table.
+        rows: Rows of the long table, among them those of the last epoch.
     """
+    last = max(row.epoch for row in rows)
     whole = [row for row in rows if row.layer_index == -1]
-    last = max(row.epoch for row in whole)
     numbers = {
         f"{row.split}_{row.metric}": row.value if isfinite(row.value) else None
         for row in whole

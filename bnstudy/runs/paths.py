@@ -128,9 +128,19 @@ class CellPaths:
         for leftover in self.folder.rglob(".*.tmp"):
             leftover.unlink()
 
-    def remove_parts(self) -> None:
-        """Remove the parts of the long table."""
-        shutil.rmtree(self._parts_folder, ignore_errors=True)
+    def remove_parts(self, after: int | None = None) -> None:
+        """Remove the parts of the long table.
+
+        Args:
+            after: Last epoch whose part is kept; None: all parts are removed.
+        """
+        if after is None:
+            shutil.rmtree(self._parts_folder, ignore_errors=True)
+            return
+        kept = {self.part(epoch) for epoch in range(after + 1)}
+        for path in self.parts():
+            if path not in kept:
+                path.unlink()
 
     def remove_results(self) -> None:
         """Remove all measurements, embeddings and checkpoints."""

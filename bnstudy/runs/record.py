@@ -159,7 +159,7 @@ class Record:
     def checkpoints(self) -> dict[int, Path]:
         """Find the saved weights by epoch, including those of the last epoch."""
         kept = self.paths.checkpoints()
-        if self.has_ended:
+        if self.has_ended and self.paths.last_checkpoint.exists():  # not if others trained it
             kept.setdefault(self.last_epoch, self.paths.last_checkpoint)
         return kept
 
@@ -183,7 +183,7 @@ class Record:
         try:
             yield attempt
         except UserError as error:
-            if self.paths.part(0).exists():  # the error arose during training, such as a full disk
+            if self.paths.parts():  # the error arose during training, such as a full disk
                 description.fail(error, self._seconds())
             else:
                 description.withdraw_attempt(*before)

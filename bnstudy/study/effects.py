@@ -28,6 +28,7 @@ from bnstudy.study.load.matrix import (
     Mask,
     load_columns,
     load_shared_columns,
+    select_meaningful_columns,
     select_network_columns,
     select_shared_columns,
 )
@@ -59,13 +60,15 @@ def compute_averages(
     keys, values = load_columns(study, every_epoch=every_epoch)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     is_known = np.isfinite(values)
+    is_meaningful = select_meaningful_columns(study, keys)
     tables = []
     for at_point, shared in _group_points(study, keys, by):
         shared = shared & is_known[at_point].any(axis=0)
         for point, rows in _points(study.results[[*by, "treatment"]].iloc[at_point]):
-            sample = values[np.ix_(rows, shared)]
+            columns = shared & is_meaningful[rows[0]]
+            sample = values[np.ix_(rows, columns)]
             n = np.isfinite(sample).sum(axis=0)
-            table = keys[shared].assign(
+            table = keys[columns].assign(
                 **point,
                 n=n,
                 undefined=len(rows) - n,
@@ -134,14 +137,18 @@ def _comparisons(
     shared: dict[int, Mask] = {}  # by row of the results
     for at, columns in _group_points(study, keys, by):
         shared |= dict.fromkeys(at.tolist(), columns)
+    is_meaningful = select_meaningful_columns(study, keys)
     none = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _points(points):
             identity = point | {"treatment": treatment, "baseline": baseline}
-            columns = shared[matched.treatment[rows][0]] if len(rows) else none
-            yield identity, matched.treatment[rows], matched.baseline[rows], columns
+            ours, theirs = matched.treatment[rows], matched.baseline[rows]
+            columns = none
+            if len(rows):
+                columns = shared[ours[0]] & is_meaningful[ours[0]] & is_meaningful[theirs[0]]
+            yield identity, ours, theirs, columns
 
 
 def _group_points(

@@ -4,14 +4,21 @@ from collections import Counter
 
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import FUSED_NORMS
 
-WORDS = {"optim.lr": "learning rate", "model.residual_init": "residual initialization"}
+WORDS = {
+    "optim.lr": "learning rate",
+    "optim.adaptive_clipping": "adaptive gradient clipping",
+    "model.residual_init": "residual initialization",
+    "model.normalizer_free": "normalizer-free branches",
+}
 
 
 def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) -> str:
     """Describe the settings in which runs of pairs differ besides the norm and the regularizer.
 
-    Examples are a learning rate per norm, the position of the norm, and the accelerator. Options
+    Examples are a learning rate per norm, the position of the norm, the accelerator, and the
+    activation function if a norm contains its own. Options
     that only one of the two norms has, such as the number of groups, are part of the norm, and
     swept options are part of the treatment's name.
 
@@ -37,10 +44,19 @@ def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) 
             values = our_settings[key], their_settings[key]
             if values[0] != values[1]:
                 found.setdefault(key, Counter())[str(values[0]), str(values[1])] += 1
-    return " and ".join(
+    texts = [
         _in_words(key, values, treatment, baseline, len(matched.treatment))
         for key, values in found.items()
-    )
+    ]
+    norms = study.results.groupby("treatment")["norm"].first()
+    ours, theirs = (norms[name] in FUSED_NORMS for name in (treatment, baseline))
+    if ours or theirs:
+        names = (
+            f"that of the norm with {name}" if is_fused else f"ReLU with {name}"
+            for is_fused, name in ((ours, treatment), (theirs, baseline))
+        )
+        texts.append(f"activation function ({', '.join(names)}; counts of zeros are not compared)")
+    return " and ".join(texts)
 
 
 def _in_words(

@@ -23,12 +23,14 @@ from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import CellPaths, cells_of
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
+from bnstudy.sweeps.detached import is_detached, print_next_steps, submit
 from bnstudy.sweeps.duration import Timing, format_time_left, kind
 from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.states import ENDED, MAX_FAILURES, MISSING, State, read_record, states
 from bnstudy.terminal import console
+from bnstudy.terms import format_count
 from bnstudy.training.data_check import DataCheck
 
 MAX_LAUNCHES = 3  # per cell; a worker can die each time, for example out of memory
@@ -53,6 +55,7 @@ class Failure:
 
 
 ELSEWHERE = Failure("running elsewhere", "another process works in it")
+QUEUED = Failure("running elsewhere", "its detached job waits in the queue; scancel would end it")
 
 
 def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
@@ -101,13 +104,23 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
-            if not is_basic(launcher):  # this terminal does not show the jobs' output in order
+            if not is_basic(launcher) and not is_detached(
+                launcher
+            ):  # this terminal does not show the jobs' output in order
                 folder = shlex.quote(str(study))
                 console.print(f"Progress: python -m bnstudy.sweep status {folder} --watch")
-    failures = _run({place: cells[place] for place in missing}, launcher)
+    failures: dict[int, Failure] = {}
+    if is_detached(launcher):
+        if missing:
+            submit([cells[place] for place in missing], launcher)
+        if missing or {"queued", "running elsewhere"} & set(known):
+            print_next_steps(_studies(cells), len(missing))
+            return
+    else:
+        failures = _run({place: cells[place] for place in missing}, launcher)
     for place, state in enumerate(known):
-        if state == "running elsewhere" and not _has_ended(cells[place]):
-            failures[place] = ELSEWHERE
+        if state in ("queued", "running elsewhere") and not _has_ended(cells[place]):
+            failures[place] = QUEUED if state == "queued" else ELSEWHERE
 
     from bnstudy.study.present.report_files import print_page  # slow imports
     from bnstudy.study.present.terminal_table import print_table
@@ -129,7 +142,7 @@ def summary(known: Sequence[State]) -> str:
     if count["not measurable"]:
         parts[0] += f" ({count['not measurable']} without a checkpoint for all requested metrics)"
     always: tuple[State, ...] = ("to resume", "to run")
-    shown: tuple[State, ...] = ("to measure", *always, "running elsewhere")
+    shown: tuple[State, ...] = ("to measure", *always, "running elsewhere", "queued")
     parts += [f"{count[state]} {state}" for state in shown if count[state] or state in always]
     if left := count["left alone"]:
         parts.append(
@@ -157,7 +170,7 @@ def _is_asked_again(state: State, redo: Redo) -> bool:
         case "diverged":
             return state == "diverged"
         case "all":
-            return state != "running elsewhere"
+            return state not in ("running elsewhere", "queued")
 
 
 def _start_over(cells: Sequence[Cell]) -> None:
@@ -185,7 +198,7 @@ def _print_missing(cells: Sequence[Cell], known: Sequence[State]) -> None:
         trained = LongTable(CellPaths(cell.folder)).epochs_trained()
         epochs = cell.config["trainer"]["max_epochs"] - trained
         seconds.append(timing.seconds(kind(cell.config), epochs))
-        console.print(f"  {state:<10} {cell.folder}  {epochs} epochs")
+        console.print(f"  {state:<10} {cell.folder}  {format_count(epochs, 'epoch')}")
     if cells:
         console.print(format_time_left(seconds))
 

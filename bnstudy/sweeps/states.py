@@ -8,6 +8,7 @@ from bnstudy.runs.lease import worked_in
 from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
+from bnstudy.sweeps.detached import queued
 from bnstudy.sweeps.grid import Cell
 from bnstudy.trained.measuring import missing_metrics
 
@@ -21,6 +22,7 @@ State = Literal[
     "to resume",
     "to run",
     "running elsewhere",
+    "queued",  # its detached job has not begun, or is just beginning
     "left alone",
 ]
 ENDED: tuple[State, ...] = ("complete", "diverged", "not measurable")
@@ -54,6 +56,8 @@ def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
     """
     known = [_by_record(cell, record) for cell, record in zip(cells, records, strict=True)]
     place_of = {cell.folder: place for place, cell in enumerate(cells) if known[place] in MISSING}
+    for folder in queued([cells[place] for place in place_of.values()]):
+        known[place_of[folder]] = "queued"
     for folder in worked_in(place_of):
         known[place_of[folder]] = "running elsewhere"
     return known

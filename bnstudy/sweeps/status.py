@@ -30,7 +30,7 @@ class CellStatus:
         name: Name of the cell's folder.
         status: One of KINDS.
         epoch: Number of epochs trained and recorded so far.
-        epochs: Number of epochs to train in total.
+        epochs: Number of epochs to train in total; 0 if the user's own code trains it.
         kind: Hash shared by cells with similar run times.
         where: Host and process id of the last attempt.
         age: Seconds since the last attempt started, by this machine's clock.
@@ -101,7 +101,7 @@ class StudyStatus:
             for cell in running:
                 table.add_row(
                     cell.name,
-                    f"{cell.epoch}/{cell.epochs}",
+                    f"{cell.epoch}/{cell.epochs}" if cell.epochs else str(cell.epoch),
                     _duration(cell.age),
                     f"{_duration(cell.quiet)} ago",
                     cell.where,
@@ -117,7 +117,9 @@ class StudyStatus:
             cell for cell in self.cells if cell.status in ("running", "interrupted", "not begun")
         ]
         if left:
-            seconds = [self.timing.seconds(cell.kind, cell.epochs - cell.epoch) for cell in left]
+            seconds = [
+                self.timing.seconds(cell.kind, max(cell.epochs - cell.epoch, 0)) for cell in left
+            ]
             yield format_time_left(seconds, max(len(running), 1))
 
 

@@ -17,6 +17,7 @@ from bnstudy.runs.long_table import Row
 from bnstudy.runs.paths import WANDB, CellPaths, runs_below
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
+from bnstudy.terms import format_count
 from bnstudy.tracking.transaction_log import TransactionLog
 from bnstudy.tracking.wandb_run import (
     begin,
@@ -68,10 +69,11 @@ def sync(study: Path, project: str | None, entity: str | None) -> None:
     for path in sorted(projects):
         _sync_page(study, api, path)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in Counter(outcomes).items())
-    console.print(f"{len(outcomes)} runs: {counts}")
+    console.print(f"{format_count(len(outcomes), 'run')}: {counts}")
     if missing := sum(outcome in ("damaged", "incomplete") for outcome in outcomes):
         raise UserError(
-            f"{missing} runs are not completely uploaded; repeat the command to upload the rest"
+            f"{missing} of {len(outcomes)} runs could not be uploaded completely; "
+            "repeat the command to upload the rest"
         )
 
 

@@ -15,7 +15,7 @@ from bnstudy.errors import UserError
 from bnstudy.metrics import Undefined
 from bnstudy.metrics.registry import check
 from bnstudy.representations import Layer
-from bnstudy.representations.sums import in_float32
+from bnstudy.representations.precision import in_float32
 from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
 from bnstudy.runs.parquet_file import write_table
 from bnstudy.runs.record import Record

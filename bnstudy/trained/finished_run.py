@@ -7,7 +7,7 @@ from typing import Any
 
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import require_trusted
-from bnstudy.data import ImageDataModule
+from bnstudy.data import DataModule
 from bnstudy.data.contents import locate
 from bnstudy.errors import DamagedFile, UserError
 from bnstudy.models import Classifier
@@ -25,7 +25,7 @@ REBUILT_GROUPS = ("model", "norm", "regularizer", "optim", "data", "probe")
 
 def rebuild(
     record: Record, data_folders: Mapping[str, Any], probe: Mapping[Split, int] | None = None
-) -> tuple[ImageDataModule, Classifier]:
+) -> tuple[DataModule, Classifier]:
     """Build a finished run's data and network again, with its initial weights.
 
     Args:

@@ -127,7 +127,7 @@ def compare(
             }
             for name, similarity in SIMILARITIES.items()
         },
-        "environment": environment().model_dump(),
+        "environment": environment(output).model_dump(),
     }
     with replacing(output / "similarity.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")

@@ -43,7 +43,7 @@ def measure_missing(
     """
     possible, without = missing_metrics(record, metrics, splits, epochs)
     if possible:
-        measure_checkpoints(record, possible, metrics["memory_budget"], data_folders, progress)
+        measure_checkpoints(record, possible, metrics, data_folders, progress)
         console.print(f"  measured from checkpoints: {_format_wanted(possible)}")
     if without:
         console.print(
@@ -84,7 +84,7 @@ def missing_metrics(
 def measure_checkpoints(
     record: Record,
     wanted: Wanted,
-    memory_budget: float,
+    metrics: dict[str, Any],
     data_folders: Mapping[str, Any],
     progress: Callable[[str], None] = lambda message: None,
 ) -> None:
@@ -93,7 +93,7 @@ def measure_checkpoints(
     Args:
         record: Record of a run that has ended.
         wanted: The (split, site, metric) to measure by epoch; each epoch has a checkpoint.
-        memory_budget: Memory for activations and the distances between samples, in GiB.
+        metrics: Configuration group `metrics`, for memory budget and precision.
         data_folders: Current `root` and `cache` of the data, where they may have moved.
         progress: Function that is called with a description of the next step.
 
@@ -111,7 +111,7 @@ def measure_checkpoints(
         metrics=_names(wanted),
         splits=sorted({split for what in wanted.values() for split, _, _ in what}),
         sites=sorted({site for what in wanted.values() for _, site, _ in what}),
-        environment=environment(),
+        environment=environment(record.folder.parent),
     )
     record.description.add_measurement(measurement)
     for epoch, what in wanted.items():
@@ -120,7 +120,7 @@ def measure_checkpoints(
             progress(f"epoch {epoch}: {message}")
 
         step = load_weights(classifier, record.checkpoints()[epoch], data)
-        metrics = RepresentationMetrics(
+        callback = RepresentationMetrics(
             {
                 split: data.probe(split)
                 for split in SPLITS
@@ -128,11 +128,13 @@ def measure_checkpoints(
             },
             _names({epoch: what}),
             sorted({site for _, site, _ in what}),
-            memory_budget=memory_budget,
+            memory_budget=metrics["memory_budget"],
+            precision=metrics["precision"],
             on_layer=show_layer,
         )
-        rows = metrics.measure(classifier, epoch, step)
-        record.description.add_directions(metrics.directions())
+        rows = callback.measure(classifier, epoch, step)
+        record.description.add_directions(callback.directions())
+        record.description.add_precisions(callback.precisions)
         record.save()  # before the values, because each value needs its direction
         present = record.table.numbers()
         record.table.add_rows(

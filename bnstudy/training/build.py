@@ -13,12 +13,15 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from bnstudy.data import ImageDataModule
-from bnstudy.errors import UserError, first_line
+from bnstudy.config.schema import Model
+from bnstudy.config.targets import TARGET, accepted, make
+from bnstudy.data import DataModule, make_data
+from bnstudy.errors import UserError
 from bnstudy.models import (
     Classifier,
     FrozenBatchNorm,
     Normalization,
+    adapt,
     calibrate,
     calibrated,
     initialize,
@@ -29,7 +32,7 @@ from bnstudy.models.regularizers import regularizer
 from bnstudy.training.checkpoints import load_checkpoint
 
 
-def load_data(config: dict[str, Any]) -> ImageDataModule:
+def load_data(config: dict[str, Any]) -> DataModule:
     """Load the data.
 
     Args:
@@ -38,12 +41,12 @@ def load_data(config: dict[str, Any]) -> ImageDataModule:
     Raises:
         UserError: The data cannot be loaded.
     """
-    data: ImageDataModule = _make(config["data"], seed=config["seed"], probe=config["probe"])
+    data = make_data(config["data"], config["seed"], config["probe"])
     data.setup()
     return data
 
 
-def build_classifier(config: dict[str, Any], data: ImageDataModule) -> Classifier:
+def build_classifier(config: dict[str, Any], data: DataModule) -> Classifier:
     """Build the network with its initial weights, and wrap it in a LightningModule.
 
     Args:
@@ -54,18 +57,7 @@ def build_classifier(config: dict[str, Any], data: ImageDataModule) -> Classifie
     Raises:
         UserError: The data do not fit the network.
     """
-    model = dict(config["model"])
-    initialization = model.pop("initialization", "he")  # configurations before 0.2 have no such key
-    with seeded(config["seed"]):
-        network: nn.Module = _make(
-            model,
-            input_shape=data.input_shape,
-            num_classes=data.num_classes,
-            norm=Normalization(
-                **config["norm"], synchronized=config["trainer"].get("sync_batchnorm", False)
-            ),
-        )
-    initialize(network, config["seed"], initialization)
+    network = build_network(config, data)
     return Classifier(
         network,
         config["optim"],
@@ -76,9 +68,35 @@ def build_classifier(config: dict[str, Any], data: ImageDataModule) -> Classifie
     )
 
 
-def evaluate_before_training(
-    trainer: L.Trainer, classifier: Classifier, data: ImageDataModule
-) -> None:
+def build_network(config: dict[str, Any], data: DataModule) -> nn.Module:
+    """Build the network with its initial weights.
+
+    Args:
+        config: Resolved configuration.
+        data: Data, already loaded.
+
+    Raises:
+        UserError: The data do not fit the network, or a network of the user's cannot be used.
+    """
+    model = dict(config["model"])
+    initialization = model.pop("initialization", "he")  # configurations before 0.2 have no such key
+    norm = Normalization(
+        **config["norm"], synchronized=config["trainer"].get("sync_batchnorm", False)
+    )
+    offered = {
+        "input_shape": data.input_shape, "num_classes": data.num_classes, "norm": norm
+    }  # fmt: skip
+    taken = accepted("model", model[TARGET], offered)
+    with seeded(config["seed"]):
+        network: nn.Module = make("model", model, **taken)
+        if model[TARGET] not in Model.keys_of:
+            name, replaced = f"model.{TARGET}={model[TARGET]}", None if "norm" in taken else norm
+            adapt(network, name, replaced, data.input_shape, data.num_classes)
+    initialize(network, config["seed"], initialization)
+    return network
+
+
+def evaluate_before_training(trainer: L.Trainer, classifier: Classifier, data: DataModule) -> None:
     """Evaluate a network with its initial weights and running statistics of the training data.
 
     `batchnorm_frozen` keeps these running statistics. Other layers use them for this evaluation
@@ -97,7 +115,7 @@ def evaluate_before_training(
         trainer.validate(classifier, datamodule=data, verbose=False)
 
 
-def load_weights(classifier: Classifier, checkpoint: Path, data: ImageDataModule) -> int:
+def load_weights(classifier: Classifier, checkpoint: Path, data: DataModule) -> int:
     """Load the weights of a checkpoint for measuring, on the GPU if there is one.
 
     Running statistics that no batch had updated yet (epoch 0) are computed from the training data.
@@ -190,18 +208,3 @@ def _cluster() -> list[SLURMEnvironment]:
     one instead of the run's last checkpoint.
     """
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-
-
-def _make(node: dict[str, Any], **arguments: Any) -> Any:
-    """Instantiate a node by Hydra; raise a UserError as it is, not wrapped by Hydra."""
-    try:
-        return instantiate(node, **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        if str(error).startswith("Error locating target"):
-            raise UserError(
-                f"{node['_target_']} cannot be imported ({first_line(error.__cause__ or error)})\n"
-                "Run the command where Python finds that module, for example with PYTHONPATH=FOLDER"
-            ) from error
-        raise

@@ -64,7 +64,7 @@ def note_data(record: Record, config: dict[str, Any], facts: dict[str, Any]) -> 
     Args:
         record: Record of the run.
         config: Resolved configuration from which the data were loaded.
-        facts: Facts about the data, as returned by `ImageDataModule.facts`.
+        facts: Facts about the data, as returned by `DataModule.facts`.
 
     Raises:
         UserError: The run was trained on other data.

@@ -1,6 +1,8 @@
 """Description of the software and hardware of this process, for a run's record."""
 
+import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -8,8 +10,15 @@ from functools import cache
 from pathlib import Path
 
 from bnstudy import __version__
+from bnstudy.files import replacing
+from bnstudy.redaction import redact
 from bnstudy.runs.description import Environment, Git
 
+# Options and files of `git diff`, whatever the user has configured.
+DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+SOURCES = tuple(
+    f"*.{ending}" for ending in ("py", "pyi", "yaml", "yml", "toml", "cfg", "sh", "c", "cpp", "cu")
+)
 PACKAGES = (
     "hydra-core",
     "lightning",
@@ -21,17 +30,27 @@ PACKAGES = (
 )
 
 
-def environment() -> Environment:
-    """Describe the software and hardware of this process."""
+def environment(study: Path) -> Environment:
+    """Describe the software and hardware of this process.
+
+    Args:
+        study: Folder that keeps the differences from a commit, such as that of the study.
+    """
     import torch
 
+    ours, own = _repositories()
+    git = _git(ours, study) if ours else None
+    # Untracked files may be the studies themselves.
+    own_git = _git(own, study, "--untracked-files=no") if own else None
     return Environment(
-        git=_git(),
+        git=git,
+        own_git=own_git,
         packages=_versions(),
         python=platform.python_version(),
         platform=platform.platform(),
         processor=_processor(),
         gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         threads=torch.get_num_threads(),
     )
 
@@ -45,21 +64,52 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _git() -> Git | None:
-    """Return the commit of the package's checkout; None if it was installed as a package."""
-    repository = Path(__file__).parents[2]
-    if not (repository / ".git").exists():
-        return None
+def _git(folder: Path, study: Path, *status_options: str) -> Git | None:
+    """Describe the repository of a folder; None if there is none, or it has no commit.
+
+    Differences of its tracked source files from the commit are written to the study's folder, once
+    for all runs that they are the same for.
+
+    Args:
+        folder: Folder in the repository.
+        study: Folder of the study.
+        status_options: Options of `git status`, which decides whether files differ.
+    """
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(repository), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
+        ).stdout
 
     try:
-        return Git(commit=git("rev-parse", "HEAD"), dirty=git("status", "--porcelain") != "")
-    except (OSError, subprocess.CalledProcessError):  # no git, or no commit yet
+        commit = git("rev-parse", "HEAD").strip()
+        dirty = git("status", "--porcelain", *status_options) != ""
+        difference = git("diff", *DIFF, "HEAD", "--", *SOURCES) if dirty else ""
+    except (OSError, subprocess.CalledProcessError):
         return None
+    if not difference:
+        return Git(commit=commit, dirty=dirty)
+    # Removed lines and context are in the commit already, and a patch has to match them.
+    lines = difference.splitlines(keepends=True)
+    content = "".join(redact(line) if line.startswith("+") else line for line in lines)
+    name = hashlib.sha256(f"{commit}\n{content}".encode()).hexdigest()[:16]
+    patch = Path("patches", f"{name}.patch")
+    if not (study / patch).exists():
+        with replacing(study / patch) as temporary:
+            temporary.write_text(content, newline="")
+    return Git(commit=commit, dirty=dirty, patch=str(patch))
+
+
+def _repositories() -> tuple[Path | None, Path | None]:
+    """Return the repository of bnstudy's checkout, and another one that this process runs in."""
+    checkout = Path(__file__).resolve().parents[2]
+    here = next((one for one in (Path.cwd(), *Path.cwd().parents) if (one / ".git").exists()), None)
+    ours = checkout if (checkout / ".git").exists() else None
+    return ours, None if here == ours else here
 
 
 def _processor() -> str:

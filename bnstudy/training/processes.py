@@ -111,7 +111,9 @@ def job_of_its_own() -> Iterator[None]:
     specification = program.__spec__
     arguments, variables = sys.argv[:], dict(os.environ)
     program.__spec__ = find_spec("bnstudy.train")
+    folders = HydraConfig.get().runtime.config_sources
     sys.argv[1:] = [
+        *(f"--config-dir={one.path}" for one in folders if one.provider == "command-line"),
         *HydraConfig.get().overrides.task,
         "hydra.mode=RUN",
     ]  # otherwise it would start the sweep again

@@ -12,7 +12,7 @@ from torch import nn
 from bnstudy.adapters.lightning_internals import no_process_left
 from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
 from bnstudy.config.targets import require_trusted
-from bnstudy.data import ImageDataModule
+from bnstudy.data import DataModule
 from bnstudy.representations.running_statistics import initial_share
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
@@ -48,7 +48,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
     """
     quieten_lightning()
     checkpoint, epochs_done = resume_point(record) or (None, None)
-    with record.attempt(environment()) as attempt, job_of_its_own():
+    with record.attempt(environment(record.folder.parent)) as attempt, job_of_its_own():
         attempt.resumed_from_epoch = epochs_done
         if checkpoint is None:
             record.description.begin_with(config)
@@ -77,7 +77,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
 
 
 def make_callbacks(
-    record: Record, config: dict[str, Any], data: ImageDataModule, terminal: Console
+    record: Record, config: dict[str, Any], data: DataModule, terminal: Console
 ) -> list[L.Callback]:
     """Create the callbacks that measure, record and show a run, in the order of their calls.
 

@@ -38,7 +38,16 @@ MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 # Commands and their subcommands, as `python -m bnstudy.COMMAND --help` describes them.
 COMMANDS = (
-    *("train", "report", "measure", "measure similarity", "measure map", "sweep", "sweep status"),
+    *(
+        "train",
+        "report",
+        "measure",
+        "measure similarity",
+        "measure map",
+        "measure network",
+        "sweep",
+        "sweep status",
+    ),
     *("dashboard", "dashboard push", "dashboard sync", "dashboard pull", "metrics"),
 )
 HEADERS = ("# yaml-language-server", "# @package")  # lines of files that are for programs
@@ -106,6 +115,11 @@ class Option:
             if isinstance(parent, str) and (inherited := path.with_stem(parent)).exists():
                 self.values = Option(inherited).values | self.values
                 self.remarks = Option(inherited).remarks | self.remarks
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it stands for a class of the user's, whose keys are not known."""
+        return self.values.get("_target_") == "???"
 
     def default(self, key: str) -> Any:
         """Return the value of a key: the file's, or that of the target's signature.
@@ -205,7 +219,7 @@ def _group(name: str, model: type[Group], train: Option) -> Iterator[str]:
         inside = Option(CONFIG_FOLDER / "train.yaml")
         inside.values = train.values[name]
         files = [inside]
-    yield from _keys(name, model, files)
+    yield from _keys(name, model, [each for each in files if not each.is_open])
     if name == "trainer":
         listed = ", ".join(f"`{key}`" for key in FIXED)
         yield (

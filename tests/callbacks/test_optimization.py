@@ -31,7 +31,7 @@ BY_LAYER = {"gradient_norm", "mean_drift", "std_drift", "running_mean_error"}
 BY_LAYER |= {"running_variance_error"}
 PERFORMANCE = {
     f"{name}_{metric}"
-    for name in ("probe", "recalibrated", "batch_statistics")
+    for name in ("recalibrated", "batch_statistics")
     for metric in ("loss", "accuracy")
 }
 
@@ -125,7 +125,6 @@ def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
         "opt/beta_smoothness": ["1", "2"],
         "opt/block01.conv/gradient_norm": ["1", "2"],
         "opt/block02/mean_drift": ["1", "2"],
-        "train/probe_loss": ["0", "1", "2"],
         "opt/test/recalibrated_accuracy": ["0", "1", "2"],
     }.items():
         assert [row["epoch"] for row in logged if row[name]] == epochs

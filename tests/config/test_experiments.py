@@ -11,7 +11,8 @@ from bnstudy.config import CONFIG_FOLDER
 from tests.conftest import CommandLine, description
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
-LARGE = ("anatomy", "depth_width", "learning_rate")  # grids
+LARGE = ("anatomy", "depth_width", "learning_rate", "published_resnet", "published_vgg")  # grids
+SCALED = ("nf_resnet", "paper_cifar10", "published_resnet", "published_vgg")  # factors as widths
 
 
 def grid(experiment: str) -> dict[str, list[str]]:
@@ -32,7 +33,7 @@ def grid(experiment: str) -> dict[str, list[str]]:
 )
 def test_it_runs_whole(command_line: CommandLine, tmp_path: Path, experiment: str) -> None:
     small = ["data=mnist5k", "metrics.names=[unit_sparsity]"]
-    small += ["model.width=0.125"] if experiment == "paper_cifar10" else []
+    small += ["model.width=0.125"] if experiment in SCALED else []
     axes = grid(experiment)
     ends = [f"{key}={','.join(values)}" for key, values in axes.items() if "." in key]
     result = command_line(f"experiment={experiment}", "debug=fast", *small, *ends)

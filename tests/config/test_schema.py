@@ -1,5 +1,6 @@
 """Keys and values that a configuration may have."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
 from bnstudy.config.schema import (
+    RECIPE_KEYS,
     ChosenGroup,
     Config,
     Data,
@@ -24,7 +26,7 @@ from bnstudy.config.schema import (
     validate,
 )
 from bnstudy.errors import UserError
-from bnstudy.models.classifier import OPTIMIZERS
+from bnstudy.models.optimizers import OPTIMIZERS, Recipe
 from tests.conftest import Compose
 
 # Keys that no file has: torch's own arguments of an optimizer, and the name of any data set.
@@ -95,7 +97,7 @@ def changed(config: dict[str, Any], key: str, value: object) -> dict[str, Any]:
         ("optim.name", "lion", "sgd, adam"),
         ("optim.lr", True, "a number above 0"),
         ("optim.momentum", 1, "a number from 0 to below 1"),
-        ("optim.schedule", "step", "constant, cosine"),
+        ("optim.schedule", "stair", "constant, cosine, step"),
         ("data.flip", 1, "true or false"),
         ("data.root", 2024, "text, or null"),
         (
@@ -241,4 +243,6 @@ def test_every_group_of_files_has_a_model() -> None:
 def test_the_keys_of_an_optimizer_are_torchs(name: str) -> None:
     of_torch = set(inspect.signature(OPTIMIZERS[name]).parameters)
     ignored = {"params", "capturable", "differentiable"}
-    assert set(Optim.keys_of[name]) - {"schedule", "trainable"} == of_torch - ignored
+    recipe = {field.name for field in dataclasses.fields(Recipe)}
+    assert set(Optim.keys_of[name]) - recipe == of_torch - ignored
+    assert set(RECIPE_KEYS) == recipe

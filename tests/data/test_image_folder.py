@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 from torchvision import datasets
 
-from bnstudy.data import ImageFolder
+from bnstudy.data import ImageFolder, decoding
 from bnstudy.data.image_tree import EXTENSIONS, ImageTree
 from bnstudy.errors import UserError
 
@@ -336,3 +336,34 @@ def test_the_first_of_several_frames_is_read(tree: Path, capsys: Any) -> None:
 
 def test_the_extensions_are_torchvisions() -> None:
     assert EXTENSIONS == datasets.folder.IMG_EXTENSIONS
+
+
+def test_a_byte_that_flips_in_the_copy_is_noticed(tree: Path) -> None:
+    facts = load(tree).facts()
+    (pixels,) = (tree.parent / "cache").glob("*.uint8")
+    content = bytearray(pixels.read_bytes())
+    for damaged in (content[:-1], bytes([content[0] ^ 255]) + content[1:]):
+        pixels.write_bytes(damaged)
+        assert load(tree).facts() == facts
+        assert pixels.read_bytes() == content
+
+
+def test_processes_decode_as_one_process_does(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (30, 20), 77).save(tree / "train" / "ant" / "03.png")
+    Image.fromarray(np.full((8, 12), 300, np.uint16)).save(tree / "train" / "bee" / "04.png")
+    facts = load(tree).facts()
+    shutil.rmtree(tree.parent / "cache")
+    monkeypatch.setattr(decoding, "CHUNK", 7)
+    monkeypatch.setattr(decoding, "MIN_IMAGES_PER_PROCESS", 10)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    assert load(tree).facts() == facts
+
+
+def test_the_pixels_are_mapped_and_not_read(tree: Path) -> None:
+    data = load(tree)
+    (pixels,) = (tree.parent / "cache").glob("*.uint8")
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(pixels) in maps.read_text()
+    data.data.images["train"][0] = 0  # of this process alone
+    assert load(tree).data.images["train"][0].any()

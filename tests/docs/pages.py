@@ -51,6 +51,12 @@ class Fence:
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
+    @property
+    def file(self) -> str | None:
+        """The file that the reader writes, if the first line names one."""
+        named = re.match(r"# (\S+\.py)\b", self.code)
+        return named[1] if named else None
+
 
 @dataclass(frozen=True)
 class Command:

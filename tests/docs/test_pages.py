@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep
 
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import resolve
+from bnstudy.config.composition import choose_own, resolve
 from bnstudy.config.schema import Config, Group, validate
 from bnstudy.measure import compose_metrics
 from bnstudy.metrics import METRICS, SIMILARITIES
@@ -32,6 +32,10 @@ OTHERS = [
     if (command.module or "").startswith("bnstudy.") and command not in TRAIN
 ]
 SNIPPETS = [fence for fence in pages.fences() if fence.language == "python"]
+
+
+EXAMPLES = DOCS / "examples" / "own_network" / "my_conf"
+CONF_FOLDERS = (CONFIG_FOLDER, EXAMPLES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -62,10 +66,12 @@ def test_every_page_is_in_the_navigation() -> None:
 def test_a_training_command_can_be_composed(command: Command, composed: Compose) -> None:
     """With one option of each group; that the others exist is seen without composing them."""
     register_search()
-    words = [word for word in command.words[3:] if word != "-m"]
+    words = choose_own([word for word in command.words[3:] if word != "-m"])
     if words in (["--help"], ["--cfg", "job"]):
         return
-    job = []
+    job = [f"hydra.searchpath=[file://{EXAMPLES}]"]
+    if words[0] == "--config-dir":
+        words = words[2:]
     for override in OverridesParser.create().parse_overrides(words):
         key, value = override.get_key_element(), override.value()
         values = value.list if isinstance(value, ChoiceSweep) else [value]
@@ -74,7 +80,8 @@ def test_a_training_command_can_be_composed(command: Command, composed: Compose)
         if (CONFIG_FOLDER / key).is_dir() and not key.startswith("hydra/"):
             for option in values:
                 files = option if isinstance(option, list) else [option]
-                assert all((CONFIG_FOLDER / key / f"{each}.yaml").exists() for each in files)
+                for each in files:
+                    assert any((root / key / f"{each}.yaml").exists() for root in CONF_FOLDERS)
         is_sweep = override.is_sweep_override()
         job.append(f"{key}={values[-1]}" if is_sweep else override.input_line)
     validate(resolve(composed(*job)))
@@ -120,8 +127,10 @@ def test_what_other_commands_name_exists(command: Command) -> None:
             extra = re.fullmatch(r"\.(?:\[(\w+)\])?", what)
             assert extra
             assert not extra[1] or extra[1] in project["optional-dependencies"]
-        case (".venv/bin/pre-commit", "install") | ("wandb", "leet", _):
+        case (".venv/bin/pre-commit", "install") | ("wandb", "leet", _) | ("for", *_):
             pass
+        case ("python" | "do", script) if script.endswith(".py"):
+            assert script in [fence.file for fence in pages.fences()]
         case ("python", "-c", code):
             compile(code, str(command), "exec")
         case _:
@@ -140,28 +149,30 @@ KEYS = {
 }
 
 
+# Launchers and sweepers that Hydra's plugins bring; arguments of functions.
+OF_HYDRA = ("joblib", "ray", "basic", "optuna")
+OF_PYTHON = ("every_n_epochs",)
+
+
 def test_every_setting_inside_a_sentence_exists() -> None:
     wrong = []
     for page in PAGES:
         for token in pages.inline(page):
             setting = re.fullmatch(r"((?:hydra/)?[a-z_]+(?:\.[a-z_]+)*)=(\S*)", token.content)
-            if token.type != "code_inline" or not setting:
+            if token.type != "code_inline" or not setting or DOCS / "examples" in page.parents:
                 continue
             key, value = setting.groups()
+            if value in ("True", "False") or '"' in value or key in OF_PYTHON:
+                continue
             if (CONFIG_FOLDER / key).is_dir():
                 is_option = (CONFIG_FOLDER / key / f"{value}.yaml").exists()
                 is_known = is_option or not value or not value.islower() or value in OF_HYDRA
             else:
                 is_open = key.startswith(("hydra.", "callbacks.", "trainer."))
-                is_known = key in KEYS or is_open or key in OF_PYTHON
+                is_known = key in KEYS or is_open
             if not is_known:
                 wrong.append((page.name, token.content))
     assert not wrong
-
-
-# Launchers and sweepers that Hydra's plugins bring; arguments of functions.
-OF_HYDRA = ("joblib", "ray", "basic", "optuna")
-OF_PYTHON = ("channel_axis", "layers", "shuffle", "site", "sites", "weights_only")
 
 
 @pytest.fixture
@@ -174,12 +185,13 @@ def _registries() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_registries")
+@pytest.mark.filterwarnings("default")  # a snippet warns where users would be warned
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=str)
 def test_a_snippet_runs(
     snippet: Fence, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = compile(snippet.code, str(snippet), "exec")
-    if snippet.not_run:
+    if snippet.not_run or snippet.file:
         return
     monkeypatch.chdir(tmp_path)
     if "multirun/" in snippet.code:

@@ -68,6 +68,9 @@ def test_a_tutorial_runs_from_top_to_bottom(tutorial: str, tmp_path: Path) -> No
         match step.language:
             case "sh":
                 command = ["bash", "-e", "-c", step.code]
+            case "python" if step.file:
+                (tmp_path / step.file).write_text(step.code)
+                continue
             case "python":
                 command = ["python", "-c", step.code]
             case language if script := re.fullmatch(r"\{literalinclude\} (\S+)", language):

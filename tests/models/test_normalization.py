@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import special
 from torch import Tensor, distributed, multiprocessing, nn
 
 from bnstudy.errors import UserError
@@ -34,7 +35,8 @@ def affine(made: nn.Module, y: Tensor) -> Tensor:
     weight, bias = (getattr(made, name, None) for name in ("weight", "bias"))
     if weight is None:
         return y
-    return y * weight[:, None, None] + bias[:, None, None]
+    y = y * weight[:, None, None]
+    return y if bias is None else y + bias[:, None, None]
 
 
 def over(x: Tensor, *dimensions: int) -> Statistics:
@@ -55,13 +57,38 @@ OF_ONE_SAMPLE: dict[str, Callable[[Tensor], Tensor]] = {
     "groupnorm": lambda x: grouped(x),
     "weightstandardization": lambda x: grouped(x),
     "filterresponse": lambda x: x / ((x**2).mean((2, 3), keepdim=True) + 1e-6).sqrt(),
+    "layernorm_channels": lambda x: standardized(x, over(x, 1)),
+    "rmsnorm": lambda x: x / ((x**2).mean((1, 2, 3), keepdim=True) + 1e-6).sqrt(),
+}
+WITH_PARAMETERS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "dyt": lambda made, x: torch.tanh(made.alpha * x),
+    "derf": lambda made, x: torch.from_numpy(
+        special.erf((made.alpha * x + made.shift).detach().numpy())
+    ),
+    "evonorm_s0": lambda made, x: (
+        x / (1 + torch.exp(-made.v[:, None, None] * x)) / group_deviation(x)
+    ),
 }
 OF_A_BATCH: dict[str, Callable[[Tensor, Statistics], Tensor]] = {
     "batchnorm": standardized,
     "batchnorm_noaffine": standardized,
     "batchnorm_centering": lambda x, statistics: x - statistics[0],
     "batchnorm_scaling": lambda x, statistics: x / (statistics[1] + EPS).sqrt(),
+    "evonorm_b0": lambda x, statistics: (
+        x / torch.maximum((statistics[1] + EPS).sqrt(), 0.3 * x + (over(x, 2, 3)[1] + EPS).sqrt())
+    ),
 }
+KEEPING_TYPES = (
+    *("affine", "filterresponse", "batchnorm_centering", "batchnorm_scaling"),
+    *("rmsnorm", "dyt", "derf", "batch_renorm", "evonorm_b0", "evonorm_s0"),
+)
+PARAMETERS = {
+    "none": 0,
+    "batchnorm_noaffine": 0,
+    "rmsnorm": 8,
+    "dyt": 17,
+    "derf": 18,
+} | dict.fromkeys(("evonorm_b0", "evonorm_s0"), 24)
 
 
 def grouped(x: Tensor) -> Tensor:
@@ -69,9 +96,81 @@ def grouped(x: Tensor) -> Tensor:
     return standardized(parts, over(parts, 2, 3, 4)).view_as(x)
 
 
+def group_deviation(x: Tensor) -> Tensor:
+    parts = x.view(len(x), 4, CHANNELS // 4, *x.shape[2:])
+    return (over(parts, 2, 3, 4)[1] + EPS).sqrt().expand_as(parts).reshape(x.shape)
+
+
 def test_every_norm_has_its_formula_here() -> None:
-    of_their_own = {"batchnorm_frozen", "ghostbatchnorm"}
-    assert OF_ONE_SAMPLE.keys() | OF_A_BATCH.keys() | of_their_own == NORMS.keys()
+    of_their_own = {"batch_renorm", "batchnorm_frozen", "ghostbatchnorm"}
+    with_formula = OF_ONE_SAMPLE.keys() | WITH_PARAMETERS.keys() | OF_A_BATCH.keys()
+    assert with_formula | of_their_own == NORMS.keys()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_number_of_parameters(norm: str) -> None:
+    made = normalization(norm).layer(CHANNELS)
+    assert sum(one.numel() for one in made.parameters()) == PARAMETERS.get(norm, 2 * CHANNELS)
+
+
+@pytest.mark.parametrize("norm", WITH_PARAMETERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_with_other_parameters(norm: str, training: bool) -> None:
+    made = layer(norm).train(training)
+    for x in batches():
+        expected = affine(made, WITH_PARAMETERS[norm](made, x))
+        torch.testing.assert_close(made(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("norm", "initial"),
+    [("dyt", {"alpha": 0.5}), ("derf", {"alpha": 0.5, "shift": 0.0}), ("evonorm_s0", {"v": 1.0})],
+)
+def test_published_initial_values(norm: str, initial: dict[str, float]) -> None:
+    made = normalization(norm).layer(CHANNELS)
+    for name, value in (initial | {"weight": 1.0, "bias": 0.0}).items():
+        assert (getattr(made, name) == value).all()
+
+
+def test_batch_renorm_corrects_the_batch_statistics() -> None:
+    made = layer("batch_renorm", momentum=0.3, ramp_batches=2, r_max=3, d_max=5)
+    mean, variance = torch.zeros(1, CHANNELS, 1, 1), torch.ones(1, CHANNELS, 1, 1)
+    for number, x in enumerate(batches()):
+        limits = ((1, 0), (2, 2.5), (3, 5))[number]
+        of_batch = over(x, 0, 2, 3)
+        std, running = (of_batch[1] + EPS).sqrt(), (variance + EPS).sqrt()
+        r = (std / running).clamp(1 / limits[0], limits[0])
+        d = ((of_batch[0] - mean) / running).clamp(-limits[1], limits[1])
+        expected = affine(made, (x - of_batch[0]) / std * r + d)
+        torch.testing.assert_close(made(x), expected, rtol=1e-4, atol=1e-4)
+        mean = 0.7 * mean + 0.3 * of_batch[0]
+        variance = 0.7 * variance + 0.3 * of_batch[1] * 150 / 149
+    x = batches()[2]
+    expected = affine(made, standardized(x, (mean, variance)))
+    torch.testing.assert_close(made.eval()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_renorm_passes_no_gradient_through_its_corrections() -> None:
+    made = layer("batch_renorm", ramp_batches=1)
+    made(batches()[0])  # the corrections take effect
+    x = batches()[1].requires_grad_()
+    std = (made.running_var + EPS).sqrt()
+    mean, variance = over(x, 0, 2, 3)
+    r = ((variance + EPS).sqrt().flatten() / std).clamp(1 / 3, 3).detach()
+    d = ((mean.flatten() - made.running_mean) / std).clamp(-5, 5).detach()
+    ours = torch.autograd.grad((made(x) ** 3).sum(), x)[0]
+    y = standardized(x, (mean, variance)) * r[:, None, None] + d[:, None, None]
+    (expected,) = torch.autograd.grad((affine(made, y) ** 3).sum(), x)
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_recalibration_averages_batch_statistics_of_batch_renorm() -> None:
+    ours, plain = layer("batch_renorm", ramp_batches=1), layer("batchnorm")
+    labels = torch.zeros(6)
+    for made in (ours, plain):
+        recalibrate(made, [(x, labels) for x in batches()])
+    torch.testing.assert_close(ours.running_mean, plain.running_mean)
+    torch.testing.assert_close(ours.running_var, plain.running_var)
 
 
 @pytest.mark.parametrize("norm", OF_ONE_SAMPLE)
@@ -86,6 +185,8 @@ def test_norms_of_one_sample(norm: str, training: bool) -> None:
 @pytest.mark.parametrize("norm", OF_A_BATCH)
 def test_norms_of_a_batch(norm: str) -> None:
     made = layer(norm, momentum=0.3)
+    if norm == "evonorm_b0":
+        nn.init.constant_(made.v, 0.3)
     mean, variance = torch.zeros(1, CHANNELS, 1, 1), torch.ones(1, CHANNELS, 1, 1)
     for x in batches()[:2]:
         of_batch = over(x, 0, 2, 3)
@@ -145,12 +246,12 @@ def test_weights_are_standardized() -> None:
     assert type(normalization("groupnorm").convolution(3, 5, 3)) is nn.Conv2d
 
 
-@pytest.mark.parametrize("norm", [*OF_A_BATCH, "ghostbatchnorm", "filterresponse", "affine"])
+@pytest.mark.parametrize("norm", [*OF_A_BATCH, "ghostbatchnorm", *KEEPING_TYPES])
 def test_types_and_memory_formats_are_kept(norm: str) -> None:
     made = layer(norm)
     x = batches()[0].to(memory_format=torch.channels_last)
     assert made(x).is_contiguous(memory_format=torch.channels_last)
-    if norm in ("affine", "filterresponse", "batchnorm_centering", "batchnorm_scaling"):
+    if norm in KEEPING_TYPES:
         assert made(x.bfloat16()).dtype == torch.bfloat16
 
 
@@ -160,7 +261,9 @@ def test_groups_that_do_not_divide_the_channels_are_refused() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("norm", ["batchnorm_centering", "batchnorm_scaling"])
+@pytest.mark.parametrize(
+    "norm", ["batchnorm_centering", "batchnorm_scaling", "batch_renorm", "evonorm_b0"]
+)
 def test_synchronized_statistics_are_those_of_all_processes(norm: str, tmp_path: Path) -> None:
     multiprocessing.spawn(_one_of_two, (norm, str(tmp_path)), nprocs=2)
     whole = layer(norm)

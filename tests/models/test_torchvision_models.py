@@ -56,6 +56,14 @@ def test_every_batchnorm_is_replaced(name: str, norm: str, instead: type) -> Non
     assert ours(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_a_norm_with_its_own_activation_replaces_the_relu_that_follows() -> None:
+    ours = torchvision_network("resnet18", norm=normalization("evonorm_s0"), **COLOUR)
+    assert nn.ReLU not in kinds(ours)
+    vgg = torchvision_network("vgg11_bn", norm=normalization("evonorm_s0"), **COLOUR)
+    assert kinds(vgg.features)[nn.ReLU] == 0
+    assert kinds(vgg.classifier)[nn.ReLU] == 2  # no norm precedes them
+
+
 @pytest.mark.parametrize("norm", ["affine", "none"])
 def test_grey_images_are_shown_in_colour_and_norms_are_read(norm: str) -> None:
     ours = torchvision_network("resnet18", norm=normalization(norm), **GREY)

@@ -196,3 +196,43 @@ def test_failures_and_logs_are_told(cluster: Environment, tmp_path: Path) -> Non
     assert "1 of 2 cells have not ended: 1 failed" in result.stderr
     assert "model.depth=9" in result.stdout
     assert "1 completed" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_detached_sweep_is_left_and_collected(cluster: Environment, tmp_path: Path) -> None:
+    def call() -> "subprocess.CompletedProcess[str]":
+        options = ["metrics=fast", "norm=batchnorm,none", "hydra.launcher.detach=true"]
+        slurm_options = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+        return subprocess.run(
+            command(*SMALL, *options, *slurm_options, "hydra.launcher.mem_gb=1"),
+            cwd=tmp_path, env=cluster, capture_output=True, text=True,
+        )  # fmt: skip
+
+    study = tmp_path / "multirun" / "mnist5k_cnn"
+    first = call()
+    assert first.returncode == 0, first.stderr
+    assert "Submitted 2 jobs; the last one makes the page" in first.stdout
+    assert not list(study.glob("*/metrics.parquet"))  # it has not waited
+    again = call()
+    assert again.returncode == 0, again.stderr
+    assert "Submitted" not in again.stdout
+    assert "Collect" in again.stdout
+    deadline = time.monotonic() + 240
+    while not (study / "report" / "index.html").exists():
+        assert time.monotonic() < deadline, list(study.glob(".slurm/**/*"))
+        time.sleep(0.5)
+    assert len(list(study.glob("*/metrics.parquet"))) == 2
+    collected = call()
+    assert collected.returncode == 0, collected.stderr
+    assert "2 of 2 cells complete" in collected.stdout
+    assert "2 runs: 2 completed" in collected.stdout
+
+
+def test_a_search_cannot_be_detached(command_line: CommandLine) -> None:
+    pytest.importorskip("optuna")
+    result = command_line(
+        *SMALL, "hydra/sweeper=optuna", "data.validation=0.1", "hydra/launcher=slurm",
+        "hydra.launcher.detach=true", "-m",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "hydra.launcher.detach=true is not possible with hydra/sweeper=optuna" in result.stderr

@@ -11,6 +11,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
+from bnstudy.study.fairness import describe_other_differences
 from bnstudy.study.generalization import compute_relations
 from bnstudy.study.inference import holm, max_t_adjusted, paired_test
 from bnstudy.study.load.pairs import match_pairs
@@ -60,6 +61,26 @@ def test_at_each_point_of_the_grid(studies: Studies) -> None:
         last = layers.loc[(depth, f"block0{depth}")]
         assert last["difference"] == pytest.approx(0.5, abs=0.1)
         assert last["n"] == 8
+
+
+def test_zeros_are_not_compared_with_another_activation_function(studies: Studies) -> None:
+    for seed, norm in itertools.product(SEEDS, ("none", "batchnorm", "evonorm_s0")):
+        layers = {"silhouette": [0.1, 0.2], "unit_sparsity": [0.5, float(norm == "none")]}
+        studies.add(norm, seed, layers=layers)
+    study = load(studies.folder)
+    effects = compute_effects(study, "none")
+    metrics = effects[effects["place_index"] > 0].groupby("treatment")["metric"].agg(set)
+    assert metrics["batchnorm"] == {"silhouette", "unit_sparsity"}
+    assert metrics["evonorm_s0"] == {"silhouette"}
+    averages = compute_averages(study)
+    assert "unit_sparsity" not in set(averages.loc[averages["treatment"] == "evonorm_s0", "metric"])
+    curves = compute_curves(study, "evonorm_s0")
+    assert set(curves.loc[curves["place_index"] > 0, "metric"]) == {"silhouette"}
+    assert describe_other_differences(study, "evonorm_s0", "none") == (
+        "activation function (that of the norm with evonorm_s0, ReLU with none; "
+        "counts of zeros are not compared)"
+    )
+    assert describe_other_differences(study, "batchnorm", "none") == ""
 
 
 def test_four_pairs_are_tested_by_students_t_and_adjusted_by_holm(studies: Studies) -> None:

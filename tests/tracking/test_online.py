@@ -206,7 +206,7 @@ def test_a_server_that_goes_bad_in_mid_run(
     assert run.exit_code is None
     synced = sync(command_line)
     assert synced.returncode == 0, synced.stderr + synced.stdout
-    assert "1 runs: 1 uploaded" in synced.stdout
+    assert "1 run: 1 uploaded" in synced.stdout
     assert_whole(run)
     made = {one["artifactTypeName"]: one["state"] for one in server.artifacts.values()}
     assert made == {"run_table": "COMMITTED", "model": "COMMITTED"}

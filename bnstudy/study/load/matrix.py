@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bnstudy.errors import UserError
 from bnstudy.study.load.study_runs import StudyRuns
-from bnstudy.terms import PROBE_PERFORMANCE
+from bnstudy.terms import FUSED_NORMS, PROBE_PERFORMANCE, ZERO_METRICS
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -61,7 +61,8 @@ def load_columns(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.Dat
     Returns:
         Table of the columns (split, metric, site, layers, place, place_index; epoch), activations
         before other sites, and values, runs x columns, in the order of `study.results`; NaN if a
-        run has no value.
+        run has no value. Counts of zeros (`ZERO_METRICS`) are left out for networks whose norm
+        contains another activation function than ReLU.
 
         - Columns of layers: `layers` is the number of layers at the site of the networks that have
           values in the column, `place` the layer's name, `place_index` its number, from 1.
@@ -110,14 +111,28 @@ def select_network_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
         keys: Table of the columns, from `load_columns`.
 
     Returns:
-        True for layers that the network has, relative depths and the whole model: rows of
-        `StudyRuns.results` x columns.
+        True for layers that the network has, relative depths and the whole model, without counts of
+        zeros if it has no ReLU: rows of `StudyRuns.results` x columns.
     """
-    found = np.ones((len(study.results), len(keys)), dtype=bool)
+    found = select_meaningful_columns(study, keys)
     counts = count_layers(study)
     for (site, count), columns in keys[keys["layers"] > 0].groupby(["site", "layers"]):
         found[:, columns.index] = (counts[site] == count).to_numpy()[:, None]
     return found
+
+
+def select_meaningful_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
+    """Mark, for each run, all columns except counts of zeros if its network has no ReLU.
+
+    Args:
+        study: Study whose runs are comparable.
+        keys: Table of the columns, from `load_columns`.
+
+    Returns:
+        Rows of `StudyRuns.results` x columns.
+    """
+    is_fused = study.results["norm"].isin(FUSED_NORMS).to_numpy()
+    return ~np.outer(is_fused, keys["metric"].isin(ZERO_METRICS))
 
 
 @lru_cache(maxsize=2)
@@ -211,6 +226,8 @@ def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers
     if len(there) < epochs:
         values = values[:, there]
     _interpolate(keys, values, count_layers(study))
+    is_meaningful = select_meaningful_columns(study, keys)[:, None]
+    values[~np.broadcast_to(is_meaningful, values.shape)] = np.nan
     if every_epoch:
         keys = pd.concat([keys.assign(epoch=epoch) for epoch in there], ignore_index=True)
     return keys, values.reshape(len(runs), -1)

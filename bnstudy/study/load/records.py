@@ -126,6 +126,7 @@ def _read(folder: Path) -> _Run:
         "data": _plain(config.get("data.name", described.choices.get("data"))),
         **{name: _plain(config.get(key)) for key, name in NAMES.items()},
         "status": described.status,
+        "at_chance": described.is_at_chance,
         "remark": "; ".join(filter(None, [*_remarks(record, ended), *map(_left_out, others)]))
         or None,
         "ended": ended,
@@ -180,6 +181,8 @@ def _remark(record: Record, ended: bool) -> str | None:
             return record.lost_table
         case "diverged":
             return "its loss was not finite; the run is included in the results"
+        case "completed" if record.description.is_at_chance:
+            return "its training accuracy is not above chance"
         case "failed":
             errors = [attempt.error for attempt in attempts if attempt.error]
             return redact(errors[-1]) if errors else "unknown"

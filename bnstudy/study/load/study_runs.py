@@ -42,6 +42,7 @@ class StudyRuns:
               grid: point of the grid without the seed, as text; part: see `parts`;
             - status, ended (completed or diverged, with a table), remark (such as the reason why
               it is not among the results), attempts, failures, seconds, measure_seconds;
+            - at_chance: whether the final training accuracy is not above that of guessing;
             - duplicate_of: cell of the run that this run repeats; None if it is counted;
             - last_epoch, and the final values: train_loss, test_accuracy, ...;
             - commit, dirty, version, torch, python, processor, gpus, threads, host, data_sha256,

@@ -19,6 +19,7 @@ from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.page import render_page
 from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.terminal import console
+from bnstudy.terms import format_count
 
 MAX_LISTED_RUNS = 10  # runs with remarks in the summary
 
@@ -227,8 +228,8 @@ def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
     """Render the contents page, which links to the pages of the parts."""
     name = html.escape(parts[0][0].name)
     items = "\n".join(
-        f'<li><a href="{place.name}/{PAGE}">{place.name}</a>: {len(part.results)} runs of '
-        f"{html.escape(part.measured_on)}</li>"
+        f'<li><a href="{place.name}/{PAGE}">{place.name}</a>: '
+        f"{format_count(len(part.results), 'run')} of {html.escape(part.measured_on)}</li>"
         for part, place, _ in parts
     )
     return f"""<!DOCTYPE html>
@@ -255,7 +256,7 @@ def _split_parts(study: StudyRuns, output: Path) -> list[tuple[StudyRuns, Path, 
             part,
             output / f"part{number}",
             "; ".join(
-                f"{len(other.results)} runs of {other.measured_on} (part{place})"
+                f"{format_count(len(other.results), 'run')} of {other.measured_on} (part{place})"
                 for place, other in enumerate(study.parts, start=1)
                 if other is not part
             ),

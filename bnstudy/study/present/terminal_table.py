@@ -98,7 +98,7 @@ def _table(study: StudyRuns) -> Table:
     for grid in sorted(set(results["grid"])):
         table.add_section()
         cells = [(grid, treatment) for treatment in treatments]
-        where = Text(grid or f"{results['last_epoch'].max():.0f} epochs", "bold")
+        where = Text(grid or format_count(int(results["last_epoch"].max()), "epoch"), "bold")
         table.add_row(where, "", *(_seeds(runs[cell], diverged[cell]) for cell in cells))
         shown = None
         for key, direction in _rows(dict.fromkeys(key for *_, key in values), study.directions):

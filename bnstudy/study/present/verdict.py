@@ -61,6 +61,11 @@ def _left_out(study: StudyRuns) -> Iterator[str]:
                 f"{diverged} of {len(runs)} runs of {treatment} diverged. Diverged runs are "
                 "included wherever they have a value."
             )
+        if stuck := int((runs["at_chance"] & (runs["status"] == "completed")).sum()):
+            yield (
+                f"{stuck} of {len(runs)} runs of {treatment} {_is(stuck)} at chance level: the "
+                "training accuracy is not above that of guessing. They are included."
+            )
     duplicates = study.runs[study.runs["duplicate_of"].notna()]
     if len(duplicates):
         listed = [

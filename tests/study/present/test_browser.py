@@ -111,6 +111,19 @@ def test_every_figure_is_drawn_and_nothing_is_complained_of(
     page.screenshot(path=tmp_path / "light.png", full_page=True)
 
 
+def test_browsers_that_cannot_unpack_the_figures_show_their_numbers(
+    browser: Browser, folder: Path
+) -> None:
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto((folder / "index.html").as_uri())
+    figure = drawn(page)[0]
+    expect(figure.locator(".plot")).to_contain_text("too old to draw")
+    assert figure.locator("figcaption").inner_text()
+    figure.locator("summary").click()
+    assert figure.locator("tbody tr").count()
+
+
 def test_each_filter_changes_what_is_shown(page: Page, complaints: list[str]) -> None:
     before = captions(page)
     for choice in ("axis0", "axis1", "epoch", "split", "layer"):

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bnstudy.runs.long_table import Row
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.load.matrix import KEYS, load_columns
 from bnstudy.study.present.page import render_page
@@ -142,6 +144,7 @@ def test_it_loads_nothing(analysis: Analysis) -> None:
     assert "default-src 'none'" in html
     policy = re.findall(r"script-src ([^;]*);", html)[0]
     assert "unsafe" not in policy
+    assert len(html.encode()) < 2.5e6
 
 
 def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
@@ -212,6 +215,47 @@ def test_what_went_wrong_is_on_it(studies: Studies) -> None:
     assert "out of memory" in html
     assert "1 of 2 runs of batchnorm diverged" in html
     assert "4 runs: 2 completed, 1 diverged, 1 failed" in html
+
+
+def test_values_of_the_network_are_on_it(studies: Studies) -> None:
+    for norm, value in (("none", 2.0), ("batchnorm", 1.0)):
+        record = studies.add(norm)
+        record.table.add_rows([Row(5, 9, "train", -1, "model", None, "smoothness", value, None)])
+    html = render_page(Analysis(load(studies.folder)))
+    assert '<option value="train:smoothness">smoothness, train</option>' in html
+    assert "<td>smoothness</td>" in html
+    studies.folder.rename(studies.folder.with_name("without"))
+    studies.add("none")
+    assert "Optimization" not in render_page(Analysis(load(studies.folder)))
+
+
+def test_metrics_that_do_not_apply_are_no_problem(studies: Studies) -> None:
+    record = studies.add("none", layers={"nc3": [0.1]})
+    where = (5, 9, "train", 1, "block02", "act")
+    record.table.add_rows(
+        [
+            Row(*where, "nc3", nan, "does not apply: the last linear layer reads something else"),
+            Row(*where, "dunn", nan, "there is only one class"),
+        ]
+    )
+    html = render_page(Analysis(load(studies.folder)))
+    assert "nc3 (1 layer: the last linear layer reads something else)" in html
+    assert "<td>dunn</td>" in html
+    assert "<td>nc3</td>" not in html
+
+
+def test_runs_at_chance_level_are_marked(studies: Studies) -> None:
+    for seed, accuracy in enumerate([0.1, 0.114, 0.12]):
+        record = studies.add("none", seed, train_accuracy=accuracy)
+        assert record.description.data
+        record.description.data.train = 4000
+        record.description.data.classes = list("0123456789")
+        record.save()
+    study = load(studies.folder)
+    html = render_page(Analysis(study))
+    assert "2 of 3 runs of none are at chance level" in html
+    assert list(study.runs["at_chance"]) == [True, True, False]
+    assert html.count("its training accuracy is not above chance") == 2
 
 
 def test_similarities_of_runs_that_were_trained_again_are_not_on_it(studies: Studies) -> None:

@@ -20,6 +20,7 @@ from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.embedding_tables import find_runs_with_maps
 from bnstudy.study.load.matrix import KEYS, RELATIVE_DEPTHS, count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import format_count
 
 MAX_NUMBERS = 1_200_000  # values of runs: 6 MB of base64
 MAX_SAMPLES = 150_000  # samples of maps: 2 MB of base64
@@ -152,7 +153,7 @@ def _pooled(groups: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, dict[s
         parts["sd"].append(spread(sample))
         parts["n"].append(np.isfinite(sample).sum(axis=0))
         first = groups.iloc[rows[0]]
-        cell = f"{first['cell'].partition('-seed')[0]}, {len(rows)} seeds"
+        cell = f"{first['cell'].partition('-seed')[0]}, {format_count(len(rows), 'seed')}"
         diverged = int(groups["diverged"].iloc[rows].sum())
         seeds = {"cell": cell, "pair": None, "seed": None, "n": len(rows), "diverged": diverged}
         described.append(first.to_dict() | seeds)

@@ -7,10 +7,15 @@ const TIGHT = { l: 56, r: 12, t: 12, b: 40 };
 const MARKERS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
 const DASHES = { train: "dot", validation: "dash", test: "solid" };
 
+function bytesOf(base64) {
+  const letters = atob(base64);
+  const bytes = new Uint8Array(letters.length);
+  for (let at = 0; at < bytes.length; at++) bytes[at] = letters.charCodeAt(at);
+  return bytes;
+}
+
 function decoded(text) {
-  if (text === undefined) return null;
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return new Float32Array(bytes.buffer);
+  return text === undefined ? null : new Float32Array(bytesOf(text).buffer);
 }
 
 const means = decoded(data.values.mean);
@@ -432,7 +437,7 @@ function effectMap() {
   };
 }
 
-function overEpochs() {
+function ofLayer() {
   const split = chosen("split");
   const [metric, place] = [chosen("metric"), chosen("layer")];
   return trajectory(metric, [split], place, `${metric} at ${place}, ${split} split`);
@@ -485,10 +490,10 @@ const describeDepth = () =>
 
 const comma = (text) => (text ? `, ${text}` : "");
 
-function differenceOverEpochs() {
-  const split = chosen("split");
-  const [metric, place] = [chosen("metric"), chosen("layer")];
+/** Draw mean differences within pairs over the epochs, with bands of their intervals. */
+function differenceOverEpochs(metric, split, place) {
   const key = numberOf(split, metric, place);
+  const title = place === data.model ? metric : `${metric} at ${place}`;
   const rows = [];
   const traces = comparedTreatments().flatMap(({ name, number }) => {
     const points = data.epochs
@@ -512,8 +517,9 @@ function differenceOverEpochs() {
       yaxis: axis(`difference to ${data.baseline}`),
     }),
     caption:
-      `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split. Lines are ` +
-      `means over all pairs${describeDepth()}, regardless of the filters; bands are 95 % ` +
+      `Paired difference in ${title} to ${data.baseline}, ${split} split. Lines are ` +
+      `means over all pairs${place === data.model ? "" : describeDepth()}, regardless of the ` +
+      "filters; bands are 95 % " +
       "confidence intervals of single epochs." + describeFewPairs(rows.map((row) => row[2])),
     columns: ["norm", "epoch", "n", "pairs without a value", "difference", "low", "high"],
     rows,
@@ -528,6 +534,13 @@ function ofModel(metric) {
   const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
   const splits = SPLITS.filter((split) => numberOf(split, name, data.model) !== undefined);
   return trajectory(name, splits, data.model, `${plainName(name)} of ${splits.join(" and ")}`);
+}
+
+const networkChoice = () => chosen("network").split(":");
+
+function ofNetwork() {
+  const [split, metric] = networkChoice();
+  return trajectory(metric, [split], data.model, `${metric} of the network, ${split} split`);
 }
 
 /** Choose the name at the chosen epoch: whole splits are evaluated before training and after the last. */
@@ -911,11 +924,14 @@ const FIGURES = {
   "clustering-levels": () => levels(chosen("clustering")),
   "clustering-difference": () => difference(chosen("clustering")),
   "effects": effectMap,
-  "epochs-levels": overEpochs,
-  "epochs-difference": differenceOverEpochs,
+  "epochs-levels": ofLayer,
+  "epochs-difference": () =>
+    differenceOverEpochs(chosen("metric"), chosen("split"), chosen("layer")),
   "accuracy": () => ofModel("accuracy"),
   "loss": () => ofModel("loss"),
   "gap": gap,
+  "network-levels": ofNetwork,
+  "network-difference": () => differenceOverEpochs(...networkChoice().reverse(), data.model),
   "against-sparsity": () => against(chosen("sparsity")),
   "against-clustering": () => against(chosen("clustering")),
   "learning-rates": learningRates,
@@ -926,6 +942,15 @@ const FIGURES = {
 
 // ---- Drawing -----------------------------------------------------------------------------------
 
+/** Unpack the script of Plotly, which is embedded as a gzip file in base64, and run it. */
+async function loadPlotly() {
+  const packed = bytesOf(document.getElementById("plotly").textContent);
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(unpacked).text();
+  document.head.append(script);
+}
+
 const figures = [...document.querySelectorAll("figure[data-figure]")];
 const waiting = new Set(); // figures that are out of view and not up to date
 
@@ -934,7 +959,11 @@ function draw(figure) {
   figure.ariaBusy = "false";
   const found = FIGURES[figure.dataset.figure]();
   const plot = figure.querySelector(".plot");
-  Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
+  if (window.Plotly) {
+    Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
+  } else {
+    plot.textContent = "This browser is too old to draw the figure. The table below contains its numbers.";
+  }
   figure.querySelector("figcaption").textContent = found.caption;
   plot.setAttribute("aria-label", `${found.caption} The table below contains its numbers.`);
   figure.found = found;
@@ -988,7 +1017,7 @@ function update() {
   const shown = runsIn(shownGroups());
   const all = runsIn(data.groups);
   document.getElementById("shown").textContent =
-    `${shown} of ${all} runs shown${comma(describeFilters())}`;
+    `${shown} of ${counted(all, "run")} shown${comma(describeFilters())}`;
 }
 
 /** Replace the options of a control, and keep the selected one if it is among them. */
@@ -1047,4 +1076,7 @@ darkness.addEventListener("change", colour);
 addEventListener("beforeprint", () => figures.forEach(draw));
 
 colour();
-figures.forEach((figure) => sight.observe(figure));
+// Browsers before 2023 have no DecompressionStream; they show captions and numbers alone.
+loadPlotly()
+  .catch(console.warn)
+  .finally(() => figures.forEach((figure) => sight.observe(figure)));

@@ -1,6 +1,7 @@
 """Page of a study: its text and tables, with the numbers that its figures draw."""
 
 import base64
+import gzip
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ from bnstudy.study.load.design import TREATMENT
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.page.embedded import embed_numbers
 from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.terms import NOT_APPLICABLE, PERFORMANCE, format_count
 
 MAX_ROWS = 500  # rows of a table on the page; the CSV files contain all rows
 
@@ -59,7 +61,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     """
     study = analysis.study
     data = embed_numbers(analysis)
-    scripts = [get_plotlyjs(), _resource("page.js")]
+    plotly, script = get_plotlyjs(), _resource("page.js")
     runs = study.runs
     environment = Environment(
         loader=PackageLoader(__package__, ""),
@@ -81,8 +83,9 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "data": data,
         # Without "<", no text can close the script element around it.
         "data_json": json.dumps(data, allow_nan=False).replace("<", r"\u003c"),
-        "scripts": scripts,
-        "allowed_scripts": " ".join(map(_allowed, scripts)),
+        "plotly": base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode(),
+        "script": script,
+        "allowed_scripts": f"{_allowed(plotly)} {_allowed(script)}",
         "style": _resource("page.css"),
         "version": bnstudy.__version__,
         "apart": apart,
@@ -96,6 +99,8 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "sites": sorted({key["site"] for key in data["keys"] if key["site"]}),
         "sparsity": choose_measured(SPARSITY, data["metrics"]),
         "clustering": choose_measured(CLUSTERING, data["metrics"]),
+        "of_network": _of_network(data),
+        "inapplicable": _inapplicable(study),
         "effect_size": "cohens_d" if _has_spread(analysis) else "rank_biserial",
         "embedded_note": _embedded_note(data, study),
         "assumptions": ASSUMPTIONS,
@@ -151,6 +156,29 @@ def _has_spread(analysis: Analysis) -> bool:
     return not analysis.effects.empty and bool(analysis.whole["cohens_d"].notna().any())
 
 
+def _of_network(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """List the choices of values of the whole network, except accuracy and loss."""
+    return [
+        (f"{key['split']}:{key['metric']}", f"{key['metric']}, {key['split']}")
+        for key in data["keys"]
+        if key["place"] == WHOLE_MODEL and key["metric"] not in PERFORMANCE
+    ]
+
+
+def _inapplicable(study: StudyRuns) -> list[str]:
+    """Describe the metrics that do not apply to some layers."""
+    found = study.query(
+        f"""
+        select metric, reason, count(distinct layer) as layers from final
+        where starts_with(reason, '{NOT_APPLICABLE}') group by all order by all
+        """
+    )
+    return [
+        f"{metric} ({format_count(layers, 'layer')}: {reason.removeprefix(NOT_APPLICABLE)})"
+        for metric, reason, layers in found.to_numpy()
+    ]
+
+
 def _norm_settings(study: StudyRuns) -> list[str]:
     """Describe the settings of the norm and regularizer of each treatment."""
     found = []
@@ -189,30 +217,32 @@ def _hours(study: StudyRuns) -> str:
     seconds = study.runs["seconds"].sum() if "seconds" in study.runs else 0
     measured = study.runs["measure_seconds"].sum() if "seconds" in study.runs else 0
     return (
-        f"{len(study.runs)} runs took {seconds / 3600:.2f} hours, {measured / 3600:.2f} of them "
-        "to measure representations."
+        f"{format_count(len(study.runs), 'run')} took {seconds / 3600:.2f} hours, "
+        f"{measured / 3600:.2f} of them to measure representations."
     )
 
 
 def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | None]:
     """Collect the page's tables; None for a table without rows."""
     study = analysis.study
-    performance = analysis.whole
-    if len(performance):
-        performance = performance[performance["place"] == WHOLE_MODEL]
-        performance = performance[performance["metric"].isin(["accuracy", "loss"])]
+    performance = optimization = analysis.whole
+    if len(analysis.whole):
+        of_network = analysis.whole[analysis.whole["place"] == WHOLE_MODEL]
+        performance = of_network[of_network["metric"].isin(["accuracy", "loss"])]
+        optimization = of_network[~of_network["metric"].isin(PERFORMANCE)]
     relations = analysis.relations
     if len(relations):
         relations = relations[(relations["split"] == "train") & (relations["n"] >= MIN_RUNS)]
     wrong = runs[(runs["status"] != "completed") | runs["remark"].notna()]
     known = [column for column in ENVIRONMENT if column in study.results]
     environments = study.results.groupby(known, dropna=False).size().rename("runs").reset_index()
+    compared = (
+        "treatment baseline split metric n undefined diverged baseline_mean treatment_mean "
+        "difference low high test p smallest_p p_adjusted cohens_d rank_biserial"
+    )
     tables = {
-        "performance": _chosen(
-            performance,
-            "treatment baseline split metric n undefined diverged baseline_mean treatment_mean "
-            "difference low high test p smallest_p p_adjusted cohens_d rank_biserial",
-        ),
+        "performance": _chosen(performance, compared),
+        "optimization": _chosen(optimization, compared),
         "relations": _chosen(
             relations,
             "target metric place n granulated granulated_low granulated_high tau cmi cmi_null",
@@ -229,9 +259,10 @@ def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
         ),
         "wrong": _chosen(wrong, "cell status remark attempts failures"),
         "undefined": study.query(
-            """
+            f"""
             select split, metric, layer, count(*) as runs, any_value(reason) as reason
             from final where not isfinite(value)
+                and not starts_with(coalesce(reason, ''), '{NOT_APPLICABLE}')
             group by all order by runs desc, metric, layer, split
             """
         ),
@@ -259,6 +290,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("effects", "Effects"): has_layers and content["compared"],
         ("epochs", "Over the epochs"): has_layers,
         ("performance", "Accuracy and loss"): True,
+        ("optimization", "Optimization"): bool(content["of_network"]),
         ("generalization", "Generalization"): has_layers,
         ("axes", "Over the grid"): "lr" in content["axis_names"]
         or content["over_grid"]

@@ -1,0 +1,435 @@
+"""Data sets of the user's own: any LightningDataModule, or a pair of torch data sets."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from hydra.utils import get_object
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+from bnstudy.batching import MIN_SAMPLES, batch_sizes
+from bnstudy.config.targets import TARGET, accepted, make
+from bnstudy.data.batches import Batch, balanced
+from bnstudy.data.decoding import read_colour
+from bnstudy.data.image_folder import ImageFolder
+from bnstudy.data.module import DataModule, ImageDataModule, Shuffle
+from bnstudy.errors import UserError
+from bnstudy.randomness import generator_for
+from bnstudy.terms import SPLITS, EvaluatedSplit
+
+BATCH_SIZE = 128  # of a pair of data sets, unless data.batch_size says another
+FINGERPRINT_SAMPLES = 100  # of each split; more would take long to decode
+# Hooks of a LightningDataModule that would change batches after they are made.
+BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
+EXPECTED = (
+    "Expected: a LightningDataModule, or (train, test) or {'train': ..., 'test': ...} of data sets "
+    "whose samples are (tensor, label)"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data set of one split, and how its samples become batches.
+
+    Attributes:
+        dataset: Data set with `len()` and samples (inputs, label).
+        collate: Function that makes a batch of a list of samples.
+        workers: Processes that read samples; 0: this one.
+        batch_size: Samples in a batch of the user's own data loader; None if there is none.
+    """
+
+    dataset: Dataset[Any]
+    collate: Callable[[list[Any]], Any] = default_collate
+    workers: int = 0
+    batch_size: int | None = None
+
+    @classmethod
+    def of(cls, found: Any, name: str) -> "Source":
+        """Take a data loader apart, or wrap a data set.
+
+        The order of the samples is bnstudy's, so that it is the same for every norm.
+
+        Args:
+            found: Data loader or data set.
+            name: Name for error messages, such as `data._target_=mypackage.Data: train`.
+
+        Raises:
+            UserError: The samples cannot be read by their index, or have an order of their own.
+        """
+        loader = found if isinstance(found, DataLoader) else None
+        dataset = found if loader is None else loader.dataset
+        if isinstance(dataset, IterableDataset) or not (
+            hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        ):
+            raise UserError(
+                f"{name}: a {type(dataset).__name__}, whose samples have no index\n{EXPECTED}"
+            )
+        if loader is None:
+            return cls(dataset)
+        if type(loader.sampler) not in (RandomSampler, SequentialSampler):
+            raise UserError(
+                f"{name}: its data loader has a {type(loader.sampler).__name__}; the order of the "
+                "samples is bnstudy's, the same for every norm\nMake the loader without a sampler"
+            )
+        return cls(dataset, loader.collate_fn, loader.num_workers, loader.batch_size)
+
+    def labels(self) -> Tensor:
+        """Return the label of every sample, int64, N; read the samples if they do not say it."""
+        count = len(self.dataset)  # type: ignore[arg-type]
+        known = _known_labels(self.dataset)
+        if known is not None and len(known) == count:
+            ends = [0, count - 1]
+            if torch.equal(known[ends], torch.cat([labels for _, labels in self.batches(ends)])):
+                return known
+        whole = self.batches(range(count))
+        return torch.cat([y for _, y in track(whole, "Reading labels", transient=True)])
+
+    def batches(self, rows: Iterable[int], size: int = BATCH_SIZE) -> "DatasetBatches":
+        """Return the batches of some samples, in their order."""
+        return DatasetBatches(self, torch.as_tensor(list(rows)), size)
+
+
+@dataclass(frozen=True)
+class DatasetBatches:
+    """Iterable over batches (inputs, labels int64 N) of a data set's samples.
+
+    What a data set draws at random, such as augmentation, is a function of the sample and of the
+    generator of `shuffle`; without shuffling it is the same at each pass.
+
+    Attributes:
+        source: Data set.
+        rows: Indices of the samples, int64.
+        size: Samples in a batch, summed over the processes of a distributed run.
+        shuffle: Function that returns the generator of an epoch's order and random draws; None for
+            the order of `rows`.
+        rank: Number of this process in a distributed run; it gets its share of every batch.
+        world_size: Number of processes.
+        sizes: Number of samples in each batch; None: `size`, as in `bnstudy.data.batches.Batches`.
+    """
+
+    source: Source
+    rows: Tensor
+    size: int
+    shuffle: Shuffle | None = None
+    rank: int = 0
+    world_size: int = 1
+    sizes: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._sizes())
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows, draw = self.rows, 0
+        if self.shuffle:
+            generator = self.shuffle()
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+            draw = int(torch.randint(2**31, (), generator=generator))
+        share = slice(self.rank, None, self.world_size)
+        loader = DataLoader(
+            _Reproducible(self.source.dataset, draw),
+            batch_sampler=[batch[share].tolist() for batch in rows.split(self._sizes())],
+            collate_fn=self.source.collate,
+            num_workers=self.source.workers,
+            generator=torch.Generator(),  # the global one is that of training
+        )
+        return map(_pair, loader)
+
+    def mixed(self, size: int) -> "DatasetBatches":
+        """Shuffle the samples, the same way at each pass, into batches of nearly equal size."""
+        count = len(self.rows)
+        order = torch.randperm(count, generator=generator_for("mixed"))
+        parts = order.tensor_split(max(1, count // size))
+        return replace(self, rows=self.rows[order], size=size, sizes=[len(part) for part in parts])
+
+    def _sizes(self) -> list[int]:
+        if self.sizes is not None:
+            return list(self.sizes)
+        return batch_sizes(len(self.rows), self.size, MIN_SAMPLES * self.world_size)
+
+
+class DatasetModule(DataModule):
+    """Data of the user's own, in the batches and probe sets of a run.
+
+    Args:
+        sources: Data set of each split: train, test and, possibly, validation.
+        name: Name of the data for error messages, such as `data._target_=mypackage.Data`.
+        class_names: Names of the classes, if they are known.
+        batch_size: Training samples in a batch; None: as in the user's data loader.
+        options: Options of `DataModule`.
+
+    Raises:
+        UserError: A sample is not a pair of a floating-point tensor and a label.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[EvaluatedSplit, Source],
+        name: str,
+        class_names: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size or sources["train"].batch_size or BATCH_SIZE, **options
+        )
+        self.sources = sources
+        self.description = name
+        self._class_names = class_names
+        for split, source in sources.items():
+            _require_pairs(source, f"{name}: {split}")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a sample."""
+        inputs, _ = next(iter(self.sources["train"].batches([0])))
+        return tuple(inputs.shape[1:])
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes; their numbers, if the data set does not name them."""
+        count = 1 + max(int(labels.max()) for labels in self._load_once().values())
+        names = self._class_names
+        return names if names and len(names) >= count else [str(n) for n in range(count)]
+
+    def read_sha256(self) -> str:
+        """Compute the SHA-256 of all labels and of some class-balanced samples of each split."""
+        digest = hashlib.sha256()
+        for split, labels in self._load_once().items():
+            rows = balanced(labels, min(FINGERPRINT_SAMPLES, len(labels)))
+            digest.update(f"{split} {tuple(labels.shape)}".encode())
+            digest.update(labels.numpy().data)
+            for inputs, _ in self.sources[split].batches(rows.tolist()):
+                digest.update(inputs.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _load_once(self) -> dict[EvaluatedSplit, Tensor]:
+        if not hasattr(self, "_all_labels"):
+            self._all_labels = {split: one.labels() for split, one in self.sources.items()}
+        return self._all_labels
+
+    def _batches(
+        self,
+        split: EvaluatedSplit,
+        rows: Tensor | None,
+        size: int,
+        shuffle: Shuffle | None = None,
+        trainer: L.Trainer | None = None,
+    ) -> DatasetBatches:
+        rows = torch.arange(len(self.labels[split])) if rows is None else rows
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return DatasetBatches(self.sources[split], rows, size, shuffle, rank, world_size)
+
+
+def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> DataModule:
+    """Make the data of a configuration: a data set of bnstudy's, or one of the user's.
+
+    Args:
+        options: Configuration group `data`, resolved.
+        seed: Seed of the run.
+        probe: Maximum number of measured samples by split.
+
+    Raises:
+        UserError: The target cannot be imported or called, or does not return data.
+    """
+    target = options[TARGET]
+    ours = ("batch_size", "name", "validation")
+    if _is_image_module(target):
+        images: ImageDataModule = make("data", options, seed=seed, probe=probe)
+        return images
+    given = {key: value for key, value in options.items() if key not in ours}
+    shared = {key: options[key] for key in ours if key in options}
+    found = make("data", given, **accepted("data", target, shared))
+    name = f"data.{TARGET}={target}"
+    if isinstance(found, L.LightningDataModule):
+        parts = _loaders(found, name)
+    elif isinstance(found, Mapping) and {*found} >= {*SPLITS}:
+        parts = dict(found)
+    elif isinstance(found, tuple | list) and len(found) == len(SPLITS):
+        parts = dict(zip(SPLITS, found, strict=True))
+    else:
+        raise UserError(f"{name} is a {type(found).__name__}\n{EXPECTED}")
+    sources = {split: Source.of(part, f"{name}: {split}") for split, part in parts.items()}
+    class_names = getattr(sources["train"].dataset, "classes", None)
+    return DatasetModule(
+        sources,
+        name,
+        class_names=[str(one) for one in class_names] if class_names else None,
+        batch_size=options.get("batch_size"),
+        validation=options.get("validation", 0),
+        seed=seed,
+        probe=probe,
+    )
+
+
+def with_transform(data: DataModule, transform: Callable[[Any], Any]) -> DataModule:
+    """Give images another preprocessing, for networks that were trained with it.
+
+    Files of an image folder are decoded again, in their own size.
+
+    Args:
+        data: Data, already loaded.
+        transform: Function of an RGB image of Pillow's, or uint8 C x H x W, that returns a tensor.
+
+    Returns:
+        The same samples, splits and classes; data of the user's own are returned as they are.
+    """
+    if not isinstance(data, ImageDataModule):
+        return data
+    tree = data.tree if isinstance(data, ImageFolder) else None
+    made = DatasetModule(
+        {
+            split: Source(
+                _Transformed(
+                    data.data.images[split] if tree is None else tree.paths(split),
+                    data.data.labels[split],
+                    transform,
+                )
+            )
+            for split in SPLITS
+        },
+        "data",
+        data.class_names,
+        batch_size=data.batch_size,
+        seed=data.seed,
+        probe=data.probe_samples,
+    )
+    made.setup()
+    return made
+
+
+def _is_image_module(target: str) -> bool:
+    try:
+        found = get_object(target)
+    except Exception:  # `make` explains it
+        return False
+    return isinstance(found, type) and issubclass(found, ImageDataModule)
+
+
+def _loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, Any]:
+    """Return the data loaders of a module, by the split that they are here.
+
+    Without a test loader, the module's validation loader is the split `test`.
+    """
+    for hook in BATCH_HOOKS:
+        if is_overridden(hook, module, L.LightningDataModule):
+            raise UserError(
+                f"{name}: bnstudy makes the batches itself, and does not call its {hook}\n"
+                "Do the same in the data set, or in the network"
+            )
+    module.prepare_data()
+    module.setup("fit")
+    loaders: dict[EvaluatedSplit, Any] = {"train": module.train_dataloader()}
+    has_test = is_overridden("test_dataloader", module, L.LightningDataModule)
+    if is_overridden("val_dataloader", module, L.LightningDataModule):
+        loaders["validation" if has_test else "test"] = module.val_dataloader()
+    if has_test:
+        module.setup("test")
+        loaders["test"] = module.test_dataloader()
+    if "test" not in loaders:
+        raise UserError(f"{name}: has neither test_dataloader nor val_dataloader\nDefine one")
+    for split, loader in loaders.items():
+        if not isinstance(loader, DataLoader):
+            raise UserError(
+                f"{name}: its loader of {split} is a {type(loader).__name__}\n"
+                "Return one torch.utils.data.DataLoader"
+            )
+    return loaders
+
+
+def _require_pairs(source: Source, name: str) -> None:
+    """Verify that batches are pairs of floating-point inputs and labels."""
+    batch = source.collate([source.dataset[0]]) if len(source.dataset) else None  # type: ignore[arg-type]
+    if batch is None:
+        raise UserError(f"{name} has no samples\n{EXPECTED}")
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise UserError(f"{name}: a batch is a {type(batch).__name__}, not a pair\n{EXPECTED}")
+    inputs, labels = batch
+    if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
+        kind = getattr(inputs, "dtype", type(inputs).__name__)
+        raise UserError(
+            f"{name}: inputs are {kind}, not floating-point tensors\n"
+            "Convert and standardize them in the data set, for example by a transform"
+        )
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.shape != (1,):
+        raise UserError(
+            f"{name}: labels are {labels.dtype} of shape {tuple(labels.shape[1:])} for a sample\n"
+            "Expected: one integer from 0 to the number of classes - 1"
+        )
+
+
+def _known_labels(dataset: Any) -> Tensor | None:
+    """Return the labels that a data set has in an attribute; None if there is none."""
+    match dataset:
+        case Subset():
+            whole = _known_labels(dataset.dataset)
+            return None if whole is None else whole[list(dataset.indices)]
+        case ConcatDataset():
+            parts = [_known_labels(part) for part in dataset.datasets]
+            return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
+        case TensorDataset():
+            return dataset.tensors[-1].long()
+    for name in ("targets", "labels"):
+        values = getattr(dataset, name, None)
+        if isinstance(values, list | tuple | np.ndarray | Tensor) and len(values):
+            labels = torch.as_tensor(values)
+            return None if labels.is_floating_point() or labels.ndim != 1 else labels.long()
+    return None
+
+
+def _pair(batch: Any) -> Batch:
+    inputs, labels = batch
+    return inputs, torch.as_tensor(labels).long()
+
+
+@dataclass(frozen=True)
+class _Reproducible(Dataset[Any]):
+    """Data set whose random draws are a function of a sample's index and of `draw`."""
+
+    dataset: Dataset[Any]
+    draw: int
+
+    def __getitem__(self, index: int) -> Any:
+        seed = (self.draw * 1_000_003 + index) % 2**32
+        with isolate_rng(include_cuda=False):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            return self.dataset[index]
+
+
+@dataclass(frozen=True)
+class _Transformed(Dataset[Any]):
+    """Images, in memory or in files, with a preprocessing of their own."""
+
+    images: Tensor | Sequence[Path]
+    labels: Tensor
+    transform: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image: Any = self.images[index]
+        image = image.expand(3, -1, -1) if isinstance(image, Tensor) else read_colour(image)
+        return self.transform(image), int(self.labels[index])

@@ -1,0 +1,253 @@
+"""Decoding of image files by all cores into one file of pixels."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+from joblib.externals.loky import get_reusable_executor
+from PIL import Image, ImageOps
+from rich.progress import track
+
+from bnstudy.errors import UserError, first_line
+from bnstudy.workers import end_with_parent
+
+GREY_MODES = {"1", "L", "LA"}  # of Pillow
+WHITE = 255
+
+# Remarks about images, printed once for a data set with the name of the first file.
+TRANSPARENT = "with transparency, shown on white"
+SEVERAL_FRAMES = "with several frames, of which the first is read"
+
+CHUNK = 500  # images that one task decodes
+MIN_IMAGES_PER_PROCESS = 1_000  # fewer take less time than the start of a process
+PLANES = 3  # bytes per pixel in the file while images are decoded: a 16-bit pixel takes two
+
+Size = tuple[int, int]  # height and width
+T = TypeVar("T")
+
+
+class Decoded(NamedTuple):
+    """Facts about a decoded image.
+
+    Attributes:
+        depth: `grey` or `colour`, both of 8 bits; `wide`: grey of 16 bits.
+        largest: Largest value of a 16-bit image before resizing; 0 for any other image.
+        is_grey: Whether all pixels are grey.
+        remarks: Facts that the user should know.
+    """
+
+    depth: Literal["grey", "colour", "wide"]
+    largest: int
+    is_grey: bool
+    remarks: tuple[str, ...]
+
+
+def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decoded]:
+    """Decode images, with a progress bar, into a file of one row of 3 x H x W bytes per image.
+
+    A grey image fills the first H x W bytes of its row, one of 16 bits the first 2 x H x W.
+    `equalize` makes a data set of it.
+
+    Args:
+        paths: Image files.
+        size: Height and width that images are resized to.
+        pixels: File to create.
+
+    Raises:
+        UserError: A file is not a readable image.
+    """
+    pixels.touch()
+    chunks = list(_chunks(paths))
+    processes = min(joblib.cpu_count(), max(1, len(paths) // MIN_IMAGES_PER_PROCESS))
+    try:
+        results = joblib.Parallel(processes, return_as="generator", batch_size=1)(
+            joblib.delayed(_decode_chunk)(some, first, size, pixels) for first, some in chunks
+        )
+        shown = track(results, "Reading images", len(chunks), update_period=1, transient=True)
+        return [one for chunk in shown for one in chunk]
+    finally:
+        if processes > 1:
+            get_reusable_executor().shutdown()  # its processes would wait for minutes
+
+
+def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int, int]:
+    """Give all images of a file by `decode_files` 8 bits, and one channel or all of them three.
+
+    Images have one channel if all are grey, and at least one is in a mode without colours. Those of
+    16 bits are divided by a power of 2 that the largest value of all determines.
+
+    Args:
+        pixels: File, changed in place to N x C x H x W.
+        decoded: Facts about its images.
+        size: Height and width of an image.
+
+    Returns:
+        Number of channels; and number of bits of the 16-bit images, 8 if there are none.
+    """
+    area = size[0] * size[1]
+    bits = max(8, max(one.largest for one in decoded).bit_length())
+    is_grey = all(one.is_grey for one in decoded) and any(one.depth != "colour" for one in decoded)
+    channels = 1 if is_grey else PLANES
+    if not is_grey and all(one.depth == "colour" for one in decoded):
+        return channels, bits
+    with pixels.open("r+b") as file:
+        for first, some in _chunks(decoded):
+            file.seek(first * PLANES * area)
+            rows = np.fromfile(file, np.uint8, len(some) * PLANES * area).reshape(-1, PLANES, area)
+            for row, one in zip(rows, some, strict=True):
+                if one.depth == "wide":
+                    values = row.reshape(-1)[: 2 * area].view(np.uint16)
+                    row[0] = (values >> (bits - 8)).astype(np.uint8)
+                if one.depth != "colour":
+                    row[1:] = row[0]
+            file.seek(first * channels * area)  # never beyond what has been read
+            rows[:, :channels].tofile(file)
+        file.truncate(len(decoded) * channels * area)
+    return channels, bits
+
+
+def read_size(path: Path) -> Size:
+    """Return height and width of an image, turned as its EXIF orientation says.
+
+    Raises:
+        UserError: The file is not a readable image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        width, height = _open(path)[0].size
+    return height, width
+
+
+def read_colour(path: Path) -> Image.Image:
+    """Read an image in its own size as RGB, turned by its EXIF orientation, on white.
+
+    Raises:
+        UserError: The file is not a readable image of 8 bits.
+    """
+    image, _ = _open(path)
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{path}: not an image of 8 bits; convert it to RGB")
+    return _opaque(image)[0].convert("RGB")
+
+
+def _chunks(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
+    """Yield parts of a sequence, each with the number of its first item."""
+    for first in range(0, len(items), CHUNK):
+        yield first, items[first : first + CHUNK]
+
+
+def _decode_chunk(paths: Sequence[Path], first: int, size: Size, pixels: Path) -> list[Decoded]:
+    """Decode images into their rows of a file, the first of which has the number `first`."""
+    end_with_parent()
+    rows = np.zeros((len(paths), PLANES, *size), np.uint8)
+    with warnings.catch_warnings():
+        # Pillow warns of images that take much memory, and refuses those of twice the size.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        decoded = [_decode(path, row) for path, row in zip(paths, rows, strict=True)]
+    with pixels.open("r+b") as file:
+        file.seek(first * rows[0].nbytes)
+        rows.tofile(file)
+    return decoded
+
+
+def _open(path: Path) -> tuple[Image.Image, int]:
+    """Read an image, and turn it as its EXIF orientation says.
+
+    Returns:
+        First frame of the image; and the number of its frames.
+
+    Raises:
+        UserError: The file is not an image, is damaged, or has too many pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image, frames
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(
+            f"{path}: more than {limit:,} pixels\nMake it smaller, then run again"
+        ) from error
+    except Exception as error:  # damaged files raise errors of many classes
+        raise UserError(
+            f"{path}: not a readable image ({first_line(error)})\n"
+            "Repair or remove it, then run again"
+        ) from error
+
+
+def _decode(path: Path, row: npt.NDArray[np.uint8]) -> Decoded:
+    """Decode and resize an image.
+
+    Args:
+        path: Image file.
+        row: Place of the pixels, 3 x H x W; see `decode_files`.
+
+    Raises:
+        UserError: The image cannot be read, or its values have no known range.
+    """
+    image, frames = _open(path)
+    size = row.shape[1:]
+    remarks: tuple[str, ...] = (SEVERAL_FRAMES,) if frames > 1 else ()
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image)
+        if image.format == "PPM":  # Pillow has already scaled the values to 16 bits
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        else:
+            wide = _resized(Image.fromarray(values.astype(np.float32)), size)
+            place = row.reshape(-1)[: 2 * size[0] * size[1]].view(np.uint16).reshape(size)
+            place[:] = np.asarray(wide).round().astype(np.uint16)
+            return Decoded("wide", int(values.max()), True, remarks)
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit integer"
+        raise UserError(
+            f"{path}: {kind} image, whose values have no known range from black to white\n"
+            "Convert the whole data set to 8 or 16 bits, every image by the same factor"
+        )
+    try:
+        image, is_transparent = _opaque(image)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: cannot be converted to RGB ({error})\nConvert it to 8-bit grey or RGB"
+        ) from error
+    remarks += (TRANSPARENT,) if is_transparent else ()
+    pixels = np.asarray(_resized(image, size))
+    if pixels.ndim == 2:
+        row[0] = pixels
+        return Decoded("grey", 0, True, remarks)
+    row[:] = pixels.transpose(2, 0, 1)
+    is_grey = bool((row[0] == row[1]).all() and (row[0] == row[2]).all())
+    return Decoded("colour", 0, is_grey, remarks)
+
+
+def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Convert an image to grey or RGB, on white where it is transparent.
+
+    Returns:
+        Image in the mode L or RGB; and whether any of its pixels was transparent.
+
+    Raises:
+        ValueError: Pillow cannot convert the mode.
+    """
+    mode = "L" if image.mode in {*GREY_MODES, "La"} else "RGB"
+    if not image.has_transparency_data:
+        return image.convert(mode), False
+    # Pillow converts La to LA alone.
+    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    alpha = image.getchannel("A")
+    if alpha.getextrema()[0] == WHITE:
+        return image.convert("RGB").convert(mode), False
+    white = Image.new("RGBA", image.size, (WHITE,) * 4)
+    return Image.alpha_composite(white, image).convert("RGB").convert(mode), True
+
+
+def _resized(image: Image.Image, size: Sequence[int]) -> Image.Image:
+    height, width = size
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)

@@ -1,0 +1,128 @@
+"""Networks of the user's own: their BatchNorm is replaced, and what cannot be used is explained."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from bnstudy.errors import UserError, first_line
+from bnstudy.models.normalization import Normalization
+from bnstudy.representations.taps import ACTIVATIONS
+
+# Arguments of a convolution that its replacement has as well.
+CONVOLUTION = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+    "padding_mode",
+)  # fmt: skip
+
+
+def replace_batchnorm(parent: nn.Module, norm: Normalization) -> None:
+    """Replace each BatchNorm and each convolution below a module by those of a norm.
+
+    Other layers and the weights of convolutions are kept. Modules that change their input in place
+    no longer do so. With a norm that contains its activation function, the activation functions of
+    modules that have a BatchNorm are replaced too.
+
+    Args:
+        parent: Network, changed in place.
+        norm: Factory of the normalization layers.
+    """
+    is_fused = norm.has_activation and any(
+        isinstance(part, nn.BatchNorm2d) for part in parent.children()
+    )
+    for name, part in parent.named_children():
+        if getattr(part, "inplace", False):  # a regularizer reads the input
+            part.inplace = False  # type: ignore[assignment]
+        if isinstance(part, nn.BatchNorm2d):
+            setattr(parent, name, norm.layer(part.num_features))
+        elif is_fused and isinstance(part, ACTIVATIONS):
+            setattr(parent, name, norm.activation())
+        elif type(part) is nn.Conv2d:
+            arguments = {key: getattr(part, key) for key in CONVOLUTION}
+            convolution = norm.convolution(**arguments, bias=part.bias is not None)
+            convolution.load_state_dict(part.state_dict())  # keep the initial weights
+            setattr(parent, name, convolution)
+        else:
+            replace_batchnorm(part, norm)
+
+
+def adapt(
+    network: nn.Module,
+    name: str,
+    norm: Normalization | None,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+) -> None:
+    """Give a network of the user's the chosen norm, and verify that it can be trained here.
+
+    Args:
+        network: Network with its initial weights; changed in place.
+        name: Name of the network for error messages, such as `model._target_=mypackage.Net`.
+        norm: Norm that replaces the network's BatchNorm; None if the network has made its
+            normalization layers by the chosen norm itself.
+        input_shape: Shape of a sample.
+        num_classes: Length of the output.
+
+    Raises:
+        UserError: It is not a module, has no BatchNorm that can be replaced, or does not map
+            samples to one logit per class.
+    """
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"{name} makes a {type(network).__name__}, not a torch.nn.Module\n"
+            "Name a class of a network, or a function that returns one"
+        )
+    if any(isinstance(part, LazyModuleMixin) for part in network.modules()):
+        _run(network.eval(), name, input_shape)
+    if norm is not None:
+        _require_replaceable(network, name, norm)
+        replace_batchnorm(network, norm)
+    # Also in training mode, in which some networks have several outputs; on a copy, because
+    # running statistics would change.
+    for trial in (network.eval(), copy.deepcopy(network).train()):
+        logits = _run(trial, name, input_shape)
+        if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(
+                f"{name}: its output for 2 samples is {shape}, expected (2, {num_classes}), one "
+                f"logit for each class\nLet its constructor take num_classes, or set its key for it"
+            )
+    network.train()
+
+
+def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> None:
+    advice = "Let its constructor take `norm`, and make its layers by norm.layer(channels)"
+    if norm.position != "pre":
+        raise UserError(
+            f"norm.position={norm.position} is not possible with {name}: the norm has the "
+            f"position of the network's BatchNorm\nSet norm.position=pre, or: {advice}"
+        )
+    found = {part: type(part) for part in network.modules() if isinstance(part, _BatchNorm)}
+    if not found:
+        raise UserError(f"{name} takes no `norm`, and has no BatchNorm to replace\n{advice}")
+    others = {
+        type(part).__name__
+        for part in network.modules()
+        if (part in found and found[part] is not nn.BatchNorm2d)
+        or isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm)
+    }
+    if others:
+        raise UserError(
+            f"{name}: only nn.BatchNorm2d is replaced, and it has {', '.join(sorted(others))}"
+            f"\n{advice}"
+        )
+
+
+def _run(network: nn.Module, name: str, input_shape: tuple[int, ...]) -> object:
+    try:
+        with torch.no_grad():
+            return network(torch.zeros(2, *input_shape))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        size = "x".join(map(str, input_shape))
+        raise UserError(
+            f"{name} does not take a batch of two {size} samples "
+            f"({type(error).__name__}: {first_line(error)})\n"
+            "Let its constructor take input_shape, or choose other data"
+        ) from error

@@ -1,0 +1,130 @@
+"""SLURM jobs that are submitted and left: their numbers, their state, and the page at their end."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.plugins.launcher import Launcher
+
+from bnstudy.adapters.submitit_internals import max_jobs, without_waiting
+from bnstudy.errors import UserError
+from bnstudy.files import replacing
+from bnstudy.sweeps.grid import Cell
+from bnstudy.terminal import console
+from bnstudy.terms import format_count
+
+JOBS = Path(".sweeps", "jobs.json")  # in a study's folder: the job of each cell
+# Options of the cells' jobs that the job which makes the page has as well.
+SHARED_OPTIONS = ("partition", "account", "qos", "constraint", "mem_gb")
+
+
+def is_detached(launcher: Launcher) -> bool:
+    """Check whether jobs of a launcher are not waited for."""
+    return bool(getattr(launcher, "detach", False))
+
+
+def submit(cells: Sequence[Cell], launcher: Launcher) -> None:
+    """Submit a job for each cell, and one for each study that makes its page after them.
+
+    Args:
+        cells: Cells to run.
+        launcher: SLURM launcher.
+
+    Raises:
+        UserError: SLURM does not take the jobs.
+    """
+    size = max_jobs(launcher, len(cells))
+    try:
+        with without_waiting():
+            for first in range(0, len(cells), size):
+                some = cells[first : first + size]
+                ids: Any = launcher.launch([list(cell.overrides) for cell in some], first)
+                for study, jobs in _by_study(some, ids).items():
+                    _note(study, jobs)
+        for study in _by_study(cells, [""] * len(cells)):
+            _submit_page(study, launcher.params)  # type: ignore[attr-defined]
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # submitit's, or ours
+        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
+        raise UserError(
+            f"SLURM does not take the jobs ({reason})\n"
+            "Look at the launcher's options with --cfg hydra"
+        ) from error
+
+
+def print_next_steps(studies: Iterable[Path], submitted: int) -> None:
+    """Print how to look at detached jobs, and how to collect their results."""
+    if submitted:
+        console.print(f"Submitted {format_count(submitted, 'job')}; the last one makes the page")
+    for study in studies:
+        folder = shlex.quote(str(study))
+        console.print(f"Progress  python -m bnstudy.sweep status {folder} --watch")
+        console.print(f"Collect   the same command, or python -m bnstudy.report {folder}")
+
+
+def queued(cells: Sequence[Cell]) -> set[Path]:
+    """Find the cells whose detached jobs SLURM still has: waiting, running or requeued.
+
+    Args:
+        cells: Cells of any studies.
+
+    Returns:
+        Folders of these cells.
+    """
+    jobs = {
+        study / name: job
+        for study in {cell.folder.parent for cell in cells}
+        for name, job in _read(study).items()
+    }
+    asked = [cell.folder for cell in cells if cell.folder in jobs]
+    if not asked:
+        return set()
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):  # no SLURM here, or it does not answer now
+        return set()
+    present = set(shown.stdout.split())
+    return {folder for folder in asked if jobs[folder] in present}
+
+
+def _by_study(cells: Sequence[Cell], jobs: Sequence[str]) -> dict[Path, dict[str, str]]:
+    found: dict[Path, dict[str, str]] = {}
+    for cell, job in zip(cells, jobs, strict=True):
+        found.setdefault(cell.folder.parent, {})[cell.folder.name] = job
+    return found
+
+
+def _note(study: Path, jobs: Mapping[str, str]) -> None:
+    with replacing(study / JOBS) as temporary:
+        temporary.write_text(json.dumps(_read(study) | dict(jobs), indent=1))
+
+
+def _read(study: Path) -> dict[str, str]:
+    try:
+        content = json.loads((study / JOBS).read_text())
+    except (OSError, ValueError):  # none was detached, or the file is damaged
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _submit_page(study: Path, options: Mapping[str, Any]) -> None:
+    """Submit a job that makes a study's page once all jobs noted there have ended, however."""
+    arrays = sorted({job.partition("_")[0] for job in _read(study).values()})
+    folder = study.absolute()
+    command = [
+        "sbatch",
+        f"--job-name={study.name}-page",
+        f"--dependency=afterany:{':'.join(arrays)}",
+        f"--output={folder / '.slurm' / 'page_%j.log'}",
+        f"--wrap={shlex.join([sys.executable, '-m', 'bnstudy.report', str(study)])}",
+    ]
+    for name in SHARED_OPTIONS:
+        if (value := options.get(name)) is not None:
+            key, unit = ("mem", "G") if name == "mem_gb" else (name, "")
+            command.append(f"--{key}={value}{unit}")
+    (folder / ".slurm").mkdir(parents=True, exist_ok=True)
+    subprocess.run(command, capture_output=True, text=True, check=True)

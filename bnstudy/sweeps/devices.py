@@ -1,0 +1,161 @@
+"""Launch of jobs side by side on one machine, each process on a device of its own."""
+
+import os
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cloudpickle
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+
+from bnstudy.adapters.hydra_internals import execute_job, failed_job
+from bnstudy.adapters.submitit_internals import WorkerLost
+from bnstudy.errors import UserError
+
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+CORES_PER_PROCESS = 4  # on a machine without a GPU
+
+
+class Slot:
+    """Place for one process at a time, on one device.
+
+    Its process stays for the next job, which saves the imports; one that was killed is replaced.
+
+    Args:
+        device: Value of CUDA_VISIBLE_DEVICES; None: the environment's own.
+        threads: Threads of the process.
+    """
+
+    def __init__(self, device: str | None, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self._pool = self._start()
+
+    def run(self, call: Callable[[], JobReturn]) -> JobReturn:
+        """Run a function in the process; return its result, or a `WorkerLost` if it was killed."""
+        try:
+            result: JobReturn = self._pool.submit(_call, cloudpickle.dumps(call)).result()
+        except BrokenProcessPool:
+            self._pool.shutdown()
+            self._pool = self._start()
+            return failed_job(WorkerLost())
+        except SystemExit:  # the job was asked to stop
+            return failed_job(WorkerLost())
+        return result
+
+    def close(self) -> None:
+        """End the process once it has no job any more."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=_pin, initargs=(self.device, self.threads)
+        )
+
+
+def launch(
+    launcher: Launcher,
+    jobs: Sequence[Sequence[str]],
+    first: int,
+    devices: Sequence[int | str] | None,
+    per_device: int,
+) -> list[JobReturn]:
+    """Run jobs, as many at a time as there are slots; a free slot takes the next job at once.
+
+    Args:
+        launcher: Launcher that Hydra has set up.
+        jobs: Overrides of each job.
+        first: Number of the first job.
+        devices: Devices; None: all GPUs that this process may use.
+        per_device: Processes that share a device.
+
+    Returns:
+        Result of each job; a `WorkerLost` if its process was killed.
+
+    Raises:
+        UserError: The options are not allowed.
+    """
+    Path(launcher.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # type: ignore[attr-defined]
+    of_hydra = launcher.hydra_context, launcher.config, launcher.task_function  # type: ignore[attr-defined]
+    calls = [
+        partial(execute_job, number, list(job), *of_hydra, Singleton.get_state())
+        for number, job in enumerate(jobs, start=first)
+    ]
+    return run_all(calls, make_slots(devices, per_device)[: len(jobs)])
+
+
+def run_all(calls: Sequence[Callable[[], JobReturn]], slots: Sequence[Slot]) -> list[JobReturn]:
+    """Run functions in the processes of some slots, and end the processes."""
+    free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+
+    def run(call: Callable[[], JobReturn]) -> JobReturn:
+        slot = free.get()
+        try:
+            return slot.run(call)
+        finally:
+            free.put(slot)
+
+    threads = ThreadPoolExecutor(len(slots))
+    try:
+        return list(threads.map(run, calls))
+    finally:
+        threads.shutdown(cancel_futures=True)  # after Ctrl+C no further job begins
+        for slot in slots:
+            slot.close()
+
+
+def make_slots(devices: Sequence[int | str] | None, per_device: int) -> list[Slot]:
+    """Make the places for processes, among which the cores are divided.
+
+    On a machine without a GPU there is one for each four cores.
+
+    Args:
+        devices: Devices; None: all GPUs that this process may use.
+        per_device: Processes that share a device.
+
+    Raises:
+        UserError: The options are not allowed.
+    """
+    if devices is not None and not devices:
+        raise UserError("hydra.launcher.devices=[] is not allowed; it takes devices such as [0,1]")
+    if per_device < 1:
+        raise UserError(
+            f"hydra.launcher.per_device={per_device} is not allowed; it takes an integer of at "
+            "least 1"
+        )
+    from joblib import cpu_count  # those that this process may use
+
+    cores: int = cpu_count()
+    names: list[str | None] = [str(one) for one in devices or _gpus()]
+    if not names:
+        names = [None] * max(1, cores // CORES_PER_PROCESS)
+    places = names * per_device  # each device gets its first job before any gets its second
+    return [Slot(device, max(1, cores // len(places))) for device in places]
+
+
+def _gpus() -> Sequence[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if (visible := os.environ.get(VISIBLE_DEVICES)) is not None:
+        return [name for name in visible.split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _pin(device: str | None, threads: int) -> None:
+    """Prepare a process before it imports torch."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if device is not None:
+        os.environ[VISIBLE_DEVICES] = device
+
+
+def _call(pickled: bytes) -> JobReturn:
+    call: Callable[[], JobReturn] = cloudpickle.loads(pickled)
+    return call()

@@ -1,0 +1,486 @@
+"""Records of runs that the user's own code trains, in PyTorch or in Lightning."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from math import isfinite
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.data import DataLoader
+
+from bnstudy.callbacks import RepresentationMetrics
+from bnstudy.callbacks.optimization import rows_of
+from bnstudy.callbacks.processes import others_wait
+from bnstudy.callbacks.representation_metrics import Probe
+from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.identity import GROUPS, cell_name, folder_name
+from bnstudy.config.schema import validate
+from bnstudy.data.datasets import DatasetModule, Source
+from bnstudy.errors import UserError
+from bnstudy.models.classifier import count_losses
+from bnstudy.representations.network import is_logits
+from bnstudy.runs.description import Attempt, DataFacts, RunDescription
+from bnstudy.runs.long_table import Row
+from bnstudy.runs.record import Record
+from bnstudy.study.load.design import NAMES
+from bnstudy.terminal import console
+from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit
+from bnstudy.training.environment import environment
+
+PROBE_SAMPLES = 2_000  # of each split, as in conf/train.yaml
+GROUP_OF = {column: key for key, column in NAMES.items()}  # depth: model.depth
+
+
+class Run:
+    """Run of a study that the user's own code trains; a context manager.
+
+    Inside the context the run's folder, `output_root/study/<cell>`, belongs to this process. Each
+    measurement is on the disk when `measure` or `log` returns. At the end the run is completed, or
+    diverged if a loss was not finite; after an error it is failed, after Ctrl+C interrupted. A run
+    that has not ended is begun anew by the next one with the same norm, seed and axes.
+
+    Args:
+        study: Name of the study.
+        norm: Name of the normalization; runs that differ in it alone are pairs.
+        seed: Seed of the run.
+        axes: Other settings that the runs of the study differ in. `depth`, `width` and `lr` have
+            columns of their own; a key such as `optim.momentum` names its group, others are of the
+            group `model`.
+        output_root: Folder of all studies.
+        overwrite: Whether to replace a run that has ended.
+
+    Raises:
+        UserError: A name or value is not allowed.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> probe = [(torch.randn(20, 4), torch.arange(20) % 2)]
+        >>> with Run("mine", norm="none", seed=0, output_root=mkdtemp()) as run:
+        ...     values = run.measure(network, probe, epoch=0, metrics=["unit_sparsity"])
+        ...     run.log(epoch=0, test_accuracy=0.5)
+    """
+
+    def __init__(
+        self,
+        study: str,
+        *,
+        norm: str,
+        seed: int,
+        axes: Mapping[str, Any] | None = None,
+        output_root: str | Path = "multirun",
+        overwrite: bool = False,
+    ) -> None:
+        self.config = _configuration(study, norm, seed, axes or {}, str(output_root))
+        self.folder = Path(output_root, study, folder_name(self.config))
+        self.overwrite = overwrite
+        self.choices: dict[str, str | None] = {"model": "own", "data": "own"}
+        self._contexts = ExitStack()
+        self._record: Record | None = None
+        self._digests: dict[str, tuple[str, int]] = {}  # SHA-256 and samples by split
+        self._measure_seconds = 0.0
+        self._diverged = False
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(error)
+
+    def open(self, epochs_done: int | None = None) -> None:
+        """Take the run's folder, and begin an attempt.
+
+        Args:
+            epochs_done: Number of epochs after which training goes on; None: it begins anew.
+
+        Raises:
+            UserError: The run has ended, or another process works in it.
+        """
+        described = RunDescription.new(self.config, self.folder.name, self.choices, [])
+        with ExitStack() as contexts:
+            record = contexts.enter_context(Record.held(self.folder, described))
+            if record.has_ended and not self.overwrite:
+                raise UserError(
+                    f"{self.folder} has ended: {record.description.status}\n"
+                    "Pass overwrite=True to replace it, or choose another study"
+                )
+            if epochs_done is not None:
+                if record.has_ended:
+                    record.table.take_apart()
+                record.paths.remove_parts(after=epochs_done)
+            elif record.description.attempts:
+                record.start_over()
+            contexts.callback(_tidy, record)
+            self._attempt: Attempt = contexts.enter_context(
+                record.attempt(environment(self.folder.parent))
+            )
+            self._attempt.resumed_from_epoch = epochs_done
+            record.description.begin_with(self.config)
+            record.description.choices = self.choices
+            self._record, self._contexts = record, contexts.pop_all()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the attempt, and release the folder.
+
+        Args:
+            error: Error by which training ended; None if it came to its end.
+
+        Raises:
+            UserError: Nothing was measured or logged.
+        """
+        record, self._record = self._record, None
+        if record is None:
+            return
+        try:
+            if error is not None:
+                raise error
+            if not record.paths.parts():
+                raise UserError(f"{self.folder}: nothing was measured or logged")
+            self._attempt.diverged = self._diverged
+            record.join_parts()
+        except BaseException as raised:
+            self._contexts.__exit__(type(raised), raised, raised.__traceback__)
+            if raised is not error:
+                raise
+        else:
+            self._contexts.close()
+            study = self.folder.parent
+            console.print(f"{self.folder}: {record.description.status}")
+            console.print(f"Report   python -m bnstudy.report {study}")
+
+    def measure(
+        self,
+        model: nn.Module,
+        probe: Probe,
+        epoch: int,
+        *,
+        split: str = "train",
+        metrics: Sequence[str] | None = None,
+        sites: Sequence[str] = ("act",),
+        step: int = 0,
+        memory_budget: float = 2,
+    ) -> dict[str, dict[str, float]]:
+        """Measure every layer of a network, and record the values.
+
+        The network is run in eval mode and left as it was. BatchNorm layers that have not seen a
+        batch yet are measured with the statistics of the probe set.
+
+        Args:
+            model: Network.
+            probe: Batches (inputs, labels), the same samples in the same order at every epoch; for
+                every run of the study, too.
+            epoch: Number of epochs trained before; 0: before training.
+            split: Split of the samples: `train` or `test`.
+            metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
+            sites: Sites of a layer: any of conv, norm, act and features.
+            step: Number of batches trained before.
+            memory_budget: Memory for activations and distances between samples, in GiB.
+
+        Returns:
+            Values by layer and metric; `model` has loss and accuracy, if the output is logits.
+
+        Raises:
+            UserError: A name is unknown, or the samples are not those of earlier epochs.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split={split} is not known; it takes {' or '.join(SPLITS)}")
+        probe = probe if hasattr(probe, "__len__") else list(probe)
+        self.note_probe(split, probe)
+        measurement = RepresentationMetrics(
+            {split: probe}, _names(metrics), sites, memory_budget=memory_budget
+        )
+        rows = measurement.measure(model, epoch, step)
+        self.note_metrics(measurement)
+        self.write(epoch, rows, self._measure_seconds + measurement.seconds)
+        values: dict[str, dict[str, float]] = {}
+        for row in rows:
+            values.setdefault(row.label, {})[row.metric] = row.value
+        return values
+
+    def log(self, epoch: int, step: int = 0, **numbers: float) -> None:
+        """Record numbers of the whole model.
+
+        Args:
+            epoch: Number of epochs trained before.
+            step: Number of batches trained before.
+            numbers: Numbers by `<split>_<metric>`, such as train_loss or test_accuracy. Accuracies
+                are shares from 0 to 1.
+
+        Raises:
+            UserError: A name has no split, or an accuracy is not a share.
+        """
+        rows: list[Row] = []
+        for name, number in numbers.items():
+            split, _, metric = name.partition("_")
+            value = float(number)
+            if split not in EVALUATED_SPLITS or not metric:
+                raise UserError(
+                    f"log({name}=...): a name is <split>_<metric>, such as train_loss or "
+                    f"test_accuracy\nSplits are {', '.join(EVALUATED_SPLITS)}"
+                )
+            if metric.endswith("accuracy") and not 0 <= value <= 1:
+                raise UserError(f"log({name}={value}): an accuracy is a share from 0 to 1")
+            if metric not in ("loss", "accuracy"):
+                self._opened.description.add_directions({metric: None})
+            rows += rows_of({metric: value}, None, epoch, step, split, f"{metric} is not finite")
+        self.write(epoch, rows)
+
+    def note_probe(self, split: str, probe: Probe) -> None:
+        """Record which samples a split is measured on.
+
+        Raises:
+            UserError: They are not those of an earlier measurement.
+        """
+        found = _digest(probe)
+        if self._digests.setdefault(split, found) != found:
+            raise UserError(
+                f"{self.folder}: the probe of the split {split} is not the one before\n"
+                "Pass the same samples in the same order, without shuffling and augmentation"
+            )
+        whole = hashlib.sha256(repr(sorted(self._digests.items())).encode()).hexdigest()
+        sizes = {name: count for name, (_, count) in self._digests.items()}
+        self.note_data({"sha256": whole, "probe": sizes})
+
+    def note_data(self, facts: Mapping[str, Any]) -> None:
+        """Record facts about the data, as `bnstudy.data.DataModule.facts` returns them."""
+        self._opened.description.data = DataFacts.model_validate(facts)
+
+    def note_metrics(self, measurement: RepresentationMetrics) -> None:
+        """Record which metrics are measured, and their directions."""
+        description = self._opened.description
+        description.add_directions(measurement.directions())
+        description.config["metrics"] |= {
+            "names": list(measurement.directions()),
+            "sites": list(measurement.sites),
+            "every_n_epochs": measurement.every_n_epochs,
+        }
+
+    def write(self, epoch: int, rows: Sequence[Row], measure_seconds: float | None = None) -> None:
+        """Add rows to an epoch's part of the long table.
+
+        Args:
+            epoch: Epoch of the rows.
+            rows: Rows; those of the same number are replaced.
+            measure_seconds: Time spent on all measurements so far; None: unchanged.
+        """
+        record = self._opened
+        if measure_seconds is not None:
+            self._measure_seconds = measure_seconds
+        validate({"seed": epoch})  # an epoch is an integer of at least 0 as well
+        self._diverged |= any(row.metric == "loss" and not isfinite(row.value) for row in rows)
+        record.table.write_part(epoch, rows, add=record.paths.part(epoch).exists())
+        record.note(self._measure_seconds, self._diverged)
+
+    @property
+    def _opened(self) -> Record:
+        if self._record is None:
+            raise UserError("The run is not open: with bnstudy.Run(...) as run: ...")
+        return self._record
+
+
+class StudyRecorder(RepresentationMetrics):
+    """Lightning callback that makes a run of a study of any training.
+
+    Layers are measured before training, at epoch ends and at the end, and recorded by a `Run`; the
+    trainer's loggers get the values, too. Loss and accuracy of both splits are computed in eval
+    mode at the end, if the module's output is one logit per class. A training that goes on from a
+    checkpoint goes on in its run.
+
+    Args:
+        study: Name of the study.
+        norm: Name of the normalization; runs that differ in it alone are pairs.
+        seed: Seed of the run.
+        axes: Other settings that the runs differ in; see `Run`.
+        probes: Batches (inputs, labels) of each split, `train` and `test`. None: at most 2,000
+            class-balanced samples of the trainer's training and of its validation data.
+        metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
+        sites: Sites of a layer: any of conv, norm, act and features.
+        every_n_epochs: Epochs between measurements; epoch 0 and the last are always measured.
+        output_root: Folder of all studies.
+        overwrite: Whether to replace a run that has ended.
+
+    Raises:
+        UserError: A name or value is not allowed.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        norm: str,
+        seed: int,
+        axes: Mapping[str, Any] | None = None,
+        *,
+        probes: Mapping[str, Probe] | None = None,
+        metrics: Sequence[str] | None = None,
+        sites: Sequence[str] = ("act",),
+        every_n_epochs: int = 1,
+        output_root: str | Path = "multirun",
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__(probes or {}, _names(metrics), sites, every_n_epochs)
+        self.run = Run(
+            study, norm=norm, seed=seed, axes=axes, output_root=output_root, overwrite=overwrite
+        )
+        self._whole = self.probes
+        self._epoch = 0  # the latest that was measured
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the run, and measure before the first step, unless training is resumed."""
+        data = None if self.probes else _data_of(trainer)
+        if data is not None:
+            self.probes = {split: data.probe(split) for split in SPLITS}
+            self._whole = {split: data.whole(split) for split in SPLITS}
+            self.calibration = data.calibration()
+        if trainer.is_global_zero:
+            self.run.open(trainer.current_epoch if trainer.global_step else None)
+            self.run.note_metrics(self)
+            if data is not None:
+                self.run.note_data(data.facts())
+            else:
+                for split, batches in self.probes.items():
+                    self.run.note_probe(split, batches)
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the last epoch if it was not measured yet, then evaluate the whole splits."""
+        super().on_train_end(trainer, pl_module)
+        with others_wait(trainer) as is_first:
+            if is_first:
+                step = trainer.global_step
+                for split, batches in self._whole.items():
+                    values = _evaluate(pl_module, batches)
+                    reason = "the loss is not finite"
+                    rows = rows_of(values, None, self._epoch, step, split, reason)
+                    self.run.write(self._epoch, rows)
+                self.run.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """End the run as failed, or interrupted."""
+        self.run.close(exception)
+
+    def _measure_and_log(
+        self, trainer: L.Trainer, module: L.LightningModule, epoch: int
+    ) -> dict[str, float]:
+        values = super()._measure_and_log(trainer, module, epoch)
+        self._epoch = epoch
+        if trainer.is_global_zero:
+            self.run.write(epoch, self.rows, self.seconds)
+        return values
+
+
+def _tidy(record: Record) -> None:
+    if record.has_ended:
+        record.remove_parts()
+
+
+def _configuration(
+    study: str, norm: str, seed: int, axes: Mapping[str, Any], output_root: str
+) -> dict[str, Any]:
+    """Compose the configuration of a run of which only some settings are known.
+
+    It has the groups that every reader of records relies on; the number of epochs is not part of
+    it, so that the identity is what the user has said.
+
+    Raises:
+        UserError: A name or value is not allowed.
+    """
+    config: dict[str, Any] = {
+        "seed": seed,
+        "study": study,
+        "output_root": output_root,
+        **{group: {} for group in GROUPS},
+        "norm": {"name": norm},
+        "regularizer": {"name": "none"},
+        "trainer": {"max_epochs": 0},
+        "metrics": {"names": [], "sites": [], "every_n_epochs": 1, "memory_budget": 2},
+        "callbacks": {},
+    }
+    for key, value in axes.items():
+        full = GROUP_OF.get(key, key if "." in key else f"model.{key}")
+        group, _, name = full.partition(".")
+        if group not in GROUPS or not isinstance(value, str | int | float | bool | None):
+            raise UserError(
+                f"axes={{{key!r}: {value!r}}}: an axis is a name, or a key of "
+                f"{', '.join(GROUPS)} such as optim.momentum, with a number, text or truth value"
+            )
+        config[group][name] = value
+    config["cell"] = cell_name(config)
+    validate({key: config[key] for key in ("seed", "study", "cell", "output_root")})
+    return config
+
+
+def _names(metrics: Sequence[str] | None) -> Sequence[str]:
+    if metrics is not None:
+        return metrics
+    default: Any = OmegaConf.load(CONFIG_FOLDER / "metrics" / "default.yaml")
+    return list(default.names)
+
+
+def _digest(probe: Probe) -> tuple[str, int]:
+    """Compute the SHA-256 of a probe set, and count its samples."""
+    digest, count = hashlib.sha256(), 0
+    for inputs, labels in probe:
+        for values in (inputs, torch.as_tensor(labels)):
+            values = values.detach().cpu().contiguous()
+            digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.flatten().view(torch.uint8).numpy().data)
+        count += len(inputs)
+    return digest.hexdigest(), count
+
+
+def _data_of(trainer: L.Trainer) -> DatasetModule:
+    """Take the data sets of a trainer's loaders, to measure the same samples in every run.
+
+    Raises:
+        UserError: There is no single loader for each split, or samples have no index.
+    """
+    loaders = trainer.train_dataloader, trainer.val_dataloaders
+    sources: dict[EvaluatedSplit, Source] = {}
+    for split, found in zip(SPLITS, loaders, strict=True):
+        loader = found[0] if isinstance(found, list) and len(found) == 1 else found
+        if not isinstance(loader, DataLoader):
+            raise UserError(
+                f"StudyRecorder: the trainer's loader of the split {split} is a "
+                f"{type(loader).__name__}, not one DataLoader\n"
+                "Pass probes={'train': batches, 'test': batches}, lists of (inputs, labels)"
+            )
+        sources[split] = Source(loader.dataset, loader.collate_fn)
+    probe = dict.fromkeys(SPLITS, PROBE_SAMPLES)
+    data = DatasetModule(sources, "StudyRecorder: the trainer's data", seed=0, probe=probe)
+    data.setup()
+    return data
+
+
+def _evaluate(model: nn.Module, batches: Probe) -> dict[str, float]:
+    """Compute loss and accuracy in eval mode; nothing if the output is not logits."""
+    parameter = next(model.parameters())
+    modes = {module: module.training for module in model.modules()}
+    sums = torch.zeros(3, dtype=torch.float64)
+    model.eval()
+    try:
+        with torch.no_grad():
+            for inputs, labels in batches:
+                logits = model(inputs.to(parameter.device, parameter.dtype))
+                labels = torch.as_tensor(labels)
+                if not is_logits(logits, labels):
+                    return {}
+                sums += count_losses(logits, labels)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    loss, correct, count = sums.tolist()
+    return {"loss": loss / count, "accuracy": correct / count}

@@ -1,0 +1,262 @@
+"""Ways to multiply residuals, and the precision of torch's products."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from bnstudy.metrics import METRICS, evaluate
+from bnstudy.representations import Layer, capture
+from bnstudy.representations import precision as module
+from bnstudy.representations.precision import (
+    FLOAT32,
+    ONEDNN,
+    SPLIT,
+    Way,
+    choose_way,
+    in_float32,
+)
+from bnstudy.representations.sums import ClassSums, Products
+from bnstudy.trained.finished_run import FinishedRun
+from bnstudy.trained.selection import Selection
+from tests.conftest import SMALL, CommandLine, description
+from tests.metrics.samples import generator
+
+COUNT, UNITS, CLASSES = 300, 1500, 10
+LAYERS = ("block01", "block02")  # of a small run
+LABELS = torch.arange(COUNT) % CLASSES
+# Counts of samples, whose decisions may change: the bound is that of 2 samples.
+DECISIONS = ("knn_purity", "kmeans_purity", "linear_probe")
+NAMES = [name for name, metric in METRICS.items() if metric.needs & {"variation", "distances"}]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed))
+
+
+def factors() -> Tensor:
+    """Create representations that vary in 30 directions, as those of networks do in few."""
+    return normal(COUNT, 30, seed=3) @ normal(30, UNITS, seed=4)
+
+
+def means(scale: float) -> Tensor:
+    return scale * normal(CLASSES, UNITS, seed=1)[LABELS]
+
+
+def modes(apart: float) -> Tensor:
+    is_far = torch.rand(COUNT, generator=generator(7)) < 0.5
+    return apart * is_far[:, None] * normal(UNITS, seed=8)
+
+
+def outlier() -> Tensor:
+    x = factors() + means(5)
+    x[3] *= 1e4
+    return x
+
+
+# Representations, and whether they need not be multiplied in float32.
+CASES: dict[str, tuple[Callable[[], Tensor], bool]] = {
+    "untrained": (lambda: factors().relu(), True),
+    "trained": (lambda: (factors() + means(5)).relu(), True),
+    "collapsed": (lambda: 1e-5 * factors() + means(1), False),
+    "offset": (lambda: (factors() + means(5)).relu() + 1e3, True),
+    "noise": (lambda: normal(COUNT, UNITS) + means(0.5), True),
+    "collapsed noise": (lambda: 1e-5 * normal(COUNT, UNITS) + means(1), False),
+    "far modes": (lambda: factors() + means(5) + modes(1e4), False),
+    "heavy tails": (lambda: (2 * factors()).sign() * (0.7 * factors()).exp(), False),
+    "an outlier": (outlier, False),
+    "constant": (lambda: torch.ones(COUNT, UNITS), False),
+}
+
+
+@cache
+def case(name: str) -> Tensor:
+    return CASES[name][0]()
+
+
+def in_float64(x: Tensor) -> Layer:
+    """Create a layer all of whose sums are computed in float64."""
+    layer = Layer(x, LABELS)
+    with in_float32(x.device):
+        exact = layer.in_float64(Products)
+    layer._sums |= {Products: exact, ClassSums: exact}
+    return layer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_metrics_are_those_of_float64(name: str) -> None:
+    x = case(name)
+    layer = Layer(x, LABELS, precision="bfloat16x3")
+    metrics = [METRICS[metric] for metric in NAMES]
+    found = evaluate(metrics, layer)
+    expected = evaluate(metrics, in_float64(x))
+    if name == "constant":
+        assert all(math.isnan(value.number) for value in found.values())
+        return
+    assert layer.multiplied == ("bfloat16x3" if CASES[name][1] else "float32")
+    for metric, value in expected.items():
+        bound = {"abs": 2 / COUNT, "rel": 0} if metric in DECISIONS else {"rel": 1e-4, "abs": 1e-12}
+        assert found[metric].number == pytest.approx(value.number, nan_ok=True, **bound), metric
+
+
+def test_a_layer_read_in_blocks_is_multiplied_in_the_same_way() -> None:
+    x = case("trained")
+    network = torch.nn.Sequential(torch.nn.Unflatten(1, (UNITS, 1)), torch.nn.Identity())
+    batches = list(zip(x.split(100), LABELS.split(100), strict=True))
+    room = 6 * 4 * COUNT**2 + 2 * 4 * 2**24 + 700 * 4 * COUNT
+    (layer,) = capture(network, batches, ["1"], memory_budget=room / 2**30, precision="bfloat16x3")
+    assert layer.activations is None
+    assert layer.multiplied == "bfloat16x3"
+    whole = Layer(x, LABELS)
+    for metric in ("silhouette", "participation_ratio", "effective_rank", "knn_purity"):
+        assert METRICS[metric](layer) == pytest.approx(METRICS[metric](whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["trained", "offset", "noise"])
+def test_products_are_exact_to_their_resolution(name: str) -> None:
+    layer = Layer(case(name), LABELS, precision="bfloat16x3")
+    exact = in_float64(case(name)).products.residuals
+    norms = exact.diagonal().sqrt()
+    errors = (layer.products.residuals - exact).abs() / (norms[:, None] * norms)
+    assert 1e-8 < errors.max() < SPLIT.resolution
+    assert errors.square().mean().sqrt() < SPLIT.resolution / 16
+    assert torch.equal(layer.products.residuals, layer.products.residuals.T)
+
+
+def test_few_units_and_float32_are_not_split() -> None:
+    cpu = torch.device("cpu")
+    assert choose_way("bfloat16x3", 1000, cpu) == SPLIT
+    assert choose_way("bfloat16x3", 999, cpu) == FLOAT32
+    assert choose_way("float32", 10**5, cpu) == FLOAT32
+    layer = Layer(case("trained"), LABELS)
+    assert layer.multiplied is None
+    _ = layer.products
+    assert layer.multiplied == "float32"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({FLOAT32: 3, ONEDNN: 2, SPLIT: 1}, SPLIT),
+        ({FLOAT32: 3, ONEDNN: 1, SPLIT: 2}, ONEDNN),
+        ({FLOAT32: 3, ONEDNN: 2.9, SPLIT: 2.8}, FLOAT32),
+        ({FLOAT32: 1, ONEDNN: 2, SPLIT: 3}, FLOAT32),
+    ],
+)
+def test_auto_takes_what_is_fastest_here(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[Way, float], chosen: Way
+) -> None:
+    now, add_products = 0.0, module.add_products
+
+    def add_slowly(totals: Tensor, rows: Tensor, tiles: Any, way: Way) -> None:
+        nonlocal now
+        now += seconds[way]
+        add_products(totals, rows, tiles, way)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(module, "add_products", add_slowly)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    assert module._fastest.__wrapped__(torch.device("cpu")) == chosen
+
+
+def test_auto_takes_no_way_that_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_products = module.add_products
+
+    def add_rounded(totals: Tensor, rows: Tensor, tiles: Any, way: Way) -> None:
+        if way != FLOAT32:  # as a processor does that rounds operands to bfloat16, in no time
+            totals += rows.bfloat16().float() @ rows.bfloat16().float().T
+        else:
+            add_products(totals, rows, tiles, way)
+            time.sleep(0.5)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(module, "add_products", add_rounded)
+    assert module._fastest.__wrapped__(torch.device("cpu")) == FLOAT32
+
+
+def state() -> tuple[str, ...]:
+    """Read all of torch's options, by the older functions too; they may raise."""
+    try:
+        old = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        old = "mixed"
+    backends = torch.backends
+    return (
+        old,
+        backends.fp32_precision,
+        backends.cuda.matmul.fp32_precision,
+        backends.mkldnn.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision,
+    )
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    for backend in module.BACKENDS:
+        backend.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: None,
+        lambda: torch.set_float32_matmul_precision("high"),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    ],
+    ids=["as it is", "old high", "old medium", "new tf32", "new bf16", "new for all"],
+)
+def test_no_precision_stays_set_whatever_it_was_set_by(change: Callable[[], None]) -> None:
+    change()
+    before = state()
+    with in_float32(torch.device("cpu")):
+        inside = [backend.fp32_precision for backend in module.BACKENDS]
+        with module._set(module.LOWER):
+            assert [backend.fp32_precision for backend in module.BACKENDS] == ["tf32", "bf16"]
+        assert [backend.fp32_precision for backend in module.BACKENDS] == inside == ["ieee"] * 2
+    assert state() == before
+    expected = evaluate([METRICS["silhouette"]], Layer(case("trained"), LABELS))
+    assert not math.isnan(expected["silhouette"].number)
+    assert state() == before
+    torch.backends.fp32_precision = "ieee"  # what is inherited is still inherited
+    if before[1:] == ("tf32", "tf32", "tf32", "tf32"):
+        assert state()[1:4] == ("ieee", "ieee", "ieee")
+
+
+@pytest.mark.slow
+def test_the_precision_is_recorded_and_hardly_matters(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_fastest", lambda device: SPLIT)
+    names = ["silhouette", "within_between_ratio", "participation_ratio", "intrinsic_dimension"]
+    options = (f"metrics.names=[{','.join(names)}]", "metrics.precision=auto", "seed=0,1,2", "-m")
+    result = command_line(*SMALL, *options)
+    assert result.returncode == 0, result.stderr
+    found: dict[tuple[str, str], list[float]] = {}
+    expected: dict[tuple[str, str], list[float]] = {}
+    for cell in sorted((tmp_path / "multirun").glob("*/*-*/")):
+        assert description(cell)["precisions"] == {layer: ["bfloat16x3"] for layer in LAYERS}
+        for row in pq.read_table(cell / "metrics.parquet").to_pylist():
+            if row["epoch"] == 2 and row["split"] == "test" and row["metric"] in names:
+                found.setdefault((row["layer"], row["metric"]), []).append(row["value"])
+        for layer in FinishedRun.open(cell, None).layers(Selection("test", 200, ("act",))):
+            for name in names:
+                expected.setdefault((layer.name, name), []).append(METRICS[name](layer))
+            assert layer.multiplied == "float32"
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        difference = (torch.tensor(found[key]) - torch.tensor(values)).abs().max()
+        assert difference < 0.01 * torch.tensor(values).std(), key

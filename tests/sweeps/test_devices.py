@@ -1,0 +1,76 @@
+"""Cells side by side on the devices of one machine, in real processes."""
+
+import os
+import signal
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hydra.core.utils import JobReturn
+
+from bnstudy.adapters.hydra_internals import returned
+from bnstudy.adapters.submitit_internals import WorkerLost
+from bnstudy.errors import UserError
+from bnstudy.sweeps.devices import make_slots, run_all
+from tests.conftest import SMALL, CommandLine, description
+
+
+def work(number: int, folder: Path) -> JobReturn:
+    """Note when and where a job runs; the seventh is killed."""
+    began = time.time()
+    if number == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)
+    where = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"]
+    return JobReturn(_return_value=(*where, os.getpid(), began, time.time()))
+
+
+def test_ten_jobs_on_four_devices_of_which_one_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    jobs = [partial(work, number, tmp_path) for number in range(10)]
+    found = [returned(one) for one in run_all(jobs, make_slots([0, 1, "GPU-2", 3], 1))]
+    assert isinstance(found.pop(6), WorkerLost)
+    assert {device for device, *_ in found} == {"0", "1", "GPU-2", "3"}
+    assert {threads for _, threads, *_ in found} == {"2"}
+    assert len({pid for _, _, pid, *_ in found}) <= 5  # a process stays for further jobs
+    for device in ("0", "1", "GPU-2", "3"):  # one after the other on each
+        times = sorted((began, ended) for on, _, _, began, ended in found if on == device)
+        assert all(ended <= began for (_, ended), (began, _) in pairwise(times))
+    began, ended = max(began for *_, began, _ in found[:2]), min(ended for *_, ended in found[:2])
+    assert began < ended or len({pid for _, _, pid, *_ in found[:2]}) == 1
+
+
+def test_the_places_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def places(*options: object) -> list[tuple[str | None, int]]:
+        slots = make_slots(*options)  # type: ignore[arg-type]
+        return [(slot.device, slot.threads) for slot in slots]
+
+    monkeypatch.setattr("joblib.cpu_count", lambda: 9)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    assert places(None, 1) == [("4", 4), ("GPU-7", 4)]
+    assert places(None, 2) == [("4", 2), ("GPU-7", 2), ("4", 2), ("GPU-7", 2)]
+    assert places([0], 1) == [("0", 9)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert places(None, 1) == [(None, 4), (None, 4)]
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+    assert places(None, 3) == [(None, 1)] * 3
+    for options, words in ((([], 1), r"devices=\[\]"), (([0], 0), "per_device=0")):
+        with pytest.raises(UserError, match=words):
+            make_slots(*options)
+
+
+@pytest.mark.slow
+def test_cells_on_made_up_devices(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line(
+        *SMALL, "metrics=fast", "norm=batchnorm,none", "hydra/launcher=devices",
+        "hydra.launcher.devices=[5,7]", "-m",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    cells = [description(path.parent) for path in tmp_path.glob("multirun/*/*/run.json")]
+    assert {cell["environment"]["visible_devices"] for cell in cells} == {"5", "7"}
+    assert "2 runs: 2 completed" in result.stdout

@@ -1,0 +1,48 @@
+"""What a record says of the code that made it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bnstudy.training.environment import environment
+
+
+def git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@here", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_what_differs_from_the_commit_is_kept_as_a_patch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, study = tmp_path / "own", tmp_path / "own" / "multirun" / "mine"
+    (own / "deep").mkdir(parents=True)
+    git(tmp_path, "init", "--quiet", "own")
+    code = own / "deep" / "net.py"
+    code.write_text("token = tokens[0]\nwidth = 8\n")
+    (own / "notes.txt").write_text("one\n")
+    git(own, "add", ".")
+    git(own, "commit", "--quiet", "-m", "a")
+    monkeypatch.chdir(own / "deep")
+    clean = environment(study).own_git
+    assert clean is not None
+    assert (clean.commit, clean.dirty, clean.patch) == (git(own, "rev-parse", "HEAD"), False, None)
+
+    study.mkdir(parents=True, exist_ok=True)
+    (study / "run.json").write_text("{}")  # not tracked
+    (own / "notes.txt").write_text("two\n")  # no source
+    assert environment(study).own_git == clean.model_copy(update={"dirty": True})
+    code.write_text(
+        'token = tokens[0]\nwidth = 16\r\nkey = "hf_abcdefghijklmnopqrst"\n', newline=""
+    )
+    found, again = environment(study), environment(study)
+    assert found.own_git == again.own_git
+    assert found.own_git
+    assert found.own_git.patch
+    bnstudys = [found.git.patch] if found.git and found.git.patch else []  # this checkout's
+    assert len(list(study.glob("patches/*.patch"))) == 1 + len(bnstudys)
+    git(own, "checkout", "--quiet", ".")
+    git(own, "apply", str(study / found.own_git.patch))
+    assert code.read_bytes() == b'token = tokens[0]\nwidth = 16\r\nkey = "[removed]"\n'
+    assert (own / "notes.txt").read_text() == "one\n"

@@ -1,0 +1,253 @@
+"""Networks and data of the user's own, and what is said if they cannot be used."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+
+from bnstudy import train
+from bnstudy.data.datasets import DatasetModule, make_data
+from bnstudy.errors import UserError
+from bnstudy.models import FrozenBatchNorm, Normalization, adapt
+from bnstudy.training.build import build_network
+from tests.conftest import REPOSITORY, CommandLine, description
+
+HERE = "tests.training.test_own_network"
+
+
+class Plain(nn.Sequential):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.LazyLinear(num_classes),
+        )
+
+
+class Lines(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 9), nn.BatchNorm1d(9), nn.ReLU())
+
+
+class Pair(nn.Module):
+    """Two outputs in training, as networks with auxiliary classifiers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.line = nn.BatchNorm2d(1), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.line(self.norm(x).flatten(1))
+        return (logits, logits) if self.training else logits
+
+
+class Drawn(TensorDataset):
+    """Samples with random augmentation."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return image + torch.rand(()), label
+
+
+def samples(count: int, kind: type[TensorDataset] = TensorDataset) -> TensorDataset:
+    generator = torch.Generator().manual_seed(count)
+    return kind(torch.randn(count, 1, 8, 8, generator=generator), torch.arange(count) % 3)
+
+
+def pair(kind: type[TensorDataset] = TensorDataset) -> tuple[TensorDataset, TensorDataset]:
+    return samples(41, kind), samples(20)
+
+
+def drawn() -> tuple[TensorDataset, TensorDataset]:
+    return pair(Drawn)
+
+
+def floats() -> Any:
+    return [TensorDataset(torch.randn(6, 4), torch.randn(6))] * 2
+
+
+def bytes_() -> Any:
+    return [TensorDataset(torch.zeros(6, 4, dtype=torch.uint8), torch.arange(6))] * 2
+
+
+class Module(L.LightningDataModule):
+    """Three splits in loaders."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(samples(41), 8, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(samples(12), 8)
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(samples(20), 8)
+
+
+class Weighted(Module):
+    def train_dataloader(self) -> Any:
+        return DataLoader(samples(6), 2, sampler=WeightedRandomSampler(torch.ones(6), 6))
+
+
+class Mixup(Module):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+def data(name: str, **options: Any) -> Any:
+    made = make_data({"_target_": f"{HERE}.{name}", **options}, 0, {"train": 9, "test": None})
+    made.setup()
+    return made
+
+
+def config(target: str, norm: str = "batchnorm", **model: Any) -> dict[str, Any]:
+    return {
+        "model": {"_target_": target, "initialization": "own", **model},
+        "norm": {"name": norm},
+        "trainer": {},
+        "seed": 0,
+    }
+
+
+def test_batchnorm_is_replaced_and_weights_are_the_same_for_every_norm() -> None:
+    found = data("pair")
+    kinds, weights = [], []
+    for norm in ("batchnorm", "none", "batchnorm_frozen"):
+        network = build_network(config(f"{HERE}.Plain", norm), found)
+        kinds.append(type(network[1]))  # type: ignore[index]
+        weights.append({k: v for k, v in network.state_dict().items() if not k.startswith("1.")})
+    assert kinds[0] is nn.BatchNorm2d
+    assert kinds[2] is FrozenBatchNorm
+    assert kinds[1] not in kinds[::2]
+    for other in weights[1:]:
+        assert all(torch.equal(other[name], value) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "norm", "words"),
+    [
+        (nn.Flatten(), (1, 8, 8), {}, "has no BatchNorm to replace"),
+        (Lines(), (1, 8, 8), {}, "only nn.BatchNorm2d is replaced, and it has BatchNorm1d"),
+        (Plain(3), (3, 8, 8), {}, "does not take a batch of two 3x8x8 samples"),
+        (Plain(4), (1, 8, 8), {}, r"output for 2 samples is \(2, 4\), expected \(2, 3\)"),
+        (Pair(), (1, 8, 8), {}, r"output for 2 samples is tuple"),
+        (Plain(3), (1, 8, 8), {"position": "post"}, "norm.position=post is not possible"),
+        (functional.relu, (1, 8, 8), {}, "makes a function, not a torch.nn.Module"),
+    ],
+)
+def test_what_is_wrong_with_a_network(
+    network: Any, shape: tuple[int, ...], norm: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        adapt(network, "model._target_=mine.Net", Normalization("none", **norm), shape, 3)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_key_that_the_constructor_does_not_take() -> None:
+    with pytest.raises(UserError, match=r"Plain: got an unexpected .*'depth'\nIt takes no keys"):
+        build_network(config(f"{HERE}.Plain", depth=3), data("pair"))
+
+
+def test_samples_are_in_the_order_of_the_seed_and_what_they_draw_too() -> None:
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+
+    def epoch(seed: int) -> list[Tensor]:
+        found = make_data({"_target_": f"{HERE}.drawn", "batch_size": 8}, seed, {"train": None})
+        found.setup()
+        found.trainer = trainer
+        return [images for images, _ in found.train_dataloader()]
+
+    first = epoch(0)
+    torch.rand(3)  # of the global generator they are independent
+    state = torch.get_rng_state()
+    again = epoch(0)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [len(images) for images in first] == [8, 8, 8, 8, 9]
+    assert torch.equal(torch.cat(first), torch.cat(again))
+    assert not torch.equal(torch.cat(first), torch.cat(epoch(1)))
+    measured = data("drawn")
+    probes = [torch.cat([images for images, _ in measured.probe("train")]) for _ in range(2)]
+    assert torch.equal(*probes)
+    assert len(probes[0]) == 9
+
+
+def test_the_splits_of_a_data_module() -> None:
+    found = data("Module")
+    assert isinstance(found, DatasetModule)
+    assert found.batch_size == 8
+    facts = found.facts()
+    assert {key: facts[key] for key in ("train", "validation", "test", "classes", "probe")} == {
+        "train": 41,
+        "validation": 12,
+        "test": 20,
+        "classes": ["0", "1", "2"],
+        "probe": {"train": 9, "test": 20},
+    }
+    assert found.input_shape == (1, 8, 8)
+    assert data("pair", validation=0.2).facts() == data("pair").facts() | {
+        "train": 33,
+        "validation": 8,
+    }
+    assert facts["sha256"] not in (data("drawn").facts()["sha256"], data("pair").facts()["sha256"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Weighted", "train: its data loader has a WeightedRandomSampler"),
+        ("Mixup", "does not call its on_after_batch_transfer"),
+        ("floats", "train: labels are torch.float32"),
+        ("bytes_", "train: inputs are torch.uint8"),
+        ("Plain", "missing a required argument: 'num_classes'"),
+        ("Lines", "is a Lines\nExpected: a LightningDataModule"),
+    ],
+)
+def test_what_is_wrong_with_data(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        data(name)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_classes_that_the_command_line_names(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line(
+        f"model._target_={HERE}.Plain", f"data._target_={HERE}.pair", "data.batch_size=16",
+        "norm=batchnorm,none", "trainer.max_epochs=1", "metrics=fast", "logger=none", "-m",
+        main=train.main,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    cells = sorted((tmp_path / "multirun" / "own_own").glob("*/run.json"))
+    assert [description(cell.parent)["config"]["model"] for cell in cells] == [
+        {"_target_": f"{HERE}.Plain", "initialization": "own"}
+    ] * 2
+    assert "2 runs: 2 completed" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_folder_to_copy(tmp_path: Path) -> None:
+    folder = shutil.copytree(REPOSITORY / "docs/examples/own_network", tmp_path / "mine")
+    command = next(
+        line
+        for line in (folder / "README.md").read_text().splitlines()
+        if line.startswith("python -m bnstudy.train --config-dir")
+    )
+    options = ["trainer.max_epochs=1", "metrics=fast", "logger=none"]
+    result = subprocess.run(
+        [sys.executable, *command.split()[1:], *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "4 runs: 4 completed" in result.stdout
