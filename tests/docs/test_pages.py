@@ -217,5 +217,15 @@ def test_every_command_is_in_the_reference() -> None:
     assert modules | {"metrics"} == {name.split()[0] for name in pages.generated.COMMANDS}
 
 
+def test_the_architectures_picture_is_that_of_the_contracts() -> None:
+    tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]
+    layers = tools["importlinter"]["contracts"][0]["layers"]
+    picture = (DOCS / "architecture.svg").read_text()
+    drawn = re.findall(r'class="room"[^>]*>([^<]+)<', picture)
+    assert [sorted(room.split()) for room in drawn] == [
+        sorted(name.removeprefix("bnstudy.") for name in layer.split(" | ")) for layer in layers
+    ]
+
+
 def test_the_readme_is_a_front_door() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 180
