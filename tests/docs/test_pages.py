@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep
+from omegaconf import OmegaConf
 
+import bnstudy
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import choose_own, resolve
 from bnstudy.config.schema import Config, Group, validate
@@ -225,6 +227,12 @@ def test_the_architectures_picture_is_that_of_the_contracts() -> None:
     assert [sorted(room.split()) for room in drawn] == [
         sorted(name.removeprefix("bnstudy.") for name in layer.split(" | ")) for layer in layers
     ]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = OmegaConf.load(REPOSITORY / "CITATION.cff")
+    assert citation.version == bnstudy.__version__
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
 
 
 def test_the_readme_is_a_front_door() -> None:
