@@ -1,6 +1,7 @@
 # make study   set up, train BatchNorm against no normalization on real digits with 4 seeds, and show
 #              the difference
 # make test    set up what the tests need, run them
+# make docs    set up what the documentation needs, build it: docs/build/index.html
 PYTHON ?= python3
 INSTALL = .venv/bin/pip install --quiet --constraint constraints.txt --editable
 
@@ -9,6 +10,9 @@ study: .venv/installed
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest
+
+docs: .venv/installed-docs
+	.venv/bin/python -m sphinx --fail-on-warning --keep-going --jobs auto docs docs/build
 
 # The stamps make a second call install nothing, and a changed requirement install again.
 .venv/installed: pyproject.toml constraints.txt | .venv
@@ -19,7 +23,11 @@ test: .venv/installed-dev
 	$(INSTALL) '.[dev]'
 	touch .venv/installed $@
 
+.venv/installed-docs: pyproject.toml constraints.txt | .venv
+	$(INSTALL) '.[docs]'
+	touch $@
+
 .venv:
 	$(PYTHON) -m venv $@
 
-.PHONY: study test
+.PHONY: study test docs

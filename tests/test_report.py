@@ -238,13 +238,13 @@ def test_a_study_as_data_frames(study: Studies) -> None:
 
 
 def test_the_example(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/study.py, as it stands, on a study of its name."""
+    """docs/examples/study.py, as it stands, on a study of its name."""
     monkeypatch.chdir(tmp_path)
     study = Studies(composed, tmp_path / "multirun" / "mnist5k_cnn")
     for seed in range(4):
         for norm in ("none", "batchnorm"):
             study.add(norm, seed, layers={"unit_sparsity": [seed / 10, 0.2]})
-    example = Path(__file__).parents[1] / "docs" / "study.py"
+    example = Path(__file__).parents[1] / "docs" / "examples" / "study.py"
     exec(compile(example.read_text(), str(example), "exec"), {"__name__": "__main__"})
     assert (tmp_path / "unit_sparsity.pdf").exists()
 

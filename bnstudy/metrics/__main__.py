@@ -41,7 +41,7 @@ def table() -> Table:
             shown.add_row(
                 entry.name,
                 entry.direction or "",
-                f"{_bound(entry.bounds[0])} to {_bound(entry.bounds[1])}",
+                f"{format_bound(entry.bounds[0])} to {format_bound(entry.bounds[1])}",
                 " ".join(name[0].upper() for name in sorted(entry.invariant_to)),
                 ", ".join(sorted(entry.needs)),
                 ", ".join(name for name in SETS if entry.name in sets[name]),
@@ -58,7 +58,8 @@ def _properties(entry: Declaration) -> str:
     return "; symmetric" * entry.is_symmetric + "; a metric" * entry.is_metric
 
 
-def _bound(value: float) -> str:
+def format_bound(value: float) -> str:
+    """Format a smallest or largest possible value, such as 0 or ∞."""
     return f"{value:.3g}" if math.isfinite(value) else "∞" if value > 0 else "-∞"
 
 

@@ -20,7 +20,7 @@ def max_t_adjusted(
     Westfall and Young 1993's step-down procedure (algorithm 4.1) with the flips of `paired_test`,
     the same for all comparisons, so that it knows how they depend on each other. The smallest value
     is that of a single test, 2^(1 - n), however many tests the family has. The statistic of a
-    comparison is |sum of its differences| / sqrt(sum of their squares), which rises with |t|.
+    comparison is abs(sum of its differences) / sqrt(sum of their squares), which rises with abs(t).
 
     Args:
         differences: Parts of the family, such as of each treatment, each pairs x comparisons.
