@@ -179,7 +179,8 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
                 for key in ("accelerator", "devices", "precision")
             )
             reason = " ".join(str(error.__cause__).split())
-            raise UserError(f"{reason}\nRequested: {requested}; see also trainer=default") from error
+            message = f"{reason}\nRequested: {requested}; see also trainer=default"
+            raise UserError(message) from error
         raise
     return trainer
 

@@ -1,0 +1,226 @@
+"""One Hydra job: one cell of a sweep is trained and measured, or skipped if it is complete."""
+
+import gc
+import logging
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+
+from bnstudy.config.composition import redact_files, resolve
+from bnstudy.config.identity import folder_name
+from bnstudy.config.mistakes import explain
+from bnstudy.config.schema import validate
+from bnstudy.config.targets import find_targets, trust
+from bnstudy.errors import UserError
+from bnstudy.runs.description import RunDescription
+from bnstudy.runs.lease import CellInUse
+from bnstudy.runs.record import Observer, Record, discard_if_empty
+from bnstudy.runs.version import VERSION
+from bnstudy.sweeps.progress import SweepProgress
+from bnstudy.sweeps.search_config import worst_value
+from bnstudy.terminal import console
+from bnstudy.terms import format_count
+from bnstudy.trained.measuring import measure_missing
+from bnstudy.training.data_check import DataCheck
+from bnstudy.training.processes import is_first_process, stopping_in_order
+from bnstudy.workers import end_with_parent
+
+# torch and Lightning are imported in functions: the imports take seconds, and complete cells are
+# skipped without them.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of one Hydra job.
+
+    Attributes:
+        record: Record of the run.
+        trained: Whether the job trained; False if the cell was complete before.
+        objective: Name of the final number, in the record, that a search optimizes.
+    """
+
+    record: Record
+    trained: bool
+    objective: str
+
+    def __float__(self) -> float:
+        """Return the objective for a search; the worst possible value if the run diverged."""
+        value: float | None = self.record.description.final.numbers[self.objective]
+        if self.record.description.status == "diverged" or value is None or not isfinite(value):
+            return worst_value(self.objective)
+        return value
+
+    def __str__(self) -> str:
+        """Format the objective, or the status of a run without it."""
+        is_worst = float(self) == worst_value(self.objective)
+        described = self.record.description
+        return str(described.status) if is_worst else f"{self.objective}={float(self):.4f}"
+
+
+def run(cfg: DictConfig) -> Outcome:
+    """Train and measure one cell.
+
+    An interrupted cell continues from its last checkpoint. A complete cell is not trained again.
+
+    Args:
+        cfg: Composed configuration of a Hydra job.
+
+    Raises:
+        UserError: The user has to correct the configuration, the data or the cell's folder.
+    """
+    config = resolve(cfg)
+    validate(config)
+    trust(find_targets(config))  # the record that this command goes on with may name them
+    job = HydraConfig.get()
+    folder, first = cell_of_job(), is_first_process()
+    if first:
+        redact_files(folder / ".hydra")
+    single = job.mode is RunMode.RUN
+    if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
+        raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
+    choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
+    described = RunDescription.new(config, folder.name, choices, overrides)
+    with (Record if first else Observer).held(folder, described) as record:
+        trained = not record.has_ended
+        if not trained and first:
+            DataCheck().require_same(record, config)
+        if trained:
+            if first and not record.description.attempts:
+                print_earlier_default(folder, config, overrides)
+            # With several workers, a line for each epoch replaces the progress line: redrawn lines
+            # would overwrite each other.
+            alone = single or SweepProgress.total > 0
+            lines = Console(force_terminal=False, highlight=False, markup=False, soft_wrap=True)
+            from bnstudy.training.recipe import fit
+
+            fit(record, config, console if alone else lines)
+        if first:
+            record.remove_parts()  # also those of a run that was killed after writing its table
+            print_result(record)
+            if (version := record.description.version) != VERSION:
+                console.print(
+                    f"  this run was trained by bnstudy {version} and is not compared with runs "
+                    f"of {VERSION}; sweep.redo=all -m trains it again",
+                    style="yellow",
+                )
+            measure_missing(record, config["metrics"], config["data"])
+            print_missing_callbacks(record, config["callbacks"])
+        return Outcome(record, trained, config["sweep"]["objective"])
+
+
+def print_result(record: Record) -> None:
+    """Print the status, the test accuracy and the last epoch of a run that has ended."""
+    described = record.description
+    accuracy = f"test accuracy {described.final.numbers['test_accuracy']:.2%}"
+    console.print(
+        f"{record.folder}: {described.status}, {accuracy} after "
+        f"{format_count(described.final.epoch or 0, 'epoch')}"
+    )
+
+
+def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]) -> None:
+    """Print the requested callbacks that a run was trained without, or with other options.
+
+    Args:
+        record: Record of the run.
+        callbacks: Options of each requested callback, by name.
+    """
+    had = record.description.callbacks
+    kept = record.description.config.get("callbacks", {})
+    without = [name for name in callbacks if name not in had]
+    other = [
+        f"callbacks.{name}.{key}={kept[name][key]} instead of {value}"
+        for name, options in callbacks.items()
+        if name in had and name in kept
+        for key, value in options.items()
+        if key != "memory_budget" and kept[name].get(key, value) != value
+    ]
+    differences = [f"without callbacks={','.join(without)}"] if without else []
+    differences += [f"with {', '.join(other)}"] if other else []
+    if differences:
+        console.print(
+            f"  this run was trained {' and '.join(differences)}; callbacks measure only during "
+            "training: choose another study=NAME to train it with the requested callbacks",
+            style="yellow",
+        )
+
+
+def print_earlier_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Print the run that the same overrides gave before the default of `probe` changed.
+
+    Args:
+        folder: Folder of the new cell.
+        config: Resolved configuration.
+        overrides: Overrides of the job.
+    """
+    earlier = folder.with_name(folder_name(config | {"probe": {"train": None, "test": None}}))
+    if earlier.exists() and not any(word.startswith("probe") for word in overrides):
+        console.print(
+            f"{earlier} was trained with the earlier default of probe, which is 2000 now; "
+            "go on with it by probe.train=null probe.test=null",
+            style="yellow",
+        )
+
+
+def cell_of_job() -> Path:
+    """Return the folder of the current Hydra job, relative to the working folder if inside it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def job(cfg: DictConfig) -> Outcome:
+    """Run one Hydra job, and print its errors and interruptions."""
+    end_with_parent()
+    try:
+        with stopping_in_order():
+            return run(cfg)
+    except Exception as error:
+        message = explain(error)
+        if isinstance(error, UserError) and not isinstance(error, CellInUse):
+            discard_if_empty(cell_of_job(), Path(cfg.output_root))
+            for handler in (handlers := logging.getLogger().handlers):
+                handler.close()
+            handlers.clear()  # they write to the log in the removed folder
+        if message is None:
+            logging.getLogger(__name__).exception("This run failed")  # to the cell's train.log
+        if HydraConfig.get().mode is RunMode.RUN:
+            if message:
+                sys.exit(message)  # Hydra would add a hint to a raised error
+        else:
+            reason = message or f"{type(error).__name__}: {error}"
+            what = "Running elsewhere" if isinstance(error, CellInUse) else "Failed"
+            console.print(f"{what}: {reason}", style="red")
+        release_locals(error)
+        raise  # in a multirun, Hydra runs the other jobs before it raises the first error
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if is_first_process():
+            console.print("Interrupted; the same command continues after the last complete epoch")
+        # After SIGTERM, Lightning exits with status 0, which would look like success.
+        terminated = isinstance(stop, SystemExit) and stop.code is None
+        sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
+    finally:
+        # Lightning's trainer, the network and the data refer to each other; without this, they
+        # would stay in memory beside those of the next jobs of this process.
+        gc.collect()
+
+
+def release_locals(error: BaseException | None) -> None:
+    """Clear the local variables that an error refers to, as Hydra keeps errors until a sweep ends.
+
+    Args:
+        error: Error, whose causes are cleared as well.
+    """
+    cleared: set[BaseException] = set()  # an error can be the context of its own cause
+    while error is not None and error not in cleared:
+        traceback.clear_frames(error.__traceback__)
+        cleared.add(error)
+        error = error.__cause__ or error.__context__
