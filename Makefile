@@ -1,11 +1,12 @@
-# make study   set up, train BatchNorm against no normalization on real digits, show the difference
+# make study   set up, train BatchNorm against no normalization on real digits with 4 seeds, and show
+#              the difference
 # make test    set up what the tests need, run them
 # make docs    set up what the documentation needs, build it: docs/build/index.html
 PYTHON ?= python3
 INSTALL = .venv/bin/pip install --quiet --constraint constraints.txt --editable
 
 study: .venv/installed
-	.venv/bin/python -m bnstudy.train norm=batchnorm,none -m
+	.venv/bin/python -m bnstudy.train norm=batchnorm,none seed=0,1,2,3 hydra/launcher=joblib -m
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest

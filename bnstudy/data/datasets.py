@@ -358,7 +358,8 @@ def _loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, A
 
 def _require_pairs(source: Source, name: str) -> None:
     """Verify that batches are pairs of floating-point inputs and labels."""
-    batch = source.collate([source.dataset[0]]) if len(source.dataset) else None  # type: ignore[arg-type]
+    first = _Reproducible(source.dataset, 0)  # it may draw random numbers
+    batch = source.collate([first[0]]) if len(source.dataset) else None  # type: ignore[arg-type]
     if batch is None:
         raise UserError(f"{name} has no samples\n{EXPECTED}")
     if not isinstance(batch, tuple | list) or len(batch) != 2:

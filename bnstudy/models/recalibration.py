@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from bnstudy.representations.precision import exact_operators
 from bnstudy.representations.running_statistics import (
     is_initial,
     uncalibrated,
@@ -90,6 +91,7 @@ def _average(network: nn.Module, layers: Collection[_NormBase], batches: Iterabl
     saved = {layer: _buffers(layer) for layer in layers}
     number = 0
     with ExitStack() as stack:
+        stack.enter_context(exact_operators())
         for module in network.modules():
             stack.callback(setattr, module, "training", module.training)
         network.eval()

@@ -29,12 +29,14 @@ NUM_TRIALS = 3
 TRIAL_SHAPE = (512, 4096)  # of the operand
 MAX_ERROR = 4e-6  # of a product, relative to the squared norm
 
-BACKENDS: tuple[Any, Any] = (
+BACKENDS: tuple[Any, ...] = (
     torch.backends.cuda.matmul,
     torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+    torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
 )
-FULL = ("ieee", "ieee")
-LOWER = ("tf32", "bf16")
+FULL = ("ieee", "ieee", "ieee", "ieee")
+LOWER = ("tf32", "bf16", "ieee", "ieee")
 
 
 class Way(NamedTuple):
@@ -48,21 +50,28 @@ class Way(NamedTuple):
     """
 
     name: str
-    settings: tuple[str, str]
+    settings: tuple[str, ...]
     splits: bool
     resolution: float
 
 
 FLOAT32 = Way("float32", FULL, False, torch.finfo(torch.float32).eps)
 # oneDNN may use bfloat16; where it does not, it can be faster than the default library.
-ONEDNN = Way("float32 by oneDNN", ("ieee", "bf16"), False, FLOAT32.resolution)
+ONEDNN = Way("float32 by oneDNN", ("ieee", "bf16", "ieee", "ieee"), False, FLOAT32.resolution)
 SPLIT = Way("bfloat16x3", LOWER, True, 2**-17)
 
 
 @contextmanager
 def in_float32(device: torch.device) -> Iterator[None]:
     """Compute in full float32 without gradients, whatever precision the caller has set."""
-    with _set(FULL), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with exact_operators(), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def exact_operators() -> Iterator[None]:
+    """Multiply and convolve float32 in full, also on GPUs, which convolve in TF32 by default."""
+    with _set(FULL):
         yield
 
 
@@ -116,8 +125,8 @@ def _split(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @contextmanager
-def _set(settings: tuple[str, str]) -> Iterator[None]:
-    """Set the precision of products in `BACKENDS`.
+def _set(settings: tuple[str, ...]) -> Iterator[None]:
+    """Set the precision of float32 operators in `BACKENDS`.
 
     torch's older functions, such as `torch.get_float32_matmul_precision`, raise where these options
     have values that the older ones cannot express; the options always work.

@@ -14,8 +14,9 @@ from bnstudy.representations.precision import FLOAT32, Way, add_products, in_flo
 
 BLOCK = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
 PART = 2**18  # values, small enough for the processor's cache
-TILE = 1000  # rows and columns of the Gram matrix that are computed at once
-STRIP = 250  # rows of a tile on the diagonal, so that little is computed below the diagonal
+SQUARE = 125  # rows of a block on the diagonal, half of which is computed in vain
+TILE = 1000  # rows of squared distances that are computed at once
+STRIP = 250  # rows that are mirrored at once
 # In units of resolution times error scale: smaller squared distances are computed from differences.
 UNCLEAR = 1e4
 # Relative to the mean squared norm of a class's residuals:
@@ -448,11 +449,13 @@ def mirror(matrix: Tensor) -> Tensor:
     return matrix
 
 
-def _upper(size: int) -> Iterator[tuple[slice, slice]]:
+def _upper(size: int, start: int = 0) -> Iterator[tuple[slice, slice]]:
     """Yield rows and columns of blocks that cover the diagonal and the upper triangle."""
-    for start in range(0, size, TILE):
-        end = min(start + TILE, size)
-        for row in range(start, end, STRIP):
-            yield slice(row, min(row + STRIP, end)), slice(row, end)
-        for column in range(end, size, TILE):
-            yield slice(start, end), slice(column, min(column + TILE, size))
+    if size <= SQUARE:
+        yield slice(start, start + size), slice(start, start + size)
+        return
+    half = size // 2
+    middle = start + half
+    yield slice(start, middle), slice(middle, start + size)
+    yield from _upper(half, start)
+    yield from _upper(size - half, middle)

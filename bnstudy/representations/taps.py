@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torchvision.ops import FrozenBatchNorm2d
 
 from bnstudy.errors import UserError
+from bnstudy.representations.precision import exact_operators
 from bnstudy.terms import layer_label
 
 
@@ -225,6 +226,9 @@ class Taps:
     def evaluating(self) -> Iterator[Callable[[Tensor], Any]]:
         """Set the network to eval mode and restore its mode afterwards.
 
+        A network in float32 computes in full float32, so that representations hardly depend on the
+        device.
+
         Yields:
             Function that moves inputs to the network's device and floating-point type and runs it.
         """
@@ -236,6 +240,7 @@ class Taps:
             return self.model(inputs.to(parameter.device, dtype))
 
         with ExitStack() as stack:
+            stack.enter_context(exact_operators())
             for module, mode in training.items():
                 stack.callback(setattr, module, "training", mode)
             self.model.eval()

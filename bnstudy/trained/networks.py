@@ -20,7 +20,8 @@ from bnstudy.data import DataModule
 from bnstudy.data.datasets import with_transform
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.torchvision_models import GreyToColour
-from bnstudy.representations import Tap, capture
+from bnstudy.representations import Tap
+from bnstudy.representations.taps import Call, Taps
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.terms import PROBE_PERFORMANCE, SPLITS
@@ -336,19 +337,24 @@ def _num_input_channels(network: nn.Module) -> int | None:
 
 def _try_out(one: TrainedNetwork, data: DataModule, metrics: dict[str, Any]) -> Prepared:
     """Find the layers of a network from one sample."""
-    inputs, labels = next(iter(data.probe("test")))
+    inputs, _ = next(iter(data.probe("test")))
     place = next(one.network.parameters())
     sample = inputs[:1].to(place.device, place.dtype)
+    calls: list[Call] = []
+
+    def note(call: Call, output: torch.Tensor) -> None:
+        calls.append(call)
+
     try:
-        with torch.no_grad():
-            output = one.network(sample)
-        layers = capture(one.network, [(sample, labels[:1])], sites=metrics["sites"])
-        taps = tuple(layer.tap for layer in layers if layer.tap is not None)
+        found = Taps(one.network, sites=metrics["sites"])
+        with torch.no_grad(), found.hooked(note) as run:
+            output = run(sample)
     except RuntimeError as error:
         size = "x".join(map(str, data.input_shape))
         raise UserError(
             f"{one.name} does not accept samples of {size} ({first_line(error)})\n"
             "Choose other data, or data.image_size=N"
         ) from error
+    taps = sorted(found.taps(calls).values(), key=lambda tap: tap.layer_index)
     is_classifier = isinstance(output, torch.Tensor) and output.shape == (1, data.num_classes)
-    return Prepared(one, data, tuple(sorted(taps, key=lambda tap: tap.layer_index)), is_classifier)
+    return Prepared(one, data, tuple(taps), is_classifier)

@@ -157,9 +157,12 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
     Raises:
         UserError: This machine does not support an option of the configuration.
     """
+    options = {key: value for key, value in config["trainer"].items() if key != "compile"}
+    if options.get("deterministic"):  # cuDNN would choose algorithms by how long they take
+        options["benchmark"] = False
     try:
         trainer: L.Trainer = instantiate(
-            {key: value for key, value in config["trainer"].items() if key != "compile"},
+            options,
             callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,
@@ -171,12 +174,12 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
         )
     except InstantiationException as error:
         if isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError):
-            options = ", ".join(
+            requested = ", ".join(
                 f"trainer.{key}={config['trainer'][key]}"
                 for key in ("accelerator", "devices", "precision")
             )
             reason = " ".join(str(error.__cause__).split())
-            raise UserError(f"{reason}\nRequested: {options}; see also trainer=default") from error
+            raise UserError(f"{reason}\nRequested: {requested}; see also trainer=default") from error
         raise
     return trainer
 

@@ -77,13 +77,9 @@ def _git(folder: Path, study: Path, *status_options: str) -> Git | None:
     """
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            check=True,
-            encoding="utf-8",
-            errors="replace",
-        ).stdout
+        command = ["git", "-C", str(folder), *words]
+        output = subprocess.run(command, capture_output=True, check=True).stdout
+        return output.decode(errors="surrogateescape")  # line ends and bytes stay as they are
 
     try:
         commit = git("rev-parse", "HEAD").strip()
@@ -94,13 +90,14 @@ def _git(folder: Path, study: Path, *status_options: str) -> Git | None:
     if not difference:
         return Git(commit=commit, dirty=dirty)
     # Removed lines and context are in the commit already, and a patch has to match them.
-    lines = difference.splitlines(keepends=True)
-    content = "".join(redact(line) if line.startswith("+") else line for line in lines)
-    name = hashlib.sha256(f"{commit}\n{content}".encode()).hexdigest()[:16]
+    lines = difference.split("\n")
+    content = "\n".join(redact(line) if line.startswith("+") else line for line in lines)
+    raw = content.encode(errors="surrogateescape")
+    name = hashlib.sha256(commit.encode() + raw).hexdigest()[:16]
     patch = Path("patches", f"{name}.patch")
     if not (study / patch).exists():
         with replacing(study / patch) as temporary:
-            temporary.write_text(content, newline="")
+            temporary.write_bytes(raw)
     return Git(commit=commit, dirty=dirty, patch=str(patch))
 
 

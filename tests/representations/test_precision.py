@@ -199,11 +199,12 @@ def state() -> tuple[str, ...]:
 
 @pytest.fixture
 def _restored() -> Iterator[None]:
+    before = [backend.fp32_precision for backend in module.BACKENDS]
     yield
     torch.backends.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
-    for backend in module.BACKENDS:
-        backend.fp32_precision = "none"
+    for backend, own in zip(module.BACKENDS, before, strict=True):
+        backend.fp32_precision = own
 
 
 @pytest.mark.usefixtures("_restored")
@@ -225,8 +226,8 @@ def test_no_precision_stays_set_whatever_it_was_set_by(change: Callable[[], None
     with in_float32(torch.device("cpu")):
         inside = [backend.fp32_precision for backend in module.BACKENDS]
         with module._set(module.LOWER):
-            assert [backend.fp32_precision for backend in module.BACKENDS] == ["tf32", "bf16"]
-        assert [backend.fp32_precision for backend in module.BACKENDS] == inside == ["ieee"] * 2
+            assert [backend.fp32_precision for backend in module.BACKENDS[:2]] == ["tf32", "bf16"]
+        assert [backend.fp32_precision for backend in module.BACKENDS] == inside == ["ieee"] * 4
     assert state() == before
     expected = evaluate([METRICS["silhouette"]], Layer(case("trained"), LABELS))
     assert not math.isnan(expected["silhouette"].number)
@@ -234,6 +235,22 @@ def test_no_precision_stays_set_whatever_it_was_set_by(change: Callable[[], None
     torch.backends.fp32_precision = "ieee"  # what is inherited is still inherited
     if before[1:] == ("tf32", "tf32", "tf32", "tf32"):
         assert state()[1:4] == ("ieee", "ieee", "ieee")
+
+
+def test_networks_are_read_in_full_float32() -> None:
+    found = []
+
+    class Watch(torch.nn.Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            found.append([backend.fp32_precision for backend in module.BACKENDS])
+            return x
+
+    before = state()
+    batches = [(torch.ones(4, 2, 3, 3), torch.arange(4) % 2)]
+    assert list(capture(torch.nn.Sequential(Watch()), batches, ["0"]))
+    assert found
+    assert all(precisions == ["ieee"] * 4 for precisions in found)
+    assert state() == before
 
 
 @pytest.mark.slow

@@ -102,3 +102,13 @@ def test_they_come_from_a_fixed_part_of_the_training_split(
     sums = images.double().sum((1, 2, 3))
     assert all(torch.isin(some.double().sum((1, 2, 3)), sums).all() for some, _ in batches)
     assert torch.equal(next(iter(data.calibration()))[0], batches[0][0])
+
+
+def test_deterministic_runs_do_not_choose_algorithms_by_speed(composed: Compose) -> None:
+    config = config_of(composed, "trainer.deterministic=true", "+trainer.benchmark=true")
+    try:
+        build_trainer(config, [])
+        assert not torch.backends.cudnn.benchmark
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -17,7 +17,7 @@ from bnstudy.redaction import redact, redact_values
 from bnstudy.runs.paths import RECORD
 from bnstudy.runs.record import Record
 from bnstudy.study.load.design import NAMES, TREATMENT, Design, format_options
-from bnstudy.terms import PER_NORM_OPTIONS
+from bnstudy.terms import PER_NORM_OPTIONS, SPLITS
 
 SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in PER_NORM_OPTIONS))
 
@@ -27,6 +27,9 @@ ADDED_TO_ALL = {key: value for key, value in ADDED.items() if not key.startswith
 # Keys that are not part of a run's identity and may differ within a pair, because they change
 # results only by rounding.
 EXECUTION = ("trainer.accelerator", "trainer.benchmark", "trainer.compile", "trainer.strategy")
+
+# Final values that every run has a column for; runs of the user's own code need not have them.
+NOT_KNOWN = {f"{split}_{metric}": None for split in SPLITS for metric in ("loss", "accuracy")}
 
 UNREADABLE = "unreadable"  # status of a run whose run.json cannot be read
 
@@ -135,6 +138,7 @@ def _read(folder: Path) -> _Run:
         "seconds": described.timing.seconds,
         "measure_seconds": described.timing.measure_seconds,
         "last_epoch": described.final.epoch,
+        **NOT_KNOWN,
         **described.final.numbers,
         "commit": git.commit if git else None,
         "dirty": git.dirty if git else None,

@@ -124,6 +124,17 @@ def test_browsers_that_cannot_unpack_the_figures_show_their_numbers(
     assert figure.locator("tbody tr").count()
 
 
+def test_bars_of_norms_are_side_by_side(page: Page) -> None:
+    drawn(page)
+    traces = page.locator("[data-figure=sparsity-levels] .plot").evaluate(
+        "plot => plot.data.map((trace) => [trace.x, trace.customdata])"
+    )
+    (ours, names), (theirs, same_names) = traces
+    assert all(abs(one - other) > 0.05 for one, other in zip(ours, theirs, strict=True))
+    assert [round(x) for x in ours] == [round(x) for x in theirs] == [*range(len(names))]
+    assert names == same_names
+
+
 def test_each_filter_changes_what_is_shown(page: Page, complaints: list[str]) -> None:
     before = captions(page)
     for choice in ("axis0", "axis1", "epoch", "split", "layer"):

@@ -263,6 +263,12 @@ function line(number, name, x, points, extra = {}) {
   };
 }
 
+/** Name the points in their hover text, instead of by their positions. */
+const namedBy = (names) => ({
+  customdata: names.map(plain),
+  hovertemplate: "%{customdata}: %{y:.4g}<br>%{text}",
+});
+
 function withBars(trace, above, below = above) {
   const known = (value) => (Number.isFinite(value) ? value : 0);
   return {
@@ -299,6 +305,18 @@ function band(number, x, low, high) {
 const directionOf = (metric) =>
   ({ higher: " (higher is better)", lower: " (lower is better)" })[data.directions[metric]] || "";
 
+const DODGE = 0.08; // distance of the treatments' points, in layers
+
+/** Place the points of a treatment beside those of the others, so that no bar hides another. */
+const dodged = (places, number) =>
+  places.map((_, at) => at + DODGE * (number - (data.treatments.length - 1) / 2));
+
+/** Make an axis of layers for dodged points. */
+const layerAxis = (places) => axis("layer", {
+  tickmode: "array", tickvals: places.map((_, at) => at), ticktext: places.map(plain),
+  range: [-0.5, places.length - 0.5], zeroline: false,
+});
+
 function levels(metric) {
   const split = chosen("split");
   const places = placesOf(split, metric);
@@ -313,11 +331,12 @@ function levels(metric) {
     points.forEach((point, at) =>
       rows.push([name, places[at], point.n, point.mean, point.sd]),
     );
-    return withBars(line(number, name, places, points), points.map((point) => point.sd));
+    const trace = line(number, name, dodged(places, number), points, namedBy(places));
+    return withBars(trace, points.map((point) => point.sd));
   });
   return {
     traces,
-    layout: layout({ xaxis: axis("layer", { type: "category" }), yaxis: axis(metric) }),
+    layout: layout({ xaxis: layerAxis(places), yaxis: axis(metric) }),
     caption:
       `${metric}${directionOf(metric)} per layer, ${split} split, ${describeFilters()}. Points are ` +
       `means over ${describeCounts(groups)}; bars are standard deviations.` +
@@ -339,7 +358,7 @@ function difference(metric) {
     );
     const points = found.map((effect) => ({ ...effect, mean: effect.difference }));
     return withBars(
-      line(number, name, places, points, { mode: "markers" }),
+      line(number, name, dodged(places, number), points, { mode: "markers", ...namedBy(places) }),
       found.map((effect) => effect.high - effect.difference),
       found.map((effect) => effect.difference - effect.low),
     );
@@ -349,7 +368,7 @@ function difference(metric) {
   return {
     traces,
     layout: layout({
-      xaxis: axis("layer", { type: "category" }),
+      xaxis: layerAxis(places),
       yaxis: axis(`difference to ${data.baseline}`, { zeroline: true }),
     }),
     caption:
@@ -368,11 +387,13 @@ function effectMap() {
   const split = chosen("split");
   const treatment = Number(chosen("treatment") || 1);
   const size = chosen("size");
+  // In the order of the records, in which the metrics of a family are neighbours.
+  const order = Object.keys(data.directions);
   const metrics = distinct(
     data.keys
       .filter((key) => key.split === split && key.site === chosen("site"))
       .map((key) => key.metric),
-  );
+  ).sort((a, b) => order.indexOf(a) - order.indexOf(b));
   const places = distinct(metrics.flatMap((metric) => placesOf(split, metric)));
   const rows = [];
   const found = metrics.map((metric) =>
@@ -386,13 +407,20 @@ function effectMap() {
     }),
   );
   const limit = size === "cohens_d" ? 3 : 1;
+  const signOf = (metric) => (data.directions[metric] === "lower" ? -1 : 1);
+  const label = { higher: "%s ↑", lower: "%s ↓" };
+  const names = metrics.map((metric) =>
+    (label[data.directions[metric]] || "%s").replace("%s", plain(metric)));
   return {
     traces: [
       {
         type: "heatmap",
         x: places.map(plain),
-        y: metrics.map(plain),
-        z: found.map((row) => row.map((effect) => (effect ? effect[size] : NaN))),
+        y: names,
+        z: found.map((row, at) =>
+          row.map((effect) => (effect ? signOf(metrics[at]) * effect[size] : NaN))),
+        customdata: found.map((row) =>
+          row.map((effect) => (effect ? formatted(effect[size]) : ""))),
         text: found.map((row) =>
           row.map((effect) =>
             effect
@@ -403,10 +431,10 @@ function effectMap() {
               : "",
           ),
         ),
-        hovertemplate: "%{y}, %{x}<br>%{z:.2f}<br>%{text}<extra></extra>",
+        hovertemplate: "%{y}, %{x}<br>%{customdata}<br>%{text}<extra></extra>",
         zmin: -limit,
         zmax: limit,
-        colorscale: [[0, property("--low")], [0.5, property("--middle")], [1, property("--high")]],
+        colorscale: [[0, property("--high")], [0.5, property("--middle")], [1, property("--low")]],
         colorbar: { thickness: 12, tickvals: [-limit, 0, limit], len: 0.9 },
         hoverongaps: false,
         xgap: 1,
@@ -414,6 +442,11 @@ function effectMap() {
       },
     ],
     layout: layout({
+      annotations: found.flatMap((row, at) => row.flatMap((effect, place) =>
+        effect && effect.p_adjusted <= 0.05
+          ? [{ x: plain(places[place]), y: names[at], text: "✱", showarrow: false,
+              font: { size: 15,
+                color: Math.abs(effect[size]) > limit / 2 ? "#fff" : property("--text") } }] : [])),
       height: 150 + 24 * metrics.length,
       xaxis: axis("", { type: "category" }),
       yaxis: axis("", { type: "category", autorange: "reversed" }),
@@ -422,7 +455,8 @@ function effectMap() {
       `Effect of ${data.treatments[treatment]} compared with ${data.baseline} per metric and ` +
       `layer, ${split} split, ` +
       `${describeFilters({ withEpoch: false, withSeed: false }) || "all pairs"}, ` +
-      "after the last epoch, over all seeds. " +
+      "after the last epoch, over all seeds. Blue is better: larger values of metrics with ↑, smaller " +
+      "ones of those with ↓; without an arrow, blue is larger. * marks an adjusted p ≤ 0.05. " +
       (size === "cohens_d"
         ? "Colours show Cohen's d: the mean paired difference divided by the standard deviation " +
           "of the differences, limited to ±3. A field is blank if the differences do not vary or " +
@@ -533,7 +567,26 @@ const isKnown = (metric) => data.keys.some((key) => key.metric === metric);
 function ofModel(metric) {
   const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
   const splits = SPLITS.filter((split) => numberOf(split, name, data.model) !== undefined);
-  return trajectory(name, splits, data.model, `${plainName(name)} of ${splits.join(" and ")}`);
+  const found =
+    trajectory(name, splits, data.model, `${plainName(name)} of ${splits.join(" and ")}`);
+  return metric === "loss" ? withoutStart(found) : found;
+}
+
+/** Limit the axis to the epochs of training, if the value before training would stretch it. */
+function withoutStart(found) {
+  const ends = (rows) => {
+    const all = rows.flatMap(([, , , , mean, sd]) => [mean - (sd || 0), mean + (sd || 0)]);
+    return [Math.min(...all), Math.max(...all)];
+  };
+  const start = found.rows.filter((row) => row[2] === 0);
+  const trained = found.rows.filter((row) => row[2] > 0);
+  if (!start.length || trained.length < 2) return found;
+  const [low, high] = ends(trained);
+  const margin = 0.05 * (high - low);
+  if (ends(start)[1] <= high + margin) return found;
+  found.layout.yaxis.range = [low - margin, high + margin];
+  found.caption += " Values before training lie above the figure.";
+  return found;
 }
 
 const networkChoice = () => chosen("network").split(":");
