@@ -121,7 +121,7 @@ def command_line(
 
 @pytest.fixture
 def composed() -> Iterator[Compose]:
-    """The configuration of a Hydra job with the given overrides, as `bnstudy.sweeps.job.run` gets it."""
+    """The configuration of a Hydra job with the given overrides, as it gets it."""
     register_resolvers()
 
     def compose_job(*overrides: str) -> DictConfig:

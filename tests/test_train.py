@@ -309,7 +309,7 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["+trainer.plugins=x"], ["trainer.plugins", "cannot be set"]),
         (["+trainer.max_steps=5"], ["trainer.max_steps", "trainer.max_epochs"]),
         (["+optim.foo=1", *SMALL], ["optim", "foo"]),
-        (["+optim.nesterov=true", "optim.momentum=0", *SMALL], ["Nesterov", "optim.momentum=0"]),
+        (["optim.nesterov=true", "optim.momentum=0", *SMALL], ["Nesterov", "optim.momentum=0"]),
         (["trainer.limit_val_batches=0.0001", *SMALL[-3:]], ["limit_val_batches", "Try at least"]),
         (["model._target_=nowhere.Net", *SMALL[2:]], ["nowhere.Net cannot be imported"]),
         (["study=", "-m"], ["study= is not allowed", "folder's name"]),
@@ -494,7 +494,7 @@ def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:
     result = command_line("--help")
     assert result.returncode == 0
     for words in (
-        "norm: affine, batchnorm, batchnorm_centering",
+        "norm: affine, batch_renorm, batchnorm",
         "data: cifar10",
         "model.depth=",
         "seed=0,1,2,3",

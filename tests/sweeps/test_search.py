@@ -16,9 +16,9 @@ optuna = pytest.importorskip("optuna")
 
 from bnstudy.runs.description import Final, RunDescription, Status  # noqa: E402
 from bnstudy.runs.record import Record  # noqa: E402
+from bnstudy.sweeps.job import Outcome  # noqa: E402
 from bnstudy.sweeps.search import search, split  # noqa: E402
 from bnstudy.sweeps.search_config import OPTIONS  # noqa: E402
-from bnstudy.sweeps.job import Outcome  # noqa: E402
 from tests.conftest import SMALL, CommandLine, description  # noqa: E402
 
 SEARCH = ("model.depth=1", *SMALL[1:], "metrics=none", "data.validation=0.1")
