@@ -510,7 +510,7 @@ def test_a_run_of_the_earlier_default_of_probe_is_named(
     earlier = command_line(*small, "probe.train=null", "probe.test=null")
     assert "earlier default" not in earlier.stdout
     cell = only_cell(tmp_path / "multirun")
-    told = f"{cell.relative_to(tmp_path)} was trained with the earlier default of probe"
+    told = f"{cell.relative_to(tmp_path)} was trained before the default of probe changed"
     assert told in command_line(*small).stdout
     assert told not in command_line(*small).stdout  # complete
     assert told not in command_line(*small, "seed=1").stdout

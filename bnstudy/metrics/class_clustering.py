@@ -1,4 +1,4 @@
-"""Quality of the classes as clusters: cluster indices, with the class labels as clusters.
+"""Cluster validity indices that treat the classes as clusters.
 
 Example:
     >>> layer = Layer(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
@@ -37,7 +37,9 @@ def silhouette_score(sums: Tensor, clusters: Tensor) -> float:
     if nearest.isinf().any():
         return math.nan
     score = (nearest - within) / torch.maximum(nearest, within)
-    score = score.masked_fill(sizes[own] == 1, 0).nan_to_num(0)  # 0 / 0: a and b are both 0
+    score = score.masked_fill(sizes[own] == 1, 0).nan_to_num(
+        0
+    )  # 0 / 0: nearest and within are both 0
     return score.double().mean().item()
 
 
@@ -69,7 +71,7 @@ def silhouette(layer: Layer) -> float:
     as 0.
     """
     if layer.num_classes == layer.num_samples:
-        raise Undefined("every sample is a class of its own")
+        raise Undefined("every class has only one sample")
     return silhouette_score(layer.shared(_distance_sums), layer.classes)
 
 
@@ -119,8 +121,8 @@ def calinski_harabasz(layer: Layer) -> float:
     source="Dunn 1974, doi 10.1080/01969727408546059",
 )
 def dunn(layer: Layer) -> float:
-    """Smallest distance of samples of two classes / largest distance within a class."""
-    layer.shared(_spread_within)
+    """Smallest distance between samples of different classes / largest distance within a class."""
+    layer.shared(_spread_within)  # raises Undefined if no class has any spread
     between, within = math.inf, 0.0
     for number in range(layer.num_classes):
         same = layer.classes == number
@@ -138,13 +140,13 @@ def dunn(layer: Layer) -> float:
     source="wb.ratio of cluster.stats in R's fpc",
 )
 def within_between_ratio(layer: Layer) -> float:
-    """Mean distance of samples of the same class / mean distance of samples of two classes."""
+    """Mean distance within classes / mean distance between samples of different classes."""
     sums, sizes = layer.shared(_distance_sums).double(), layer.class_sizes
     within = sums.gather(1, layer.classes[:, None]).sum().item()
     pairs_within = (sizes * (sizes - 1)).sum().item()
     pairs_between = layer.num_samples**2 - sizes.square().sum().item()
     if pairs_within == 0:
-        raise Undefined("every sample is a class of its own")
+        raise Undefined("every class has only one sample")
     between = sums.sum().item() - within
     if between == 0:
         raise Undefined("samples of different classes have the same representation")

@@ -26,7 +26,7 @@ MAX_GROUPS = 8  # clusters within a class
 def _contingency(layer: Layer) -> Tensor:
     """Count the samples of each class in each of C k-means clusters: float64, C x C."""
     if layer.num_classes == layer.num_samples:
-        raise Undefined("every sample is a class of its own")
+        raise Undefined("every class has only one sample")
     (clusters,) = kmeans(layer.squared_distances, [layer.num_classes], NUM_RESTARTS)
     in_cluster = one_hot(clusters, layer.num_classes).float()
     return (layer.membership.T @ in_cluster).double()

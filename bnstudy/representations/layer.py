@@ -30,8 +30,9 @@ C = TypeVar("C", bound=ClassSums)
 Blocks = Iterable[tuple[Tensor, int]]
 
 NEIGHBOURS = 10
-MAX_ERROR = 4  # of a squared distance, in units of its resolution times its error scale
-# Fraction of pairs above which distances are computed in float64 and no longer from differences.
+ERROR_FACTOR = 4  # bound of the error of a squared distance, relative to resolution x error scale
+# If more than this fraction of pairs needs exact distances, inner products in float64 replace
+# differences.
 MAX_PAIR_FRACTION = 1 / 32
 MAX_SPECTRAL_ERROR = 1e-4  # rounding error of the sum of the singular values, relative to the sum
 
@@ -196,7 +197,7 @@ class Layer:
         return sums
 
     def _multiply_in_float32(self) -> bool:
-        """Replace `products` if they were multiplied in another way; return whether they were."""
+        """Recompute `products` in float32 unless they already are; return whether recomputed."""
         if self.products.way == FLOAT32 or not self.is_readable:
             return False
         self._sums[Products] = self._summed(Products, way=FLOAT32)
@@ -299,7 +300,7 @@ class Layer:
         sums = self.class_geometry
         squared = sums.squared_distances_to_means
         least = squared.min(1, keepdim=True)
-        error = MAX_ERROR * sums.resolution * sums.error_scales
+        error = ERROR_FACTOR * sums.resolution * sums.error_scales
         limit = least.values + error.gather(1, least.indices)
         if ((squared - error <= limit).sum(1) > 1).any():
             squared = self.in_float64(ClassSums).squared_distances_to_means
@@ -400,9 +401,10 @@ class Layer:
         rows = rows[:, None]
         scales = sums.error_scales
         scale = scales[rows, self.classes[columns]] + scales[columns, self.classes[rows]]
-        # Squared distances that are far below this limit were computed from differences.
+        # Squared distances well below UNCLEAR x resolution x scale were computed from differences,
+        # so they are exact.
         is_exact = squared < UNCLEAR / 2 * sums.product_resolution * scale
-        error = torch.where(is_exact, 0, MAX_ERROR * sums.product_resolution * scale)
+        error = torch.where(is_exact, 0, ERROR_FACTOR * sums.product_resolution * scale)
         error = error + torch.finfo(torch.float32).eps * squared
         return squared - error, squared + error
 
@@ -453,8 +455,9 @@ class Layer:
     def _decomposed(self, decompose: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         """Decompose the Gram or scatter matrix with the precision that its spectrum requires.
 
-        Rounding affects the roots of small eigenvalues most. If it could change the sum of all
-        roots, the matrix is summed in float64, and if necessary all its products as well.
+        Rounding affects the square roots of small eigenvalues most. If it could change the sum of
+        all square roots noticeably, the matrix is assembled in float64, and if necessary its
+        products are computed again in float64.
 
         Args:
             decompose: Function of the matrix that returns its eigenvalues in ascending order, and

@@ -149,7 +149,7 @@ class CellPaths:
         shutil.rmtree(self._checkpoints_folder, ignore_errors=True)
         self.remove_parts()
 
-    def remove_hydras(self) -> None:
+    def remove_hydra_files(self) -> None:
         """Remove the files that Hydra writes at the start of a job."""
         shutil.rmtree(self.folder / ".hydra", ignore_errors=True)
         self.log.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.version import VERSION
 
-AGAIN = "Train the cell again: it goes on from its last checkpoint; or put the file back"
+RECOVERY = "Repeat the training command to continue from the last checkpoint, or restore the file"
 
 
 class Record:
@@ -50,9 +50,9 @@ class Record:
 
         Args:
             folder: Folder of the cell.
-            run: Description of the expected run before its first attempt. It becomes the record if
-                the folder has none, or a damaged one, which is renamed. None: any run is
-                accepted, and a record is required.
+            run: Description of the run that the folder should contain. If the record is missing or
+                damaged, a new one is started from it, and the damaged file is renamed. If None, a
+                readable record must exist, and may be that of any run.
 
         Raises:
             CellInUse: Another process is working in the cell.
@@ -79,9 +79,9 @@ class Record:
         try:
             return cls(folder, RunDescription.from_json(path.read_bytes(), path))
         except (IsADirectoryError, ValueError) as error:
-            raise DamagedFile(path, getattr(error, "strerror", str(error)), AGAIN) from error
+            raise DamagedFile(path, getattr(error, "strerror", str(error)), RECOVERY) from error
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error})\n{AGAIN}") from error
+            raise UserError(f"{path} cannot be read ({error})\n{RECOVERY}") from error
 
     @property
     def table(self) -> LongTable:
@@ -95,13 +95,13 @@ class Record:
 
     @property
     def lost_table(self) -> str | None:
-        """Damage of the table of a run that was trained to its end, and how it is made again."""
+        """Damage of the table of a run that was trained to its end, and how to recreate it."""
         if self.description.status not in ENDED or (damage := self.table.damage()) is None:
             return None
         state = f"damaged ({damage})" if self.paths.table.exists() else "not there"
         return (
-            f"{self.paths.table.name} is {state}; bnstudy.measure makes it again from the "
-            "checkpoints that were kept, bnstudy.train trains the run again"
+            f"{self.paths.table.name} is {state}; bnstudy.measure recreates it from the "
+            "saved checkpoints, bnstudy.train trains the run again"
         )
 
     def require_end(self) -> None:
@@ -116,9 +116,9 @@ class Record:
 
     @property
     def has_other_config(self) -> bool:
-        """Whether the configuration is not the one of the identity: it was edited or damaged.
+        """Whether the configuration no longer matches the identity: it was edited or damaged.
 
-        Known for records of this version only; others may have other options.
+        Only records of this version are checked, because other versions may have other options.
         """
         described = self.description
         return described.version == VERSION and not described.matches_identity
@@ -132,8 +132,8 @@ class Record:
         version = self.description.version
         if version != VERSION:
             raise UserError(
-                f"{self.folder}: trained by bnstudy {version}; measured by {VERSION}, it "
-                "would have numbers of both\n"
+                f"{self.folder}: this run was trained by bnstudy {version}; with measurements of "
+                f"{VERSION}, the record would mix both versions\n"
                 "Train it again with sweep.redo=all -m or in another study=NAME, or measure it "
                 f"with bnstudy {version}"
             )
@@ -153,13 +153,15 @@ class Record:
             DamagedFile: The record has none.
         """
         if self.description.data is None:
-            raise DamagedFile(self.paths.record, "data: missing", AGAIN)
+            raise DamagedFile(self.paths.record, "data: missing", RECOVERY)
         return self.description.data
 
     def checkpoints(self) -> dict[int, Path]:
         """Find the saved weights by epoch, including those of the last epoch."""
         kept = self.paths.checkpoints()
-        if self.has_ended and self.paths.last_checkpoint.exists():  # not if others trained it
+        if (
+            self.has_ended and self.paths.last_checkpoint.exists()
+        ):  # absent if another training loop trained the run
             kept.setdefault(self.last_epoch, self.paths.last_checkpoint)
         return kept
 
@@ -226,12 +228,12 @@ class Record:
         self.description.final = self.table.join_parts()
 
     def begin_table_again(self, step: int) -> None:
-        """Replace a lost table by one of the final numbers that the description has.
+        """Replace a lost table by one that contains only the final numbers, from run.json.
 
         A damaged file is renamed. What was measured after training is lost with it.
 
         Args:
-            step: Number of training batches before the end of the run.
+            step: Total number of training batches.
         """
         if (damage := self.table.damage()) is not None:
             self.set_aside(self.paths.table, damage)
@@ -340,8 +342,10 @@ class Observer(Record):
         """Do nothing; the first process writes run.json."""
 
 
-def discard_if_empty(folder: Path, root: Path) -> None:
-    """Remove a cell's folder if it has no record, and empty parent folders below the root.
+def remove_unused_folder(folder: Path, root: Path) -> None:
+    """Remove the files of Hydra and the leases of a cell that has no record.
+
+    The folder and its parents below the root are removed as well if they are empty then.
 
     Args:
         folder: Folder that Hydra created for the cell.
@@ -350,10 +354,10 @@ def discard_if_empty(folder: Path, root: Path) -> None:
     paths = CellPaths(folder)
     with suppress(CellInUse):
         with held(folder):
-            nothing = not paths.record.exists()
-            if nothing:
-                paths.remove_hydras()
-        if nothing:
+            is_unused = not paths.record.exists()
+            if is_unused:
+                paths.remove_hydra_files()
+        if is_unused:
             forget(folder)
     with suppress(OSError):  # the folder is not empty
         for empty in (folder, *folder.parents):

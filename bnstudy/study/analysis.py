@@ -13,7 +13,7 @@ from bnstudy.study.load.embedding_tables import read_embeddings
 from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 
-MAX_AXES = 3  # axes at whose values, and combinations of values, effects are computed
+MAX_AXES = 3  # effects are also computed at each value of these axes, and each combination
 
 
 class Analysis:
@@ -21,7 +21,7 @@ class Analysis:
 
     Args:
         study: Study whose runs are comparable.
-        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
+        baseline: Treatment to compare with; None: chosen by `StudyRuns.baseline`.
 
     Attributes:
         study: Study whose runs are comparable.

@@ -23,7 +23,7 @@ from bnstudy.config.targets import find_targets, trust
 from bnstudy.errors import UserError
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.lease import CellInUse
-from bnstudy.runs.record import Observer, Record, discard_if_empty
+from bnstudy.runs.record import Observer, Record, remove_unused_folder
 from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import worst_value
@@ -79,7 +79,7 @@ def run(cfg: DictConfig) -> Outcome:
     """
     config = resolve(cfg)
     validate(config)
-    trust(find_targets(config))  # the record that this command goes on with may name them
+    trust(find_targets(config))  # a record that this command resumes may name the same classes
     job = HydraConfig.get()
     folder, first = cell_of_job(), is_first_process()
     if first:
@@ -95,7 +95,7 @@ def run(cfg: DictConfig) -> Outcome:
             DataCheck().require_same(record, config)
         if trained:
             if first and not record.description.attempts:
-                print_earlier_default(folder, config, overrides)
+                print_former_default(folder, config, overrides)
             # With several workers, a line for each epoch replaces the progress line: redrawn lines
             # would overwrite each other.
             alone = single or SweepProgress.total > 0
@@ -154,8 +154,8 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
         )
 
 
-def print_earlier_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Print the run that the same overrides gave before the default of `probe` changed.
+def print_former_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Print how to continue the run of the same overrides with the former default of `probe`.
 
     Args:
         folder: Folder of the new cell.
@@ -165,8 +165,8 @@ def print_earlier_default(folder: Path, config: dict[str, Any], overrides: list[
     earlier = folder.with_name(folder_name(config | {"probe": {"train": None, "test": None}}))
     if earlier.exists() and not any(word.startswith("probe") for word in overrides):
         console.print(
-            f"{earlier} was trained with the earlier default of probe, which is 2000 now; "
-            "go on with it by probe.train=null probe.test=null",
+            f"{earlier} was trained before the default of probe changed to 2000; to continue that "
+            "run, add probe.train=null probe.test=null",
             style="yellow",
         )
 
@@ -186,7 +186,7 @@ def job(cfg: DictConfig) -> Outcome:
     except Exception as error:
         message = explain(error)
         if isinstance(error, UserError) and not isinstance(error, CellInUse):
-            discard_if_empty(cell_of_job(), Path(cfg.output_root))
+            remove_unused_folder(cell_of_job(), Path(cfg.output_root))
             for handler in (handlers := logging.getLogger().handlers):
                 handler.close()
             handlers.clear()  # they write to the log in the removed folder

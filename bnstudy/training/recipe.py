@@ -54,7 +54,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             record.description.begin_with(config)
         else:
             config = record.description.go_on_with(config)
-            # The first options of each callback are the record's.
+            # Resumed callbacks keep the options in the record, so their targets must be trusted.
             require_trusted(
                 {f"callbacks.{name}": options for name, options in config["callbacks"].items()}
             )
@@ -101,7 +101,7 @@ def make_callbacks(
 
 
 def quieten_lightning() -> None:
-    """Silence the messages that Lightning prints at every run; its warnings are still shown.
+    """Silence Lightning's routine messages and some irrelevant warnings; others are still shown.
 
     Call this after importing Lightning, because the import sets the level of its logger.
     """
@@ -127,8 +127,9 @@ def warn_of_few_batches(network: nn.Module, epochs: int) -> None:
     share = initial_share(network, epochs)
     if share > MAX_INITIAL_SHARE and is_first_process():
         console.print(
-            f"norm.momentum: after the first epoch {share:.0%} of the running mean and variance "
-            "were still their initial 0 and 1, and what was measured then is biased by that\n"
-            "Train on more batches an epoch (data.batch_size), or raise norm.momentum",
+            "norm.momentum: after the first epoch, the initial values (0 and 1) still had a weight "
+            f"of {share:.0%} in the running mean and variance; measurements at that epoch are "
+            "biased\nUse more batches per epoch (a smaller data.batch_size) or a larger "
+            "norm.momentum",
             style="yellow",
         )

@@ -12,7 +12,7 @@ from bnstudy.errors import DamagedFile, UserError
 from bnstudy.runs.description import Environment, RunDescription
 from bnstudy.runs.lease import CellInUse, held
 from bnstudy.runs.long_table import Row
-from bnstudy.runs.record import Observer, Record, discard_if_empty
+from bnstudy.runs.record import Observer, Record, remove_unused_folder
 from tests.conftest import Compose
 
 CHOICES = {"norm": "batchnorm", "model": "cnn", "data": "mnist5k"}
@@ -74,7 +74,7 @@ def test_how_an_attempt_ended_is_recorded(
 def test_a_mistake_of_the_users_leaves_nothing(record: Record) -> None:
     with pytest.raises(UserError), held(record.folder), record.attempt(Environment()):
         raise UserError("no such data")
-    discard_if_empty(record.folder, record.folder.parent)
+    remove_unused_folder(record.folder, record.folder.parent)
     assert not record.folder.exists()
 
 

@@ -21,7 +21,7 @@ CONFIDENCE = 0.95
 MIN_PAIRS = 3  # for a test, an interval or an effect size
 MIN_PAIRS_TO_FLIP = 6  # with fewer, sign flips give no p of 0.05 or less
 MAX_PAIRS_EXACT = 16  # with more, flips are drawn at random
-NUM_FLIPS = 8_192  # drawn; a power of 2, as the number of all flips is, so that no p is 0.05 itself
+NUM_FLIPS = 8_192  # at random; with a power of 2, as for all flips, no p is exactly 0.05
 
 ROUNDING = 1e-12  # relative; sums that differ by less are equal
 SIGN_FLIPS, STUDENT_T = "sign flips", "Student's t"
@@ -33,10 +33,10 @@ class PairedTest(NamedTuple):
     Attributes:
         n: Pairs that have a value.
         difference: Mean difference over these pairs.
-        low: Lower end of the confidence interval of the mean difference; with the upper end it
-            leaves out 0 exactly where p is at most 1 - confidence.
-        high: Its upper end.
-        p: In (0, 1].
+        low: Lower end of the confidence interval of the mean difference. The interval excludes 0
+            if and only if p is at most 1 - confidence.
+        high: Upper end of the interval.
+        p: Two-sided p-value, in (0, 1].
         smallest_p: Smallest p that sign flips of n pairs can give; NaN with another test.
         test: "sign flips", "Student's t", or "" where nothing is tested.
     """
@@ -61,33 +61,36 @@ def paired_test(
 ) -> PairedTest:
     """Test whether the mean difference is 0, by sign flips or, with few pairs, by Student's t.
 
-    From 6 pairs on: if the treatment does nothing, each difference might as well have the other
-    sign. p is the share of the sign flips whose mean is at least as far from 0 as the observed one,
-    of all 2^n up to 16 pairs, of 8,192 random ones (the identity among them) beyond. It assumes
-    that differences are distributed symmetrically about their mean, and no more. The interval holds
-    every value that the same test of the differences to it does not reject.
+    With 6 or more pairs, signs are flipped: under the null hypothesis, a difference d and -d are
+    equally likely. p is the share of the sign flips whose mean is at least as far from 0 as the
+    observed mean. With 6 to 16 pairs all flips are used; with more, 8,192 random flips, including
+    the identity. The only assumption is that the differences are distributed symmetrically about
+    their mean. The interval contains every value v for which the test of d - v does not reject.
 
-    With 3 to 5 pairs: Student's t, which assumes normal differences; with fewer, nothing.
+    With 3 to 5 pairs, Student's t-test is used, which assumes normally distributed differences.
+    With fewer pairs, nothing is tested.
 
-    A flip of the pairs F, G being the others, brings the mean of (d - value) at least as far from 0
-    exactly where the value lies between the means of d over F and over G (the interval's ends are
-    subset means, as in Hartigan 1969, doi:10.1080/01621459.1969.10501057). So p is the share of
-    such pairs of subsets between whose means 0 lies; the interval's ends are quantiles of them.
+    Let a flip change the signs of the pairs in F, and let G be the other pairs. The flipped mean of
+    d - v is at least as far from 0 as the mean itself if and only if v lies between the mean of d
+    over F and the mean of d over G. Hence p is the share of flips for which 0 lies between these
+    two means, and the ends of the interval are quantiles of these means (subset means, as in
+    Hartigan 1969, doi:10.1080/01621459.1969.10501057).
 
-    Differences that are all equal: their interval is that point, since every flip moves their mean
-    closer to 0; where they are all 0, p is 1. With few pairs they have neither p nor interval, as
-    no spread can be estimated.
+    If all differences are equal, the interval is that point, because every flip moves their mean
+    closer to 0; if all are 0, p is 1. With few pairs they have neither p nor interval, because no
+    spread can be estimated.
 
     Args:
         differences: Pairs x comparisons.
         confidence: Confidence of the interval.
-        noise: Size up to which a mean of differences is 0, of each comparison (`noise_of`).
+        noise: Largest absolute mean difference that counts as 0, a rounding error, per comparison;
+            see `noise_of`.
         min_pairs_to_flip: Fewest pairs that are tested by sign flips.
-        max_pairs_exact: Most pairs all of whose flips are tried.
+        max_pairs_exact: Maximum number of pairs for which all flips are used.
         num_flips: Number of random flips otherwise, with the identity.
 
     Returns:
-        Arrays with one entry a comparison; NaN where there are too few pairs.
+        Arrays with one entry per comparison; NaN where there are too few pairs.
 
     Examples:
         >>> found = paired_test(np.array([[0.3], [0.1], [0.2], [0.4], [0.2], [0.1]]))
@@ -157,8 +160,9 @@ def student_t(
 def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = NUM_FLIPS) -> Flags:
     """List sign flips: a mask of the pairs whose sign changes, pairs x flips.
 
-    The first flip is the identity. With few pairs there are all 2^(n - 1) flips, without mirror
-    images, otherwise random flips, the same in each call. The array is cached: do not change it.
+    The first flip is the identity. With few pairs, one of each two complementary flips is listed,
+    2^(n - 1) in all, because both give the same absolute mean. With more pairs the flips are
+    random, and the same in each call. The array is cached: do not change it.
 
     Args:
         n: Number of pairs.
@@ -183,7 +187,8 @@ def _flipped(
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Compute the interval and p-value of `paired_test` from given flips."""
     total = flips.shape[1]
-    # A value is not rejected if at least this many flips contain it: its p is above 1 - confidence.
+    # A value is not rejected if it lies between the two means of at least this many flips: its p is
+    # then above 1 - confidence.
     fewest = int((1 - confidence) * total) + 1
     zero = np.maximum(noise, ROUNDING * np.nanmax(np.abs(differences), axis=0))
     found = np.empty((3, differences.shape[1]))
@@ -198,7 +203,7 @@ def _flipped(
         found[0, columns] = below[:, fewest - 1]
         found[1, columns] = above[:, total - fewest]
     low, high, p = found
-    for end in (low, high):  # which agree with p on what is 0
+    for end in (low, high):  # treat the same means as 0 as p does
         end[np.abs(end) <= zero] = 0
     return low, high, p
 
@@ -206,7 +211,8 @@ def _flipped(
 def _subset_means(differences: Numbers, flips: Flags) -> tuple[Numbers, Numbers]:
     """Compute the smaller and the larger mean of flipped and other pairs, comparisons x flips.
 
-    They are infinite if either has no pairs, as with the identity, which rejects nothing.
+    If one of them has no pairs, as with the identity, the means are -inf and inf: every value lies
+    between them.
     """
     known = np.isfinite(differences)
     values = np.where(known, differences, 0).T
