@@ -158,7 +158,7 @@ def test_what_was_measured_later_by_another_version() -> None:
         OtherVersion("0.1", [4], ["dunn"]),
         OtherVersion("0.3", [4], ["dunn"], ["train"], ["act"]),
     ]
-    with pytest.raises(UserError, match=r"trained by bnstudy 0\.1; measured by"):
+    with pytest.raises(UserError, match=r"trained by bnstudy 0\.1; with measurements"):
         record_of([attempt(None, None)]).require_this_version()
 
 
