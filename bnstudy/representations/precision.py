@@ -32,7 +32,7 @@ MAX_ERROR = 4e-6  # of a product, relative to the squared norm
 BACKENDS: tuple[Any, ...] = (
     torch.backends.cuda.matmul,
     torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-    torch.backends.cudnn.conv,
+    torch.backends.cudnn.conv,  # type: ignore[attr-defined]
     torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
 )
 FULL = ("ieee", "ieee", "ieee", "ieee")
