@@ -95,8 +95,9 @@ class Stopwatch(L.Callback):
 class Against(Clock):
     """Alternates, epoch by epoch, the run and a reference that trains a copy of its network.
 
-    The first epoch of both is a warm-up. The file gets `batch_size`, `steps` (of an epoch, timed),
-    and their seconds by epoch, `ours` and `reference`.
+    The reference begins and ends, so that each epoch of the run lies between two of it. The first
+    epoch of both is a warm-up. The file gets `batch_size`, `steps` (of an epoch, timed), and their
+    seconds by epoch, `ours` and `reference`, which has one more.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -119,7 +120,8 @@ class Against(Clock):
         self.ours.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the times."""
+        """Run the reference's last epoch; write the times."""
+        self.reference_epoch()
         found = {
             "batch_size": self.data.batch_size,
             "steps": self.ours.steps,

@@ -17,14 +17,16 @@ Rows:
              training included; the data set has been parsed before. Goal: at most 8.
     next_job_s    seconds from one job of a multirun having its record ended to the first training
              step of the next, which evaluates before training as well. Goal: at most 0.5.
-    gpu_vgg16_bf16    with --device cuda, and alone there: VGG-16 on random 32x32x3 images, against
-             the bare step.
+    gpu_vgg16_bf16, gpu_resnet20_bf16    with --device cuda, and alone there: VGG-16 and ResNet-20
+             on random 32x32x3 images, against the bare step.
 
 Every row runs the command line as it is, metrics=none and logger=csv, with a callback that holds
 the clock (see inside_training.py). The callback alternates epochs of the run with as many steps of
 the reference, in the same process; timed are the steps between the first few and the last one of an
-epoch, without evaluation. Batches are of 128. A ratio is the median of the ratios of the --rounds
-pairs, after one to warm up. startup_s and next_job_s are medians of 3 starts, after one to warm up.
+epoch, without evaluation. Batches are of 128. An epoch of the run is compared with the mean of the
+reference's before and after it, so that a machine that gets slower or faster cancels out. A ratio
+is the median of --rounds such comparisons, after one to warm up, with its 95 % interval.
+startup_s and next_job_s are medians of 3 starts, after one to warm up.
 """
 
 import argparse
@@ -34,7 +36,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +45,7 @@ from typing import Any
 import torch
 from inside_training import SKIPPED
 from lines import Line, Row, console, load_of_others, machine, table
+from scipy.stats import binom
 
 BATCH = 128
 STEPS = 27  # timed in an epoch: what 4,000 digits have room for
@@ -84,17 +88,24 @@ def against(
                 f"data.batch_size={BATCH}",
             )
             found = json.loads(clock_file(Path(folder)).read_text())
-        ours, reference = (
-            [found["batch_size"] * found["steps"] / seconds for seconds in found[side]]
-            for side in ("ours", "reference")
+        images = found["batch_size"] * found["steps"]
+        around = [(before + after) / 2 for before, after in pairwise(found["reference"])]
+        ratios = sorted(other / own for own, other in zip(found["ours"], around, strict=True))
+        ratio, interval = median(ratios), _interval_of_median(ratios)
+        line = Line(
+            name,
+            *(_speed(images / median(found[side])) for side in ("reference", "ours")),
+            *(f"{ratio:.3f}", goal, f"95 %: {interval[0]:.3f} to {interval[1]:.3f}"),
         )
-        ratios = [own / other for own, other in zip(ours, reference, strict=True)]
-        ratio = median(ratios)
-        line = Line(name, _speed(median(reference)), _speed(median(ours)), f"{ratio:.3f}", goal)
-        raw = {"images_per_second": {"ours": ours, "reference": reference}, "ratios": ratios}
-        return Row([line], {name: ratio}, raw)
+        return Row([line], {name: ratio}, found | {"ratios": ratios, "interval": interval})
 
     return row
+
+
+def _interval_of_median(values: Sequence[float]) -> tuple[float, float]:
+    """95 % confidence interval of the median of sorted values, from their order alone."""
+    below = int(max(0, binom.ppf(0.025, len(values), 0.5) - 1))
+    return values[below], values[-1 - below]
 
 
 def startup(options: argparse.Namespace) -> Row:
@@ -187,9 +198,10 @@ CPU_ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {
     "next_job_s": next_job,
 }
 GPU_ROWS = {
-    "gpu_vgg16_bf16": against(
-        *("gpu_vgg16_bf16", "AgainstBare", "", BF16),
-        *("model=vgg", "model.depth=16", "model.width=1", "trainer=gpu", *RANDOM_IMAGES),
+    name: against(name, "AgainstBare", "≥ 0.95", BF16, *network, "trainer=gpu", *RANDOM_IMAGES)
+    for name, network in (
+        ("gpu_vgg16_bf16", ("model=vgg", "model.depth=16", "model.width=1")),
+        ("gpu_resnet20_bf16", ("model=resnet", "model.depth=20", "model.width=1")),
     )
 }
 ROWS = {"cpu": CPU_ROWS, "cuda": GPU_ROWS}
@@ -203,10 +215,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CPU_ROWS | GPU_ROWS, metavar="ROW")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--device", choices=ROWS, default="cpu")
-    parser.add_argument("--rounds", type=int, help="default: 20, with --quick 5")
+    parser.add_argument("--rounds", type=int, help="default: 40, with --quick 5")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     options = parser.parse_args()
-    options.rounds = options.rounds or (5 if options.quick else 20)
+    options.rounds = options.rounds or (5 if options.quick else 40)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU here")
     available = ROWS[options.device]

@@ -208,6 +208,7 @@ def test_a_run_that_cannot_be_measured_does_not_stop_the_others(
     assert {row["metric"] for row in rows_of(fine) if row["site"]} == {"hoyer"}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_used_where_there_is_one(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line(*SMALL, "metrics=none", "trainer.accelerator=cpu").returncode == 0

@@ -157,12 +157,12 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
     Raises:
         UserError: This machine does not support an option of the configuration.
     """
-    options = {key: value for key, value in config["trainer"].items() if key != "compile"}
-    if options.get("deterministic"):  # cuDNN would choose algorithms by how long they take
-        options["benchmark"] = False
+    arguments = {key: value for key, value in config["trainer"].items() if key != "compile"}
+    if arguments.get("deterministic"):  # cuDNN would choose algorithms by how long they take
+        arguments["benchmark"] = False
     try:
         trainer: L.Trainer = instantiate(
-            options,
+            arguments,
             callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,
