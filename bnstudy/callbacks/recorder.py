@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import lightning as L
 
 from bnstudy.callbacks.optimization import rows_of
+from bnstudy.callbacks.representation_metrics import RepresentationMetrics
 from bnstudy.models import Classifier
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
@@ -98,6 +99,12 @@ class Recorder(L.Callback):
                 if row.epoch == epoch
             ]
             self.record.table.write_part(epoch, rows, add=epoch == self._recorded)
+            for measurement in self.measurements:
+                if isinstance(measurement, RepresentationMetrics):
+                    if measurement.step_rows:
+                        self.record.table.add_steps(epoch - 1, measurement.step_rows)
+                    if measurement.fold_rows:
+                        self.record.table.write_folds(measurement.fold_rows)
             self.record.note(
                 measure_seconds=sum(measurement.seconds for measurement in self.measurements),
                 diverged=bool(pl_module.diverged),

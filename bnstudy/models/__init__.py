@@ -3,9 +3,10 @@
 from bnstudy.models.batchnorm_parts import FrozenBatchNorm
 from bnstudy.models.classifier import Classifier
 from bnstudy.models.cnn import CNN
+from bnstudy.models.convnext import convnext
 from bnstudy.models.initialization import initialize, seeded
 from bnstudy.models.normalization import Normalization
-from bnstudy.models.recalibration import calibrate, calibrated, recalibrate
+from bnstudy.models.recalibration import calibrate, calibrated, recalibrate, recalibrated
 from bnstudy.models.resnet import ResNet
 from bnstudy.models.torchvision_models import torchvision_network
 from bnstudy.models.vgg import VGG
@@ -19,8 +20,10 @@ __all__ = [
     "ResNet",
     "calibrate",
     "calibrated",
+    "convnext",
     "initialize",
     "recalibrate",
+    "recalibrated",
     "seeded",
     "torchvision_network",
 ]

@@ -577,8 +577,8 @@ class RunDescription(Part):
             metrics: Configuration group `metrics` of the resumed run.
         """
         kept = self.config["metrics"]
-        # The memory budget does not change the measured values.
-        same: dict[str, Any] = {"names": [], "memory_budget": None}
+        # These options do not change the values at the epochs.
+        same: dict[str, Any] = {"names": [], "memory_budget": None, "at_steps": [], "folds": 0}
         alike = kept | same == metrics | same
         names = [name for name in metrics["names"] if alike and name in kept["names"]]
         self.config["metrics"] = metrics | {"names": names}

@@ -68,7 +68,8 @@ def test_full_is_every_metric_also_those_of_new_files(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (before := resolve(composed("metrics=full"))["metrics"]).pop("memory_budget")
-    assert before == {"names": [*METRICS], "sites": ["act", "features"], "every_n_epochs": 1}
+    times = {"every_n_epochs": 1, "at_steps": [], "folds": 0}
+    assert before == {"names": [*METRICS], "sites": ["act", "features"], **times}
     assert (before["names"][0], before["names"][-1]) == ("unit_sparsity", "saturation")
     (tmp_path / "new_family.py").write_text(NEW_FAMILY)
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
