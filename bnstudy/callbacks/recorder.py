@@ -102,6 +102,10 @@ class Recorder(L.Callback):
             for measurement in self.measurements:
                 if isinstance(measurement, RepresentationMetrics):
                     self.record.description.add_precisions(measurement.precisions)
+                    if measurement.step_rows:
+                        self.record.table.add_steps(epoch - 1, measurement.step_rows)
+                    if measurement.fold_rows:
+                        self.record.table.write_folds(measurement.fold_rows)
             self.record.note(
                 measure_seconds=sum(measurement.seconds for measurement in self.measurements),
                 diverged=bool(pl_module.diverged),

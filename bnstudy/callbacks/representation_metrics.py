@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import lightning as L
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from bnstudy.callbacks.names import logged_name
 from bnstudy.callbacks.optimization import rows_of
 from bnstudy.callbacks.processes import others_wait
+from bnstudy.data.batches import balanced_folds
 from bnstudy.data.module import CALIBRATION_BATCH
-from bnstudy.metrics import chosen, evaluate
-from bnstudy.models import calibrated
+from bnstudy.metrics import Metric, Value, chosen, evaluate
+from bnstudy.models import calibrated, recalibrated
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations import Layer, capture
 from bnstudy.representations.precision import Precision
@@ -48,6 +50,13 @@ class RepresentationMetrics(L.Callback):
             layer).
         every_n_epochs: Interval n; epoch 0 (before training), every n-th epoch and the last one are
             measured.
+        at_steps: Numbers of training steps after which to measure as well, within an epoch; `log2`
+            for the powers of 2 within the first epoch. Normalization layers then have the running
+            statistics of `calibration`, because their own still consist of initial values.
+        folds: Number of class-balanced parts of each probe set that are measured as well after the
+            last epoch; 0 for none. Metrics that depend on distances alone are computed from the
+            parts of the Gram matrix; others from the activations, if these are held in memory;
+            metrics of the network have no values.
         memory_budget: Maximum memory of activations and of distances between samples, in GiB.
         channel_axis: Axis of the channels in modules' outputs by pattern of module names, such as
             `{"blocks.*": -1}`, for modules whose axis is not found correctly.
@@ -57,7 +66,10 @@ class RepresentationMetrics(L.Callback):
             classes; None for the probe set of the split `train`, or else the first probe set.
 
     Attributes:
-        rows: Rows of the latest measurement.
+        rows: Rows of the latest measurement before or after an epoch.
+        step_rows: Rows measured within the latest epoch; their `epoch` is the number of epochs
+            before it. They are not logged.
+        fold_rows: Number of the part and row of each value on a part of a probe set.
         seconds: Total time of all measurements, in seconds.
         precisions: Ways in which representations were multiplied, by label of the layer.
 
@@ -71,6 +83,8 @@ class RepresentationMetrics(L.Callback):
         names: Sequence[str],
         sites: Sequence[str] = ("act",),
         every_n_epochs: int = 1,
+        at_steps: Sequence[int] | Literal["log2"] = (),
+        folds: int = 0,
         memory_budget: float = 2,
         channel_axis: Mapping[str, int] | None = None,
         precision: Precision = "auto",
@@ -84,11 +98,16 @@ class RepresentationMetrics(L.Callback):
         self.metrics = chosen(names)
         self.sites = sites
         self.every_n_epochs = every_n_epochs
+        self.at_steps = at_steps
+        self.folds = folds
         self.memory_budget = memory_budget
         self.channel_axis = channel_axis
         self.precision = precision
         self.on_layer = on_layer
         self.rows: list[Row] = []
+        self.step_rows: list[Row] = []
+        self.fold_rows: list[tuple[int, Row]] = []
+        self._is_last = False
         self.seconds = 0.0
         self.precisions: dict[str, set[str]] = {}
         self._not_measured: int | None = None  # the latest epoch, if it was not measured
@@ -104,10 +123,37 @@ class RepresentationMetrics(L.Callback):
         if trainer.global_step == 0:
             self._measure_and_log(trainer, pl_module, epoch=0)
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Discard the rows within the previous epoch."""
+        self.step_rows = []
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Measure the step if it is due; the end of an epoch is measured there."""
+        step, epoch = trainer.global_step, trainer.current_epoch
+        is_within = batch_idx + 1 < trainer.num_training_batches
+        is_measured = any(row.step == step for row in self.step_rows)  # gradients are accumulated
+        if is_within and self._is_due(step, epoch) and not is_measured:
+            with recalibrated(pl_module, self.calibration), others_wait(trainer) as is_first:
+                if is_first:
+                    self.step_rows += self.measure(pl_module, epoch, step)
+
+    def _is_due(self, step: int, epoch: int) -> bool:
+        if self.at_steps == "log2":
+            return epoch == 0 and step & (step - 1) == 0
+        return step in self.at_steps
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the epoch if it is due."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
+            self._is_last = epoch == trainer.max_epochs
             values = self._measure_and_log(trainer, pl_module, epoch)
             for name in values.keys() & self._monitored():
                 pl_module.log(name, values[name], logger=False, sync_dist=True)
@@ -118,6 +164,7 @@ class RepresentationMetrics(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the last epoch if it was not measured yet."""
         if self._not_measured is not None:
+            self._is_last = True
             self._measure_and_log(trainer, pl_module, self._not_measured)
 
     def measure(self, module: nn.Module, epoch: int, step: int) -> list[Row]:
@@ -165,6 +212,12 @@ class RepresentationMetrics(L.Callback):
                 reason = NOT_APPLICABLE + reason
             where = (tap.layer_index, tap.layer, tap.site)
             yield Row(epoch, step, split, *where, name, number, reason)
+        if self.folds and self._is_last:
+            for fold, values in enumerate(_of_folds(layer, self.metrics, self.folds)):
+                self.fold_rows += [
+                    (fold, Row(epoch, step, split, *where, name, value.number, value.reason))
+                    for name, value in values.items()
+                ]
         for reason in undefined.keys() - self._warned:
             self._warned.add(reason)
             names = ", ".join(undefined[reason])
@@ -186,6 +239,34 @@ class RepresentationMetrics(L.Callback):
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=trainer.global_step)
         return trainer.strategy.broadcast(values)
+
+
+def _of_folds(layer: Layer, metrics: Sequence[Metric], folds: int) -> Iterator[dict[str, Value]]:
+    """Evaluate the metrics on class-balanced parts of a layer's samples."""
+    alone = [metric for metric in metrics if "network" not in metric.needs]
+    of_distances = [
+        metric
+        for metric in alone
+        if metric.needs_products and {"rotation", "translation"} <= metric.invariant_to
+    ]
+    others = [metric for metric in alone if metric not in of_distances]
+    assigned = balanced_folds(layer.labels, folds)
+    for fold in range(folds):
+        part = torch.nonzero(assigned == fold).flatten()
+        labels = layer.labels[part]
+        values: dict[str, Value] = {}
+        if of_distances and layer.activity.largest < torch.inf and not layer.activity.is_constant:
+            values |= evaluate(of_distances, Layer(_samples_of(layer.gram, part), labels))
+        if others and layer.activations is not None:
+            values |= evaluate(others, Layer(layer.activations[part], labels))
+        yield values
+
+
+def _samples_of(gram: Tensor, part: Tensor) -> Tensor:
+    """Return points, N x N, with the distances of some samples of a Gram matrix."""
+    values, vectors = torch.linalg.eigh(gram[part][:, part].double())
+    points: Tensor = vectors * values.clamp_min(0).sqrt()
+    return points.float()
 
 
 def _performance(layer: Layer, epoch: int, step: int, split: str) -> list[Row]:

@@ -5,7 +5,7 @@ generates the JSON schemas for editors from them.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -119,6 +119,7 @@ class Model(ChosenGroup):
             *("depth", "width", "initialization"),
             *("shortcuts", "residual_init", "normalizer_free"),
         ],
+        "bnstudy.models.convnext": ["depth", "width", "layer_scale", "initialization"],
         "bnstudy.models.torchvision_network": ["name", "initialization"],
     }
 
@@ -136,6 +137,8 @@ class Model(ChosenGroup):
     """Initialization of the residual branches."""
     normalizer_free: Boolean
     """Whether a residual network has the branches of the normalizer-free ResNets."""
+    layer_scale: Positive
+    """Initial factor of each channel of ConvNeXt's branches."""
     name: Text
     """Name of a torchvision network."""
 
@@ -404,6 +407,27 @@ class GradientNorms(Callback):
     """Training steps from one measurement to the next."""
 
 
+class Hessian(Callback):
+    """Callback that measures the curvature of the loss."""
+
+    keys_of = {
+        "bnstudy.callbacks.Hessian": [
+            *("every_n_epochs", "num_eigenvalues", "num_probes", "num_samples", "batchnorm")
+        ]
+    }
+
+    every_n_epochs: Count
+    """Epochs between measurements; epoch 0 and the last epoch are always measured."""
+    num_eigenvalues: Count
+    """Number of the largest eigenvalues."""
+    num_probes: Several
+    """Number of random vectors for the trace."""
+    num_samples: Several
+    """Maximum number of training samples."""
+    batchnorm: Annotated[str, OneOf("eval", "train")]
+    """Statistics of BatchNorm: the running ones (eval), or those of the samples (train)."""
+
+
 class LossLandscape(Callback):
     """Callback that measures loss and gradient along the gradient's direction."""
 
@@ -419,13 +443,21 @@ class LossLandscape(Callback):
     """Lengths of the steps along the gradient."""
 
 
+class WeightNorms(Callback):
+    """Callback that measures norms of weights and the effective learning rate."""
+
+    keys_of = {"bnstudy.callbacks.WeightNorms": []}
+
+
 class Callbacks(Group, extra="allow"):
     """Callbacks with additional measurements, by name; the user can add others."""
 
     activation_drift: ActivationDrift
     batch_statistics: BatchStatistics
     gradient_norms: GradientNorms
+    hessian: Hessian
     loss_landscape: LossLandscape
+    weight_norms: WeightNorms
 
 
 class Logger(ChosenGroup):
@@ -469,6 +501,13 @@ class Metrics(Group):
     """Sites in a block to measure; features: the input of the last linear layer."""
     every_n_epochs: Count
     """Epochs between measurements; epoch 0 and the last epoch are always measured."""
+    at_steps: Annotated[
+        Annotated[str, OneOf("log2")] | list[Count],
+        Takes("a list of steps such as [1,2,4,8], or log2"),
+    ]
+    """Training steps after which to measure too; log2: the powers of 2 within the first epoch."""
+    folds: Annotated[Literal[0] | Several, Takes("0, or an integer of at least 2")]
+    """Parts of the probe set that are also measured after the last epoch; 0: none."""
     memory_budget: Positive
     """Memory limit for activations and distances between samples, in GiB."""
     precision: Annotated[str, OneOf("auto", "float32")]

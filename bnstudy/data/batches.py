@@ -232,6 +232,26 @@ def balanced_order(labels: Tensor) -> Tensor:
     return order[torch.argsort(rank, stable=True)]
 
 
+def balanced_folds(labels: Tensor, count: int) -> Tensor:
+    """Divide samples into parts of equal class sizes, as far as possible; the same at every call.
+
+    Args:
+        labels: int64 labels, N.
+        count: Number of parts.
+
+    Returns:
+        Number of each sample's part, int64, N.
+    """
+    order = torch.randperm(len(labels), generator=generator_for("folds")).to(labels.device)
+    by_class = order[labels[order].argsort(stable=True)]
+    sizes = torch.bincount(labels)
+    starts = sizes.cumsum(0) - sizes
+    folds = torch.empty_like(labels)
+    ranks = torch.arange(len(labels), device=labels.device) - starts[labels[by_class]]
+    folds[by_class] = ranks % count
+    return folds
+
+
 def with_wrong_labels(labels: Tensor, share: float, num_classes: int) -> Tensor:
     """Give a share of the samples the label of another class, drawn uniformly.
 

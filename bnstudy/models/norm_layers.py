@@ -123,6 +123,26 @@ class EvoNormS0(ChannelAffine):
         return super().forward((activated * by_channel[:, :, None, None]).to(x.dtype))
 
 
+class ChannelsLast(nn.Module):
+    """A norm of N x C x H x W activations, for activations whose channels are at the last axis.
+
+    Args:
+        norm: Layer that normalizes N x C x H x W.
+    """
+
+    site = "norm"
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x, N x ... x C with one or two further axes; shape and type are kept."""
+        first = x.movedim(-1, 1)
+        y: Tensor = self.norm(first.unsqueeze(-1) if x.ndim == 3 else first)
+        return (y.squeeze(-1) if x.ndim == 3 else y).movedim(1, -1)
+
+
 class FusedActivation(nn.Identity):
     """Identity in the place of the activation function that a norm such as EvoNorm contains."""
 

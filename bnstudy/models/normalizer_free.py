@@ -68,4 +68,5 @@ class NormalizerFreeBranch(nn.Module):
 
     def forward(self, scaled: Tensor) -> Tensor:
         """Compute alpha * skip_gain * f of an input that is divided by beta."""
-        return BRANCH_SCALE * self.skip_gain * self.second(self.first(scaled))
+        branch: Tensor = self.second(self.first(scaled))
+        return BRANCH_SCALE * self.skip_gain * branch

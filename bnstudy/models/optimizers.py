@@ -139,8 +139,8 @@ def _groups(parameters: list[nn.Parameter], decay_all: bool) -> list[Any]:
         return list(parameters)
     weights = [one for one in parameters if one.ndim > 1]
     others = [one for one in parameters if one.ndim <= 1]
-    groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups = {"params": weights}, {"params": others, "weight_decay": 0.0}
+    return [group for group, some in zip(groups, (weights, others), strict=True) if some]
 
 
 @torch.no_grad()
@@ -166,4 +166,5 @@ def clip_adaptively(network: nn.Module, clipping: float) -> None:
 
 def _unit_norms(values: Tensor) -> Tensor:
     dims: Iterable[int] = range(1, values.ndim) if values.ndim > 1 else range(values.ndim)
-    return torch.linalg.vector_norm(values, dim=tuple(dims), keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(values, dim=tuple(dims), keepdim=True)
+    return norms

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torchvision.models.convnext import LayerNorm2d
 
 from bnstudy.errors import UserError, first_line
+from bnstudy.models.norm_layers import ChannelsLast
 from bnstudy.models.normalization import Normalization
 from bnstudy.representations.taps import ACTIVATIONS
 
@@ -18,8 +20,10 @@ CONVOLUTION = (
 )  # fmt: skip
 
 
-def replace_batchnorm(parent: nn.Module, norm: Normalization) -> None:
-    """Replace each BatchNorm and each convolution below a module by those of a norm.
+def replace_norm_layers(parent: nn.Module, norm: Normalization) -> None:
+    """Replace each norm and each convolution below a module by those of the chosen norm.
+
+    Norms are BatchNorm of images, and LayerNorm over channels.
 
     Other layers and the weights of convolutions are kept. Modules that change their input in place
     no longer do so. With a norm that contains its activation function, the activation functions of
@@ -37,6 +41,10 @@ def replace_batchnorm(parent: nn.Module, norm: Normalization) -> None:
             part.inplace = False  # type: ignore[assignment]
         if isinstance(part, nn.BatchNorm2d):
             setattr(parent, name, norm.layer(part.num_features))
+        elif isinstance(part, nn.LayerNorm):  # a LayerNorm2d is one too
+            (num_channels,) = part.normalized_shape
+            layer = norm.layer(num_channels)
+            setattr(parent, name, layer if isinstance(part, LayerNorm2d) else ChannelsLast(layer))
         elif is_fused and isinstance(part, ACTIVATIONS):
             setattr(parent, name, norm.activation())
         elif type(part) is nn.Conv2d:
@@ -45,7 +53,7 @@ def replace_batchnorm(parent: nn.Module, norm: Normalization) -> None:
             convolution.load_state_dict(part.state_dict())  # keep the initial weights
             setattr(parent, name, convolution)
         else:
-            replace_batchnorm(part, norm)
+            replace_norm_layers(part, norm)
 
 
 def adapt(
@@ -78,7 +86,7 @@ def adapt(
         _run(network.eval(), name, input_shape)
     if norm is not None:
         _require_replaceable(network, name, norm)
-        replace_batchnorm(network, norm)
+        replace_norm_layers(network, norm)
     # Also in training mode, in which some networks have several outputs; on a copy, because
     # running statistics would change.
     for trial in (network.eval(), copy.deepcopy(network).train()):

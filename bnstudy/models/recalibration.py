@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from bnstudy.models.batchnorm_parts import FrozenBatchNorm
 from bnstudy.representations.precision import exact_operators
 from bnstudy.representations.running_statistics import (
     is_initial,
@@ -68,7 +69,35 @@ def calibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
             floating-point type.
         batches: Batches (inputs, labels) of the training data.
     """
-    layers = uncalibrated(network).values()
+    with _averaged(network, uncalibrated(network).values(), batches):
+        yield
+
+
+@contextmanager
+def recalibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
+    """Recalibrate a network inside the context, as `calibrated` does for an untrained one.
+
+    After the first batches of training, the running statistics still consist mostly of their
+    initial values. Layers with fixed statistics keep them.
+
+    Args:
+        network: Network, called with the inputs of each batch, on the network's device and in its
+            floating-point type.
+        batches: Batches (inputs, labels) of the training data.
+    """
+    layers = [
+        layer
+        for layer in with_running_statistics(network).values()
+        if not isinstance(layer, FrozenBatchNorm)
+    ]
+    with _averaged(network, layers, batches):
+        yield
+
+
+@contextmanager
+def _averaged(
+    network: nn.Module, layers: Collection[_NormBase], batches: Iterable[Batch]
+) -> Iterator[None]:
     saved = {layer: _buffers(layer) for layer in layers}
     try:
         _average(network, layers, batches)

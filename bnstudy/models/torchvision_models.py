@@ -7,10 +7,11 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.convnext import LayerNorm2d
 
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.normalization import Normalization
-from bnstudy.models.own_network import replace_batchnorm
+from bnstudy.models.own_network import replace_norm_layers
 
 
 class GreyToColour(nn.Module):
@@ -24,10 +25,14 @@ class GreyToColour(nn.Module):
 def torchvision_network(
     name: str, *, input_shape: tuple[int, int, int], num_classes: int, norm: Normalization
 ) -> nn.Module:
-    """Create an untrained classifier of torchvision's, with the chosen norm for each BatchNorm.
+    """Create an untrained classifier of torchvision's whose norms are replaced by the chosen norm.
+
+    The network's own norms are BatchNorm, or LayerNorm over the channels as in ConvNeXt, Swin and
+    vision transformers, for which norm=layernorm_channels is torchvision's.
 
     As in torchvision, most convolutions have no bias. With `norm=none` such a layer cannot shift
-    its activations; `norm=affine` can, without normalizing them.
+    its activations; `norm=affine` can, without normalizing them. A norm that contains its
+    activation function replaces BatchNorms that no activation follows as well.
 
     Args:
         name: Name in `torchvision.models.list_models()`, such as resnet18.
@@ -37,8 +42,8 @@ def torchvision_network(
         norm: Factory of the normalization layers.
 
     Raises:
-        UserError: The name is unknown, the network has no BatchNorm or also LayerNorm, the norm is
-            after the activation, or the network does not accept images of this size.
+        UserError: The name is unknown, the network has no norm, the chosen one is not possible
+            there, or the network does not accept images of this size.
     """
     names = models.list_models(module=models)
     if name not in names:
@@ -46,26 +51,45 @@ def torchvision_network(
         raise UserError(
             f"model.name={name} is not one of torchvision's classifiers; near: {', '.join(near)}"
         )
-    if norm.position != "pre":
-        raise UserError(
-            f"norm.position={norm.position} is not possible with model=torchvision: the norm has "
-            "the position of torchvision's BatchNorm; set norm.position=pre"
-        )
     network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
-    replaced = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
-    if not replaced or any(isinstance(part, nn.LayerNorm) for part in network.modules()):
-        raise UserError(
-            f"model.name={name} has no BatchNorm, or has LayerNorm too, which cannot be "
-            "replaced; choose another, such as resnet18, vgg16_bn, densenet121 or mobilenet_v2"
-        )
-    replace_batchnorm(network, norm)
+    replace_norms(network, name, norm)
     if input_shape[0] == 1:
         network = nn.Sequential(OrderedDict(colour=GreyToColour(), network=network))
-    _check_input_size(network, name, input_shape, norm)
+    check_input_size(network, name, input_shape, norm)
     return network
 
 
-def _check_input_size(
+def replace_norms(network: nn.Module, name: str, norm: Normalization) -> None:
+    """Replace the norms and convolutions of a network by those of the chosen norm.
+
+    Args:
+        network: Network of torchvision's, changed in place.
+        name: Name of the network.
+        norm: Factory of the normalization layers.
+
+    Raises:
+        UserError: The network has no norm, or the chosen one is not possible there.
+    """
+    if norm.position != "pre":
+        raise UserError(
+            f"norm.position={norm.position} is not possible with model.name={name}: the norm has "
+            "the position of torchvision's norm; set norm.position=pre"
+        )
+    kinds = {type(part) for part in network.modules()}
+    if not kinds & {nn.BatchNorm2d, nn.LayerNorm, LayerNorm2d}:
+        raise UserError(
+            f"model.name={name} has no normalization that could be replaced; choose another, such "
+            "as resnet18, vgg16_bn, densenet121, mobilenet_v2 or convnext_tiny"
+        )
+    if norm.has_activation and nn.BatchNorm2d not in kinds:
+        raise UserError(
+            f"norm={norm.name} contains its activation function, but no activation follows the "
+            f"norms of model.name={name}; choose another norm"
+        )
+    replace_norm_layers(network, norm)
+
+
+def check_input_size(
     network: nn.Module, name: str, input_shape: tuple[int, int, int], norm: Normalization
 ) -> None:
     """Run a copy of the network on the meta device, which checks shapes without computing.
@@ -76,7 +100,7 @@ def _check_input_size(
     trial = copy.deepcopy(network).to("meta").train()
     try:
         logits = trial(torch.empty(2, *input_shape, device="meta"))
-    except (RuntimeError, ValueError) as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
         size = "x".join(map(str, input_shape[1:]))
         raise UserError(
             f"model.name={name} with norm={norm.name} does not accept {size} images "

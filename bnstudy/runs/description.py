@@ -604,8 +604,14 @@ class RunDescription(Part):
             metrics: Configuration group `metrics` of the resumed run.
         """
         kept = self.config["metrics"]
-        # The memory budget and the precision change the measured values at most by rounding.
-        same: dict[str, Any] = {"names": [], "memory_budget": None, "precision": None}
+        # These options do not change the values at the epochs, or only by rounding.
+        same: dict[str, Any] = {
+            "names": [],
+            "memory_budget": None,
+            "precision": None,
+            "at_steps": [],
+            "folds": 0,
+        }
         alike = kept | same == metrics | same
         names = [name for name in metrics["names"] if alike and name in kept["names"]]
         self.config["metrics"] = metrics | {"names": names}

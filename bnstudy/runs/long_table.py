@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+FOLDS_SCHEMA = SCHEMA.append(pa.field("fold", pa.int32()))
 
 
 class Row(NamedTuple):
@@ -178,6 +179,23 @@ class LongTable:
         before = [Row(**row) for row in read_table(path, SCHEMA).to_pylist()] if add else []
         numbers = {row[:-2]: row for row in [*before, *rows]}
         self._write(path, _table(numbers.values()))
+
+    def add_steps(self, epoch: int, rows: Iterable[Row]) -> None:
+        """Write the rows that were measured within an epoch, after those of earlier epochs.
+
+        Args:
+            epoch: Number of epochs trained before the epoch.
+            rows: Rows whose `epoch` is that number.
+        """
+        path = self.paths.steps
+        before = read_table(path, SCHEMA) if path.exists() else SCHEMA.empty_table()
+        earlier = before.filter(pc.field("epoch") < epoch)
+        self._write(path, pa.concat_tables([earlier, _table(rows)]))
+
+    def write_folds(self, folds: Iterable[tuple[int, Row]]) -> None:
+        """Write the values of the last epoch on parts of the probe sets, each with its number."""
+        rows = [{"fold": fold, **row._asdict()} for fold, row in folds]
+        self._write(self.paths.folds, pa.Table.from_pylist(rows, schema=FOLDS_SCHEMA))
 
     def join_parts(self) -> Final:
         """Write the whole table from its parts.

@@ -3,6 +3,8 @@
     run.json                      identity, configuration, status, attempts, environment, timing
     metrics.parquet               the long table, once the run has ended
     metrics/epoch=0007.parquet    parts of the long table during training, one per measured epoch
+    folds.parquet                 values of the last epoch on parts of the probe sets
+    steps.parquet                 rows that were measured within epochs, as in the long table
     checkpoints/                  last.ckpt; epoch=0007.ckpt for each epoch in checkpoint_epochs;
                                   during training previous.ckpt, of the epoch before the last
     maps.parquet                  two-dimensional embeddings, written by bnstudy.measure map
@@ -26,6 +28,8 @@ from bnstudy.terminal import console
 
 RECORD = "run.json"
 TABLE = "metrics.parquet"
+STEPS = "steps.parquet"
+FOLDS = "folds.parquet"
 EMBEDDINGS = "maps.parquet"
 WANDB = "wandb"
 LOG = "train.log"
@@ -50,6 +54,16 @@ class CellPaths:
     def table(self) -> Path:
         """Long table of a run that has ended."""
         return self.folder / TABLE
+
+    @property
+    def steps(self) -> Path:
+        """Rows that were measured within epochs."""
+        return self.folder / STEPS
+
+    @property
+    def folds(self) -> Path:
+        """Values of the last epoch on parts of the probe sets."""
+        return self.folder / FOLDS
 
     @property
     def embeddings(self) -> Path:
@@ -146,6 +160,8 @@ class CellPaths:
         """Remove all measurements, embeddings and checkpoints."""
         self.table.unlink(missing_ok=True)
         self.embeddings.unlink(missing_ok=True)
+        self.steps.unlink(missing_ok=True)
+        self.folds.unlink(missing_ok=True)
         shutil.rmtree(self._checkpoints_folder, ignore_errors=True)
         self.remove_parts()
 

@@ -5,13 +5,16 @@ from itertools import combinations
 
 import pandas as pd
 
+from bnstudy.study.depth import compute_depth, compute_initial_layers
 from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
+from bnstudy.study.equal_training import CRITERIA, compute_equal_training
 from bnstudy.study.fairness import describe_other_differences
 from bnstudy.study.generalization import compute_interventions, compute_mediation, compute_relations
 from bnstudy.study.load.design import NAMES
 from bnstudy.study.load.embedding_tables import read_embeddings
 from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.uncertainty import compute_two_sources
 
 MAX_AXES = 3  # effects are also computed at each value of these axes, and each combination
 
@@ -110,6 +113,43 @@ class Analysis:
     def curves(self) -> pd.DataFrame:
         """Differences at each epoch; see `compute_curves`."""
         return compute_curves(self.study, self.baseline)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """Averages over all runs at each measured step; empty if none is within an epoch."""
+        return compute_averages(self.study, every_step=True) if self._has_steps else pd.DataFrame()
+
+    @cached_property
+    def step_curves(self) -> pd.DataFrame:
+        """Differences at each measured step; empty if none is within an epoch."""
+        if not self._has_steps:
+            return pd.DataFrame()
+        return compute_curves(self.study, self.baseline, every_step=True)
+
+    @cached_property
+    def _has_steps(self) -> bool:
+        count = "select (select count(distinct step) from steps) - count(distinct step) from rows"
+        return bool(self.study.query(count).iloc[0, 0])
+
+    @cached_property
+    def equal_training(self) -> dict[str, pd.DataFrame]:
+        """Effects at equal training loss and accuracy; see `compute_equal_training`."""
+        return {name: compute_equal_training(self.study, name, self.baseline) for name in CRITERIA}
+
+    @cached_property
+    def depth(self) -> pd.DataFrame:
+        """Effects on numbers over the depth of the networks; see `compute_depth`."""
+        return compute_depth(self.study, self.baseline)
+
+    @cached_property
+    def initial_layers(self) -> pd.DataFrame:
+        """Means of rank and orthogonality gap before training; see `compute_initial_layers`."""
+        return compute_initial_layers(self.study)
+
+    @cached_property
+    def two_sources(self) -> pd.DataFrame:
+        """Effects with intervals over pairs and samples; see `compute_two_sources`."""
+        return compute_two_sources(self.study, self.baseline)
 
     @cached_property
     def factors(self) -> pd.DataFrame:

@@ -4,8 +4,8 @@ Two runs that differ only in the treatment are a pair. The pairs are the sample:
 and all have the same weight. `bnstudy.study.inference` computes the statistics.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from bnstudy.study.inference import (
     measured_differences,
     noise_of,
     paired_test,
+    pairs_needed,
+    probability_of_improvement,
     rank_biserial,
     spread,
 )
@@ -39,25 +41,28 @@ from bnstudy.study.load.study_runs import StudyRuns
 MAX_PAIRS_EXACT_OVER_EPOCHS = 12
 NUM_FLIPS_OVER_EPOCHS = 2_048
 
+PROBABILITY = ["probability", "probability_low", "probability_high"]
+
 
 def compute_averages(
-    study: StudyRuns, *, every_epoch: bool = False, by: Sequence[str] = ()
+    study: StudyRuns, *, every_epoch: bool = False, every_step: bool = False, by: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Compute mean and standard deviation over runs of each treatment.
 
     Args:
         study: Study whose runs are comparable.
         every_epoch: Compute averages at each epoch instead of after the last epoch of each run.
+        every_step: Compute averages at each measured step, within epochs too.
         by: Columns of `study.runs`, such as depth, at whose values averages are computed.
 
     Returns:
         One row per average, with the columns `by`, treatment, split, metric, layers, place,
-        place_index, site (and epoch); n, number of runs with a finite value; undefined, number of
-        the other runs; diverged, number of all these runs that diverged; mean; sd, standard
-        deviation with n - 1 degrees of freedom. The layers are those that all runs at the point
-        share (see `select_shared_columns`). Columns without a value in any run have no row.
+        place_index, site (and epoch or step); n, number of runs with a finite value; undefined,
+        number of the other runs; diverged, number of all these runs that diverged; mean; sd,
+        standard deviation with n - 1 degrees of freedom. The layers are those that all runs at the
+        point share (see `select_shared_columns`). Columns without a value in any run have no row.
     """
-    keys, values = load_columns(study, every_epoch=every_epoch)
+    keys, values = load_columns(study, every_epoch=every_epoch, every_step=every_step)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     is_known = np.isfinite(values)
     is_meaningful = select_meaningful_columns(study, keys)
@@ -103,21 +108,74 @@ def compute_effects(
         - p_adjusted: p adjusted for a family of tests: all treatments, metrics and layers of one
           split, or all tests of the whole model's loss and accuracy. The method is max-T, or
           Holm's if no comparison has enough pairs to flip; family: number of tests;
-        - cohens_d, rank_biserial: effect sizes; NaN with fewer than 3 pairs.
+        - cohens_d, rank_biserial: effect sizes; NaN with fewer than 3 pairs;
+        - pairs_needed: number of pairs that would show such an effect;
+        - probability, probability_low, probability_high: of the whole model's numbers, the
+          probability that a run of the treatment has the larger value, and its interval.
 
         The layers are those that all runs at the point share (see `select_shared_columns`).
     """
-    baseline = study.baseline(baseline)
     keys, values = load_columns(study)
     is_diverged = study.results["status"].to_numpy() == "diverged"
+
+    def read(ours: Indices, theirs: Indices) -> Sample:
+        lost = is_diverged[ours] | is_diverged[theirs]
+        return Sample(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
+
+    return compare_pairs(study, keys, read, baseline, by)
+
+
+class Sample(NamedTuple):
+    """Values of the pairs of one comparison.
+
+    Attributes:
+        ours: Values of the treatment, pairs x columns of the keys.
+        theirs: Values of the baseline, in the same shape.
+        pairs: Identity of each pair: the row of the baseline's run.
+        facts: Further columns of the result.
+    """
+
+    ours: Numbers
+    theirs: Numbers
+    pairs: Indices
+    facts: dict[str, Any]
+
+
+def compare_pairs(
+    study: StudyRuns,
+    keys: pd.DataFrame,
+    read: Callable[[Indices, Indices], Sample],
+    baseline: str | None = None,
+    by: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Compute paired differences to a baseline, with their uncertainty.
+
+    Args:
+        study: Study whose runs are comparable.
+        keys: Table of the columns, from `load_columns`.
+        read: Function from the rows of the treatment's and the baseline's runs to their values.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
+        by: Columns of `study.runs` at each of whose values the pairs are compared separately.
+
+    Returns:
+        Table as of `compute_effects`, with the facts of each sample as columns.
+    """
+    baseline = study.baseline(baseline)
     tables, samples = [], []
-    for identity, treatment_rows, baseline_rows, shared in _comparisons(study, keys, baseline, by):
-        ours, theirs = (values[np.ix_(rows, shared)] for rows in (treatment_rows, baseline_rows))
+    for identity, treatment_rows, baseline_rows, shared in comparisons(study, keys, baseline, by):
+        sample = read(treatment_rows, baseline_rows)
+        if not len(sample.pairs):
+            shared = np.zeros_like(shared)  # nothing to compare
+        ours, theirs = sample.ours[:, shared], sample.theirs[:, shared]
         differences = measured_differences(ours, theirs)
-        lost = is_diverged[treatment_rows] | is_diverged[baseline_rows]
-        found = _compare(ours, theirs, differences).assign(diverged=lost.sum())
+        found = _compare(ours, theirs, differences).assign(**sample.facts)
+        is_whole = (keys["place_index"] == 0).to_numpy()[shared]
+        if is_whole.any():
+            points = study.results["grid"].to_numpy(dtype=str)[sample.pairs]
+            ends = probability_of_improvement(ours[:, is_whole], theirs[:, is_whole], points)
+            found.loc[is_whole, PROBABILITY] = np.stack(ends, axis=1)
         tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(found))
-        samples.append((differences, baseline_rows))  # the baseline's rows identify the pairs
+        samples.append((differences, sample.pairs))
     if not tables:
         return pd.DataFrame()
     _adjust(tables, samples)
@@ -125,10 +183,16 @@ def compute_effects(
     return table[table["n"] + table["undefined"] > 0].reset_index(drop=True)
 
 
-def _comparisons(
-    study: StudyRuns, keys: pd.DataFrame, baseline: str, by: Sequence[str]
+def comparisons(
+    study: StudyRuns, keys: pd.DataFrame, baseline: str, by: Sequence[str] = ()
 ) -> Iterator[tuple[dict[str, Any], Indices, Indices, Mask]]:
-    """Yield the comparisons.
+    """Yield the comparisons of all treatments with a baseline.
+
+    Args:
+        study: Study whose runs are comparable.
+        keys: Table of the columns, from `load_columns`.
+        baseline: Treatment to compare with.
+        by: Columns of `study.runs` at each of whose values the pairs are compared separately.
 
     Yields:
         Point and treatments of the comparison, rows of the treatment's and the baseline's runs, and
@@ -187,6 +251,8 @@ def _compare(ours: Numbers, theirs: Numbers, differences: Numbers) -> pd.DataFra
             "test": found.test,
             "cohens_d": np.where(is_enough, cohens_d(differences), np.nan),
             "rank_biserial": np.where(is_enough, rank_biserial(differences), np.nan),
+            "pairs_needed": pairs_needed(differences),
+            **dict.fromkeys(PROBABILITY, np.nan),
         }
     )
 
@@ -226,21 +292,24 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
             table.loc[rows, "family"] = size
 
 
-def compute_curves(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
+def compute_curves(
+    study: StudyRuns, baseline: str | None = None, *, every_step: bool = False
+) -> pd.DataFrame:
     """Compute paired differences to a baseline at each epoch, with intervals but without tests.
 
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
+        every_step: Compute them at each measured step instead, within epochs too.
 
     Returns:
         One row per comparison: treatment, baseline, split, metric, layers, place, place_index, site
-        and epoch, for all columns of `load_columns`; n, undefined, diverged, difference, low and
-        high as in `compute_effects`, with at most 2,048 flips. The intervals hold for single
-        epochs, not for the whole curve.
+        and epoch (or step), for all columns of `load_columns`; n, undefined, diverged, difference,
+        low and high as in `compute_effects`, with at most 2,048 flips. The intervals hold for
+        single epochs, not for the whole curve.
     """
     baseline = study.baseline(baseline)
-    keys, values = load_columns(study, every_epoch=True)
+    keys, values = load_columns(study, every_epoch=not every_step, every_step=every_step)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     has_layers = select_network_columns(study, keys)
     tables = []

@@ -13,8 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
 from bnstudy.callbacks import RepresentationMetrics
+from bnstudy.data.batches import balanced_folds
 from bnstudy.errors import UserError
-from bnstudy.models import recalibrate
+from bnstudy.metrics import METRICS
+from bnstudy.models import recalibrate, recalibrated
+from bnstudy.representations import Layer, capture
+from bnstudy.runs.long_table import Row
+from tests.callbacks.training import Noise, Watch, small_network, train
 
 LEAF_SPEC = "ignore:.*LeafSpec.* is deprecated"  # Lightning 2.6 with torch 2.15
 
@@ -229,3 +234,56 @@ def test_an_undefined_metric_is_told_once() -> None:
         ("silhouette", "all samples have the same representation"),
         ("dead_channels", None),
     ]
+
+
+def test_steps_within_the_first_epoch_are_measured_with_the_datas_statistics() -> None:
+    data = Noise(batch_size=10)  # 6 steps in an epoch
+    data.setup()
+    metrics = RepresentationMetrics({"train": data.probe("train")}, ["mean"], at_steps="log2")
+    seen: list[list[Row]] = []
+
+    class Watching(Watch):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append(list(metrics.step_rows))
+
+    watch = Watching()
+    train(small_network(), metrics, watch, data=data)
+    assert {row.step for row in seen[0]} == {1, 2, 4}
+    assert {row.epoch for row in seen[0]} == {0}
+    assert seen[1] == []
+    network, _ = watch.steps[2]  # before the third step
+    before = deepcopy(network.state_dict())
+    with recalibrated(network, metrics.calibration):
+        (first, *_) = capture(network, data.probe("train"))
+        expected = METRICS["mean"](first)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    (value,) = [
+        row.value
+        for row in seen[0]
+        if row.step == 2 and row.metric == "mean" and row.layer_index == 0
+    ]
+    assert value == pytest.approx(expected)
+
+
+def test_parts_of_the_probe_set_are_measured_after_the_last_epoch() -> None:
+    data = Noise()
+    data.setup()
+    names = ["unit_sparsity", "silhouette", "knn_purity", "nc1", "soft_rank", "participation_ratio"]
+    metrics = RepresentationMetrics({"train": data.probe("train")}, names, folds=3)
+    watch = Watch()
+    train(small_network(), metrics, watch, data=data)
+    folds = balanced_folds(data.probe("train").labels, 3)
+    assert torch.bincount(3 * data.probe("train").labels + folds).tolist() == [7, 7, 6] * 3
+    found = {
+        (fold, row.layer_index, row.metric): row.value
+        for fold, row in metrics.fold_rows
+        if row.epoch == 2
+    }
+    assert len(found) == len(metrics.fold_rows) == 3 * 2 * len(names)
+    for layer in capture(watch.epochs[-1], data.probe("train")):
+        for fold in range(3):
+            part = torch.nonzero(folds == fold).flatten()
+            whole = Layer(layer.activations[part], layer.labels[part])
+            for name in names:
+                ours = found[fold, layer.index, name]
+                assert ours == pytest.approx(METRICS[name](whole), rel=1e-3), name

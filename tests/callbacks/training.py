@@ -101,9 +101,11 @@ def train(
     lr: float = 0.1,
     weight_decay: float = 0.0,
     data: ImageDataModule | None = None,
+    name: str = "sgd",
     **options: Any,
 ) -> Classifier:
-    optim = {"name": "sgd", "lr": lr, "momentum": 0.9, "weight_decay": weight_decay}
+    optim: dict[str, Any] = {"name": name, "lr": lr, "weight_decay": weight_decay}
+    optim |= {"momentum": 0.9} if name == "sgd" else {}
     optim |= {"schedule": "constant", "trainable": "all"}
     data = data or Noise()
     data.setup()

@@ -6,10 +6,16 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
 
 from bnstudy.errors import UserError
-from bnstudy.models import initialize, torchvision_network
-from bnstudy.models.norm_layers import ChannelAffine, NoNorm, WeightStandardizedConv2d
+from bnstudy.models import convnext, initialize, torchvision_network
+from bnstudy.models.norm_layers import (
+    ChannelAffine,
+    ChannelsLast,
+    NoNorm,
+    WeightStandardizedConv2d,
+)
 from bnstudy.representations import capture
 from tests.models.conftest import COLOUR, GREY, normalization, weighted
 
@@ -73,6 +79,52 @@ def test_grey_images_are_shown_in_colour_and_norms_are_read(norm: str) -> None:
     assert len(names) == 20
 
 
+@pytest.mark.parametrize("name", ["convnext", "swin_t"])
+def test_layernorms_are_replaced(name: str) -> None:
+    def made(norm: str) -> nn.Module:
+        torch.manual_seed(0)
+        if name == "convnext":
+            return convnext(6, 0.125, 0.1, norm=normalization(norm), **COLOUR)
+        return torchvision_network(name, norm=normalization(norm), **COLOUR)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 32, 32)
+    ours, other = made("layernorm_channels"), made("batchnorm")
+    if name == "swin_t":
+        theirs = torchvision.models.swin_t(weights=None, num_classes=10)
+        values = zip(theirs.state_dict(), ours.state_dict().values(), strict=True)
+        theirs.load_state_dict(dict(values))
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-3, atol=1e-4)
+    norms = kinds(other)[nn.BatchNorm2d]
+    assert norms == kinds(ours)[LayerNorm2d] > 5
+    assert nn.LayerNorm not in kinds(other)
+    for one, twin in zip(weighted(ours).values(), weighted(other).values(), strict=True):
+        assert torch.equal(one.weight, twin.weight)
+    assert other(x).isfinite().all()
+    read = list(capture(other, [(x, torch.arange(4) % 2)], sites=["norm"], distances=False))
+    assert len(read) == norms
+
+
+def test_channels_last_norms_normalize_channels() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, 7, 8)
+    for norm in ("batchnorm", "groupnorm", "layernorm_channels"):
+        layer = normalization(norm).layer(8)
+        expected = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        torch.testing.assert_close(ChannelsLast(layer)(x), expected)
+        torch.testing.assert_close(ChannelsLast(layer)(x.flatten(1, 2)), expected.flatten(1, 2))
+
+
+def test_convnext_has_the_published_number_of_parameters() -> None:
+    ours = convnext(
+        18, 1, norm=normalization("layernorm_channels"), **COLOUR | {"num_classes": 1000}
+    )
+    stem = 3 * 96 * (4 * 4 - 2 * 2)
+    assert round((sum(one.numel() for one in ours.parameters()) + stem) / 1e6) == 29  # ConvNeXt-T
+    with pytest.raises(UserError, match=r"depth=8 .* 6, 12, 18"):
+        convnext(8, 1, norm=normalization("none"), **COLOUR)
+
+
 # Number of calls of activation functions. (9 of the 42 activation modules of mobilenet_v3_small are
 # gates of squeeze-and-excitation blocks.)
 ACTIVATIONS = {
@@ -101,8 +153,8 @@ def test_every_convolution_and_activation_of_torchvisions_networks_is_read(
     ("name", "norm", "words"),
     [
         ("resnet81", "none", "resnet81 is not one of torchvision's classifiers; near: .*resnet18"),
-        ("alexnet", "none", "alexnet has no BatchNorm"),
-        ("convnext_tiny", "none", "has LayerNorm too"),
+        ("alexnet", "none", "alexnet has no normalization"),
+        ("convnext_tiny", "evonorm_s0", "no activation follows the norms of model.name=convnext_"),
         ("densenet121", "groupnorm", "does not accept 28x28 images"),
         ("resnet18", "instancenorm", "with norm=instancenorm does not accept 28x28 images"),
     ],

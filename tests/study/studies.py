@@ -37,6 +37,7 @@ class Studies:
         *overrides: str,
         layers: Mapping[str, Sequence[float]] | Mapping[tuple[str, int], Sequence[float]] = {},
         features: Mapping[str, float] = {},
+        curves: Mapping[tuple[str, str], Sequence[float]] = {},
         accuracy: float = 0.5,
         train_accuracy: float = 1.0,
         loss: float | None = None,
@@ -54,6 +55,7 @@ class Studies:
             layers: Of each metric (after 5 epochs, or after those that are given with it), the
                 values by layer.
             features: Of each metric, its value of what the classifier reads.
+            curves: Of the whole model, by metric and split, the values after 0, 1, ... epochs.
             accuracy: On the test split.
             train_accuracy: On the training split.
             loss: On both splits.
@@ -78,19 +80,34 @@ class Studies:
         described = RunDescription.model_validate(described.model_dump(exclude_unset=True) | facts)
         record = Record(self.folder / name, described)
         rows = [
-            Row(5, 9, "test", -1, "model", None, "accuracy", accuracy, None),
-            Row(5, 9, "train", -1, "model", None, "accuracy", train_accuracy, None),
+            Row(5, 50, "test", -1, "model", None, "accuracy", accuracy, None),
+            Row(5, 50, "train", -1, "model", None, "accuracy", train_accuracy, None),
+        ]
+        rows += [
+            Row(epoch, 10 * epoch, split, -1, "model", None, metric, value, None)
+            for (metric, split), values in curves.items()
+            for epoch, value in enumerate(values)
         ]
         if loss is not None:
-            rows += [Row(5, 9, split, -1, "model", None, "loss", loss, None) for split in SPLITS]
+            rows += [Row(5, 50, split, -1, "model", None, "loss", loss, None) for split in SPLITS]
         for key, values in layers.items():
             metric, epoch = (key, 5) if isinstance(key, str) else key
             rows += [
-                Row(epoch, 9, "train", number, f"block{number + 1:02d}", "act", metric, value, None)
+                Row(
+                    epoch,
+                    10 * epoch,
+                    "train",
+                    number,
+                    f"block{number + 1:02d}",
+                    "act",
+                    metric,
+                    value,
+                    None,
+                )
                 for number, value in enumerate(values)
             ]
         rows += [
-            Row(5, 9, "train", 9, "classifier", "features", metric, value, None)
+            Row(5, 50, "train", 9, "classifier", "features", metric, value, None)
             for metric, value in features.items()
         ]
         if status in ("completed", "diverged"):

@@ -9,6 +9,7 @@ from bnstudy.study.inference.effect_sizes import cohens_d, rank_biserial
 from bnstudy.study.inference.mediation import Mediation, mediate
 from bnstudy.study.inference.multiple_tests import holm, max_t_adjusted
 from bnstudy.study.inference.paired import PairedTest, paired_test, sign_flips, student_t
+from bnstudy.study.inference.planning import pairs_needed, probability_of_improvement
 from bnstudy.study.inference.ranks import (
     GranulatedKendall,
     Kendall,
@@ -39,7 +40,9 @@ __all__ = [
     "mediate",
     "noise_of",
     "paired_test",
+    "pairs_needed",
     "patterns",
+    "probability_of_improvement",
     "rank_biserial",
     "sign_flips",
     "spread",

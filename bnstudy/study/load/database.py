@@ -11,6 +11,7 @@ import pandas as pd
 
 from bnstudy.errors import UserError, first_line
 from bnstudy.runs.long_table import LAYER_LABEL
+from bnstudy.runs.paths import FOLDS, STEPS, TABLE
 
 # Long table of the runs that have ended. The name of a layer contains its site, unless that is the
 # activation, as in the logs.
@@ -39,6 +40,19 @@ OF_THIS_VERSION = """
 """
 
 # Values of each run's last epoch. DuckDB filters the epochs while it reads the files.
+# Values within epochs and at their ends.
+STEPS_OF_FILES = f"""
+    union all
+    select runs.cell, step, split, {LAYER_LABEL} as layer, metric, value
+    from step_files join runs on replace(runs.path, '{TABLE}', '{STEPS}') = step_files.filename
+"""
+
+FOLDS_OF_FILES = f"""
+    select runs.cell, fold, split, {LAYER_LABEL} as layer, metric, value
+    from fold_files join runs on replace(runs.path, '{TABLE}', '{FOLDS}') = fold_files.filename
+"""
+NO_FOLDS = "select cell, 0 as fold, split, layer, metric, value from rows where false"
+
 LAST_COLUMNS = "select * exclude (epoch, is_last, step)"
 
 FINAL = """
@@ -70,7 +84,14 @@ def connect(
         condition = OF_THIS_VERSION
     try:
         _open_tables(connection, tables).create_view("files")
-        _create_tables(connection, condition)
+        beside: dict[str, list[str]] = {}
+        for view, name in (("step_files", STEPS), ("fold_files", FOLDS)):
+            paths = [Path(table).with_name(name) for table in tables]
+            if beside.setdefault(view, found := [str(path) for path in paths if path.exists()]):
+                _open_tables(connection, found).create_view(view)
+        _create_tables(connection, condition, bool(beside["step_files"]))
+        folds = FOLDS_OF_FILES if beside["fold_files"] else NO_FOLDS
+        connection.execute(f"create view folds as {folds}")
     except duckdb.Error as error:
         raise UserError(_explain(connection, tables, error)) from error
     return connection
@@ -84,12 +105,16 @@ def _open_tables(
     return connection.read_parquet(paths, filename=True, hive_partitioning=False)
 
 
-def _create_tables(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
+def _create_tables(connection: duckdb.DuckDBPyConnection, condition: str, has_steps: bool) -> None:
     connection.execute(f"create view rows as from ({ROWS}) as measured {condition}")
     last = f"from ({ROWS} and epoch = last_epoch) as measured {condition}"
     connection.execute(f"create table last as {LAST_COLUMNS} {last}")
     connection.execute(f"create table layers as {select_layers('last')}")
     connection.execute(f"create view final as {FINAL}")
+    connection.execute(
+        "create view steps as select cell, step, split, layer, metric, value from rows "
+        f"{STEPS_OF_FILES if has_steps else ''}"
+    )
 
 
 def _explain(

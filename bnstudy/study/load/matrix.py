@@ -50,16 +50,25 @@ def load_shared_columns(
     return keys[shared].reset_index(drop=True), values[:, shared]
 
 
-def load_columns(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.DataFrame, Numbers]:
+def load_columns(
+    study: StudyRuns,
+    *,
+    every_epoch: bool = False,
+    every_step: bool = False,
+    every_fold: bool = False,
+) -> tuple[pd.DataFrame, Numbers]:
     """Load the values of all runs that have ended, in the columns of all subsets of the runs.
 
     Args:
         study: Study whose runs are comparable.
         every_epoch: Load each epoch instead of each run's last epoch, for the columns that the last
             epoch has.
+        every_step: Likewise load each step after which any run was measured, within epochs too.
+        every_fold: Likewise load each part of the probe sets, after the last epoch.
 
     Returns:
-        Table of the columns (split, metric, site, layers, place, place_index; epoch), activations
+        Table of the columns (split, metric, site, layers, place, place_index; epoch, step or fold),
+        the columns of one epoch, step or fold after those of the one before, activations
         before other sites, and values, runs x columns, in the order of `study.results`; NaN if a
         run has no value. Counts of zeros (`ZERO_METRICS`) are left out for networks whose norm
         contains another activation function than ReLU.
@@ -81,7 +90,8 @@ def load_columns(study: StudyRuns, *, every_epoch: bool = False) -> tuple[pd.Dat
             + " | ".join(f"{len(part.results)} runs of {part.measured_on}" for part in study.parts)
             + "\nAnalyse `parts` one by one, or train them as different studies (study=NAME)"
         )
-    return _numbers(study, every_epoch)
+    wanted = {"epoch": every_epoch, "step": every_step, "fold": every_fold}
+    return _numbers(study, next((every for every, is_wanted in wanted.items() if is_wanted), None))
 
 
 def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: Indices) -> Mask:
@@ -182,8 +192,8 @@ def are_activations(table: pd.DataFrame) -> pd.Series:
     return activations | (layers & ~has_any)
 
 
-@lru_cache(maxsize=2)
-def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers]:
+@lru_cache(maxsize=4)
+def _numbers(study: StudyRuns, every: str | None) -> tuple[pd.DataFrame, Numbers]:
     runs = _networks(study)
     connection = study.connection
     connection.register("numbers", runs)
@@ -194,7 +204,7 @@ def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers
         from final join numbers using (cell)
         """
     )
-    if not every_epoch:  # after the last epoch there are the numbers of whole splits
+    if not every:  # after the last epoch there are the numbers of whole splits
         measured = measured[~measured["metric"].isin(PROBE_PERFORMANCE)]
     measured = measured.assign(place=_names(measured))
     keys = measured.drop(columns=["network", "layer"]).drop_duplicates()
@@ -204,32 +214,36 @@ def _numbers(study: StudyRuns, every_epoch: bool) -> tuple[pd.DataFrame, Numbers
         ascending=[False, True, True, True, True],
     ).reset_index(drop=True)
     columns = measured.merge(keys.reset_index(names="column_number"))
-    epochs = int(study.results["last_epoch"].max()) + 1 if every_epoch else 1
-    values = np.full((len(runs), epochs, len(keys)), np.nan)
-    found: set[int] = set()
+    table = {None: "last", "epoch": "rows", "step": "steps", "fold": "folds"}[every]
+    moments = [0]
+    if every:
+        found = study.query(f"select distinct {every} from {table} order by all")
+        moments = found[every].tolist()
+    connection.register("moments", pd.DataFrame({"moment": moments}).reset_index(names="measured"))
+    values = np.full((len(runs), len(moments), len(keys)), np.nan)
     connection.register(
         "columns", columns[["network", "split", "metric", "layer", "column_number"]]
     )
+    there: set[int] = set()
     batches = connection.sql(
         f"""
-        select (run * {epochs} + measured) * {len(keys)} + column_number as address, value, measured
-        from (select *, {"epoch" if every_epoch else 0} as measured
-              from {"rows" if every_epoch else "last"})
+        select (run * {len(moments)} + measured) * {len(keys)} + column_number as address, value,
+               measured
+        from {table} join moments on moment = {every or 0}
         join numbers using (cell) join columns using (network, split, metric, layer)
-        where measured < {epochs}
         """
     ).to_arrow_reader(1_000_000)
     for batch in batches:
         values.ravel()[batch["address"].to_numpy()] = batch["value"].to_numpy()
-        found.update(batch["measured"].unique().to_pylist())
-    there = sorted(found)
-    if len(there) < epochs:
-        values = values[:, there]
+        there.update(batch["measured"].unique().to_pylist())
+    if len(there) < len(moments):
+        moments = [moments[number] for number in sorted(there)]
+        values = values[:, sorted(there)]
     _interpolate(keys, values, count_layers(study))
     is_meaningful = select_meaningful_columns(study, keys)[:, None]
     values[~np.broadcast_to(is_meaningful, values.shape)] = np.nan
-    if every_epoch:
-        keys = pd.concat([keys.assign(epoch=epoch) for epoch in there], ignore_index=True)
+    if every:
+        keys = pd.concat([keys.assign(**{every: one}) for one in moments], ignore_index=True)
     return keys, values.reshape(len(runs), -1)
 
 

@@ -135,7 +135,29 @@ class Plot:
             metric: Name of the metric.
             split: Split whose probe set is shown.
         """
-        table = _of_layers(self.analysis.epochs, metric, split)
+        return self._over_time(self.analysis.epochs, metric, split)
+
+    @mpl.rc_context(STYLE)
+    def steps(self, metric: str, split: str = "train") -> Figure:
+        """Draw a metric over the training steps on a logarithmic axis, in up to four layers.
+
+        Args:
+            metric: Name of the metric.
+            split: Split whose probe set is shown.
+
+        Raises:
+            UserError: No run was measured within epochs.
+        """
+        table = self.analysis.steps
+        if table.empty:
+            raise UserError(
+                "metrics.at_steps: no run was measured within epochs; train with "
+                "metrics.at_steps=log2 in another study"
+            )
+        return self._over_time(table[table["step"] > 0], metric, split)
+
+    def _over_time(self, table: pd.DataFrame, metric: str, split: str) -> Figure:
+        table = _of_layers(table, metric, split)
         places = list(dict.fromkeys(table["place"]))
         chosen = [places[i] for i in _spread(len(places), MAX_PANELS)]
         figure = Figure((WIDTH, 2.1), layout="constrained")
@@ -147,15 +169,19 @@ class Plot:
         return figure
 
     def _curves(self, ax: Axes, table: pd.DataFrame, style: str = "-", label: str = "") -> None:
+        time = "step" if "step" in table else "epoch"
         for name, curve in table.groupby("treatment"):
-            curve = curve.sort_values("epoch")
+            curve = curve.sort_values(time)
             colour = self.looks[str(name)]["color"]
             text = f"{name}{label}, {_sample_size(curve)}"
-            ax.plot(curve["epoch"], curve["mean"], style, color=colour, label=text)
+            ax.plot(curve[time], curve["mean"], style, color=colour, label=text)
             low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
-            ax.fill_between(curve["epoch"], low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.set_xlabel("epoch")
-        ax.locator_params(axis="x", integer=True)
+            ax.fill_between(curve[time], low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set_xlabel(time)
+        if time == "step":
+            ax.set_xscale("log")
+        else:
+            ax.locator_params(axis="x", integer=True)
         ax.legend(*ax.get_legend_handles_labels())
 
     @mpl.rc_context(STYLE)
@@ -315,6 +341,8 @@ def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
                 yield f"layers-{metric}-depth{depth}", plot.layers(metric, depth=depth)
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)
+            if not analysis.steps.empty:
+                yield f"steps-{metric}", plot.steps(metric)
             yield f"accuracy-{metric}", plot.against_accuracy(metric)
     effects = analysis.whole
     for treatment in analysis.study.treatments if measured and len(effects) else []:

@@ -10,6 +10,7 @@ from bnstudy.study.analysis import Analysis
 from bnstudy.study.fairness import describe_other_differences
 from bnstudy.study.generalization import MIN_RUNS, choose_mediators
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP, STUDENT_T
+from bnstudy.study.inference.planning import MAX_PAIRS, POWER
 from bnstudy.study.load.matrix import are_activations
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
@@ -46,6 +47,9 @@ def compose_verdict(analysis: Analysis) -> list[str]:
     for treatment in study.treatments_without(baseline):
         table = known[known["treatment"] == treatment]
         sentences += _treatment(study, treatment, baseline, table)
+        sentences += describe_equal_training(analysis, treatment)
+        sentences += _two_sources(analysis.two_sources, treatment)
+        sentences += _depth(analysis.depth, treatment, baseline)
     return [
         *sentences,
         *_explained(study, analysis.relations, analysis.mediation),
@@ -129,11 +133,13 @@ def _treatment(
         yield (
             f"Test accuracy is {row.treatment_mean:.3f} with {treatment} and "
             f"{row.baseline_mean:.3f} with {baseline}. The difference is {_difference(row)}."
+            f"{_chances(row, treatment, baseline)}{_next_study(row, points)}"
         )
     if not accuracy:
         yield f"Test accuracy cannot be compared: {NO_VALUES}."
     for metric in choose_mediators(study).values():
-        yield from _metric(treatment, metric, list(_rows(table, split="train", metric=metric)))
+        rows_of_metric = list(_rows(table, split="train", metric=metric))
+        yield from _metric(treatment, metric, rows_of_metric, points)
     layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
     for split, tests in layers.groupby("split", sort=False):
         if (family := int(tests["family"].max())) > 1:
@@ -143,6 +149,120 @@ def _treatment(
                 f"differences between {treatment} and {baseline} {_is(found)} "
                 f"significant (p ≤ {LEVEL:.2g}, adjusted for {family} tests)."
             )
+
+
+def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]:
+    """Describe a treatment's differences at equal training loss and equal training accuracy.
+
+    Args:
+        analysis: Analysis of the study.
+        treatment: Treatment that is compared with the baseline.
+    """
+    study = analysis.study
+    metrics = list(choose_mediators(study).values())
+    last = _directions(_known(analysis.whole), treatment, metrics)
+    for criterion, table in analysis.equal_training.items():
+        table = _known(table) if len(table) else table
+        table = table[table["treatment"] == treatment] if len(table) else table
+        if table.empty:
+            pairs = len(match_pairs(study, treatment, analysis.baseline).treatment)
+            if pairs and f"probe_{criterion}" in set(analysis.epochs["metric"]):
+                yield (
+                    f"At equal training {criterion}, no pair can be compared: in all "
+                    f"{format_count(pairs, 'pair')}, a run diverged or the training {criterion} "
+                    "does not overlap."
+                )
+            continue
+        first: Any = next(table.itertuples())
+        left_out = [
+            f"{count} {what}"
+            for count, what in (
+                (first.diverged, "with a diverged run"),
+                (first.apart, f"whose training {criterion} does not overlap"),
+            )
+            if count
+        ]
+        without = f"; left out: {' and '.join(left_out)}" if left_out else ""
+        accuracy = "".join(
+            f" The difference in test accuracy on the probe set is {_difference(row)}."
+            for row in _rows(table, split="test", metric="probe_accuracy", place_index=0)
+        )
+        yield (
+            f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
+            f"{without}), {first.used:.0%} of the training with {treatment} and "
+            f"{first.baseline_used:.0%} of that with {analysis.baseline} are used.{accuracy}"
+        )
+        now = _directions(table, treatment, metrics)
+        changed = [
+            f"{metric} {_place_of(place, layers)} ({before or 'unclear'}, now {after or 'unclear'})"
+            for (metric, place, layers), before in last.items()
+            if (after := now.get((metric, place, layers), before)) != before
+        ]
+        if now:
+            yield (
+                f"At equal training {criterion}, significant differences are those after the last "
+                f"epoch{' except for ' + ', '.join(changed) if changed else ''}."
+            )
+
+
+def _directions(
+    table: pd.DataFrame, treatment: str, metrics: Sequence[str]
+) -> dict[tuple[str, str, int], str]:
+    """Find in which direction metrics differ at each place; "" where that is not clear."""
+    table = table[(table["treatment"] == treatment) & table["p"].notna()]
+    return {
+        (metric, row.place, row.layers): "higher"
+        if row.low > 0
+        else "lower"
+        if row.high < 0
+        else ""
+        for metric in metrics
+        for row in _rows(table, split="train", metric=metric)
+    }
+
+
+def _place_of(place: str, layers: int) -> str:
+    return f"{'in' if layers > 0 else 'at'} {place}"
+
+
+def _two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
+    """Describe which source of uncertainty dominates."""
+    if table.empty:
+        return
+    of_treatment = table[table["treatment"] == treatment].dropna(subset="sample_share")
+    if of_treatment.empty:
+        return
+    dominated = int((of_treatment["sample_share"] > 1 / 2).sum())
+    includes = int(((of_treatment["low"] > 0) | (of_treatment["high"] < 0)).sum())
+    yield (
+        f"Two sources of uncertainty: over seeds and over the samples that are probed, {includes} "
+        f"of {len(of_treatment)} differences between {treatment} and the baseline have an interval "
+        f"without 0. The choice of the samples is the larger source for {dominated} of them, the "
+        f"runs for {len(of_treatment) - dominated}."
+    )
+
+
+def _depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterator[str]:
+    """Describe the separation law and the start of the tunnel, on the training split."""
+    if table.empty:
+        return
+    table = table[(table["treatment"] == treatment) & (table["split"] == "train")]
+    rows: dict[str, Any] = {
+        str(row.metric): row for row in table[table["place_index"] == 0].itertuples() if row.n
+    }
+    if (slope := rows.get("separation_slope")) and (fit := rows.get("separation_r_squared")):
+        yield (
+            f"Separation law: from layer to layer, the separation fuzziness is multiplied by "
+            f"{math.exp(slope.treatment_mean):.2f} with {treatment} (R² {fit.treatment_mean:.2f}) "
+            f"and by {math.exp(slope.baseline_mean):.2f} with {baseline} "
+            f"(R² {fit.baseline_mean:.2f}). The difference in log slope is {_difference(slope)}."
+        )
+    if tunnel := rows.get("tunnel_start"):
+        yield (
+            f"Tunnel: linear probes are within 5 % of the last layer's from relative depth "
+            f"{tunnel.treatment_mean:.0%} on with {treatment} and {tunnel.baseline_mean:.0%} with "
+            f"{baseline}. The difference is {_difference(tunnel)}."
+        )
 
 
 def describe_few_pairs(n: int, points: int = 1) -> str:
@@ -170,7 +290,7 @@ def describe_few_pairs(n: int, points: int = 1) -> str:
     )
 
 
-def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
+def _metric(treatment: str, metric: str, rows: Sequence[Any], points: int) -> Iterator[str]:
     """Describe in which layers, or at which relative depths, a metric differs."""
     if not rows:
         yield f"{metric} cannot be compared: {NO_VALUES}."
@@ -190,7 +310,14 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
         yield (
             f"{metric} does not differ significantly {_places(rows, 'any of ')}. The largest "
             f"difference is {_place(largest)}: {_difference(largest)}."
+            f"{_next_study(largest, points)}"
         )
+        widest = max(tested, key=_compatible)
+        if math.isfinite(_compatible(widest)):
+            yield (
+                f"Differences in {metric} of up to ±{_compatible(widest):.3g} ({_place(widest)}) "
+                f"are still compatible with these pairs, at {CONFIDENCE:.0%} confidence."
+            )
         return
     for way, some in (
         ("higher", [row for row in clear if row.low > 0]),
@@ -203,6 +330,34 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any]) -> Iterator[str]:
                 f"({', '.join(row.place for row in some)}). The largest difference is "
                 f"{_place(largest)}: {_difference(largest)}.{_remaining(some)}"
             )
+
+
+def _compatible(row: Any) -> float:
+    """Return the largest size of a difference in the confidence interval; -inf without one."""
+    size = max(abs(row.low), abs(row.high))
+    return size if math.isfinite(size) else -math.inf
+
+
+def _chances(row: Any, treatment: str, baseline: str) -> str:
+    if math.isnan(row.probability):
+        return ""
+    return (
+        f" A run with {treatment} is better than one with {baseline} with probability "
+        f"{row.probability:.2f}{_interval(row.probability_low, row.probability_high, '.2f')}."
+    )
+
+
+def _next_study(row: Any, points: int) -> str:
+    """Describe how many seeds would show a difference that is not significant."""
+    if not row.p > LEVEL or math.isnan(row.pairs_needed):
+        return ""
+    if math.isinf(row.pairs_needed):
+        return f" To show a difference of this size, more than {MAX_PAIRS:,} pairs would be needed."
+    seeds = math.ceil(row.pairs_needed / max(1, points))
+    return (
+        f" To show a difference of this size with probability {POWER:.0%}, about "
+        f"{format_count(seeds, 'seed')} would be needed."
+    )
 
 
 def _remaining(rows: Sequence[Any]) -> str:
@@ -225,7 +380,7 @@ def _noun(row: Any) -> str:
 
 
 def _place(row: Any) -> str:
-    return f"{'in' if row.layers > 0 else 'at'} {row.place}"
+    return _place_of(row.place, row.layers)
 
 
 def _places(rows: Sequence[Any], some: str = "") -> str:

@@ -59,6 +59,9 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         - effects: points, each with a value or null (all) per axis; fields, each treatments without
           the baseline x points x keys;
         - curves: fields, each treatments without the baseline x epochs x keys;
+        - steps: null, or steps (at least 1), fields of averages: treatments x steps x keys, and
+          curves: fields of differences, each treatments without the baseline x steps x keys;
+        - initial: rows of `Analysis.initial_layers`;
         - maps: see `_maps`;
         - similarities: see `_similarities`.
     """
@@ -99,6 +102,8 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         "values": {name: _encoded(array) for name, array in arrays.items()},
         "effects": _effects(analysis, keys, treatments),
         "curves": _curves(analysis, keys, treatments, [int(all_epochs[at]) for at in chosen]),
+        "steps": _steps(analysis, keys, treatments),
+        "initial": json.loads(analysis.initial_layers.to_json(orient="records")),
         "maps": _maps(analysis, treatments, [axis["name"] for axis in axes]),
         "similarities": _similarities(study),
     }
@@ -212,6 +217,30 @@ def _curves(
         table["epoch"].map(epochs.index),
         _numbered(table, keys),
     )
+
+
+def _steps(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dict[str, Any] | None:
+    if analysis.steps.empty:
+        return None
+    means, curves = (
+        table[table["step"] > 0] if len(table) else table  # 0 is not on a logarithmic axis
+        for table in (analysis.steps, analysis.step_curves)
+    )
+    steps = sorted(means["step"].unique().tolist())
+
+    def placed(table: pd.DataFrame, fields: tuple[str, ...], skipped: int) -> dict[str, str]:
+        if table.empty:
+            return {}
+        shape = (len(treatments) - skipped, len(steps), len(keys))
+        treatment = table["treatment"].map(treatments.index) - skipped
+        at = table["step"].map(steps.index)
+        return _placed(table, fields, shape, treatment, at, _numbered(table, keys))
+
+    return {
+        "steps": steps,
+        "fields": placed(means, ("n", "undefined", "mean", "sd"), 0),
+        "curves": placed(curves, CURVES, 1),
+    }
 
 
 def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ const spreads = decoded(data.values.sd);
 const counts = decoded(data.values.n);
 const effects = mapped(data.effects.fields, decoded);
 const curves = mapped(data.curves, decoded);
+const stepMeans = data.steps ? mapped(data.steps.fields, decoded) : {};
+const stepCurves = data.steps ? mapped(data.steps.curves, decoded) : {};
 const [mapX, mapY, mapLabels] = [data.maps.x, data.maps.y, data.maps.labels].map(decoded);
 const last = "last";
 
@@ -317,7 +319,7 @@ const layerAxis = (places) => axis("layer", {
   range: [-0.5, places.length - 0.5], zeroline: false,
 });
 
-function levels(metric) {
+function levels(metric, scale = {}) {
   const split = chosen("split");
   const places = placesOf(split, metric);
   const groups = shownGroups();
@@ -336,11 +338,33 @@ function levels(metric) {
   });
   return {
     traces,
-    layout: layout({ xaxis: layerAxis(places), yaxis: axis(metric) }),
+    layout: layout({ xaxis: layerAxis(places), yaxis: axis(metric, scale) }),
     caption:
       `${metric}${directionOf(metric)} per layer, ${split} split, ${describeFilters()}. Points are ` +
       `means over ${describeCounts(groups)}; bars are standard deviations.` +
       describeMissing(pointsOf),
+    columns: ["norm", "layer", "n", "mean", "standard deviation"],
+    rows,
+  };
+}
+
+/** Draw rank or orthogonality gap of the layers before training. */
+function beforeTraining() {
+  const [metric, split] = [chosen("initial"), chosen("split")];
+  const rows = [];
+  const traces = data.treatments.map((name, number) => {
+    const points = data.initial
+      .filter((row) => row.treatment === name && row.metric === metric && row.split === split)
+      .sort((a, b) => a.place_index - b.place_index);
+    points.forEach((row) => rows.push([name, row.place, row.n, row.mean, row.sd]));
+    const sds = points.map((row) => row.sd ?? NaN);
+    return withBars(line(number, name, points.map((row) => row.place), points), sds);
+  });
+  return {
+    traces,
+    layout: layout({ xaxis: axis("layer", { type: "category" }), yaxis: axis(metric) }),
+    caption: `${metric} per layer before training, ${split} split. Points are means over all runs, ` +
+      "regardless of the filters; bars are standard deviations.",
     columns: ["norm", "layer", "n", "mean", "standard deviation"],
     rows,
   };
@@ -556,6 +580,73 @@ function differenceOverEpochs(metric, split, place) {
       "filters; bands are 95 % " +
       "confidence intervals of single epochs." + describeFewPairs(rows.map((row) => row[2])),
     columns: ["norm", "epoch", "n", "pairs without a value", "difference", "low", "high"],
+    rows,
+  };
+}
+
+/** Make an axis of training steps. */
+const stepAxis = () => axis("training step (logarithmic)", { type: "log" });
+
+/** Read the values at each step for a treatment's number among those of the fields. */
+function overSteps(fields, number, key) {
+  return data.steps.steps
+    .map((step, at) => {
+      const cell = (number * data.steps.steps.length + at) * data.keys.length + key;
+      return { step, ...mapped(fields, (field) => (key === undefined ? NaN : field[cell])) };
+    })
+    .filter((point) => point.n > 0);
+}
+
+function levelsOverSteps() {
+  const split = chosen("split");
+  const [metric, place] = [chosen("metric"), chosen("layer")];
+  const key = numberOf(split, metric, place);
+  const rows = [];
+  const traces = data.treatments.flatMap((name, number) => {
+    const points = overSteps(stepMeans, number, key);
+    points.forEach((point) => rows.push([name, point.step, point.n, point.mean, point.sd]));
+    const steps = points.map((point) => point.step);
+    return [
+      line(number, name, steps, points),
+      band(number, steps, points.map((point) => point.mean - point.sd),
+        points.map((point) => point.mean + point.sd)),
+    ];
+  });
+  return {
+    traces,
+    layout: layout({ xaxis: stepAxis(), yaxis: axis(metric) }),
+    caption:
+      `${metric} at ${place}, ${split} split, over the training steps. Lines are means over all ` +
+      "runs, regardless of the filters; bands are standard deviations. The network before training " +
+      "is not on the axis. Within epochs, normalization uses the statistics of training samples.",
+    columns: ["norm", "step", "n", "mean", "standard deviation"],
+    rows,
+  };
+}
+
+function differenceOverSteps() {
+  const split = chosen("split");
+  const [metric, place] = [chosen("metric"), chosen("layer")];
+  const key = numberOf(split, metric, place);
+  const rows = [];
+  const traces = comparedTreatments().flatMap(({ name, number }) => {
+    const points = overSteps(stepCurves, number - 1, key);
+    points.forEach((point) => rows.push([name, point.step, point.n, point.undefined,
+      point.difference, point.low, point.high]));
+    const steps = points.map((point) => point.step);
+    return [
+      line(number, name, steps, points.map((point) => ({ ...point, mean: point.difference }))),
+      band(number, steps, points.map((point) => point.low), points.map((point) => point.high)),
+    ];
+  });
+  return {
+    traces,
+    layout: layout({ xaxis: stepAxis(), yaxis: axis(`difference to ${data.baseline}`) }),
+    caption:
+      `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split. Lines are ` +
+      "means over all pairs, regardless of the filters; bands are 95 % confidence intervals of " +
+      "single steps." + describeFewPairs(rows.map((row) => row[2])),
+    columns: ["norm", "step", "n", "pairs without a value", "difference", "low", "high"],
     rows,
   };
 }
@@ -976,10 +1067,15 @@ const FIGURES = {
   "sparsity-difference": () => difference(chosen("sparsity")),
   "clustering-levels": () => levels(chosen("clustering")),
   "clustering-difference": () => difference(chosen("clustering")),
+  "depth-nc1": () => levels("nc1", { type: "log" }),
+  "depth-linear_probe": () => levels("linear_probe"),
+  "depth-initial": beforeTraining,
   "effects": effectMap,
   "epochs-levels": ofLayer,
   "epochs-difference": () =>
     differenceOverEpochs(chosen("metric"), chosen("split"), chosen("layer")),
+  "steps-levels": levelsOverSteps,
+  "steps-difference": differenceOverSteps,
   "accuracy": () => ofModel("accuracy"),
   "loss": () => ofModel("loss"),
   "gap": gap,

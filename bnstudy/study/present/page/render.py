@@ -101,6 +101,8 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "clustering": choose_measured(CLUSTERING, data["metrics"]),
         "of_network": _of_network(data),
         "inapplicable": _inapplicable(study),
+        "over_depth": [name for name in ("nc1", "linear_probe") if name in data["metrics"]],
+        "initial_metrics": list(dict.fromkeys(row["metric"] for row in data["initial"])),
         "effect_size": "cohens_d" if _has_spread(analysis) else "rank_biserial",
         "embedded_note": _embedded_note(data, study),
         "assumptions": ASSUMPTIONS,
@@ -238,11 +240,22 @@ def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
     environments = study.results.groupby(known, dropna=False).size().rename("runs").reset_index()
     compared = (
         "treatment baseline split metric n undefined diverged baseline_mean treatment_mean "
-        "difference low high test p smallest_p p_adjusted cohens_d rank_biserial"
+        "difference low high test p smallest_p p_adjusted cohens_d rank_biserial probability "
+        "probability_low probability_high pairs_needed"
     )
     tables = {
         "performance": _chosen(performance, compared),
         "optimization": _chosen(optimization, compared),
+        "equal": _equal_training(analysis),
+        "two_sources": _chosen(
+            _of_main_metrics(analysis.two_sources),
+            "treatment baseline split metric place n difference low high sample_share",
+        ),
+        "depth": _chosen(
+            analysis.depth,
+            "treatment baseline split metric place n undefined baseline_mean treatment_mean "
+            "difference low high test p p_adjusted",
+        ),
         "relations": _chosen(
             relations,
             "target metric place n granulated granulated_low granulated_high tau cmi cmi_null",
@@ -271,6 +284,25 @@ def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | 
     return shown | {"environments": environments[["runs", *known]]}
 
 
+def _equal_training(analysis: Analysis) -> pd.DataFrame:
+    """Collect accuracy and main metrics on the splits that the verdict describes."""
+    tables = [
+        table.assign(at=f"equal {name}")[
+            (table["metric"].isin(METRICS) & (table["split"] == "train"))
+            | ((table["metric"] == "probe_accuracy") & (table["split"] == "test"))
+        ]
+        for name, table in analysis.equal_training.items()
+        if len(table)
+    ]
+    if not tables:
+        return pd.DataFrame()
+    return _chosen(
+        pd.concat(tables),
+        "at treatment baseline split metric place n diverged apart used baseline_used "
+        "baseline_mean treatment_mean difference low high test p p_adjusted",
+    )
+
+
 def _chosen(table: pd.DataFrame, columns: str) -> pd.DataFrame:
     return table[[name for name in columns.split() if name in table]]
 
@@ -291,6 +323,9 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("epochs", "Over the epochs"): has_layers,
         ("performance", "Accuracy and loss"): True,
         ("optimization", "Optimization"): bool(content["of_network"]),
+        ("sources", "Two sources"): content["two_sources"] is not None,
+        ("depth", "Over depth"): content["depth"] is not None,
+        ("equal", "At equal training"): content["equal"] is not None,
         ("generalization", "Generalization"): has_layers,
         ("axes", "Over the grid"): "lr" in content["axis_names"]
         or content["over_grid"]

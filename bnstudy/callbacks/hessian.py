@@ -1,0 +1,201 @@
+"""Curvature of the loss: largest eigenvalues and trace of its Hessian."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from math import sqrt
+from typing import Literal
+
+import lightning as L
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bnstudy.callbacks.optimization import (
+    OptimizationMetrics,
+    calibrated_network,
+    network_of,
+    probe_of,
+    rows_of,
+)
+from bnstudy.callbacks.processes import others_wait
+from bnstudy.data.batches import balanced
+from bnstudy.randomness import generator_for
+from bnstudy.representations import Tap
+from bnstudy.representations.running_statistics import with_running_statistics
+
+TOLERANCE = 1e-3  # relative error of an eigenvalue
+
+
+class Curvature:
+    """Hessian of a loss with respect to some parameters, by products with vectors.
+
+    Args:
+        gradient: Gradient of the loss, one tensor for each parameter, with its graph.
+        parameters: Parameters.
+    """
+
+    def __init__(self, gradient: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+        self.gradient, self.parameters = gradient, parameters
+        self.size = sum(one.numel() for one in parameters)
+
+    def product(self, vector: Tensor) -> Tensor:
+        """Multiply the Hessian with a vector of `size` numbers (Pearlmutter 1994)."""
+        like = self.parameters[0]
+        parts = vector.to(like).split([one.numel() for one in self.parameters])
+        # A constant slope, such as that of an unused parameter, has no graph.
+        slopes, shaped = [], []
+        for slope, part, one in zip(self.gradient, parts, self.parameters, strict=True):
+            if slope.requires_grad:
+                slopes.append(slope)
+                shaped.append(part.view_as(one))
+        if not slopes:
+            return torch.zeros_like(vector)
+        products = torch.autograd.grad(
+            slopes, self.parameters, shaped, retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([one.flatten() for one in products])
+
+    def largest_eigenvalues(self, count: int) -> list[float]:
+        """Compute the (algebraically) largest eigenvalues by Lanczos' method, the largest first.
+
+        NaN where the method does not converge, or there are not so many parameters.
+        """
+
+        def multiply(vector: np.ndarray) -> np.ndarray:
+            return self.product(torch.from_numpy(vector.ravel())).double().cpu().numpy()
+
+        start = torch.randn(self.size, generator=generator_for("hessian", "start")).double().numpy()
+        operator = LinearOperator((self.size, self.size), matvec=multiply, dtype=np.float64)
+        possible = min(count, self.size - 1)
+        try:
+            found = eigsh(
+                operator, possible, which="LA", v0=start, tol=TOLERANCE, return_eigenvectors=False
+            )
+        except (ArpackNoConvergence, ValueError):
+            found = np.array([])
+        known = sorted(found.tolist(), reverse=True)
+        return [*known, *[float("nan")] * (count - len(known))]
+
+    def trace(self, num_probes: int) -> tuple[float, float]:
+        """Estimate the trace by Hutchinson's method (1989), with its standard error.
+
+        Args:
+            num_probes: Number of random vectors of +1 and -1, at least 2.
+        """
+        generator = generator_for("hessian", "probes")
+        values = []
+        for _ in range(num_probes):
+            probe = torch.randint(2, (self.size,), generator=generator).float() * 2 - 1
+            values.append(probe.double() @ self.product(probe).double().cpu())
+        estimates = torch.stack(values)
+        return estimates.mean().item(), estimates.std().item() / sqrt(num_probes)
+
+
+class Hessian(OptimizationMetrics):
+    """Curvature of the training loss (Yao et al. 2020, PyHessian, arXiv 1912.07145).
+
+    It is measured for the whole model and, at the site `stage`, for the parameters of each of its
+    parts: before training, then every n-th epoch and after the last one. The loss is the
+    cross-entropy of class-balanced samples of the training split's probe set, without a
+    regularizer's penalty, as a function of the parameters that are trained. Metrics:
+
+    - `hessian_eigenvalue_1`, `_2`, ...: the largest eigenvalues.
+    - `hessian_trace`, `hessian_trace_error`: estimated trace and its standard error.
+
+    In a distributed run the first process measures while the others wait.
+
+    Args:
+        every_n_epochs: Interval n of the measured epochs.
+        num_eigenvalues: Number of eigenvalues.
+        num_probes: Number of random vectors for the trace, at least 2.
+        num_samples: Maximum number of samples.
+        batchnorm: Mode of normalization layers that keep running statistics: `eval` to use these,
+            as constants; `train` to use the statistics of the samples, which depend on the
+            parameters. All other layers, such as dropout, are in eval mode.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int,
+        num_eigenvalues: int,
+        num_probes: int,
+        num_samples: int,
+        batchnorm: Literal["eval", "train"],
+    ) -> None:
+        super().__init__()
+        self.every_n_epochs = every_n_epochs
+        self.num_eigenvalues = num_eigenvalues
+        self.num_probes = num_probes
+        self.num_samples = num_samples
+        self.batchnorm = batchnorm
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure before the first step, unless the run is resumed."""
+        if trainer.global_step == 0:
+            with calibrated_network(trainer, pl_module):
+                self._measure(trainer, pl_module, epoch=0)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the epoch if it is due."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
+            self._measure(trainer, pl_module, epoch)
+
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
+        with others_wait(trainer) as is_first, self.timed():
+            if not is_first:
+                return
+            network = deepcopy(network_of(module)).eval()
+            if self.batchnorm == "train":
+                for layer in with_running_statistics(network).values():
+                    layer.train()
+            batches = zip(*probe_of(trainer, "train"), strict=True)
+            inputs, labels = (torch.cat(parts) for parts in batches)
+            chosen = balanced(labels, min(self.num_samples, len(labels)))
+            images = inputs[chosen].to(next(network.parameters()))
+            labels = labels[chosen].to(images.device)
+            with torch.inference_mode(False), torch.enable_grad():
+                loss = functional.cross_entropy(network(images.clone()), labels.clone())
+                trained = [one for one in network.parameters() if one.requires_grad]
+                slopes = torch.autograd.grad(
+                    loss, trained, create_graph=True, materialize_grads=True
+                )
+                gradients = dict(zip(map(id, trained), slopes, strict=True))
+                rows = []
+                parts: list[tuple[Tap | None, nn.Module]] = [(None, network)]
+                parts += [
+                    (Tap(index, name, "stage"), part)
+                    for index, (name, part) in enumerate(stages_of(network).items())
+                ]
+                for tap, part in parts:
+                    values = self._values(part, gradients)
+                    rows += rows_of(
+                        values, tap, epoch, trainer.global_step, reason="a gradient is not finite"
+                    )
+        self.publish(trainer, epoch, rows)
+
+    def _values(self, part: nn.Module, gradients: dict[int, Tensor]) -> dict[str, float]:
+        parameters = [one for one in part.parameters() if id(one) in gradients]
+        gradient = [gradients[id(one)] for one in parameters]
+        names = [f"hessian_eigenvalue_{number + 1}" for number in range(self.num_eigenvalues)]
+        names += ["hessian_trace", "hessian_trace_error"]
+        if not all(one.isfinite().all() for one in gradient):
+            return dict.fromkeys(names, float("nan"))
+        curvature = Curvature(gradient, parameters)
+        eigenvalues = curvature.largest_eigenvalues(self.num_eigenvalues)
+        return dict(zip(names, [*eigenvalues, *curvature.trace(self.num_probes)], strict=True))
+
+
+def stages_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the parts of a network that have trained parameters, such as its stages, by name.
+
+    Wrappers with a single such part are removed.
+    """
+    parts = {
+        name: part
+        for name, part in network.named_children()
+        if any(one.requires_grad for one in part.parameters())
+    }
+    return stages_of(next(iter(parts.values()))) if len(parts) == 1 else parts

@@ -1,0 +1,100 @@
+"""Norms of the weights, and the learning rate relative to them."""
+
+from math import nan
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from bnstudy.callbacks.gradient_norms import SITES
+from bnstudy.callbacks.optimization import (
+    OptimizationMetrics,
+    network_of,
+    probe_of,
+    rows_of,
+    taps_of,
+)
+from bnstudy.representations import Tap
+from bnstudy.representations.precision import where_float64
+from bnstudy.representations.taps import Taps
+
+
+class WeightNorms(OptimizationMetrics):
+    """L2 norms of each layer's parameters, before training and at the end of each epoch.
+
+    Of convolutions and linear layers, at the sites `conv` and `linear`:
+
+    - `weight_norm`: norm of the weights w.
+    - `effective_lr`: learning rate of the last step / |w|^2 with SGD, or / |w| with Adam and AdamW,
+      whose steps do not grow with the gradient. It says how fast the direction of weights changes
+      that a norm makes scale-invariant (van Laarhoven 2017, arXiv 1706.05350); where no norm
+      follows, it says nothing.
+
+    Of normalization layers with a scale and a shift, at the site `norm`: `gamma_norm` and
+    `beta_norm`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taps: dict[str, Tap] = {}
+        self.lr = nan
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the layers, and measure before the first step unless the run is resumed."""
+        network = network_of(pl_module)
+        sites = {
+            name: site
+            for name, module in network.named_modules()
+            for kind, site in SITES.items()
+            if isinstance(module, kind)
+        }
+        sites |= {name: "norm" for name, site in Taps(network).site_of.items() if site == "norm"}
+        inputs, _ = next(iter(probe_of(trainer, "train")))
+        self.taps = {
+            name: Tap(tap.layer_index, tap.layer, sites[name])
+            for name, tap in taps_of(network, sites, inputs[:1]).items()
+        }
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        if trainer.global_step == 0:
+            self._measure(trainer, network, epoch=0)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Note the learning rate of the step."""
+        self.lr = optimizer.param_groups[0]["lr"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure at the end of the epoch."""
+        self._measure(trainer, network_of(pl_module), trainer.current_epoch + 1)
+
+    def _measure(self, trainer: L.Trainer, network: nn.Module, epoch: int) -> None:
+        power = 2 if isinstance(trainer.optimizers[0], SGD) else 1
+        rows = []
+        with self.timed():
+            for name, tap in self.taps.items():
+                weight, bias = _parameters_of(network.get_submodule(name))
+                values = {}
+                if tap.site == "norm":
+                    found = {"gamma_norm": weight, "beta_norm": bias}
+                    values = {key: _norm(one) for key, one in found.items() if one is not None}
+                elif weight is not None:
+                    norm = _norm(weight)
+                    values["weight_norm"] = norm
+                    values["effective_lr"] = self.lr / norm**power if norm else nan
+                reason = "the weights are 0, or not finite"
+                rows += rows_of(values, tap, epoch, trainer.global_step, reason=reason)
+        self.publish(trainer, epoch, rows)
+
+
+def _parameters_of(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias of a module, or of the norm that it wraps."""
+    for part in module.modules():
+        if isinstance(weight := getattr(part, "weight", None), nn.Parameter):
+            return weight, getattr(part, "bias", None)
+    return None, None
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(where_float64(values.detach()), dtype=torch.float64))

@@ -1,0 +1,198 @@
+"""Numbers that describe how representations change over the depth of a network.
+
+They are computed from the layers' activations in the records, one number a run, and compared within
+pairs as all others.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bnstudy.runs.long_table import WHOLE_MODEL
+from bnstudy.study.effects import Sample, compare_pairs
+from bnstudy.study.inference import mean, spread
+from bnstudy.study.inference.columns import Indices, Numbers
+from bnstudy.study.load.matrix import count_layers, load_columns
+from bnstudy.study.load.study_runs import StudyRuns
+
+SITE = "act"
+MIN_LAYERS = 3  # for a line
+TUNNEL_SHARE = 0.95  # of the last layer's probe accuracy
+
+
+def separation_slope(nc1: Numbers) -> float:
+    """Compute the slope of log separation fuzziness over the layers' numbers.
+
+    The law of data separation (He and Su 2023, arXiv 2210.17020): D = tr(S_W S_B^+) falls by a
+    constant factor from layer to layer, so that log D is a line. `nc1` is D / number of classes.
+    """
+    return _line(nc1)[0]
+
+
+def separation_r_squared(nc1: Numbers) -> float:
+    """Compute the share of the variance of log separation fuzziness that the line explains."""
+    return _line(nc1)[1]
+
+
+def tunnel_start(linear_probe: Numbers) -> float:
+    """Find the relative depth of the first layer whose probe is nearly as accurate as the last's.
+
+    Masarczyk et al. 2023 (arXiv 2305.19753) call the layers from there on the tunnel. Nearly means
+    at least 95 % of the last layer's accuracy. The first layer has depth 0, the last one 1.
+    """
+    if len(linear_probe) < MIN_LAYERS or not np.isfinite(linear_probe).all():
+        return np.nan
+    first = int(np.argmax(linear_probe >= TUNNEL_SHARE * linear_probe[-1]))
+    return first / (len(linear_probe) - 1)
+
+
+def orthogonality_gap(soft_rank: Numbers, num_samples: Numbers | float) -> Numbers:
+    """Compute the deviation of the samples' inner products from those of orthogonal samples.
+
+    | M / tr M - I / N | in the Frobenius norm, where M are the N x N inner products (Daneshmand,
+    Joudaki and Bach 2021, arXiv 2106.03970). As soft_rank = (tr M)^2 / |M|^2, it is
+    sqrt(1 / soft_rank - 1 / N).
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Numbers = np.sqrt(np.maximum(1 / soft_rank - 1 / num_samples, 0))
+    return found
+
+
+OF_THE_MODEL: dict[str, tuple[str, Callable[[Numbers], float]]] = {
+    "separation_slope": ("nc1", separation_slope),
+    "separation_r_squared": ("nc1", separation_r_squared),
+    "tunnel_start": ("linear_probe", tunnel_start),
+}
+
+
+class DepthNumbers(NamedTuple):
+    """Numbers of each run.
+
+    Attributes:
+        keys: Table of the columns, as of `load_columns`.
+        values: Runs x columns.
+    """
+
+    keys: pd.DataFrame
+    values: Numbers
+
+
+def compute_depth_numbers(study: StudyRuns) -> DepthNumbers:
+    """Compute the numbers of all runs, as far as the metrics that they need were measured.
+
+    After the last epoch: `separation_slope`, `separation_r_squared` and `tunnel_start` of each
+    network. Before training: `initial_rank` (`soft_rank`) and `initial_orthogonality_gap` of each
+    layer.
+
+    Args:
+        study: Study whose runs are comparable.
+    """
+    parts = [*_numbers_of_models(study), *_numbers_of_layers(study)]
+    keys = pd.concat([part.keys for part in parts], ignore_index=True) if parts else pd.DataFrame()
+    values = np.concatenate([part.values for part in parts], axis=1) if parts else np.empty((0, 0))
+    return DepthNumbers(keys, values)
+
+
+def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
+    """Compute paired differences in the numbers of `compute_depth_numbers`.
+
+    Args:
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
+
+    Returns:
+        Table as of `compute_effects`; empty if no metric that they need was measured.
+    """
+    keys, values = compute_depth_numbers(study)
+    if keys.empty:
+        return pd.DataFrame()
+    is_diverged = study.results["status"].to_numpy() == "diverged"
+
+    def read(ours: Indices, theirs: Indices) -> Sample:
+        lost = is_diverged[ours] | is_diverged[theirs]
+        return Sample(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
+
+    return compare_pairs(study, keys, read, baseline)
+
+
+def compute_initial_layers(study: StudyRuns) -> pd.DataFrame:
+    """Compute means over runs of rank and orthogonality gap of each layer before training.
+
+    Returns:
+        One row per treatment, split, metric and place, with place_index, n, mean and sd.
+    """
+    keys, values = compute_depth_numbers(study)
+    if keys.empty or not (keys["place_index"] > 0).any():
+        return pd.DataFrame()
+    layers = (keys["place_index"] > 0).to_numpy()
+    tables = []
+    treatments = study.results["treatment"].to_numpy(dtype=str)
+    for treatment in study.treatments:
+        sample = values[treatments == treatment][:, layers]
+        table = keys[layers][["split", "metric", "place", "place_index"]].assign(
+            treatment=treatment,
+            n=np.isfinite(sample).sum(axis=0),
+            mean=mean(sample),
+            sd=spread(sample),
+        )
+        tables.append(table[table["n"] > 0])
+    return pd.concat(tables, ignore_index=True)
+
+
+def _numbers_of_models(study: StudyRuns) -> Iterator[DepthNumbers]:
+    keys, values = load_columns(study)
+    counts = count_layers(study)
+    if SITE not in counts:
+        return
+    of_site = keys[(keys["site"] == SITE) & (keys["layers"] > 0)]
+    for name, (metric, function) in OF_THE_MODEL.items():
+        for split, columns in of_site[of_site["metric"] == metric].groupby("split", sort=False):
+            found = np.full((len(values), 1), np.nan)
+            for layers, some in columns.sort_values("place_index").groupby("layers"):
+                for run in np.flatnonzero(counts[SITE] == layers):
+                    found[run] = function(values[run, some.index])
+            key = {"split": split, "metric": name, "site": "", "layers": 0}
+            place = {"place": WHOLE_MODEL, "place_index": 0}
+            yield DepthNumbers(pd.DataFrame([key | place]), found)
+
+
+def _numbers_of_layers(study: StudyRuns) -> Iterator[DepthNumbers]:
+    keys, values = load_columns(study, every_epoch=True)
+    chosen = keys[
+        (keys["epoch"] == 0)
+        & (keys["metric"] == "soft_rank")
+        & (keys["site"] == SITE)
+        & (keys["place_index"] > 0)
+    ]
+    if chosen.empty:
+        return
+    ranks = values[:, chosen.index]
+    sizes = np.array(
+        [
+            [_probe_size(probe, split) for split in chosen["split"]]
+            for probe in study.results["probe"]
+        ]
+    )
+    chosen = chosen.drop(columns="epoch").reset_index(drop=True)
+    yield DepthNumbers(chosen.assign(metric="initial_rank"), ranks)
+    gaps = orthogonality_gap(ranks, sizes)
+    yield DepthNumbers(chosen.assign(metric="initial_orthogonality_gap"), gaps)
+
+
+def _probe_size(probe: str, split: str) -> float:
+    """Read the number of samples of a split from a description such as "2000 train + 1000 test"."""
+    sizes = dict(part.split()[::-1] for part in probe.split(" + ") if part)
+    return float(sizes.get(split, np.nan))
+
+
+def _line(nc1: Numbers) -> tuple[float, float]:
+    """Fit a line to log nc1 over the layers' numbers: slope and R squared."""
+    if len(nc1) < MIN_LAYERS or not (np.isfinite(nc1) & (nc1 > 0)).all():
+        return np.nan, np.nan
+    if np.ptp(nc1) == 0:
+        return 0.0, np.nan
+    fit = stats.linregress(np.arange(len(nc1)), np.log(nc1))
+    return float(fit.slope), float(fit.rvalue**2)

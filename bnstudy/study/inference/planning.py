@@ -1,0 +1,110 @@
+"""Probability of improvement, and numbers of pairs for the next study."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from bnstudy.study.inference.columns import Flags, Numbers
+from bnstudy.study.inference.effect_sizes import cohens_d
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP
+
+POWER = 0.8
+MAX_PAIRS = 1_000
+NUM_RESAMPLES = 2_000
+
+
+def pairs_needed(
+    differences: Numbers, confidence: float = CONFIDENCE, power: float = POWER
+) -> Numbers:
+    """Compute the number of pairs that would show an effect of the observed size.
+
+    It is the smallest number with which Student's paired t-test, two-sided at the level
+    1 - confidence, rejects with the given probability, if differences are normal with the observed
+    Cohen's d; at least 6, as fewer have no exact test. The observed d is itself uncertain.
+
+    Args:
+        differences: Pairs x comparisons.
+        confidence: Confidence of the later test.
+        power: Probability with which it rejects.
+
+    Returns:
+        Number of pairs of each comparison; NaN with fewer than 3 pairs or no spread, infinite above
+        1,000.
+
+    Examples:
+        >>> pairs_needed(np.array([[0.3], [-0.1], [0.4], [0.0]]))
+        array([22.])
+    """
+    d = np.abs(cohens_d(differences))
+    d[np.isfinite(differences).sum(axis=0) < MIN_PAIRS] = np.nan
+    n = np.arange(MIN_PAIRS_TO_FLIP, MAX_PAIRS + 1)
+    critical = stats.t.ppf((1 + confidence) / 2, n - 1)
+    # The noncentrality at which the test statistic exceeds its critical value often enough.
+    detectable = special.nctdtrinc(n - 1, 1 - power, critical) / np.sqrt(n)
+    at = np.searchsorted(-detectable, -d)  # detectable sizes fall with n
+    found = np.append(n.astype(float), np.inf)[np.minimum(at, len(n))]
+    return np.where(np.isnan(d), np.nan, found)
+
+
+def probability_of_improvement(
+    ours: Numbers,
+    theirs: Numbers,
+    points: NDArray[np.str_],
+    confidence: float = CONFIDENCE,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Compute the probability that a run of the treatment has a larger value than the baseline's.
+
+    At each point of the grid all runs are compared with all others (Mann and Whitney 1947; a tie
+    counts half), and points have the same weight, as in rliable (Agarwal et al. 2021, arXiv
+    2108.13264). The interval is a bootstrap's, stratified by point and treatment.
+
+    Args:
+        ours: Values of the treatment, runs x comparisons.
+        theirs: Values of the baseline, runs x comparisons, at the same points.
+        points: Point of the grid of each run of both.
+        confidence: Confidence of the percentile interval.
+        num_resamples: Number of resamples.
+
+    Returns:
+        Probability, and low and high end of its interval, of each comparison; NaN where a point has
+        no values. The interval needs 3 runs of each at every point.
+
+    Examples:
+        >>> ours, theirs = np.array([[3.0], [4.0], [2.0]]), np.array([[1.0], [2.0], [3.0]])
+        >>> found = probability_of_improvement(ours, theirs, np.array(["a", "a", "a"]))
+        >>> found[0].round(3)
+        array([0.778])
+    """
+    rows_of = [np.flatnonzero(points == point) for point in dict.fromkeys(points.tolist())]
+    generator = np.random.default_rng(0)
+    observed = np.zeros((1, ours.shape[1]))
+    resampled = np.zeros((num_resamples, ours.shape[1]))
+    for rows in rows_of:
+        mine, other = ours[rows][:, None], theirs[rows][None]
+        known = np.isfinite(mine) & np.isfinite(other)
+        wins = np.where(known, (mine > other) + 0.5 * (mine == other), 0)
+        once = np.ones((1, len(rows)))
+        observed += _share(wins, known, once, once)
+        even = np.full(len(rows), 1 / len(rows))
+        first, second = (
+            generator.multinomial(len(rows), even, num_resamples).astype(float) for _ in range(2)
+        )
+        resampled += _share(wins, known, first, second)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled / len(rows_of), [tail, 1 - tail], axis=0)
+    if min(map(len, rows_of)) < MIN_PAIRS:
+        low, high = np.full((2, ours.shape[1]), np.nan)
+    return observed[0] / len(rows_of), low, high
+
+
+def _share(wins: Numbers, known: Flags, first: Numbers, second: Numbers) -> Numbers:
+    """Compute the share of wins if runs are counted so often: resamples x comparisons."""
+    won, all_pairs = (
+        np.einsum("ri,rj,ijk->rk", first, second, values, optimize=True)
+        for values in (wins, known.astype(float))
+    )
+    with np.errstate(invalid="ignore"):
+        found: Numbers = won / all_pairs
+    return found

@@ -1,0 +1,53 @@
+"""Effects with intervals over pairs and over the samples that are probed."""
+
+import numpy as np
+import pandas as pd
+
+from bnstudy.study.effects import comparisons
+from bnstudy.study.inference import measured_differences
+from bnstudy.study.inference.columns import mean
+from bnstudy.study.inference.two_sources import two_source_interval
+from bnstudy.study.load.matrix import load_columns
+from bnstudy.study.load.study_runs import StudyRuns
+
+
+def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
+    """Compute paired differences after the last epoch with intervals that carry both sources.
+
+    Args:
+        study: Study whose runs are comparable.
+        baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
+
+    Returns:
+        One row per comparison whose runs have folds (`metrics.folds`): treatment, baseline, split,
+        metric, layers, place, place_index, site; n, pairs with values on all samples and folds;
+        difference; low, high and sample_share of `two_source_interval`. Empty without folds.
+    """
+    baseline = study.baseline(baseline)
+    if study.query("select 1 from folds limit 1").empty:
+        return pd.DataFrame()
+    keys, values = load_columns(study)
+    fold_keys, fold_values = load_columns(study, every_fold=True)
+    folds = fold_keys["fold"].unique()
+    names = ["split", "metric", "site", "layers", "place_index"]
+    first = fold_keys[fold_keys["fold"] == folds[0]].reset_index(drop=True)
+    at = pd.MultiIndex.from_frame(first[names]).get_indexer(pd.MultiIndex.from_frame(keys[names]))
+    by_fold = fold_values.reshape(len(values), len(folds), len(first))[:, :, at]
+    tables: list[pd.DataFrame] = []
+    for identity, ours, theirs, shared in comparisons(study, keys, baseline):
+        differences = measured_differences(
+            values[np.ix_(ours, shared)], values[np.ix_(theirs, shared)]
+        )
+        of_folds = by_fold[ours][:, :, shared] - by_fold[theirs][:, :, shared]
+        known = np.isfinite(differences) & np.isfinite(of_folds).all(axis=1)
+        found = two_source_interval(differences, of_folds)
+        table: pd.DataFrame = keys[shared].assign(
+            **identity,
+            n=known.sum(axis=0),
+            difference=mean(np.where(known, differences, np.nan)),
+            low=found.low,
+            high=found.high,
+            sample_share=found.sample_share,
+        )
+        tables.append(table[pd.Series(known.any(axis=0), table.index)])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

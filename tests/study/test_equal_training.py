@@ -1,0 +1,132 @@
+"""Tests of comparisons at equal training, on curves whose interpolation is done by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from bnstudy.runs.long_table import Row
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.effects import compute_averages
+from bnstudy.study.equal_training import compute_equal_training
+from bnstudy.study.present.figures import Plot
+from bnstudy.study.present.page.embedded import embed_numbers
+from bnstudy.study.present.page.render import render_page
+from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.study import load
+from tests.study.studies import Studies
+
+FAST, SLOW = [2.0, 1.0, 0.5, 0.25, 0.2, 0.1], [2.0, 1.5, 1.2, 1.0, 0.8, 0.6]
+
+
+def add(
+    studies: Studies, norm: str, seed: int, losses: list[float], values: list[float], **options: str
+) -> None:
+    """Add a run with a silhouette at each epoch, and an accuracy that falls with the loss."""
+    curves = {
+        ("probe_loss", "train"): losses,
+        ("probe_accuracy", "train"): [1 - loss / 2 for loss in losses],
+        ("probe_accuracy", "test"): [0.9 - loss / 4 for loss in losses],
+    }
+    layers = {("silhouette", epoch): [value] for epoch, value in enumerate(values)}
+    studies.add(norm, seed, curves=curves, layers=layers, **options)
+
+
+def planted(studies: Studies, seeds: int = 6) -> None:
+    """Of none, the silhouette is a function of the loss; of batchnorm too, but it trains faster."""
+    noise = np.random.default_rng(0).normal(scale=0.01, size=(seeds, 2))
+    for seed in range(seeds):
+        for norm, losses, shift in (
+            ("batchnorm", FAST, noise[seed, 0]),
+            ("none", SLOW, noise[seed, 1]),
+        ):
+            add(studies, norm, seed, losses, [shift - loss for loss in losses])
+
+
+@pytest.mark.parametrize("criterion", ["loss", "accuracy"])
+def test_each_run_is_read_where_it_first_gets_there(studies: Studies, criterion: str) -> None:
+    add(studies, "batchnorm", 0, FAST, [0.0, 0.1, 0.2, 0.9, 0.9, 0.9])
+    add(studies, "none", 0, SLOW, [0.0, 0.0, 0.0, 0.0, 0.0, 0.05])
+    table = compute_equal_training(load(studies.folder), criterion).set_index(["metric", "split"])
+    # The loss 0.6 (accuracy 0.7) lies at 8/10 of the way from epoch 1 to epoch 2.
+    silhouette = table.loc[("silhouette", "train")]
+    assert silhouette["treatment_mean"] == pytest.approx(0.2 * 0.1 + 0.8 * 0.2)
+    assert silhouette["baseline_mean"] == 0.05
+    assert silhouette["used"] == pytest.approx(1.8 / 5)
+    assert silhouette["baseline_used"] == 1
+    assert table.loc[("probe_accuracy", "test"), "difference"] == pytest.approx(0, abs=1e-12)
+    assert table.loc[("probe_loss", "train"), "treatment_mean"] == pytest.approx(0.6)
+    assert "accuracy" not in table.index.get_level_values("metric")
+
+
+def test_pairs_without_a_common_loss_are_counted(studies: Studies) -> None:
+    planted(studies, seeds=3)
+    add(studies, "batchnorm", 3, FAST, FAST)
+    add(
+        studies, "none", 3, [2.0, 2.5, 2.5, 2.5, 2.5, 2.5], FAST
+    )  # ends above batchnorm's beginning
+    add(studies, "batchnorm", 4, FAST, FAST)
+    add(studies, "none", 4, [2.0, *[math.nan] * 5], FAST, status="diverged")
+    table = compute_equal_training(load(studies.folder), "loss")
+    assert set(table["n"]) == {3}
+    assert (set(table["apart"]), set(table["diverged"])) == ({1}, {1})
+    assert set(table["undefined"]) == {0}
+
+
+def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> None:
+    planted(studies)
+    analysis = Analysis(load(studies.folder))
+    last = analysis.whole.set_index("metric").loc["silhouette"]
+    equal = analysis.equal_training["loss"].set_index("metric").loc["silhouette"]
+    assert last["low"] > 0.4
+    assert equal["low"] < 0 < equal["high"]
+    text = "\n".join(compose_verdict(analysis))
+    assert "At equal training loss (6 pairs), 36% of the training with batchnorm and 100%" in text
+    assert (
+        "At equal training accuracy, significant differences are those after the last epoch except "
+        "for silhouette in block01 (higher, now unclear)." in text
+    )
+    page = render_page(analysis)
+    assert "Paired differences at equal training loss and accuracy" in page
+    assert "Metric over the steps" not in page
+
+
+def test_studies_without_a_probe_loss_have_no_such_comparison(studies: Studies) -> None:
+    for norm in ("batchnorm", "none"):
+        studies.add(norm, layers={"silhouette": [0.1]})
+    analysis = Analysis(load(studies.folder))
+    assert all(table.empty for table in analysis.equal_training.values())
+    assert "equal training" not in "\n".join(compose_verdict(analysis))
+
+
+def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
+    for norm, seed in itertools.product(("batchnorm", "none"), range(3)):
+        record = studies.add(norm, seed, layers={("silhouette", 0): [0.0], "silhouette": [0.5]})
+        rows = [
+            Row(0, step, "train", 0, "block01", "act", "silhouette", step / 10 + seed, None)
+            for step in (1, 2, 4)
+        ]
+        record.table.add_steps(0, rows)
+        record.table.add_steps(0, rows)  # an epoch that is trained again
+    study = load(studies.folder)
+    table = compute_averages(study, every_step=True)
+    ours = table[(table["treatment"] == "none") & (table["metric"] == "silhouette")]
+    assert dict(zip(ours["step"], ours["mean"], strict=True)) == pytest.approx(
+        {0: 0, 1: 1.1, 2: 1.2, 4: 1.4, 50: 0.5}
+    )
+    assert set(compute_averages(study, every_epoch=True)["epoch"]) == {0, 5}
+    analysis = Analysis(study)
+    assert embed_numbers(analysis)["steps"]["steps"] == [1, 2, 4, 50]
+    assert set(analysis.step_curves["step"]) == {0, 1, 2, 4, 50}
+    (ax,) = Plot(analysis).steps("silhouette").axes
+    assert ax.get_xscale() == "log"
+    assert "Metric over the steps" in render_page(analysis)
+
+
+def test_a_study_without_any_common_loss_says_so(studies: Studies) -> None:
+    for seed in range(3):
+        add(studies, "batchnorm", seed, FAST, FAST)
+        add(studies, "none", seed, [2.0, 2.5, 2.5, 2.5, 2.5, 2.5], FAST)
+    text = "\n".join(compose_verdict(Analysis(load(studies.folder))))
+    assert "At equal training loss, no pair can be compared: in all 3 pairs, a run" in text
