@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnstudy
-from bnstudy import measure
+from bnstudy import measure, report
 from bnstudy.errors import UserError
 from bnstudy.sweeps.status import StudyStatus
 from tests.conftest import CommandLine, description
@@ -130,6 +130,19 @@ def test_what_has_ended_is_replaced_only_if_asked(tmp_path: Path) -> None:
     with run(overwrite=True) as again:
         again.log(epoch=2, train_loss=0.1)
     assert [row["epoch"] for row in rows(again.folder)] == [2]
+
+
+@pytest.mark.slow
+def test_the_report_of_runs_that_were_measured_in_part(
+    tmp_path: Path, command_line: CommandLine
+) -> None:
+    for norm in ("none", "batchnorm"):
+        with bnstudy.Run("mine", norm=norm, seed=0, output_root=tmp_path) as run:
+            run.measure(network(norm), [(X, Y)], epoch=1, metrics=NAMES, split="test")
+    result = command_line(str(tmp_path / "mine"), main=report.main)
+    assert result.returncode == 0, result.stderr
+    assert "Test accuracy cannot be compared" in result.stdout
+    assert (tmp_path / "mine" / "report" / "index.html").exists()
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

@@ -55,9 +55,12 @@ def format_latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
     Args:
         analysis: Analysis of the study.
     """
+    measured = set(analysis.averages[["split", "metric"]].itertuples(index=False, name=None))
     for split in ("test", "train"):
-        yield f"performance-{split}", _latex(analysis, ("accuracy", "loss"), split)
-    for metric in choose_measured(METRICS, set(analysis.averages["metric"])):
+        if not measured.isdisjoint({(split, "accuracy"), (split, "loss")}):
+            yield f"performance-{split}", _latex(analysis, ("accuracy", "loss"), split)
+    of_layers = {metric for split, metric in measured if split == "train"}
+    for metric in choose_measured(METRICS, of_layers):
         yield f"layers-{metric}", _latex(analysis, (metric,), "train")
         for depth in analysis.depths:
             yield f"layers-{metric}-depth{depth}", _latex(analysis, (metric,), "train", depth)
