@@ -64,7 +64,9 @@ class Run:
         >>> probe = [(torch.randn(20, 4), torch.arange(20) % 2)]
         >>> with Run("mine", norm="none", seed=0, output_root=mkdtemp()) as run:
         ...     values = run.measure(network, probe, epoch=0, metrics=["unit_sparsity"])
-        ...     run.log(epoch=0, test_accuracy=0.5)
+        ...     run.log(epoch=0, test_accuracy=0.5)  # doctest: +ELLIPSIS
+        /.../mine/none-seed0-...: completed
+        Report   python -m bnstudy.report /.../mine
     """
 
     def __init__(

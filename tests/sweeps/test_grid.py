@@ -62,7 +62,7 @@ def composing() -> Iterator[CountingCompose]:
         (["cell=${study}-${seed}", "study=${norm.name}", "seed=0,1", "norm=none,affine"], 4, 2),
         (["cell=${hydra:job.override_dirname}", "seed=0,1"], 2, 3),  # known to Hydra alone
         pytest.param(["cell=one,two"], 2, 1, marks=pytest.mark.long),
-        (["+optim.nesterov=true,false"], 2, 2),  # a key that is added
+        (["+optim.dampening=0,0.1"], 2, 2),  # a key that is added
         (["~model.initialization", "seed=0,1"], 2, 1),  # a network that says nothing of it
         (["model.initialization=he,torch"], 2, 1),
         (["seed=0,1", "seed=5,6"], 2, 1),  # the last one counts, as in Hydra
