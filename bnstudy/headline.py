@@ -12,8 +12,46 @@ CLUSTERING = (
     "davies_bouldin",
 )
 
+# Norms by which sentences and figures call them; those that are missing keep their names.
+NORMS = {
+    "affine": "scale and shift alone",
+    "batch_renorm": "Batch Renormalization",
+    "batchnorm": "BatchNorm",
+    "batchnorm_centering": "BatchNorm (centering only)",
+    "batchnorm_frozen": "BatchNorm (frozen statistics)",
+    "batchnorm_noaffine": "BatchNorm (no scale and shift)",
+    "batchnorm_scaling": "BatchNorm (scaling only)",
+    "derf": "Derf",
+    "dyt": "dynamic tanh",
+    "evonorm_b0": "EvoNorm-B0",
+    "evonorm_s0": "EvoNorm-S0",
+    "filterresponse": "filter response normalization",
+    "ghostbatchnorm": "Ghost BatchNorm",
+    "groupnorm": "GroupNorm",
+    "instancenorm": "InstanceNorm",
+    "layernorm": "LayerNorm",
+    "layernorm_channels": "LayerNorm over channels",
+    "none": "no normalization",
+    "rmsnorm": "RMSNorm",
+    "weightstandardization": "weight standardization",
+}
+
 FAMILIES = {"sparsity": SPARSITY, "clustering": CLUSTERING}
 METRICS = (*SPARSITY, *CLUSTERING)
+
+
+def in_words(treatment: str) -> str:
+    """Name a treatment in words, for sentences and figures.
+
+    Args:
+        treatment: Norm, followed by its swept options and regularizer.
+
+    Examples:
+        >>> in_words("none + activation_l1"), in_words("groupnorm num_groups=2")
+        ('no normalization + activation_l1', 'GroupNorm num_groups=2')
+    """
+    norm, space, rest = treatment.partition(" ")
+    return f"{NORMS.get(norm, norm)}{space}{rest}"
 
 
 def choose_measured(metrics: Iterable[str], measured: Container[str]) -> list[str]:

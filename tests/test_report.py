@@ -51,7 +51,8 @@ def test_a_multirun_ends_with_a_page_and_a_report_has_more(
     result = command_line(str(folder), main=report.main)
     assert result.returncode == 0, result.stderr
     assert (
-        "in 2 pairs of runs (2 seeds). The runs of a pair differ in nothing else" in result.stdout
+        "in 2 pairs of runs (2 seeds). The two runs of a pair differ only in the norm"
+        in result.stdout
     )
     assert "With only 2 pairs, values are shown but not tested" in " ".join(result.stdout.split())
     assert (folder / "report" / "figures" / "performance.pdf").exists()
@@ -67,8 +68,8 @@ def test_the_baseline_and_the_place_are_ones_own(
     arguments = (str(study.folder), "--baseline", "batchnorm", "--output", "elsewhere")
     result = command_line(*arguments, main=report.main)
     assert result.returncode == 0
-    assert "none is compared with batchnorm in 4 pairs" in result.stdout
-    assert "Test accuracy is 0.500 with none and 0.500 with batchnorm" in result.stdout
+    assert "no normalization is compared with BatchNorm in 4 pairs" in result.stdout
+    assert "Test accuracy is 0.500 with no normalization and 0.500 with BatchNorm" in result.stdout
     effects = pd.read_csv(tmp_path / "elsewhere" / "tables" / "effects.csv")
     assert set(effects["baseline"]) == {"batchnorm"}
     assert set(effects["treatment"]) == {"none"}

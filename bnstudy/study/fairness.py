@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from bnstudy.headline import in_words
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terms import FUSED_NORMS
@@ -28,7 +29,7 @@ def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) 
         baseline: Treatment to compare with.
 
     Returns:
-        Words such as "learning rate (0.1 with batchnorm, 0.01 with none)"; empty if the runs
+        Words such as "learning rate (0.1 with BatchNorm, 0.01 with GroupNorm)"; empty if the runs
         differ in nothing else.
     """
     cells = study.results["cell"]
@@ -45,23 +46,24 @@ def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) 
             if values[0] != values[1]:
                 found.setdefault(key, Counter())[str(values[0]), str(values[1])] += 1
     texts = [
-        _in_words(key, values, treatment, baseline, len(matched.treatment))
+        _describe(key, values, treatment, baseline, len(matched.treatment))
         for key, values in found.items()
     ]
     norms = study.results.groupby("treatment")["norm"].first()
     ours, theirs = (norms[name] in FUSED_NORMS for name in (treatment, baseline))
     if ours or theirs:
         names = (
-            f"that of the norm with {name}" if is_fused else f"ReLU with {name}"
+            f"that of the norm with {in_words(name)}" if is_fused else f"ReLU with {in_words(name)}"
             for is_fused, name in ((ours, treatment), (theirs, baseline))
         )
         texts.append(f"activation function ({', '.join(names)}; counts of zeros are not compared)")
     return " and ".join(texts)
 
 
-def _in_words(
+def _describe(
     key: str, values: Counter[tuple[str, str]], treatment: str, baseline: str, n: int
 ) -> str:
     ours, theirs = (" or ".join(dict.fromkeys(side)) for side in zip(*values, strict=True))
     some = f"; in {values.total()} of {n} pairs" if values.total() < n else ""
-    return f"{WORDS.get(key, key)} ({ours} with {treatment}, {theirs} with {baseline}{some})"
+    names = in_words(treatment), in_words(baseline)
+    return f"{WORDS.get(key, key)} ({ours} with {names[0]}, {theirs} with {names[1]}{some})"

@@ -77,7 +77,7 @@ def test_zeros_are_not_compared_with_another_activation_function(studies: Studie
     curves = compute_curves(study, "evonorm_s0")
     assert set(curves.loc[curves["place_index"] > 0, "metric"]) == {"silhouette"}
     assert describe_other_differences(study, "evonorm_s0", "none") == (
-        "activation function (that of the norm with evonorm_s0, ReLU with none; "
+        "activation function (that of the norm with EvoNorm-S0, ReLU with no normalization; "
         "counts of zeros are not compared)"
     )
     assert describe_other_differences(study, "batchnorm", "none") == ""

@@ -82,7 +82,7 @@ def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> 
     assert last["low"] > 0.4
     assert equal["low"] < 0 < equal["high"]
     text = "\n".join(compose_verdict(analysis))
-    assert "At equal training loss (6 pairs), 36% of the training with batchnorm and 100%" in text
+    assert "At equal training loss (6 pairs), 36% of the training with BatchNorm and 100%" in text
     assert (
         "At equal training accuracy, significant differences are those after the last epoch except "
         "for silhouette in block01 (higher, now unclear)." in text

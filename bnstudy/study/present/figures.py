@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnstudy.errors import UserError
-from bnstudy.headline import FAMILIES, choose_measured
+from bnstudy.headline import FAMILIES, choose_measured, in_words
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
@@ -77,7 +77,8 @@ class Plot:
             for name, table in differences.groupby("treatment"):
                 self._differences(right, str(name), table)
             right.set(
-                title=f"paired difference to {found.baseline}, {_describe_intervals(differences)}",
+                title=f"paired difference to {in_words(found.baseline)}, "
+                f"{_describe_intervals(differences)}",
                 ylabel=f"difference in {metric}",
             )
         for ax in (left, right):
@@ -123,7 +124,9 @@ class Plot:
         ax.set_xticks(range(width), grid.columns, rotation=90)
         ax.set_yticks(range(height), grid.index)
         ax.spines[:].set_visible(False)
-        ax.set_title(f"{treatment} minus {self.analysis.baseline}, {_sample_size(table)}")
+        ax.set_title(
+            f"{in_words(treatment)} minus {in_words(self.analysis.baseline)}, {_sample_size(table)}"
+        )
         figure.colorbar(image, ax=ax, label="paired rank-biserial correlation")
         return figure
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnstudy.files import replacing
-from bnstudy.headline import METRICS, choose_measured
+from bnstudy.headline import METRICS, choose_measured, in_words
 from bnstudy.study.analysis import Analysis
 
 # LaTeX's special characters.
@@ -100,7 +100,7 @@ def _latex(
         caption += f"; runs of a pair also differ in {'; '.join(analysis.other_differences)}"
     for treatment, runs in analysis.study.results.groupby("treatment"):
         if diverged := int((runs["status"] == "diverged").sum()):
-            caption += f"; {diverged} of {len(runs)} runs of {treatment} diverged"
+            caption += f"; {diverged} of {len(runs)} runs of {in_words(str(treatment))} diverged"
     text: str = table.fillna("").to_latex(
         escape=True,
         multicolumn_format="c",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from bnstudy.headline import in_words
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.fairness import describe_other_differences
 from bnstudy.study.generalization import MIN_RUNS, choose_mediators
@@ -60,14 +61,15 @@ def compose_verdict(analysis: Analysis) -> list[str]:
 def _left_out(study: StudyRuns) -> Iterator[str]:
     results = study.results
     for treatment, runs in results.groupby("treatment"):
+        name = in_words(str(treatment))
         if diverged := int((runs["status"] == "diverged").sum()):
             yield (
-                f"{diverged} of {len(runs)} runs of {treatment} diverged. Diverged runs are "
+                f"{diverged} of {len(runs)} runs of {name} diverged. Diverged runs are "
                 "included wherever they have a value."
             )
         if stuck := int((runs["at_chance"] & (runs["status"] == "completed")).sum()):
             yield (
-                f"{stuck} of {len(runs)} runs of {treatment} {_is(stuck)} at chance level: the "
+                f"{stuck} of {len(runs)} runs of {name} {_is(stuck)} at chance level: the "
                 "training accuracy is not above that of guessing. They are included."
             )
     duplicates = study.runs[study.runs["duplicate_of"].notna()]
@@ -91,20 +93,21 @@ def _left_out(study: StudyRuns) -> Iterator[str]:
 def _treatment(
     study: StudyRuns, treatment: str, baseline: str, table: pd.DataFrame
 ) -> Iterator[str]:
+    ours, theirs = in_words(treatment), in_words(baseline)
     matched = match_pairs(study, treatment, baseline)
     n = len(matched.treatment)
+    norms = study.results.groupby("treatment")["norm"].first()
+    changed = "norm" if norms[treatment] != norms[baseline] else "regularizer"
     if matched.identical:
-        norms = study.results.groupby("treatment")["norm"].first()
-        ignored = "norm" if norms[treatment] != norms[baseline] else "regularizer"
         yield (
-            f"{treatment} and {baseline} are not compared, because the two runs of every pair "
+            f"{ours} and {theirs} are not compared, because the two runs of every pair "
             f"({format_count(matched.identical, 'pair')}) have identical values. The network "
-            f"probably ignores the {ignored}."
+            f"probably ignores the {changed}."
         )
         return
     if n == 0:
         yield (
-            f"{treatment} and {baseline} are not compared, because they have no pair of runs. The "
+            f"{ours} and {theirs} are not compared, because they have no pair of runs. The "
             "two runs of a pair share all settings except norm and regularizer."
         )
         return
@@ -115,10 +118,11 @@ def _treatment(
         matched.unpaired
     )
     others = describe_other_differences(study, treatment, baseline)
+    alike = f"The two runs of a pair differ only in the {changed}"
     yield (
-        f"{treatment} is compared with {baseline} in {format_count(n, 'pair')} of runs "
-        f"({format_count(seeds, 'seed')}{where}{unpaired}). The runs of a pair "
-        f"{f'also differ in {others}' if others else 'differ in nothing else'}."
+        f"{ours} is compared with {theirs} in {format_count(n, 'pair')} of runs "
+        f"({format_count(seeds, 'seed')}{where}{unpaired}). "
+        f"{f'Besides the {changed}, the runs of a pair differ in {others}' if others else alike}."
     )
     if few := describe_few_pairs(n, points):
         yield few
@@ -131,23 +135,23 @@ def _treatment(
     accuracy = list(_rows(table, split="test", metric="accuracy", place_index=0))
     for row in accuracy:
         yield (
-            f"Test accuracy is {row.treatment_mean:.3f} with {treatment} and "
-            f"{row.baseline_mean:.3f} with {baseline}. The difference is {_difference(row)}."
-            f"{_chances(row, treatment, baseline)}{_next_study(row, points)}"
+            f"Test accuracy is {row.treatment_mean:.3f} with {ours} and "
+            f"{row.baseline_mean:.3f} with {theirs}. The difference is {_difference(row)}."
+            f"{_chances(row, ours, theirs)}{_next_study(row, points)}"
         )
     if not accuracy:
         yield f"Test accuracy cannot be compared: {NO_VALUES}."
     for metric in choose_mediators(study).values():
         rows_of_metric = list(_rows(table, split="train", metric=metric))
-        yield from _metric(treatment, metric, rows_of_metric, points)
+        yield from _metric(ours, metric, rows_of_metric, points)
     layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
     for split, tests in layers.groupby("split", sort=False):
         if (family := int(tests["family"].max())) > 1:
             found = int((tests["p_adjusted"] <= LEVEL).sum())
             yield (
                 f"Over all metrics and layers of the {split} split, {found} of {len(tests)} "
-                f"differences between {treatment} and {baseline} {_is(found)} "
-                f"significant (p ≤ {LEVEL:.2g}, adjusted for {family} tests)."
+                f"differences between {ours} and {theirs} {'has' if found == 1 else 'have'} an "
+                f"adjusted p ≤ {LEVEL:.2g} (adjusted for {family} tests)."
             )
 
 
@@ -158,7 +162,7 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         analysis: Analysis of the study.
         treatment: Treatment that is compared with the baseline.
     """
-    study = analysis.study
+    study, name = analysis.study, in_words(treatment)
     metrics = list(choose_mediators(study).values())
     last = _directions(_known(analysis.whole), treatment, metrics)
     for criterion, table in analysis.equal_training.items():
@@ -189,8 +193,9 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         )
         yield (
             f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
-            f"{without}), {first.used:.0%} of the training with {treatment} and "
-            f"{first.baseline_used:.0%} of that with {analysis.baseline} are used.{accuracy}"
+            f"{without}), {first.used:.0%} of the training with {name} and "
+            f"{first.baseline_used:.0%} of that with {in_words(analysis.baseline)} are used."
+            f"{accuracy}"
         )
         now = _directions(table, treatment, metrics)
         changed = [
@@ -235,10 +240,10 @@ def _two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
     dominated = int((of_treatment["sample_share"] > 1 / 2).sum())
     includes = int(((of_treatment["low"] > 0) | (of_treatment["high"] < 0)).sum())
     yield (
-        f"Two sources of uncertainty: over seeds and over the samples that are probed, {includes} "
-        f"of {len(of_treatment)} differences between {treatment} and the baseline have an interval "
-        f"without 0. The choice of the samples is the larger source for {dominated} of them, the "
-        f"runs for {len(of_treatment) - dominated}."
+        "Two sources of uncertainty: over seeds and over the samples that are probed, "
+        f"{includes} of {len(of_treatment)} differences between {in_words(treatment)} and the "
+        "baseline have an interval without 0. The choice of the samples is the larger source for "
+        f"{dominated} of them, the runs for {len(of_treatment) - dominated}."
     )
 
 
@@ -246,6 +251,7 @@ def _depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterator[str]:
     """Describe the separation law and the start of the tunnel, on the training split."""
     if table.empty:
         return
+    ours, theirs = in_words(treatment), in_words(baseline)
     table = table[(table["treatment"] == treatment) & (table["split"] == "train")]
     rows: dict[str, Any] = {
         str(row.metric): row for row in table[table["place_index"] == 0].itertuples() if row.n
@@ -253,15 +259,15 @@ def _depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterator[str]:
     if (slope := rows.get("separation_slope")) and (fit := rows.get("separation_r_squared")):
         yield (
             f"Separation law: from layer to layer, the separation fuzziness is multiplied by "
-            f"{math.exp(slope.treatment_mean):.2f} with {treatment} (R² {fit.treatment_mean:.2f}) "
-            f"and by {math.exp(slope.baseline_mean):.2f} with {baseline} "
+            f"{math.exp(slope.treatment_mean):.2f} with {ours} (R² {fit.treatment_mean:.2f}) "
+            f"and by {math.exp(slope.baseline_mean):.2f} with {theirs} "
             f"(R² {fit.baseline_mean:.2f}). The difference in log slope is {_difference(slope)}."
         )
     if tunnel := rows.get("tunnel_start"):
         yield (
             f"Tunnel: linear probes are within 5 % of the last layer's from relative depth "
-            f"{tunnel.treatment_mean:.0%} on with {treatment} and {tunnel.baseline_mean:.0%} with "
-            f"{baseline}. The difference is {_difference(tunnel)}."
+            f"{tunnel.treatment_mean:.0%} on with {ours} and {tunnel.baseline_mean:.0%} with "
+            f"{theirs}. The difference is {_difference(tunnel)}."
         )
 
 
@@ -308,7 +314,7 @@ def _metric(treatment: str, metric: str, rows: Sequence[Any], points: int) -> It
     clear = [row for row in tested if row.low > 0 or row.high < 0]
     if not clear:
         yield (
-            f"{metric} does not differ significantly {_places(rows, 'any of ')}. The largest "
+            f"{metric} does not differ significantly {_places(rows, 'any of the ')}. The largest "
             f"difference is {_place(largest)}: {_difference(largest)}."
             f"{_next_study(largest, points)}"
         )
@@ -405,9 +411,9 @@ def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFram
         if not table.empty:
             row: Any = table.iloc[int(table["granulated"].abs().argmax())]
             yield (
-                f"{name.capitalize()} and test accuracy: the rank correlation of {metric} with "
-                f"test accuracy is strongest {_place(row)} "
-                f"({format_count(len(table), _noun(row))}, {row['n']} runs). "
+                f"{name.capitalize()} and test accuracy: among "
+                f"{format_count(len(table), _noun(row))}, the rank correlation of {metric} with "
+                f"test accuracy is strongest {_place(row)} ({row['n']} runs). "
                 f"{_association(row, has_norms)}"
             )
     if mediation.empty:
@@ -423,15 +429,15 @@ def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFram
     for treatment, table in shared.groupby("treatment"):
         singly: list[Any] = list(table[table["mediator"] != "both"].itertuples())
         parts = " and ".join(
-            f"{row.share:z.0%}{_interval(row.share_low, row.share_high, 'z.0%')} through "
+            f"{row.share:z.0%}{_interval(row.share_low, row.share_high, 'z.0%')} goes through "
             f"{row.mediator} ({row.metric})"
             for row in singly
         )
         unclear = all(row.share_low <= 0 <= row.share_high for row in singly)
-        alone = ", each analysed alone" if len(singly) > 1 else ""
+        alone = " Each metric is analysed separately." if len(singly) > 1 else ""
         yield (
-            f"Mediation: with {treatment}, test accuracy changes by "
-            f"{table['total'].iloc[0]:+.4f}. The estimated share of this change is {parts}{alone}."
+            f"Mediation: with {in_words(str(treatment))}, test accuracy changes by "
+            f"{table['total'].iloc[0]:+.4f}. Of this change, an estimated {parts}.{alone}"
             f"{' Every interval contains 0.' if unclear else ''} These shares describe "
             "associations; they are causal only under the assumptions of mediation analysis."
         )
@@ -440,7 +446,7 @@ def _explained(study: StudyRuns, relations: pd.DataFrame, mediation: pd.DataFram
 def _association(row: Any, has_norms: bool) -> str:
     """Describe the defined coefficients of a metric with test accuracy."""
     ends = _interval(row["granulated_low"], row["granulated_high"], ".2f") or " (no interval)"
-    alone = " over norms only" if has_norms and row["axes"] == 1 else ""
+    alone = " (only the norm varies)" if has_norms and row["axes"] == 1 else ""
     text = f"Granulated Kendall coefficient{alone}: {row['granulated']:+.2f}{ends}"
     if math.isfinite(row["tau"]):
         text += f"; Kendall's tau: {row['tau']:+.2f}"
@@ -458,6 +464,7 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
         return
     known = _known(interventions)
     for (treatment, baseline), table in known.groupby(["treatment", "baseline"]):
+        ours, theirs = in_words(str(treatment)), in_words(str(baseline))
         changes = []
         of_layers = table[table["place_index"] > 0]
         points = "layers" if (of_layers["layers"] > 0).all() else "relative depths"
@@ -467,9 +474,13 @@ def _intervened(interventions: pd.DataFrame) -> Iterator[str]:
                 average = _number(sum(row.difference for row in rows) / len(rows))
                 changes.append(f"{metric} by {average}")
         for row in _rows(table, split="test", metric="accuracy", place_index=0):
-            changed = f"{' and '.join(changes)} (mean over {points})" if changes else "no metric"
+            changed = (
+                f" changes {' and '.join(changes)} (mean over {points})"
+                if changes
+                else " cannot be compared in any metric of layers"
+            )
             yield (
-                f"Intervention: compared with {baseline}, {treatment} changes {changed}. The "
+                f"Intervention: compared with {theirs}, {ours}{changed}. The "
                 f"difference in test accuracy is {_difference(row)}."
             )
 

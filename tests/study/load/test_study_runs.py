@@ -289,14 +289,14 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
     assert compute_relations(study)["n"].max() == 16
     verdict = compose_verdict(Analysis(study))
     assert (
-        "batchnorm and none are not compared, because the two runs of every pair (8 pairs) have "
-        "identical values. The network probably ignores the norm."
+        "BatchNorm and no normalization are not compared, because the two runs of every pair (8 "
+        "pairs) have identical values. The network probably ignores the norm."
     ) in verdict
     for path in study.folder.glob("norm=layernorm*"):
         shutil.rmtree(path)
     analysis = Analysis(load(studies.folder))  # of which nothing can be compared
     assert analysis.whole.empty
-    assert "batchnorm and none are not compared" in render_page(analysis)
+    assert "BatchNorm and no normalization are not compared" in render_page(analysis)
     assert not any(name.startswith("effects") for name, _ in draw_figures(analysis))
     assert all("difference" not in text for _, text in format_latex_tables(analysis))
 

@@ -196,7 +196,9 @@ def test_of_one_depth_its_own_layers_are_shown(
     assert across["depth 100 %"] == pytest.approx([6, -0.2])
     assert across["depth 0 %"] == pytest.approx([6, 0])
     caption = captions(page)["epochs-difference"]
-    assert "at depth 100 % to none, train split. Lines are means over all pairs" in caption
+    assert (
+        "at depth 100 % to no normalization, train split. Lines are means over all pairs" in caption
+    )
 
     page.locator("#filters select[data-choice=axis0]").select_option("4")
     of_depth = {place: row[0:3:2] for place, row in rows_of(page, "sparsity-difference").items()}
@@ -206,7 +208,7 @@ def test_of_one_depth_its_own_layers_are_shown(
     page.locator("#filters select[data-choice=layer]").select_option("block04")
     caption = captions(page)["epochs-difference"]
     assert (
-        "at block04 to none, train split. Lines are means over all pairs of networks with"
+        "at block04 to no normalization, train split. Lines are means over all pairs of networks"
         in caption
     )
 
@@ -275,8 +277,11 @@ def test_means_of_survivors_are_described_as_such(
         studies.add("none", seed, layers={"silhouette": [value]}, status=status)
     write_page(studies.folder)
     found = captions(opened(browser, studies.folder / "report", complaints))
-    assert "4 runs each (3 of none diverged)" in found["clustering-levels"]
-    assert "Smallest number of runs with a value: 1 of 4 with none" in found["clustering-levels"]
+    assert "4 runs each (3 of no normalization diverged)" in found["clustering-levels"]
+    assert (
+        "At the point with the fewest values: 1 of 4 with no normalization"
+        in found["clustering-levels"]
+    )
     assert "An exact test needs at least 6 pairs, 5 more" in found["clustering-difference"]
     assert complaints == []
 

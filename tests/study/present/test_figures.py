@@ -41,7 +41,7 @@ def test_each_is_written_in_every_format(analysis: Analysis, tmp_path: Path) -> 
         expected = {".svg": b"<?xml", ".pdf": b"%PDF", ".png": b"\x89PNG"}[path.suffix]
         assert start.startswith(expected)
     text = (tmp_path / "layers-silhouette.svg").read_text()
-    for words in ("paired difference to none", "batchnorm", "block02", "n = 4"):
+    for words in ("paired difference to no normalization", "batchnorm", "block02", "n = 4"):
         assert words in text
     with Image.open(tmp_path / "layers-silhouette.png") as image:
         assert image.width == round(figures.WIDTH * 300)

@@ -77,8 +77,11 @@ def test_the_norms_to_choose_among_are_those_compared_with_the_baseline(studies:
         studies.add(norm, layers={"silhouette": [0.1]})
     html = render_page(Analysis(load(studies.folder), "layernorm"))
     (choice,) = re.findall(r'<select data-choice="treatment">(.*?)</select>', html, re.S)
-    assert re.findall(r'value="(\d)">(\w+)<', choice) == [("1", "none"), ("2", "batchnorm")]
-    assert data_of(html)["treatments"] == ["layernorm", "none", "batchnorm"]
+    assert re.findall(r'value="(\d)">([^<]+)<', choice) == [
+        ("1", "no normalization"),
+        ("2", "BatchNorm"),
+    ]
+    assert data_of(html)["treatments"] == ["LayerNorm", "no normalization", "BatchNorm"]
 
 
 def test_the_page_knows_which_layers_a_run_has(analysis: Analysis) -> None:
@@ -100,7 +103,7 @@ def test_what_differs_besides_the_norm_is_on_it(studies: Studies) -> None:
         studies.add("none", seed, "optim.lr=0.01", layers={"silhouette": [0.1 + seed]})
         studies.add("batchnorm", seed, "optim.lr=0.1", layers={"silhouette": [0.2 + seed]})
     html = render_page(Analysis(load(studies.folder)))
-    words = "learning rate (0.1 with batchnorm, 0.01 with none)"
+    words = "learning rate (0.1 with BatchNorm, 0.01 with no normalization)"
     head, _, rest = html.partition('<nav aria-label="Sections">')
     assert f"differ in more than the norm:</strong> {words}." in head
     assert f"They also differ in {words}." in rest
@@ -162,7 +165,7 @@ def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
     (group,) = (
         one["index"]
         for one in data["groups"]
-        if one["point"] == ["4"] and data["treatments"][one["treatment"]] == "none"
+        if one["point"] == ["4"] and data["treatments"][one["treatment"]] == "no normalization"
     )
     for field, expected in (("mean", np.nanmean), ("sd", np.nanstd)):
         more = {"ddof": 1} if field == "sd" else {}
@@ -201,7 +204,7 @@ def test_runs_that_diverged_are_counted_in_its_figures(
     diverged = dict.fromkeys(data["treatments"], 0)
     for group in data["groups"]:
         diverged[data["treatments"][group["treatment"]]] += group["diverged"]
-    assert diverged == {"none": 3, "batchnorm": 0}
+    assert diverged == {"no normalization": 3, "BatchNorm": 0}
 
 
 def test_what_went_wrong_is_on_it(studies: Studies) -> None:
@@ -213,7 +216,7 @@ def test_what_went_wrong_is_on_it(studies: Studies) -> None:
     )
     html = render_page(Analysis(load(studies.folder)))
     assert "out of memory" in html
-    assert "1 of 2 runs of batchnorm diverged" in html
+    assert "1 of 2 runs of BatchNorm diverged" in html
     assert "4 runs: 2 completed, 1 diverged, 1 failed" in html
 
 
@@ -253,7 +256,7 @@ def test_runs_at_chance_level_are_marked(studies: Studies) -> None:
         record.save()
     study = load(studies.folder)
     html = render_page(Analysis(study))
-    assert "2 of 3 runs of none are at chance level" in html
+    assert "2 of 3 runs of no normalization are at chance level" in html
     assert list(study.runs["at_chance"]) == [True, True, False]
     assert html.count("its training accuracy is not above chance") == 2
 

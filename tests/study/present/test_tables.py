@@ -62,7 +62,8 @@ def test_a_caption_names_what_differs_besides_the_norm(studies: Studies) -> None
     studies.add("none", 0, "optim.lr=0.01", layers={"silhouette": [0.1]})
     studies.add("batchnorm", 0, "optim.lr=0.1", layers={"silhouette": [0.2]})
     found = dict(tables.format_latex_tables(Analysis(load(studies.folder))))
-    words = "runs of a pair also differ in learning rate (0.1 with batchnorm, 0.01 with none)"
+    rates = "learning rate (0.1 with BatchNorm, 0.01 with no normalization)"
+    words = f"runs of a pair also differ in {rates}"
     assert words in found["layers-silhouette"]
 
 
@@ -77,7 +78,7 @@ def test_every_mean_has_its_n_and_what_diverged_is_told(studies: Studies) -> Non
     cells = [cell.strip(" \\") for cell in row.split("&")]
     assert cells[2:6] == [r"0.15 $\pm$ 0.129", "4", "0.2", "1 of 4"]
     assert cells[6:] == ["$-$0.2", "", "1 of 4"]
-    assert all("3 of 4 runs of none diverged" in text for text in found.values())
+    assert all("3 of 4 runs of no normalization diverged" in text for text in found.values())
     assert all("nan" not in text for text in found.values())
 
 

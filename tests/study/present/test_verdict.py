@@ -32,10 +32,10 @@ def add_pairs(studies: Studies, seeds: int, effect: float) -> None:
 def test_four_pairs_assume_normal_differences(studies: Studies) -> None:
     add_pairs(studies, seeds=4, effect=-0.3)
     text = verdict(studies)
-    assert "in 4 pairs of runs (4 seeds). The runs of a pair differ in nothing else." in text
+    assert "in 4 pairs of runs (4 seeds). The two runs of a pair differ only in the norm." in text
     assert "With only 4 pairs, intervals and p-values come from Student's t-test, which" in text
     assert "An exact test needs at least 6 pairs: add 2 seeds for each norm." in text
-    assert "With batchnorm, unit_sparsity is lower in 1 of 2 layers (block02). " in text
+    assert "With BatchNorm, unit_sparsity is lower in 1 of 2 layers (block02). " in text
     assert text.count(", Student's t.") == 2  # accuracy, and the layer
     assert "too few pairs for a mediation analysis" in text
 
@@ -47,8 +47,8 @@ def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
     assert "This difference remains significant after adjustment for 2 tests." in text
     assert "6 pairs, p = 0.0312, adjusted p = 0.0312." in text
     assert (
-        "Over all metrics and layers of the train split, 1 of 2 differences between batchnorm and "
-        "none is significant (p ≤ 0.05, adjusted for 2 tests)." in text
+        "Over all metrics and layers of the train split, 1 of 2 differences between BatchNorm and "
+        "no normalization has an adjusted p ≤ 0.05 (adjusted for 2 tests)." in text
     )
 
 
@@ -83,7 +83,7 @@ def test_one_or_two_pairs_support_no_claim(studies: Studies, seeds: int, more: s
 def test_no_effect_is_reported_as_not_significant(studies: Studies) -> None:
     add_pairs(studies, seeds=10, effect=0)
     text = verdict(studies)
-    assert "unit_sparsity does not differ significantly in any of 2 layers" in text
+    assert "unit_sparsity does not differ significantly in any of the 2 layers" in text
     assert "the interval of every total effect contains 0" in text
 
 
@@ -125,9 +125,9 @@ def test_sentences_about_layers_are_about_their_activations(studies: Studies) ->
     places = keys.loc[keys["metric"] == "silhouette", "place"].tolist()
     assert places == ["block01", "block02", "classifier.features"]
     text = verdict(studies)
-    assert "With batchnorm, silhouette is higher in 1 of 2 layers (block01)" in text
-    assert "is strongest in block01 (2 layers, 24 runs)" in text
-    assert "2 of 3 differences between batchnorm and none are significant" in text
+    assert "With BatchNorm, silhouette is higher in 1 of 2 layers (block01)" in text
+    assert "is strongest in block01 (24 runs)" in text
+    assert "2 of 3 differences between BatchNorm and no normalization have an adjusted p" in text
     assert len(compute_mediation(study)) == 2
     pd.testing.assert_frame_equal(compute_mediation(study), compute_mediation(other))
     drawn = study.plot.layers("silhouette").axes[0].get_xticklabels()
@@ -142,17 +142,18 @@ def test_other_differences_than_the_norm_are_named(studies: Studies) -> None:
             studies.add(norm, seed, *words, layers={"silhouette": [0.3 * seed + rate]})
     text = verdict(studies)
     assert (
-        "batchnorm is compared with none in 3 pairs of runs (3 seeds). The runs of a pair also "
-        "differ in learning rate (0.1 with batchnorm, 0.01 with none)." in text
+        "BatchNorm is compared with no normalization in 3 pairs of runs (3 seeds). Besides the norm, "
+        "the runs of a pair differ in learning rate (0.1 with BatchNorm, 0.01 with no normalization)."
+        in text
     )
     assert (
-        "layernorm is compared with none in 3 pairs of runs (3 seeds). The runs of a pair differ "
-        "in nothing else." in text
+        "LayerNorm is compared with no normalization in 3 pairs of runs (3 seeds). The two runs of a "
+        "pair differ only in the norm." in text
     )
     study = load(studies.folder)
     assert describe_other_differences(study, "layernorm", "batchnorm") == (
-        "learning rate (0.01 with layernorm, 0.1 with batchnorm) and "
-        "norm.position (post with layernorm, pre with batchnorm)"
+        "learning rate (0.01 with LayerNorm, 0.1 with BatchNorm) and "
+        "norm.position (post with LayerNorm, pre with BatchNorm)"
     )
 
 
@@ -161,9 +162,11 @@ def test_a_difference_in_some_pairs_is_named_with_their_number(studies: Studies)
         studies.add("none", seed, layers={"silhouette": [0.1 * seed]})
         words = ("trainer.accelerator=gpu",) if seed == 2 else ()
         studies.add("batchnorm", seed, *words, layers={"silhouette": [0.3 * seed + 1]})
-    expected = "trainer.accelerator (gpu with batchnorm, auto with none; in 1 of 3 pairs)"
+    expected = (
+        "trainer.accelerator (gpu with BatchNorm, auto with no normalization; in 1 of 3 pairs)"
+    )
     assert describe_other_differences(load(studies.folder), "batchnorm", "none") == expected
-    assert f"The runs of a pair also differ in {expected}." in verdict(studies)
+    assert f"Besides the norm, the runs of a pair differ in {expected}." in verdict(studies)
 
 
 def test_a_regularizer_of_another_strength_is_named(studies: Studies) -> None:
@@ -172,8 +175,9 @@ def test_a_regularizer_of_another_strength_is_named(studies: Studies) -> None:
         studies.add(norm, 0, *words, layers={"silhouette": [strength]})
     text = verdict(studies)
     assert (
-        "in 1 pair of runs (1 seed). The runs of a pair also differ in regularizer.strength (0.1 "
-        "with none + activation_l1, 1 with batchnorm + activation_l1)." in text
+        "in 1 pair of runs (1 seed). Besides the norm, the runs of a pair differ in "
+        "regularizer.strength (0.1 with no normalization + activation_l1, 1 with BatchNorm + "
+        "activation_l1)." in text
     )
 
 
@@ -183,7 +187,7 @@ def test_runs_without_results_are_counted(studies: Studies) -> None:
     studies.add("batchnorm", 2, status="failed")
     text = verdict(studies)
     assert "6 runs: 4 completed, 1 diverged, 1 failed." in text
-    assert "1 of 3 runs of none diverged" in text
+    assert "1 of 3 runs of no normalization diverged" in text
     assert "1 of 6 runs has no results and is left out." in text
 
 
@@ -202,7 +206,7 @@ def test_associations_of_identical_norms_are_over_the_grid(studies: Studies) -> 
     text = verdict(studies)
     assert "The network probably ignores the norm." in text
     assert "Granulated Kendall coefficient: +1.00" in text
-    assert "over norms only" not in text
+    assert "only the norm varies" not in text
 
 
 @pytest.mark.parametrize("norm", ["none", "batchnorm"])
@@ -214,8 +218,9 @@ def test_one_treatment_alone_is_compared_with_nothing(studies: Studies, norm: st
 def test_runs_without_partners_are_not_compared(studies: Studies) -> None:
     studies.add("none", 0)
     studies.add("batchnorm", 1)
-    assert "batchnorm and none are not compared, because they have no pair of runs." in verdict(
-        studies
+    assert (
+        "BatchNorm and no normalization are not compared, because they have no pair of runs."
+        in verdict(studies)
     )
 
 
@@ -227,8 +232,8 @@ def test_an_intervention_is_described(studies: Studies) -> None:
         studies.add("none", seed, *words, layers=layers, accuracy=0.7 + 0.01 * seed)
     text = verdict(studies)
     assert (
-        "Intervention: compared with none, none + activation_l1 changes unit_sparsity by +0.2"
-        in text
+        "Intervention: compared with no normalization, no normalization + activation_l1 changes "
+        "unit_sparsity by +0.2" in text
     )
     assert "The difference in test accuracy is -0.09 [" in text
 
@@ -254,6 +259,6 @@ def test_networks_of_different_depth_are_compared_at_relative_depths(studies: St
         accuracy = generator.uniform()
         studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=accuracy)
     text = verdict(studies)
-    assert "With batchnorm, silhouette is higher at 5 of 5 relative depths (depth 0 %, " in text
+    assert "With BatchNorm, silhouette is higher at 5 of 5 relative depths (depth 0 %, " in text
     assert "The largest difference is at depth " in text
     assert "(5 relative depths, 16 runs)" in text

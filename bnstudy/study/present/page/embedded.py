@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bnstudy.headline import in_words
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference import mean, spread
@@ -45,8 +46,8 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         analysis: Analysis of the study.
 
     Returns:
-        - baseline, model (place of the whole model's values), treatments (the baseline first),
-          directions (by metric);
+        - baseline and treatments (in words, the baseline first), model (place of the whole model's
+          values), directions (by metric);
         - min_pairs, min_pairs_to_flip: minimum pairs of a test, and of a sign-flip test;
         - axes: name, label and values of each axis, as text;
         - keys: split, metric, site, layers, place and place_index of each column, as in
@@ -86,9 +87,9 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         groups, arrays = _pooled(groups, values)
     groups["index"] = range(len(groups))
     return {
-        "baseline": analysis.baseline,
+        "baseline": in_words(analysis.baseline),
         "model": WHOLE_MODEL,
-        "treatments": treatments,
+        "treatments": [in_words(treatment) for treatment in treatments],
         "min_pairs": MIN_PAIRS,
         "min_pairs_to_flip": MIN_PAIRS_TO_FLIP,
         "directions": study.directions,

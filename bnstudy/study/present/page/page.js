@@ -177,7 +177,7 @@ function describeMissing(pointsOf) {
     return point ? [`${least} of ${least + point.undefined} with ${name}`] : [];
   });
   if (!fewer.length) return "";
-  return ` Some runs have no value. Smallest number of runs with a value: ${fewer.join(", ")}.`;
+  return ` Some runs have no value. At the point with the fewest values: ${fewer.join(", ")}.`;
 }
 
 /** Describe the consequences of few pairs, and how many more an exact test needs. */
@@ -479,8 +479,9 @@ function effectMap() {
       `Effect of ${data.treatments[treatment]} compared with ${data.baseline} per metric and ` +
       `layer, ${split} split, ` +
       `${describeFilters({ withEpoch: false, withSeed: false }) || "all pairs"}, ` +
-      "after the last epoch, over all seeds. Blue is better: larger values of metrics with ↑, smaller " +
-      "ones of those with ↓; without an arrow, blue is larger. * marks an adjusted p ≤ 0.05. " +
+      "after the last epoch, over all seeds. Blue means better, and larger for metrics without an " +
+      "arrow. ↑ marks metrics of which larger values are better, ↓ those of which smaller values " +
+      "are better; their sign is reversed. ✱ marks an adjusted p ≤ 0.05. " +
       (size === "cohens_d"
         ? "Colours show Cohen's d: the mean paired difference divided by the standard deviation " +
           "of the differences, limited to ±3. A field is blank if the differences do not vary or " +
@@ -676,7 +677,7 @@ function withoutStart(found) {
   const margin = 0.05 * (high - low);
   if (ends(start)[1] <= high + margin) return found;
   found.layout.yaxis.range = [low - margin, high + margin];
-  found.caption += " Values before training lie above the figure.";
+  found.caption += " Values before training are larger than the axis shows.";
   return found;
 }
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 import bnstudy
-from bnstudy.headline import CLUSTERING, METRICS, SPARSITY, choose_measured
+from bnstudy.headline import CLUSTERING, METRICS, SPARSITY, choose_measured, in_words
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
@@ -74,6 +74,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "formatted": format_value,
         "words": lambda name: str(name).replace("_", " "),
     }
+    environment.filters["in_words"] = in_words
     environment.globals |= {"zipped": _zipped, "numbered": lambda values: list(enumerate(values))}
     has_grid = {"depth", "width"} <= set(analysis.axes)
     content = {
@@ -192,7 +193,7 @@ def _norm_settings(study: StudyRuns) -> list[str]:
             if key.startswith(TREATMENT) and not key.endswith(".name")
         ]
         if options:
-            found.append(f"{treatment}: {', '.join(options)}")
+            found.append(f"{in_words(str(treatment))}: {', '.join(options)}")
     return found
 
 
@@ -304,7 +305,10 @@ def _equal_training(analysis: Analysis) -> pd.DataFrame:
 
 
 def _chosen(table: pd.DataFrame, columns: str) -> pd.DataFrame:
-    return table[[name for name in columns.split() if name in table]]
+    """Select the columns that a table has; treatments are named in words."""
+    chosen = table[[name for name in columns.split() if name in table]]
+    named = chosen.columns.intersection(["treatment", "baseline"])
+    return chosen.assign(**{name: chosen[name].map(in_words) for name in named})
 
 
 def _of_main_metrics(factors: pd.DataFrame) -> pd.DataFrame:
