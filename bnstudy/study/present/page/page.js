@@ -1,18 +1,30 @@
 "use strict";
 
-// The page's data; its fields are described where they are made, in embedded.py.
-const data = JSON.parse(document.getElementById("data").textContent);
-
-const TIGHT = { l: 56, r: 12, t: 12, b: 40 };
-const MARKERS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
-const DASHES = { train: "dot", validation: "dash", test: "solid" };
-
 function bytesOf(base64) {
   const letters = atob(base64);
   const bytes = new Uint8Array(letters.length);
   for (let at = 0; at < bytes.length; at++) bytes[at] = letters.charCodeAt(at);
   return bytes;
 }
+
+/** Unpack the script of Plotly, which is embedded as a gzip file in base64, and run it. */
+async function loadPlotly() {
+  const packed = bytesOf(document.getElementById("plotly").textContent);
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(unpacked).text();
+  document.head.append(script);
+}
+
+// Browsers before 2023 have no DecompressionStream; they show the figures' captions and numbers alone.
+const plotly = loadPlotly().catch(console.warn);
+
+// The page's data; its fields are described where they are made, in embedded.py.
+const data = JSON.parse(document.getElementById("data").textContent);
+
+const TIGHT = { l: 56, r: 12, t: 12, b: 40 };
+const MARKERS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
+const DASHES = { train: "dot", validation: "dash", test: "solid" };
 
 function decoded(text) {
   return text === undefined ? null : new Float32Array(bytesOf(text).buffer);
@@ -1092,15 +1104,6 @@ const FIGURES = {
 
 // ---- Drawing -----------------------------------------------------------------------------------
 
-/** Unpack the script of Plotly, which is embedded as a gzip file in base64, and run it. */
-async function loadPlotly() {
-  const packed = bytesOf(document.getElementById("plotly").textContent);
-  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = document.createElement("script");
-  script.textContent = await new Response(unpacked).text();
-  document.head.append(script);
-}
-
 const figures = [...document.querySelectorAll("figure[data-figure]")];
 const waiting = new Set(); // figures that are out of view and not up to date
 
@@ -1110,6 +1113,7 @@ function draw(figure) {
   const found = FIGURES[figure.dataset.figure]();
   const plot = figure.querySelector(".plot");
   if (window.Plotly) {
+    if (!plot.matches(".js-plotly-plot")) plot.textContent = ""; // the message below
     Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
   } else {
     plot.textContent = "This browser is too old to draw the figure. The table below contains its numbers.";
@@ -1226,7 +1230,4 @@ darkness.addEventListener("change", colour);
 addEventListener("beforeprint", () => figures.forEach(draw));
 
 colour();
-// Browsers before 2023 have no DecompressionStream; they show captions and numbers alone.
-loadPlotly()
-  .catch(console.warn)
-  .finally(() => figures.forEach((figure) => sight.observe(figure)));
+plotly.finally(() => figures.forEach((figure) => sight.observe(figure)));
