@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -258,15 +259,16 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
         return images
     given = {key: value for key, value in options.items() if key not in ours}
     shared = {key: options[key] for key in ours if key in options}
-    found = make("data", given, **accepted("data", target, shared))
     name = f"data.{TARGET}={target}"
-    if isinstance(found, L.LightningDataModule):
-        parts = _loaders(found, name)
-    elif isinstance(found, Mapping) and {*found} >= {*SPLITS}:
+    # Whatever the norm and the process, random parts such as those of `random_split` are the same.
+    with _seeded(0):
+        found = make("data", given, **accepted("data", target, shared))
+        parts = _loaders(found, name) if isinstance(found, L.LightningDataModule) else {}
+    if isinstance(found, Mapping) and {*found} >= {*SPLITS}:
         parts = dict(found)
     elif isinstance(found, tuple | list) and len(found) == len(SPLITS):
         parts = dict(zip(SPLITS, found, strict=True))
-    else:
+    elif not isinstance(found, L.LightningDataModule):
         raise UserError(f"{name} is a {type(found).__name__}\n{EXPECTED}")
     sources = {split: Source.of(part, f"{name}: {split}") for split, part in parts.items()}
     class_names = getattr(sources["train"].dataset, "classes", None)
@@ -403,6 +405,16 @@ def _pair(batch: Any) -> Batch:
     return inputs, torch.as_tensor(labels).long()
 
 
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the process's random generators in the body; afterwards their states are as before."""
+    with isolate_rng(include_cuda=False):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        yield
+
+
 @dataclass(frozen=True)
 class _Reproducible(Dataset[Any]):
     """Data set whose random draws are a function of a sample's index and of `draw`."""
@@ -411,11 +423,7 @@ class _Reproducible(Dataset[Any]):
     draw: int
 
     def __getitem__(self, index: int) -> Any:
-        seed = (self.draw * 1_000_003 + index) % 2**32
-        with isolate_rng(include_cuda=False):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
+        with _seeded((self.draw * 1_000_003 + index) % 2**32):
             return self.dataset[index]
 
 

@@ -127,7 +127,7 @@ def _run(network: nn.Module, name: str, input_shape: tuple[int, ...]) -> object:
     try:
         with torch.no_grad():
             return network(torch.zeros(2, *input_shape))
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         size = "x".join(map(str, input_shape))
         raise UserError(
             f"{name} does not take a batch of two {size} samples "

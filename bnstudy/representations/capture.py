@@ -134,7 +134,7 @@ class _Pairs:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(_pair, self.batches)
+        return map(pair_of, self.batches)
 
     def max_samples(self) -> int:
         """Return an upper bound of the number of samples."""
@@ -172,7 +172,7 @@ def _samples(batches: _Pairs) -> tuple[int, Tensor]:
     return batches.max_samples(), inputs
 
 
-def _pair(batch: Any) -> Batch:
+def pair_of(batch: Any) -> Batch:
     """Return a batch's inputs and its labels as int64, N.
 
     Raises:

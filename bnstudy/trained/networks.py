@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision import models
+from torchvision.ops import FrozenBatchNorm2d
 
 from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.config.targets import make
 from bnstudy.data import DataModule
 from bnstudy.data.datasets import with_transform
 from bnstudy.errors import UserError, first_line
+from bnstudy.metrics import chosen
 from bnstudy.models.torchvision_models import GreyToColour
 from bnstudy.representations import Tap
 from bnstudy.representations.taps import Call, Taps
@@ -32,8 +35,9 @@ DEFAULT = "DEFAULT"
 PUBLISHED_CLASSES = 1000  # weights for so many classes are taken for those of ImageNet
 EPOCH = 1  # of all values: after training, however long that was
 NORMS: dict[str, tuple[type[nn.Module], ...]] = {
-    "batchnorm": (_BatchNorm,),
+    "batchnorm": (_BatchNorm, FrozenBatchNorm2d),
     "layernorm": (nn.LayerNorm,),
+    "rmsnorm": (nn.RMSNorm,),
     "groupnorm": (nn.GroupNorm,),
     "instancenorm": (_InstanceNorm,),
 }
@@ -178,6 +182,10 @@ def measure_network(
 ) -> None:
     """Measure a network on the probe set of each split, and record it as a run.
 
+    Metrics and sites that the run had before are measured again with those that are missing, and
+    nothing is replaced before all of it is measured. Metrics that use the network's output are left
+    out if its outputs are not the data's classes.
+
     Args:
         one: Network and data.
         names: New names of its layers, of `match_layers`.
@@ -189,26 +197,38 @@ def measure_network(
     Raises:
         UserError: The run has ended, with other weights.
     """
-    if _is_measured(one, run, metrics, overwrite):
+    names_of_metrics = [
+        metric.name
+        for metric in chosen(metrics["names"])
+        if one.is_classifier or "network" not in metric.needs
+    ]
+    recorded = {} if overwrite else _recorded(one, run)
+    wanted = {
+        key: list(dict.fromkeys([*recorded.get(key, ()), *asked]))
+        for key, asked in (("names", names_of_metrics), ("sites", metrics["sites"]))
+    }
+    if recorded and all(wanted[key] == [*recorded[key]] for key in wanted):
         console.print(f"{run.folder}: nothing is missing")
         return
     run.choices |= {"model": one.trained.name, "weights": one.trained.weights}
     run.overwrite = True
     callback = RepresentationMetrics(
         {split: one.data.probe(split) for split in SPLITS},
-        metrics["names"],
-        metrics["sites"],
+        wanted["names"],
+        wanted["sites"],
         memory_budget=metrics["memory_budget"],
+        precision=metrics["precision"],
         on_layer=progress,
         calibration=one.data.calibration(),
     )
     labels = {(tap.layer, tap.site): name for tap, name in names.items()}
+    measured = callback.measure(one.trained.network, EPOCH, 0)
     with run:
         run.note_data(one.data.facts())
         run.note_metrics(callback)
         rows = [
             row._replace(layer=labels.get((row.layer, row.site or ""), row.layer))
-            for row in callback.measure(one.trained.network, EPOCH, 0)
+            for row in measured
             if one.is_classifier or row.metric not in PROBE_PERFORMANCE
         ]
         run.write(EPOCH, rows, callback.seconds)
@@ -221,27 +241,26 @@ def run_of(one: TrainedNetwork, study: str, output_root: str) -> Run:
     )
 
 
-def _is_measured(one: Prepared, run: Run, metrics: dict[str, Any], overwrite: bool) -> bool:
-    """Check whether a run has all requested values of the same weights and data.
+def _recorded(one: Prepared, run: Run) -> Mapping[str, Any]:
+    """Return the options of the metrics that a run has of the same data and probe sets, if any.
 
     Raises:
         UserError: It has those of other weights.
     """
-    if overwrite or not (run.folder / "run.json").exists():
-        return False
+    if not (run.folder / "run.json").exists():
+        return {}
     record = Record.read(run.folder)
     if not record.has_ended:
-        return False
+        return {}
     described = record.description
     if described.choices.get("weights") != one.trained.weights:
         raise UserError(
             f"{run.folder}: {described.choices.get('model')} was measured with other weights\n"
             "Add --overwrite to replace it, or choose another study=NAME"
         )
-    recorded = described.config["metrics"]
-    return record.data.sha256 == one.data.facts()["sha256"] and all(
-        {*recorded[key]} >= {*metrics[key]} for key in ("names", "sites")
-    )
+    facts, known = one.data.facts(), record.data
+    same = (known.sha256, known.probe) == (facts["sha256"], facts["probe"])
+    return described.config["metrics"] if same else {}
 
 
 def _load_torchvision(
@@ -257,15 +276,20 @@ def _load_torchvision(
         classes = len(matrices[-1]) if matrices else PUBLISHED_CLASSES
     elif published:
         try:
-            state, classes = weights.get_state_dict(progress=False), PUBLISHED_CLASSES
-        except OSError as error:
+            state = weights.get_state_dict(
+                progress=False, check_hash=True, map_location="cpu", weights_only=True
+            )
+        except (OSError, RuntimeError, UnpicklingError) as error:
             raise UserError(
-                f"{name}: its weights cannot be downloaded ({first_line(error)})\n"
+                f"{name}: its weights cannot be downloaded or read ({first_line(error)})\n"
                 f"Bring the file {weights.url.rpartition('/')[2]}, and give --weights {short}=FILE"
             ) from error
+        classes = PUBLISHED_CLASSES
     else:
         raise UserError(f"{name}: no weights\nAdd --weights {DEFAULT}, or {short}=FILE")
     network = models.get_model(short, weights=None, num_classes=classes)
+    if classes == PUBLISHED_CLASSES and hasattr(network, "transform_input"):
+        network.transform_input = True  # as torchvision sets it for its weights
     _fill(network, state, name, file or DEFAULT)
     return TrainedNetwork(
         name,
@@ -349,7 +373,7 @@ def _try_out(one: TrainedNetwork, data: DataModule, metrics: dict[str, Any]) -> 
         found = Taps(one.network, sites=metrics["sites"])
         with torch.no_grad(), found.hooked(note) as run:
             output = run(sample)
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError) as error:
         size = "x".join(map(str, data.input_shape))
         raise UserError(
             f"{one.name} does not accept samples of {size} ({first_line(error)})\n"

@@ -24,6 +24,7 @@ from bnstudy.config.schema import validate
 from bnstudy.data.datasets import DatasetModule, Source
 from bnstudy.errors import UserError
 from bnstudy.models.classifier import count_losses
+from bnstudy.representations.capture import pair_of
 from bnstudy.representations.network import is_logits
 from bnstudy.runs.description import Attempt, DataFacts, RunDescription
 from bnstudy.runs.long_table import Row
@@ -88,6 +89,7 @@ class Run:
         self._digests: dict[str, tuple[str, int]] = {}  # SHA-256 and samples by split
         self._measure_seconds = 0.0
         self._diverged = False
+        self._train_probe: Probe | None = None
 
     def __enter__(self) -> Self:
         self.open()
@@ -177,7 +179,8 @@ class Run:
         """Measure every layer of a network, and record the values.
 
         The network is run in eval mode and left as it was. BatchNorm layers that have not seen a
-        batch yet are measured with the statistics of the probe set.
+        batch yet are measured with the statistics of the probe set of the split `train`, which has
+        to be measured first.
 
         Args:
             model: Network.
@@ -200,8 +203,14 @@ class Run:
             raise UserError(f"split={split} is not known; it takes {' or '.join(SPLITS)}")
         probe = probe if hasattr(probe, "__len__") else list(probe)
         self.note_probe(split, probe)
+        if split == "train":
+            self._train_probe = probe
         measurement = RepresentationMetrics(
-            {split: probe}, _names(metrics), sites, memory_budget=memory_budget
+            {split: probe},
+            _names(metrics),
+            sites,
+            memory_budget=memory_budget,
+            calibration=self._train_probe,
         )
         rows = measurement.measure(model, epoch, step)
         self.note_metrics(measurement)
@@ -475,9 +484,10 @@ def _evaluate(model: nn.Module, batches: Probe) -> dict[str, float]:
     model.eval()
     try:
         with torch.no_grad():
-            for inputs, labels in batches:
-                logits = model(inputs.to(parameter.device, parameter.dtype))
-                labels = torch.as_tensor(labels)
+            for batch in batches:
+                inputs, labels = pair_of(batch)
+                dtype = parameter.dtype if inputs.is_floating_point() else None
+                logits = model(inputs.to(parameter.device, dtype))
                 if not is_logits(logits, labels):
                     return {}
                 sums += count_losses(logits, labels)

@@ -165,6 +165,8 @@ def test_what_other_commands_name_exists(command: Command) -> None:
             assert not extra[1] or extra[1] in project["optional-dependencies"]
         case (".venv/bin/pre-commit", "install") | ("wandb", "leet", _) | ("for", *_):
             pass
+        case ("python", script, "NAME") if script.startswith("benchmarks/"):
+            assert (REPOSITORY / script).exists()
         case ("python" | "do", script) if script.endswith(".py"):
             assert script in [fence.file for fence in pages.fences()]
         case ("python", "-c", code):

@@ -98,7 +98,7 @@ def test_a_network_of_the_users_is_measured_where_the_command_names_it(
     (tmp_path / "own_network.py").write_text(NETWORK)
     own = ("+model.name=own", "model._target_=own_network.network")
     options = [word for word in SMALL if not word.startswith("model.")]
-    run = (*options, *own, "~model.depth", "~model.width", "metrics.names=[hoyer]", "norm=none")
+    run = (*options, *own, "metrics.names=[hoyer]", "norm=none")
     assert command_line(*run).returncode == 0
     # The same command with more metrics names the network itself.
     assert command_line(*run[:-2], "norm=none", "metrics.names=[dunn]").returncode == 0

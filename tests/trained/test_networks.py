@@ -68,7 +68,12 @@ def test_a_pair_is_measured_at_matching_layers(command_line: CommandLine, tmp_pa
     assert again.stdout.count("nothing is missing") == 2
     more = command_line(*command[:-2], "metrics.names=[hoyer]", "study=pair", main=measure.main)
     assert more.returncode == 0
-    assert {row["metric"] for row in rows(path.parent)} >= {"hoyer"}
+    # What was measured before is kept, and other probe sets are measured again.
+    assert {row["metric"] for row in rows(path.parent)} >= {"hoyer", "unit_sparsity"}
+    other = command_line(*command, "probe.train=41", main=measure.main)
+    assert "nothing is missing" not in other.stdout
+    assert description(path.parent)["data"]["probe"]["train"] == 41
+    assert {row["metric"] for row in rows(path.parent)} >= {"unit_sparsity"}
 
 
 def test_weights_from_files(
