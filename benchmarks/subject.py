@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.identity import register_resolvers
 from bnstudy.data import ImageDataModule, Images, MNIST5k
 from bnstudy.data.batches import Batches, Normalize
 from bnstudy.models import CNN, Classifier, Normalization, initialize
@@ -22,6 +23,7 @@ TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000  # of an epoch, as in MNIST
 
 def settings(group: str, name: str) -> dict[str, Any]:
     """A file of conf/, such as metrics/full.yaml."""
+    register_resolvers()
     content = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")
     return OmegaConf.to_container(content, resolve=True)  # type: ignore[return-value]
 
