@@ -345,7 +345,7 @@ def _compatible(row: Any) -> float:
 
 
 def _chances(row: Any, treatment: str, baseline: str) -> str:
-    if math.isnan(row.probability):
+    if math.isnan(row.probability) or row.n < MIN_PAIRS:
         return ""
     return (
         f" A run with {treatment} is better than one with {baseline} with probability "

@@ -36,6 +36,7 @@ def test_four_pairs_assume_normal_differences(studies: Studies) -> None:
     assert "With only 4 pairs, intervals and p-values come from Student's t-test, which" in text
     assert "An exact test needs at least 6 pairs: add 2 seeds for each norm." in text
     assert "With BatchNorm, unit_sparsity is lower in 1 of 2 layers (block02). " in text
+    assert "is better than one with no normalization with probability" in text
     assert text.count(", Student's t.") == 2  # accuracy, and the layer
     assert "too few pairs for a mediation analysis" in text
 
@@ -179,6 +180,7 @@ def test_a_regularizer_of_another_strength_is_named(studies: Studies) -> None:
         "regularizer.strength (0.1 with no normalization + activation_l1, 1 with BatchNorm + "
         "activation_l1)." in text
     )
+    assert "probability" not in text  # of one pair
 
 
 def test_runs_without_results_are_counted(studies: Studies) -> None:
