@@ -35,6 +35,7 @@ def full_hessian(network: nn.Module, names: list[str], data: Noise) -> Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_eigenvalues_and_trace_are_those_of_the_full_hessian(mode: str) -> None:
     data = Noise()

@@ -17,6 +17,7 @@ from tests.conftest import SMALL, CommandLine, Compose, description, only_cell
 
 FAST = ("debug=fast", "metrics.names=[unit_sparsity,silhouette]")
 SMALLEST = {
+    "model=convnext": ("model.depth=6", "model.width=0.1"),
     "model=cnn": ("model.depth=1", "model.width=4"),
     "model=vgg": ("model.depth=11", "model.width=0.0625"),
     "model=resnet": ("model.depth=8", "model.width=0.25"),
@@ -94,7 +95,7 @@ def together(choices: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("choices", together(RUN_HERE))
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> None:
     chosen = choices.split()
     extra = next((list(more) for one, more in SMALLEST.items() if one in chosen), [])
