@@ -33,7 +33,7 @@ def key(row: dict[str, object]) -> tuple[object, ...]:
     return tuple(row[name] for name in ("epoch", "split", "layer", "site", "metric"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_is_measured_with_the_full_set(command_line: CommandLine, tmp_path: Path) -> None:
     short = ("trainer.max_epochs=1", "checkpoint_epochs=all")
     arguments = (*SMALL, *short, "norm=batchnorm,none", "-m")

@@ -70,7 +70,7 @@ def test_nothing_that_is_measured_changes_the_training(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
