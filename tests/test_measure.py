@@ -19,7 +19,7 @@ from bnstudy.runs.record import Record
 from tests.conftest import SMALL, CommandLine, description, only_cell
 
 STUDY = "multirun/mnist5k_cnn"
-NOT_APPLICABLE = "it is not what the last linear layer reads"
+NOT_APPLICABLE = "does not apply: it is not what the last linear layer reads"
 
 
 def rows_of(cell: Path) -> list[dict[str, object]]:
@@ -33,7 +33,7 @@ def key(row: dict[str, object]) -> tuple[object, ...]:
     return tuple(row[name] for name in ("epoch", "split", "layer", "site", "metric"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_study_is_measured_with_the_full_set(command_line: CommandLine, tmp_path: Path) -> None:
     short = ("trainer.max_epochs=1", "checkpoint_epochs=all")
     arguments = (*SMALL, *short, "norm=batchnorm,none", "-m")

@@ -116,8 +116,8 @@ class _Trial(ChannelAxes):
         called: Modules that the forward pass calls.
         sample_bytes: Size of every module's output, in bytes per sample.
         unreadable: Reasons why outputs cannot be read, by name of the module that is left out.
-        functions: Number of calls of activation functions outside of modules at the site `act`, by
-            name of the function and class of the calling module.
+        functions: Number of calls of activation functions outside of modules at the sites `act` and
+            `norm`, by name of the function and class of the calling module.
         lookalikes: Classes that are named like an activation function, by name of a module at no
             site.
     """
@@ -147,13 +147,14 @@ class _Trial(ChannelAxes):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a torch function and count activation functions outside of modules at `act`."""
+        """Call a torch function, and count activation functions outside of such modules."""
         result = super().__torch_function__(func, types, args, kwargs)
         name = function_name(func).strip("_")
         if name.replace("_", "") in FUNCTIONS and _unreadable(result) is None:
             innermost = self._running[-1]
             is_in_module = isinstance(innermost, ACTIVATIONS) or any(
-                self.taps.site_of[self.names[module]] == "act" or self._is_lookalike(module)
+                self.taps.site_of[self.names[module]] in ("act", "norm")
+                or self._is_lookalike(module)
                 for module in self._running[1:]
             )
             if not is_in_module:

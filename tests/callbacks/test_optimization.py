@@ -28,7 +28,7 @@ RUN = (*SMALL, "metrics.names=[unit_sparsity,mean]", "metrics.sites=[conv,act]")
 ALL = ("callbacks=all", "callbacks.loss_landscape.every_n_steps=3")
 WHOLE_MODEL = ["loss_range", "first_order_error", "gradient_change", "beta_smoothness"]
 BY_LAYER = {"gradient_norm", "mean_drift", "std_drift", "running_mean_error"}
-BY_LAYER |= {"running_variance_error"}
+BY_LAYER |= {"running_variance_error", "weight_norm", "effective_lr", "gamma_norm", "beta_norm"}
 PERFORMANCE = {
     f"{name}_{metric}"
     for name in ("recalibrated", "batch_statistics")
@@ -70,7 +70,7 @@ def test_nothing_that_is_measured_changes_the_training(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -82,7 +82,8 @@ def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
     assert without.name == having.name  # callbacks do not change the identity
     assert description(without)["callbacks"] == []
     assert description(having)["callbacks"] == [
-        *("loss_landscape", "gradient_norms", "activation_drift", "batch_statistics")
+        *("loss_landscape", "gradient_norms", "activation_drift", "batch_statistics"),
+        "weight_norms",
     ]
     ours, theirs = weights(having), weights(without)
     assert ours.keys() == theirs.keys()

@@ -23,6 +23,10 @@ SMALLEST = {
     "model=resnet": ("model.depth=8", "model.width=0.25"),
     "model=plain": ("model.depth=8", "model.width=0.25"),
     "model=torchvision": ("data=mnist5k",),
+    "callbacks=hessian": (
+        *("callbacks.hessian.num_samples=8", "callbacks.hessian.num_probes=2"),
+        "callbacks.hessian.num_eigenvalues=1",
+    ),
 }
 
 
@@ -95,11 +99,12 @@ def together(choices: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("choices", together(RUN_HERE))
-@pytest.mark.long
+@pytest.mark.slow
 def test_it_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> None:
     chosen = choices.split()
-    extra = next((list(more) for one, more in SMALLEST.items() if one in chosen), [])
-    extra = extra or list(SMALLEST["model=cnn"])
+    network = next((one for one in chosen if one.startswith("model=")), "model=cnn")
+    smallest = [SMALLEST.get(one, ()) for one in dict.fromkeys([network, *chosen])]
+    extra = [word for words in smallest for word in words]
     if "regularizer=target_sparsity" in chosen:
         extra.append("regularizer.target=0.4")
     if "data=image_folder" in chosen:

@@ -253,7 +253,7 @@ def test_networks_are_read_in_full_float32() -> None:
     assert state() == before
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_precision_is_recorded_and_hardly_matters(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,20 @@ def test_activation_functions_that_are_no_modules_are_reported_once() -> None:
     assert len(read(network)) == 1  # without a warning, which would be an error
 
 
+class TanhNorm(nn.Module):
+    """Normalization that calls an activation function, as dynamic tanh and EvoNorm do."""
+
+    site = "norm"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
+def test_activation_functions_inside_of_a_norm_belong_to_it() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), TanhNorm(), nn.ReLU())
+    assert [layer.name for layer in read(network)] == ["2"]  # a warning would be an error
+
+
 class HardReLU(nn.Module):
     """Activation function that calls none of torch's activation functions."""
 
