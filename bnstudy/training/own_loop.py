@@ -26,6 +26,7 @@ from bnstudy.errors import UserError
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations.capture import pair_of
 from bnstudy.representations.network import is_logits
+from bnstudy.representations.taps import Taps
 from bnstudy.runs.description import Attempt, DataFacts, RunDescription
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
@@ -478,21 +479,13 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
 
 def _evaluate(model: nn.Module, batches: Probe) -> dict[str, float]:
     """Compute loss and accuracy in eval mode; nothing if the output is not logits."""
-    parameter = next(model.parameters())
-    modes = {module: module.training for module in model.modules()}
     sums = torch.zeros(3, dtype=torch.float64)
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                inputs, labels = pair_of(batch)
-                dtype = parameter.dtype if inputs.is_floating_point() else None
-                logits = model(inputs.to(parameter.device, dtype))
-                if not is_logits(logits, labels):
-                    return {}
-                sums += count_losses(logits, labels)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.no_grad(), Taps(model).evaluating() as run:
+        for batch in batches:
+            inputs, labels = pair_of(batch)
+            logits = run(inputs)
+            if not is_logits(logits, labels):
+                return {}
+            sums += count_losses(logits, labels)
     loss, correct, count = sums.tolist()
     return {"loss": loss / count, "accuracy": correct / count}
