@@ -314,6 +314,19 @@ function band(number, x, low, high) {
   };
 }
 
+/** Draw means, with a band of a standard deviation. */
+const meansWithBand = (number, name, x, points) => [
+  line(number, name, x, points),
+  band(number, x, points.map((point) => point.mean - point.sd),
+    points.map((point) => point.mean + point.sd)),
+];
+
+/** Draw mean differences, with a band of their confidence intervals. */
+const differencesWithBand = (number, name, x, points) => [
+  line(number, name, x, points.map((point) => ({ ...point, mean: point.difference }))),
+  band(number, x, points.map((point) => point.low), points.map((point) => point.high)),
+];
+
 // ---- Figures: each returns traces, a layout, a caption, and its numbers as rows of a table -------
 
 const directionOf = (metric) =>
@@ -532,13 +545,9 @@ function trajectory(metric, splits, place, title) {
       );
       const epochs = points.map((point) => point.epoch);
       const label = splits.length > 1 ? `${name}, ${split}` : name;
-      const trace = line(number, label, epochs, points);
-      trace.line.dash = splits.length > 1 ? DASHES[split] : "solid";
-      traces.push(trace);
-      traces.push(
-        band(number, epochs, points.map((point) => point.mean - point.sd),
-          points.map((point) => point.mean + point.sd)),
-      );
+      const drawn = meansWithBand(number, label, epochs, points);
+      drawn[0].line.dash = splits.length > 1 ? DASHES[split] : "solid";
+      traces.push(...drawn);
     });
   });
   return {
@@ -575,11 +584,7 @@ function differenceOverEpochs(metric, split, place) {
       .filter((point) => Number.isFinite(point.difference));
     points.forEach((point) => rows.push([name, point.epoch, point.n, point.undefined, point.difference,
       point.low, point.high]));
-    const epochs = points.map((point) => point.epoch);
-    return [
-      line(number, name, epochs, points.map((point) => ({ ...point, mean: point.difference }))),
-      band(number, epochs, points.map((point) => point.low), points.map((point) => point.high)),
-    ];
+    return differencesWithBand(number, name, points.map((point) => point.epoch), points);
   });
   return {
     traces,
@@ -618,12 +623,7 @@ function levelsOverSteps() {
   const traces = data.treatments.flatMap((name, number) => {
     const points = overSteps(stepMeans, number, key);
     points.forEach((point) => rows.push([name, point.step, point.n, point.mean, point.sd]));
-    const steps = points.map((point) => point.step);
-    return [
-      line(number, name, steps, points),
-      band(number, steps, points.map((point) => point.mean - point.sd),
-        points.map((point) => point.mean + point.sd)),
-    ];
+    return meansWithBand(number, name, points.map((point) => point.step), points);
   });
   return {
     traces,
@@ -646,11 +646,7 @@ function differenceOverSteps() {
     const points = overSteps(stepCurves, number - 1, key);
     points.forEach((point) => rows.push([name, point.step, point.n, point.undefined,
       point.difference, point.low, point.high]));
-    const steps = points.map((point) => point.step);
-    return [
-      line(number, name, steps, points.map((point) => ({ ...point, mean: point.difference }))),
-      band(number, steps, points.map((point) => point.low), points.map((point) => point.high)),
-    ];
+    return differencesWithBand(number, name, points.map((point) => point.step), points);
   });
   return {
     traces,
@@ -1230,4 +1226,7 @@ darkness.addEventListener("change", colour);
 addEventListener("beforeprint", () => figures.forEach(draw));
 
 colour();
-plotly.finally(() => figures.forEach((figure) => sight.observe(figure)));
+plotly.finally(() => figures.forEach((figure) => {
+  waiting.add(figure); // also if its numbers were opened, and it was drawn without Plotly, before
+  sight.observe(figure);
+}));
