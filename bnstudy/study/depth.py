@@ -4,7 +4,7 @@ They are computed from the layers' activations in the records, one number a run,
 pairs as all others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +12,9 @@ import pandas as pd
 from scipy import stats
 
 from bnstudy.runs.long_table import WHOLE_MODEL
-from bnstudy.study.effects import Sample, compare_pairs
+from bnstudy.study.effects import compare_pairs, reader_of
 from bnstudy.study.inference import mean, spread
-from bnstudy.study.inference.columns import Indices, Numbers
+from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.load.matrix import count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 
@@ -90,10 +90,7 @@ def compute_depth_numbers(study: StudyRuns) -> DepthNumbers:
     Args:
         study: Study whose runs are comparable.
     """
-    parts = [*_numbers_of_models(study), *_numbers_of_layers(study)]
-    keys = pd.concat([part.keys for part in parts], ignore_index=True) if parts else pd.DataFrame()
-    values = np.concatenate([part.values for part in parts], axis=1) if parts else np.empty((0, 0))
-    return DepthNumbers(keys, values)
+    return _joined([*_numbers_of_models(study), *_numbers_of_layers(study)])
 
 
 def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
@@ -109,13 +106,7 @@ def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame
     keys, values = compute_depth_numbers(study)
     if keys.empty:
         return pd.DataFrame()
-    is_diverged = study.results["status"].to_numpy() == "diverged"
-
-    def read(ours: Indices, theirs: Indices) -> Sample:
-        lost = is_diverged[ours] | is_diverged[theirs]
-        return Sample(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
-
-    return compare_pairs(study, keys, read, baseline)
+    return compare_pairs(study, keys, reader_of(study, values), baseline)
 
 
 def compute_initial_layers(study: StudyRuns) -> pd.DataFrame:
@@ -124,15 +115,14 @@ def compute_initial_layers(study: StudyRuns) -> pd.DataFrame:
     Returns:
         One row per treatment, split, metric and place, with place_index, n, mean and sd.
     """
-    keys, values = compute_depth_numbers(study)
-    if keys.empty or not (keys["place_index"] > 0).any():
+    keys, values = _joined(list(_numbers_of_layers(study)))
+    if keys.empty:
         return pd.DataFrame()
-    layers = (keys["place_index"] > 0).to_numpy()
     tables = []
     treatments = study.results["treatment"].to_numpy(dtype=str)
     for treatment in study.treatments:
-        sample = values[treatments == treatment][:, layers]
-        table = keys[layers][["split", "metric", "place", "place_index"]].assign(
+        sample = values[treatments == treatment]
+        table = keys[["split", "metric", "place", "place_index"]].assign(
             treatment=treatment,
             n=np.isfinite(sample).sum(axis=0),
             mean=mean(sample),
@@ -140,6 +130,13 @@ def compute_initial_layers(study: StudyRuns) -> pd.DataFrame:
         )
         tables.append(table[table["n"] > 0])
     return pd.concat(tables, ignore_index=True)
+
+
+def _joined(parts: Sequence[DepthNumbers]) -> DepthNumbers:
+    if not parts:
+        return DepthNumbers(pd.DataFrame(), np.empty((0, 0)))
+    keys = pd.concat([part.keys for part in parts], ignore_index=True)
+    return DepthNumbers(keys, np.concatenate([part.values for part in parts], axis=1))
 
 
 def _numbers_of_models(study: StudyRuns) -> Iterator[DepthNumbers]:

@@ -116,13 +116,7 @@ def compute_effects(
         The layers are those that all runs at the point share (see `select_shared_columns`).
     """
     keys, values = load_columns(study)
-    is_diverged = study.results["status"].to_numpy() == "diverged"
-
-    def read(ours: Indices, theirs: Indices) -> Sample:
-        lost = is_diverged[ours] | is_diverged[theirs]
-        return Sample(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
-
-    return compare_pairs(study, keys, read, baseline, by)
+    return compare_pairs(study, keys, reader_of(study, values), baseline, by)
 
 
 class Sample(NamedTuple):
@@ -139,6 +133,22 @@ class Sample(NamedTuple):
     theirs: Numbers
     pairs: Indices
     facts: dict[str, Any]
+
+
+def reader_of(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices], Sample]:
+    """Make the function by which `compare_pairs` reads the values of whole runs.
+
+    Args:
+        study: Study whose runs are comparable.
+        values: Rows of `StudyRuns.results` x columns of the keys.
+    """
+    is_diverged = study.results["status"].to_numpy() == "diverged"
+
+    def read(ours: Indices, theirs: Indices) -> Sample:
+        lost = is_diverged[ours] | is_diverged[theirs]
+        return Sample(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
+
+    return read
 
 
 def compare_pairs(

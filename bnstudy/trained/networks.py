@@ -29,7 +29,7 @@ from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.terms import PROBE_PERFORMANCE, SPLITS
 from bnstudy.training.build import load_data
-from bnstudy.training.own_loop import Run
+from bnstudy.training.own_loop import Run, add_to_digest
 
 DEFAULT = "DEFAULT"
 PUBLISHED_CLASSES = 1000  # weights for so many classes are taken for those of ImageNet
@@ -349,8 +349,8 @@ def _norm_of(network: nn.Module) -> str:
 def _sha256(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{name} ".encode())
+        add_to_digest(digest, value)
     return digest.hexdigest()
 
 

@@ -442,14 +442,19 @@ def _names(metrics: Sequence[str] | None) -> Sequence[str]:
     return list(default.names)
 
 
+def add_to_digest(digest: "hashlib._Hash", values: torch.Tensor) -> None:
+    """Add the type, shape and values of a tensor to a digest."""
+    values = values.detach().cpu().contiguous()
+    digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+    digest.update(values.flatten().view(torch.uint8).numpy().data)
+
+
 def _digest(probe: Probe) -> tuple[str, int]:
     """Compute the SHA-256 of a probe set, and count its samples."""
     digest, count = hashlib.sha256(), 0
     for inputs, labels in probe:
         for values in (inputs, torch.as_tensor(labels)):
-            values = values.detach().cpu().contiguous()
-            digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy().data)
+            add_to_digest(digest, values)
         count += len(inputs)
     return digest.hexdigest(), count
 
