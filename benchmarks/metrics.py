@@ -69,7 +69,7 @@ from bnstudy.metrics.kmeans import kmeans
 from bnstudy.models import Classifier
 from bnstudy.representations import Layer, capture
 from bnstudy.training.build import build_trainer
-from bnstudy.training.recipe import quieten_lightning
+from bnstudy.training.fit import quieten_lightning
 
 S = TypeVar("S")
 T = TypeVar("T")

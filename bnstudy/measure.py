@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import choose_own, plain_values
+from bnstudy.config.composition import plain_values, select_own_classes
 from bnstudy.config.identity import register_resolvers
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import trust
@@ -161,7 +161,7 @@ def measure_similarity(arguments: Sequence[str]) -> None:
     compare(options.run_a, options.run_b, selection, options.epoch, options.output)
 
 
-def measure_maps(arguments: Sequence[str]) -> None:
+def measure_embeddings(arguments: Sequence[str]) -> None:
     """Embed the samples of runs in two dimensions.
 
     An error of one run is printed, and the other runs are embedded.
@@ -237,16 +237,16 @@ def measure_networks(arguments: Sequence[str]) -> None:
     config = compose_study([word for word in options.words if _is_override(word)])
     from bnstudy.trained.networks import (
         load_networks,
+        make_run,
         match_layers,
         measure_network,
         prepare,
-        run_of,
     )
 
     networks = load_networks(names, options.weights)
     prepared = prepare(networks, config)
     renamed = match_layers(prepared)
-    runs = [run_of(one, config["study"], config["output_root"]) for one in networks]
+    runs = [make_run(one, config["study"], config["output_root"]) for one in networks]
     cells = {run.folder: number for number, run in enumerate(runs)}
 
     def measure_one(cell: Path, progress: Callable[[str], None]) -> None:
@@ -330,7 +330,7 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
             )
     register_resolvers()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = compose("train", overrides=choose_own(overrides))
+        cfg = compose("train", overrides=select_own_classes(overrides))
     chosen = [word.partition("=")[2] for word in overrides if word.startswith("data=")]
     if OmegaConf.is_interpolation(cfg, "study"):
         cfg.study = f"{[*chosen, 'mnist5k'][0]}_networks"
@@ -430,7 +430,7 @@ def main() -> None:
         case ["map", *arguments]:
             again = "the same command continues with the interrupted run"
             with command_line(f"Interrupted; {again}", COPY):
-                measure_maps(arguments)
+                measure_embeddings(arguments)
         case arguments:
             again = "the same command continues after the last measured epoch"
             with command_line(f"Interrupted; {again}", COPY):

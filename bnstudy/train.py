@@ -8,7 +8,7 @@ import hydra
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import choose_own
+from bnstudy.config.composition import select_own_classes
 from bnstudy.config.identity import START_TIME, register_resolvers
 from bnstudy.sweeps.grid import defer_to_jobs
 from bnstudy.sweeps.job import job
@@ -23,7 +23,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Hydra accepts -m only before or after all overrides; here it may be anywhere.
     sys.argv[1:] = sorted(
-        choose_own(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun")
+        select_own_classes(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun")
     )
     if sys.argv[1:2] in (["-m"], ["--multirun"]):
         sys.argv[1:] = defer_to_jobs(sys.argv[1:])

@@ -9,9 +9,9 @@ from torch import Tensor
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
     calibrated_network,
-    network_of,
-    probe_of,
-    rows_of,
+    get_network,
+    get_probe,
+    make_rows,
     varying,
 )
 from bnstudy.callbacks.processes import others_wait
@@ -76,7 +76,7 @@ class ActivationDrift(OptimizationMetrics):
                 rows = []
                 for tap, channels in now.items():
                     values, reason = _drift(self.before[tap], channels)
-                    rows += rows_of(values, tap, epoch, step, reason=reason)
+                    rows += make_rows(values, tap, epoch, step, reason=reason)
                 self.before = now
                 self.publish(trainer, epoch, rows)
 
@@ -84,8 +84,8 @@ class ActivationDrift(OptimizationMetrics):
         measured = {}
         with self.timed():
             for layer in capture(
-                network_of(module),
-                probe_of(trainer, "train"),
+                get_network(module),
+                get_probe(trainer, "train"),
                 sites=SITES,
                 memory_budget=self.memory_budget,
                 distances=False,

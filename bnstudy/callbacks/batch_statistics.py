@@ -12,15 +12,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
     calibrated_network,
-    network_of,
-    probe_of,
-    rows_of,
-    taps_of,
+    find_taps,
+    get_network,
+    get_probe,
+    make_rows,
     varying,
 )
 from bnstudy.models.classifier import is_correct
 from bnstudy.models.recalibration import recalibrate
-from bnstudy.representations.precision import where_float64
+from bnstudy.representations.precision import on_float64_device
 from bnstudy.representations.running_statistics import with_running_statistics
 from bnstudy.runs.long_table import Row
 from bnstudy.terms import SPLITS
@@ -52,11 +52,11 @@ class BatchStatistics(OptimizationMetrics):
         """Measure before the first step, unless the run is resumed."""
         if trainer.global_step == 0:
             with calibrated_network(trainer, pl_module):
-                self._measure(trainer, network_of(pl_module), epoch=0)
+                self._measure(trainer, get_network(pl_module), epoch=0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure at the end of the epoch."""
-        self._measure(trainer, network_of(pl_module), trainer.current_epoch + 1)
+        self._measure(trainer, get_network(pl_module), trainer.current_epoch + 1)
 
     def _measure(self, trainer: L.Trainer, network: nn.Module, epoch: int) -> None:
         layers = with_running_statistics(network)
@@ -66,13 +66,13 @@ class BatchStatistics(OptimizationMetrics):
         rows: list[Row] = []
         with self.timed():
             copy = deepcopy(network).eval()
-            population = probe_of(trainer, "train")
+            population = get_probe(trainer, "train")
             recalibrate(copy, population.mixed(population.size))
             recalibrated = with_running_statistics(copy)
             inputs, _ = next(iter(population))
-            for name, tap in taps_of(network, layers, inputs[:1]).items():
+            for name, tap in find_taps(network, layers, inputs[:1]).items():
                 values, reason = _errors(layers[name], recalibrated[name])
-                rows += rows_of(values, tap, epoch, step, reason=reason)
+                rows += make_rows(values, tap, epoch, step, reason=reason)
             rows += self._performance(trainer, copy, "recalibrated", epoch)
             for layer in recalibrated.values():
                 layer.train()
@@ -88,24 +88,26 @@ class BatchStatistics(OptimizationMetrics):
         parameter = next(network.parameters())
         for split in SPLITS:
             size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-            sums = where_float64(torch.zeros(3, device=parameter.device)).double()
-            for inputs, labels in probe_of(trainer, split).mixed(size):
+            sums = on_float64_device(torch.zeros(3, device=parameter.device)).double()
+            for inputs, labels in get_probe(trainer, split).mixed(size):
                 with torch.no_grad():
                     logits = network(inputs[share].to(parameter.device, parameter.dtype)).float()
-                logits, targets = where_float64(logits), labels[share].to(sums.device)
+                logits, targets = on_float64_device(logits), labels[share].to(sums.device)
                 sums[0] += functional.cross_entropy(logits, targets, reduction="sum")
                 sums[1] += is_correct(logits, targets).sum()
                 sums[2] += len(targets)
             loss, correct, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             values = {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count}
-            rows += rows_of(values, None, epoch, trainer.global_step, split)
+            rows += make_rows(values, None, epoch, trainer.global_step, split)
         return rows
 
 
 def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float], str]:
     """Compute the errors of a layer's running statistics, and the reason if they are NaN."""
     means, variances = (
-        torch.stack([where_float64(getattr(one, name)).double() for one in (running, population)])
+        torch.stack(
+            [on_float64_device(getattr(one, name)).double() for one in (running, population)]
+        )
         for name in ("running_mean", "running_var")
     )
     if not (means + variances).isfinite().all():

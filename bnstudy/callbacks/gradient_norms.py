@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
-    network_of,
-    probe_of,
-    rows_of,
-    taps_of,
+    find_taps,
+    get_network,
+    get_probe,
+    make_rows,
 )
 from bnstudy.representations import Tap
-from bnstudy.representations.precision import where_float64
+from bnstudy.representations.precision import on_float64_device
 
 SITES = {nn.Conv1d: "conv", nn.Conv2d: "conv", nn.Conv3d: "conv", nn.Linear: "linear"}
 
@@ -40,8 +40,8 @@ class GradientNorms(OptimizationMetrics):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the layers."""
-        network = network_of(pl_module)
-        inputs, _ = next(iter(probe_of(trainer, "train")))
+        network = get_network(pl_module)
+        inputs, _ = next(iter(get_probe(trainer, "train")))
         sites = {
             name: site
             for name, module in network.named_modules()
@@ -50,7 +50,7 @@ class GradientNorms(OptimizationMetrics):
         }
         self.taps = {
             name: Tap(tap.layer_index, tap.layer, sites[name])
-            for name, tap in taps_of(network, sites, inputs[:1]).items()
+            for name, tap in find_taps(network, sites, inputs[:1]).items()
         }
         self.weights = {
             name: module.weight for name, module in network.named_modules() if name in self.taps
@@ -69,7 +69,7 @@ class GradientNorms(OptimizationMetrics):
         with self.timed():
             for name, weight in self.weights.items():
                 if weight.grad is not None:
-                    gradient = where_float64(weight.grad)
+                    gradient = on_float64_device(weight.grad)
                     norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
                     self.norms[name].append(norm)
 
@@ -80,7 +80,7 @@ class GradientNorms(OptimizationMetrics):
         for name, tap in self.taps.items():
             if name in self.norms:
                 mean = {"gradient_norm": torch.stack(self.norms[name]).mean().item()}
-                rows += rows_of(
+                rows += make_rows(
                     mean, tap, epoch, trainer.global_step, reason="a gradient is not finite"
                 )
         self.publish(trainer, epoch, rows)

@@ -15,9 +15,9 @@ from torch.nn import functional
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
     calibrated_network,
-    network_of,
-    probe_of,
-    rows_of,
+    get_network,
+    get_probe,
+    make_rows,
 )
 from bnstudy.callbacks.processes import others_wait
 from bnstudy.data.batches import balanced
@@ -147,11 +147,11 @@ class Hessian(OptimizationMetrics):
         with others_wait(trainer) as is_first, self.timed():
             if not is_first:
                 return
-            network = deepcopy(network_of(module)).eval()
+            network = deepcopy(get_network(module)).eval()
             if self.batchnorm == "train":
                 for layer in with_running_statistics(network).values():
                     layer.train()
-            batches = zip(*probe_of(trainer, "train"), strict=True)
+            batches = zip(*get_probe(trainer, "train"), strict=True)
             inputs, labels = (torch.cat(parts) for parts in batches)
             chosen = balanced(labels, min(self.num_samples, len(labels)))
             images = inputs[chosen].to(next(network.parameters()))
@@ -167,11 +167,11 @@ class Hessian(OptimizationMetrics):
                 parts: list[tuple[Tap | None, nn.Module]] = [(None, network)]
                 parts += [
                     (Tap(index, name, "stage"), part)
-                    for index, (name, part) in enumerate(stages_of(network).items())
+                    for index, (name, part) in enumerate(find_stages(network).items())
                 ]
                 for tap, part in parts:
                     values = self._values(part, gradients)
-                    rows += rows_of(
+                    rows += make_rows(
                         values, tap, epoch, trainer.global_step, reason="a gradient is not finite"
                     )
         self.publish(trainer, epoch, rows)
@@ -188,7 +188,7 @@ class Hessian(OptimizationMetrics):
         return dict(zip(names, [*eigenvalues, *curvature.trace(self.num_probes)], strict=True))
 
 
-def stages_of(network: nn.Module) -> dict[str, nn.Module]:
+def find_stages(network: nn.Module) -> dict[str, nn.Module]:
     """Return the parts of a network that have trained parameters, such as its stages, by name.
 
     Wrappers with a single such part are removed.
@@ -198,4 +198,4 @@ def stages_of(network: nn.Module) -> dict[str, nn.Module]:
         for name, part in network.named_children()
         if any(one.requires_grad for one in part.parameters())
     }
-    return stages_of(next(iter(parts.values()))) if len(parts) == 1 else parts
+    return find_stages(next(iter(parts.values()))) if len(parts) == 1 else parts

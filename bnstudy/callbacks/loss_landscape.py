@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from bnstudy.callbacks.optimization import OptimizationMetrics, network_of, rows_of
-from bnstudy.representations.precision import where_float64
+from bnstudy.callbacks.optimization import OptimizationMetrics, get_network, make_rows
+from bnstudy.representations.precision import on_float64_device
 
 # Function from parameters to the loss and its gradient with respect to each of them.
 Objective = Callable[[Sequence[Tensor]], tuple[float, Sequence[Tensor]]]
@@ -92,7 +92,7 @@ class LossLandscape(OptimizationMetrics):
         """Measure the batch if the step is due."""
         if trainer.global_step % self.every_n_steps:
             return
-        network = network_of(pl_module)
+        network = get_network(pl_module)
         trained = [one.detach() for one in network.parameters() if one.requires_grad]
         with self.timed():
             objective = _cross_entropy(network, batch, trainer)
@@ -112,7 +112,7 @@ class LossLandscape(OptimizationMetrics):
             without = sum(not isfinite(value) for value in values)
             reason = f"{name} is not finite at {without} of {count} probes"
             mean = {name: sum(values) / count}
-            rows += rows_of(mean, None, epoch, trainer.global_step, reason=reason)
+            rows += make_rows(mean, None, epoch, trainer.global_step, reason=reason)
         self.publish(trainer, epoch, rows)
 
 
@@ -136,7 +136,7 @@ def _cross_entropy(
         with _same_random_numbers(images.device), torch.enable_grad():
             loss = functional.cross_entropy(functional_call(network, state, (images,)), labels)
         gradient = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        loss = mean(where_float64(loss.detach()).double(), reduce_op="mean")
+        loss = mean(on_float64_device(loss.detach()).double(), reduce_op="mean")
         return loss.item(), [mean(one, reduce_op="mean") for one in gradient]
 
     return objective
@@ -154,5 +154,7 @@ def _same_random_numbers(device: torch.device) -> Iterator[None]:
 
 def _norm(tensors: Sequence[Tensor]) -> float:
     """Compute the L2 norm over the numbers of all tensors."""
-    norms = [torch.linalg.vector_norm(where_float64(one), dtype=torch.float64) for one in tensors]
+    norms = [
+        torch.linalg.vector_norm(on_float64_device(one), dtype=torch.float64) for one in tensors
+    ]
     return float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -55,7 +55,7 @@ class OptimizationMetrics(L.Callback):
                 logger.log_metrics(values, step=trainer.global_step)
 
 
-def rows_of(
+def make_rows(
     values: Mapping[str, float],
     tap: Tap | None,
     epoch: int,
@@ -87,7 +87,7 @@ def varying(mean: Tensor, variance: Tensor) -> Tensor:
     return variance > CONSTANT_TOLERANCE * mean.square()
 
 
-def network_of(module: L.LightningModule) -> nn.Module:
+def get_network(module: L.LightningModule) -> nn.Module:
     """Return the network of a `Classifier`."""
     assert isinstance(module, Classifier)
     return module.network
@@ -97,10 +97,10 @@ def calibrated_network(
     trainer: L.Trainer, module: L.LightningModule
 ) -> AbstractContextManager[None]:
     """Calibrate running statistics that no batch has updated yet, inside the context."""
-    return calibrated(network_of(module), _data_of(trainer).calibration())
+    return calibrated(get_network(module), _data_of(trainer).calibration())
 
 
-def probe_of(trainer: L.Trainer, split: Split) -> Samples:
+def get_probe(trainer: L.Trainer, split: Split) -> Samples:
     """Return the probe set of a split."""
     return _data_of(trainer).probe(split)
 
@@ -111,7 +111,7 @@ def _data_of(trainer: L.Trainer) -> DataModule:
     return data
 
 
-def taps_of(network: nn.Module, modules: Iterable[str], inputs: Tensor) -> dict[str, Tap]:
+def find_taps(network: nn.Module, modules: Iterable[str], inputs: Tensor) -> dict[str, Tap]:
     """Find the layer of each module that is called, in the order of computation.
 
     Args:

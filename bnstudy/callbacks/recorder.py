@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import lightning as L
 
-from bnstudy.callbacks.optimization import rows_of
+from bnstudy.callbacks.optimization import make_rows
 from bnstudy.callbacks.representation_metrics import RepresentationMetrics
 from bnstudy.models import Classifier
 from bnstudy.runs.long_table import Row
@@ -91,7 +91,7 @@ class Recorder(L.Callback):
             rows = []
             for (split, metric), value in self.performance.items():
                 reason = f"the {metric} is not finite"
-                rows += rows_of({metric: value}, None, epoch, step, split, reason)
+                rows += make_rows({metric: value}, None, epoch, step, split, reason)
             rows += [
                 row
                 for measurement in self.measurements

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnstudy.callbacks.names import logged_name
-from bnstudy.callbacks.optimization import rows_of
+from bnstudy.callbacks.optimization import make_rows
 from bnstudy.callbacks.processes import others_wait
 from bnstudy.data.batches import balanced_folds
 from bnstudy.data.module import CALIBRATION_BATCH
@@ -197,8 +197,8 @@ class RepresentationMetrics(L.Callback):
                 return
             self.on_layer(f"measuring {layer.name}, {split}")
             yield from self._rows(layer, epoch, step, split)
-            if layer.multiplied is not None and layer.tap is not None:
-                self.precisions.setdefault(layer.tap.label, set()).add(layer.multiplied)
+            if layer.product_precision is not None and layer.tap is not None:
+                self.precisions.setdefault(layer.tap.label, set()).add(layer.product_precision)
             del layer  # free its memory before the next layer is read
 
     def _rows(self, layer: Layer, epoch: int, step: int, split: str) -> Iterator[Row]:
@@ -276,7 +276,7 @@ def _performance(layer: Layer, epoch: int, step: int, split: str) -> list[Row]:
         return []
     loss, correct, count = count_losses(logits, layer.labels).tolist()
     values = dict(zip(PROBE_PERFORMANCE, (loss / count, correct / count), strict=True))
-    return rows_of(values, None, epoch, step, split)
+    return make_rows(values, None, epoch, step, split)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from torch.optim import SGD, Optimizer
 from bnstudy.callbacks.gradient_norms import SITES
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
-    network_of,
-    probe_of,
-    rows_of,
-    taps_of,
+    find_taps,
+    get_network,
+    get_probe,
+    make_rows,
 )
 from bnstudy.representations import Tap
-from bnstudy.representations.precision import where_float64
+from bnstudy.representations.precision import on_float64_device
 from bnstudy.representations.taps import Taps
 
 
@@ -42,7 +42,7 @@ class WeightNorms(OptimizationMetrics):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the layers, and measure before the first step unless the run is resumed."""
-        network = network_of(pl_module)
+        network = get_network(pl_module)
         sites = {
             name: site
             for name, module in network.named_modules()
@@ -50,10 +50,10 @@ class WeightNorms(OptimizationMetrics):
             if isinstance(module, kind)
         }
         sites |= {name: "norm" for name, site in Taps(network).site_of.items() if site == "norm"}
-        inputs, _ = next(iter(probe_of(trainer, "train")))
+        inputs, _ = next(iter(get_probe(trainer, "train")))
         self.taps = {
             name: Tap(tap.layer_index, tap.layer, sites[name])
-            for name, tap in taps_of(network, sites, inputs[:1]).items()
+            for name, tap in find_taps(network, sites, inputs[:1]).items()
         }
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
         if trainer.global_step == 0:
@@ -67,7 +67,7 @@ class WeightNorms(OptimizationMetrics):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure at the end of the epoch."""
-        self._measure(trainer, network_of(pl_module), trainer.current_epoch + 1)
+        self._measure(trainer, get_network(pl_module), trainer.current_epoch + 1)
 
     def _measure(self, trainer: L.Trainer, network: nn.Module, epoch: int) -> None:
         power = 2 if isinstance(trainer.optimizers[0], SGD) else 1
@@ -84,7 +84,7 @@ class WeightNorms(OptimizationMetrics):
                     values["weight_norm"] = norm
                     values["effective_lr"] = self.lr / norm**power if norm else nan
                 reason = "the weights are 0, or not finite"
-                rows += rows_of(values, tap, epoch, trainer.global_step, reason=reason)
+                rows += make_rows(values, tap, epoch, trainer.global_step, reason=reason)
         self.publish(trainer, epoch, rows)
 
 
@@ -97,4 +97,4 @@ def _parameters_of(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _norm(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(where_float64(values.detach()), dtype=torch.float64))
+    return float(torch.linalg.vector_norm(on_float64_device(values.detach()), dtype=torch.float64))

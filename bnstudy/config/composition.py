@@ -42,7 +42,7 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
 OWN = "own"  # option of the groups `model` and `data` for classes of the user's
 
 
-def choose_own(words: Sequence[str]) -> list[str]:
+def select_own_classes(words: Sequence[str]) -> list[str]:
     """Choose the option `own` of a group whose `_target_` a command line sets without an option.
 
     The keys of the group's default option are those of another class. Those of the class that is
@@ -52,7 +52,7 @@ def choose_own(words: Sequence[str]) -> list[str]:
         words: Words of the command line.
 
     Example:
-        >>> choose_own(["model._target_=mine.Net", "model.blocks=2,3", "-m"])
+        >>> select_own_classes(["model._target_=mine.Net", "model.blocks=2,3", "-m"])
         ['model=own', '++model._target_=mine.Net', '++model.blocks=2,3', '-m']
     """
     for group in ("model", "data"):

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from bnstudy.metrics.registry import MOTIONS, Need, Undefined, metric
+from bnstudy.metrics.registry import ROTATION_SCALE_TRANSLATION, Need, Undefined, metric
 from bnstudy.representations import Layer
 from bnstudy.representations.layer import NEIGHBOURS
 
@@ -59,7 +59,7 @@ def _spread_within(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(-1, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=NEEDS,
     source="Rousseeuw 1987, doi 10.1016/0377-0427(87)90125-7",
 )
@@ -78,7 +78,7 @@ def silhouette(layer: Layer) -> float:
 @metric(
     direction="lower",
     bounds=(0, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["classes", "variation"],
     source="Davies and Bouldin 1979, doi 10.1109/TPAMI.1979.4766909",
 )
@@ -88,7 +88,7 @@ def davies_bouldin(layer: Layer) -> float:
     s_a is the mean distance of the samples of class a to their mean, and d_ab is the distance
     between the means of classes a and b. The maximum is over the other classes b.
     """
-    sums = layer.class_geometry
+    sums = layer.precise_class_sums
     share = layer.membership.double() / layer.class_sizes
     spread = share.T @ sums.residual_norms_squared.double().sqrt()
     apart = torch.ones_like(sums.means_gram, dtype=torch.bool).fill_diagonal_(False)
@@ -101,13 +101,13 @@ def davies_bouldin(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(0, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["classes", "variation"],
     source="Calinski and Harabasz 1974, doi 10.1080/03610927408827101",
 )
 def calinski_harabasz(layer: Layer) -> float:
     """Between-class dispersion / (C - 1), divided by within-class dispersion / (N - C)."""
-    between = (layer.class_sizes * layer.class_geometry.means_gram.diagonal()).sum().item()
+    between = (layer.class_sizes * layer.precise_class_sums.means_gram.diagonal()).sum().item()
     within = layer.shared(_spread_within)
     freedom = (layer.num_samples - layer.num_classes) / (layer.num_classes - 1)
     return between / within * freedom
@@ -116,7 +116,7 @@ def calinski_harabasz(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(0, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=NEEDS,
     source="Dunn 1974, doi 10.1080/01969727408546059",
 )
@@ -135,7 +135,7 @@ def dunn(layer: Layer) -> float:
 @metric(
     direction="lower",
     bounds=(0, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=NEEDS,
     source="wb.ratio of cluster.stats in R's fpc",
 )
@@ -156,7 +156,7 @@ def within_between_ratio(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(0, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=NEEDS,
     source="Cover and Hart 1967, doi 10.1109/TIT.1967.1053964; leave-one-out",
 )

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from bnstudy.metrics.registry import MOTIONS, Undefined, metric
+from bnstudy.metrics.registry import ROTATION_SCALE_TRANSLATION, Undefined, metric
 from bnstudy.randomness import generator_for
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import Products
@@ -25,14 +25,14 @@ FACCO = "Facco et al. 2017, TwoNN, doi 10.1038/s41598-017-11873-y"
 @metric(
     direction=None,
     bounds=(1, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["distances"],
     source="Gao et al. 2017, doi 10.1101/214262; Litwin-Kumar et al. 2017",
 )
 def participation_ratio(layer: Layer) -> float:
     """(Sum of the covariance's eigenvalues)^2 / sum of their squares."""
     gram = layer.gram
-    total: float = layer.total_variation * layer.num_samples
+    total: float = layer.total_variance * layer.num_samples
     squares = torch.linalg.vector_norm(gram, dtype=torch.float64).item() ** 2
     return float(total**2 / squares)
 
@@ -40,7 +40,7 @@ def participation_ratio(layer: Layer) -> float:
 @metric(
     direction=None,
     bounds=(1, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["distances"],
     source="Roy and Vetterli 2007, EUSIPCO, definition 1",
 )
@@ -54,7 +54,7 @@ def effective_rank(layer: Layer) -> float:
 @metric(
     direction=None,
     bounds=(1, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["distances"],
     source="Rudelson and Vershynin 2007, doi 10.1145/1255443.1255449",
 )
@@ -79,7 +79,7 @@ def soft_rank(layer: Layer) -> float:
     """
     sums, count = layer.products, layer.num_samples
     with_mean = sums.residuals_dot_mean + sums.means_dot_mean[layer.classes]
-    total: float = layer.total_variation + sums.mean_norm_squared
+    total: float = layer.total_variance + sums.mean_norm_squared
     if total == 0:
         raise Undefined("every sample's activations are 0")
     norm: float = torch.linalg.vector_norm(layer.gram, dtype=torch.float64).item()
@@ -121,7 +121,11 @@ def two_nn(ratios: Tensor) -> Tensor:
 
 
 @metric(
-    direction=None, bounds=(0, math.inf), invariant_to=MOTIONS, needs=["distances"], source=FACCO
+    direction=None,
+    bounds=(0, math.inf),
+    invariant_to=ROTATION_SCALE_TRANSLATION,
+    needs=["distances"],
+    source=FACCO,
 )
 def intrinsic_dimension(layer: Layer) -> float:
     """Intrinsic dimension by TwoNN, from the distances to the two nearest neighbours."""
@@ -131,7 +135,7 @@ def intrinsic_dimension(layer: Layer) -> float:
 @metric(
     direction=None,
     bounds=(0, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["distances"],
     source=f"{FACCO}; bootstrap, Efron 1979",
 )

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from bnstudy.metrics.class_clustering import NEEDS, silhouette_score
 from bnstudy.metrics.kmeans import kmeans
-from bnstudy.metrics.registry import MOTIONS, Undefined, metric
+from bnstudy.metrics.registry import ROTATION_SCALE_TRANSLATION, Undefined, metric
 from bnstudy.representations import Layer
 
 NUM_RESTARTS = 5
@@ -69,7 +69,7 @@ def adjusted_rand_index(contingency: Tensor) -> float:
 @metric(
     direction="higher",
     bounds=(0, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=NEEDS,
     source="k-means with k = number of classes; Manning et al. 2008, chapter 16.3",
 )
@@ -81,7 +81,7 @@ def kmeans_purity(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(0, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=NEEDS,
     source="k-means with k = number of classes; Strehl and Ghosh 2002, arithmetic normalization",
 )
@@ -93,7 +93,7 @@ def kmeans_nmi(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(-0.5, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=NEEDS,
     source="k-means with k = number of classes; Hubert and Arabie 1985, doi 10.1007/BF01908075",
 )
@@ -135,7 +135,7 @@ def best_number_of_clusters(
 @metric(
     direction=None,
     bounds=(2, MAX_CLUSTERS),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["distances"],
     source=f"k-means, k = 2 to {MAX_CLUSTERS}; Rousseeuw 1987",
 )
@@ -147,7 +147,7 @@ def best_k(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(-1, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["distances"],
     source=f"k-means, k = 2 to {MAX_CLUSTERS}; Rousseeuw 1987",
 )
@@ -159,7 +159,7 @@ def best_k_silhouette(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(-1, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["distances"],
     source="after Carbonnelle and De Vleeschouwer 2021",
 )

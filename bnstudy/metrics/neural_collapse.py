@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from bnstudy.metrics.registry import MOTIONS, NotApplicable, Undefined, metric
+from bnstudy.metrics.registry import ROTATION_SCALE_TRANSLATION, NotApplicable, Undefined, metric
 from bnstudy.representations import Layer
 from bnstudy.representations.sums import ClassSums
 
@@ -22,7 +22,7 @@ PAPYAN = "Papyan, Han and Donoho 2020, doi 10.1073/pnas.2015509117"
 
 def _norms(layer: Layer) -> Tensor:
     """Return the norms of the centred class means: float64, C."""
-    norms = layer.class_geometry.mean_norms
+    norms = layer.precise_class_sums.mean_norms
     if not norms.any():
         raise Undefined("all class means are the same")
     return norms
@@ -31,7 +31,7 @@ def _norms(layer: Layer) -> Tensor:
 @metric(
     direction="lower",
     bounds=(0, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["classes", "variation"],
     source=f"{PAPYAN}, NC1",
 )
@@ -42,7 +42,7 @@ def nc1(layer: Layer) -> float:
     pseudoinverse acts within the span of the class means, so C x C products are sufficient.
     """
     layer.shared(_norms)
-    trace, is_exact = _trace(layer, layer.class_geometry)
+    trace, is_exact = _trace(layer, layer.precise_class_sums)
     if not is_exact:
         trace, _ = _trace(layer, layer.in_float64(ClassSums))
     return trace / layer.num_classes
@@ -73,7 +73,7 @@ def _trace(layer: Layer, sums: ClassSums) -> tuple[float, bool]:
 @metric(
     direction="lower",
     bounds=(0, math.inf),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["classes", "variation"],
     source=f"{PAPYAN}, NC2, equal norms",
 )
@@ -86,7 +86,7 @@ def nc2_norm(layer: Layer) -> float:
 @metric(
     direction="lower",
     bounds=(0, 2),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["classes", "variation"],
     source=f"{PAPYAN}, NC2, maximal equal angles",
 )
@@ -95,7 +95,7 @@ def nc2_angle(layer: Layer) -> float:
     norms, count = layer.shared(_norms), layer.num_classes
     if not norms.all():
         raise Undefined("a class mean is the mean of all samples")
-    cosines = layer.class_geometry.means_gram / norms / norms[:, None]
+    cosines = layer.precise_class_sums.means_gram / norms / norms[:, None]
     away = (cosines + 1 / (count - 1)).abs()
     return ((away.sum() - away.diagonal().sum()) / (count * (count - 1))).item()
 
@@ -123,7 +123,7 @@ def nc3(layer: Layer) -> float:
             "the last linear layer reads only a part of the representation at a time"
         )
     layer.shared(_norms)
-    means, weights = layer.class_geometry.centred_means.double(), weights.double()
+    means, weights = layer.precise_class_sums.centred_means.double(), weights.double()
     difference = weights / torch.linalg.norm(weights) - means / torch.linalg.norm(means)
     return float(torch.linalg.norm(difference))
 
@@ -131,7 +131,7 @@ def nc3(layer: Layer) -> float:
 @metric(
     direction="higher",
     bounds=(0, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["classes", "variation", "network"],
     source=f"{PAPYAN}, NC4",
 )
@@ -142,5 +142,5 @@ def ncc_agreement(layer: Layer) -> float:
         raise NotApplicable("the network's output is not one logit per class")
     if not logits.isfinite().all():
         raise Undefined("a logit is not finite")
-    nearest = layer.class_labels[layer.nearest_means]
+    nearest = layer.class_labels[layer.nearest_class_means]
     return (nearest == logits.argmax(1)).double().mean().item()

@@ -70,4 +70,4 @@ def margin_mean(layer: Layer) -> float:
 )
 def margin_normalized(layer: Layer) -> float:
     """Mean margin / square root of the total variation of the representations."""
-    return layer.shared(_finite_margins).mean().item() / math.sqrt(layer.total_variation)
+    return layer.shared(_finite_margins).mean().item() / math.sqrt(layer.total_variance)

@@ -14,10 +14,10 @@ Direction = Literal["higher", "lower"]
 Invariance = Literal["rotation", "scale", "translation"]
 Need = Literal["classes", "variation", "products", "distances", "network"]
 
-MOTIONS: tuple[Invariance, ...] = ("rotation", "scale", "translation")
+ROTATION_SCALE_TRANSLATION: tuple[Invariance, ...] = ("rotation", "scale", "translation")
 # Range of the largest activation in which sums of squares neither overflow nor underflow float32.
 REPRESENTABLE = (1e-12, 1e12)
-MIN_VARIATION = 1e-30  # mean squared distance to the mean; smaller ones underflow float32
+MIN_VARIANCE = 1e-30  # mean squared distance to the mean; smaller ones underflow float32
 
 
 class Undefined(Exception):
@@ -185,7 +185,7 @@ def check(needs: Iterable[Need], layer: Layer) -> None:
     if needs & {"variation", "distances"}:
         with in_float32(layer.labels.device):
             _ = layer.products if "distances" in needs else layer.class_sums
-        if layer.total_variation < MIN_VARIATION:
+        if layer.total_variance < MIN_VARIANCE:
             raise Undefined("the squared differences between samples are too small for float32")
 
 

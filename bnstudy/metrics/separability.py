@@ -9,7 +9,7 @@ Example:
 import torch
 from torch import Tensor
 
-from bnstudy.metrics.registry import MOTIONS, Undefined, metric
+from bnstudy.metrics.registry import ROTATION_SCALE_TRANSLATION, Undefined, metric
 from bnstudy.representations import Layer
 
 REGULARIZATION = 0.1  # relative to the mean squared distance to the mean
@@ -18,7 +18,7 @@ REGULARIZATION = 0.1  # relative to the mean squared distance to the mean
 @metric(
     direction="higher",
     bounds=(0, 1),
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=["classes", "distances"],
     source="Rifkin and Lippert 2007, MIT-CSAIL-TR; ridge classifier, closed form",
 )
@@ -32,7 +32,7 @@ def linear_probe(layer: Layer) -> float:
     """
     centred = layer.products.centred
     targets = 2 * layer.membership - 1
-    penalty = REGULARIZATION * layer.total_variation
+    penalty = REGULARIZATION * layer.total_variance
     if centred is None:
         hat_targets, leverage = _hat_of_gram(layer.gram, targets, penalty)
     else:

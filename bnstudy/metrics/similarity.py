@@ -2,9 +2,9 @@
 
 Example:
     >>> labels = torch.tensor([0, 1, 0, 1])
-    >>> one = Layer(torch.tensor([[0.0, 1.0], [2.0, 0.0], [4.0, 5.0], [9.0, 3.0]]), labels)
-    >>> other = Layer(3 * one.activations.flip(1), labels)
-    >>> round(cka(one, other), 4)
+    >>> first = Layer(torch.tensor([[0.0, 1.0], [2.0, 0.0], [4.0, 5.0], [9.0, 3.0]]), labels)
+    >>> second = Layer(3 * first.activations.flip(1), labels)
+    >>> round(cka(first, second), 4)
     1.0
 """
 
@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from bnstudy.errors import UserError
-from bnstudy.metrics.registry import MOTIONS, Declaration, Direction, Invariance, Undefined, check
+from bnstudy.metrics.registry import (
+    ROTATION_SCALE_TRANSLATION,
+    Declaration,
+    Direction,
+    Invariance,
+    Undefined,
+    check,
+)
 from bnstudy.representations import Layer
 from bnstudy.representations.precision import in_float32
 
@@ -43,46 +50,46 @@ class Similarity(Declaration):
     is_metric: bool
     is_symmetric: bool
 
-    def __call__(self, one: Layer, other: Layer) -> float:
+    def __call__(self, first: Layer, second: Layer) -> float:
         """Compute the value for two layers; NaN if it is undefined.
 
         Raises:
             DifferentSamples: The layers do not represent the same samples in the same order.
         """
-        _require_same_samples(one, other)
+        _require_same_samples(first, second)
         try:
-            for layer in (one, other):
+            for layer in (first, second):
                 check(self.needs, layer)
-            with in_float32(one.labels.device):
-                return self.function(one, other)
+            with in_float32(first.labels.device):
+                return self.function(first, second)
         except Undefined:
             return math.nan
 
 
-def _require_same_samples(one: Layer, other: Layer) -> None:
+def _require_same_samples(first: Layer, second: Layer) -> None:
     """Raise DifferentSamples if labels or inputs show that samples differ or are reordered.
 
     Different inputs are allowed if no input occurs in both layers, because two networks may read
     the same images with different scaling or normalization.
     """
-    if one.num_samples != other.num_samples:
+    if first.num_samples != second.num_samples:
         raise DifferentSamples(
-            f"the layers have {one.num_samples} samples and {other.num_samples}; a similarity "
+            f"the layers have {first.num_samples} samples and {second.num_samples}; a similarity "
             "compares the same samples in the same order"
         )
-    differing = int((one.labels.cpu() != other.labels.cpu()).sum())
+    differing = int((first.labels.cpu() != second.labels.cpu()).sum())
     if differing:
         raise DifferentSamples(
-            f"the layers' labels differ at {differing} of {one.num_samples} samples: a similarity "
-            f"compares the same samples in the same order; {ADVICE}"
+            f"the layers' labels differ at {differing} of {first.num_samples} samples: a "
+            f"similarity compares the same samples in the same order; {ADVICE}"
         )
-    sums = [layer.network.checksums if layer.network else None for layer in (one, other)]
+    sums = [layer.network.checksums if layer.network else None for layer in (first, second)]
     if sums[0] is None or sums[1] is None:
         return
     moved = int(((sums[0] != sums[1]) & torch.isin(sums[0], sums[1])).sum())
     if moved:
         raise DifferentSamples(
-            f"{moved} of {one.num_samples} samples have another position in the other layer: a "
+            f"{moved} of {first.num_samples} samples have another position in the second layer: a "
             f"similarity compares the same samples in the same order; {ADVICE}"
         )
 
@@ -124,18 +131,18 @@ def similarity(
     return declare
 
 
-def _inner(one: Tensor, other: Tensor) -> float:
+def _inner(first: Tensor, second: Tensor) -> float:
     """Sum the products of two matrices' entries in float64."""
-    strips = zip(one.split(STRIP), other.split(STRIP), strict=True)
+    strips = zip(first.split(STRIP), second.split(STRIP), strict=True)
     return sum(float((a.double() * b).sum()) for a, b in strips)
 
 
-def _hsic(one: Layer, other: Layer) -> float:
+def _hsic(first: Layer, second: Layer) -> float:
     """Compute |X^T Y|^2 of the centred representations, from the units if both have few."""
-    x, y = one.products.centred, other.products.centred
+    x, y = first.products.centred, second.products.centred
     if x is not None and y is not None:
         return float((x.T @ y).double().square().sum())
-    return _inner(one.gram, other.gram)
+    return _inner(first.gram, second.gram)
 
 
 def _self_hsic(layer: Layer) -> float:
@@ -147,24 +154,25 @@ def _self_hsic(layer: Layer) -> float:
     bounds=(0, 1),
     is_metric=False,
     is_symmetric=True,
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     source="Kornblith et al. 2019, arXiv 1905.00414",
 )
-def cka(one: Layer, other: Layer) -> float:
+def cka(first: Layer, second: Layer) -> float:
     """Linear centred kernel alignment (CKA): |X^T Y|^2 / (|X^T X| |Y^T Y|)."""
-    norms = math.sqrt(one.shared(_self_hsic) * other.shared(_self_hsic))
-    return min(1.0, _hsic(one, other) / norms)
+    norms = math.sqrt(first.shared(_self_hsic) * second.shared(_self_hsic))
+    return min(1.0, _hsic(first, second) / norms)
 
 
-def _unbiased_hsic(one: Layer, other: Layer) -> float:
+def _unbiased_hsic(first: Layer, second: Layer) -> float:
     """Compute n (n - 3) times the unbiased HSIC of Song et al. 2012, JMLR 13:1393, equation 5."""
-    n = one.num_samples
+    n = first.num_samples
     if n < 4:
         raise Undefined("there are fewer than 4 samples")
-    k, m = one.gram.diagonal().double(), other.gram.diagonal().double()
-    inner = _inner(one.gram, other.gram) - (k @ m).item()  # of the matrices without their diagonals
-    rows = one.gram.sum(1, dtype=torch.float64) - k
-    others = other.gram.sum(1, dtype=torch.float64) - m
+    k, m = first.gram.diagonal().double(), second.gram.diagonal().double()
+    # Inner product of the matrices without their diagonals.
+    inner = _inner(first.gram, second.gram) - (k @ m).item()
+    rows = first.gram.sum(1, dtype=torch.float64) - k
+    others = second.gram.sum(1, dtype=torch.float64) - m
     sums = (rows.sum() * others.sum() / ((n - 1) * (n - 2))).item()
     return inner + sums - 2 / (n - 2) * (rows @ others).item()
 
@@ -181,13 +189,13 @@ def _self_unbiased_hsic(layer: Layer) -> float:
     bounds=(-1, 1),
     is_metric=False,
     is_symmetric=True,
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     source="Song et al. 2012, JMLR 13:1393; Nguyen et al. 2021, arXiv 2010.15327",
 )
-def cka_debiased(one: Layer, other: Layer) -> float:
+def cka_debiased(first: Layer, second: Layer) -> float:
     """Linear CKA with unbiased HSIC, whose expectation is 0 for unrelated representations."""
-    norms = one.shared(_self_unbiased_hsic) * other.shared(_self_unbiased_hsic)
-    return _unbiased_hsic(one, other) / math.sqrt(norms)
+    norms = first.shared(_self_unbiased_hsic) * second.shared(_self_unbiased_hsic)
+    return _unbiased_hsic(first, second) / math.sqrt(norms)
 
 
 def _factor(layer: Layer) -> Tensor:
@@ -201,13 +209,13 @@ def _factor(layer: Layer) -> Tensor:
     bounds=(0, math.pi / 2),
     is_metric=True,
     is_symmetric=True,
-    invariant_to=MOTIONS,
+    invariant_to=ROTATION_SCALE_TRANSLATION,
     source="Williams et al. 2021, arXiv 2110.14739",
 )
-def procrustes(one: Layer, other: Layer) -> float:
+def procrustes(first: Layer, second: Layer) -> float:
     """Angle in radians after the best rotation: arccos(|X^T Y|_* / (|X| |Y|)).
 
     The angle is 0 if one layer is a rotated, scaled and shifted copy of the other.
     """
-    products = one.shared(_factor).T @ other.shared(_factor)
+    products = first.shared(_factor).T @ second.shared(_factor)
     return math.acos(min(1.0, torch.linalg.svdvals(products).sum().item()))

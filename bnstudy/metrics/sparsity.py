@@ -30,7 +30,7 @@ def unit_sparsity(layer: Layer) -> float:
 @metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=POTGIETER)
 def channel_sparsity(layer: Layer) -> float:
     """Share of channels that are 0 at all positions of a sample, mean over samples."""
-    return layer.activity.silent_maps.double().mean().item() / layer.num_samples
+    return layer.activity.num_silent_samples.double().mean().item() / layer.num_samples
 
 
 @metric(direction=None, bounds=(0, 0.5), invariant_to=["scale"], source=POTGIETER)
@@ -44,7 +44,7 @@ def unit_sparsity_channel_std(layer: Layer) -> float:
 )
 def dead_channels(layer: Layer) -> float:
     """Share of channels that are 0 at all positions of all samples."""
-    return (layer.activity.silent_maps == layer.num_samples).double().mean().item()
+    return (layer.activity.num_silent_samples == layer.num_samples).double().mean().item()
 
 
 @metric(

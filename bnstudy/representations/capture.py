@@ -13,7 +13,7 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
-from bnstudy.representations.precision import Precision, choose_way, where_float64
+from bnstudy.representations.precision import Precision, choose_way, on_float64_device
 from bnstudy.representations.sums import (
     BLOCK,
     Activity,
@@ -134,7 +134,7 @@ class _Pairs:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(pair_of, self.batches)
+        return map(as_pair, self.batches)
 
     def max_samples(self) -> int:
         """Return an upper bound of the number of samples."""
@@ -172,7 +172,7 @@ def _samples(batches: _Pairs) -> tuple[int, Tensor]:
     return batches.max_samples(), inputs
 
 
-def pair_of(batch: Any) -> Batch:
+def as_pair(batch: Any) -> Batch:
     """Return a batch's inputs and its labels as int64, N.
 
     Raises:
@@ -287,7 +287,7 @@ def _read(
             unread[call] -= item.last - item.first
             if not unread[call]:
                 again = partial(_read_again, network, call, outputs, len(labels), held, limit)
-                yield Layer.of_sums(in_blocks.pop(call), labels, tap_of[call], view, again)
+                yield Layer.from_sums(in_blocks.pop(call), labels, tap_of[call], view, again)
 
 
 def _read_again(
@@ -321,7 +321,7 @@ def _hold(
         for item in wanted.get(call, ()):
             part = output.movedim(outputs[call].channel_axis, 1)[:, item.first : item.last]
             part = part.flatten(2) if part.ndim > 2 else part.unsqueeze(2)
-            part = where_float64(part.to(_held_as(part.dtype)))
+            part = on_float64_device(part.to(_held_as(part.dtype)))
             if item not in held:
                 held[item] = _Rows(part, item.bytes)
             held[item].append(part)
@@ -332,7 +332,7 @@ def _hold(
             output = run(inputs)
             all_labels.append(labels.to(next(iter(held.values())).buffer.device))
             if is_logits(output, labels):
-                logits.append(where_float64(output))
+                logits.append(on_float64_device(output))
     if len(logits) == len(all_labels):
         network.logits = torch.cat(logits)
     network.identify(torch.cat(all_labels).cpu(), torch.cat(checksums))

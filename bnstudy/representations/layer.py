@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnstudy.representations.network import View
-from bnstudy.representations.precision import FLOAT32, Precision, choose_way, where_float64
+from bnstudy.representations.precision import FLOAT32, Precision, choose_way, on_float64_device
 from bnstudy.representations.sums import (
     BLOCK,
     PART,
@@ -93,7 +93,7 @@ class Layer:
                 f"activations of shape {tuple(activations.shape)} do not match labels of shape "
                 f"{tuple(labels.shape)}; expected N x D or N x C x ... activations and N labels"
             )
-        activations = where_float64(activations.detach())
+        activations = on_float64_device(activations.detach())
         # Contiguous, so that a block of channels is read in long runs of memory.
         self.activations: Tensor | None = activations.contiguous().reshape(
             *activations.shape[:2], activations.shape[2:].numel()
@@ -102,7 +102,7 @@ class Layer:
         self._way = choose_way(precision, self.num_units, activations.device)
 
     @classmethod
-    def of_sums(
+    def from_sums(
         cls,
         sums: Iterable[Sums],
         labels: Tensor,
@@ -207,7 +207,7 @@ class Layer:
         """Compute the sums that similarities need, then release the activations."""
         self._sums_of(Activity)
         self._sums_of(Products)
-        if self.products.centred is None and math.isfinite(self.total_variation):
+        if self.products.centred is None and math.isfinite(self.total_variance):
             _ = self.factor  # cached while the activations can be read
         self._exact.clear()
         self.activations = self._read_again = None
@@ -272,7 +272,7 @@ class Layer:
         return self._sums_of(Products if Products in self._sums else ClassSums)
 
     @property
-    def class_geometry(self) -> ClassSums:
+    def precise_class_sums(self) -> ClassSums:
         """Same as `class_sums`, in float64 if class means are too close together for float32."""
         sums: ClassSums = self.class_sums
         return sums if sums.are_means_clear else self.in_float64(ClassSums)
@@ -283,21 +283,21 @@ class Layer:
         return self._sums_of(Products)
 
     @property
-    def multiplied(self) -> str | None:
+    def product_precision(self) -> str | None:
         """Way in which the residuals were multiplied; None if they were not."""
         return self.products.way.name if Products in self._sums else None
 
     @property
-    def total_variation(self) -> float:
+    def total_variance(self) -> float:
         """Mean squared distance to the mean of all samples, the trace of the covariance."""
         between = self.class_sums.means_gram.diagonal() @ self.class_sizes.double()
         within = self.class_sums.residual_norms_squared.double().sum()
         return (between + within).item() / self.num_samples
 
     @property
-    def nearest_means(self) -> Tensor:
+    def nearest_class_means(self) -> Tensor:
         """Class whose mean is nearest to each sample: int64, N."""
-        sums = self.class_geometry
+        sums = self.precise_class_sums
         squared = sums.squared_distances_to_means
         least = squared.min(1, keepdim=True)
         error = ERROR_FACTOR * sums.resolution * sums.error_scales
@@ -331,7 +331,7 @@ class Layer:
         keys, back = keys.unique(return_inverse=True)
         pairs = torch.stack([keys // self.num_samples, keys % self.num_samples], 1)
         if len(pairs) > MAX_PAIR_FRACTION * self.num_samples**2:
-            squared, is_unclear = self.in_float64(Products).squared_distances_of(pairs)
+            squared, is_unclear = self.in_float64(Products).squared_distances_between(pairs)
             squared[is_unclear] = self._from_differences(pairs[is_unclear])
         else:
             squared = self._from_differences(pairs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnstudy.representations.memory import release_memory
-from bnstudy.representations.precision import where_float64
+from bnstudy.representations.precision import on_float64_device
 from bnstudy.representations.taps import FEATURES, Call, Taps
 
 Batch = tuple[Tensor, Tensor]
@@ -88,8 +88,8 @@ class NetworkView:
                     gradients = torch.autograd.grad(gaps.sum(), at, materialize_grads=True)
                 else:  # the logits depend on none of these calls
                     gradients = tuple(map(torch.zeros_like, at))
-            gaps, logits = where_float64(gaps.detach()).double(), where_float64(logits)
-            for call, gradient in zip(kept, map(where_float64, gradients), strict=True):
+            gaps, logits = on_float64_device(gaps.detach()).double(), on_float64_device(logits)
+            for call, gradient in zip(kept, map(on_float64_device, gradients), strict=True):
                 dims = list(range(1, gradient.ndim))
                 slope = torch.linalg.vector_norm(gradient, dim=dims, dtype=torch.float64)
                 margin = torch.where(slope == 0, torch.inf, gaps / slope)
@@ -221,7 +221,7 @@ class View:
         module = taps.modules[self.call.module]
         is_features = taps.places[self.call.module][1] == FEATURES
         is_read = is_features and isinstance(module, nn.Linear)
-        return where_float64(module.weight.detach()) if is_read else None
+        return on_float64_device(module.weight.detach()) if is_read else None
 
 
 def _mixed(output: Tensor) -> Tensor:

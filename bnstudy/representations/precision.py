@@ -75,7 +75,7 @@ def exact_operators() -> Iterator[None]:
         yield
 
 
-def where_float64(tensor: Tensor) -> Tensor:
+def on_float64_device(tensor: Tensor) -> Tensor:
     """Copy a tensor to the CPU if its device has no float64, as Apple's MPS; else return it."""
     try:
         torch.zeros((), dtype=torch.float64, device=tensor.device)

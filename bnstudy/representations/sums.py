@@ -102,7 +102,7 @@ class Activity(Sums):
 
     Attributes:
         zeros: Number of zero activations of each channel: int64, channels.
-        silent_maps: Number of samples on which all positions of a channel are 0: int64, channels.
+        num_silent_samples: Number of samples on which a whole channel is 0: int64, channels.
         dead_units: Number of units that are 0 on every sample.
         largest: Largest absolute activation; NaN if an activation is NaN.
         is_constant: Whether all samples have the same representation.
@@ -111,7 +111,7 @@ class Activity(Sums):
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
         super().__init__(shape, classes)
         self.zeros = self._zeros(shape[1], dtype=torch.int64)
-        self.silent_maps = self._zeros(shape[1], dtype=torch.int64)
+        self.num_silent_samples = self._zeros(shape[1], dtype=torch.int64)
         self.dead_units = 0
         self.largest = 0.0
         self.is_constant = True
@@ -123,7 +123,7 @@ class Activity(Sums):
         for part in _parts(block):
             zeros = _as_numbers(torch.eq, part).sum(2, dtype=torch.float32)
             self.zeros[channels] += zeros.sum(0).long()
-            self.silent_maps[channels] += (zeros == part.shape[2]).sum(0)
+            self.num_silent_samples[channels] += (zeros == part.shape[2]).sum(0)
             smallest, largest = part.amin(0), part.amax(0)
             low = smallest if first else torch.minimum(low, smallest)
             high = largest if first else torch.maximum(high, largest)
@@ -423,7 +423,7 @@ class Products(ClassSums):
             unclear.append(pairs[pairs[:, 0] < pairs[:, 1]] + start)
         return mirror(squared).fill_diagonal_(0), torch.cat(unclear)
 
-    def squared_distances_of(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def squared_distances_between(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute squared distances of some pairs; mark those that are too small to be exact."""
         one, other = pairs.unbind(1)
         norms = self.residual_norms_squared

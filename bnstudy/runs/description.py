@@ -26,7 +26,7 @@ from bnstudy.terminal import console
 FORMAT = 1  # version of the file format; files without the field have format 1
 
 Status = Literal["running", "completed", "diverged", "failed", "interrupted"]
-ENDED: tuple[Status, ...] = ("completed", "diverged")  # a diverged run is not trained again
+FINISHED: tuple[Status, ...] = ("completed", "diverged")  # a diverged run is not trained again
 
 MAX_EPOCH = 10**7  # larger numbers are damage; versions are looked up epoch by epoch
 Epoch = Annotated[int, Field(ge=0, le=MAX_EPOCH)]
@@ -403,7 +403,7 @@ class RunDescription(Part):
             group = ["config"] if error.title == RecordedConfig.__name__ else []
             place = ".".join(map(str, [*group, *first["loc"]]))
             raise ValueError(": ".join(filter(None, [place, first["msg"]]))) from error
-        if description.status in ENDED and description.final.epoch is None:
+        if description.status in FINISHED and description.final.epoch is None:
             raise ValueError("final.epoch: missing, although the run has ended")
         unknown = dict.fromkeys(
             name for name in _unknown_fields(description) if name not in _printed_fields
@@ -567,7 +567,7 @@ class RunDescription(Part):
         self.data, self.target_sparsity, self.measured_later = None, None, []
         self.model_fields_set.difference_update({"data", "target_sparsity", "measured_later"})
 
-    def begin_with(self, config: dict[str, Any]) -> None:
+    def set_config(self, config: dict[str, Any]) -> None:
         """Set the configuration of a run that is trained from the beginning.
 
         Args:
@@ -577,7 +577,7 @@ class RunDescription(Part):
         self.config = config
         self.callbacks = list(config["callbacks"])
 
-    def go_on_with(self, config: dict[str, Any]) -> dict[str, Any]:
+    def update_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """Update the configuration of a run that is resumed, so that it applies to all epochs.
 
         Only metrics that both configurations name are kept. Each callback keeps its first options,

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from bnstudy.runs.parquet_file import read_table
 
-MAPS_SCHEMA = pa.schema(
+EMBEDDINGS_SCHEMA = pa.schema(
     [
         ("epoch", pa.int32()),
         ("split", pa.string()),
@@ -25,18 +25,18 @@ MAPS_SCHEMA = pa.schema(
 )
 
 
-def read_maps(path: Path) -> pa.Table:
+def read_embedding_file(path: Path) -> pa.Table:
     """Read the embeddings of a run.
 
     Args:
         path: File of the embeddings.
 
     Returns:
-        Table of `MAPS_SCHEMA`, with the file's metadata.
+        Table of `EMBEDDINGS_SCHEMA`, with the file's metadata.
 
     Raises:
         FileNotFoundError: The file does not exist.
         DamagedFile: The file is damaged, or has other columns.
     """
     again = "Remove it, and make it again with python -m bnstudy.measure map"
-    return read_table(path, MAPS_SCHEMA, advice=again)
+    return read_table(path, EMBEDDINGS_SCHEMA, advice=again)

@@ -96,7 +96,7 @@ class Lease:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[Lease]:
+def hold_lease(folder: Path) -> Iterator[Lease]:
     """Hold a folder's lease in the body; take it over if its worker is dead.
 
     Args:
@@ -114,19 +114,19 @@ def held(folder: Path) -> Iterator[Lease]:
         lease.release()
 
 
-def lease_of(folder: Path) -> tuple[dict[str, Any], Path] | None:
+def find_lease(folder: Path) -> tuple[dict[str, Any], Path] | None:
     """Return the worker that holds a folder's lease, dead or alive, and the lease; None if free."""
     newest = _newest(folder)[1]
     return (_read(newest), newest) if newest else None
 
 
-def forget(folder: Path) -> None:
+def remove_leases(folder: Path) -> None:
     """Remove all lease files from a folder that is about to be removed."""
     for lease in folder.glob(".lease.*"):
         lease.unlink(missing_ok=True)
 
 
-def watch(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) -> set[Path]:
+def find_renewed(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) -> set[Path]:
     """Watch leases for some time, and return those that are renewed.
 
     Args:
@@ -144,7 +144,7 @@ def watch(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) -> set[
     return renewed
 
 
-def worked_in(folders: Iterable[Path]) -> set[Path]:
+def find_occupied(folders: Iterable[Path]) -> set[Path]:
     """Find the folders whose lease is held by a living worker.
 
     Leases held on other machines are watched for a few seconds, all at the same time.
@@ -152,7 +152,7 @@ def worked_in(folders: Iterable[Path]) -> set[Path]:
     working: set[Path] = set()
     unknown: dict[Path, Path] = {}
     for folder in folders:
-        if found := lease_of(folder):
+        if found := find_lease(folder):
             worker, lease = found
             match is_known_alive(worker):
                 case True:
@@ -161,7 +161,7 @@ def worked_in(folders: Iterable[Path]) -> set[Path]:
                     unknown[lease] = folder
     if unknown:
         console.print(f"Watching for a few seconds whether {len(unknown)} cells run elsewhere")
-    return working | {unknown[lease] for lease in watch(list(unknown))}
+    return working | {unknown[lease] for lease in find_renewed(list(unknown))}
 
 
 def is_known_alive(worker: dict[str, Any]) -> bool | None:
@@ -180,7 +180,7 @@ def _take(folder: Path) -> Path:
         if alive is None:
             whose = _holder(newest) if _read(newest) else f"whoever holds {newest.name} (damaged)"
             console.print(f"{folder}: watching for {STALE_AFTER:.0f} s whether {whose} is alive")
-            alive = bool(watch([newest], STALE_AFTER))
+            alive = bool(find_renewed([newest], STALE_AFTER))
         if alive:
             raise _in_use(folder, newest)
     path = folder / f".lease.{number + 1}"

@@ -179,7 +179,7 @@ class CellPaths:
         return self.folder / "checkpoints"
 
 
-def cells_of(study: Path) -> list[Path]:
+def list_cells(study: Path) -> list[Path]:
     """List the cells in a study's folder, sorted by name; a cell has a run.json."""
     return sorted(path.parent for path in study.glob(f"*/{RECORD}"))
 
@@ -192,7 +192,7 @@ def runs_below(folder: Path) -> list[Path]:
     """
     if CellPaths(folder).record.exists():
         return [folder]
-    cells = cells_of(folder)
+    cells = list_cells(folder)
     if not cells:
         raise UserError(
             f"{folder}: no {RECORD} in it or in its folders; give the folder of a run or of a "

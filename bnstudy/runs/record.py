@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from bnstudy.errors import DamagedFile, UserError
 from bnstudy.files import replacing
-from bnstudy.runs.description import ENDED, Attempt, DataFacts, Environment, RunDescription
-from bnstudy.runs.lease import CellInUse, Lease, forget, held
+from bnstudy.runs.description import FINISHED, Attempt, DataFacts, Environment, RunDescription
+from bnstudy.runs.lease import CellInUse, Lease, hold_lease, remove_leases
 from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.version import VERSION
@@ -45,7 +45,7 @@ class Record:
 
     @classmethod
     @contextmanager
-    def held(cls, folder: Path, run: RunDescription | None = None) -> Iterator[Self]:
+    def open(cls, folder: Path, run: RunDescription | None = None) -> Iterator[Self]:
         """Hold a cell's lease in the body, remove files of killed processes, and read the record.
 
         Args:
@@ -58,7 +58,7 @@ class Record:
             CellInUse: Another process is working in the cell.
             UserError: There is no record, it cannot be read, or it belongs to another run.
         """
-        with held(folder) as lease:
+        with hold_lease(folder) as lease:
             paths = CellPaths(folder)
             paths.remove_leftovers()
             record = cls.read(folder) if run is None else cls._read_or_begin(paths, run)
@@ -89,14 +89,14 @@ class Record:
         return LongTable(self.paths, self.replacing)
 
     @property
-    def has_ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the run has been trained to its end and its table is intact."""
-        return self.description.status in ENDED and self.table.damage() is None
+        return self.description.status in FINISHED and self.table.damage() is None
 
     @property
     def lost_table(self) -> str | None:
         """Damage of the table of a run that was trained to its end, and how to recreate it."""
-        if self.description.status not in ENDED or (damage := self.table.damage()) is None:
+        if self.description.status not in FINISHED or (damage := self.table.damage()) is None:
             return None
         state = f"damaged ({damage})" if self.paths.table.exists() else "not there"
         return (
@@ -104,13 +104,13 @@ class Record:
             "saved checkpoints, bnstudy.train trains the run again"
         )
 
-    def require_end(self) -> None:
+    def require_finished(self) -> None:
         """Verify that the run has ended.
 
         Raises:
             UserError: The run has not ended, or its table is damaged.
         """
-        if not self.has_ended:
+        if not self.is_finished:
             reason = self.lost_table or f"{self.description.status}; train it to its end first"
             raise UserError(f"{self.folder}: {reason}")
 
@@ -160,7 +160,7 @@ class Record:
         """Find the saved weights by epoch, including those of the last epoch."""
         kept = self.paths.checkpoints()
         if (
-            self.has_ended and self.paths.last_checkpoint.exists()
+            self.is_finished and self.paths.last_checkpoint.exists()
         ):  # absent if another training loop trained the run
             kept.setdefault(self.last_epoch, self.paths.last_checkpoint)
         return kept
@@ -304,7 +304,7 @@ class Record:
                 self.table.take_apart()
             else:
                 self.set_aside(self.paths.table, damage)
-        elif self.description.status in ENDED and (damage := self.table.damage()):
+        elif self.description.status in FINISHED and (damage := self.table.damage()):
             self.set_aside(self.paths.table, damage)
 
 
@@ -313,7 +313,7 @@ class Observer(Record):
 
     @classmethod
     @contextmanager
-    def held(cls, folder: Path, run: RunDescription | None = None) -> Iterator[Self]:
+    def open(cls, folder: Path, run: RunDescription | None = None) -> Iterator[Self]:
         """Read the record without a lease.
 
         Args:
@@ -353,12 +353,12 @@ def remove_unused_folder(folder: Path, root: Path) -> None:
     """
     paths = CellPaths(folder)
     with suppress(CellInUse):
-        with held(folder):
+        with hold_lease(folder):
             is_unused = not paths.record.exists()
             if is_unused:
                 paths.remove_hydra_files()
         if is_unused:
-            forget(folder)
+            remove_leases(folder)
     with suppress(OSError):  # the folder is not empty
         for empty in (folder, *folder.parents):
             if empty.absolute() == root.absolute():

@@ -5,10 +5,10 @@ from itertools import combinations
 
 import pandas as pd
 
+from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.depth import compute_depth, compute_initial_layers
 from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
 from bnstudy.study.equal_training import CRITERIA, compute_equal_training
-from bnstudy.study.fairness import describe_other_differences
 from bnstudy.study.generalization import compute_interventions, compute_mediation, compute_relations
 from bnstudy.study.load.design import NAMES
 from bnstudy.study.load.embedding_tables import read_embeddings
@@ -42,13 +42,13 @@ class Analysis:
         self.axes = choose_axes(study)
 
     @cached_property
-    def other_differences(self) -> list[str]:
+    def confounders(self) -> list[str]:
         """Differences within pairs besides the norm, one text per treatment that has any."""
         others = self.study.treatments_without(self.baseline)
         return [
             text
             for name in others
-            if (text := describe_other_differences(self.study, name, self.baseline))
+            if (text := describe_confounders(self.study, name, self.baseline))
         ]
 
     @cached_property
@@ -57,17 +57,17 @@ class Analysis:
         return compute_averages(self.study)
 
     @cached_property
-    def points(self) -> pd.DataFrame:
+    def averages_at_points(self) -> pd.DataFrame:
         """Averages at each point of the axes."""
         return compute_averages(self.study, by=self.axes)
 
     @cached_property
-    def epochs(self) -> pd.DataFrame:
+    def averages_by_epoch(self) -> pd.DataFrame:
         """Averages over all runs at each epoch."""
         return compute_averages(self.study, every_epoch=True)
 
     @cached_property
-    def whole(self) -> pd.DataFrame:
+    def overall_effects(self) -> pd.DataFrame:
         """Effects over all pairs; see `compute_effects`."""
         return compute_effects(self.study, self.baseline)
 
@@ -82,7 +82,7 @@ class Analysis:
         ]
         at_points = [compute_effects(self.study, self.baseline, by=some) for some in subsets]
         return pd.concat(
-            [self.whole.assign(**dict.fromkeys(self.axes)), *at_points], ignore_index=True
+            [self.overall_effects.assign(**dict.fromkeys(self.axes)), *at_points], ignore_index=True
         )
 
     @cached_property
@@ -98,7 +98,7 @@ class Analysis:
     def _averages_of_depths(self) -> pd.DataFrame:
         return compute_averages(self.study, by=["depth"])
 
-    def of_depth(self, depth: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def select_depth(self, depth: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Select averages and effects of networks of one depth, whatever else they differ in.
 
         Args:
@@ -110,17 +110,17 @@ class Analysis:
         return means[means["depth"] == depth], effects[(effects["depth"] == depth) & alone]
 
     @cached_property
-    def curves(self) -> pd.DataFrame:
+    def effects_by_epoch(self) -> pd.DataFrame:
         """Differences at each epoch; see `compute_curves`."""
         return compute_curves(self.study, self.baseline)
 
     @cached_property
-    def steps(self) -> pd.DataFrame:
+    def averages_by_step(self) -> pd.DataFrame:
         """Averages over all runs at each measured step; empty if none is within an epoch."""
         return compute_averages(self.study, every_step=True) if self._has_steps else pd.DataFrame()
 
     @cached_property
-    def step_curves(self) -> pd.DataFrame:
+    def effects_by_step(self) -> pd.DataFrame:
         """Differences at each measured step; empty if none is within an epoch."""
         if not self._has_steps:
             return pd.DataFrame()
@@ -172,7 +172,7 @@ class Analysis:
         return compute_interventions(self.study)
 
     @cached_property
-    def maps(self) -> pd.DataFrame:
+    def embeddings(self) -> pd.DataFrame:
         """Embeddings of samples; see `read_embeddings`."""
         return read_embeddings(self.study)
 

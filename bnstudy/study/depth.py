@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from bnstudy.runs.long_table import WHOLE_MODEL
-from bnstudy.study.effects import compare_pairs, reader_of
+from bnstudy.study.effects import compare_pairs, make_reader
 from bnstudy.study.inference import mean, spread
 from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.load.matrix import count_layers, load_columns
@@ -106,7 +106,7 @@ def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame
     keys, values = compute_depth_numbers(study)
     if keys.empty:
         return pd.DataFrame()
-    return compare_pairs(study, keys, reader_of(study, values), baseline)
+    return compare_pairs(study, keys, make_reader(study, values), baseline)
 
 
 def compute_initial_layers(study: StudyRuns) -> pd.DataFrame:

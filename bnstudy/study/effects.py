@@ -13,11 +13,11 @@ import pandas as pd
 from bnstudy.study.inference import (
     analysis_of_variance,
     cohens_d,
+    estimate_noise,
     holm,
     max_t_adjusted,
     mean,
     measured_differences,
-    noise_of,
     paired_test,
     pairs_needed,
     probability_of_improvement,
@@ -116,7 +116,7 @@ def compute_effects(
         The layers are those that all runs at the point share (see `select_shared_columns`).
     """
     keys, values = load_columns(study)
-    return compare_pairs(study, keys, reader_of(study, values), baseline, by)
+    return compare_pairs(study, keys, make_reader(study, values), baseline, by)
 
 
 class Sample(NamedTuple):
@@ -135,7 +135,7 @@ class Sample(NamedTuple):
     facts: dict[str, Any]
 
 
-def reader_of(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices], Sample]:
+def make_reader(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices], Sample]:
     """Make the function by which `compare_pairs` reads the values of whole runs.
 
     Args:
@@ -245,7 +245,7 @@ def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
 def _compare(ours: Numbers, theirs: Numbers, differences: Numbers) -> pd.DataFrame:
     is_measured = ~(np.isnan(ours) & np.isnan(theirs)).all(axis=0)
     known = np.isfinite(differences)
-    found = paired_test(differences, noise=noise_of(ours, theirs))
+    found = paired_test(differences, noise=estimate_noise(ours, theirs))
     is_enough = found.n >= MIN_PAIRS
     return pd.DataFrame(
         {
@@ -329,7 +329,7 @@ def compute_curves(
         differences = measured_differences(ours, theirs)
         found = paired_test(
             differences,
-            noise=noise_of(ours, theirs),
+            noise=estimate_noise(ours, theirs),
             max_pairs_exact=MAX_PAIRS_EXACT_OVER_EPOCHS,
             num_flips=NUM_FLIPS_OVER_EPOCHS,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bnstudy.errors import UserError
-from bnstudy.runs.description import ENDED
+from bnstudy.runs.description import FINISHED
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import compute_effects
 from bnstudy.study.load.records import UNREADABLE
@@ -90,7 +90,7 @@ def load(folder: Path | str) -> Study:
     """
     study = Study.read(folder)
     runs = study.runs
-    lost = ~runs["ended"] & runs["status"].isin([*ENDED, UNREADABLE])
+    lost = ~runs["ended"] & runs["status"].isin([*FINISHED, UNREADABLE])
     for cell, remark in runs.loc[lost, ["cell", "remark"]].to_numpy().tolist():
         console.print(f"{cell} is left out: {remark}", style="yellow")
     return study

@@ -27,7 +27,7 @@ class Timing:
         for record in records:
             seconds = record.description.timing.seconds
             epochs = record.description.final.epoch
-            if record.has_ended and epochs and seconds:
+            if record.is_finished and epochs and seconds:
                 self.of_kind[kind(record.description.config)].append(seconds / epochs)
 
     def seconds(self, kind: str, epochs: int) -> float | None:

@@ -31,7 +31,7 @@ from bnstudy.terminal import console
 from bnstudy.terms import format_count
 from bnstudy.trained.measuring import measure_missing
 from bnstudy.training.data_check import DataCheck
-from bnstudy.training.processes import is_first_process, stopping_in_order
+from bnstudy.training.processes import is_first_process, stopping_on_signal
 from bnstudy.workers import end_with_parent
 
 # torch and Lightning are imported in functions: the imports take seconds, and complete cells are
@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> Outcome:
     validate(config)
     trust(find_targets(config))  # a record that this command resumes may name the same classes
     job = HydraConfig.get()
-    folder, first = cell_of_job(), is_first_process()
+    folder, first = cell_folder(), is_first_process()
     if first:
         redact_files(folder / ".hydra")
     single = job.mode is RunMode.RUN
@@ -89,8 +89,8 @@ def run(cfg: DictConfig) -> Outcome:
         raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
     choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
     described = RunDescription.new(config, folder.name, choices, overrides)
-    with (Record if first else Observer).held(folder, described) as record:
-        trained = not record.has_ended
+    with (Record if first else Observer).open(folder, described) as record:
+        trained = not record.is_finished
         if not trained and first:
             DataCheck().require_same(record, config)
         if trained:
@@ -100,7 +100,7 @@ def run(cfg: DictConfig) -> Outcome:
             # would overwrite each other.
             alone = single or SweepProgress.total > 0
             lines = Console(force_terminal=False, highlight=False, markup=False, soft_wrap=True)
-            from bnstudy.training.recipe import fit
+            from bnstudy.training.fit import fit
 
             fit(record, config, console if alone else lines)
         if first:
@@ -171,7 +171,7 @@ def print_former_default(folder: Path, config: dict[str, Any], overrides: list[s
         )
 
 
-def cell_of_job() -> Path:
+def cell_folder() -> Path:
     """Return the folder of the current Hydra job, relative to the working folder if inside it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
@@ -181,12 +181,12 @@ def job(cfg: DictConfig) -> Outcome:
     """Run one Hydra job, and print its errors and interruptions."""
     end_with_parent()
     try:
-        with stopping_in_order():
+        with stopping_on_signal():
             return run(cfg)
     except Exception as error:
         message = explain(error)
         if isinstance(error, UserError) and not isinstance(error, CellInUse):
-            remove_unused_folder(cell_of_job(), Path(cfg.output_root))
+            remove_unused_folder(cell_folder(), Path(cfg.output_root))
             for handler in (handlers := logging.getLogger().handlers):
                 handler.close()
             handlers.clear()  # they write to the log in the removed folder

@@ -20,7 +20,7 @@ from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import CellInUse
 from bnstudy.runs.long_table import LongTable
-from bnstudy.runs.paths import CellPaths, cells_of
+from bnstudy.runs.paths import CellPaths, list_cells
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.detached import is_detached, print_next_steps, submit
@@ -28,7 +28,7 @@ from bnstudy.sweeps.duration import Timing, format_time_left, kind
 from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
-from bnstudy.sweeps.states import ENDED, MAX_FAILURES, MISSING, State, read_record, states
+from bnstudy.sweeps.states import FINISHED, MAX_FAILURES, MISSING, State, read_record, states
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
 from bnstudy.training.data_check import DataCheck
@@ -96,7 +96,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         for place in again:
             known[place] = "to run"
     console.print(summary(known))
-    _print_versions([record for place, record in begun.items() if known[place] in ENDED])
+    _print_versions([record for place, record in begun.items() if known[place] in FINISHED])
     missing = [place for place, state in enumerate(known) if state in MISSING]
     if dry_run:
         _print_missing([cells[place] for place in missing], [known[place] for place in missing])
@@ -126,7 +126,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     from bnstudy.study.present.terminal_table import print_table
 
     for study in _studies(cells):
-        if cells_of(study):
+        if list_cells(study):
             print_table(study, console)
             print_page(study)
     if failures:
@@ -136,7 +136,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
 def summary(known: Sequence[State]) -> str:
     """Format the number of cells in each state as one sentence."""
     count = Counter(known)
-    complete = sum(count[state] for state in ENDED)
+    complete = sum(count[state] for state in FINISHED)
     parts = [f"{complete} of {len(known)} cells complete"]
     parts[0] += f" ({count['diverged']} diverged)" if count["diverged"] else ""
     if count["not measurable"]:
@@ -177,7 +177,7 @@ def _start_over(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if not CellPaths(cell.folder).record.exists():
             continue
-        with suppress(CellInUse, UserError), Record.held(cell.folder) as record:
+        with suppress(CellInUse, UserError), Record.open(cell.folder) as record:
             record.start_over()
 
 
@@ -189,7 +189,7 @@ def _print_missing(cells: Sequence[Cell], known: Sequence[State]) -> None:
     """Print the cells that a sweep would run and the estimated time."""
     records = []
     for study in _studies(cells):
-        for folder in cells_of(study):
+        for folder in list_cells(study):
             with suppress(UserError):
                 records.append(Record.read(folder))
     timing = Timing(records)
@@ -273,12 +273,12 @@ def _list_attempt_starts(cell: Cell) -> list[str | None]:
 
 def _has_ended(cell: Cell) -> bool:
     record = read_record(cell)
-    return isinstance(record, Record) and record.has_ended
+    return isinstance(record, Record) and record.is_finished
 
 
 def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | None:
     """Return the failure of a launched cell; None if the cell has ended."""
-    if state in ENDED:
+    if state in FINISHED:
         return None
     error = job if isinstance(job, Exception) else returned(job)
     if state == "running elsewhere" or isinstance(error, CellInUse):

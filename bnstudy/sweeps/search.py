@@ -26,7 +26,7 @@ from bnstudy.adapters.optuna_internals import Space, make_sampler, make_space, t
 from bnstudy.config.composition import plain_values
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
-from bnstudy.runs.lease import held, worked_in
+from bnstudy.runs.lease import find_occupied, hold_lease
 from bnstudy.runs.paths import LOG
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
@@ -158,7 +158,7 @@ class _Claims:
         claims = study.user_attrs
         running = study.get_trials(states=(TrialState.RUNNING,))
         names = [claims.get(_claim(trial.number), "nobody") for trial in running]
-        alive = worked_in({self.folder.with_name(name) for name in names})
+        alive = find_occupied({self.folder.with_name(name) for name in names})
         for trial, name in zip(running, names, strict=True):
             if self.folder.with_name(name) not in alive:
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -176,7 +176,7 @@ def _claims(folder: Path) -> Iterator[_Claims]:
     folder.mkdir(parents=True, exist_ok=True)
     own = Path(tempfile.mkdtemp(prefix="process-", dir=folder))
     try:
-        with held(own):
+        with hold_lease(own):
             yield _Claims(own)
     finally:
         shutil.rmtree(own, ignore_errors=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from bnstudy.errors import UserError
-from bnstudy.runs.lease import worked_in
+from bnstudy.runs.lease import find_occupied
 from bnstudy.runs.paths import CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
@@ -25,7 +25,7 @@ State = Literal[
     "queued",  # its detached job has not begun, or is just beginning
     "left alone",
 ]
-ENDED: tuple[State, ...] = ("complete", "diverged", "not measurable")
+FINISHED: tuple[State, ...] = ("complete", "diverged", "not measurable")
 MISSING: tuple[State, ...] = ("to measure", "to resume", "to run")
 
 
@@ -58,7 +58,7 @@ def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
     place_of = {cell.folder: place for place, cell in enumerate(cells) if known[place] in MISSING}
     for folder in queued([cells[place] for place in place_of.values()]):
         known[place_of[folder]] = "queued"
-    for folder in worked_in(place_of):
+    for folder in find_occupied(place_of):
         known[place_of[folder]] = "running elsewhere"
     return known
 
@@ -67,7 +67,7 @@ def _by_record(cell: Cell, record: Recorded) -> State:
     if not isinstance(record, Record):
         return "to resume" if record else "to run"
     described = record.description
-    if record.has_ended:
+    if record.is_finished:
         # Equal settings need no look into the table, which would be slow for thousands of cells.
         # Cells of other versions are not measured again.
         asked = cell.config["metrics"]

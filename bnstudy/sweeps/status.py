@@ -12,8 +12,8 @@ from rich.table import Table
 
 from bnstudy.errors import UserError, first_line
 from bnstudy.runs.description import Attempt
-from bnstudy.runs.lease import STALE_AFTER, is_known_alive, lease_of
-from bnstudy.runs.paths import cells_of
+from bnstudy.runs.lease import STALE_AFTER, find_lease, is_known_alive
+from bnstudy.runs.paths import list_cells
 from bnstudy.runs.record import Record
 from bnstudy.sweeps.duration import Timing, format_time_left, kind
 from bnstudy.sweeps.plan import read_plans
@@ -66,7 +66,7 @@ class StudyStatus:
     def __init__(self, study: Path) -> None:
         planned = read_plans(study)
         records: dict[str, Record | UserError] = {}
-        for folder in cells_of(study):
+        for folder in list_cells(study):
             try:
                 records[folder.name] = Record.read(folder)
             except UserError as error:
@@ -161,7 +161,7 @@ def _running(folder: Path) -> tuple[str, float]:
     Returns:
         `running` or `interrupted`, and the seconds since the last sign of life.
     """
-    found = lease_of(folder)
+    found = find_lease(folder)
     if found is None:
         return "interrupted", 0.0
     worker, lease = found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bnstudy.adapters.wandb_internals import QUIET_SETTINGS
 from bnstudy.errors import UserError, first_line
-from bnstudy.runs.description import ENDED, Status
+from bnstudy.runs.description import FINISHED, Status
 from bnstudy.runs.lease import CellInUse
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.paths import WANDB, CellPaths, runs_below
@@ -28,7 +28,7 @@ from bnstudy.tracking.wandb_run import (
     replay,
     server_url,
     set_earlier_aside,
-    table_of,
+    table_name,
     wandb_files,
 )
 
@@ -143,7 +143,9 @@ def _last_step(epochs: list[list[Row]], status: str) -> int:
     """Compute W&B's step of a run's last row: the last epoch's, or the tables', one step later."""
     if not epochs:
         return -1
-    has_tables = status in ENDED and any(table_of(row) for of_epoch in epochs for row in of_epoch)
+    has_tables = status in FINISHED and any(
+        table_name(row) for of_epoch in epochs for row in of_epoch
+    )
     return 2 * epochs[-1][0].step + has_tables
 
 
@@ -158,7 +160,7 @@ def _sync_cell(
     if not (folders := CellPaths(cell).wandb_runs()):
         return "not W&B's", None
     try:
-        with Record.held(cell) as record:
+        with Record.open(cell) as record:
             options = record.description.config.get("logger", {})
             return _upload(
                 record,
@@ -233,7 +235,7 @@ def _complete(
     record: Record, run_id: str, project: str, entity: str, status: Status, log: TransactionLog
 ) -> None:
     """Resume a run on the server and log what is missing there."""
-    exit_code = 0 if status in ENDED else log.exit_code or 1
+    exit_code = 0 if status in FINISHED else log.exit_code or 1
     checkpoint = record.description.config.get("logger", {}).get("checkpoint", False)
     with wandb_files(record.paths.wandb):
         run = begin(record, run_id, project, entity, "online", TIMEOUT_FACTOR)

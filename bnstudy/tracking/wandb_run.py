@@ -36,7 +36,7 @@ from bnstudy.files import replacing
 from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
 from bnstudy.redaction import redact_values
-from bnstudy.runs.description import ENDED, RunDescription, Status
+from bnstudy.runs.description import FINISHED, RunDescription, Status
 from bnstudy.runs.long_table import Row, final_numbers
 from bnstudy.runs.parquet_file import write_table
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
@@ -258,7 +258,7 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
             write_table(record.table.read(), temporary)
     for path in folder.iterdir():
         run.save(path, base_path=run.dir, policy="now")
-    if status not in ENDED:
+    if status not in FINISHED:
         return
     if not run.offline and not answers(run.settings.base_url):
         # To log artifacts, W&B queries the server first and would wait long for an answer.
@@ -294,7 +294,7 @@ def _tables(run: "wandb.Run", epochs: list[list[Row]]) -> dict[str, Any]:
 
     tables: dict[str, Any] = {}
     for name, key in TABLES.items():
-        rows = [row for of_epoch in epochs for row in of_epoch if table_of(row) == name]
+        rows = [row for of_epoch in epochs for row in of_epoch if table_name(row) == name]
         if not rows:
             continue
         table = wandb.Table(columns=TABLE_COLUMNS, data=[table_row(row) for row in rows])
@@ -388,7 +388,7 @@ def summary(epochs: list[list[Row]]) -> dict[str, float]:
     return whole | {name: fmean(values) for name, values in of_layers.items()}
 
 
-def table_of(row: Row) -> str | None:
+def table_name(row: Row) -> str | None:
     """Return the name of the table that a row belongs to; None for loss and accuracy."""
     if row.metric in METRICS:
         return "representations"
@@ -407,7 +407,7 @@ def described(record: Record, status: Status, epochs: list[list[Row]]) -> RunDes
     description.status = status
     if description.attempts:
         description.attempts[-1].status = status
-    if epochs and status in ENDED:
+    if epochs and status in FINISHED:
         description.final = final_numbers(epochs[-1])
     return description
 

@@ -16,7 +16,7 @@ from bnstudy.metrics import Undefined
 from bnstudy.metrics.registry import check
 from bnstudy.representations import Layer
 from bnstudy.representations.precision import in_float32
-from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
+from bnstudy.runs.embedding_file import EMBEDDINGS_SCHEMA, read_embedding_file
 from bnstudy.runs.parquet_file import write_table
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
@@ -79,7 +79,7 @@ def methods() -> list[str]:
 
 
 def planes(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
-    """Embed a layer by each method, and yield one table of `MAPS_SCHEMA` per method.
+    """Embed a layer by each method, and yield one table of `EMBEDDINGS_SCHEMA` per method.
 
     If the distances between the samples are undefined, for example in a dead layer, the coordinates
     are null and the column `reason` says why.
@@ -113,7 +113,7 @@ def planes(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
             "y": pa.array(coordinates[:, 1], pa.float32(), from_pandas=True),
         }
         columns |= {name: [fact] * len(labels) for name, fact in facts.items()}
-        yield pa.table(columns, schema=MAPS_SCHEMA)
+        yield pa.table(columns, schema=EMBEDDINGS_SCHEMA)
 
 
 def _embed(layer: Layer, method: str) -> tuple[np.ndarray, float | None, str | None]:
@@ -142,7 +142,7 @@ def embed_run(
     Raises:
         UserError: The run cannot be read, or another process is working on it.
     """
-    with Record.held(cell) as record:
+    with Record.open(cell) as record:
         run = FinishedRun.of(record, epoch)
         facts = {
             "epoch": run.epoch,
@@ -151,7 +151,7 @@ def embed_run(
             "sites": sorted(set(selection.sites)),
         }
         path = record.paths.embeddings
-        if _has_maps(path, facts):
+        if _has_embeddings(path, facts):
             console.print(f"{path}: exists already")
             return
         tables: list[pa.Table] = []
@@ -168,10 +168,10 @@ def embed_run(
         console.print(f"{path}: {', '.join(methods())} of epoch {run.epoch}")
 
 
-def _has_maps(path: Path, facts: dict[str, Any]) -> bool:
+def _has_embeddings(path: Path, facts: dict[str, Any]) -> bool:
     """Check whether a file holds the embeddings of a selection by every available method."""
     try:
-        metadata = read_maps(path).schema.metadata
+        metadata = read_embedding_file(path).schema.metadata
         found = json.loads(metadata[FACTS_KEY])
         return set(methods()) <= set(found.pop("methods")) and found == facts
     except (FileNotFoundError, UserError, AttributeError, KeyError, TypeError, ValueError):

@@ -102,7 +102,7 @@ class FinishedRun:
         Raises:
             UserError: The run has not ended, or the weights of that epoch were not saved.
         """
-        record.require_end()
+        record.require_finished()
         kept = record.checkpoints()
         chosen = record.last_epoch if epoch is None else epoch
         if chosen not in kept:

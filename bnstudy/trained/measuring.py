@@ -205,11 +205,11 @@ def measure_cell(
     Raises:
         UserError: The run has not ended, or another process is working in the cell.
     """
-    with Record.held(cell) as record:
+    with Record.open(cell) as record:
         console.print(str(cell))
         if record.lost_table:
             metrics = _begin_table_again(record, metrics)
-        record.require_end()
+        record.require_finished()
         if not measure_missing(record, metrics, data_folders, splits, epochs, progress):
             console.print("  nothing is missing")
 

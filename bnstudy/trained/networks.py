@@ -234,7 +234,7 @@ def measure_network(
         run.write(EPOCH, rows, callback.seconds)
 
 
-def run_of(one: TrainedNetwork, study: str, output_root: str) -> Run:
+def make_run(one: TrainedNetwork, study: str, output_root: str) -> Run:
     """Return the run of a study that a network becomes."""
     return Run(
         study, norm=one.norm, seed=0, axes={"model.name": one.family}, output_root=output_root
@@ -250,7 +250,7 @@ def _recorded(one: Prepared, run: Run) -> Mapping[str, Any]:
     if not (run.folder / "run.json").exists():
         return {}
     record = Record.read(run.folder)
-    if not record.has_ended:
+    if not record.is_finished:
         return {}
     described = record.description
     if described.choices.get("weights") != one.trained.weights:

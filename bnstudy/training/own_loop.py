@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bnstudy.callbacks import RepresentationMetrics
-from bnstudy.callbacks.optimization import rows_of
+from bnstudy.callbacks.optimization import make_rows
 from bnstudy.callbacks.processes import others_wait
 from bnstudy.callbacks.representation_metrics import Probe
 from bnstudy.config import CONFIG_FOLDER
@@ -24,7 +24,7 @@ from bnstudy.config.schema import validate
 from bnstudy.data.datasets import DatasetModule, Source
 from bnstudy.errors import UserError
 from bnstudy.models.classifier import count_losses
-from bnstudy.representations.capture import pair_of
+from bnstudy.representations.capture import as_pair
 from bnstudy.representations.network import is_logits
 from bnstudy.representations.taps import Taps
 from bnstudy.runs.description import Attempt, DataFacts, RunDescription
@@ -115,14 +115,14 @@ class Run:
         """
         described = RunDescription.new(self.config, self.folder.name, self.choices, [])
         with ExitStack() as contexts:
-            record = contexts.enter_context(Record.held(self.folder, described))
-            if record.has_ended and not self.overwrite:
+            record = contexts.enter_context(Record.open(self.folder, described))
+            if record.is_finished and not self.overwrite:
                 raise UserError(
                     f"{self.folder} has ended: {record.description.status}\n"
                     "Pass overwrite=True to replace it, or choose another study"
                 )
             if epochs_done is not None:
-                if record.has_ended:
+                if record.is_finished:
                     record.table.take_apart()
                 record.paths.remove_parts(after=epochs_done)
             elif record.description.attempts:
@@ -132,7 +132,7 @@ class Run:
                 record.attempt(environment(self.folder.parent))
             )
             self._attempt.resumed_from_epoch = epochs_done
-            record.description.begin_with(self.config)
+            record.description.set_config(self.config)
             record.description.choices = self.choices
             self._record, self._contexts = record, contexts.pop_all()
 
@@ -246,7 +246,7 @@ class Run:
                 raise UserError(f"log({name}={value}): an accuracy is a share from 0 to 1")
             if metric not in ("loss", "accuracy"):
                 self._opened.description.add_directions({metric: None})
-            rows += rows_of({metric: value}, None, epoch, step, split, f"{metric} is not finite")
+            rows += make_rows({metric: value}, None, epoch, step, split, f"{metric} is not finite")
         self.write(epoch, rows)
 
     def note_probe(self, split: str, probe: Probe) -> None:
@@ -374,7 +374,7 @@ class StudyRecorder(RepresentationMetrics):
                 for split, batches in self._whole.items():
                     values = _evaluate(pl_module, batches)
                     reason = "the loss is not finite"
-                    rows = rows_of(values, None, self._epoch, step, split, reason)
+                    rows = make_rows(values, None, self._epoch, step, split, reason)
                     self.run.write(self._epoch, rows)
                 self.run.close()
 
@@ -395,7 +395,7 @@ class StudyRecorder(RepresentationMetrics):
 
 
 def _tidy(record: Record) -> None:
-    if record.has_ended:
+    if record.is_finished:
         record.remove_parts()
 
 
@@ -487,7 +487,7 @@ def _evaluate(model: nn.Module, batches: Probe) -> dict[str, float]:
     sums = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad(), Taps(model).evaluating() as run:
         for batch in batches:
-            inputs, labels = pair_of(batch)
+            inputs, labels = as_pair(batch)
             logits = run(inputs)
             if not is_logits(logits, labels):
                 return {}

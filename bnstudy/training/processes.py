@@ -28,7 +28,7 @@ class _StopRequested(BaseException):
 
 
 @contextmanager
-def stopping_in_order() -> Iterator[None]:
+def stopping_on_signal() -> Iterator[None]:
     """Leave the body by an exception when the cluster stops a submitit job.
 
     SLURM sends a signal before a time limit or a preemption. submitit's signal handler requeues the
@@ -96,7 +96,7 @@ def _watch_first_process(stop: threading.Event) -> None:
 
 
 @contextmanager
-def job_of_its_own() -> Iterator[None]:
+def isolated_job() -> Iterator[None]:
     """Isolate a job of a multirun, so that Lightning starts processes for this job only.
 
     Lightning starts the other processes of a distributed run with the program and command line of

@@ -5,7 +5,7 @@ from typing import Any
 from bnstudy.config.identity import essence
 from bnstudy.errors import UserError
 from bnstudy.redaction import redact_values
-from bnstudy.runs.paths import cells_of
+from bnstudy.runs.paths import list_cells
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
 
@@ -52,14 +52,14 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
     """
     study = record.folder.parent
     twins = []
-    for folder in cells_of(study):
+    for folder in list_cells(study):
         try:
             candidate = Record.read(folder)
         except UserError:  # a damaged record is no twin
             continue
         other = candidate.description.config
         if (
-            candidate.has_ended
+            candidate.is_finished
             and (other["norm"]["name"], other["regularizer"]["name"]) == (norm, "none")
             and _shared(other) == _shared(config)
             and candidate.data.sha256 == record.data.sha256

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bnstudy.callbacks import Hessian, WeightNorms
-from bnstudy.callbacks.hessian import stages_of
+from bnstudy.callbacks.hessian import find_stages
 from bnstudy.data.batches import balanced
 from tests.callbacks.training import Noise, Watch, small_network, train
 
@@ -74,7 +74,7 @@ def test_eigenvalues_and_trace_are_those_of_the_full_hessian(mode: str) -> None:
 
 def test_stages_are_the_parts_inside_wrappers() -> None:
     inner = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))
-    assert list(stages_of(nn.Sequential(nn.Identity(), inner))) == ["0", "2"]
+    assert list(find_stages(nn.Sequential(nn.Identity(), inner))) == ["0", "2"]
 
 
 @pytest.mark.parametrize(("optimizer", "power"), [("sgd", 2), ("adam", 1)])

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 import bnstudy
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import choose_own, resolve
+from bnstudy.config.composition import resolve, select_own_classes
 from bnstudy.config.schema import Config, Group, validate
 from bnstudy.measure import compose_metrics
 from bnstudy.metrics import METRICS, SIMILARITIES
@@ -95,7 +95,7 @@ def test_a_training_commands_options_exist(command: Command, composed: Compose) 
     Options without a key of their group are not composed, which takes 0.3 s: test_shipped.py does.
     """
     register_search()
-    words = choose_own([word for word in command.words[3:] if word != "-m"])
+    words = select_own_classes([word for word in command.words[3:] if word != "-m"])
     if words in (["--help"], ["--cfg", "job"]):
         return
     if words[0] == "--config-dir":

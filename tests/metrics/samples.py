@@ -68,7 +68,7 @@ def streamed(activations: Tensor, labels: Tensor, channels: int = 1) -> Layer:
     for one in sums:
         for block, first in blocks:
             one.add_all(block, first)
-    return Layer.of_sums(sums, labels, None, None, lambda: blocks)
+    return Layer.from_sums(sums, labels, None, None, lambda: blocks)
 
 
 def read_from_a_network(activations: Tensor, labels: Tensor, num_classes: int = 5) -> Layer:

@@ -45,7 +45,7 @@ def test_what_metrics_share(
     close(layer.class_sums.centred_means, means(x, labels) - x.mean(0), atol=1e-6)
     close(layer.class_sums.means_gram, *[(m := means(x, labels) - x.mean(0)) @ m.T])
     variation = centred.square().sum(1).mean().item()
-    assert layer.total_variation == pytest.approx(variation, rel=1e-5)
+    assert layer.total_variance == pytest.approx(variation, rel=1e-5)
     singular = torch.linalg.svdvals(centred)
     assert len(layer.spectrum) == min(count, x.shape[1])
     close(layer.spectrum, singular.square(), atol=1e-5 * singular[0].square().item())
@@ -124,7 +124,7 @@ def test_class_sums_alone_are_those_of_a_pass_with_products(num_classes: int) ->
     alone, layer = Layer(activations, labels), Layer(activations, labels)
     assert layer.gram.shape == (90, 90)
     assert type(alone.class_sums) is ClassSums
-    assert alone.total_variation == pytest.approx(layer.total_variation, rel=1e-6)
+    assert alone.total_variance == pytest.approx(layer.total_variance, rel=1e-6)
     torch.testing.assert_close(
         alone.class_sums.squared_distances_to_means,
         layer.class_sums.squared_distances_to_means,

@@ -100,7 +100,7 @@ def test_metrics_are_those_of_float64(name: str) -> None:
     if name == "constant":
         assert all(math.isnan(value.number) for value in found.values())
         return
-    assert layer.multiplied == ("bfloat16x3" if CASES[name][1] else "float32")
+    assert layer.product_precision == ("bfloat16x3" if CASES[name][1] else "float32")
     for metric, value in expected.items():
         bound = {"abs": 2 / COUNT, "rel": 0} if metric in DECISIONS else {"rel": 1e-4, "abs": 1e-12}
         assert found[metric].number == pytest.approx(value.number, nan_ok=True, **bound), metric
@@ -113,7 +113,7 @@ def test_a_layer_read_in_blocks_is_multiplied_in_the_same_way() -> None:
     room = 6 * 4 * COUNT**2 + 2 * 4 * 2**24 + 700 * 4 * COUNT
     (layer,) = capture(network, batches, ["1"], memory_budget=room / 2**30, precision="bfloat16x3")
     assert layer.activations is None
-    assert layer.multiplied == "bfloat16x3"
+    assert layer.product_precision == "bfloat16x3"
     whole = Layer(x, LABELS)
     for metric in ("silhouette", "participation_ratio", "effective_rank", "knn_purity"):
         assert METRICS[metric](layer) == pytest.approx(METRICS[metric](whole), rel=1e-5)
@@ -136,9 +136,9 @@ def test_few_units_and_float32_are_not_split() -> None:
     assert choose_way("bfloat16x3", 999, cpu) == FLOAT32
     assert choose_way("float32", 10**5, cpu) == FLOAT32
     layer = Layer(case("trained"), LABELS)
-    assert layer.multiplied is None
+    assert layer.product_precision is None
     _ = layer.products
-    assert layer.multiplied == "float32"
+    assert layer.product_precision == "float32"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_the_precision_is_recorded_and_hardly_matters(
         for layer in FinishedRun.open(cell, None).layers(Selection("test", 200, ("act",))):
             for name in names:
                 expected.setdefault((layer.name, name), []).append(METRICS[name](layer))
-            assert layer.multiplied == "float32"
+            assert layer.product_precision == "float32"
     assert found.keys() == expected.keys()
     for key, values in expected.items():
         difference = (torch.tensor(found[key]) - torch.tensor(values)).abs().max()

@@ -92,7 +92,7 @@ def test_a_later_format_is_refused_and_left_alone(run: RunDescription, tmp_path:
     with pytest.raises(UserError, match=r"run\.json: format 2 is of a later version") as raised:
         Record.read(tmp_path)
     assert not isinstance(raised.value, DamagedFile)
-    with pytest.raises(UserError, match="later version"), Record.held(tmp_path, run):
+    with pytest.raises(UserError, match="later version"), Record.open(tmp_path, run):
         pass
     assert (tmp_path / "run.json").read_text() == later
     assert not list(tmp_path.glob("*.damaged"))
@@ -196,9 +196,9 @@ def test_a_run_that_starts_over_keeps_its_attempts(run: RunDescription) -> None:
 
 def test_a_run_that_goes_on_keeps_the_options_of_its_callbacks(run: RunDescription) -> None:
     first = run.config | {"callbacks": {"drift": {"batches": 1}, "landscape": {}}}
-    run.begin_with(first)
+    run.set_config(first)
     now = run.config | {"callbacks": {"drift": {"batches": 9}, "gradients": {"x": 1}}}
-    used = run.go_on_with(now)
+    used = run.update_config(now)
     assert used["callbacks"] == {"drift": {"batches": 1}, "gradients": {"x": 1}}
     assert run.callbacks == ["drift"]  # the others lack epochs
     assert run.config["callbacks"] == {

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from bnstudy.runs import lease
-from bnstudy.runs.lease import CellInUse, held, lease_of
+from bnstudy.runs.lease import CellInUse, find_lease, hold_lease
 
 fork = multiprocessing.get_context("fork")
 
 
 def hold(folder: Path) -> None:
-    with held(folder):
+    with hold_lease(folder):
         time.sleep(60)
 
 
@@ -30,7 +30,7 @@ def count_up(folder: Path, times: int) -> None:
     done = 0
     while done < times:
         try:
-            with held(folder):
+            with hold_lease(folder):
                 number = folder / "number"
                 before = int(number.read_text())
                 time.sleep(0.001)
@@ -76,16 +76,16 @@ def test_many_processes_exclude_one_another(tmp_path: Path) -> None:
 def test_a_killed_workers_folder_is_free_at_once(tmp_path: Path) -> None:
     worker = fork.Process(target=hold, args=(tmp_path / "cell",))
     worker.start()
-    while not lease_of(tmp_path / "cell"):
+    while not find_lease(tmp_path / "cell"):
         time.sleep(0.01)
     with pytest.raises(CellInUse, match=rf"process {worker.pid} on .* works in this cell"):
-        held(tmp_path / "cell").__enter__()
+        hold_lease(tmp_path / "cell").__enter__()
     assert worker.pid
     os.kill(worker.pid, signal.SIGKILL)
     while worker.is_alive():  # a zombie until here, which does not count as alive either
         time.sleep(0.01)
     began = time.monotonic()
-    with held(tmp_path / "cell"):
+    with hold_lease(tmp_path / "cell"):
         assert time.monotonic() - began < 1
 
 
@@ -97,13 +97,13 @@ def test_a_dead_worker_of_another_machine_is_seen_by_watching(
     with held_elsewhere(tmp_path / "cell", renewing=False) as path:
         os.utime(path, (clock, clock))
         began = time.monotonic()
-        with held(tmp_path / "cell"):
+        with hold_lease(tmp_path / "cell"):
             assert time.monotonic() - began >= 1.0
 
 
 def test_a_living_worker_of_another_machine_keeps_its_folder(tmp_path: Path) -> None:
     with held_elsewhere(tmp_path / "cell", renewing=True), pytest.raises(CellInUse, match="far"):
-        held(tmp_path / "cell").__enter__()
+        hold_lease(tmp_path / "cell").__enter__()
 
 
 def test_an_error_that_passes_takes_no_folder_from_its_worker(
@@ -121,13 +121,13 @@ def test_an_error_that_passes_takes_no_folder_from_its_worker(
     with held_elsewhere(tmp_path / "cell", renewing=True):
         monkeypatch.setattr(Path, "open", stale)
         with pytest.raises(CellInUse):
-            held(tmp_path / "cell").__enter__()
+            hold_lease(tmp_path / "cell").__enter__()
     assert "watching for 60 s whether" in capsys.readouterr().out
 
 
 def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEWAL_INTERVAL", 0.05)
-    with held(tmp_path) as mine:
+    with hold_lease(tmp_path) as mine:
         os.utime(mine.path, (0, 0))
         time.sleep(0.5)
         assert mine.path.stat().st_mtime > 0
@@ -150,7 +150,7 @@ def test_an_error_that_passes_ends_no_lease(
         return undisturbed(*arguments, **options)
 
     if call != "scandir":
-        with held(tmp_path / "cell") as mine:
+        with hold_lease(tmp_path / "cell") as mine:
             monkeypatch.setattr(os, call, fail_once)
             time.sleep(0.2)
             os.utime(mine.path, (0, 0))
@@ -159,8 +159,8 @@ def test_an_error_that_passes_ends_no_lease(
             mine.check()
     else:
         monkeypatch.setattr(os, call, fail_once)
-    with held(tmp_path / "cell"), pytest.raises(CellInUse):
-        held(tmp_path / "cell").__enter__()
+    with hold_lease(tmp_path / "cell"), pytest.raises(CellInUse):
+        hold_lease(tmp_path / "cell").__enter__()
     assert not list(errors)
 
 
@@ -177,16 +177,16 @@ def test_an_error_while_taking_a_folder_removes_no_lease_of_others(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", taken_first)
         with pytest.raises(OSError, match="Input/output"):
-            held(tmp_path).__enter__()
+            hold_lease(tmp_path).__enter__()
     assert (tmp_path / ".lease.1").exists()
 
 
 def test_who_was_taken_over_notices(tmp_path: Path) -> None:
-    with held(tmp_path) as mine:
+    with hold_lease(tmp_path) as mine:
         (tmp_path / ".lease.2").write_text("{}")  # as another process does
         with pytest.raises(CellInUse, match="taken over by another process"):
             mine.check()
-    assert lease_of(tmp_path) == ({}, tmp_path / ".lease.2")
+    assert find_lease(tmp_path) == ({}, tmp_path / ".lease.2")
 
 
 def test_clocks_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_clocks_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(time, "time", no_clock)
     for _ in range(3):
-        with held(tmp_path) as mine:
+        with hold_lease(tmp_path) as mine:
             mine.check()
     names = sorted(path.name for path in tmp_path.glob(".lease.*"))
     assert names == [f".lease.{number}.released" for number in (1, 2, 3)]
@@ -210,7 +210,7 @@ def test_a_damaged_lease_is_named_and_taken_over(
 ) -> None:
     monkeypatch.setattr(lease, "STALE_AFTER", 0.3)
     (tmp_path / ".lease.1").write_text(content)
-    with held(tmp_path):
+    with hold_lease(tmp_path):
         assert (tmp_path / ".lease.2").exists()
     assert "whoever holds .lease.1 (damaged) is alive" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ import pytest
 
 from bnstudy.errors import DamagedFile, UserError
 from bnstudy.runs.description import Environment, RunDescription
-from bnstudy.runs.lease import CellInUse, held
+from bnstudy.runs.lease import CellInUse, hold_lease
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Observer, Record, remove_unused_folder
 from tests.conftest import Compose
@@ -39,7 +39,7 @@ def stored(record: Record) -> dict[str, object]:
 
 
 def test_parts_become_the_long_table(record: Record) -> None:
-    with held(record.folder), record.attempt(Environment()):
+    with hold_lease(record.folder), record.attempt(Environment()):
         for epoch in (0, 1, 2):
             record.table.write_part(epoch, rows(epoch))
         record.table.write_part(2, rows(2))  # again, after a resume
@@ -62,26 +62,26 @@ def test_parts_become_the_long_table(record: Record) -> None:
 def test_how_an_attempt_ended_is_recorded(
     record: Record, error: BaseException, status: str
 ) -> None:
-    with pytest.raises(type(error)), held(record.folder), record.attempt(Environment()):
+    with pytest.raises(type(error)), hold_lease(record.folder), record.attempt(Environment()):
         raise error
     assert stored(record)["status"] == status
     (attempt,) = record.description.attempts
     assert attempt.status == status
     assert attempt.error == (f"RuntimeError: {error}" if status == "failed" else None)
-    assert not record.has_ended
+    assert not record.is_finished
 
 
 def test_a_mistake_of_the_users_leaves_nothing(record: Record) -> None:
-    with pytest.raises(UserError), held(record.folder), record.attempt(Environment()):
+    with pytest.raises(UserError), hold_lease(record.folder), record.attempt(Environment()):
         raise UserError("no such data")
     remove_unused_folder(record.folder, record.folder.parent)
     assert not record.folder.exists()
 
 
 def test_a_mistake_of_the_users_does_not_undo_an_earlier_attempt(record: Record) -> None:
-    with pytest.raises(RuntimeError), held(record.folder), record.attempt(Environment()):
+    with pytest.raises(RuntimeError), hold_lease(record.folder), record.attempt(Environment()):
         raise RuntimeError
-    with pytest.raises(UserError), held(record.folder), record.attempt(Environment()):
+    with pytest.raises(UserError), hold_lease(record.folder), record.attempt(Environment()):
         raise UserError("no such data")
     assert stored(record)["status"] == "failed"
     assert len(record.description.attempts) == 1
@@ -89,7 +89,7 @@ def test_a_mistake_of_the_users_does_not_undo_an_earlier_attempt(record: Record)
 
 def _in_use(folder: Path) -> bool:
     try:
-        with held(folder):
+        with hold_lease(folder):
             return False
     except CellInUse:
         return True
@@ -98,7 +98,7 @@ def _in_use(folder: Path) -> bool:
 @pytest.mark.slow
 def test_two_processes_never_work_in_one_cell(record: Record) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        with held(record.folder):
+        with hold_lease(record.folder):
             assert pool.apply(_in_use, (record.folder,))
         assert not pool.apply(_in_use, (record.folder,))
 
@@ -110,7 +110,7 @@ def test_another_runs_record_is_not_touched(
 
     record.save()
     other = RunDescription.new(resolve(composed("seed=1")), "cell", CHOICES, [])
-    with pytest.raises(UserError, match="holds another run"), Record.held(record.folder, other):
+    with pytest.raises(UserError, match="holds another run"), Record.open(record.folder, other):
         pass
 
 
@@ -136,19 +136,19 @@ def test_a_run_that_goes_on_with_other_metrics_has_what_both_name() -> None:
 def test_who_holds_a_cell_finds_it_tidy(record: Record) -> None:
     folder, described = record.folder, record.description
     anew = described.model_copy(deep=True)
-    with pytest.raises(UserError, match="cannot be read"), Record.held(folder):
+    with pytest.raises(UserError, match="cannot be read"), Record.open(folder):
         pass
-    with Record.held(folder, described) as mine:
+    with Record.open(folder, described) as mine:
         assert mine.lease is not None
         assert _leftover(folder).exists()
         with mine.attempt(Environment()):
             mine.table.write_part(0, rows(0))
             mine.join_parts()
-    with Record.held(folder) as mine:
+    with Record.open(folder) as mine:
         assert not list(folder.rglob("*.tmp"))
-        assert mine.has_ended
+        assert mine.is_finished
     (folder / "run.json").write_text("{")
-    with Record.held(folder, anew) as mine:
+    with Record.open(folder, anew) as mine:
         assert (folder / "run.json.damaged").read_text() == "{"
         assert mine.paths.parts() == [mine.paths.part(0)]  # the run goes on from them
         assert not mine.paths.table.exists()
@@ -164,7 +164,7 @@ def test_other_processes_of_a_distributed_run_write_nothing(record: Record) -> N
     record.save()
     record.paths.table.write_bytes(b"damaged")
     before = {path: path.read_bytes() for path in record.folder.iterdir()}
-    with Observer.held(record.folder, record.description) as observer:
+    with Observer.open(record.folder, record.description) as observer:
         with observer.attempt(Environment()) as attempt:
             attempt.resumed_from_epoch = None
             observer.set_aside(observer.paths.table, "damaged")

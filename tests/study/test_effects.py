@@ -10,8 +10,8 @@ from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
+from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
-from bnstudy.study.fairness import describe_other_differences
 from bnstudy.study.generalization import compute_relations
 from bnstudy.study.inference import holm, max_t_adjusted, paired_test
 from bnstudy.study.load.pairs import match_pairs
@@ -76,11 +76,11 @@ def test_zeros_are_not_compared_with_another_activation_function(studies: Studie
     assert "unit_sparsity" not in set(averages.loc[averages["treatment"] == "evonorm_s0", "metric"])
     curves = compute_curves(study, "evonorm_s0")
     assert set(curves.loc[curves["place_index"] > 0, "metric"]) == {"silhouette"}
-    assert describe_other_differences(study, "evonorm_s0", "none") == (
+    assert describe_confounders(study, "evonorm_s0", "none") == (
         "activation function (that of the norm with EvoNorm-S0, ReLU with no normalization; "
         "counts of zeros are not compared)"
     )
-    assert describe_other_differences(study, "batchnorm", "none") == ""
+    assert describe_confounders(study, "batchnorm", "none") == ""
 
 
 def test_four_pairs_are_tested_by_students_t_and_adjusted_by_holm(studies: Studies) -> None:

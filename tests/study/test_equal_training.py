@@ -77,7 +77,7 @@ def test_pairs_without_a_common_loss_are_counted(studies: Studies) -> None:
 def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> None:
     planted(studies)
     analysis = Analysis(load(studies.folder))
-    last = analysis.whole.set_index("metric").loc["silhouette"]
+    last = analysis.overall_effects.set_index("metric").loc["silhouette"]
     equal = analysis.equal_training["loss"].set_index("metric").loc["silhouette"]
     assert last["low"] > 0.4
     assert equal["low"] < 0 < equal["high"]
@@ -118,7 +118,7 @@ def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
     assert set(compute_averages(study, every_epoch=True)["epoch"]) == {0, 5}
     analysis = Analysis(study)
     assert embed_numbers(analysis)["steps"]["steps"] == [1, 2, 4, 50]
-    assert set(analysis.step_curves["step"]) == {0, 1, 2, 4, 50}
+    assert set(analysis.effects_by_step["step"]) == {0, 1, 2, 4, 50}
     (ax,) = Plot(analysis).steps("silhouette").axes
     assert ax.get_xscale() == "log"
     assert "Metric over the steps" in render_page(analysis)

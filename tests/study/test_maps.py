@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.errors import UserError
-from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
+from bnstudy.runs.embedding_file import EMBEDDINGS_SCHEMA, read_embedding_file
 from bnstudy.runs.record import Record
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.load import embedding_tables as maps
@@ -41,13 +41,13 @@ def keep_map(record: Record, layers: int, seed: int, **facts: Any) -> np.ndarray
         for layer, samples in enumerate(places.tolist())
         for sample, (x, y) in enumerate(samples)
     ]
-    add_maps(record, pa.Table.from_pylist(rows, MAPS_SCHEMA))
+    add_maps(record, pa.Table.from_pylist(rows, EMBEDDINGS_SCHEMA))
     return places
 
 
 def add_maps(record: Record, table: pa.Table) -> None:
     if record.paths.embeddings.exists():
-        table = pa.concat_tables([read_maps(record.paths.embeddings), table])
+        table = pa.concat_tables([read_embedding_file(record.paths.embeddings), table])
     pq.write_table(table, record.paths.embeddings)
 
 
@@ -69,7 +69,7 @@ def test_layers_are_those_of_each_run(
     studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]
 ) -> None:
     study = load(studies.folder)
-    table = Analysis(study).maps.merge(study.runs[["cell", "depth", "norm"]], on="cell")
+    table = Analysis(study).embeddings.merge(study.runs[["cell", "depth", "norm"]], on="cell")
     assert table["cell"].nunique() == len(kept) == 6
     assert table["seed"].is_monotonic_increasing
     assert (table["layers"] == table["depth"]).all()

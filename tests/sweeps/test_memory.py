@@ -41,9 +41,9 @@ def left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             raise RuntimeError("it broke")
         return built
 
-    monkeypatch.setattr("bnstudy.training.recipe.load_data", load)
-    monkeypatch.setattr("bnstudy.training.recipe.build_classifier", build)
-    monkeypatch.setattr("bnstudy.training.recipe.build_trainer", trainer)
+    monkeypatch.setattr("bnstudy.training.fit.load_data", load)
+    monkeypatch.setattr("bnstudy.training.fit.build_classifier", build)
+    monkeypatch.setattr("bnstudy.training.fit.build_trainer", trainer)
     gc.collect()
     gc.disable()  # it would run between some of the jobs, and not between others
     yield found

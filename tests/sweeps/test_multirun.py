@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bnstudy.runs.lease import held
+from bnstudy.runs.lease import hold_lease
 from tests.conftest import DIVERGING, SMALL, CommandLine, description
 
 QUICK = ("model.depth=1", *SMALL[1:], "metrics=none", "study=quick")
@@ -125,7 +125,7 @@ def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
 def test_failures_are_told_and_stop_nothing(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnstudy.training.recipe import build_classifier
+    from bnstudy.training.fit import build_classifier
 
     def break_one(config: dict[str, Any], data: Any) -> Any:
         if config["norm"]["name"] == "batchnorm" and config["seed"] == 1:
@@ -133,7 +133,7 @@ def test_failures_are_told_and_stop_nothing(
         return build_classifier(config, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr("bnstudy.training.recipe.build_classifier", break_one)
+        patched.setattr("bnstudy.training.fit.build_classifier", break_one)
         result = command_line(*FOUR, "optim.lr=0.01,-1", "-m")
     assert result.returncode == 1
     assert "6 of 8 cells" not in result.stderr
@@ -172,7 +172,7 @@ def test_a_diverged_run_is_no_failure(command_line: CommandLine, tmp_path: Path)
 def test_a_cell_of_another_process_is_let_be(study: Path, command_line: CommandLine) -> None:
     cell = cell_of(study, "none-depth1-width4-seed1")
     rewrite(cell, status="running")
-    with held(cell):
+    with hold_lease(cell):
         result = command_line(*FOUR, "-m")
     assert result.returncode == 1
     assert "3 of 4 cells complete, 0 to resume, 0 to run, 1 running elsewhere\n" in result.stdout
@@ -189,7 +189,7 @@ def test_a_cell_that_another_process_takes_first_has_not_failed(
 
         raise CellInUse(f"{folder}: another")
 
-    monkeypatch.setattr("bnstudy.runs.record.held", taken)
+    monkeypatch.setattr("bnstudy.runs.record.hold_lease", taken)
     result = command_line(*QUICK, "-m")
     assert result.returncode == 1
     assert "Running elsewhere: " in result.stdout

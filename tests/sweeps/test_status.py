@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bnstudy.runs.lease import held
+from bnstudy.runs.lease import hold_lease
 from bnstudy.sweep import main as sweep_main
 from tests.conftest import SMALL, CommandLine, description
 
@@ -37,7 +37,7 @@ def test_every_state_is_told(command_line: CommandLine, tmp_path: Path) -> None:
     (running / "metrics").mkdir()
     for epoch in (0, 1):
         (running / "metrics" / f"epoch={epoch:04d}.parquet").touch()
-    with held(running):
+    with hold_lease(running):
         output = command_line("status", "multirun/quick", main=sweep_main).stdout
     head = "multirun/quick: 4 cells: 1 diverged, 1 running, 1 failed, 1 not begun\n"
     assert output.startswith(head)

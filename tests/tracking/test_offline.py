@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bnstudy.runs.lease import held
+from bnstudy.runs.lease import hold_lease
 from bnstudy.tracking import transaction_log
 from bnstudy.tracking.transaction_log import TransactionLog
 from tests.conftest import REPOSITORY, CommandLine, description, only_cell
@@ -159,7 +159,7 @@ def test_a_cell_that_is_being_trained_is_left_alone(
     assert command_line(*OFFLINE).returncode == 0
     cell = only_cell(tmp_path / "multirun")
     log_of(cell)
-    with held(cell):
+    with hold_lease(cell):
         synced = sync(command_line)
     assert "1 run: 1 running" in synced.stdout
     assert not server.runs

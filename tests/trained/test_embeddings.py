@@ -11,7 +11,7 @@ from sklearn.manifold import trustworthiness
 
 from bnstudy import measure
 from bnstudy.representations import Layer
-from bnstudy.runs.embedding_file import MAPS_SCHEMA
+from bnstudy.runs.embedding_file import EMBEDDINGS_SCHEMA
 from bnstudy.trained import embeddings
 from tests.conftest import SMALL, CommandLine
 from tests.metrics.samples import sample
@@ -69,7 +69,7 @@ def test_each_run_of_a_study_keeps_its_maps(command_line: CommandLine, tmp_path:
     paths = sorted((tmp_path / STUDY).glob("*/maps.parquet"))
     assert len(paths) == 2
     table = pq.read_table(paths[0])
-    assert table.schema.equals(MAPS_SCHEMA)
+    assert table.schema.equals(EMBEDDINGS_SCHEMA)
     frame = table.to_pandas()
     assert frame.groupby(["layer", "site", "method", "split", "epoch"]).size().to_dict() == {
         ("block01", "act", "pca", "test", 2): 100,

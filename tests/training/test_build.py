@@ -19,7 +19,7 @@ from bnstudy.training.build import (
     load_data,
     load_weights,
 )
-from bnstudy.training.recipe import quieten_lightning
+from bnstudy.training.fit import quieten_lightning
 from tests.conftest import SMALL, Compose
 
 DATA = ("data=planted", "data.samples_per_group={train:30,test:30}", "probe.test=50")

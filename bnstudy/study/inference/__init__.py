@@ -18,7 +18,7 @@ from bnstudy.study.inference.ranks import (
     granulated_kendall,
     kendall,
 )
-from bnstudy.study.inference.resolution import measured_differences, noise_of
+from bnstudy.study.inference.resolution import estimate_noise, measured_differences
 from bnstudy.study.inference.variance import TermTest, analysis_of_variance
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "analysis_of_variance",
     "cohens_d",
     "conditional_mutual_information",
+    "estimate_noise",
     "granulated_kendall",
     "holm",
     "kendall",
@@ -38,7 +39,6 @@ __all__ = [
     "mean",
     "measured_differences",
     "mediate",
-    "noise_of",
     "paired_test",
     "pairs_needed",
     "patterns",

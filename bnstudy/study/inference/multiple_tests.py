@@ -45,7 +45,7 @@ def max_t_adjusted(
         np.concatenate([rows[has] for rows, has in zip(pairs, has_value, strict=True)]),
         return_inverse=True,
     )
-    rows_of = np.split(rows, np.cumsum([has.sum() for has in has_value])[:-1])
+    make_rows = np.split(rows, np.cumsum([has.sum() for has in has_value])[:-1])
     parts = []
     for part, is_known, has in zip(differences, known, has_value, strict=True):
         values = np.where(is_known, part, 0)[has]
@@ -59,7 +59,7 @@ def max_t_adjusted(
     size = max(1, MAX_NUMBERS // max(1, len(observed), len(flips)))
     for start in range(0, flips.shape[1], size):
         signs = 1.0 - 2 * flips[:, start : start + size]
-        found = np.vstack([part @ signs[rows] for part, rows in zip(parts, rows_of, strict=True)])
+        found = np.vstack([part @ signs[rows] for part, rows in zip(parts, make_rows, strict=True)])
         found = np.abs(found, out=found)[order]
         np.maximum.accumulate(found, axis=0, out=found)  # of it and all less extreme comparisons
         as_extreme += (found >= reached).sum(axis=1)

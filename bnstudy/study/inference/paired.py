@@ -84,7 +84,7 @@ def paired_test(
         differences: Pairs x comparisons.
         confidence: Confidence of the interval.
         noise: Largest absolute mean difference that counts as 0, a rounding error, per comparison;
-            see `noise_of`.
+            see `estimate_noise`.
         min_pairs_to_flip: Fewest pairs that are tested by sign flips.
         max_pairs_exact: Maximum number of pairs for which all flips are used.
         num_flips: Number of random flips otherwise, with the identity.

@@ -77,11 +77,11 @@ def probability_of_improvement(
         >>> found[0].round(3)
         array([0.778])
     """
-    rows_of = [np.flatnonzero(points == point) for point in dict.fromkeys(points.tolist())]
+    make_rows = [np.flatnonzero(points == point) for point in dict.fromkeys(points.tolist())]
     generator = np.random.default_rng(0)
     observed = np.zeros((1, ours.shape[1]))
     resampled = np.zeros((num_resamples, ours.shape[1]))
-    for rows in rows_of:
+    for rows in make_rows:
         mine, other = ours[rows][:, None], theirs[rows][None]
         known = np.isfinite(mine) & np.isfinite(other)
         wins = np.where(known, (mine > other) + 0.5 * (mine == other), 0)
@@ -93,10 +93,10 @@ def probability_of_improvement(
         )
         resampled += _share(wins, known, first, second)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled / len(rows_of), [tail, 1 - tail], axis=0)
-    if min(map(len, rows_of)) < MIN_PAIRS:
+    low, high = np.quantile(resampled / len(make_rows), [tail, 1 - tail], axis=0)
+    if min(map(len, make_rows)) < MIN_PAIRS:
         low, high = np.full((2, ours.shape[1]), np.nan)
-    return observed[0] / len(rows_of), low, high
+    return observed[0] / len(make_rows), low, high
 
 
 def _share(wins: Numbers, known: Flags, first: Numbers, second: Numbers) -> Numbers:

@@ -61,7 +61,7 @@ def _measured(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
     return differences
 
 
-def noise_of(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
+def estimate_noise(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
     """Compute the size up to which a mean difference is only rounding.
 
     Args:
@@ -73,7 +73,7 @@ def noise_of(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> 
         Rounding of the median pair of each comparison; 0 if no pair has a value.
 
     Examples:
-        >>> noise_of(np.array([[1.0], [0.5]]), np.array([[0.5], [2.0]])) * 2**22
+        >>> estimate_noise(np.array([[1.0], [0.5]]), np.array([[0.5], [2.0]])) * 2**22
         array([1.5])
     """
     known = np.isfinite(ours) & np.isfinite(theirs)

@@ -5,14 +5,16 @@ from pathlib import Path
 import pandas as pd
 
 from bnstudy.errors import UserError
-from bnstudy.runs.embedding_file import MAPS_SCHEMA, read_maps
+from bnstudy.runs.embedding_file import EMBEDDINGS_SCHEMA, read_embedding_file
 from bnstudy.runs.paths import EMBEDDINGS
 from bnstudy.study.load.database import select_layers
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terminal import console
 from bnstudy.terms import layer_label
 
-MAX_PICTURES = 300  # maps that are read, each of one layer by one method, usually 1,000 samples
+MAX_PICTURES = (
+    300  # embeddings that are read, each of one layer by one method, usually 1,000 samples
+)
 
 RUN_COLUMNS = ["cell", "treatment", "pair", "seed"]  # columns of `StudyRuns.runs`
 
@@ -23,12 +25,12 @@ NUMBERED_LAYERS = f"""
 """
 
 
-def find_runs_with_maps(study: StudyRuns) -> pd.DataFrame:
-    """Find the runs that have ended and have maps.
+def find_runs_with_embeddings(study: StudyRuns) -> pd.DataFrame:
+    """Find the runs that have ended and have embeddings.
 
     Returns:
         Columns cell, treatment, pair and seed of `StudyRuns.runs`, and file. Pairs in which more
-        treatments have maps come first, then lower seeds.
+        treatments have embeddings come first, then lower seeds.
     """
     runs = study.results[RUN_COLUMNS]
     runs = runs.assign(file=[study.folder / cell / EMBEDDINGS for cell in runs["cell"]])
@@ -39,34 +41,35 @@ def find_runs_with_maps(study: StudyRuns) -> pd.DataFrame:
 
 
 def read_embeddings(study: StudyRuns) -> pd.DataFrame:
-    """Read the maps of `python -m bnstudy.measure map`, for the first pairs of runs.
+    """Read the embeddings of `python -m bnstudy.measure map`, for the first pairs of runs.
 
-    Pairs are read until there are 300 maps. A file that cannot be read is reported and left out.
+    Pairs are read until there are 300 embeddings. A file that cannot be read is reported and left
+    out.
 
     Args:
         study: Study whose runs are comparable.
 
     Returns:
-        One row per sample of a map, in the order of `find_runs_with_maps`: cell, treatment, pair,
-        seed, epoch, split, site, method (pca, umap), layer, layers and position (as in
-        `StudyRuns.query`, among the layers that have maps), sample, label, class, x, y (NaN if the
-        layer has no map), reason (why it has no map), share (of the variance that the map contains;
-        NaN for umap).
+        One row per sample and embedding, in the order of `find_runs_with_embeddings`: cell,
+        treatment, pair, seed, epoch, split, site, method (pca, umap), layer, layers and position
+        (as in `StudyRuns.query`, among the layers that have embeddings), sample, label, class, x, y
+        (NaN if the layer has no embedding), reason (why it has none), share (of the variance that
+        the embedding explains; NaN for umap).
     """
     found: list[pd.DataFrame] = []
     pictures = 0
-    for _, runs in find_runs_with_maps(study).groupby("pair", sort=False):
+    for _, runs in find_runs_with_embeddings(study).groupby("pair", sort=False):
         of_pair = [
             _read(run["file"]).assign(**{name: run[name] for name in RUN_COLUMNS})
             for run in runs.to_dict("records")
         ]
-        pictures += sum(len(maps.groupby(["layer", "method"])) for maps in of_pair)
+        pictures += sum(len(embeddings.groupby(["layer", "method"])) for embeddings in of_pair)
         if found and pictures > MAX_PICTURES:
             break
-        found += [maps for maps in of_pair if len(maps)]
+        found += [embeddings for embeddings in of_pair if len(embeddings)]
     if not found:
         return pd.DataFrame(columns=[*RUN_COLUMNS, "site", "method", "layer"])
-    table = pd.concat([maps.assign(number=number) for number, maps in enumerate(found)])
+    table = pd.concat([embeddings.assign(number=number) for number, embeddings in enumerate(found)])
     study.connection.register("read", table)
     numbered = study.query(NUMBERED_LAYERS)
     study.connection.unregister("read")
@@ -76,9 +79,9 @@ def read_embeddings(study: StudyRuns) -> pd.DataFrame:
 def _read(path: Path) -> pd.DataFrame:
     """Read a run's file, with layers named as in the long table; empty if it cannot be read."""
     try:
-        table = read_maps(path)
+        table = read_embedding_file(path)
     except UserError as error:
         console.print(str(error), style="yellow")
-        table = MAPS_SCHEMA.empty_table()
+        table = EMBEDDINGS_SCHEMA.empty_table()
     frame: pd.DataFrame = table.to_pandas()
     return frame.assign(layer=list(map(layer_label, frame["layer"], frame["site"])))

@@ -116,7 +116,7 @@ def _read(folder: Path) -> _Run:
     described = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
     attempts, environment, data = described.attempts, described.environment, described.data
-    ended, others = record.has_ended, [rows._asdict() for rows in described.other_versions()]
+    ended, others = record.is_finished, [rows._asdict() for rows in described.other_versions()]
     packages, git = environment.packages, environment.git
     facts = {
         "cell": folder.name,

@@ -58,7 +58,7 @@ class Plot:
         """
         found = self.analysis
         averages, effects = (
-            (found.averages, found.whole) if depth is None else found.of_depth(depth)
+            (found.averages, found.overall_effects) if depth is None else found.select_depth(depth)
         )
         figure = Figure((WIDTH, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -106,7 +106,7 @@ class Plot:
             treatment: Treatment that is compared with the baseline.
             split: Split whose probe set is shown.
         """
-        table = self.analysis.whole
+        table = self.analysis.overall_effects
         table = table[
             (table["treatment"] == treatment)
             & (table["split"] == split)
@@ -138,7 +138,7 @@ class Plot:
             metric: Name of the metric.
             split: Split whose probe set is shown.
         """
-        return self._over_time(self.analysis.epochs, metric, split)
+        return self._over_time(self.analysis.averages_by_epoch, metric, split)
 
     @mpl.rc_context(STYLE)
     def steps(self, metric: str, split: str = "train") -> Figure:
@@ -151,7 +151,7 @@ class Plot:
         Raises:
             UserError: No run was measured within epochs.
         """
-        table = self.analysis.steps
+        table = self.analysis.averages_by_step
         if table.empty:
             raise UserError(
                 "metrics.at_steps: no run was measured within epochs; train with "
@@ -192,7 +192,7 @@ class Plot:
         """Draw accuracy and loss over the epochs, and the generalization gap of every run."""
         figure = Figure((WIDTH, 2.4), layout="constrained")
         accuracy, loss, gap = figure.subplots(1, 3)
-        epochs = self.analysis.epochs
+        epochs = self.analysis.averages_by_epoch
         for ax, name in ((accuracy, "accuracy"), (loss, "loss")):
             metric = choose_curve(name, set(epochs["metric"]))
             for split, style in (("train", ":"), ("test", "-")):
@@ -250,7 +250,7 @@ class Plot:
         Raises:
             UserError: No run has such a map.
         """
-        table = self.analysis.maps
+        table = self.analysis.embeddings
         sites = " ".join(sorted({*table["site"], site}))
         table = table[(table["method"] == method) & (table["site"] == site)]
         if table.empty:
@@ -344,16 +344,18 @@ def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
                 yield f"layers-{metric}-depth{depth}", plot.layers(metric, depth=depth)
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)
-            if not analysis.steps.empty:
+            if not analysis.averages_by_step.empty:
                 yield f"steps-{metric}", plot.steps(metric)
             yield f"accuracy-{metric}", plot.against_accuracy(metric)
-    effects = analysis.whole
+    effects = analysis.overall_effects
     for treatment in analysis.study.treatments if measured and len(effects) else []:
         of_layers = (effects["treatment"] == treatment) & (effects["place_index"] > 0)
         if effects.loc[of_layers, "rank_biserial"].notna().any():
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
-    for method, site in analysis.maps[["method", "site"]].drop_duplicates().itertuples(index=False):
+    for method, site in (
+        analysis.embeddings[["method", "site"]].drop_duplicates().itertuples(index=False)
+    ):
         yield f"maps-{method}" + f"-{site}" * (site != "act"), plot.maps(method, site)
     yield "performance", plot.performance()
     if "lr" in analysis.axes:

@@ -28,12 +28,12 @@ def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
     """
     tables = {
         "runs": analysis.study.runs.drop(columns=INTERNAL_COLUMNS, errors="ignore"),
-        "averages": analysis.points,
-        "epochs": analysis.epochs,
+        "averages": analysis.averages_at_points,
+        "epochs": analysis.averages_by_epoch,
         "effects": analysis.effects,
-        "curves": analysis.curves,
-        "steps": analysis.steps,
-        "step_curves": analysis.step_curves,
+        "curves": analysis.effects_by_epoch,
+        "steps": analysis.averages_by_step,
+        "step_curves": analysis.effects_by_step,
         **{f"equal_{name}": table for name, table in analysis.equal_training.items()},
         "depth": analysis.depth,
         "initial_layers": analysis.initial_layers,
@@ -73,7 +73,9 @@ def _latex(
     averages, effects = (
         table[table["metric"].isin(metrics) & (table["split"] == split)] if len(table) else table
         for table in (
-            (analysis.averages, analysis.whole) if depth is None else analysis.of_depth(depth)
+            (analysis.averages, analysis.overall_effects)
+            if depth is None
+            else analysis.select_depth(depth)
         )
     )
     columns: dict[tuple[Any, str], pd.Series] = {}
@@ -96,8 +98,8 @@ def _latex(
     caption = f"{analysis.study.name}: {', '.join(metrics)}, {split} split, after the last epoch"
     if depth is not None:
         caption += f", networks of depth {depth}"
-    if analysis.other_differences:
-        caption += f"; runs of a pair also differ in {'; '.join(analysis.other_differences)}"
+    if analysis.confounders:
+        caption += f"; runs of a pair also differ in {'; '.join(analysis.confounders)}"
     for treatment, runs in analysis.study.results.groupby("treatment"):
         if diverged := int((runs["status"] == "diverged").sum()):
             caption += f"; {diverged} of {len(runs)} runs of {in_words(str(treatment))} diverged"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnstudy.headline import in_words
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.fairness import describe_other_differences
+from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.generalization import MIN_RUNS, choose_mediators
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP, STUDENT_T
 from bnstudy.study.inference.planning import MAX_PAIRS, POWER
@@ -39,7 +39,7 @@ def compose_verdict(analysis: Analysis) -> list[str]:
             *sentences,
             "There is nothing to compare, because all runs have the same norm and regularizer.",
         ]
-    known = _known(analysis.whole)
+    known = _known(analysis.overall_effects)
     if known["low"].notna().any():
         sentences.append(
             f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
@@ -117,7 +117,7 @@ def _treatment(
     unpaired = f"; {format_count(matched.unpaired, 'run')} without a partner" * bool(
         matched.unpaired
     )
-    others = describe_other_differences(study, treatment, baseline)
+    others = describe_confounders(study, treatment, baseline)
     alike = f"The two runs of a pair differ only in the {changed}"
     yield (
         f"{ours} is compared with {theirs} in {format_count(n, 'pair')} of runs "
@@ -164,13 +164,13 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
     """
     study, name = analysis.study, in_words(treatment)
     metrics = list(choose_mediators(study).values())
-    last = _directions(_known(analysis.whole), treatment, metrics)
+    last = _directions(_known(analysis.overall_effects), treatment, metrics)
     for criterion, table in analysis.equal_training.items():
         table = _known(table) if len(table) else table
         table = table[table["treatment"] == treatment] if len(table) else table
         if table.empty:
             pairs = len(match_pairs(study, treatment, analysis.baseline).treatment)
-            if pairs and f"probe_{criterion}" in set(analysis.epochs["metric"]):
+            if pairs and f"probe_{criterion}" in set(analysis.averages_by_epoch["metric"]):
                 yield (
                     f"At equal training {criterion}, no pair can be compared: in all "
                     f"{format_count(pairs, 'pair')}, a run diverged or the training {criterion} "

@@ -15,10 +15,10 @@ from scipy import stats
 from bnstudy.study import inference
 from bnstudy.study.inference import (
     cohens_d,
+    estimate_noise,
     holm,
     max_t_adjusted,
     measured_differences,
-    noise_of,
     paired_test,
     rank_biserial,
     spread,
@@ -268,7 +268,7 @@ def test_effect_sizes_of_accuracies_are_those_of_counts(recorded: type, samples:
         nonzero = one[one != 0]
         ranks = stats.rankdata(abs(nonzero))
         assert expected == pytest.approx((ranks * np.sign(nonzero)).sum() / ranks.sum())
-    found = paired_test(differences, noise=noise_of(*accuracy))
+    found = paired_test(differences, noise=estimate_noise(*accuracy))
     np.testing.assert_array_equal(found.p, paired_test(exact).p)  # 3 + 5 - 8 is 0
     np.testing.assert_allclose(cohens_d(differences), cohens_d(exact), atol=1e-3)
 

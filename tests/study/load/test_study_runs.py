@@ -295,7 +295,7 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
     for path in study.folder.glob("norm=layernorm*"):
         shutil.rmtree(path)
     analysis = Analysis(load(studies.folder))  # of which nothing can be compared
-    assert analysis.whole.empty
+    assert analysis.overall_effects.empty
     assert "BatchNorm and no normalization are not compared" in render_page(analysis)
     assert not any(name.startswith("effects") for name, _ in draw_figures(analysis))
     assert all("difference" not in text for _, text in format_latex_tables(analysis))

@@ -165,7 +165,7 @@ def test_maps_are_of_the_chosen_layer_and_of_a_pair(page: Page) -> None:
     assert sum(map(int, shown.all_inner_texts())) == 2 * 100
 
 
-def rows_of(page: Page, name: str) -> dict[str, list[float]]:
+def make_rows(page: Page, name: str) -> dict[str, list[float]]:
     """The numbers of a figure, by layer, of those after its name and norm."""
     figure = page.locator(f"figure[data-figure={name}]")
     figure.scroll_into_view_if_needed()
@@ -191,7 +191,7 @@ def test_of_one_depth_its_own_layers_are_shown(
             studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=seed / 10)
     write_page(studies.folder)
     page = opened(browser, studies.folder / "report", complaints)
-    across = {place: row[0:3:2] for place, row in rows_of(page, "sparsity-difference").items()}
+    across = {place: row[0:3:2] for place, row in make_rows(page, "sparsity-difference").items()}
     assert list(across) == [f"depth {share} %" for share in (0, 25, 50, 75, 100)]
     assert across["depth 100 %"] == pytest.approx([6, -0.2])
     assert across["depth 0 %"] == pytest.approx([6, 0])
@@ -201,7 +201,7 @@ def test_of_one_depth_its_own_layers_are_shown(
     )
 
     page.locator("#filters select[data-choice=axis0]").select_option("4")
-    of_depth = {place: row[0:3:2] for place, row in rows_of(page, "sparsity-difference").items()}
+    of_depth = {place: row[0:3:2] for place, row in make_rows(page, "sparsity-difference").items()}
     assert list(of_depth) == [f"block0{layer}" for layer in (1, 2, 3, 4)]
     assert of_depth["block04"] == pytest.approx([3, -0.4])
     assert of_depth["block03"] == pytest.approx([3, 0])
@@ -213,9 +213,9 @@ def test_of_one_depth_its_own_layers_are_shown(
     )
 
     page.locator("#filters select[data-choice=axis0]").select_option("2")
-    assert list(rows_of(page, "sparsity-levels")) == ["block01", "block02"]
+    assert list(make_rows(page, "sparsity-levels")) == ["block01", "block02"]
     page.get_by_role("button", name="Reset").click()
-    assert list(rows_of(page, "sparsity-levels")) == list(across)
+    assert list(make_rows(page, "sparsity-levels")) == list(across)
     assert complaints == []
 
 

@@ -28,7 +28,9 @@ def test_what_is_written_is_what_was_found(analysis: Analysis, tmp_path: Path) -
     written = tables.write_tables(analysis, tmp_path / "tables")
     assert all(path.exists() for path in written)
     read = pd.read_csv(tmp_path / "tables" / "effects.csv").fillna({"site": ""})
-    pd.testing.assert_frame_equal(read, analysis.whole, check_dtype=False, check_like=True)
+    pd.testing.assert_frame_equal(
+        read, analysis.overall_effects, check_dtype=False, check_like=True
+    )
     runs = pd.read_csv(tmp_path / "tables" / "runs.csv")
     assert len(runs) == 12
     assert "path" not in runs

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.fairness import describe_other_differences
+from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.generalization import compute_mediation
 from bnstudy.study.load.matrix import load_shared_columns
 from bnstudy.study.present.verdict import compose_verdict
@@ -152,7 +152,7 @@ def test_other_differences_than_the_norm_are_named(studies: Studies) -> None:
         "a pair differ only in the norm." in text
     )
     study = load(studies.folder)
-    assert describe_other_differences(study, "layernorm", "batchnorm") == (
+    assert describe_confounders(study, "layernorm", "batchnorm") == (
         "learning rate (0.01 with LayerNorm, 0.1 with BatchNorm) and "
         "norm.position (post with LayerNorm, pre with BatchNorm)"
     )
@@ -166,7 +166,7 @@ def test_a_difference_in_some_pairs_is_named_with_their_number(studies: Studies)
     expected = (
         "trainer.accelerator (gpu with BatchNorm, auto with no normalization; in 1 of 3 pairs)"
     )
-    assert describe_other_differences(load(studies.folder), "batchnorm", "none") == expected
+    assert describe_confounders(load(studies.folder), "batchnorm", "none") == expected
     assert f"Besides the norm, the runs of a pair differ in {expected}." in verdict(studies)
 
 

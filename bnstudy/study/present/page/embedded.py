@@ -18,7 +18,7 @@ from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference import mean, spread
 from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
-from bnstudy.study.load.embedding_tables import find_runs_with_maps
+from bnstudy.study.load.embedding_tables import find_runs_with_embeddings
 from bnstudy.study.load.matrix import KEYS, RELATIVE_DEPTHS, count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terms import format_count
@@ -206,7 +206,7 @@ def _effects(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> d
 def _curves(
     analysis: Analysis, keys: pd.DataFrame, treatments: list[str], epochs: list[int]
 ) -> dict[str, str]:
-    table = analysis.curves
+    table = analysis.effects_by_epoch
     if table.empty:
         return {}
     table = table[table["epoch"].isin(epochs)]
@@ -221,11 +221,11 @@ def _curves(
 
 
 def _steps(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dict[str, Any] | None:
-    if analysis.steps.empty:
+    if analysis.averages_by_step.empty:
         return None
     means, curves = (
         table[table["step"] > 0] if len(table) else table  # 0 is not on a logarithmic axis
-        for table in (analysis.steps, analysis.step_curves)
+        for table in (analysis.averages_by_step, analysis.effects_by_step)
     )
     steps = sorted(means["step"].unique().tolist())
 
@@ -256,7 +256,7 @@ def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[st
         - x, y, labels: values of all samples;
         - shown: number of runs with pictures; runs: number of runs with maps.
     """
-    table = analysis.maps
+    table = analysis.embeddings
     if table.empty:
         return {"pictures": []}
     described = _described(analysis.study, treatments, axes).set_index("cell")
@@ -285,7 +285,7 @@ def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[st
         "y": _encoded(shown["y"].to_numpy()),
         "labels": _encoded(shown["label"].to_numpy()),
         "shown": table["cell"].nunique(),
-        "runs": len(find_runs_with_maps(analysis.study)),
+        "runs": len(find_runs_with_embeddings(analysis.study)),
     }
 
 

@@ -156,7 +156,7 @@ def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _has_spread(analysis: Analysis) -> bool:
-    return not analysis.effects.empty and bool(analysis.whole["cohens_d"].notna().any())
+    return not analysis.effects.empty and bool(analysis.overall_effects["cohens_d"].notna().any())
 
 
 def _of_network(data: dict[str, Any]) -> list[tuple[str, str]]:
@@ -228,9 +228,9 @@ def _hours(study: StudyRuns) -> str:
 def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | None]:
     """Collect the page's tables; None for a table without rows."""
     study = analysis.study
-    performance = optimization = analysis.whole
-    if len(analysis.whole):
-        of_network = analysis.whole[analysis.whole["place"] == WHOLE_MODEL]
+    performance = optimization = analysis.overall_effects
+    if len(analysis.overall_effects):
+        of_network = analysis.overall_effects[analysis.overall_effects["place"] == WHOLE_MODEL]
         performance = of_network[of_network["metric"].isin(["accuracy", "loss"])]
         optimization = of_network[~of_network["metric"].isin(PERFORMANCE)]
     relations = analysis.relations

@@ -15,7 +15,7 @@ WORDS = {
 }
 
 
-def describe_other_differences(study: StudyRuns, treatment: str, baseline: str) -> str:
+def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str:
     """Describe the settings in which runs of pairs differ besides the norm and the regularizer.
 
     Examples are a learning rate per norm, the position of the norm, the accelerator, and the

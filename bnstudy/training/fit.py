@@ -31,7 +31,7 @@ from bnstudy.training.loggers import open_loggers
 from bnstudy.training.processes import (
     ending_with_first_process,
     is_first_process,
-    job_of_its_own,
+    isolated_job,
 )
 from bnstudy.training.twin import with_target_sparsity
 
@@ -48,12 +48,12 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
     """
     quieten_lightning()
     checkpoint, epochs_done = resume_point(record) or (None, None)
-    with record.attempt(environment(record.folder.parent)) as attempt, job_of_its_own():
+    with record.attempt(environment(record.folder.parent)) as attempt, isolated_job():
         attempt.resumed_from_epoch = epochs_done
         if checkpoint is None:
-            record.description.begin_with(config)
+            record.description.set_config(config)
         else:
-            config = record.description.go_on_with(config)
+            config = record.description.update_config(config)
             # Resumed callbacks keep the options in the record, so their targets must be trusted.
             require_trusted(
                 {f"callbacks.{name}": options for name, options in config["callbacks"].items()}
