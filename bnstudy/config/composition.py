@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
@@ -63,10 +64,14 @@ def select_own_classes(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+# libyaml's loader takes a tenth of the time, where PyYAML was built with it.
+FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def redact_files(folder: Path) -> None:
     """Remove credentials from the YAML files of a folder, such as Hydra's."""
     for path in folder.glob("*.yaml"):
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        content = yaml.load(path.read_text(), FAST_LOADER)
         if (redacted := redact_values(content)) != content:
             with replacing(path) as temporary:
                 OmegaConf.save(OmegaConf.create(redacted), temporary)
