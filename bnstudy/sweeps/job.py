@@ -113,7 +113,7 @@ def run(cfg: DictConfig) -> Outcome:
                     style="yellow",
                 )
             measure_missing(record, config["metrics"], config["data"])
-            print_missing_callbacks(record, config["callbacks"])
+            print_unmeasured_options(record, config)
         return Outcome(record, trained, config["sweep"]["objective"])
 
 
@@ -127,15 +127,17 @@ def print_result(record: Record) -> None:
     )
 
 
-def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]) -> None:
-    """Print the requested callbacks that a run was trained without, or with other options.
+def print_unmeasured_options(record: Record, config: dict[str, Any]) -> None:
+    """Print the requested options that measure only during training, and that a run lacks.
 
     Args:
         record: Record of the run.
-        callbacks: Options of each requested callback, by name.
+        config: Resolved configuration.
     """
     had = record.description.callbacks
     kept = record.description.config.get("callbacks", {})
+    metrics = record.description.config["metrics"]
+    callbacks = config["callbacks"]
     without = [name for name in callbacks if name not in had]
     other = [
         f"callbacks.{name}.{key}={kept[name][key]} instead of {value}"
@@ -144,12 +146,17 @@ def print_missing_callbacks(record: Record, callbacks: dict[str, dict[str, Any]]
         for key, value in options.items()
         if key != "memory_budget" and kept[name].get(key, value) != value
     ]
+    other += [
+        f"metrics.{key}={metrics.get(key, default)} instead of {config['metrics'][key]}"
+        for key, default in (("at_steps", []), ("folds", 0))
+        if config["metrics"][key] not in (default, metrics.get(key, default))
+    ]
     differences = [f"without callbacks={','.join(without)}"] if without else []
     differences += [f"with {', '.join(other)}"] if other else []
     if differences:
         console.print(
-            f"  this run was trained {' and '.join(differences)}; callbacks measure only during "
-            "training: choose another study=NAME to train it with the requested callbacks",
+            f"  this run was trained {' and '.join(differences)}; these measure only during "
+            "training: choose another study=NAME to train it with the requested options",
             style="yellow",
         )
 

@@ -208,11 +208,15 @@ def test_a_run_goes_on_with_the_options_that_it_began_with(
         patch.setattr(Classifier, "on_train_epoch_start", crash)
         with pytest.raises(RuntimeError, match="the power went out"):
             command_line(*arguments, f"{option}=[0.1]")
-    told = f"trained with {option}=[0.1] instead of [0.5]; callbacks measure only during"
-    for _ in ("gone on with", "complete"):
-        result = command_line(*arguments, f"{option}=[0.5]")
+    other = f"trained with {option}=[0.1] instead of [0.5]"
+    told = {
+        0: f"{other}; these measure only during training",  # goes on
+        3: f"{other}, metrics.folds=0 instead of 3; these measure",  # complete
+    }
+    for folds in (0, 3):
+        result = command_line(*arguments, f"{option}=[0.5]", f"metrics.folds={folds}")
         assert result.returncode == 0, result.stderr
-        assert told in result.stdout
+        assert told[folds] in result.stdout
     options = description(only_cell(tmp_path / "multirun"))["config"]["callbacks"]
     assert options["loss_landscape"]["step_sizes"] == [0.1]
     assert "instead of" not in command_line(*arguments, f"{option}=[0.1]").stdout
