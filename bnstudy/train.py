@@ -31,7 +31,7 @@ def main() -> None:
     register_search()
     if is_first_process():
         os.environ.pop(START_TIME, None)
-    # Not a decorator, because launchers pickle the job by its name.
+    # As a decorator it would replace `job`, which launchers could then not pickle.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     with command_line(128 + signal.SIGINT):
         try:

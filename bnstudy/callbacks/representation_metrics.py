@@ -54,9 +54,9 @@ class RepresentationMetrics(L.Callback):
             for the powers of 2 within the first epoch. Normalization layers then have the running
             statistics of `calibration`, because their own still consist of initial values.
         folds: Number of class-balanced parts of each probe set that are measured as well after the
-            last epoch; 0 for none. Metrics that depend on distances alone are computed from the
-            parts of the Gram matrix; others from the activations, if these are held in memory;
-            metrics of the network have no values.
+            last epoch; 0 for none. Metrics of distances are computed from blocks of the Gram
+            matrix, others from the activations if these are in memory; metrics that run the network
+            are left out.
         memory_budget: Maximum memory of activations and of distances between samples, in GiB.
         channel_axis: Axis of the channels in modules' outputs by pattern of module names, such as
             `{"blocks.*": -1}`, for modules whose axis is not found correctly.
@@ -69,7 +69,7 @@ class RepresentationMetrics(L.Callback):
         rows: Rows of the latest measurement before or after an epoch.
         step_rows: Rows measured within the latest epoch; their `epoch` is the number of epochs
             before it. They are not logged.
-        fold_rows: Number of the part and row of each value on a part of a probe set.
+        fold_rows: Fold and row of each value of the last epoch on a fold of a probe set.
         seconds: Total time of all measurements, in seconds.
         precisions: Ways in which representations were multiplied, by label of the layer.
 
@@ -110,16 +110,18 @@ class RepresentationMetrics(L.Callback):
         self._is_last = False
         self.seconds = 0.0
         self.precisions: dict[str, set[str]] = {}
-        self._not_measured: int | None = None  # the latest epoch, if it was not measured
+        self._pending: int | None = None  # the latest epoch, if it still has to be measured
+        self._latest_step = -1  # the latest step within an epoch that was measured
         self._warned: set[str] = set()  # reasons that a warning was given for
 
     def directions(self) -> dict[str, str | None]:
-        """Return, for each metric, the direction of better clustered classes."""
+        """Return the direction of better values by metric: higher, lower, or None."""
         return {metric.name: metric.direction for metric in self.metrics}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure before the first step, unless the run is resumed."""
-        self._not_measured = None
+        self._pending, self._latest_step = None, -1
+        self._is_last, self.fold_rows = False, []
         if trainer.global_step == 0:
             self._measure_and_log(trainer, pl_module, epoch=0)
 
@@ -135,11 +137,12 @@ class RepresentationMetrics(L.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Measure the step if it is due; the end of an epoch is measured there."""
+        """Measure the step if it is due, except the last of an epoch, which is measured there."""
         step, epoch = trainer.global_step, trainer.current_epoch
         is_within = batch_idx + 1 < trainer.num_training_batches
-        is_measured = any(row.step == step for row in self.step_rows)  # gradients are accumulated
-        if is_within and self._is_due(step, epoch) and not is_measured:
+        # Where gradients are accumulated, several batches end at one step, the first ones at 0.
+        if is_within and step > max(0, self._latest_step) and self._is_due(step, epoch):
+            self._latest_step = step
             with recalibrated(pl_module, self.calibration), others_wait(trainer) as is_first:
                 if is_first:
                     self.step_rows += self.measure(pl_module, epoch, step)
@@ -157,15 +160,16 @@ class RepresentationMetrics(L.Callback):
             values = self._measure_and_log(trainer, pl_module, epoch)
             for name in values.keys() & self._monitored():
                 pl_module.log(name, values[name], logger=False, sync_dist=True)
-            self._not_measured = None
+            # Folds are measured after the last epoch, which this is if training stops early.
+            self._pending = epoch if self.folds and not self._is_last else None
         else:
-            self._not_measured = epoch
+            self._pending = epoch
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the last epoch if it was not measured yet."""
-        if self._not_measured is not None:
+        """Measure the last epoch if it was not measured yet, or without the folds."""
+        if self._pending is not None:
             self._is_last = True
-            self._measure_and_log(trainer, pl_module, self._not_measured)
+            self._measure_and_log(trainer, pl_module, self._pending)
 
     def measure(self, module: nn.Module, epoch: int, step: int) -> list[Row]:
         """Compute every metric of every layer on every probe set."""

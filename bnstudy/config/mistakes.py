@@ -73,4 +73,6 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
 def hint(key: str, known: Sequence[str]) -> str:
     """Suggest similar keys for an unknown key, or else list the known keys."""
     near = difflib.get_close_matches(key, known)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+    return (
+        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
+    )

@@ -76,7 +76,7 @@ class Augment:
     black: Tensor | None = None
 
     def of(self, normalize: Normalize) -> "Augment":
-        """Return the augmentation of images that are normalized so, on the same device."""
+        """Return a copy whose border colour `black` is normalized, on the same device."""
         return replace(self, black=normalize(torch.zeros_like(normalize.mean)))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,8 +114,8 @@ class Augment:
 class Batches:
     """Iterable over the batches of an epoch: float32 images N x C x H x W, int64 labels N.
 
-    Every process gets at least two samples of each batch, if there are so many: a last batch that
-    is too small for that is part of the one before it.
+    Every process gets at least two samples of each batch, if there are so many: a smaller last
+    batch is merged into the one before it.
 
     Attributes:
         images: uint8 images, N x C x H x W, on the device on which batches are needed, or on the
@@ -194,10 +194,12 @@ class Mixed:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         source = self.batches
-        count = len(source.labels)
+        count = len(source.labels if source.rows is None else source.rows)
         order = torch.randperm(count, generator=generator_for("mixed")).to(source.labels.device)
-        for batch in order.tensor_split(max(1, count // self.size)):
-            yield source.normalize(source.images.index_select(0, batch)), source.labels[batch]
+        rows = order if source.rows is None else source.rows[order]
+        for batch in rows.tensor_split(max(1, count // self.size)):
+            images = source.images.index_select(0, batch.to(source.images.device))
+            yield source.normalize(images.to(batch.device)), source.labels[batch]
 
 
 def balanced(labels: Tensor, count: int) -> Tensor:

@@ -330,6 +330,7 @@ class ImageDataModule(DataModule):
         super().__init__(**options)
         self.augment = Augment(flip, shift, fill)
         self.label_noise = label_noise
+        self._copies: dict[tuple[torch.device, Split], Tensor] = {}  # of images, on devices
 
     @abstractmethod
     def load(self) -> Images:
@@ -401,7 +402,7 @@ class ImageDataModule(DataModule):
         device = trainer.strategy.root_device
         normalize = self.normalize.to(device)
         return Batches(
-            images.to(device) if _fits(images, device) else images,
+            self._copy_to(device, split),
             labels.to(device),
             size,
             normalize,
@@ -411,6 +412,13 @@ class ImageDataModule(DataModule):
             trainer.world_size,
             None if rows is None else rows.to(device),
         )
+
+    def _copy_to(self, device: torch.device, split: Split) -> Tensor:
+        """Return a split's images, copied to the device once if it has memory for them."""
+        if (device, split) not in self._copies:
+            images = self.data.images[split]
+            self._copies[device, split] = images.to(device) if _fits(images, device) else images
+        return self._copies[device, split]
 
     def _mislabel(self) -> None:
         """Give some of the training samples the labels of other classes."""

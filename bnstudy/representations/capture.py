@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnstudy.batching import batch_sizes
+from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
@@ -103,8 +103,8 @@ def capture(
     budget = memory_budget * GIBIBYTE
     if budget < fixed + smallest:
         raise UserError(
-            f"memory_budget={memory_budget} (GiB) is too small: what is measured of {samples} "
-            f"samples takes at least {(fixed + smallest) / GIBIBYTE:.2f} GiB\n"
+            f"memory_budget={memory_budget} (GiB) is too small: measuring {samples} samples "
+            f"needs at least {(fixed + smallest) / GIBIBYTE:.2f} GiB\n"
             "Increase metrics.memory_budget (--memory-budget for map and similarity), or measure "
             "fewer samples"
         )
@@ -354,8 +354,8 @@ class _Rows:
 
     def __init__(self, batch: Tensor, size: int) -> None:
         self.count = 0
-        # The operating system allocates memory only when it is written to.
         rows = max(1, size // (batch[:1].numel() * batch.element_size()))
+        rows += MIN_SAMPLES - 1  # samples that `batch_sizes` may add to the last batch
         self.buffer = batch.new_empty(rows, *batch.shape[1:])
 
     def append(self, batch: Tensor) -> None:

@@ -378,15 +378,17 @@ class Layer:
         others = self.num_samples - 1
         count = min(NEIGHBOURS, others)
         matrix = self.squared_distances.fill_diagonal_(torch.inf)  # restored below; saves a copy
-        squared, indices = matrix.topk(min(NEIGHBOURS + 1, others), largest=False)
-        if self.is_readable and count < others:
-            rows = torch.arange(self.num_samples, device=indices.device)
-            lower, upper = self._bounds(rows, indices, squared)
-            limits = upper[:, :count].amax(1)
-            rows = rows[lower[:, count:].amin(1) < limits]
-            if len(rows):
-                squared[rows, :count], indices[rows, :count] = self._nearest(rows, limits[rows])
-        matrix.fill_diagonal_(0)
+        try:
+            squared, indices = matrix.topk(min(NEIGHBOURS + 1, others), largest=False)
+            if self.is_readable and count < others:
+                rows = torch.arange(self.num_samples, device=indices.device)
+                lower, upper = self._bounds(rows, indices, squared)
+                limits = upper[:, :count].amax(1)
+                rows = rows[lower[:, count:].amin(1) < limits]
+                if len(rows):
+                    squared[rows, :count], indices[rows, :count] = self._nearest(rows, limits[rows])
+        finally:
+            matrix.fill_diagonal_(0)
         return Neighbours(squared[:, :count], indices[:, :count])
 
     def _bounds(self, rows: Tensor, columns: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ from bnstudy.representations.precision import FLOAT32, Way, add_products, in_flo
 
 BLOCK = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
 PART = 2**18  # values, small enough for the processor's cache
-SQUARE = 125  # rows of a block on the diagonal, half of which is computed in vain
+SQUARE = 125  # rows of a block on the diagonal, of which only the upper half is needed
 TILE = 1000  # rows of squared distances that are computed at once
 STRIP = 250  # rows that are mirrored at once
-# In units of resolution times error scale: smaller squared distances are computed from differences.
+# Squared distances below UNCLEAR x resolution x error scale are computed again, from differences.
 UNCLEAR = 1e4
 # Relative to the mean squared norm of a class's residuals:
 MAX_MEAN = 25  # squared norm of a class mean that a single subtraction removes well enough

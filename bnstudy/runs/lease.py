@@ -30,9 +30,9 @@ from bnstudy.files import CANNOT_WRITE
 from bnstudy.terminal import console
 
 RENEWAL_INTERVAL = 5.0  # seconds
-PAUSES = (0.1, 1.0, 5.0)  # seconds between attempts after an error that may pass
-WORKER = {"machine": str, "host": str, "pid": int, "start": str}  # content of a lease
-STALE_AFTER = 60.0  # seconds; long enough for a network file system's cached modification times
+RETRY_DELAYS = (0.1, 1.0, 5.0)  # seconds between attempts after an error that may pass
+LEASE_FIELDS = {"machine": str, "host": str, "pid": int, "start": str}  # content of a lease
+STALE_AFTER = 60.0  # seconds without a renewal; network file systems show renewals with a delay
 
 
 T = TypeVar("T")
@@ -67,8 +67,8 @@ class Lease:
         """
         if self.lost or not self._renew():
             raise CellInUse(
-                f"{self.path.parent}: taken over by another process, as this one had not been "
-                f"heard of for {STALE_AFTER:.0f} s; that one goes on with it"
+                f"{self.path.parent}: another process took over this cell, because this one did not "
+                f"renew its lease for {STALE_AFTER:.0f} s; the other process continues the run"
             )
 
     def release(self) -> None:
@@ -76,7 +76,7 @@ class Lease:
         self._done.set()
         self._thread.join()
         with suppress(OSError):  # the folder was taken over or removed
-            _persistently(lambda: self.path.rename(_released(self.path)))
+            _retry(lambda: self.path.rename(_released_path(self.path)))
 
     def _keep_renewing(self) -> None:
         while not self._done.wait(RENEWAL_INTERVAL):
@@ -88,7 +88,7 @@ class Lease:
         following = self.path.with_name(f".lease.{_number(self.path) + 1}")
         try:
             os.utime(self.path)
-            return not (following.exists() or _released(following).exists())
+            return not (following.exists() or _released_path(following).exists())
         except FileNotFoundError:
             return False
         except OSError:  # an error that may pass: the next renewal will tell
@@ -106,7 +106,7 @@ def hold_lease(folder: Path) -> Iterator[Lease]:
         CellInUse: Another process is working in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = _take(folder)
+    path = _acquire(folder)
     lease = Lease(path)
     try:
         yield lease
@@ -133,21 +133,24 @@ def find_renewed(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) 
         leases: Leases that are held.
         seconds: Maximum time to watch; the function returns earlier once all leases are renewed.
     """
-    began, first = time.monotonic(), {lease: _renewed(lease) for lease in leases}
+    began, first = time.monotonic(), {lease: _read_modification_time(lease) for lease in leases}
     waiting, renewed = set(leases), set()
     while waiting and time.monotonic() - began < seconds:
         time.sleep(0.2)
-        now = {lease: _renewed(lease) for lease in waiting}
+        now = {lease: _read_modification_time(lease) for lease in waiting}
         renewed |= {lease for lease in waiting if now[lease] and now[lease] != first[lease] != 0}
         waiting -= renewed | {lease for lease in waiting if now[lease] is None}  # released
         first |= {lease: now[lease] for lease in waiting if first[lease] == 0}
     return renewed
 
 
-def find_occupied(folders: Iterable[Path]) -> set[Path]:
+def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL) -> set[Path]:
     """Find the folders whose lease is held by a living worker.
 
-    Leases held on other machines are watched for a few seconds, all at the same time.
+    Args:
+        folders: Folders to examine.
+        seconds: Maximum time to watch leases held on other machines, all at the same time. A worker
+            whose lease was not renewed for less than `STALE_AFTER` may still be alive.
     """
     working: set[Path] = set()
     unknown: dict[Path, Path] = {}
@@ -160,8 +163,11 @@ def find_occupied(folders: Iterable[Path]) -> set[Path]:
                 case None:
                     unknown[lease] = folder
     if unknown:
-        console.print(f"Watching for a few seconds whether {len(unknown)} cells run elsewhere")
-    return working | {unknown[lease] for lease in find_renewed(list(unknown))}
+        console.print(
+            f"Watching for {seconds:.0f} s whether workers on other machines are alive: "
+            f"{len(unknown)} cells"
+        )
+    return working | {unknown[lease] for lease in find_renewed(list(unknown), seconds)}
 
 
 def is_known_alive(worker: dict[str, Any]) -> bool | None:
@@ -169,10 +175,10 @@ def is_known_alive(worker: dict[str, Any]) -> bool | None:
     here = _this_process()
     if worker.get("machine") != here["machine"]:
         return None
-    return bool(_start(worker["pid"]) == worker["start"])
+    return bool(_start_time(worker["pid"]) == worker["start"])
 
 
-def _take(folder: Path) -> Path:
+def _acquire(folder: Path) -> Path:
     """Create the folder's next lease."""
     number, newest = _newest(folder)
     if newest:
@@ -194,25 +200,25 @@ def _take(folder: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())  # after a power failure, it would be an empty file
         # Another process may have used and released this number.
-        was_used = _persistently(_released(path).exists)
+        was_used = _retry(_released_path(path).exists)
     except OSError:
         path.unlink(missing_ok=True)
         raise
     if was_used:
         path.unlink()
-        return _take(folder)
+        return _acquire(folder)
     return path
 
 
 def _newest(folder: Path) -> tuple[int, Path | None]:
     """Return the newest lease's number, or 0, and its file, or None if it was released."""
-    leases = _persistently(lambda: list(folder.glob(".lease.*")))
+    leases = _retry(lambda: list(folder.glob(".lease.*")))
     newest = max(
-        leases, key=lambda lease: (_number(lease), _released(lease) != lease), default=None
+        leases, key=lambda lease: (_number(lease), _released_path(lease) != lease), default=None
     )
     if newest is None:
         return 0, None
-    return _number(newest), None if _released(newest) == newest else newest
+    return _number(newest), None if _released_path(newest) == newest else newest
 
 
 def _number(lease: Path) -> int:
@@ -220,9 +226,9 @@ def _number(lease: Path) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _persistently(action: Callable[[], T]) -> T:
+def _retry(action: Callable[[], T]) -> T:
     """Try again after errors that may pass, such as ESTALE, EIO or ETIMEDOUT of a file server."""
-    for pause in PAUSES:
+    for pause in RETRY_DELAYS:
         try:
             return action()
         except OSError as error:
@@ -232,11 +238,11 @@ def _persistently(action: Callable[[], T]) -> T:
     return action()
 
 
-def _released(lease: Path) -> Path:
+def _released_path(lease: Path) -> Path:
     return lease.with_name(f".lease.{_number(lease)}.released")
 
 
-def _renewed(lease: Path) -> int | None:
+def _read_modification_time(lease: Path) -> int | None:
     """Return a lease's modification time in ns; None if released, 0 if it cannot be read now."""
     try:
         with (
@@ -252,7 +258,7 @@ def _renewed(lease: Path) -> int | None:
 def _read(lease: Path) -> dict[str, Any]:
     try:
         content = json.loads(lease.read_text())
-        known = all(isinstance(content[key], kind) for key, kind in WORKER.items())
+        known = all(isinstance(content[key], kind) for key, kind in LEASE_FIELDS.items())
     except (KeyError, OSError, TypeError, ValueError):  # damaged, just being released or written
         return {}
     return content if known else {}
@@ -283,11 +289,11 @@ def _this_process() -> dict[str, Any]:
         "machine": _machine(),
         "host": socket.gethostname(),
         "pid": pid,
-        "start": _start(pid),
+        "start": _start_time(pid),
     }
 
 
-def _start(pid: int) -> str | Literal[False]:
+def _start_time(pid: int) -> str | Literal[False]:
     """Return the start time of a process; False if it does not exist or is a zombie.
 
     A process id can be reused by another process; the pair of id and start time cannot.
@@ -295,12 +301,12 @@ def _start(pid: int) -> str | Literal[False]:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False if Path("/proc/self/stat").exists() else _start_by_ps(pid)
+        return False if Path("/proc/self/stat").exists() else _start_time_by_ps(pid)
     return False if fields[0] in "ZX" else fields[19]
 
 
-def _start_by_ps(pid: int) -> str | Literal[False]:
-    """Return the same as `_start` on a system without /proc, such as macOS."""
+def _start_time_by_ps(pid: int) -> str | Literal[False]:
+    """Return the same as `_start_time` on a system without /proc, such as macOS."""
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
     try:
         found = subprocess.run(

@@ -94,14 +94,14 @@ class LongTable:
         return find_damage(self.paths.part(epoch), SCHEMA)
 
     def epochs_trained(self) -> int:
-        """Count the recorded epochs of training, for a run that has not ended."""
-        return max(len(self.paths.parts()) - 1, 0)
+        """Return the latest recorded epoch of a run that has not ended; 0 before training."""
+        return max(self.paths.parts(), default=0)
 
     def read(self) -> pa.Table:
         """Read all rows that were measured so far; the table may be empty."""
         if self.paths.table.exists():
             return read_table(self.paths.table, SCHEMA)
-        parts = [read_table(path, SCHEMA) for path in self.paths.parts()]
+        parts = [read_table(path, SCHEMA) for path in self.paths.parts().values()]
         return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
     def rows_by_epoch(self, until_epoch: int | None = None) -> list[list[Row]]:
@@ -172,8 +172,8 @@ class LongTable:
 
         Args:
             epoch: Epoch of the rows.
-            rows: Rows, each of another number.
-            add: Whether to keep the part's present rows of other numbers.
+            rows: Rows with different keys, which are all columns except value and reason.
+            add: Whether to keep the part's rows whose key is not in `rows`.
         """
         path = self.paths.part(epoch)
         before = [Row(**row) for row in read_table(path, SCHEMA).to_pylist()] if add else []
@@ -184,8 +184,8 @@ class LongTable:
         """Write the rows that were measured within an epoch, after those of earlier epochs.
 
         Args:
-            epoch: Number of epochs trained before the epoch.
-            rows: Rows whose `epoch` is that number.
+            epoch: Epoch in which the steps are, from 0.
+            rows: Rows with that `epoch`.
         """
         path = self.paths.steps
         before = read_table(path, SCHEMA) if path.exists() else SCHEMA.empty_table()
@@ -203,7 +203,7 @@ class LongTable:
         Returns:
             Numbers of the whole model after the last epoch.
         """
-        table = pa.concat_tables(read_table(path, SCHEMA) for path in self.paths.parts())
+        table = pa.concat_tables(read_table(path, SCHEMA) for path in self.paths.parts().values())
         self._write(self.paths.table, table)
         last = table.filter(pc.field("epoch") == pc.max(table["epoch"])).to_pylist()
         return final_numbers([Row(**row) for row in last])

@@ -18,6 +18,7 @@ again.
 """
 
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -84,9 +85,9 @@ class CellPaths:
         """Return the path of an epoch's part of the long table."""
         return self._parts_folder / f"epoch={epoch:04d}.parquet"
 
-    def parts(self) -> list[Path]:
-        """List the parts of the long table, by epoch."""
-        return sorted(self._parts_folder.glob("epoch=*.parquet"))
+    def parts(self) -> dict[int, Path]:
+        """Find the parts of the long table by epoch, in order."""
+        return _by_epoch(self._parts_folder.glob("epoch=*.parquet"))
 
     @property
     def last_checkpoint(self) -> Path:
@@ -104,10 +105,7 @@ class CellPaths:
 
     def checkpoints(self) -> dict[int, Path]:
         """Find the saved weights by epoch, without last.ckpt."""
-        return {
-            int(path.stem.partition("=")[2]): path
-            for path in sorted(self._checkpoints_folder.glob("epoch=*.ckpt"))
-        }
+        return _by_epoch(self._checkpoints_folder.glob("epoch=*.ckpt"))
 
     def wandb_runs(self) -> list[Path]:
         """List the folders of W&B runs, oldest first."""
@@ -152,7 +150,7 @@ class CellPaths:
             shutil.rmtree(self._parts_folder, ignore_errors=True)
             return
         kept = {self.part(epoch) for epoch in range(after + 1)}
-        for path in self.parts():
+        for path in self.parts().values():
             if path not in kept:
                 path.unlink()
 
@@ -177,6 +175,10 @@ class CellPaths:
     @property
     def _checkpoints_folder(self) -> Path:
         return self.folder / "checkpoints"
+
+
+def _by_epoch(paths: Iterable[Path]) -> dict[int, Path]:
+    return {int(path.stem.partition("=")[2]): path for path in sorted(paths)}
 
 
 def list_cells(study: Path) -> list[Path]:

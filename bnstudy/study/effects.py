@@ -69,7 +69,7 @@ def compute_averages(
     tables = []
     for at_point, shared in _group_points(study, keys, by):
         shared = shared & is_known[at_point].any(axis=0)
-        for point, rows in _points(study.results[[*by, "treatment"]].iloc[at_point]):
+        for point, rows in _iterate_points(study.results[[*by, "treatment"]].iloc[at_point]):
             columns = shared & is_meaningful[rows[0]]
             sample = values[np.ix_(rows, columns)]
             n = np.isfinite(sample).sum(axis=0)
@@ -105,8 +105,8 @@ def compute_effects(
           diverged: number of pairs with a diverged run;
         - baseline_mean, treatment_mean; difference: mean difference within pairs;
         - low, high, p, smallest_p, test: results of `paired_test`;
-        - p_adjusted: p adjusted for a family of tests: all treatments, metrics and layers of one
-          split, or all tests of the whole model's loss and accuracy. The method is max-T, or
+        - p_adjusted: p adjusted for a family of tests: all treatments, points, metrics and layers
+          of one split, or all tests of the whole model's loss and accuracy. The method is max-T, or
           Holm's if no comparison has enough pairs to flip; family: number of tests;
         - cohens_d, rank_biserial: effect sizes; NaN with fewer than 3 pairs;
         - pairs_needed: number of pairs that would show such an effect;
@@ -119,7 +119,7 @@ def compute_effects(
     return compare_pairs(study, keys, make_reader(study, values), baseline, by)
 
 
-class Sample(NamedTuple):
+class PairedValues(NamedTuple):
     """Values of the pairs of one comparison.
 
     Attributes:
@@ -135,7 +135,7 @@ class Sample(NamedTuple):
     facts: dict[str, Any]
 
 
-def make_reader(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices], Sample]:
+def make_reader(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices], PairedValues]:
     """Make the function by which `compare_pairs` reads the values of whole runs.
 
     Args:
@@ -144,9 +144,9 @@ def make_reader(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices
     """
     is_diverged = study.results["status"].to_numpy() == "diverged"
 
-    def read(ours: Indices, theirs: Indices) -> Sample:
+    def read(ours: Indices, theirs: Indices) -> PairedValues:
         lost = is_diverged[ours] | is_diverged[theirs]
-        return Sample(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
+        return PairedValues(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
 
     return read
 
@@ -154,7 +154,7 @@ def make_reader(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices
 def compare_pairs(
     study: StudyRuns,
     keys: pd.DataFrame,
-    read: Callable[[Indices, Indices], Sample],
+    read: Callable[[Indices, Indices], PairedValues],
     baseline: str | None = None,
     by: Sequence[str] = (),
 ) -> pd.DataFrame:
@@ -172,7 +172,9 @@ def compare_pairs(
     """
     baseline = study.baseline(baseline)
     tables, samples = [], []
-    for identity, treatment_rows, baseline_rows, shared in comparisons(study, keys, baseline, by):
+    for identity, treatment_rows, baseline_rows, shared in iterate_comparisons(
+        study, keys, baseline, by
+    ):
         sample = read(treatment_rows, baseline_rows)
         if not len(sample.pairs):
             shared = np.zeros_like(shared)  # nothing to compare
@@ -193,7 +195,7 @@ def compare_pairs(
     return table[table["n"] + table["undefined"] > 0].reset_index(drop=True)
 
 
-def comparisons(
+def iterate_comparisons(
     study: StudyRuns, keys: pd.DataFrame, baseline: str, by: Sequence[str] = ()
 ) -> Iterator[tuple[dict[str, Any], Indices, Indices, Mask]]:
     """Yield the comparisons of all treatments with a baseline.
@@ -216,7 +218,7 @@ def comparisons(
     for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
-        for point, rows in _points(points):
+        for point, rows in _iterate_points(points):
             identity = point | {"treatment": treatment, "baseline": baseline}
             ours, theirs = matched.treatment[rows], matched.baseline[rows]
             columns = none
@@ -229,11 +231,11 @@ def _group_points(
     study: StudyRuns, keys: pd.DataFrame, by: Sequence[str]
 ) -> Iterator[tuple[Indices, Mask]]:
     """Yield the rows of the results at each point, and a mask of the columns that they share."""
-    for _, rows in _points(study.results[list(by)]):
+    for _, rows in _iterate_points(study.results[list(by)]):
         yield rows, select_shared_columns(study, keys, rows)
 
 
-def _points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
+def _iterate_points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
     """Yield each point of a grid, and its rows."""
     if points.columns.empty:
         yield {}, np.arange(len(points))
@@ -297,7 +299,7 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
             adjusted = np.split(holm(np.concatenate(raw)), ends)
         size = sum(map(len, members))
         for table, rows, of_table, p in zip(tables, members, adjusted, raw, strict=True):
-            # Comparisons with too few pairs to flip have a p-value of Student's t-test.
+            # With few pairs p is that of a t-test, which can be above the adjusted one.
             table.loc[rows, "p_adjusted"] = np.maximum(of_table, p)
             table.loc[rows, "family"] = size
 

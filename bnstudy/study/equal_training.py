@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bnstudy.study.effects import Sample, compare_pairs
+from bnstudy.study.effects import PairedValues, compare_pairs
 from bnstudy.study.inference.columns import Indices, Numbers
 from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
@@ -58,7 +58,7 @@ def compute_equal_training(
     curves = by_step[:, :, progress[0]] * (1 if criterion == "loss" else -1)
     is_diverged = study.results["status"].to_numpy() == "diverged"
 
-    def read(ours: Indices, theirs: Indices) -> Sample:
+    def read(ours: Indices, theirs: Indices) -> PairedValues:
         lost = is_diverged[ours] | is_diverged[theirs]
         kept: list[int] = []
         found: list[tuple[Numbers, Numbers]] = []
@@ -80,7 +80,7 @@ def compute_equal_training(
             "diverged": lost.sum(),
             "apart": len(ours) - lost.sum() - len(kept),
         }
-        return Sample(sides[:, 0], sides[:, 1], np.array(kept, dtype=np.intp), facts)
+        return PairedValues(sides[:, 0], sides[:, 1], np.array(kept, dtype=np.intp), facts)
 
     return compare_pairs(study, keys, read, baseline)
 

@@ -20,7 +20,7 @@ from bnstudy.study.inference import (
     measured_differences,
     mediate,
 )
-from bnstudy.study.load.design import NAMES
+from bnstudy.study.load.design import NAMES, format_options
 from bnstudy.study.load.matrix import average_layers, load_shared_columns
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
@@ -65,9 +65,9 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
           mean over the study's axes (treatment and grid) of tau among runs that differ only in this
           axis; granulated_low, granulated_high: its interval over seeds (see `paired_test`); axes:
           number of axes;
-        - cmi: conditional mutual information of the two orders (ibid., eq. 9 to 11), in [0, 1]:
-          smallest share of the entropy of the order by the target that the order by the metric
-          removes, given the values of up to two axes. Of more than 200 runs, 200 are drawn;
+        - cmi: mutual information of the two orders divided by the entropy of the target's order
+          (ibid., eq. 9 to 11), in [0, 1]: the minimum over conditioning sets of at most two axes.
+          Of more than 200 runs, 200 are drawn at random;
           cmi_null: 95th percentile of cmi over 100 random orders, which is above 0.
     """
     # Only one of several treatments with identical runs is included.
@@ -185,15 +185,16 @@ def compute_interventions(study: StudyRuns) -> pd.DataFrame:
         regularizer as baseline: accuracy and loss of the whole model, and the metrics of
         `choose_mediators` at each place. p_adjusted is that of `compute_effects`.
     """
-    results = study.results
-    plain = set(results.loc[results["regularizer"] == "none", "treatment"])
+    runs = study.results[study.results["regularizer"] != "none"]
+    norm_options = [key for key in study.design.options if key.startswith("norm.")]
+    baseline_of = {
+        treatment: f"{norm} {format_options(study.settings[cell], norm_options)}".strip()
+        for treatment, norm, cell in zip(runs["treatment"], runs["norm"], runs["cell"], strict=True)
+    }
+    wanted = [*choose_mediators(study).values(), "accuracy", "loss"] if baseline_of else []
     tables = []
-    regularized = results[results["regularizer"] != "none"]
-    for norm, treatments in regularized.groupby("norm")["treatment"].unique().items():
-        if norm not in plain:
-            continue
-        table = compute_effects(study, str(norm))
-        wanted = [*choose_mediators(study).values(), "accuracy", "loss"]
-        chosen = table["treatment"].isin(treatments) & table["metric"].isin(wanted)
-        tables.append(table[chosen])
+    for baseline in sorted(set(baseline_of.values()) & set(study.treatments)):
+        table = compute_effects(study, baseline)
+        is_wanted = table["metric"].isin(wanted)
+        tables.append(table[is_wanted & table["treatment"].map(baseline_of).eq(baseline)])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

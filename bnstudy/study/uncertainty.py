@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from bnstudy.study.effects import comparisons
+from bnstudy.study.effects import iterate_comparisons
 from bnstudy.study.inference import measured_differences
 from bnstudy.study.inference.columns import mean
 from bnstudy.study.inference.two_sources import two_source_interval
@@ -34,7 +34,7 @@ def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.Dat
     at = pd.MultiIndex.from_frame(first[names]).get_indexer(pd.MultiIndex.from_frame(keys[names]))
     by_fold = fold_values.reshape(len(values), len(folds), len(first))[:, :, at]
     tables: list[pd.DataFrame] = []
-    for identity, ours, theirs, shared in comparisons(study, keys, baseline):
+    for identity, ours, theirs, shared in iterate_comparisons(study, keys, baseline):
         differences = measured_differences(
             values[np.ix_(ours, shared)], values[np.ix_(theirs, shared)]
         )

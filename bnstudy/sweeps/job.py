@@ -162,7 +162,7 @@ def print_unmeasured_options(record: Record, config: dict[str, Any]) -> None:
 
 
 def print_former_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Print how to continue the run of the same overrides with the former default of `probe`.
+    """Print how to continue a run of these overrides that had the former default of `probe`.
 
     Args:
         folder: Folder of the new cell.

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,15 @@ from bnstudy.sweeps.duration import Timing, format_time_left, kind
 from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
-from bnstudy.sweeps.states import FINISHED, MAX_FAILURES, MISSING, State, read_record, states
+from bnstudy.sweeps.states import (
+    FINISHED,
+    MAX_FAILURES,
+    MISSING,
+    Recorded,
+    State,
+    determine_states,
+    read_record,
+)
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
 from bnstudy.training.data_check import DataCheck
@@ -74,54 +82,82 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
         validate({"study": study, "output_root": root})  # else Hydra would write elsewhere
-    cells = list({cell.folder: cell for cell in cells}.values())  # axes may have no effect
+    # Different overrides can result in the same configuration.
+    cells = list({cell.folder: cell for cell in cells}.values())
     records = [read_record(cell) for cell in cells]
-    known = states(cells, records)
-    again = {place for place, state in enumerate(known) if redo and _is_asked_again(state, redo)}
-    begun = {
-        place: record
-        for place, record in enumerate(records)
-        if isinstance(record, Record) and (place not in again or redo == "failed")
-    }
-    check = DataCheck()
-    for place, record in begun.items():
-        check.require_same(record, cells[place].config)
-    for place, state in enumerate(known):
-        # Before a result is removed, and once instead of in every cell.
-        if not dry_run and (place in again or state in ("to resume", "to run")):
-            check.require_there(cells[place].config)
+    states = determine_states(cells, records)
+    redone = [redo is not None and _should_redo(state, redo) for state in states]
+    _check_data(cells, records, states, redone, redo, dry_run)
     if redo:
+        redone_cells = [cell for cell, is_redone in zip(cells, redone, strict=True) if is_redone]
         if not dry_run and redo != "failed":  # failed cells resume from their last checkpoint
-            _start_over([cells[place] for place in again])
-        for place in again:
-            known[place] = "to run"
-    console.print(summary(known))
-    _print_versions([record for place, record in begun.items() if known[place] in FINISHED])
-    missing = [place for place, state in enumerate(known) if state in MISSING]
+            _start_over(redone_cells)
+        for index, is_redone in enumerate(redone):
+            if is_redone:
+                resumes = (
+                    redo == "failed" and CellPaths(cells[index].folder).last_checkpoint.exists()
+                )
+                states[index] = "to resume" if resumes else "to run"
+    console.print(summary(states))
+    _print_versions(
+        [
+            record
+            for record, state in zip(records, states, strict=True)
+            if isinstance(record, Record) and state in FINISHED
+        ]
+    )
+    missing = {index: cells[index] for index, state in enumerate(states) if state in MISSING}
     if dry_run:
-        _print_missing([cells[place] for place in missing], [known[place] for place in missing])
+        _print_missing(missing.values(), [states[index] for index in missing])
         return
     if missing:
         for study in _studies(cells):
             write_plan(study, [cell for cell in cells if cell.folder.parent == study])
-            if not is_basic(launcher) and not is_detached(
-                launcher
-            ):  # this terminal does not show the jobs' output in order
+            # Other launchers run jobs side by side, and would mix their output.
+            if not is_basic(launcher) and not is_detached(launcher):
                 folder = shlex.quote(str(study))
                 console.print(f"Progress: python -m bnstudy.sweep status {folder} --watch")
     failures: dict[int, Failure] = {}
     if is_detached(launcher):
         if missing:
-            submit([cells[place] for place in missing], launcher)
-        if missing or {"queued", "running elsewhere"} & set(known):
+            submit(list(missing.values()), launcher)
+        if missing or {"queued", "running elsewhere"} & set(states):
             print_next_steps(_studies(cells), len(missing))
             return
     else:
-        failures = _run({place: cells[place] for place in missing}, launcher)
-    for place, state in enumerate(known):
-        if state in ("queued", "running elsewhere") and not _has_ended(cells[place]):
-            failures[place] = QUEUED if state == "queued" else ELSEWHERE
+        failures = _run(missing, launcher)
+    for index, state in enumerate(states):
+        if state in ("queued", "running elsewhere") and not _is_finished(cells[index]):
+            failures[index] = QUEUED if state == "queued" else ELSEWHERE
+    _present(cells)
+    if failures:
+        _raise_failures(cells, failures)
 
+
+def _check_data(
+    cells: Sequence[Cell],
+    records: Sequence[Recorded],
+    states: Sequence[State],
+    redone: Sequence[bool],
+    redo: Redo | None,
+    dry_run: bool,
+) -> None:
+    """Verify, once for all cells and before results are removed, that the data are there.
+
+    Raises:
+        UserError: Data are missing, or have changed since a cell was trained.
+    """
+    check = DataCheck()
+    for cell, record, is_redone in zip(cells, records, redone, strict=True):
+        if isinstance(record, Record) and (not is_redone or redo == "failed"):
+            check.require_same(record, cell.config)
+    for cell, state, is_redone in zip(cells, states, redone, strict=True):
+        if not dry_run and (is_redone or state in ("to resume", "to run")):
+            check.require_there(cell.config)
+
+
+def _present(cells: Sequence[Cell]) -> None:
+    """Print the table of each study that has runs, and make its page."""
     from bnstudy.study.present.report_files import print_page  # slow imports
     from bnstudy.study.present.terminal_table import print_table
 
@@ -129,15 +165,13 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         if list_cells(study):
             print_table(study, console)
             print_page(study)
-    if failures:
-        _raise_failures(cells, failures)
 
 
-def summary(known: Sequence[State]) -> str:
+def summary(states: Sequence[State]) -> str:
     """Format the number of cells in each state as one sentence."""
-    count = Counter(known)
+    count = Counter(states)
     complete = sum(count[state] for state in FINISHED)
-    parts = [f"{complete} of {len(known)} cells complete"]
+    parts = [f"{complete} of {len(states)} cells complete"]
     parts[0] += f" ({count['diverged']} diverged)" if count["diverged"] else ""
     if count["not measurable"]:
         parts[0] += f" ({count['not measurable']} without a checkpoint for all requested metrics)"
@@ -163,7 +197,7 @@ def _print_versions(records: Sequence[Record]) -> None:
         )
 
 
-def _is_asked_again(state: State, redo: Redo) -> bool:
+def _should_redo(state: State, redo: Redo) -> bool:
     match redo:
         case "failed":
             return state == "left alone"
@@ -185,8 +219,9 @@ def _studies(cells: Sequence[Cell]) -> list[Path]:
     return sorted({cell.folder.parent for cell in cells})
 
 
-def _print_missing(cells: Sequence[Cell], known: Sequence[State]) -> None:
+def _print_missing(cells: Iterable[Cell], states: Sequence[State]) -> None:
     """Print the cells that a sweep would run and the estimated time."""
+    cells = list(cells)
     records = []
     for study in _studies(cells):
         for folder in list_cells(study):
@@ -194,12 +229,16 @@ def _print_missing(cells: Sequence[Cell], known: Sequence[State]) -> None:
                 records.append(Record.read(folder))
     timing = Timing(records)
     seconds = []
-    for cell, state in zip(cells, known, strict=True):
-        trained = LongTable(CellPaths(cell.folder)).epochs_trained()
-        epochs = cell.config["trainer"]["max_epochs"] - trained
+    for cell, state in zip(cells, states, strict=True):
+        if state == "to measure":
+            console.print(f"  {state:<10} {cell.folder}  from checkpoints, no training")
+            continue
+        epochs = cell.config["trainer"]["max_epochs"]
+        if state == "to resume":
+            epochs -= LongTable(CellPaths(cell.folder)).epochs_trained()
         seconds.append(timing.seconds(kind(cell.config), epochs))
         console.print(f"  {state:<10} {cell.folder}  {format_count(epochs, 'epoch')}")
-    if cells:
+    if seconds:
         console.print(format_time_left(seconds))
 
 
@@ -216,20 +255,22 @@ def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
             break
         if launched:
             console.print(f"Launched again, as their workers were lost: {len(todo)} cells")
-        before = {place: _list_attempt_starts(cell) for place, cell in todo.items()}
+        before = {index: _list_attempt_starts(cell) for index, cell in todo.items()}
         SweepProgress.total = len(todo)
         returns = _launch(launcher, list(todo.values()))
-        known = states(list(todo.values()), [read_record(cell) for cell in todo.values()])
+        states = determine_states(
+            list(todo.values()), [read_record(cell) for cell in todo.values()]
+        )
         lost: dict[int, Cell] = {}
-        for (place, cell), job, state in zip(todo.items(), returns, known, strict=True):
-            failures.pop(place, None)
+        for (index, cell), job, state in zip(todo.items(), returns, states, strict=True):
+            failures.pop(index, None)
             if failure := _failure(cell, job, state):
-                failures[place] = failure
+                failures[index] = failure
                 if failure.kind == "lost":
-                    lost[place] = cell
+                    lost[index] = cell
         stopped = next((job for job in returns if isinstance(job, Exception)), None)
         if stopped and before == {
-            place: _list_attempt_starts(cell) for place, cell in todo.items()
+            index: _list_attempt_starts(cell) for index, cell in todo.items()
         }:
             if explain(stopped):
                 raise stopped
@@ -271,7 +312,7 @@ def _list_attempt_starts(cell: Cell) -> list[str | None]:
     return []
 
 
-def _has_ended(cell: Cell) -> bool:
+def _is_finished(cell: Cell) -> bool:
     record = read_record(cell)
     return isinstance(record, Record) and record.is_finished
 
@@ -302,9 +343,9 @@ def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("cell", "", "error", "log"):
         table.add_column(column, overflow="fold")
-    for place, failure in sorted(failures.items()):
+    for index, failure in sorted(failures.items()):
         table.add_row(
-            cells[place].folder.name, failure.kind, failure.error, str(failure.log or "–")
+            cells[index].folder.name, failure.kind, failure.error, str(failure.log or "–")
         )
     console.print(table)
     count = Counter(failure.kind for failure in failures.values())

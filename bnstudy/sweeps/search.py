@@ -26,7 +26,7 @@ from bnstudy.adapters.optuna_internals import Space, make_sampler, make_space, t
 from bnstudy.config.composition import plain_values
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
-from bnstudy.runs.lease import find_occupied, hold_lease
+from bnstudy.runs.lease import STALE_AFTER, find_occupied, hold_lease
 from bnstudy.runs.paths import LOG
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
@@ -114,7 +114,10 @@ def search(
                 for trial in trials:
                     if options["custom_search_space"]:
                         get_method(options["custom_search_space"])(config, trial)
-                    values = [f"{key}={value}" for key, value in trial.params.items()]
+                    values = [
+                        f"{key}={'null' if value is None else value}"
+                        for key, value in trial.params.items()
+                    ]
                     jobs.append([*point.overrides, *values])
                 returns: Sequence[JobReturn] = launcher.launch(jobs, initial_job_idx=first)
                 return returns
@@ -158,7 +161,7 @@ class _Claims:
         claims = study.user_attrs
         running = study.get_trials(states=(TrialState.RUNNING,))
         names = [claims.get(_claim(trial.number), "nobody") for trial in running]
-        alive = find_occupied({self.folder.with_name(name) for name in names})
+        alive = find_occupied({self.folder.with_name(name) for name in names}, STALE_AFTER)
         for trial, name in zip(running, names, strict=True):
             if self.folder.with_name(name) not in alive:
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -168,7 +171,7 @@ class _Claims:
 
 @contextmanager
 def _claims(folder: Path) -> Iterator[_Claims]:
-    """Yield claims of this process, and hold a lease meanwhile by which others see that it lives.
+    """Yield claims of this process, and hold a lease, so that others know it is alive.
 
     Args:
         folder: Folder of the processes that search in a study.

@@ -42,7 +42,7 @@ def read_record(cell: Cell) -> Recorded:
         return "damaged"
 
 
-def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
+def determine_states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
     """Determine the state of each cell from its record and its lease.
 
     Leases held on other machines are watched for a few seconds, all at the same time.
@@ -54,13 +54,13 @@ def states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list[State]:
     Returns:
         State of each cell, in the order of `cells`.
     """
-    known = [_by_record(cell, record) for cell, record in zip(cells, records, strict=True)]
-    place_of = {cell.folder: place for place, cell in enumerate(cells) if known[place] in MISSING}
-    for folder in queued([cells[place] for place in place_of.values()]):
-        known[place_of[folder]] = "queued"
-    for folder in find_occupied(place_of):
-        known[place_of[folder]] = "running elsewhere"
-    return known
+    states = [_by_record(cell, record) for cell, record in zip(cells, records, strict=True)]
+    index_of = {cell.folder: index for index, cell in enumerate(cells) if states[index] in MISSING}
+    for folder in queued([cells[index] for index in index_of.values()]):
+        states[index_of[folder]] = "queued"
+    for folder in find_occupied(index_of):
+        states[index_of[folder]] = "running elsewhere"
+    return states
 
 
 def _by_record(cell: Cell, record: Recorded) -> State:

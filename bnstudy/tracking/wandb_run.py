@@ -85,7 +85,7 @@ def wandb_id(record: Record, resumed: bool) -> str:
 
 @contextmanager
 def wandb_files(folder: Path) -> Iterator[None]:
-    """Let W&B write its data to a folder, from which a run can be uploaded later, and be silent.
+    """Let W&B write its data to a folder for a later upload, without console output.
 
     Args:
         folder: Folder of W&B's files.
@@ -161,8 +161,8 @@ class RowLogger(WandbLogger):
     """W&B logger of Lightning that writes complete rows at reproducible steps.
 
     Values logged at the same training step form a row. A row is written when `save` is called or
-    when values of another step are logged. A row that is not written when training stops belongs
-    to an epoch that is not recorded; it is logged again when the run resumes. Errors of W&B do not
+    when values of another step are logged. If training stops, an unwritten row is
+    dropped: its epoch is trained and logged again when the run resumes. Errors of W&B do not
     stop the training.
 
     Args:
@@ -187,7 +187,7 @@ class RowLogger(WandbLogger):
     def save(self) -> None:
         """Write the row."""
         if self.row:
-            # Two W&B steps per training step: an epoch's row, then that of the next batch.
+            # An epoch's row and that of the next batch can have the same training step.
             self.written = max(2 * self.step, self.written + 1)
             write(self.run, self.written, self.row | {"trainer/global_step": self.step})
             self.row = {}

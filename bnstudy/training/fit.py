@@ -35,7 +35,7 @@ from bnstudy.training.processes import (
 )
 from bnstudy.training.twin import with_target_sparsity
 
-MAX_INITIAL_SHARE = 0.01  # weight of the initial values in running statistics; more warns
+MAX_INITIAL_SHARE = 0.01  # weight of the initial values in running statistics without warning
 
 
 def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
@@ -73,7 +73,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
                     trainer.validate(classifier, datamodule=data, verbose=False)
         attempt.diverged = bool(classifier.diverged)
         record.join_parts()
-        warn_of_few_batches(classifier.network, config["trainer"]["max_epochs"])
+        warn_of_few_batches(classifier.network, max(1, trainer.current_epoch))
 
 
 def make_callbacks(

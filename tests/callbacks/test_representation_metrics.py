@@ -265,6 +265,35 @@ def test_steps_within_the_first_epoch_are_measured_with_the_datas_statistics() -
     assert value == pytest.approx(expected)
 
 
+def test_each_step_of_accumulated_gradients_is_measured_once() -> None:
+    data = Noise(batch_size=10)  # 6 batches, 3 steps in an epoch
+    data.setup()
+    metrics = RepresentationMetrics({"train": data.probe("train")}, ["mean"], at_steps="log2")
+    seen: list[list[Row]] = []
+
+    class Watching(Watch):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append(list(metrics.step_rows))
+
+    train(small_network(), metrics, Watching(), data=data, accumulate_grad_batches=2)
+    measured = [row.step for row in seen[0] if row.metric == "mean" and row.layer_index == 0]
+    assert measured == [1, 2]
+
+
+def test_parts_of_the_probe_set_are_measured_if_training_stops_early() -> None:
+    data = Noise()
+    data.setup()
+    metrics = RepresentationMetrics({"train": data.probe("train")}, ["mean"], folds=3)
+
+    class Stop(Watch):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.should_stop = True
+
+    train(small_network(), metrics, Stop(), data=data)
+    assert {row.epoch for _, row in metrics.fold_rows} == {1}
+    assert len(metrics.fold_rows) == 3 * 2
+
+
 def test_parts_of_the_probe_set_are_measured_after_the_last_epoch() -> None:
     data = Noise()
     data.setup()

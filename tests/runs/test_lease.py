@@ -140,7 +140,7 @@ def test_an_error_that_passes_ends_no_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
 ) -> None:
     monkeypatch.setattr(lease, "RENEWAL_INTERVAL", 0.02)
-    monkeypatch.setattr(lease, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(lease, "RETRY_DELAYS", (0.01, 0.01))
     undisturbed = getattr(os, call)
     errors = iter([True])
 
@@ -184,7 +184,7 @@ def test_an_error_while_taking_a_folder_removes_no_lease_of_others(
 def test_who_was_taken_over_notices(tmp_path: Path) -> None:
     with hold_lease(tmp_path) as mine:
         (tmp_path / ".lease.2").write_text("{}")  # as another process does
-        with pytest.raises(CellInUse, match="taken over by another process"):
+        with pytest.raises(CellInUse, match="another process took over this cell"):
             mine.check()
     assert find_lease(tmp_path) == ({}, tmp_path / ".lease.2")
 
@@ -219,12 +219,12 @@ def test_without_proc_a_process_is_known_by_its_start_as_well() -> None:
     worker = fork.Process(target=time.sleep, args=(60,))
     worker.start()
     assert worker.pid
-    started = lease._start_by_ps(worker.pid)
+    started = lease._start_time_by_ps(worker.pid)
     assert started
-    assert started == lease._start_by_ps(worker.pid)
+    assert started == lease._start_time_by_ps(worker.pid)
     worker.kill()
     while os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.01)
-    assert lease._start_by_ps(worker.pid) is False  # a zombie
+    assert lease._start_time_by_ps(worker.pid) is False  # a zombie
     worker.join()
-    assert lease._start_by_ps(worker.pid) is False
+    assert lease._start_time_by_ps(worker.pid) is False

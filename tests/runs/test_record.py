@@ -150,7 +150,7 @@ def test_who_holds_a_cell_finds_it_tidy(record: Record) -> None:
     (folder / "run.json").write_text("{")
     with Record.open(folder, anew) as mine:
         assert (folder / "run.json.damaged").read_text() == "{"
-        assert mine.paths.parts() == [mine.paths.part(0)]  # the run goes on from them
+        assert mine.paths.parts() == {0: mine.paths.part(0)}  # the run goes on from them
         assert not mine.paths.table.exists()
 
 

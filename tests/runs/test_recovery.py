@@ -250,7 +250,7 @@ def test_a_worker_that_was_taken_over_writes_nothing_more(
     monkeypatch.setattr(Recorder, "on_train_epoch_end", lose)
     result = command_line(*RUN)
     assert result.returncode == 1
-    assert "taken over by another process" in result.stderr
+    assert "another process took over this cell" in result.stderr
     cell = only_cell(tmp_path / "multirun")
     assert description(cell)["status"] == "running"  # the other one's now
     assert len(list((cell / "metrics").iterdir())) == 2

@@ -184,6 +184,28 @@ def test_interventions_are_compared_with_the_same_norm_left_alone(studies: Studi
     assert found["test", "accuracy"] == pytest.approx(-0.085)
 
 
+def test_an_intervention_is_compared_with_the_same_options_of_the_norm(studies: Studies) -> None:
+    for groups, accuracy in ((2, 0.7), (4, 0.8)):
+        words = (f"norm.num_groups={groups}",)
+        for seed in range(3):
+            studies.add("groupnorm", seed, *words, layers={"mean": [0.4]}, accuracy=accuracy)
+            studies.add(
+                "groupnorm",
+                seed,
+                *words,
+                "regularizer=activation_l1",
+                layers={"mean": [0.4]},
+                accuracy=accuracy + 0.01,
+            )
+    table = compute_interventions(load(studies.folder))
+    table = table[table["metric"] == "accuracy"]
+    assert dict(zip(table["treatment"], table["baseline"], strict=True)) == {
+        f"groupnorm + activation_l1 num_groups={groups}": f"groupnorm num_groups={groups}"
+        for groups in (2, 4)
+    }
+    assert table["difference"].to_numpy() == pytest.approx(0.01)
+
+
 def test_without_interventions_there_are_none(studies: Studies) -> None:
     studies.add("none")
     assert compute_interventions(load(studies.folder)).empty

@@ -83,6 +83,12 @@ def test_a_dry_run_lists_and_estimates(study: Path, command_line: CommandLine) -
     result = command_line(*FOUR, "study=new", "sweep.dry_run=true", "-m")
     assert "not known before the first cell is complete" in result.stdout
     assert not (study.parent / "new").exists()
+    more = "metrics.names=[hoyer,mean]"
+    result = command_line(*FOUR, more, "seed=0", "sweep.dry_run=true", "-m")
+    assert result.stdout.count("from checkpoints, no training") == 2
+    assert "work left" not in result.stdout
+    result = command_line(*FOUR, "sweep.redo=all", "sweep.dry_run=true", "-m")
+    assert result.stdout.count("  2 epochs\n") == 4
 
 
 @pytest.mark.slow

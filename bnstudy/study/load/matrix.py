@@ -57,7 +57,7 @@ def load_columns(
     every_step: bool = False,
     every_fold: bool = False,
 ) -> tuple[pd.DataFrame, Numbers]:
-    """Load the values of all runs that have ended, in the columns of all subsets of the runs.
+    """Load the values of all finished runs: one row per run, one column per metric and layer.
 
     Args:
         study: Study whose runs are comparable.
@@ -68,10 +68,9 @@ def load_columns(
 
     Returns:
         Table of the columns (split, metric, site, layers, place, place_index; epoch, step or fold),
-        the columns of one epoch, step or fold after those of the one before, activations
-        before other sites, and values, runs x columns, in the order of `study.results`; NaN if a
-        run has no value. Counts of zeros (`ZERO_METRICS`) are left out for networks whose norm
-        contains another activation function than ReLU.
+        sorted by epoch, step or fold, then by site, activations first; and values, runs x columns,
+        in the order of `study.results`; NaN if a run has no value. Counts of zeros (`ZERO_METRICS`)
+        are left out for networks whose norm contains another activation function than ReLU.
 
         - Columns of layers: `layers` is the number of layers at the site of the networks that have
           values in the column, `place` the layer's name, `place_index` its number, from 1.
@@ -95,7 +94,7 @@ def load_columns(
 
 
 def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: Indices) -> Mask:
-    """Mark the columns in which some runs are compared with each other.
+    """Select the columns in which the given runs are comparable.
 
     Args:
         study: Study whose runs are comparable.
