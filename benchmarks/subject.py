@@ -79,7 +79,7 @@ def probes(samples: int, device: str) -> dict[str, Batches]:
     Beyond the digits that there are, the same ones come again, moved by a pixel.
     """
     images, labels = digits()
-    normalize = Normalize.of(images)
+    normalize = Normalize.from_images(images)
 
     def probe(images: Tensor, labels: Tensor) -> Batches:
         again = -(-samples // len(labels))

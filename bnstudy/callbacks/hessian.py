@@ -20,7 +20,7 @@ from bnstudy.callbacks.optimization import (
     make_rows,
 )
 from bnstudy.callbacks.processes import others_wait
-from bnstudy.data.batches import balanced
+from bnstudy.data.batches import choose_balanced
 from bnstudy.randomness import generator_for
 from bnstudy.representations import Tap
 from bnstudy.representations.running_statistics import with_running_statistics
@@ -153,7 +153,7 @@ class Hessian(OptimizationMetrics):
                     layer.train()
             batches = zip(*get_probe(trainer, "train"), strict=True)
             inputs, labels = (torch.cat(parts) for parts in batches)
-            chosen = balanced(labels, min(self.num_samples, len(labels)))
+            chosen = choose_balanced(labels, min(self.num_samples, len(labels)))
             images = inputs[chosen].to(next(network.parameters()))
             labels = labels[chosen].to(images.device)
             with torch.inference_mode(False), torch.enable_grad():

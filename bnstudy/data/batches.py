@@ -27,7 +27,7 @@ class Normalize:
     std: Tensor
 
     @classmethod
-    def of(cls, images: Tensor, rows: Tensor | None = None) -> "Normalize":
+    def from_images(cls, images: Tensor, rows: Tensor | None = None) -> "Normalize":
         """Compute mean and standard deviation of uint8 images N x C x H x W.
 
         They are computed from histograms in float64, without rounding errors of sums over pixels.
@@ -75,7 +75,7 @@ class Augment:
     fill: str = "mean"
     black: Tensor | None = None
 
-    def of(self, normalize: Normalize) -> "Augment":
+    def with_black_of(self, normalize: Normalize) -> "Augment":
         """Return a copy whose border colour `black` is normalized, on the same device."""
         return replace(self, black=normalize(torch.zeros_like(normalize.mean)))
 
@@ -161,7 +161,7 @@ class Batches:
             images = images[share].contiguous(memory_format=torch.channels_last)
             yield images, self.labels[batch[share]]
 
-    def mixed(self, size: int) -> "Mixed":
+    def mixed(self, size: int) -> "Shuffled":
         """Shuffle the samples, the same way at each pass, into batches of nearly equal size.
 
         A data set may be sorted by class, and batches of a single class would have other statistics
@@ -171,7 +171,7 @@ class Batches:
             size: Minimum number of samples in a batch, if there are so many samples; batches are as
                 close to it as possible.
         """
-        return Mixed(self, size)
+        return Shuffled(self, size)
 
     def _count(self) -> int:
         return len(self.labels if self.rows is None else self.rows)
@@ -181,7 +181,7 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Shuffled:
     """Iterable over shuffled batches, in the same order at each pass; see `Batches.mixed`.
 
     Attributes:
@@ -202,7 +202,7 @@ class Mixed:
             yield source.normalize(images.to(batch.device)), source.labels[batch]
 
 
-def balanced(labels: Tensor, count: int) -> Tensor:
+def choose_balanced(labels: Tensor, count: int) -> Tensor:
     """Choose samples so that class sizes are as equal as possible, the same ones at every call.
 
     Args:
@@ -225,13 +225,7 @@ def balanced_order(labels: Tensor) -> Tensor:
         Indices of the samples, int64, N; the same ones at every call.
     """
     order = torch.randperm(len(labels), generator=generator_for("probe"))
-    shuffled = labels[order]
-    by_class = torch.argsort(shuffled, stable=True)
-    sizes = torch.bincount(shuffled)
-    starts = sizes.cumsum(0) - sizes
-    rank = torch.empty_like(order)  # of each shuffled sample within its class
-    rank[by_class] = torch.arange(len(order)) - starts[shuffled[by_class]]
-    return order[torch.argsort(rank, stable=True)]
+    return order[_rank_within_class(labels, order)[order].argsort(stable=True)]
 
 
 def balanced_folds(labels: Tensor, count: int) -> Tensor:
@@ -245,16 +239,20 @@ def balanced_folds(labels: Tensor, count: int) -> Tensor:
         Number of each sample's part, int64, N.
     """
     order = torch.randperm(len(labels), generator=generator_for("folds")).to(labels.device)
+    return _rank_within_class(labels, order) % count
+
+
+def _rank_within_class(labels: Tensor, order: Tensor) -> Tensor:
+    """Return the position of each sample among those of its class in the given order: int64, N."""
     by_class = order[labels[order].argsort(stable=True)]
     sizes = torch.bincount(labels)
     starts = sizes.cumsum(0) - sizes
-    folds = torch.empty_like(labels)
-    ranks = torch.arange(len(labels), device=labels.device) - starts[labels[by_class]]
-    folds[by_class] = ranks % count
-    return folds
+    ranks = torch.empty_like(order)
+    ranks[by_class] = torch.arange(len(order), device=order.device) - starts[labels[by_class]]
+    return ranks
 
 
-def with_wrong_labels(labels: Tensor, share: float, num_classes: int) -> Tensor:
+def add_label_noise(labels: Tensor, share: float, num_classes: int) -> Tensor:
     """Give a share of the samples the label of another class, drawn uniformly.
 
     Args:
@@ -274,7 +272,7 @@ def with_wrong_labels(labels: Tensor, share: float, num_classes: int) -> Tensor:
     return wrong
 
 
-def stratified(labels: Tensor, share: float) -> Tensor:
+def choose_stratified(labels: Tensor, share: float) -> Tensor:
     """Choose a share of each class, the same samples at every call.
 
     Args:

@@ -30,7 +30,7 @@ from torch.utils.data import (
 
 from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.config.targets import TARGET, accepted, make
-from bnstudy.data.batches import Batch, balanced
+from bnstudy.data.batches import Batch, choose_balanced
 from bnstudy.data.decoding import read_colour
 from bnstudy.data.image_folder import ImageFolder
 from bnstudy.data.module import DataModule, ImageDataModule, Shuffle
@@ -216,7 +216,7 @@ class DatasetModule(DataModule):
         """Compute the SHA-256 of all labels and of some class-balanced samples of each split."""
         digest = hashlib.sha256()
         for split, labels in self._load_once().items():
-            rows = balanced(labels, min(FINGERPRINT_SAMPLES, len(labels)))
+            rows = choose_balanced(labels, min(FINGERPRINT_SAMPLES, len(labels)))
             digest.update(f"{split} {tuple(labels.shape)}".encode())
             digest.update(labels.numpy().data)
             for inputs, _ in self.sources[split].batches(rows.tolist()):

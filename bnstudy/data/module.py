@@ -14,10 +14,10 @@ from bnstudy.data.batches import (
     Batch,
     Batches,
     Normalize,
-    balanced,
+    add_label_noise,
     balanced_order,
-    stratified,
-    with_wrong_labels,
+    choose_balanced,
+    choose_stratified,
 )
 from bnstudy.data.contents import Listing
 from bnstudy.data.images import Images
@@ -140,7 +140,7 @@ class DataModule(L.LightningDataModule, ABC):
         Raises:
             UserError: The data set cannot be loaded, or is too small for the validation split.
         """
-        if hasattr(self, "indices"):
+        if hasattr(self, "probe_indices"):
             return
         self.true_labels = self._load_once()
         self.labels = dict(self.true_labels)
@@ -245,7 +245,7 @@ class DataModule(L.LightningDataModule, ABC):
         """Return the split that a split's `indices` refer to."""
         return split if split in self.labels else "train"
 
-    def _labels(self, split: EvaluatedSplit) -> Tensor:
+    def _true_labels(self, split: EvaluatedSplit) -> Tensor:
         return self.true_labels[self._source(split)][self.indices[split]]
 
     def _rows(self, split: EvaluatedSplit) -> Tensor | None:
@@ -254,11 +254,11 @@ class DataModule(L.LightningDataModule, ABC):
         return None if len(rows) == len(self.labels[self._source(split)]) else rows
 
     def _balanced(self, split: EvaluatedSplit) -> Tensor:
-        return self.indices[split][balanced_order(self._labels(split))]
+        return self.indices[split][balanced_order(self._true_labels(split))]
 
     def _choose(self, split: EvaluatedSplit, count: int) -> Tensor:
-        labels = self._labels(split)
-        return self.indices[split][balanced(labels, min(count, len(labels)))]
+        labels = self._true_labels(split)
+        return self.indices[split][choose_balanced(labels, min(count, len(labels)))]
 
     def _choose_probe(self, split: Split) -> Tensor:
         return self._choose(split, self.probe_samples[split] or PAPER_PROBE_SAMPLES)
@@ -271,7 +271,7 @@ class DataModule(L.LightningDataModule, ABC):
                 "\nSet it to 0"
             )
         labels = self.true_labels["train"]
-        held_out = stratified(labels, self.validation)
+        held_out = choose_stratified(labels, self.validation)
         present, sizes = labels.unique(return_counts=True)
         smallest = present[sizes.argmin()]  # if any class is too small, this one is
         count, size = int(held_out[labels == smallest].sum()), int(sizes.min())
@@ -290,7 +290,7 @@ class DataModule(L.LightningDataModule, ABC):
 
     def _reduce(self, samples_per_class: int) -> None:
         """Keep some training samples of each class; a larger number contains a smaller one's."""
-        present, sizes = self._labels("train").unique(return_counts=True)
+        present, sizes = self._true_labels("train").unique(return_counts=True)
         if samples_per_class > sizes.min():
             name = self.class_names[int(present[sizes.argmin()])]
             raise UserError(
@@ -346,9 +346,9 @@ class ImageDataModule(DataModule):
         Raises:
             UserError: The data set cannot be loaded, or is too small for the validation split.
         """
-        if not hasattr(self, "indices"):
+        if not hasattr(self, "normalize"):
             super().setup(stage)
-            self.normalize = Normalize.of(self.data.images["train"], self._rows("train"))
+            self.normalize = Normalize.from_images(self.data.images["train"], self._rows("train"))
             if self.label_noise:
                 self._mislabel()
 
@@ -407,7 +407,7 @@ class ImageDataModule(DataModule):
             size,
             normalize,
             shuffle,
-            self.augment.of(normalize),
+            self.augment.with_black_of(normalize),
             trainer.global_rank,
             trainer.world_size,
             None if rows is None else rows.to(device),
@@ -423,7 +423,7 @@ class ImageDataModule(DataModule):
     def _mislabel(self) -> None:
         """Give some of the training samples the labels of other classes."""
         rows = self.indices["train"]
-        wrong = with_wrong_labels(self.labels["train"][rows], self.label_noise, self.num_classes)
+        wrong = add_label_noise(self.labels["train"][rows], self.label_noise, self.num_classes)
         self.labels["train"] = self.labels["train"].index_copy(0, rows, wrong)
 
 

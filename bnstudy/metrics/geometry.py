@@ -166,7 +166,7 @@ def anisotropy(layer: Layer) -> float:
     if count < 2:
         raise Undefined("fewer than 2 samples have activations other than 0")
     weights = torch.where(active, squares, 1).rsqrt() * active
-    if layer.is_readable and _cosine_error(layer, weights) > MAX_COSINE_ERROR:
+    if layer.can_read_activations and _cosine_error(layer, weights) > MAX_COSINE_ERROR:
         parts = (weights @ block.flatten(1).double() for block, _ in layer.blocks())
         total = sum(part.square().sum().item() for part in parts)
     else:

@@ -20,7 +20,7 @@ from bnstudy.representations import Layer
 NUM_RESTARTS = 5
 NUM_RESTARTS_PER_K = 3  # if many numbers of clusters are tried
 MAX_CLUSTERS = 30
-MAX_GROUPS = 8  # clusters within a class
+MAX_CLUSTERS_WITHIN_CLASS = 8  # clusters within a class
 
 
 def _contingency(layer: Layer) -> Tensor:
@@ -174,7 +174,7 @@ def intraclass_silhouette(layer: Layer) -> float:
         members = (layer.classes == number).nonzero().flatten()
         inside = layer.squared_distances[members][:, members]
         if size > 2 and inside.any():
-            most = min(MAX_GROUPS, size - 1)
+            most = min(MAX_CLUSTERS_WITHIN_CLASS, size - 1)
             scores.append(best_number_of_clusters(inside, inside.sqrt(), most)[1])
     if not scores:
         raise Undefined("no class has 3 samples that are not all the same")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.errors import UserError
@@ -15,7 +16,7 @@ from bnstudy.representations.memory import release_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
 from bnstudy.representations.precision import Precision, choose_way, on_float64_device
 from bnstudy.representations.sums import (
-    BLOCK,
+    BLOCK_NUMEL,
     Activity,
     Classes,
     ClassSums,
@@ -95,10 +96,10 @@ def capture(
     """
     batches = _Pairs(batches if _has_length(batches) else list(batches))
     taps = Taps(model, layers, sites)
-    samples, first = _samples(batches)
+    samples, first = _inspect_first_batch(batches)
     outputs, sizes = try_out(taps, first, channel_axis or {})
     # Memory that does not depend on the layer: matrices and working memory.
-    fixed = NUM_MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK
+    fixed = NUM_MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK_NUMEL
     smallest = samples * max(map(_channel_bytes, outputs.values()))
     budget = memory_budget * GIBIBYTE
     if budget < fixed + smallest:
@@ -110,15 +111,15 @@ def capture(
         )
     network = NetworkView(
         taps,
-        _Split(batches, max(1, int(budget * MAX_FORWARD_FRACTION / max(sizes)))),
+        _SmallBatches(batches, max(1, int(budget * MAX_FORWARD_FRACTION / max(sizes)))),
         # A pass with gradients holds the activations of all layers and their gradients.
-        _Split(batches, max(1, int(budget * MAX_BACKWARD_FRACTION / (3 * sum(sizes))))),
+        _SmallBatches(batches, max(1, int(budget * MAX_BACKWARD_FRACTION / (3 * sum(sizes))))),
     )
     return _read(network, outputs, samples, budget - fixed, distances, precision)
 
 
 @dataclass(frozen=True)
-class _Item:
+class _ChannelBlock:
     """Channels of a call's output that are held in memory together."""
 
     call: Call
@@ -141,10 +142,13 @@ class _Pairs:
         if isinstance(self.batches, list):
             return sum(len(labels) for _, labels in self)
         _, labels = next(iter(self))
-        return len(labels) * len(self.batches)  # type: ignore[arg-type]
+        bound = len(labels) * len(self.batches)  # type: ignore[arg-type]
+        if isinstance(self.batches, DataLoader):
+            return bound
+        return bound + MIN_SAMPLES - 1  # `batch_sizes` may add them to the last batch
 
 
-class _Split:
+class _SmallBatches:
     """Batches split into smaller ones, so that a forward pass takes little memory."""
 
     def __init__(self, batches: Iterable[Batch], rows: int) -> None:
@@ -164,7 +168,7 @@ def _has_length(batches: Iterable[Batch]) -> bool:
         return False
 
 
-def _samples(batches: _Pairs) -> tuple[int, Tensor]:
+def _inspect_first_batch(batches: _Pairs) -> tuple[int, Tensor]:
     """Return an upper bound of the number of samples, and the inputs of the first batch."""
     inputs, labels = next(iter(batches), (None, ()))
     if inputs is None or not len(labels):
@@ -212,21 +216,25 @@ def _describe(labels: Any) -> str:
     return kind if shape is None else f"{kind} of shape {tuple(shape)}"
 
 
-def _items(call: Call, output: Output, samples: int, limit: float) -> Iterator[_Item]:
+def _split_channels(
+    call: Call, output: Output, samples: int, limit: float
+) -> Iterator[_ChannelBlock]:
     """Yield all channels of a call's output, in groups that take at most `limit` bytes."""
     channel = samples * _channel_bytes(output)
     at_once = min(output.channels, int(limit // channel))
     for first in range(0, output.channels, at_once):
         last = min(first + at_once, output.channels)
-        yield _Item(call, first, last, (last - first) * channel)
+        yield _ChannelBlock(call, first, last, (last - first) * channel)
 
 
-def _passes(outputs: dict[Call, Output], samples: int, limit: float) -> list[list[_Item]]:
+def _plan_passes(
+    outputs: dict[Call, Output], samples: int, limit: float
+) -> list[list[_ChannelBlock]]:
     """Assign items to forward passes over the samples: first fit, largest item first."""
-    items: list[_Item] = []
+    items: list[_ChannelBlock] = []
     for call, output in outputs.items():
-        items += _items(call, output, samples, limit)
-    passes: list[list[_Item]] = []
+        items += _split_channels(call, output, samples, limit)
+    passes: list[list[_ChannelBlock]] = []
     for item in sorted(items, key=lambda item: -item.bytes):
         for held in passes:
             if sum(other.bytes for other in held) + item.bytes <= limit:
@@ -259,9 +267,9 @@ def _read(
     tap_of = network.taps.taps(list(outputs))
     unread = {call: output.channels for call, output in outputs.items()}
     in_blocks: dict[Call, list[Sums]] = {}
-    for items in _passes(outputs, samples, limit):
+    for items in _plan_passes(outputs, samples, limit):
         release_memory()
-        held, labels = _hold(network, items, outputs)
+        held, labels = _run_pass(network, items, outputs)
         release_memory()
         for item in items:
             call, output = item.call, outputs[item.call]
@@ -295,24 +303,24 @@ def _read_again(
     call: Call,
     outputs: dict[Call, Output],
     samples: int,
-    held: dict[_Item, "_Rows"],
+    held: dict[_ChannelBlock, "_GrowingTensor"],
     limit: float,
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield a call's output in blocks of channels that fit next to the items already held."""
     free = limit - sum(item.bytes for item in held)
-    for item in _items(call, outputs[call], samples, free):
-        rows, _ = _hold(network, [item], outputs)
+    for item in _split_channels(call, outputs[call], samples, free):
+        rows, _ = _run_pass(network, [item], outputs)
         yield rows.pop(item).tensor(), item.first
 
 
-def _hold(
-    network: NetworkView, items: Sequence[_Item], outputs: dict[Call, Output]
-) -> tuple[dict[_Item, "_Rows"], Tensor]:
+def _run_pass(
+    network: NetworkView, items: Sequence[_ChannelBlock], outputs: dict[Call, Output]
+) -> tuple[dict[_ChannelBlock, "_GrowingTensor"], Tensor]:
     """Run the model over all batches; return copies of the items' channels, and the labels."""
-    wanted: dict[Call, list[_Item]] = {}
+    wanted: dict[Call, list[_ChannelBlock]] = {}
     for item in items:
         wanted.setdefault(item.call, []).append(item)
-    held: dict[_Item, _Rows] = {}
+    held: dict[_ChannelBlock, _GrowingTensor] = {}
     all_labels: list[Tensor] = []
     checksums: list[Tensor] = []
     logits: list[Tensor] = []
@@ -323,7 +331,7 @@ def _hold(
             part = part.flatten(2) if part.ndim > 2 else part.unsqueeze(2)
             part = on_float64_device(part.to(_held_as(part.dtype)))
             if item not in held:
-                held[item] = _Rows(part, item.bytes)
+                held[item] = _GrowingTensor(part, item.bytes)
             held[item].append(part)
 
     with torch.no_grad(), network.taps.hooked(keep) as run:
@@ -349,13 +357,12 @@ def _checksums(inputs: Tensor) -> Tensor:
     return (bits * positions).sum(1).cpu()
 
 
-class _Rows:
+class _GrowingTensor:
     """Tensor that grows batch by batch; `size` is its initial capacity in bytes."""
 
     def __init__(self, batch: Tensor, size: int) -> None:
         self.count = 0
         rows = max(1, size // (batch[:1].numel() * batch.element_size()))
-        rows += MIN_SAMPLES - 1  # samples that `batch_sizes` may add to the last batch
         self.buffer = batch.new_empty(rows, *batch.shape[1:])
 
     def append(self, batch: Tensor) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 from bnstudy.representations.network import View
 from bnstudy.representations.precision import FLOAT32, Precision, choose_way, on_float64_device
 from bnstudy.representations.sums import (
-    BLOCK,
-    PART,
-    TILE,
-    UNCLEAR,
+    BLOCK_NUMEL,
+    CACHE_NUMEL,
+    DISTANCE_ROWS,
+    MIN_CLEAR_RATIO,
     Activity,
     Classes,
     ClassSums,
@@ -98,7 +98,7 @@ class Layer:
         self.activations: Tensor | None = activations.contiguous().reshape(
             *activations.shape[:2], activations.shape[2:].numel()
         )
-        self._set(self.activations.shape, labels.to(activations.device), tap, network)
+        self._initialize(self.activations.shape, labels.to(activations.device), tap, network)
         self._way = choose_way(precision, self.num_units, activations.device)
 
     @classmethod
@@ -124,14 +124,14 @@ class Layer:
         layer = cls.__new__(cls)
         layer.activations = None
         finished = list(sums)
-        layer._set(finished[0].shape, labels, tap, network)
+        layer._initialize(finished[0].shape, labels, tap, network)
         layer._read_again = read_again
         for accumulator in finished:
             accumulator.finish()
             layer._sums[type(accumulator)] = accumulator
         return layer
 
-    def _set(
+    def _initialize(
         self, shape: Iterable[int], labels: Tensor, tap: Tap | None, network: View | None
     ) -> None:
         self.num_samples, self.num_channels, self.num_positions = shape
@@ -141,7 +141,7 @@ class Layer:
         self._read_again: Callable[[], Blocks] | None = None
         self._way = FLOAT32
         self._sums: dict[type[Sums], Sums] = {}
-        self._exact: dict[type[ClassSums], ClassSums] = {}
+        self._float64_sums: dict[type[ClassSums], ClassSums] = {}
         self._shared: dict[Callable[[Layer], Any], Any] = {}
 
     def shared(self, compute: Callable[["Layer"], T]) -> T:
@@ -151,25 +151,25 @@ class Layer:
         return cast(T, self._shared[compute])
 
     @property
-    def is_readable(self) -> bool:
+    def can_read_activations(self) -> bool:
         """True if the activations can be read again."""
         return self.activations is not None or self._read_again is not None
 
     def blocks(self) -> Iterator[tuple[Tensor, int]]:
         """Yield the activations of a few channels at a time, and the number of the first one."""
         held = [] if self.activations is None else [(self.activations, 0)]
-        at_once = max(1, BLOCK // (2 * max(1, self.num_samples * self.num_positions)))
+        at_once = max(1, BLOCK_NUMEL // (2 * max(1, self.num_samples * self.num_positions)))
         for values, first in self._read_again() if self._read_again else held:
             for block in values.split(at_once, dim=1):
                 yield block, first
                 first += block.shape[1]
 
-    def _sums_of(self, kind: type[S]) -> S:
+    def _get_sums(self, kind: type[S]) -> S:
         if kind not in self._sums:
             if self.activations is None:
                 raise RuntimeError(f"{kind.__name__} was not computed while the layer was read")
             options = {"way": self._way} if kind is Products else {}
-            self._sums[kind] = self._summed(kind, **options)
+            self._sums[kind] = self._compute_sums(kind, **options)
         return cast(S, self._sums[kind])
 
     def in_float64(self, kind: type[C]) -> C:
@@ -177,14 +177,14 @@ class Layer:
 
         If the activations can no longer be read, the float32 sums are returned.
         """
-        if not self.is_readable:
-            return self._sums_of(kind)
-        kind = cast(type[C], Products) if Products in self._exact else kind
-        if kind not in self._exact:
-            self._exact[kind] = self._summed(kind, dtype=torch.float64)
-        return cast(C, self._exact[kind])
+        if not self.can_read_activations:
+            return self._get_sums(kind)
+        kind = cast(type[C], Products) if Products in self._float64_sums else kind
+        if kind not in self._float64_sums:
+            self._float64_sums[kind] = self._compute_sums(kind, dtype=torch.float64)
+        return cast(C, self._float64_sums[kind])
 
-    def _summed(self, kind: type[S], **options: Any) -> S:
+    def _compute_sums(self, kind: type[S], **options: Any) -> S:
         """Read the activations and sum them up."""
         shape = (self.num_samples, self.num_channels, self.num_positions)
         sums = kind(shape, self._classes, **options)
@@ -198,18 +198,18 @@ class Layer:
 
     def _multiply_in_float32(self) -> bool:
         """Recompute `products` in float32 unless they already are; return whether recomputed."""
-        if self.products.way == FLOAT32 or not self.is_readable:
+        if self.products.way == FLOAT32 or not self.can_read_activations:
             return False
-        self._sums[Products] = self._summed(Products, way=FLOAT32)
+        self._sums[Products] = self._compute_sums(Products, way=FLOAT32)
         return True
 
     def release_activations(self) -> None:
         """Compute the sums that similarities need, then release the activations."""
-        self._sums_of(Activity)
-        self._sums_of(Products)
+        self._get_sums(Activity)
+        self._get_sums(Products)
         if self.products.centred is None and math.isfinite(self.total_variance):
             _ = self.factor  # cached while the activations can be read
-        self._exact.clear()
+        self._float64_sums.clear()
         self.activations = self._read_again = None
 
     @property
@@ -259,17 +259,17 @@ class Layer:
     @property
     def activity(self) -> Activity:
         """Counts of zero activations, and the largest activation."""
-        return self._sums_of(Activity)
+        return self._get_sums(Activity)
 
     @property
     def moments(self) -> Moments:
         """Sums of powers, by sample, by unit and by channel."""
-        return self._sums_of(Moments)
+        return self._get_sums(Moments)
 
     @property
     def class_sums(self) -> ClassSums:
         """Class means and residuals, without any N x N product."""
-        return self._sums_of(Products if Products in self._sums else ClassSums)
+        return self._get_sums(Products if Products in self._sums else ClassSums)
 
     @property
     def precise_class_sums(self) -> ClassSums:
@@ -280,7 +280,7 @@ class Layer:
     @property
     def products(self) -> Products:
         """Class means, residuals, and inner products of the residuals, N x N."""
-        return self._sums_of(Products)
+        return self._get_sums(Products)
 
     @property
     def product_precision(self) -> str | None:
@@ -317,7 +317,7 @@ class Layer:
         squared, unclear = self.products.squared_distances()
         if len(unclear) > self.num_samples and self._multiply_in_float32():
             squared, unclear = self.products.squared_distances()
-        if self.is_readable and len(unclear):
+        if self.can_read_activations and len(unclear):
             rows, columns = unclear.unbind(1)
             squared[rows, columns] = squared[columns, rows] = self._exact_squared_distances(
                 unclear
@@ -361,7 +361,7 @@ class Layer:
             return squared
         for block, _ in self.blocks():
             values = block.flatten(1)
-            at_once = max(1, PART // values.shape[1])
+            at_once = max(1, CACHE_NUMEL // values.shape[1])
             for some, total in zip(pairs.split(at_once), squared.split(at_once), strict=True):
                 difference = values[some[:, 0]].float() - values[some[:, 1]].float()
                 total += difference.double().square_().sum(1)
@@ -380,7 +380,7 @@ class Layer:
         matrix = self.squared_distances.fill_diagonal_(torch.inf)  # restored below; saves a copy
         try:
             squared, indices = matrix.topk(min(NEIGHBOURS + 1, others), largest=False)
-            if self.is_readable and count < others:
+            if self.can_read_activations and count < others:
                 rows = torch.arange(self.num_samples, device=indices.device)
                 lower, upper = self._bounds(rows, indices, squared)
                 limits = upper[:, :count].amax(1)
@@ -403,9 +403,9 @@ class Layer:
         rows = rows[:, None]
         scales = sums.error_scales
         scale = scales[rows, self.classes[columns]] + scales[columns, self.classes[rows]]
-        # Squared distances well below UNCLEAR x resolution x scale were computed from differences,
-        # so they are exact.
-        is_exact = squared < UNCLEAR / 2 * sums.product_resolution * scale
+        # Squared distances well below MIN_CLEAR_RATIO x resolution x scale are exact: they were
+        # computed from differences.
+        is_exact = squared < MIN_CLEAR_RATIO / 2 * sums.product_resolution * scale
         error = torch.where(is_exact, 0, ERROR_FACTOR * sums.product_resolution * scale)
         error = error + torch.finfo(torch.float32).eps * squared
         return squared - error, squared + error
@@ -422,7 +422,7 @@ class Layer:
         """
         everyone = torch.arange(self.num_samples, device=rows.device)[None]
         found = []
-        for some, limit in zip(rows.split(TILE), limits.split(TILE), strict=True):
+        for some, limit in zip(rows.split(DISTANCE_ROWS), limits.split(DISTANCE_ROWS), strict=True):
             lower, _ = self._bounds(some, everyone, self.squared_distances[some])
             near = (lower <= limit[:, None]).nonzero()
             found.append(torch.stack([some[near[:, 0]], near[:, 1]], 1))
@@ -510,6 +510,6 @@ class Layer:
                 gram = sums.gram()
         yield gram, error(gram.diagonal(), torch.float32)
         yield sums.gram(torch.float64), error(sums.residual_norms_squared, torch.float32)
-        if self.is_readable:
+        if self.can_read_activations:
             products = self.in_float64(Products).gram(torch.float64)
             yield products, error(products.diagonal(), torch.float64)

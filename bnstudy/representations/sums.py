@@ -12,15 +12,15 @@ from torch import Tensor
 
 from bnstudy.representations.precision import FLOAT32, Way, add_products, in_float32
 
-BLOCK = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
-PART = 2**18  # values, small enough for the processor's cache
-SQUARE = 125  # rows of a block on the diagonal, of which only the upper half is needed
-TILE = 1000  # rows of squared distances that are computed at once
-STRIP = 250  # rows that are mirrored at once
-# Squared distances below UNCLEAR x resolution x error scale are computed again, from differences.
-UNCLEAR = 1e4
+BLOCK_NUMEL = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
+CACHE_NUMEL = 2**18  # values, small enough for the processor's cache
+DIAGONAL_ROWS = 125  # rows of a block on the diagonal, of which only the upper half is needed
+DISTANCE_ROWS = 1000  # rows of squared distances that are computed at once
+MIRROR_ROWS = 250  # rows that are mirrored at once
+# In units of resolution x error scale; smaller squared distances are computed from differences.
+MIN_CLEAR_RATIO = 1e4
 # Relative to the mean squared norm of a class's residuals:
-MAX_MEAN = 25  # squared norm of a class mean that a single subtraction removes well enough
+MAX_MEAN_RATIO = 25  # squared norm of a class mean that a single subtraction removes well enough
 MIN_DISTANCE_IN_FLOAT32 = 1e-8  # squared distance of class means; float64 is needed below it
 MIN_DISTANCE = 1e-12  # squared distance of class means; rounding error below it
 MIN_VARIANCE = 1e-27  # relative to the squared mean of a channel; rounding error below it
@@ -69,7 +69,7 @@ class Sums:
             activations: Activations of some channels: N x channels x positions.
             first: Number of their first channel.
         """
-        at_once = max(1, BLOCK // max(1, len(activations) * activations.shape[2]))
+        at_once = max(1, BLOCK_NUMEL // max(1, len(activations) * activations.shape[2]))
         with in_float32(activations.device):
             for block in activations.split(at_once, dim=1):
                 block = block.float() if block.dtype == torch.float64 else block
@@ -89,7 +89,7 @@ class Sums:
 
 def _parts(block: Tensor) -> Iterator[Tensor]:
     """Split a block into parts of a few samples."""
-    return iter(block.split(max(1, PART // max(1, block[:1].numel()))))
+    return iter(block.split(max(1, CACHE_NUMEL // max(1, block[:1].numel()))))
 
 
 def _as_numbers(compare: Callable[..., Tensor], part: Tensor) -> Tensor:
@@ -279,7 +279,9 @@ class ClassSums(Sums):
         means = self._class_means(values)
         residuals = values.addmm_(self._membership, means, alpha=-1)
         norms = torch.linalg.vector_norm(residuals, dim=1).square_()
-        if (means.square().sum(1) <= MAX_MEAN * self._class_means(norms[:, None]).squeeze(1)).all():
+        if (
+            means.square().sum(1) <= MAX_MEAN_RATIO * self._class_means(norms[:, None]).squeeze(1)
+        ).all():
             return residuals, means.double(), norms
         means += self._class_means(residuals)
         residuals = self._copied(block).addmm_(self._membership, means, alpha=-1)
@@ -407,13 +409,13 @@ class Products(ClassSums):
         one = one.expand_as(norms)
         left = torch.cat([self.cross_terms, self._membership, norms, one], 1)
         right = torch.cat([self._membership, self.cross_terms, one, norms], 1)
-        limit = UNCLEAR * self.product_resolution * self.error_scales
+        limit = MIN_CLEAR_RATIO * self.product_resolution * self.error_scales
         limit_left = torch.cat([limit, self._membership], 1)
         limit_right = torch.cat([self._membership, limit], 1)
         squared = torch.empty_like(self.residuals, dtype=torch.float32)
         unclear = []
-        for start in range(0, len(squared), TILE):
-            rows, columns = slice(start, start + TILE), slice(start, None)
+        for start in range(0, len(squared), DISTANCE_ROWS):
+            rows, columns = slice(start, start + DISTANCE_ROWS), slice(start, None)
             part = torch.addmm(self.residuals[rows, columns], left[rows], right[columns].T, beta=-2)
             squared[rows, columns] = part.clamp_min_(0).fill_diagonal_(torch.inf)
             # Rows above this bound of all limits, usually most rows, need no comparison by pair.
@@ -433,7 +435,7 @@ class Products(ClassSums):
             squared + self.cross_terms[one, others] + self.cross_terms[other, its]
         ).clamp_min_(0)
         scale = self.error_scales[one, others] + self.error_scales[other, its]
-        return squared, squared < UNCLEAR * self.product_resolution * scale
+        return squared, squared < MIN_CLEAR_RATIO * self.product_resolution * scale
 
 
 def mirror(matrix: Tensor) -> Tensor:
@@ -441,8 +443,8 @@ def mirror(matrix: Tensor) -> Tensor:
 
     Depending on the processor, a matrix product may be rounded differently at (i, j) and (j, i).
     """
-    for start in range(0, len(matrix), STRIP):
-        rows, later = slice(start, start + STRIP), slice(start + STRIP, None)
+    for start in range(0, len(matrix), MIRROR_ROWS):
+        rows, later = slice(start, start + MIRROR_ROWS), slice(start + MIRROR_ROWS, None)
         square = matrix[rows, rows]
         square.copy_(square.triu() + square.triu(1).T)
         matrix[later, rows] = matrix[rows, later].T
@@ -451,7 +453,7 @@ def mirror(matrix: Tensor) -> Tensor:
 
 def _upper(size: int, start: int = 0) -> Iterator[tuple[slice, slice]]:
     """Yield rows and columns of blocks that cover the diagonal and the upper triangle."""
-    if size <= SQUARE:
+    if size <= DIAGONAL_ROWS:
         yield slice(start, start + size), slice(start, start + size)
         return
     half = size // 2

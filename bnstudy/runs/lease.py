@@ -67,7 +67,7 @@ class Lease:
         """
         if self.lost or not self._renew():
             raise CellInUse(
-                f"{self.path.parent}: another process took over this cell, because this one did not "
+                f"{self.path.parent}: another process took over this cell, as this one did not "
                 f"renew its lease for {STALE_AFTER:.0f} s; the other process continues the run"
             )
 

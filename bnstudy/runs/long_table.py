@@ -149,7 +149,7 @@ class LongTable:
             epochs: Requested epochs.
             splits: Splits of the data.
         """
-        present = self.numbers()
+        present = self.measured_keys()
         absent = {
             epoch: {
                 (split, site, name)
@@ -162,7 +162,7 @@ class LongTable:
         }
         return {epoch: what for epoch, what in absent.items() if what}
 
-    def numbers(self) -> set[tuple[int, str, str | None, str]]:
+    def measured_keys(self) -> set[tuple[int, str, str | None, str]]:
         """List the (epoch, split, site, metric) in the whole table; the model has no site."""
         keys = read_table(self.paths.table, SCHEMA, ["epoch", "split", "site", "metric"])
         return {tuple(row.values()) for row in keys.to_pylist()}
@@ -205,8 +205,8 @@ class LongTable:
         """
         table = pa.concat_tables(read_table(path, SCHEMA) for path in self.paths.parts().values())
         self._write(self.paths.table, table)
-        last = table.filter(pc.field("epoch") == pc.max(table["epoch"])).to_pylist()
-        return final_numbers([Row(**row) for row in last])
+        whole_model = table.filter(pc.field("layer_index") == -1).to_pylist()
+        return final_numbers([Row(**row) for row in whole_model])
 
     def write_final(self, final: Final, step: int) -> None:
         """Write a whole table of the final numbers alone.

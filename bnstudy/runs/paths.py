@@ -31,6 +31,7 @@ RECORD = "run.json"
 TABLE = "metrics.parquet"
 STEPS = "steps.parquet"
 FOLDS = "folds.parquet"
+PATCHES = "patches"  # folder of a study with the uncommitted changes of source code
 EMBEDDINGS = "maps.parquet"
 WANDB = "wandb"
 LOG = "train.log"

@@ -1,5 +1,6 @@
 """Record of a run: its description, its long table and the lease of its cell's folder."""
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -11,7 +12,7 @@ from bnstudy.files import replacing
 from bnstudy.runs.description import FINISHED, Attempt, DataFacts, Environment, RunDescription
 from bnstudy.runs.lease import CellInUse, Lease, hold_lease, remove_leases
 from bnstudy.runs.long_table import LongTable
-from bnstudy.runs.paths import CellPaths
+from bnstudy.runs.paths import PATCHES, CellPaths, list_cells
 from bnstudy.runs.version import VERSION
 
 RECOVERY = "Repeat the training command to continue from the last checkpoint, or restore the file"
@@ -345,7 +346,8 @@ class Observer(Record):
 def remove_unused_folder(folder: Path, root: Path) -> None:
     """Remove the files of Hydra and the leases of a cell that has no record.
 
-    The folder and its parents below the root are removed as well if they are empty then.
+    The folder and its parents below the root are removed as well if they are empty then, with the
+    patches of a study without cells.
 
     Args:
         folder: Folder that Hydra created for the cell.
@@ -359,6 +361,8 @@ def remove_unused_folder(folder: Path, root: Path) -> None:
                 paths.remove_hydra_files()
         if is_unused:
             remove_leases(folder)
+    if not list_cells(folder.parent):
+        shutil.rmtree(folder.parent / PATCHES, ignore_errors=True)
     with suppress(OSError):  # the folder is not empty
         for empty in (folder, *folder.parents):
             if empty.absolute() == root.absolute():

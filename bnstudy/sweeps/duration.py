@@ -28,25 +28,25 @@ class Timing:
             seconds = record.description.timing.seconds
             epochs = record.description.final.epoch
             if record.is_finished and epochs and seconds:
-                self.of_kind[kind(record.description.config)].append(seconds / epochs)
+                self.of_kind[timing_key(record.description.config)].append(seconds / epochs)
 
-    def seconds(self, kind: str, epochs: int) -> float | None:
-        """Estimate the time for a number of epochs from cells of one kind, or else from all cells.
+    def seconds(self, timing_key: str, epochs: int) -> float | None:
+        """Estimate the time for a number of epochs from cells with one key, or else all cells.
 
         Args:
-            kind: Kind of the cell, as returned by `kind`.
+            timing_key: Key of the cell, from `timing_key`.
             epochs: Number of epochs to train.
 
         Returns:
             Time in seconds; None if no cell has been timed yet.
         """
         everything = [seconds for alike in self.of_kind.values() for seconds in alike]
-        if known := self.of_kind.get(kind) or everything:
+        if known := self.of_kind.get(timing_key) or everything:
             return statistics.fmean(known) * epochs
         return None
 
 
-def kind(config: dict[str, Any]) -> str:
+def timing_key(config: dict[str, Any]) -> str:
     """Compute a hash, 8 hexadecimal digits, that is equal for cells with similar run times.
 
     Args:

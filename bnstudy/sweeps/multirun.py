@@ -24,7 +24,7 @@ from bnstudy.runs.paths import CellPaths, list_cells
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.detached import is_detached, print_next_steps, submit
-from bnstudy.sweeps.duration import Timing, format_time_left, kind
+from bnstudy.sweeps.duration import Timing, format_time_left, timing_key
 from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
@@ -236,7 +236,7 @@ def _print_missing(cells: Iterable[Cell], states: Sequence[State]) -> None:
         epochs = cell.config["trainer"]["max_epochs"]
         if state == "to resume":
             epochs -= LongTable(CellPaths(cell.folder)).epochs_trained()
-        seconds.append(timing.seconds(kind(cell.config), epochs))
+        seconds.append(timing.seconds(timing_key(cell.config), epochs))
         console.print(f"  {state:<10} {cell.folder}  {format_count(epochs, 'epoch')}")
     if seconds:
         console.print(format_time_left(seconds))

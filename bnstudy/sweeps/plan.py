@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from bnstudy.files import replacing
-from bnstudy.sweeps.duration import kind
+from bnstudy.sweeps.duration import timing_key
 from bnstudy.sweeps.grid import Cell
 
 
@@ -18,11 +18,11 @@ class Planned(NamedTuple):
     """Cell that a sweep is to run.
 
     Attributes:
-        kind: Hash shared by cells with similar run times.
+        timing_key: Hash shared by cells with similar run times.
         epochs: Number of epochs to train.
     """
 
-    kind: str
+    timing_key: str
     epochs: int
 
 
@@ -37,7 +37,7 @@ def write_plan(study: Path, cells: Sequence[Cell]) -> None:
         cells: Cells of the grid that belong to the study.
     """
     plan = {
-        cell.folder.name: Planned(kind(cell.config), cell.config["trainer"]["max_epochs"])
+        cell.folder.name: Planned(timing_key(cell.config), cell.config["trainer"]["max_epochs"])
         for cell in cells
     }
     mark = hashlib.sha256("\n".join(plan).encode()).hexdigest()[:16]

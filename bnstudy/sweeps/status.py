@@ -15,7 +15,7 @@ from bnstudy.runs.description import Attempt
 from bnstudy.runs.lease import STALE_AFTER, find_lease, is_known_alive
 from bnstudy.runs.paths import list_cells
 from bnstudy.runs.record import Record
-from bnstudy.sweeps.duration import Timing, format_time_left, kind
+from bnstudy.sweeps.duration import Timing, format_time_left, timing_key
 from bnstudy.sweeps.plan import read_plans
 
 # In the order in which they are printed.
@@ -31,7 +31,7 @@ class CellStatus:
         status: One of KINDS.
         epoch: Number of epochs trained and recorded so far.
         epochs: Number of epochs to train in total; 0 if the user's own code trains it.
-        kind: Hash shared by cells with similar run times.
+        timing_key: Hash shared by cells with similar run times.
         where: Host and process id of the last attempt.
         age: Seconds since the last attempt started, by this machine's clock.
         quiet: Seconds since the last sign of life of a running cell.
@@ -44,7 +44,7 @@ class CellStatus:
     status: str
     epoch: int
     epochs: int
-    kind: str
+    timing_key: str
     where: str = ""
     age: float = 0.0
     quiet: float = 0.0
@@ -79,7 +79,7 @@ class StudyStatus:
         self.timing = Timing(record for record in records.values() if isinstance(record, Record))
         self.cells = [_cell(study / name, record) for name, record in records.items()]
         self.cells += [
-            CellStatus(name, "not begun", 0, cell.epochs, cell.kind)
+            CellStatus(name, "not begun", 0, cell.epochs, cell.timing_key)
             for name, cell in planned.items()
             if name not in records
         ]
@@ -118,7 +118,8 @@ class StudyStatus:
         ]
         if left:
             seconds = [
-                self.timing.seconds(cell.kind, max(cell.epochs - cell.epoch, 0)) for cell in left
+                self.timing.seconds(cell.timing_key, max(cell.epochs - cell.epoch, 0))
+                for cell in left
             ]
             yield format_time_left(seconds, max(len(running), 1))
 
@@ -145,7 +146,7 @@ def _cell(folder: Path, record: Record | UserError) -> CellStatus:
         status,
         description.final.epoch or record.table.epochs_trained(),
         description.config["trainer"]["max_epochs"],
-        kind(description.config),
+        timing_key(description.config),
         where=f"{last.host}, process {last.pid}",
         age=max(age, 0.0),
         quiet=quiet,

@@ -20,14 +20,14 @@ from bnstudy.terminal import console
 from bnstudy.terms import format_count
 from bnstudy.tracking.transaction_log import TransactionLog
 from bnstudy.tracking.wandb_run import (
-    begin,
-    conclude,
-    finish,
+    finish_run,
+    log_final_data,
     logged_in,
     logs,
-    replay,
+    replay_rows,
     server_url,
     set_earlier_aside,
+    start_run,
     table_name,
     wandb_files,
 )
@@ -238,11 +238,11 @@ def _complete(
     exit_code = 0 if status in FINISHED else log.exit_code or 1
     checkpoint = record.description.config.get("logger", {}).get("checkpoint", False)
     with wandb_files(record.paths.wandb):
-        run = begin(record, run_id, project, entity, "online", TIMEOUT_FACTOR)
+        run = start_run(record, run_id, project, entity, "online", TIMEOUT_FACTOR)
         set_earlier_aside(record, Path(run.sync_dir))
-        replay(run, record)
-        conclude(run, record, status, checkpoint)
-        finish(run, exit_code, record.folder.parent)
+        replay_rows(run, record)
+        log_final_data(run, record, status, checkpoint)
+        finish_run(run, exit_code, record.folder.parent)
 
 
 def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:

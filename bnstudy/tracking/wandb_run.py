@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 # the check before its end. Data that are not uploaded by then stay on disk.
 BEGIN_TIMEOUT = 10.0
 END_TIMEOUT = 30.0
-PROBE_TIMEOUT = 3.0
+PING_TIMEOUT = 3.0
 FLUSH_INTERVAL = 1.0  # seconds; a kill -9 loses at most the rows of this interval
 
 HEAT_MAP = "bnstudy-layer-epoch"  # custom chart that draws the table of representations
@@ -95,13 +95,13 @@ def wandb_files(folder: Path) -> Iterator[None]:
         yield
 
 
-def begin(
+def start_run(
     record: Record,
     run_id: str,
     project: str,
     entity: str | None,
     mode: Mode | None,
-    patience: float = 1.0,
+    timeout_factor: float = 1.0,
 ) -> "wandb.Run":
     """Start a cell's W&B run, or resume it.
 
@@ -111,7 +111,7 @@ def begin(
         project: W&B project.
         entity: W&B user or team; None for the default one.
         mode: W&B mode; None for the value of the environment variable WANDB_MODE.
-        patience: Factor by which the usual timeouts are multiplied.
+        timeout_factor: Factor by which the usual timeouts are multiplied.
 
     Raises:
         wandb.Error: The server does not answer, or refuses the run.
@@ -139,8 +139,8 @@ def begin(
                 disable_git=True,  # a remote's URL can contain a password
                 save_code=False,
                 **flush_settings(FLUSH_INTERVAL),
-                init_timeout=BEGIN_TIMEOUT * patience,
-                finish_timeout=END_TIMEOUT * patience,
+                init_timeout=BEGIN_TIMEOUT * timeout_factor,
+                finish_timeout=END_TIMEOUT * timeout_factor,
                 finish_timeout_raises=True,
             ),
         )
@@ -205,7 +205,7 @@ def write(run: "wandb.Run", step: int, row: Mapping[str, Any]) -> None:
         )
 
 
-def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> int:
+def replay_rows(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> int:
     """Log the rows of earlier attempts again that the server does not have.
 
     Each epoch's values come from the record. Rows between epochs come from the log files of the
@@ -239,7 +239,7 @@ def replay(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> 
     return end
 
 
-def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool) -> None:
+def log_final_data(run: "wandb.Run", record: Record, status: Status, checkpoint: bool) -> None:
     """Log a run's final data: its tables, its summary values and its record.
 
     Args:
@@ -252,7 +252,7 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
     run.summary.update({"status": status} | summary(epochs))
     folder = Path(run.dir) / "record"
     with replacing(folder / RECORD) as temporary:
-        temporary.write_text(described(record, status, epochs).to_json())
+        temporary.write_text(describe_finished(record, status, epochs).to_json())
     if epochs:
         with replacing(folder / TABLE) as temporary:
             write_table(record.table.read(), temporary)
@@ -260,7 +260,7 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
         run.save(path, base_path=run.dir, policy="now")
     if status not in FINISHED:
         return
-    if not run.offline and not answers(run.settings.base_url):
+    if not run.offline and not is_reachable(run.settings.base_url):
         # To log artifacts, W&B queries the server first and would wait long for an answer.
         warn_once(
             f"W&B's server does not answer; nothing is lost: python -m bnstudy.dashboard sync "
@@ -273,10 +273,10 @@ def conclude(run: "wandb.Run", record: Record, status: Status, checkpoint: bool)
         _add_checkpoint(run, record)
 
 
-def answers(server: str) -> bool:
+def is_reachable(server: str) -> bool:
     """Return whether a server responds without a server error."""
     try:
-        with urlopen(f"{server}/graphql", timeout=PROBE_TIMEOUT):
+        with urlopen(f"{server}/graphql", timeout=PING_TIMEOUT):
             return True
     except HTTPError as error:
         return error.code < 500  # a client error is a response as well
@@ -313,7 +313,7 @@ def _tables(run: "wandb.Run", epochs: list[list[Row]]) -> dict[str, Any]:
     return tables
 
 
-def finish(run: "wandb.Run", exit_code: int, study: Path) -> None:
+def finish_run(run: "wandb.Run", exit_code: int, study: Path) -> None:
     """Finish a W&B run; if this takes too long, print how to upload the rest later.
 
     Args:
@@ -401,7 +401,7 @@ def table_row(row: Row) -> list[Any]:
     return [row.label, row.epoch, row.split, row.metric, value]
 
 
-def described(record: Record, status: Status, epochs: list[list[Row]]) -> RunDescription:
+def describe_finished(record: Record, status: Status, epochs: list[list[Row]]) -> RunDescription:
     """Make the description that run.json will contain once the run has the status."""
     description = record.description.model_copy(deep=True)
     description.status = status

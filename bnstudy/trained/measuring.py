@@ -136,7 +136,7 @@ def measure_checkpoints(
         record.description.add_directions(callback.directions())
         record.description.add_precisions(callback.precisions)
         record.save()  # before the values, because each value needs its direction
-        present = record.table.numbers()
+        present = record.table.measured_keys()
         record.table.add_rows(
             row
             for row in rows

@@ -13,6 +13,7 @@ from bnstudy import __version__
 from bnstudy.files import replacing
 from bnstudy.redaction import redact
 from bnstudy.runs.description import Environment, Git
+from bnstudy.runs.paths import PATCHES
 
 # Options and files of `git diff`, whatever the user has configured.
 DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
@@ -94,7 +95,7 @@ def _git(folder: Path, study: Path, *status_options: str) -> Git | None:
     content = "\n".join(redact(line) if line.startswith("+") else line for line in lines)
     raw = content.encode(errors="surrogateescape")
     name = hashlib.sha256(commit.encode() + raw).hexdigest()[:16]
-    patch = Path("patches", f"{name}.patch")
+    patch = Path(PATCHES, f"{name}.patch")
     if not (study / patch).exists():
         with replacing(study / patch) as temporary:
             temporary.write_bytes(raw)

@@ -17,13 +17,13 @@ from bnstudy.runs.record import Record
 from bnstudy.tracking.wandb_run import (
     Mode,
     RowLogger,
-    begin,
-    conclude,
-    finish,
+    finish_run,
+    log_final_data,
     logged_in,
-    replay,
+    replay_rows,
     server_url,
     set_earlier_aside,
+    start_run,
     wandb_files,
     wandb_id,
     warn_on_error,
@@ -113,7 +113,7 @@ def wandb_run(
         attempt.wandb_id = run.id
         record.save()
         set_earlier_aside(record, Path(run.sync_dir))
-        written = replay(run, record, attempt.resumed_from_epoch) if resumed else -1
+        written = replay_rows(run, record, attempt.resumed_from_epoch) if resumed else -1
         status: Status = "failed"
         exit_code = 1
         try:
@@ -127,8 +127,8 @@ def wandb_run(
             raise
         finally:
             with warn_on_error(record):
-                conclude(run, record, status, checkpoint)
-            finish(run, exit_code, record.folder.parent)
+                log_final_data(run, record, status, checkpoint)
+            finish_run(run, exit_code, record.folder.parent)
 
 
 _unreachable: set[str] = set()  # servers that did not answer; later jobs of the process skip them
@@ -143,7 +143,7 @@ def _begin(
     server = server_url()
     if mode == "online" and server not in _unreachable:
         try:
-            return begin(record, run_id, project, entity, mode)
+            return start_run(record, run_id, project, entity, mode)
         except wandb.Error as error:
             _unreachable.add(server)
             wandb.teardown()  # otherwise its service retries the connection
@@ -152,7 +152,7 @@ def _begin(
                 f"W&B stores these runs offline, because {server} does not accept them ({reason})\n"
                 f"python -m bnstudy.dashboard sync {record.folder.parent} uploads them later"
             )
-    return begin(record, run_id, project, entity, "offline")
+    return start_run(record, run_id, project, entity, "offline")
 
 
 def _mode() -> Mode:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bnstudy.callbacks import Hessian, WeightNorms
 from bnstudy.callbacks.hessian import find_stages
-from bnstudy.data.batches import balanced
+from bnstudy.data.batches import choose_balanced
 from tests.callbacks.training import Noise, Watch, small_network, train
 
 NUM_SAMPLES = 30
@@ -20,7 +20,7 @@ NUM_SAMPLES = 30
 
 def full_hessian(network: nn.Module, names: list[str], data: Noise) -> Tensor:
     probe = data.probe("train")
-    chosen = balanced(probe.labels, NUM_SAMPLES)
+    chosen = choose_balanced(probe.labels, NUM_SAMPLES)
     images, labels = data.normalize(probe.images[chosen]).double(), probe.labels[chosen]
     state = {name: one.detach().double() for name, one in network.named_parameters()}
     sizes = [state[name].numel() for name in names]

@@ -54,8 +54,8 @@ def test_fewer_samples_of_each_class() -> None:
 def test_shifted_images_are_crops_with_a_border(fill: str) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 6, 6), generator=generator, dtype=torch.uint8)
-    normalize = Normalize.of(images)
-    augment = Augment(flip=False, shift=2, fill=fill).of(normalize)
+    normalize = Normalize.from_images(images)
+    augment = Augment(flip=False, shift=2, fill=fill).with_black_of(normalize)
     moved = augment(normalize(images), generator)
     if fill == "reflect":
         padded = normalize(transforms.pad(images, [2] * 4, padding_mode="reflect"))

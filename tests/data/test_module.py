@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bnstudy.data import MNIST5k
-from bnstudy.data.batches import Augment, Batches, Normalize, balanced
+from bnstudy.data.batches import Augment, Batches, Normalize, choose_balanced
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
@@ -60,11 +60,11 @@ def test_a_probe_has_at_most_the_samples_of_its_split(tmp_path: Path) -> None:
 
 def test_a_probe_is_balanced_and_always_the_same() -> None:
     labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 20)
-    chosen = balanced(labels, 300)
+    chosen = choose_balanced(labels, 300)
     assert torch.bincount(labels[chosen]).tolist() == [140, 140, 20]
-    assert torch.equal(chosen, balanced(labels, 300))
+    assert torch.equal(chosen, choose_balanced(labels, 300))
     assert len(chosen.unique()) == 300
-    assert torch.equal(balanced(labels, len(labels)), torch.arange(len(labels)))
+    assert torch.equal(choose_balanced(labels, len(labels)), torch.arange(len(labels)))
 
 
 def images(count: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +78,7 @@ def images(count: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
 def test_normalization_is_that_of_the_pixels() -> None:
     pixels, _ = images()
     pixels[:, 2] = 7  # a constant channel
-    normalized = Normalize.of(pixels)(pixels)
+    normalized = Normalize.from_images(pixels)(pixels)
     assert normalized[:, :2].mean((0, 2, 3)).tolist() == pytest.approx([0, 0], abs=1e-5)
     assert normalized[:, :2].std((0, 2, 3), correction=0).tolist() == pytest.approx([1, 1])
     assert not normalized[:, 2].any()
@@ -91,7 +91,7 @@ def epoch(seed: int, number: int, **options: Any) -> list[tuple[torch.Tensor, to
             pixels,
             labels,
             16,
-            Normalize.of(pixels),
+            Normalize.from_images(pixels),
             lambda: generator_for(seed, "epoch", number),
             Augment(flip=True, shift=2),
             **options,
@@ -123,7 +123,12 @@ def test_processes_share_out_the_same_batches() -> None:
 @pytest.mark.parametrize(("size", "batches"), [(7, 7), (10, 5), (16, 4), (48, 2)])
 def test_an_epoch_has_as_many_batches_as_it_says(size: int, batches: int) -> None:
     pixels, labels = images()
-    options = {"images": pixels, "labels": labels, "size": size, "normalize": Normalize.of(pixels)}
+    options = {
+        "images": pixels,
+        "labels": labels,
+        "size": size,
+        "normalize": Normalize.from_images(pixels),
+    }
     assert len(list(Batches(**options))) == len(Batches(**options)) == batches
     # 50 = 7 x 7 + 1: the last sample joins the batch before. Three processes need six samples.
     for shuffle in (None, lambda: generator_for(0)):
@@ -136,7 +141,7 @@ def test_an_epoch_has_as_many_batches_as_it_says(size: int, batches: int) -> Non
 def test_no_batch_has_one_sample_and_none_is_left_out(count: int, last: int) -> None:
     pixels, labels = images(count)
     for shuffle in (None, lambda: generator_for(0)):
-        found = list(Batches(pixels, labels, 16, Normalize.of(pixels), shuffle))
+        found = list(Batches(pixels, labels, 16, Normalize.from_images(pixels), shuffle))
         assert len(found[-1][1]) == last
         assert torch.cat([y for _, y in found]).sort().values.equal(labels)
 

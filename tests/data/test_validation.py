@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bnstudy import measure
-from bnstudy.data.batches import Normalize, balanced, stratified
+from bnstudy.data.batches import Normalize, choose_balanced, choose_stratified
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.models import Classifier
@@ -31,10 +31,10 @@ def noise(**options: Any) -> Noise:
 
 def test_a_share_of_each_class_is_chosen_and_always_the_same() -> None:
     labels = torch.tensor([2] * 20 + [0] * 700 + [1] * 201)
-    chosen = stratified(labels, 0.1)
+    chosen = choose_stratified(labels, 0.1)
     assert torch.bincount(labels[chosen]).tolist() == [70, 20, 2]
-    assert torch.equal(chosen, stratified(labels, 0.1))
-    more = stratified(labels, 0.3)
+    assert torch.equal(chosen, choose_stratified(labels, 0.1))
+    more = choose_stratified(labels, 0.3)
     assert more[chosen].all()
     assert more.sum() == 210 + 60 + 6
 
@@ -58,7 +58,7 @@ def test_the_same_digits_are_held_out_whatever_the_seed(tmp_path: Path) -> None:
     }
     assert whole.facts()["validation"] == 0
 
-    remaining = Normalize.of(data.data.images["train"][trained_on])
+    remaining = Normalize.from_images(data.data.images["train"][trained_on])
     assert torch.equal(data.normalize.mean, remaining.mean)
     assert torch.equal(data.normalize.std, remaining.std)
     some = mnist5k(tmp_path, validation=0.2, probe={"train": 500, "test": None})
@@ -111,7 +111,7 @@ def test_without_it_the_data_are_as_they_were() -> None:
     for split, batches in zip(SPLITS, evaluated, strict=True):
         assert batches.images is data.data.images[split]
         assert batches.labels is data.data.labels[split]
-    assert torch.equal(data.probe_indices["train"], balanced(data.data.labels["train"], 30))
+    assert torch.equal(data.probe_indices["train"], choose_balanced(data.data.labels["train"], 30))
 
 
 class Spoil(L.Callback):

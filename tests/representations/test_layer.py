@@ -142,7 +142,7 @@ def test_blocks_may_be_added_in_any_order(monkeypatch: pytest.MonkeyPatch) -> No
     expected = Layer(activations, labels).class_sums
     torch.testing.assert_close(sums.centred_means, expected.centred_means)
     torch.testing.assert_close(sums.means_gram, expected.means_gram, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("bnstudy.representations.sums.BLOCK", 70 * 25 * 2)
+    monkeypatch.setattr("bnstudy.representations.sums.BLOCK_NUMEL", 70 * 25 * 2)
     blocks = Layer(activations, labels)
     torch.testing.assert_close(blocks.gram, Layer(activations, labels).gram)
     torch.testing.assert_close(
@@ -152,9 +152,9 @@ def test_blocks_may_be_added_in_any_order(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("count", [40, 41, 90, 120])
 def test_the_gram_matrix_in_tiles(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr("bnstudy.representations.sums.TILE", 40)
-    monkeypatch.setattr("bnstudy.representations.sums.STRIP", 15)
-    monkeypatch.setattr("bnstudy.representations.sums.SQUARE", 15)
+    monkeypatch.setattr("bnstudy.representations.sums.DISTANCE_ROWS", 40)
+    monkeypatch.setattr("bnstudy.representations.sums.MIRROR_ROWS", 15)
+    monkeypatch.setattr("bnstudy.representations.sums.DIAGONAL_ROWS", 15)
     activations, labels = sample(5, 0.5, count=count)
     x = flat(activations)
     centred = x - x.mean(0)

@@ -20,7 +20,7 @@ SITES = ["conv", "act", "features"]
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce the working memory, which would exceed these layers."""
     for module in ("sums", "capture"):
-        monkeypatch.setattr(sys.modules[f"bnstudy.representations.{module}"], "BLOCK", 2**12)
+        monkeypatch.setattr(sys.modules[f"bnstudy.representations.{module}"], "BLOCK_NUMEL", 2**12)
 
 
 def fixed(count: int, distances: bool = True) -> int:
@@ -125,14 +125,14 @@ def test_a_layer_read_in_blocks_without_distances_has_the_other_metrics() -> Non
 
 def test_no_more_is_held_than_the_budget_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["bnstudy.representations.capture"]
-    room, held, hold = LAYER // 2, [], module._hold
+    room, held, hold = LAYER // 2, [], module._run_pass
 
     def weigh(*arguments: object) -> object:
         rows, labels = hold(*arguments)
         held.append(sum(one.buffer.nbytes for one in rows.values()))
         return rows, labels
 
-    monkeypatch.setattr(module, "_hold", weigh)
+    monkeypatch.setattr(module, "_run_pass", weigh)
     assert len(list(capture(cnn(), DATA, sites=["conv"], memory_budget=budget(45, room)))) == 3
     assert 0 < max(held) <= room
 

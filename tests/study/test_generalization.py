@@ -198,7 +198,7 @@ def test_an_intervention_is_compared_with_the_same_options_of_the_norm(studies: 
                 accuracy=accuracy + 0.01,
             )
     table = compute_interventions(load(studies.folder))
-    table = table[table["metric"] == "accuracy"]
+    table = table[(table["metric"] == "accuracy") & (table["split"] == "test")]
     assert dict(zip(table["treatment"], table["baseline"], strict=True)) == {
         f"groupnorm + activation_l1 num_groups={groups}": f"groupnorm num_groups={groups}"
         for groups in (2, 4)

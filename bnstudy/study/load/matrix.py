@@ -90,7 +90,9 @@ def load_columns(
             + "\nAnalyse `parts` one by one, or train them as different studies (study=NAME)"
         )
     wanted = {"epoch": every_epoch, "step": every_step, "fold": every_fold}
-    return _numbers(study, next((every for every, is_wanted in wanted.items() if is_wanted), None))
+    return _load_matrix(
+        study, next((every for every, is_wanted in wanted.items() if is_wanted), None)
+    )
 
 
 def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: Indices) -> Mask:
@@ -192,7 +194,7 @@ def are_activations(table: pd.DataFrame) -> pd.Series:
 
 
 @lru_cache(maxsize=4)
-def _numbers(study: StudyRuns, every: str | None) -> tuple[pd.DataFrame, Numbers]:
+def _load_matrix(study: StudyRuns, every: str | None) -> tuple[pd.DataFrame, Numbers]:
     runs = _networks(study)
     connection = study.connection
     connection.register("numbers", runs)
