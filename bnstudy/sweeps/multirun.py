@@ -114,7 +114,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         if missing:
             submit([cells[place] for place in missing], launcher)
         if missing or {"queued", "running elsewhere"} & set(known):
-            print_next_steps(_studies(cells), len(missing))
+            print_next_steps(_studies(cells))
             return
     else:
         failures = _run({place: cells[place] for place in missing}, launcher)
