@@ -552,7 +552,9 @@ def add_to_digest(digest: "hashlib._Hash", values: torch.Tensor) -> None:
 def _digest(probe: Probe) -> tuple[str, int]:
     """Compute the SHA-256 of a probe set, and count its samples."""
     digest, count = hashlib.sha256(), 0
-    for inputs, labels in probe:
+    for batch in probe:
+        as_pair(batch)  # explains what is not a pair
+        inputs, labels = batch
         for values in (inputs, torch.as_tensor(labels)):
             add_to_digest(digest, values)
         count += len(inputs)

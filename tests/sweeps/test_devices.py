@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import cloudpickle
 import pytest
 from hydra.core.utils import JobReturn
 
@@ -43,6 +45,7 @@ def work(number: int, folder: Path) -> JobReturn:
 def test_ten_jobs_on_four_devices_of_which_one_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # importing it takes seconds
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     jobs = [partial(work, number, tmp_path) for number in range(10)]

@@ -182,6 +182,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
                 run.log(epoch=epoch, test_loss=1.0)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="a value is one number"):
             run.log(epoch=1, test_loss=X)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="a batch is a dict of x, y"):
+            run.measure(network(), [{"x": X, "y": Y}], epoch=1)  # type: ignore[list-item]
         with pytest.raises(UserError, match="unit_sparsty"):
             run.measure(network(), [(X, Y)], epoch=1, metrics=["unit_sparsty"])
 
