@@ -13,10 +13,12 @@ _NAME = (
 )
 _VALUE = r"""(?:(?:Bearer|Basic)\s+)?(?:\[removed\]|"[^"]*"|'[^']*'|[^\s"']+)"""
 _OF_NAMES = [
-    # Values of names such as logger.api_key, but not of options such as class_token=true.
+    # Values of names such as logger.api_key, but not of options such as class_token=true, nor
+    # expressions in f-strings.
     (
         re.compile(
-            rf"""({_NAME}["']?\s*[=:]\s*)(?!(?:true|false|null|None)\b){_VALUE}""", re.IGNORECASE
+            rf"""({_NAME}["']?\s*[=:]\s*)(?!\{{|(?:true|false|null|None)\b){_VALUE}""",
+            re.IGNORECASE,
         ),
         rf"\1{REMOVED}",
     ),
@@ -32,6 +34,7 @@ _LITERALS_OF_NAMES = [
         rf"\1{REMOVED}",
     )
 ]
+_LITERAL = re.compile(r"""(["'])(?:(?!\1).)*\1""")
 _ANYWHERE = [
     (re.compile(r"\b(Bearer\s+)[\w.~+/=-]{6,}"), rf"\1{REMOVED}"),
     # Users and passwords in URLs. Hydra escapes the colons of a value.
@@ -108,6 +111,8 @@ class RedactingFormatter(logging.Formatter):
 
 
 def _redact(text: str, is_program: bool = False) -> str:
+    if is_program:  # a text in it may be a command line
+        text = _LITERAL.sub(lambda found: _redact(found[0]), text)
     for pattern, replacement in (_LITERALS_OF_NAMES if is_program else _OF_NAMES) + _ANYWHERE:
         text = pattern.sub(replacement, text)
     known = os.environ.get("WANDB_API_KEY")

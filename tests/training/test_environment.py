@@ -60,6 +60,7 @@ diff --git a/net.py b/net.py
 -os.environ["API_TOKEN"] = 'hunter2'
 +login(password=b"hunter2", token=tokens[0])
 +loss = -token * weight if token == "x" else token
++run("train logger.api_key=hunter2 --token hunter2", f"token={tokens['a']}")
 diff --git a/conf.yaml b/conf.yaml
 @@ -1,1 +1,1 @@
  api_key: hunter2
@@ -68,9 +69,10 @@ diff --git a/conf.yaml b/conf.yaml
     note, *lines = _redact_patch(difference).splitlines()
     assert "replaced by [removed]" in note
     assert "hunter2" not in str(lines)
-    assert lines[4:6] == [
+    assert lines[4:7] == [
         '+login(password=b"[removed]", token=tokens[0])',
         '+loss = -token * weight if token == "x" else token',
+        """+run("train logger.api_key=[removed] --token [removed]", f"token={tokens['a']}")""",
     ]
     clean = "\n".join(line for line in difference.splitlines() if "hunter2" not in line)
     assert _redact_patch(clean) == clean
