@@ -59,7 +59,7 @@ def separation_law(folder: Path) -> str:
         "separation_law",
         *("model.depth=8", "model.width=8", "norm=batchnorm,none", "seed=0,1,2"),
         *("metrics.names=[nc1]", "metrics.every_n_epochs=10", "trainer.max_epochs=10"),
-        # With PyTorch's initialization, two of three networks without normalization stay near chance.
+        # With PyTorch's initialization, two of three networks without norm stay near chance.
         *("model.initialization=he", "optim.lr=0.03", "probe.test=256"),
     )
     from bnstudy.study.depth import compute_depth_numbers

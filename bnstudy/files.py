@@ -2,9 +2,12 @@
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from bnstudy.errors import UserError
 
@@ -13,6 +16,7 @@ CANNOT_WRITE = {
     errno.EACCES,
     errno.EDQUOT,
     errno.EEXIST,
+    errno.EFBIG,
     errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.ENOSPC,
@@ -67,7 +71,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         CannotWrite: The disk is full, or the folder is not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number, which another host that shares the folder may have as well.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -80,6 +85,30 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file in the body, so that one of several processes at a time writes some files.
+
+    If there can be no lock, in a folder that is read-only or another user's or on a file system
+    without locks, the body runs without it: the files may be there already.
+
+    Args:
+        path: Lock file.
+    """
+    lock = FileLock(path, mode=0o666)  # other users of a shared folder take it as well
+    try:
+        lock.acquire()
+    except NotImplementedError:  # raised by filelock for such a file system
+        pass
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _flush(path: Path) -> None:

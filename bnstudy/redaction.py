@@ -12,15 +12,30 @@ _NAME = (
     r"|credentials?)"
 )
 _VALUE = r"""(?:(?:Bearer|Basic)\s+)?(?:\[removed\]|"[^"]*"|'[^']*'|[^\s"']+)"""
-_PATTERNS = [
-    # Values of names such as logger.api_key, but not of options such as class_token=true.
+_OF_NAMES = [
+    # Values of names such as logger.api_key, but not of options such as class_token=true, nor
+    # expressions in f-strings.
     (
         re.compile(
-            rf"""({_NAME}["']?\s*[=:]\s*)(?!(?:true|false|null|None)\b){_VALUE}""", re.IGNORECASE
+            rf"""({_NAME}["']?\s*[=:]\s*)(?!\{{|(?:true|false|null|None)\b){_VALUE}""",
+            re.IGNORECASE,
         ),
         rf"\1{REMOVED}",
     ),
     (re.compile(rf"(--?[\w-]*{_NAME}\s+)(?!-){_VALUE}", re.IGNORECASE), rf"\1{REMOVED}"),
+]
+# Text in the source of a program, where `token = tokens[0]` is no credential: api_key: str = "...".
+_LITERALS_OF_NAMES = [
+    (
+        re.compile(
+            rf"""({_NAME}["']?\]?\s*(?::[^=:"',]*=|[=:])\s*\w{{0,2}}(["']))(?:(?!\2).)+(?=\2)""",
+            re.IGNORECASE,
+        ),
+        rf"\1{REMOVED}",
+    )
+]
+_LITERAL = re.compile(r"""(["'])(?:(?!\1).)*\1""")
+_ANYWHERE = [
     (re.compile(r"\b(Bearer\s+)[\w.~+/=-]{6,}"), rf"\1{REMOVED}"),
     # Users and passwords in URLs. Hydra escapes the colons of a value.
     (re.compile(r"""(\w\\?:\\?/\\?/)[^\s/"']+@"""), rf"\1{REMOVED}@"),
@@ -38,17 +53,21 @@ _WANDB_KEY = re.compile(r"\b[0-9a-f]{40}\b")
 _SECRET_KEY = re.compile(rf"(?:^|[_-]){_NAME}$", re.IGNORECASE)
 
 
-def redact(text: str) -> str:
+def redact(text: str, is_program: bool = False) -> str:
     """Remove what may be a credential from a text.
 
     Args:
-        text: Command line, message or log. Not a hash of 40 digits, which looks like a key of W&B.
+        text: Command line, message, log or source. Not a hash of 40 digits, which looks like a key
+            of W&B.
+        is_program: Whether values of names are expressions, of which only quoted text is removed.
 
     Example:
         >>> redact("data.root=https://me:1234@host/data --api-key abc")
         'data.root=https://[removed]@host/data --api-key [removed]'
+        >>> redact("token = tokens[0]; api_key = 'abc'", is_program=True)
+        "token = tokens[0]; api_key = '[removed]'"
     """
-    return _WANDB_KEY.sub(REMOVED, _redact(text))
+    return _WANDB_KEY.sub(REMOVED, _redact(text, is_program))
 
 
 def redact_values(values: Any) -> Any:
@@ -91,8 +110,10 @@ class RedactingFormatter(logging.Formatter):
         return redact(super().format(record))
 
 
-def _redact(text: str) -> str:
-    for pattern, replacement in _PATTERNS:
+def _redact(text: str, is_program: bool = False) -> str:
+    if is_program:  # a text in it may be a command line
+        text = _LITERAL.sub(lambda found: _redact(found[0]), text)
+    for pattern, replacement in (_LITERALS_OF_NAMES if is_program else _OF_NAMES) + _ANYWHERE:
         text = pattern.sub(replacement, text)
     known = os.environ.get("WANDB_API_KEY")
     return text.replace(known, REMOVED) if known else text

@@ -1,4 +1,4 @@
-"""Worker processes of joblib."""
+"""Worker processes, in which the cells of a sweep run."""
 
 import multiprocessing
 import os
@@ -20,6 +20,35 @@ def end_with_parent() -> None:
     """
     if multiprocessing.parent_process() is not None:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error that another process can read.
+
+    An exception class whose constructor takes several arguments can often be pickled, but not read
+    back, which looks as if the process had been killed.
+
+    Args:
+        error: Error of a job.
+
+    Returns:
+        The error itself; if it cannot be read back, one with the same class name and message.
+
+    Example:
+        >>> class CustomError(Exception):
+        ...     def __init__(self, code, reason):
+        ...         super().__init__(f"{reason} ({code})")
+        >>> portable(CustomError(3, "too cold"))
+        CustomError('too cold (3)')
+    """
+    import cloudpickle  # as launchers do
+
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:  # whatever the class does
+        other: Exception = type(type(error).__name__, (RuntimeError,), {})(str(error))
+        return other
+    return error
 
 
 def _watch(parent: int) -> None:

@@ -34,7 +34,7 @@ class Devices(Launcher):
     """Launcher that runs cells side by side on one machine, each process on its own device.
 
     Args:
-        devices: Values of CUDA_VISIBLE_DEVICES, such as [0,1]; None: all GPUs.
+        devices: Numbers among the GPUs that this process may use, such as [0,1]; None: all.
         per_device: Processes that share a device.
     """
 

@@ -36,9 +36,10 @@ from bnstudy.data.image_folder import ImageFolder
 from bnstudy.data.module import DataModule, ImageDataModule, Shuffle
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
-from bnstudy.terms import SPLITS, EvaluatedSplit
+from bnstudy.terms import SPLITS, EvaluatedSplit, Split
 
 BATCH_SIZE = 128  # of a pair of data sets, unless data.batch_size says another
+CHECKED_SAMPLES = 8  # a flip with probability 1/2 would hide from one
 FINGERPRINT_SAMPLES = 100  # of each split; more would take long to decode
 # Hooks of a LightningDataModule that would change batches after they are made.
 BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
@@ -104,6 +105,15 @@ class Source:
                 return known
         whole = self.batches(range(count))
         return torch.cat([y for _, y in track(whole, "Reading labels", transient=True)])
+
+    def is_random(self) -> bool:
+        """Check whether samples differ between two reads, as those of random augmentation do."""
+        rows = range(min(CHECKED_SAMPLES, len(self.dataset)))  # type: ignore[arg-type]
+        reads = [
+            [self.collate([_Reproducible(self.dataset, draw)[row]])[0] for row in rows]
+            for draw in (0, 1)
+        ]
+        return not all(map(torch.equal, *reads))
 
     def batches(self, rows: Iterable[int], size: int = BATCH_SIZE) -> "DatasetBatches":
         """Return the batches of some samples, in their order."""
@@ -226,6 +236,12 @@ class DatasetModule(DataModule):
     def _load_once(self) -> dict[EvaluatedSplit, Tensor]:
         if not hasattr(self, "_all_labels"):
             self._all_labels = {split: one.labels() for split, one in self.sources.items()}
+            for split, labels in self._all_labels.items():
+                if labels.min() < 0:
+                    raise UserError(
+                        f"{self.description}: {split}: a label is {labels.min()}\n"
+                        "Expected: one integer from 0 to the number of classes - 1"
+                    )
         return self._all_labels
 
     def _batches(
@@ -283,39 +299,45 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
     )
 
 
-def with_transform(data: DataModule, transform: Callable[[Any], Any]) -> DataModule:
+def with_transform(data: ImageDataModule, transform: Callable[[Any], Any]) -> DatasetModule:
     """Give images another preprocessing, for networks that were trained with it.
 
-    Files of an image folder are decoded again, in their own size.
+    Files of an image folder are read one by one, in their own size, when they are needed.
 
     Args:
-        data: Data, already loaded.
+        data: Images; those of a folder are not decoded for this.
         transform: Function of an RGB image of Pillow's, or uint8 C x H x W, that returns a tensor.
 
     Returns:
-        The same samples, splits and classes; data of the user's own are returned as they are.
+        The same samples, splits, labels and classes, loaded.
     """
-    if not isinstance(data, ImageDataModule):
-        return data
-    tree = data.tree if isinstance(data, ImageFolder) else None
+    images: Mapping[Split, Tensor | Sequence[Path]]
+    if isinstance(data, ImageFolder):
+        tree = data.scan()
+        images = {split: tree.paths(split) for split in SPLITS}
+        labels = {split: torch.tensor(tree.labels(split)) for split in SPLITS}
+        class_names: Sequence[str] = tree.class_names
+    else:
+        data.setup()
+        images, labels, class_names = data.data.images, data.data.labels, data.class_names
+
+    def source(split: Split, labels: Tensor) -> Source:
+        return Source(_Transformed(images[split], labels, transform))
+
     made = DatasetModule(
-        {
-            split: Source(
-                _Transformed(
-                    data.data.images[split] if tree is None else tree.paths(split),
-                    data.data.labels[split],
-                    transform,
-                )
-            )
-            for split in SPLITS
-        },
+        {split: source(split, labels[split]) for split in SPLITS},
         "data",
-        data.class_names,
+        class_names,
         batch_size=data.batch_size,
+        validation=data.validation,
+        samples_per_class=data.samples_per_class,
         seed=data.seed,
         probe=data.probe_samples,
     )
     made.setup()
+    if data.label_noise:
+        made.mislabel(data.label_noise)
+        made.sources = {**made.sources, "train": source("train", made.labels["train"])}
     return made
 
 

@@ -105,7 +105,7 @@ def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int,
                 if one.depth != "colour":
                     row[1:] = row[0]
             file.seek(first * channels * area)  # never beyond what has been read
-            rows[:, :channels].tofile(file)
+            file.write(np.ascontiguousarray(rows[:, :channels]).data)
         file.truncate(len(decoded) * channels * area)
     return channels, bits
 
@@ -150,7 +150,7 @@ def _decode_chunk(paths: Sequence[Path], first: int, size: Size, pixels: Path) -
         decoded = [_decode(path, row) for path, row in zip(paths, rows, strict=True)]
     with pixels.open("r+b") as file:
         file.seek(first * rows[0].nbytes)
-        rows.tofile(file)
+        file.write(rows.data)  # numpy's `tofile` would not say why it fails
     return decoded
 
 

@@ -16,10 +16,10 @@ from bnstudy.data.decoding import (
     read_size,
 )
 from bnstudy.data.image_tree import EXTENSIONS, ImageTree
-from bnstudy.data.images import Images, MappedImages, existing_folder, locked
+from bnstudy.data.images import Images, MappedImages, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
-from bnstudy.files import replacing
+from bnstudy.files import locked, replacing
 from bnstudy.terminal import console
 from bnstudy.terms import SPLITS
 
@@ -36,9 +36,6 @@ class ImageFolder(ImageDataModule):
     use every file is decoded by all cores, with a progress bar, and ignored files are reported. The
     decoded images are kept in `cache` and used until a file changes. They are read from there when
     they are needed: all processes of a machine share the memory.
-
-    Attributes:
-        tree: Image files, after loading.
     """
 
     def __init__(
@@ -50,9 +47,13 @@ class ImageFolder(ImageDataModule):
         self.image_size = image_size
         self._listing: Listing | None = None
 
-    def load(self) -> Images:
-        """Read the decoded copy, or create it from the image files."""
-        self.tree = tree = ImageTree.scan(absolute(self.root))
+    def scan(self) -> ImageTree:
+        """Find the image files, without decoding them.
+
+        Raises:
+            UserError: They are not those of a classifier's two splits.
+        """
+        tree = ImageTree.scan(absolute(self.root))
         if not tree.root.is_dir():
             raise UserError(
                 f"data.root={self.root}: there is no folder {tree.root}\n"
@@ -77,6 +78,11 @@ class ImageFolder(ImageDataModule):
                 f"data.root={self.root}: one class only ({name}) in {tree.root / 'train'}; a "
                 "classifier needs two\nExpected: train/<class>/* and test/<class>/*"
             )
+        return tree
+
+    def load(self) -> Images:
+        """Read the decoded copy, or create it from the image files."""
+        tree = self.scan()
         existing_folder("data.cache", self.cache)
         self._listing = listing = list_images(tree, self.cache, self.image_size)
         assert listing is not None
@@ -109,15 +115,8 @@ class ImageFolder(ImageDataModule):
                 f"data.root={self.root}: 16-bit images, values up to {largest}, "
                 f"divided by {1 << (bits - 8)} (as {bits}-bit data)"
             )
-        class_names = tuple(tree.files["train"])
-        number = {name: label for label, name in enumerate(class_names)}
-        labels = {
-            split: torch.tensor(
-                [number[name] for name, files in tree.files[split].items() for _ in files]
-            )
-            for split in SPLITS
-        }
-        copy.save((channels, *size), labels, class_names)
+        labels = {split: torch.tensor(tree.labels(split)) for split in SPLITS}
+        copy.save((channels, *size), labels, tree.class_names)
 
     def _print_remarks(self, paths: Sequence[Path], decoded: Sequence[Decoded]) -> None:
         for remark in (TRANSPARENT, SEVERAL_FRAMES):

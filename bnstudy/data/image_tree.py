@@ -59,6 +59,16 @@ class ImageTree:
         """List the image files of a split, sorted by class."""
         return [path for files in self.files[split].values() for path in files]
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the labels."""
+        return list(self.files["train"])
+
+    def labels(self, split: Split) -> list[int]:
+        """Return the labels of `paths`."""
+        number = {name: label for label, name in enumerate(self.class_names)}
+        return [number[name] for name, files in self.files[split].items() for _ in files]
+
     def format_ignored(self) -> str:
         """Format the number of ignored files and folders by reason; empty if there are none."""
         return ", ".join(

@@ -3,8 +3,7 @@
 import hashlib
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from bnstudy.data.contents import absolute
 from bnstudy.errors import UserError
-from bnstudy.files import CANNOT_WRITE, replacing
+from bnstudy.files import replacing
 from bnstudy.terms import SPLITS, Split
 
 
@@ -146,30 +144,6 @@ class MappedImages:
         mapped = torch.from_file(str(self.pixels), shared=False, size=size, dtype=torch.uint8)
         parts = mapped.reshape(-1, *shape).split(counts)
         return Images(dict(zip(SPLITS, parts, strict=True)), labels, tuple(class_names))
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file in the body, so that of several processes one makes the files of a data set.
-
-    If there can be no lock, in a folder that is read-only or another user's or on a file system
-    without locks, the body runs without it: the files may be there already.
-
-    Args:
-        path: Lock file.
-    """
-    lock = FileLock(path, mode=0o666)  # other users of a shared folder take it as well
-    try:
-        lock.acquire()
-    except NotImplementedError:  # raised by filelock for such a file system
-        pass
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def existing_folder(key: str, value: str) -> Path:

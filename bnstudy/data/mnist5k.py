@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from bnstudy.data.contents import Listing, list_mnist5k
-from bnstudy.data.images import Images, existing_folder, locked
+from bnstudy.data.images import Images, existing_folder
 from bnstudy.data.module import ImageDataModule
+from bnstudy.files import locked
 from bnstudy.randomness import generator_for
 
 TRAIN_PER_CLASS = 400  # of 500; the other 100 are the test split

@@ -14,7 +14,6 @@ from bnstudy.data.batches import (
     Batch,
     Batches,
     Normalize,
-    add_label_noise,
     balanced_order,
     choose_balanced,
     choose_stratified,
@@ -241,6 +240,12 @@ class DataModule(L.LightningDataModule, ABC):
         chosen = self._choose("train", MAX_CALIBRATION_SAMPLES)
         return self._batches("train", chosen, CALIBRATION_BATCH).mixed(CALIBRATION_BATCH)
 
+    def mislabel(self, share: float) -> None:
+        """Give a share of the training samples the labels of other classes, in `labels`."""
+        rows = self.indices["train"]
+        wrong = add_label_noise(self.labels["train"][rows], share, self.num_classes)
+        self.labels["train"] = self.labels["train"].index_copy(0, rows, wrong)
+
     def _source(self, split: EvaluatedSplit) -> EvaluatedSplit:
         """Return the split that a split's `indices` refer to."""
         return split if split in self.labels else "train"
@@ -350,7 +355,7 @@ class ImageDataModule(DataModule):
             super().setup(stage)
             self.normalize = Normalize.from_images(self.data.images["train"], self._rows("train"))
             if self.label_noise:
-                self._mislabel()
+                self.mislabel(self.label_noise)
 
     def read_sha256(self) -> str:
         """Compute the SHA-256 of all pixels and labels, and note it for `bnstudy.data.contents`."""
@@ -419,12 +424,6 @@ class ImageDataModule(DataModule):
             images = self.data.images[split]
             self._copies[device, split] = images.to(device) if _fits(images, device) else images
         return self._copies[device, split]
-
-    def _mislabel(self) -> None:
-        """Give some of the training samples the labels of other classes."""
-        rows = self.indices["train"]
-        wrong = add_label_noise(self.labels["train"][rows], self.label_noise, self.num_classes)
-        self.labels["train"] = self.labels["train"].index_copy(0, rows, wrong)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -22,10 +22,10 @@ from bnstudy.data.contents import (
     list_torchvision,
     torchvision_files,
 )
-from bnstudy.data.images import Images, existing_folder, locked
+from bnstudy.data.images import Images, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
-from bnstudy.files import replacing
+from bnstudy.files import locked, replacing
 from bnstudy.terms import SPLITS, Split
 
 IDX_FILES = (

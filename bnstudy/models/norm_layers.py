@@ -137,10 +137,10 @@ class ChannelsLast(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x, N x ... x C with one or two further axes; shape and type are kept."""
+        """Normalize x, N x ... x C; shape and type are kept."""
         first = x.movedim(-1, 1)
-        y: Tensor = self.norm(first.unsqueeze(-1) if x.ndim == 3 else first)
-        return (y.squeeze(-1) if x.ndim == 3 else y).movedim(1, -1)
+        y: Tensor = self.norm(first if x.ndim == 4 else first.reshape(*first.shape[:2], -1, 1))
+        return y.reshape(first.shape).movedim(1, -1)
 
 
 class FusedActivation(nn.Identity):

@@ -1,4 +1,4 @@
-"""Networks of the user's own: their BatchNorm is replaced, and what cannot be used is explained."""
+"""Networks of the user's own: their norms are replaced, and what cannot be used is explained."""
 
 import copy
 
@@ -13,6 +13,7 @@ from bnstudy.models.norm_layers import ChannelsLast
 from bnstudy.models.normalization import Normalization
 from bnstudy.representations.taps import ACTIVATIONS
 
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Arguments of a convolution that its replacement has as well.
 CONVOLUTION = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
@@ -68,13 +69,13 @@ def adapt(
     Args:
         network: Network with its initial weights; changed in place.
         name: Name of the network for error messages, such as `model._target_=mypackage.Net`.
-        norm: Norm that replaces the network's BatchNorm; None if the network has made its
+        norm: Norm that replaces those of the network; None if the network has made its
             normalization layers by the chosen norm itself.
         input_shape: Shape of a sample.
         num_classes: Length of the output.
 
     Raises:
-        UserError: It is not a module, has no BatchNorm that can be replaced, or does not map
+        UserError: It is not a module, has no norm that can be replaced, or does not map
             samples to one logit per class.
     """
     if not isinstance(network, nn.Module):
@@ -107,20 +108,26 @@ def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> 
             f"norm.position={norm.position} is not possible with {name}: the norm has the "
             f"position of the network's BatchNorm\nSet norm.position=pre, or: {advice}"
         )
-    found = {part: type(part) for part in network.modules() if isinstance(part, _BatchNorm)}
+    found = [part for part in network.modules() if isinstance(part, _NORMS)]
     if not found:
-        raise UserError(f"{name} takes no `norm`, and has no BatchNorm to replace\n{advice}")
-    others = {
-        type(part).__name__
-        for part in network.modules()
-        if (part in found and found[part] is not nn.BatchNorm2d)
-        or isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm)
-    }
-    if others:
         raise UserError(
-            f"{name}: only nn.BatchNorm2d is replaced, and it has {', '.join(sorted(others))}"
-            f"\n{advice}"
+            f"{name} takes no `norm`, and has neither BatchNorm nor LayerNorm to replace\n{advice}"
         )
+    if others := {type(part).__name__ for part in found if not _is_replaceable(part)}:
+        raise UserError(
+            f"{name}: only nn.BatchNorm2d and nn.LayerNorm over channels are replaced, and it has "
+            f"{', '.join(sorted(others))}\n{advice}"
+        )
+    if norm.has_activation and not any(isinstance(part, nn.BatchNorm2d) for part in found):
+        raise UserError(
+            f"norm={norm.name} contains its activation function, but none follows each LayerNorm "
+            f"of {name}\nChoose another norm, or: {advice}"
+        )
+
+
+def _is_replaceable(part: nn.Module) -> bool:
+    is_over_channels = isinstance(part, nn.LayerNorm) and len(part.normalized_shape) == 1
+    return is_over_channels or type(part) is nn.BatchNorm2d
 
 
 def _run(network: nn.Module, name: str, input_shape: tuple[int, ...]) -> object:

@@ -29,6 +29,8 @@ class Record:
     Attributes:
         paths: Files of the cell.
         table: Long table of the run.
+        is_held: Whether `save` does nothing, so that the result of an earlier run stays until there
+            is something that replaces it.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Record:
         self.paths = CellPaths(folder)
         self.description = description
         self.lease = lease
+        self.is_held = False
         self._began = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -263,9 +266,10 @@ class Record:
         self.paths.set_aside(path, reason)
 
     def save(self) -> None:
-        """Write run.json."""
-        with self.replacing(self.paths.record) as temporary:
-            temporary.write_text(self.description.to_json())
+        """Write run.json, unless `is_held`."""
+        if not self.is_held:
+            with self.replacing(self.paths.record) as temporary:
+                temporary.write_text(self.description.to_json())
 
     def replacing(self, path: Path) -> AbstractContextManager[Path]:
         """Verify the lease, then write a file by `bnstudy.files.replacing`.

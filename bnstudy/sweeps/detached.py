@@ -12,7 +12,7 @@ from hydra.plugins.launcher import Launcher
 
 from bnstudy.adapters.submitit_internals import max_jobs, without_waiting
 from bnstudy.errors import UserError
-from bnstudy.files import replacing
+from bnstudy.files import locked, replacing
 from bnstudy.sweeps.grid import Cell
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
@@ -30,12 +30,14 @@ def is_detached(launcher: Launcher) -> bool:
 def submit(cells: Sequence[Cell], launcher: Launcher) -> None:
     """Submit a job for each cell, and one for each study that makes its page after them.
 
+    If SLURM does not take that one, a warning is printed: the cells' jobs run nevertheless.
+
     Args:
         cells: Cells to run.
         launcher: SLURM launcher.
 
     Raises:
-        UserError: SLURM does not take the jobs.
+        UserError: SLURM does not take the cells' jobs.
     """
     size = max_jobs(launcher, len(cells))
     try:
@@ -45,20 +47,28 @@ def submit(cells: Sequence[Cell], launcher: Launcher) -> None:
                 ids: Any = launcher.launch([list(cell.overrides) for cell in some], first)
                 for study, jobs in _by_study(some, ids).items():
                     _note(study, jobs)
-        for study in _by_study(cells, [""] * len(cells)):
-            _submit_page(study, launcher.params)  # type: ignore[attr-defined]
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # submitit's, or ours
-        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # submitit's
         raise UserError(
-            f"SLURM does not take the jobs ({reason})\n"
+            f"SLURM does not take the jobs ({_reason(error)})\n"
             "Look at the launcher's options with --cfg hydra"
         ) from error
+    last = "the last one makes the page"
+    for study in _by_study(cells, [""] * len(cells)):
+        try:
+            _submit_page(study, launcher.params)  # type: ignore[attr-defined]
+        except (OSError, subprocess.CalledProcessError) as error:
+            last = "none of them makes the page"
+            console.print(
+                f"{study}: SLURM does not take the job of the page ({_reason(error)})\n"
+                "The cells' jobs are submitted; make the page by bnstudy.report when they have "
+                "ended",
+                style="yellow",
+            )
+    console.print(f"Submitted {format_count(len(cells), 'job')}; {last}")
 
 
-def print_next_steps(studies: Iterable[Path], submitted: int) -> None:
+def print_next_steps(studies: Iterable[Path]) -> None:
     """Print how to look at detached jobs, and how to collect their results."""
-    if submitted:
-        console.print(f"Submitted {format_count(submitted, 'job')}; the last one makes the page")
     for study in studies:
         folder = shlex.quote(str(study))
         console.print(f"Progress  python -m bnstudy.sweep status {folder} --watch")
@@ -98,8 +108,15 @@ def _by_study(cells: Sequence[Cell], jobs: Sequence[str]) -> dict[Path, dict[str
     return found
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "stderr", None) or error).split())
+
+
 def _note(study: Path, jobs: Mapping[str, str]) -> None:
-    with replacing(study / JOBS) as temporary:
+    """Add jobs to those that this command and others have submitted."""
+    path = study / JOBS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")), replacing(path) as temporary:
         temporary.write_text(json.dumps(_read(study) | dict(jobs), indent=1))
 
 

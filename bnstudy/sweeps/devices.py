@@ -39,13 +39,14 @@ class Slot:
     def run(self, call: Callable[[], JobReturn]) -> JobReturn:
         """Run a function in the process; return its result, or a `WorkerLost` if it was killed."""
         try:
-            result: JobReturn = self._pool.submit(_call, cloudpickle.dumps(call)).result()
+            pickled = self._pool.submit(_call, cloudpickle.dumps(call)).result()
         except BrokenProcessPool:
             self._pool.shutdown()
             self._pool = self._start()
             return failed_job(WorkerLost())
         except SystemExit:  # the job was asked to stop
             return failed_job(WorkerLost())
+        result: JobReturn = cloudpickle.loads(pickled)
         return result
 
     def close(self) -> None:
@@ -117,11 +118,12 @@ def make_slots(devices: Sequence[int | str] | None, per_device: int) -> list[Slo
     On a machine without a GPU there is one for each four cores.
 
     Args:
-        devices: Devices; None: all GPUs that this process may use.
+        devices: Numbers of GPUs among those that this process may use, or their names as in
+            CUDA_VISIBLE_DEVICES; None: all of them.
         per_device: Processes that share a device.
 
     Raises:
-        UserError: The options are not allowed.
+        UserError: The options are not allowed, or a device is not there.
     """
     if devices is not None and not devices:
         raise UserError("hydra.launcher.devices=[] is not allowed; it takes devices such as [0,1]")
@@ -133,17 +135,44 @@ def make_slots(devices: Sequence[int | str] | None, per_device: int) -> list[Slo
     from joblib import cpu_count  # those that this process may use
 
     cores: int = cpu_count()
-    names: list[str | None] = [str(one) for one in devices or _gpus()]
+    names: list[str | None] = [*(_gpus() if devices is None else _find(devices))]
     if not names:
         names = [None] * max(1, cores // CORES_PER_PROCESS)
     places = names * per_device  # each device gets its first job before any gets its second
     return [Slot(device, max(1, cores // len(places))) for device in places]
 
 
+def _find(devices: Sequence[int | str]) -> list[str]:
+    """Return the names of devices in CUDA_VISIBLE_DEVICES.
+
+    On a machine without a GPU they may be made up, to try a sweep out.
+
+    Raises:
+        UserError: A device is not there.
+    """
+    limit, visible = os.environ.get(VISIBLE_DEVICES), _gpus()
+    if limit is None and not visible:
+        return [str(one) for one in devices]
+    known = {name: name for name in visible if not name.isdecimal()}
+    known |= {str(number): name for number, name in enumerate(visible)}
+    if limit is None:  # its drivers know further names, of GPUs and of their parts
+        known |= {str(one): str(one) for one in devices if str(one).startswith(("GPU-", "MIG-"))}
+    for one in devices:
+        if str(one) not in known:
+            reason = "" if limit is None else f" ({VISIBLE_DEVICES}={limit})"
+            choice = f"Choose from {', '.join(known)}, or" if known else "Make GPUs visible, or set"
+            raise UserError(
+                f"hydra.launcher.devices: there is no device {one}{reason}\n"
+                f"{choice} null for all there are"
+            )
+    return [known[str(one)] for one in devices]
+
+
 def _gpus() -> Sequence[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if (visible := os.environ.get(VISIBLE_DEVICES)) is not None:
-        return [name for name in visible.split(",") if name.strip()]
+        names = [name.strip() for name in visible.split(",")]
+        return [name for name in names if name and name != "-1"]
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
@@ -156,6 +185,7 @@ def _pin(device: str | None, threads: int) -> None:
         os.environ[VISIBLE_DEVICES] = device
 
 
-def _call(pickled: bytes) -> JobReturn:
+def _call(pickled: bytes) -> bytes:
     call: Callable[[], JobReturn] = cloudpickle.loads(pickled)
-    return call()
+    result: bytes = cloudpickle.dumps(call())
+    return result

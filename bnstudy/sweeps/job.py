@@ -32,7 +32,7 @@ from bnstudy.terms import format_count
 from bnstudy.trained.measuring import measure_missing
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_on_signal
-from bnstudy.workers import end_with_parent
+from bnstudy.workers import end_with_parent, portable
 
 # torch and Lightning are imported in functions: the imports take seconds, and complete cells are
 # skipped without them.
@@ -207,6 +207,8 @@ def job(cfg: DictConfig) -> Outcome:
             what = "Running elsewhere" if isinstance(error, CellInUse) else "Failed"
             console.print(f"{what}: {reason}", style="red")
         release_locals(error)
+        if HydraConfig.get().mode is RunMode.MULTIRUN and (other := portable(error)) is not error:
+            raise other from None
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():

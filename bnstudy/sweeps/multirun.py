@@ -122,7 +122,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         if missing:
             submit(list(missing.values()), launcher)
         if missing or {"queued", "running elsewhere"} & set(states):
-            print_next_steps(_studies(cells), len(missing))
+            print_next_steps(_studies(cells))
             return
     else:
         failures = _run(missing, launcher)

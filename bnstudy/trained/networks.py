@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.config.targets import make
-from bnstudy.data import DataModule
+from bnstudy.data import DataModule, ImageDataModule, make_data
 from bnstudy.data.datasets import with_transform
 from bnstudy.errors import UserError, first_line
 from bnstudy.metrics import chosen
@@ -28,7 +28,6 @@ from bnstudy.representations.taps import Call, Taps
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.terms import PROBE_PERFORMANCE, SPLITS
-from bnstudy.training.build import load_data
 from bnstudy.training.own_loop import Run, add_to_digest
 
 DEFAULT = "DEFAULT"
@@ -54,8 +53,9 @@ class TrainedNetwork:
         family: Name that networks which differ in their normalization have in common.
         norm: Normalization, found from the layers' types.
         network: Network.
-        weights: Source of the weights: `DEFAULT`, or the SHA-256 of all values.
+        weights: SHA-256 of all values of the weights.
         transform: Preprocessing of the weights; None for that of the data.
+        preprocessing: Name of the preprocessing, and how to choose another.
     """
 
     name: str
@@ -63,7 +63,8 @@ class TrainedNetwork:
     norm: str
     network: nn.Module
     weights: str
-    transform: Transform | None
+    transform: Transform | None = None
+    preprocessing: str = "that of the data"
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,20 @@ def prepare(networks: Sequence[TrainedNetwork], config: dict[str, Any]) -> list[
     Raises:
         UserError: The data cannot be loaded, or a network does not accept them.
     """
+    whole = make_data(config["data"], config["seed"], config["probe"])
+    images = whole if isinstance(whole, ImageDataModule) else None
     data: dict[str, DataModule] = {}
     prepared = []
     for one in networks:
+        if images is None:  # the user's own, which have their preprocessing
+            one = replace(one, transform=None, preprocessing="that of the data")
         key = repr(one.transform)
         if key not in data:
-            data[key] = load_data(config)
-            if one.transform is not None:
-                data[key] = with_transform(data[key], one.transform)
-            how = "torchvision's of these weights" if one.transform else "the data's"
-            console.print(f"{one.name}: preprocessing is {how}")
+            data[key] = whole
+            if images is not None and one.transform is not None:
+                data[key] = with_transform(images, one.transform)
+            data[key].setup()
+        console.print(f"{one.name}: preprocessing is {one.preprocessing}")
         network = one.network
         if data[key].input_shape[0] == 1 and _num_input_channels(network) == 3:
             network = nn.Sequential(OrderedDict(colour=GreyToColour(), network=network))
@@ -267,11 +272,14 @@ def _load_torchvision(
     name: str, home: str, short: str, file: str | None, published: bool
 ) -> TrainedNetwork:
     try:
-        weights = models.get_model_weights(short).DEFAULT
+        known = models.get_model_weights(short)
     except (KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{name}: {first_line(error)}; torchvision.models lists them") from error
+    weights = known.DEFAULT
     if file is not None:
         state = _read_state(file)
+        same = [one for one in known if one.url.endswith(f"/{Path(file).name}")]
+        weights = same[0] if same else weights
         matrices = [value for value in state.values() if value.ndim > 1]
         classes = len(matrices[-1]) if matrices else PUBLISHED_CLASSES
     elif published:
@@ -291,14 +299,14 @@ def _load_torchvision(
     if classes == PUBLISHED_CLASSES and hasattr(network, "transform_input"):
         network.transform_input = True  # as torchvision sets it for its weights
     _fill(network, state, name, file or DEFAULT)
-    return TrainedNetwork(
-        name,
-        short.removesuffix("_bn"),
-        _norm_of(network),
-        network,
-        _sha256(network),
-        weights.transforms() if classes == PUBLISHED_CLASSES else None,
-    )
+    family = short.removesuffix("_bn")
+    found = TrainedNetwork(name, family, _norm_of(network), network, _sha256(network))
+    if classes != PUBLISHED_CLASSES:
+        return found
+    how = f"that of {weights}"
+    if file is not None and not same:
+        how += "; if the file's is another, take data of your own: data._target_=package.Data"
+    return replace(found, transform=weights.transforms(), preprocessing=how)
 
 
 def _load_own(
@@ -309,7 +317,7 @@ def _load_own(
         raise UserError(f"{name} makes a {type(network).__name__}, not a torch.nn.Module")
     if file is not None:
         _fill(network, _read_state(file), name, file)
-    return TrainedNetwork(name, short, _norm_of(network), network, _sha256(network), None)
+    return TrainedNetwork(name, short, _norm_of(network), network, _sha256(network))
 
 
 def _read_state(file: str) -> dict[str, Any]:

@@ -11,15 +11,14 @@ from pathlib import Path
 
 from bnstudy import __version__
 from bnstudy.files import replacing
-from bnstudy.redaction import redact
+from bnstudy.redaction import REMOVED, redact
 from bnstudy.runs.description import Environment, Git
 from bnstudy.runs.paths import PATCHES
 
 # Options and files of `git diff`, whatever the user has configured.
 DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
-SOURCES = tuple(
-    f"*.{ending}" for ending in ("py", "pyi", "yaml", "yml", "toml", "cfg", "sh", "c", "cpp", "cu")
-)
+PROGRAMS = (".py", ".pyi", ".c", ".cpp", ".cu")  # values in them are expressions
+SOURCES = tuple(f"*{ending}" for ending in (*PROGRAMS, ".yaml", ".yml", ".toml", ".cfg", ".sh"))
 PACKAGES = (
     "hydra-core",
     "lightning",
@@ -69,7 +68,7 @@ def _git(folder: Path, study: Path, *status_options: str) -> Git | None:
     """Describe the repository of a folder; None if there is none, or it has no commit.
 
     Differences of its tracked source files from the commit are written to the study's folder, once
-    for all runs that they are the same for.
+    for all runs that they are the same for, without what may be a credential.
 
     Args:
         folder: Folder in the repository.
@@ -90,16 +89,27 @@ def _git(folder: Path, study: Path, *status_options: str) -> Git | None:
         return None
     if not difference:
         return Git(commit=commit, dirty=dirty)
-    # Removed lines and context are in the commit already, and a patch has to match them.
-    lines = difference.split("\n")
-    content = "\n".join(redact(line) if line.startswith("+") else line for line in lines)
-    raw = content.encode(errors="surrogateescape")
+    raw = _redact_patch(difference).encode(errors="surrogateescape")
     name = hashlib.sha256(commit.encode() + raw).hexdigest()[:16]
     patch = Path(PATCHES, f"{name}.patch")
     if not (study / patch).exists():
         with replacing(study / patch) as temporary:
             temporary.write_bytes(raw)
     return Git(commit=commit, dirty=dirty, patch=str(patch))
+
+
+def _redact_patch(difference: str) -> str:
+    """Remove what may be a credential from a difference; its first line then says so."""
+    lines = difference.split("\n")
+    is_program, count = False, 0
+    for number, line in enumerate(lines):
+        if line.startswith("diff --git "):
+            is_program = line.rstrip('"').endswith(PROGRAMS)
+        elif line.startswith(("+", "-", " ")) and (redacted := redact(line, is_program)) != line:
+            lines[number], count = redacted, count + 1
+    note = f"Values that may be credentials were replaced by {REMOVED} in this patch; where they "
+    note += "are in removed or unchanged lines, it does not apply to the commit\n"
+    return (note if count else "") + "\n".join(lines)
 
 
 def _repositories() -> tuple[Path | None, Path | None]:

@@ -1,8 +1,11 @@
 """Records of runs that the user's own code trains, in PyTorch or in Lightning."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import operator
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +25,12 @@ from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.identity import GROUPS, cell_name, folder_name
 from bnstudy.config.schema import validate
 from bnstudy.data.datasets import DatasetModule, Source
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations.capture import as_pair
 from bnstudy.representations.network import is_logits
 from bnstudy.representations.taps import Taps
-from bnstudy.runs.description import Attempt, DataFacts, RunDescription
+from bnstudy.runs.description import MAX_EPOCH, Attempt, DataFacts, RunDescription
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
 from bnstudy.study.load.design import NAMES
@@ -37,6 +40,8 @@ from bnstudy.training.environment import environment
 
 PROBE_SAMPLES = 2_000  # of each split, as in conf/train.yaml
 GROUP_OF = {column: key for key, column in NAMES.items()}  # depth: model.depth
+ARGUMENTS = ("norm", "norm.name", "seed")  # of `Run`, which axes cannot replace
+PASS_PROBES = "Pass probes={'train': batches, 'test': batches}, lists of (inputs, labels)"
 
 
 class Run:
@@ -45,7 +50,8 @@ class Run:
     Inside the context the run's folder, `output_root/study/<cell>`, belongs to this process. Each
     measurement is on the disk when `measure` or `log` returns. At the end the run is completed, or
     diverged if a loss was not finite; after an error it is failed, after Ctrl+C interrupted. A run
-    that has not ended is begun anew by the next one with the same norm, seed and axes.
+    that has not ended is begun anew by the next one with the same norm, seed and axes. One that has
+    ended stays until the run that replaces it has recorded a value.
 
     Args:
         study: Name of the study.
@@ -104,14 +110,18 @@ class Run:
     ) -> None:
         self.close(error)
 
-    def open(self, epochs_done: int | None = None) -> None:
+    def open(
+        self, epochs_done: int | None = None, measured: Mapping[str, Any] | None = None
+    ) -> None:
         """Take the run's folder, and begin an attempt.
 
         Args:
             epochs_done: Number of epochs after which training goes on; None: it begins anew.
+            measured: What is measured, of `_measured`; earlier epochs are kept if it was the same.
 
         Raises:
-            UserError: The run has ended, or another process works in it.
+            UserError: The run has ended, earlier epochs cannot be kept, or another process works in
+                the folder.
         """
         described = RunDescription.new(self.config, self.folder.name, self.choices, [])
         with ExitStack() as contexts:
@@ -121,12 +131,12 @@ class Run:
                     f"{self.folder} has ended: {record.description.status}\n"
                     "Pass overwrite=True to replace it, or choose another study"
                 )
-            if epochs_done is not None:
-                if record.is_finished:
-                    record.table.take_apart()
-                record.paths.remove_parts(after=epochs_done)
-            elif record.description.attempts:
-                record.start_over()
+            self._epochs_kept = epochs_done
+            if epochs_done is not None and (record.is_finished or record.paths.parts()):
+                self._keep_if_same(record.description, measured or {})
+            record.is_held = record.is_finished
+            if self._epochs_kept is None and record.description.attempts:
+                record.description.start_over()
             contexts.callback(_tidy, record)
             self._attempt: Attempt = contexts.enter_context(
                 record.attempt(environment(self.folder.parent))
@@ -134,6 +144,8 @@ class Run:
             self._attempt.resumed_from_epoch = epochs_done
             record.description.set_config(self.config)
             record.description.choices = self.choices
+            if not record.is_held:
+                self._make_room(record)
             self._record, self._contexts = record, contexts.pop_all()
 
     def close(self, error: BaseException | None = None) -> None:
@@ -151,7 +163,7 @@ class Run:
         try:
             if error is not None:
                 raise error
-            if not record.paths.parts():
+            if record.is_held or not record.paths.parts():
                 raise UserError(f"{self.folder}: nothing was measured or logged")
             self._attempt.diverged = self._diverged
             record.join_parts()
@@ -200,10 +212,10 @@ class Run:
         Raises:
             UserError: A name is unknown, or the samples are not those of earlier epochs.
         """
-        if split not in SPLITS:
-            raise UserError(f"split={split} is not known; it takes {' or '.join(SPLITS)}")
-        probe = probe if hasattr(probe, "__len__") else list(probe)
-        self.note_probe(split, probe)
+        _require_splits([split])
+        epoch, step = _integer("epoch", epoch, MAX_EPOCH), _integer("step", step)
+        probe = _repeatable(probe)
+        self.note_data(self.identify_probe(split, probe))
         if split == "train":
             self._train_probe = probe
         measurement = RepresentationMetrics(
@@ -231,12 +243,16 @@ class Run:
                 are shares from 0 to 1.
 
         Raises:
-            UserError: A name has no split, or an accuracy is not a share.
+            UserError: A name has no split, a value is not a number, or an accuracy not a share.
         """
+        epoch, step = _integer("epoch", epoch, MAX_EPOCH), _integer("step", step)
         rows: list[Row] = []
         for name, number in numbers.items():
             split, _, metric = name.partition("_")
-            value = float(number)
+            try:
+                value = float(number)
+            except (RuntimeError, TypeError, ValueError) as error:  # of more than one number
+                raise UserError(f"log({name}={number!r}): a value is one number") from error
             if split not in EVALUATED_SPLITS or not metric:
                 raise UserError(
                     f"log({name}=...): a name is <split>_<metric>, such as train_loss or "
@@ -249,8 +265,8 @@ class Run:
             rows += make_rows({metric: value}, None, epoch, step, split, f"{metric} is not finite")
         self.write(epoch, rows)
 
-    def note_probe(self, split: str, probe: Probe) -> None:
-        """Record which samples a split is measured on.
+    def identify_probe(self, split: str, probe: Probe) -> dict[str, Any]:
+        """Return facts about the samples that are measured, of all splits so far.
 
         Raises:
             UserError: They are not those of an earlier measurement.
@@ -263,7 +279,7 @@ class Run:
             )
         whole = hashlib.sha256(repr(sorted(self._digests.items())).encode()).hexdigest()
         sizes = {name: count for name, (_, count) in self._digests.items()}
-        self.note_data({"sha256": whole, "probe": sizes})
+        return {"sha256": whole, "probe": sizes}
 
     def note_data(self, facts: Mapping[str, Any]) -> None:
         """Record facts about the data, as `bnstudy.data.DataModule.facts` returns them."""
@@ -288,12 +304,44 @@ class Run:
             measure_seconds: Time spent on all measurements so far; None: unchanged.
         """
         record = self._opened
+        if record.is_held:
+            self._make_room(record)
         if measure_seconds is not None:
             self._measure_seconds = measure_seconds
-        validate({"seed": epoch})  # an epoch is an integer of at least 0 as well
         self._diverged |= any(row.metric == "loss" and not isfinite(row.value) for row in rows)
         record.table.write_part(epoch, rows, add=record.paths.part(epoch).exists())
         record.note(self._measure_seconds, self._diverged)
+
+    def _keep_if_same(self, before: RunDescription, measured: Mapping[str, Any]) -> None:
+        """Keep the epochs before a resumed training, unless something else was measured in them.
+
+        Raises:
+            UserError: Something else was measured, and `overwrite` is not set.
+        """
+        metrics, data = before.config["metrics"], before.data
+        sha256, probe = (data.sha256, data.probe) if data else (None, {})
+        known = _measured(metrics["names"], metrics["sites"], sha256, probe)
+        for key, value in measured.items():
+            if value != known[key] and not self.overwrite:
+                raise UserError(
+                    f"{self.folder}: {key}={value}, and {known[key]} until epoch "
+                    f"{self._epochs_kept}, after which training goes on\n"
+                    "Pass the same, pass overwrite=True to drop those epochs, or choose another "
+                    "study"
+                )
+        if measured != known:
+            self._epochs_kept = None
+
+    def _make_room(self, record: Record) -> None:
+        """Remove what the run replaces: all results, or those after the epochs that are kept."""
+        record.is_held = False
+        record.save()
+        if self._epochs_kept is None:
+            record.paths.remove_results()
+            return
+        if record.paths.table.exists():
+            record.table.take_apart()
+        record.paths.remove_parts(after=self._epochs_kept)
 
     @property
     def _opened(self) -> Record:
@@ -316,12 +364,14 @@ class StudyRecorder(RepresentationMetrics):
         seed: Seed of the run.
         axes: Other settings that the runs differ in; see `Run`.
         probes: Batches (inputs, labels) of each split, `train` and `test`. None: at most 2,000
-            class-balanced samples of the trainer's training and of its validation data.
+            class-balanced samples of the trainer's training and of its validation data, each with
+            one draw of what is random in them, such as augmentation.
         metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
         sites: Sites of a layer: any of conv, norm, act and features.
         every_n_epochs: Epochs between measurements; epoch 0 and the last are always measured.
         output_root: Folder of all studies.
-        overwrite: Whether to replace a run that has ended.
+        overwrite: Whether to replace a run that has ended, or epochs before a resumed training that
+            were measured otherwise.
 
     Raises:
         UserError: A name or value is not allowed.
@@ -341,7 +391,9 @@ class StudyRecorder(RepresentationMetrics):
         output_root: str | Path = "multirun",
         overwrite: bool = False,
     ) -> None:
-        super().__init__(probes or {}, _names(metrics), sites, every_n_epochs)
+        _require_splits(probes or {})
+        given = {split: _repeatable(probe) for split, probe in (probes or {}).items()}
+        super().__init__(given, _names(metrics), sites, every_n_epochs)
         self.run = Run(
             study, norm=norm, seed=seed, axes=axes, output_root=output_root, overwrite=overwrite
         )
@@ -356,13 +408,15 @@ class StudyRecorder(RepresentationMetrics):
             self._whole = {split: data.whole(split) for split in SPLITS}
             self.calibration = data.calibration()
         if trainer.is_global_zero:
-            self.run.open(trainer.current_epoch if trainer.global_step else None)
+            facts = data.facts() if data else {}
+            # Twice, as another pass may be of other samples.
+            for split, batches in () if data else [*self.probes.items()] * 2:
+                facts = self.run.identify_probe(split, batches)
+            names = [*self.directions()]
+            measured = _measured(names, self.sites, facts["sha256"], facts["probe"])
+            self.run.open(trainer.current_epoch if trainer.global_step else None, measured)
             self.run.note_metrics(self)
-            if data is not None:
-                self.run.note_data(data.facts())
-            else:
-                for split, batches in self.probes.items():
-                    self.run.note_probe(split, batches)
+            self.run.note_data(facts)
         super().on_train_start(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -394,6 +448,15 @@ class StudyRecorder(RepresentationMetrics):
         return values
 
 
+def _measured(
+    names: Sequence[str], sites: Sequence[str], sha256: str | None, probe: Mapping[str, int]
+) -> dict[str, Any]:
+    """Describe what epochs are measured with, for comparison with others of the run."""
+    sizes = ", ".join(f"{count} of {split}" for split, count in sorted(probe.items()))
+    probes = f"{sizes} (SHA-256 {(sha256 or '')[:8]})"
+    return {"metrics": sorted(names), "sites": sorted(sites), "probes": probes}
+
+
 def _tidy(record: Record) -> None:
     if record.is_finished:
         record.remove_parts()
@@ -411,7 +474,7 @@ def _configuration(
         UserError: A name or value is not allowed.
     """
     config: dict[str, Any] = {
-        "seed": seed,
+        "seed": _plain(seed),
         "study": study,
         "output_root": output_root,
         **{group: {} for group in GROUPS},
@@ -424,6 +487,12 @@ def _configuration(
     for key, value in axes.items():
         full = GROUP_OF.get(key, key if "." in key else f"model.{key}")
         group, _, name = full.partition(".")
+        value = _plain(value)
+        if key in ARGUMENTS:
+            raise UserError(
+                f"axes={{{key!r}: {value!r}}}: norm and seed are arguments of their own\n"
+                "Pass norm=NAME and seed=N; an axis is another setting, such as depth"
+            )
         if group not in GROUPS or not isinstance(value, str | int | float | bool | None):
             raise UserError(
                 f"axes={{{key!r}: {value!r}}}: an axis is a name, or a key of "
@@ -442,6 +511,37 @@ def _names(metrics: Sequence[str] | None) -> Sequence[str]:
     return list(default.names)
 
 
+def _plain(value: Any) -> Any:
+    """Convert a scalar of numpy's or torch's to Python's."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _integer(key: str, value: Any, limit: int = 2**63 - 1) -> int:
+    """Convert an integer of any kind, such as numpy's.
+
+    Raises:
+        UserError: The value is not an integer from 0 to `limit`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= limit:
+        raise UserError(f"{key}={value} is not allowed; it takes an integer from 0 to {limit}")
+    return number
+
+
+def _require_splits(splits: Iterable[str]) -> None:
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(f"split={split} is not known; it takes {' or '.join(SPLITS)}")
+
+
+def _repeatable(probe: Probe) -> Probe:
+    """Return batches that can be read several times."""
+    return probe if hasattr(probe, "__len__") else list(probe)
+
+
 def add_to_digest(digest: "hashlib._Hash", values: torch.Tensor) -> None:
     """Add the type, shape and values of a tensor to a digest."""
     values = values.detach().cpu().contiguous()
@@ -452,7 +552,9 @@ def add_to_digest(digest: "hashlib._Hash", values: torch.Tensor) -> None:
 def _digest(probe: Probe) -> tuple[str, int]:
     """Compute the SHA-256 of a probe set, and count its samples."""
     digest, count = hashlib.sha256(), 0
-    for inputs, labels in probe:
+    for batch in probe:
+        as_pair(batch)  # explains what is not a pair
+        inputs, labels = batch
         for values in (inputs, torch.as_tensor(labels)):
             add_to_digest(digest, values)
         count += len(inputs)
@@ -463,22 +565,33 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
     """Take the data sets of a trainer's loaders, to measure the same samples in every run.
 
     Raises:
-        UserError: There is no single loader for each split, or samples have no index.
+        UserError: There is no single loader for each split, samples have no index, or they are not
+            pairs of inputs and a label.
     """
     loaders = trainer.train_dataloader, trainer.val_dataloaders
     sources: dict[EvaluatedSplit, Source] = {}
-    for split, found in zip(SPLITS, loaders, strict=True):
-        loader = found[0] if isinstance(found, list) and len(found) == 1 else found
-        if not isinstance(loader, DataLoader):
-            raise UserError(
-                f"StudyRecorder: the trainer's loader of the split {split} is a "
-                f"{type(loader).__name__}, not one DataLoader\n"
-                "Pass probes={'train': batches, 'test': batches}, lists of (inputs, labels)"
-            )
-        sources[split] = Source(loader.dataset, loader.collate_fn)
     probe = dict.fromkeys(SPLITS, PROBE_SAMPLES)
-    data = DatasetModule(sources, "StudyRecorder: the trainer's data", seed=0, probe=probe)
-    data.setup()
+    name = "StudyRecorder: the trainer's data"
+    try:
+        for split, found in zip(SPLITS, loaders, strict=True):
+            loader = found[0] if isinstance(found, list) and len(found) == 1 else found
+            if not isinstance(loader, DataLoader):
+                kind = type(loader).__name__
+                raise UserError(f"{name}: {split}: a {kind}, not one DataLoader")
+            source = Source.of(loader.dataset, f"{name}: {split}")
+            # The order of training stays the user's, whatever the sampler.
+            sources[split] = replace(source, collate=loader.collate_fn, workers=loader.num_workers)
+        data = DatasetModule(sources, name, seed=0, probe=probe)
+        data.setup()
+    except UserError as error:
+        raise UserError(f"{first_line(error)}\n{PASS_PROBES}") from error
+    for split in SPLITS:
+        if sources[split].is_random():
+            warnings.warn(
+                f"{name}: {split}: samples differ between two reads, as by augmentation; measured "
+                f"is one draw of each. For others: {PASS_PROBES}",
+                stacklevel=2,
+            )
     return data
 
 

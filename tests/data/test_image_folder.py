@@ -1,5 +1,6 @@
 """Tests of data sets of image files."""
 
+import errno
 import os
 import shutil
 import unicodedata
@@ -14,6 +15,7 @@ from torchvision import datasets
 from bnstudy.data import ImageFolder, decoding
 from bnstudy.data.image_tree import EXTENSIONS, ImageTree
 from bnstudy.errors import UserError
+from bnstudy.files import CannotWrite
 
 
 def load(tree: Path, **options: Any) -> ImageFolder:
@@ -367,3 +369,23 @@ def test_the_pixels_are_mapped_and_not_read(tree: Path) -> None:
         assert str(pixels) in maps.read_text()
     data.data.images["train"][0] = 0  # of this process alone
     assert load(tree).data.images["train"][0].any()
+
+
+def test_a_full_disk_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full")
+    paths = sorted(tree.rglob("*.png"))
+    with pytest.raises(OSError, match="No space left") as error:
+        decoding.decode_files(paths, (8, 12), full)
+    assert error.value.errno == errno.ENOSPC
+
+    def decode_to_full(paths: Any, size: Any, pixels: Path) -> Any:
+        pixels.symlink_to(full)
+        return decoding.decode_files(paths, size, pixels)
+
+    monkeypatch.setattr("bnstudy.data.image_folder.decode_files", decode_to_full)
+    with pytest.raises(CannotWrite, match=r"\.uint8: No space left on device\nCheck") as told:
+        load(tree)
+    assert len(str(told.value).splitlines()) == 2
+    assert not list((tree.parent / "cache").glob(".*.tmp"))

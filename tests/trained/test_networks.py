@@ -18,6 +18,7 @@ from bnstudy.data import ImageFolder
 from bnstudy.data.datasets import with_transform
 from bnstudy.errors import UserError
 from bnstudy.trained.networks import load_networks
+from tests.callbacks.training import Noise
 from tests.conftest import CommandLine, description
 
 HERE = "tests.trained.test_networks"
@@ -145,9 +146,9 @@ def test_files_are_preprocessed_from_their_own_size(tmp_path: Path) -> None:
         root=str(tmp_path / "images"), cache=str(tmp_path / "cache"), batch_size=2, seed=0,
         probe={"train": None, "test": None},
     )  # fmt: skip
-    data.setup()
     transform = ImageClassification(crop_size=16, resize_size=20)
     found = with_transform(data, transform)
+    assert not (tmp_path / "cache").exists()  # nothing is decoded that is not needed
     assert found.input_shape == (3, 16, 16)
     assert list(found.class_names) == ["a", "b"]
     images, labels = next(iter(found.probe("test")))
@@ -155,3 +156,31 @@ def test_files_are_preprocessed_from_their_own_size(tmp_path: Path) -> None:
     expected = transform(Image.open(tmp_path / "images" / "test" / "b" / "60.png"))
     assert torch.equal(images[3], expected)
     assert json.dumps(found.facts())  # as a record has them
+
+
+def test_other_preprocessing_keeps_the_samples_and_their_labels() -> None:
+    options = {"validation": 0.25, "samples_per_class": 4, "label_noise": 0.5}
+    data = Noise(**options, probe={"train": 6, "test": None})
+    data.setup()
+    found = with_transform(data, lambda image: image.float())
+    for split in ("train", "validation"):
+        assert torch.equal(found.indices[split], data.indices[split])  # type: ignore[index]
+    ours, theirs = ([*one.probe("train")] for one in (found, data))
+    assert torch.equal(ours[0][1], theirs[0][1])
+    true = data.true_labels["train"][data.probe_indices["train"]]
+    assert not torch.equal(ours[0][1], true)
+
+
+def test_preprocessing_is_told(
+    tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "squeezenet1_1"
+    monkeypatch.setattr("bnstudy.trained.networks.PUBLISHED_CLASSES", 7)
+    (other,) = load_networks([f"torchvision:{name}"], [f"{name}={files[name]}"])
+    assert other.preprocessing.startswith(
+        "that of SqueezeNet1_1_Weights.IMAGENET1K_V1; if the file's is another, take data of your"
+    )
+    weights = models.get_model_weights("resnet18").IMAGENET1K_V1
+    published = Path(files["resnet18"]).rename(tmp_path / Path(weights.url).name)
+    (known,) = load_networks(["torchvision:resnet18"], [f"resnet18={published}"])
+    assert known.preprocessing == "that of ResNet18_Weights.IMAGENET1K_V1"

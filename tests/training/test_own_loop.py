@@ -1,21 +1,25 @@
 """Runs of the user's own training, in any loop and in Lightning."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 import bnstudy
 from bnstudy import measure, report
 from bnstudy.errors import UserError
 from bnstudy.sweeps.status import StudyStatus
+from bnstudy.training.own_loop import _data_of
 from tests.conftest import CommandLine, description
 
 NAMES = ["unit_sparsity", "silhouette"]
@@ -53,7 +57,7 @@ def fit(
     root: Path, *, epochs: int = 2, resume: Path | None = None, fails: bool = False, **options: Any
 ) -> tuple[Module, Path]:
     recorder = bnstudy.StudyRecorder(
-        "mine", "batchnorm", 0, {"depth": 2}, metrics=NAMES, output_root=root, **options
+        "mine", "batchnorm", 0, {"depth": 2}, output_root=root, **{"metrics": NAMES} | options
     )
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
@@ -127,9 +131,18 @@ def test_what_has_ended_is_replaced_only_if_asked(tmp_path: Path) -> None:
     assert [one["status"] for one in description(diverging.folder)["attempts"]][-1] == "diverged"
     with pytest.raises(UserError, match=r"has ended: diverged\nPass overwrite=True"), run():
         pass
+    before = (cell / "run.json").read_text(), rows(cell)
+    for error in (ZeroDivisionError(), KeyboardInterrupt(), None):
+        again = run(overwrite=True)
+        again.open()
+        with suppress(UserError):  # nothing was measured
+            again.close(error)
+        assert ((cell / "run.json").read_text(), str(rows(cell))) == (before[0], str(before[1]))
     with run(overwrite=True) as again:
         again.log(epoch=2, train_loss=0.1)
+        assert not (cell / "metrics.parquet").exists()
     assert [row["epoch"] for row in rows(again.folder)] == [2]
+    assert len(description(cell)["attempts"]) == 4
 
 
 @pytest.mark.slow
@@ -151,6 +164,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         ({"seed": -1}, "seed=-1"),
         ({"axes": {"opt.lr": 1}}, "'opt.lr': 1"),
         ({"axes": {"block": [1]}}, "'block'"),
+        ({"axes": {"norm.name": "y"}}, "'norm.name': 'y'.*\nPass norm=NAME"),
+        ({"axes": {"seed": 1}}, "'seed': 1.*\nPass norm=NAME"),
     ):
         with pytest.raises(UserError, match=words):
             bnstudy.Run("mine", **{"norm": "x", "seed": 0, "output_root": tmp_path} | options)
@@ -162,8 +177,34 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             run.log(epoch=1, loss=0.1)
         with pytest.raises(UserError, match="a share from 0 to 1"):
             run.log(epoch=1, test_accuracy=93.0)
+        for epoch in (-1, 1.5, torch.tensor(2.0), 10**8):
+            with pytest.raises(UserError, match=r"epoch=.* is not allowed; it takes an integer"):
+                run.log(epoch=epoch, test_loss=1.0)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="a value is one number"):
+            run.log(epoch=1, test_loss=X)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="a batch is a dict of x, y"):
+            run.measure(network(), [{"x": X, "y": Y}], epoch=1)  # type: ignore[list-item]
         with pytest.raises(UserError, match="unit_sparsty"):
             run.measure(network(), [(X, Y)], epoch=1, metrics=["unit_sparsty"])
+
+
+def test_numbers_of_numpy_and_torch(tmp_path: Path) -> None:
+    axes = {"depth": np.int64(2), "optim.momentum": torch.tensor(0.5)}
+    seed: Any = np.int64(1)
+    with bnstudy.Run("mine", norm="x", seed=seed, axes=axes, output_root=tmp_path) as run:
+        for epoch in (np.int64(3), torch.tensor(4)):
+            run.log(epoch, step=epoch, test_loss=np.float32(0.5))  # type: ignore[arg-type]
+            run.measure(network(), [(X, Y - 1)], epoch, metrics=NAMES)  # type: ignore[arg-type]
+    plain: Any = {"depth": 2, "optim.momentum": 0.5}
+    assert (
+        run.folder == bnstudy.Run("mine", norm="x", seed=1, axes=plain, output_root=tmp_path).folder
+    )
+    assert {(row["epoch"], row["step"]) for row in rows(run.folder)} == {
+        (3, 3),
+        (3, 0),
+        (4, 4),
+        (4, 0),
+    }
 
 
 def test_a_lightning_training_makes_a_run_and_goes_on(tmp_path: Path) -> None:
@@ -187,6 +228,24 @@ def test_a_lightning_training_makes_a_run_and_goes_on(tmp_path: Path) -> None:
     assert [row for row in rows(cell) if row["epoch"] < 2] == before
     assert description(cell)["attempts"][-1]["resumed_from_epoch"] == 2
 
+    # What was interrupted does not go on with other measurements.
+    with pytest.raises(RuntimeError, match="a bug of mine"):
+        fit(tmp_path, fails=True, overwrite=True)
+    batches = [(X[:45], Y[:45])]
+    for options, words in (
+        ({"metrics": ["hoyer"]}, "metrics=\\['hoyer'\\], and \\['silhouette', 'unit_sparsity'\\]"),
+        ({"probes": {"train": batches}}, r"probes=45 of train .*, and 15 of test, 45 of train"),
+    ):
+        with pytest.raises(UserError, match=words) as refused:
+            fit(tmp_path, epochs=4, resume=tmp_path / "mine.ckpt", **options)
+        assert len(str(refused.value).splitlines()) == 2
+        assert len(list(cell.glob("metrics/*"))) == 2
+    _, cell = fit(
+        tmp_path, epochs=4, resume=tmp_path / "mine.ckpt", metrics=["hoyer"], overwrite=True
+    )
+    assert {(row["epoch"], row["metric"]) for row in rows(cell)} >= {(4, "hoyer")}
+    assert {row["epoch"] for row in rows(cell)} == {4}
+
 
 def test_a_lightning_training_that_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a bug of mine"):
@@ -194,3 +253,52 @@ def test_a_lightning_training_that_fails(tmp_path: Path) -> None:
     (record,) = tmp_path.glob("mine/*/run.json")
     assert json.loads(record.read_text())["attempts"][-1]["error"] == "RuntimeError: a bug of mine"
     assert len(list(record.parent.glob("metrics/*"))) == 2  # epochs 0 and 1
+
+
+class Noisy(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x + (torch.rand(()) > 0.5), y
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(zip(X, Y, strict=True))
+
+
+def loaders(train: Any, **options: Any) -> Any:
+    loader = train if isinstance(train, DataLoader) else DataLoader(train, **options)
+    return SimpleNamespace(
+        train_dataloader=loader, val_dataloaders=[DataLoader(TensorDataset(X, Y))]
+    )
+
+
+def test_the_data_of_any_trainer() -> None:
+    train = TensorDataset(X, Y)
+    sampler = BatchSampler(RandomSampler(train), 7, drop_last=True)
+    found = _data_of(loaders(train, batch_sampler=sampler, num_workers=1))
+    assert (found.sources["train"].workers, len(found.labels["train"])) == (1, 60)
+    state = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="train: samples differ between two reads.*probes={"):
+        _data_of(loaders(Noisy(X, Y)))
+    assert torch.equal(state, torch.get_rng_state())
+    for wrong, words in (
+        (Stream(), "train: a Stream, whose samples have no index"),
+        (TensorDataset(X, Y - 1), "train: a label is -1"),
+        (TensorDataset(X, Y.float()), "train: labels are torch.float32"),
+        (DataLoader([{"x": X[0], "y": 1}]), "train: a batch is a dict, not a pair"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            _data_of(loaders(wrong))
+        assert str(error.value).splitlines()[1].startswith("Pass probes={")
+        assert len(str(error.value).splitlines()) == 2
+
+
+def test_probes_that_change_are_refused(tmp_path: Path) -> None:
+    shuffled = DataLoader(TensorDataset(X, Y), 60, shuffle=True)
+    with pytest.raises(UserError, match="is not the one before"):
+        fit(tmp_path, probes={"train": shuffled})
+    with pytest.raises(UserError, match="split=val is not known"):
+        bnstudy.StudyRecorder("mine", "x", 0, probes={"val": [(X, Y)]})
+    _, cell = fit(tmp_path, epochs=1, probes={"train": iter([(X, Y)])})
+    assert {row["epoch"] for row in rows(cell)} == {0, 1}

@@ -36,6 +36,11 @@ class Plain(nn.Sequential):
         )
 
 
+class Layered(nn.Sequential):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 9), nn.LayerNorm(9), nn.Linear(9, num_classes))
+
+
 class Lines(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(64, 9), nn.BatchNorm1d(9), nn.ReLU())
@@ -134,11 +139,26 @@ def test_batchnorm_is_replaced_and_weights_are_the_same_for_every_norm() -> None
         assert all(torch.equal(other[name], value) for name, value in weights[0].items())
 
 
+@pytest.mark.parametrize("norm", ["batchnorm", "layernorm_channels", "none", "affine"])
+def test_layernorm_is_replaced_as_well(norm: str) -> None:
+    network = build_network(config(f"{HERE}.Layered", norm), data("pair"))
+    x = torch.randn(6, 1, 8, 8)
+    with torch.no_grad():
+        hidden = network[1](network[0](x))  # type: ignore[index]
+        if norm == "batchnorm":
+            hidden = functional.batch_norm(hidden, None, None, training=True)
+        elif norm == "layernorm_channels":
+            hidden = functional.layer_norm(hidden, (9,))
+        torch.testing.assert_close(network.train()(x), network[3](hidden))  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "norm", "words"),
     [
-        (nn.Flatten(), (1, 8, 8), {}, "has no BatchNorm to replace"),
-        (Lines(), (1, 8, 8), {}, "only nn.BatchNorm2d is replaced, and it has BatchNorm1d"),
+        (nn.Flatten(), (1, 8, 8), {}, "has neither BatchNorm nor LayerNorm to replace"),
+        (nn.LayerNorm((8, 8)), (1, 8, 8), {}, "over channels are replaced, and it has LayerNorm"),
+        (nn.LayerNorm(8), (1, 8, 8), {"name": "evonorm_s0"}, "contains its activation function"),
+        (Lines(), (1, 8, 8), {}, "only nn.BatchNorm2d and .*, and it has BatchNorm1d"),
         (Plain(3), (3, 8, 8), {}, "does not take a batch of two 3x8x8 samples"),
         (Plain(4), (1, 8, 8), {}, r"output for 2 samples is \(2, 4\), expected \(2, 3\)"),
         (Pair(), (1, 8, 8), {}, r"output for 2 samples is tuple"),
@@ -149,8 +169,9 @@ def test_batchnorm_is_replaced_and_weights_are_the_same_for_every_norm() -> None
 def test_what_is_wrong_with_a_network(
     network: Any, shape: tuple[int, ...], norm: dict[str, Any], words: str
 ) -> None:
+    made = Normalization(**{"name": "none"} | norm)
     with pytest.raises(UserError, match=words) as error:
-        adapt(network, "model._target_=mine.Net", Normalization("none", **norm), shape, 3)
+        adapt(network, "model._target_=mine.Net", made, shape, 3)
     assert len(str(error.value).splitlines()) == 2
 
 
