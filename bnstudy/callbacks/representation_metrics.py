@@ -94,7 +94,7 @@ class RepresentationMetrics(L.Callback):
         self.probes = probes
         if calibration is None and probes:
             calibration = _Merged(probes.get("train", next(iter(probes.values()))))
-        self.calibration = calibration or ()
+        self.calibration = () if calibration is None else calibration
         self.metrics = chosen(names)
         self.sites = sites
         self.every_n_epochs = every_n_epochs

@@ -14,6 +14,7 @@ from bnstudy.data.batches import (
     Batch,
     Batches,
     Normalize,
+    add_label_noise,
     balanced_order,
     choose_balanced,
     choose_stratified,

@@ -29,6 +29,7 @@ from bnstudy.errors import UserError, first_line
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations.capture import as_pair
 from bnstudy.representations.network import is_logits
+from bnstudy.representations.running_statistics import uncalibrated
 from bnstudy.representations.taps import Taps
 from bnstudy.runs.description import MAX_EPOCH, Attempt, DataFacts, RunDescription
 from bnstudy.runs.long_table import Row
@@ -96,7 +97,7 @@ class Run:
         self._digests: dict[str, tuple[str, int]] = {}  # SHA-256 and samples by split
         self._measure_seconds = 0.0
         self._diverged = False
-        self._train_probe: Probe | None = None
+        self._calibration: Probe | None = None  # batches of the training probe set
 
     def __enter__(self) -> Self:
         self.open()
@@ -192,8 +193,8 @@ class Run:
         """Measure every layer of a network, and record the values.
 
         The network is run in eval mode and left as it was. BatchNorm layers that have not seen a
-        batch yet are measured with the statistics of the probe set of the split `train`, which has
-        to be measured first.
+        batch yet are measured with the statistics of the probe set of the split `train`; measure
+        that split first.
 
         Args:
             model: Network.
@@ -210,21 +211,27 @@ class Run:
             Values by layer and metric; `model` has loss and accuracy, if the output is logits.
 
         Raises:
-            UserError: A name is unknown, or the samples are not those of earlier epochs.
+            UserError: A name is unknown, the samples are not those of earlier epochs, or the split
+                `train` has to be measured first.
         """
         _require_splits([split])
         epoch, step = _integer("epoch", epoch, MAX_EPOCH), _integer("step", step)
         probe = _repeatable(probe)
         self.note_data(self.identify_probe(split, probe))
-        if split == "train":
-            self._train_probe = probe
+        if split != "train" and self._calibration is None and uncalibrated(model):
+            raise UserError(
+                f"measure(split={split!r}): BatchNorm layers have not seen a batch yet\n"
+                "Measure split='train' first, whose samples give their statistics"
+            )
         measurement = RepresentationMetrics(
             {split: probe},
             _names(metrics),
             sites,
             memory_budget=memory_budget,
-            calibration=self._train_probe,
+            calibration=None if split == "train" else self._calibration,
         )
+        if split == "train":
+            self._calibration = measurement.calibration
         rows = measurement.measure(model, epoch, step)
         self.note_metrics(measurement)
         self.write(epoch, rows, self._measure_seconds + measurement.seconds)
@@ -274,7 +281,7 @@ class Run:
         found = _digest(probe)
         if self._digests.setdefault(split, found) != found:
             raise UserError(
-                f"{self.folder}: the probe of the split {split} is not the one before\n"
+                f"{self.folder}: the samples of split={split} are not those measured before\n"
                 "Pass the same samples in the same order, without shuffling and augmentation"
             )
         whole = hashlib.sha256(repr(sorted(self._digests.items())).encode()).hexdigest()
@@ -308,7 +315,9 @@ class Run:
             self._make_room(record)
         if measure_seconds is not None:
             self._measure_seconds = measure_seconds
-        self._diverged |= any(row.metric == "loss" and not isfinite(row.value) for row in rows)
+        self._diverged |= any(
+            row.metric in ("loss", "probe_loss") and not isfinite(row.value) for row in rows
+        )
         record.table.write_part(epoch, rows, add=record.paths.part(epoch).exists())
         record.note(self._measure_seconds, self._diverged)
 
@@ -351,11 +360,12 @@ class Run:
 
 
 class StudyRecorder(RepresentationMetrics):
-    """Lightning callback that makes a run of a study of any training.
+    """Lightning callback that records any training as a run of a study.
 
     Layers are measured before training, at epoch ends and at the end, and recorded by a `Run`; the
-    trainer's loggers get the values, too. Loss and accuracy of both splits are computed in eval
-    mode at the end, if the module's output is one logit per class. A training that goes on from a
+    trainer's loggers get the values, too. At the end, loss and accuracy are computed in eval mode
+    if the module's output is one logit per class: of the trainer's whole training and validation
+    data, or of `probes` if these are given. A training that goes on from a
     checkpoint goes on in its run.
 
     Args:

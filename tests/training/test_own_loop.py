@@ -171,7 +171,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             bnstudy.Run("mine", **{"norm": "x", "seed": 0, "output_root": tmp_path} | options)
     with bnstudy.Run("mine", norm="x", seed=0, output_root=tmp_path) as run:
         run.measure(network(), [(X, Y)], epoch=1, metrics=["unit_sparsity"])
-        with pytest.raises(UserError, match="is not the one before"):
+        with pytest.raises(UserError, match="are not those measured before"):
             run.measure(network(), [(X.flip(0), Y)], epoch=2, metrics=["unit_sparsity"])
         with pytest.raises(UserError, match=r"log\(loss=...\)"):
             run.log(epoch=1, loss=0.1)
@@ -186,6 +186,28 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             run.measure(network(), [{"x": X, "y": Y}], epoch=1)  # type: ignore[list-item]
         with pytest.raises(UserError, match="unit_sparsty"):
             run.measure(network(), [(X, Y)], epoch=1, metrics=["unit_sparsty"])
+
+
+def test_the_training_samples_give_running_statistics(tmp_path: Path) -> None:
+    with bnstudy.Run("mine", norm="batchnorm", seed=0, output_root=tmp_path) as run:
+        with pytest.raises(UserError, match="have not seen a batch yet\nMeasure split='train'"):
+            run.measure(network("batchnorm"), [(X, Y)], epoch=0, metrics=NAMES, split="test")
+        small = list(zip(X.split(7), Y.split(7), strict=True))
+        in_small = run.measure(network("batchnorm"), small, epoch=0, metrics=NAMES)
+        in_one = run.measure(network("batchnorm"), [(X, Y)], epoch=0, metrics=NAMES)
+    assert in_small["2"] == pytest.approx(in_one["2"])  # small batches are merged
+
+
+def test_a_probe_loss_that_is_not_finite_is_a_divergence(tmp_path: Path) -> None:
+    model = network("none")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with (
+        bnstudy.Run("mine", norm="none", seed=0, output_root=tmp_path) as run,
+        pytest.warns(UserWarning, match="NaN"),
+    ):
+        run.measure(model, [(X, Y)], epoch=1, metrics=NAMES)
+    assert description(run.folder)["status"] == "diverged"
 
 
 def test_numbers_of_numpy_and_torch(tmp_path: Path) -> None:
@@ -296,7 +318,7 @@ def test_the_data_of_any_trainer() -> None:
 
 def test_probes_that_change_are_refused(tmp_path: Path) -> None:
     shuffled = DataLoader(TensorDataset(X, Y), 60, shuffle=True)
-    with pytest.raises(UserError, match="is not the one before"):
+    with pytest.raises(UserError, match="are not those measured before"):
         fit(tmp_path, probes={"train": shuffled})
     with pytest.raises(UserError, match="split=val is not known"):
         bnstudy.StudyRecorder("mine", "x", 0, probes={"val": [(X, Y)]})
