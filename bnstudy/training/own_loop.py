@@ -560,15 +560,16 @@ def add_to_digest(digest: "hashlib._Hash", values: torch.Tensor) -> None:
 
 
 def _digest(probe: Probe) -> tuple[str, int]:
-    """Compute the SHA-256 of a probe set, and count its samples."""
-    digest, count = hashlib.sha256(), 0
+    """Compute the SHA-256 of a probe set, whatever its batch size, and count its samples."""
+    digests, count = (hashlib.sha256(), hashlib.sha256()), 0
     for batch in probe:
         as_pair(batch)  # explains what is not a pair
         inputs, labels = batch
-        for values in (inputs, torch.as_tensor(labels)):
-            add_to_digest(digest, values)
+        for digest, values in zip(digests, (inputs, torch.as_tensor(labels)), strict=True):
+            for value in values:
+                add_to_digest(digest, value)
         count += len(inputs)
-    return digest.hexdigest(), count
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest(), count
 
 
 def _data_of(trainer: L.Trainer) -> DatasetModule:
