@@ -130,8 +130,8 @@ def test_runs_beside_each_other_are_a_pair(studies: Studies) -> None:
     for norm, depth in (("none", 2), ("none", 4), ("batchnorm", 4)):
         keep_map(studies.add(norm, 0, f"model.depth={depth}"), depth, depth)
     studies.add("batchnorm", 0, "model.depth=2")
-    drawn = figures.Plot(Analysis(load(studies.folder))).maps()
-    assert "depth=4, seed 0" in drawn.get_suptitle()
+    drawn = figures.Plot(Analysis(load(studies.folder))).embeddings()
+    assert "depth=4, seed 0" in drawn.get_supxlabel()
     assert len(drawn.axes) == 2 * 4
 
 
@@ -146,20 +146,20 @@ def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
     shown = {picture["layer"] for picture in data_of(render_page(analysis))["maps"]["pictures"]}
     assert shown == {*names, *(f"{name}.conv" for name in names)}
     drawn = dict(figures.draw_figures(analysis))
-    assert {"maps-pca", "maps-pca-conv", "maps-umap"} <= drawn.keys()
-    titles = [ax.get_title() for ax in drawn["maps-pca-conv"].axes]
-    assert titles[:2] == ["none, block01.conv", "none, block05.conv"]
+    assert {"embeddings-pca", "embeddings-pca-conv", "embeddings-umap"} <= drawn.keys()
+    titles = [ax.get_title() for ax in drawn["embeddings-pca-conv"].axes]
+    assert titles[:2] == ["block 1.conv", "block 5.conv"]
 
 
 def test_maps_of_other_epochs_are_told_apart(studies: Studies) -> None:
     keep_map(studies.add("none"), 1, 0, epoch=0)
     keep_map(studies.add("batchnorm"), 1, 1)
-    drawn = figures.Plot(Analysis(load(studies.folder))).maps()
+    drawn = figures.Plot(Analysis(load(studies.folder))).embeddings()
     assert [ax.get_ylabel() for ax in drawn.axes] == [
-        "test split, epoch 0",
-        "test split, epoch 5",
+        "no normalization\ntest split, epoch 0",
+        "BatchNorm\ntest split, epoch 5",
     ]
-    assert "epoch" not in drawn.get_suptitle()
+    assert "epoch" not in drawn.get_supxlabel()
 
 
 def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
@@ -174,28 +174,26 @@ def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
         *[(None, SAMPLES)] * 2,
         *[("all samples are alike", 0)] * 2,
     ]
-    labels = [ax.get_xlabel() for ax in figures.Plot(analysis).maps().axes]
-    assert labels == ["no map: all samples are alike"] * 2 + [""] * 2
+    labels = [ax.get_xlabel() for ax in figures.Plot(analysis).embeddings().axes]
+    assert labels == ["no embedding: all samples are alike"] * 2 + [""] * 2
 
 
 def test_what_is_drawn_is_what_was_kept(
     studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]
 ) -> None:
     analysis = Analysis(load(studies.folder))
-    drawn = figures.Plot(analysis).maps()
-    titles = [ax.get_title() for ax in drawn.axes]
-    assert titles == [
-        f"{norm}, block0{layer}" for norm in ("none", "batchnorm") for layer in (1, 2)
-    ]
+    drawn = figures.Plot(analysis).embeddings()
+    assert [ax.get_title() for ax in drawn.axes] == 2 * ["block 1", "block 2"]
+    assert [ax.get_ylabel() for ax in drawn.axes][::2] == ["no normalization", "BatchNorm"]
     offsets = np.asarray(drawn.axes[1].collections[0].get_offsets())
     assert any(
         np.array_equal(offsets.astype(np.float32), places[-1])
         for (norm, _, seed), places in kept.items()
         if norm == "none" and seed == 0
     )
-    assert "maps-pca" in dict(figures.draw_figures(analysis))
-    with pytest.raises(UserError, match=r"umap, act: no run of .* has such a map"):
-        figures.Plot(analysis).maps("umap")
+    assert "embeddings-pca" in dict(figures.draw_figures(analysis))
+    with pytest.raises(UserError, match=r"umap, act: no run of .* has such an embedding"):
+        figures.Plot(analysis).embeddings("umap")
 
 
 @pytest.mark.parametrize("of_body", [False, True])

@@ -1,6 +1,7 @@
 """Numbers and places of the verdict in words; the cards of the page use them too."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -77,3 +78,18 @@ def format_places(rows: Sequence[Any], some: str = "") -> str:
 def count_places(rows: Sequence[Any]) -> str:
     """Count layers; networks of different depth share only relative depths."""
     return format_count(len(rows), "layer" if rows[0].layers > 0 else "relative depth")
+
+
+def summarize_directions(rows: Sequence[Any]) -> str:
+    """Summarize in how many places a metric is higher or lower, such as lower in 2 of 4 layers.
+
+    Args:
+        rows: Differences of a metric, one per place.
+    """
+    if all(math.isnan(row.p) for row in rows):
+        return f"not tested {format_places(rows)}"
+    directions = Counter(map(direction_of, rows))
+    found = [f"{name} in {directions[name]}" for name in ("higher", "lower") if directions[name]]
+    if not found:
+        return f"no clear difference {format_places(rows)}"
+    return f"{' and '.join(found)} of {count_places(rows)}"
