@@ -89,7 +89,7 @@ def test_bars_are_side_by_side_and_within_the_range_of_the_metric(studies: Studi
 
 
 def test_values_before_training_do_not_stretch_the_axes(studies: Studies) -> None:
-    values = {"loss": [9.0, 0.5, 0.1], "accuracy": [0.1, 0.8, 0.9]}
+    values = {"loss": [9.0, 0.5, 0.4, 0.3, 0.2, 0.1], "accuracy": [0.1, 0.8, 0.85, 0.86, 0.87, 0.9]}
     for seed, norm in itertools.product(range(3), ("none", "batchnorm")):
         curves = {
             (f"probe_{metric}", split): [value + seed / 100 for value in values[metric]]
