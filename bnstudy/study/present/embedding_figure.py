@@ -33,10 +33,9 @@ def draw_embeddings(table: pd.DataFrame, treatments: list[str], run: pd.Series) 
         axes[0].set_ylabel(in_words(treatment) + epoch)
     facts = [run["grid"], f"seed {run['seed']}", *(measured_on.unique() if is_same else [])]
     figure.suptitle(f"Do classes separate? {table['method'].iloc[0].upper()} embeddings of samples")
-    samples = int(table.groupby(["cell", "layer"]).size().max())
+    most = int(table.groupby(["cell", "layer"]).size().max())
     figure.supxlabel(
-        f"{', '.join(filter(None, facts))}; points are at most {samples} samples, colours are "
-        "classes"
+        f"{', '.join(filter(None, facts))}; points are at most {most} samples, colours are classes"
     )
     return figure
 

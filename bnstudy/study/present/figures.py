@@ -229,7 +229,7 @@ class Plot:
         """Draw accuracy and loss over the epochs, and the generalization gap of every run."""
         figure, (accuracy, loss, gap) = draw_panels(3, 3.2)
         epochs = self.analysis.epochs
-        legend = {}
+        legend: dict[str, Line2D] = {}
         for ax, outcome in ((accuracy, "accuracy"), (loss, "loss")):
             metric = choose_curve(outcome, set(epochs["metric"]))
             curves = epochs[(epochs["metric"] == metric) & (epochs["place_index"] == 0)]
@@ -241,7 +241,7 @@ class Plot:
             _show_training(ax, curves, is_logarithmic=outcome == "loss")
             ax.set_ylabel(label_of(metric).words)
             ax.set_title(f"Does {outcome} differ?")
-        figure.legend(legend.values(), legend, loc="outside upper center", ncols=2)
+        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2)
         runs = self.analysis.study.results
         for place, name in enumerate(self.looks):
             rows = runs[runs["treatment"] == name]

@@ -142,7 +142,7 @@ def test_titles_and_axes_are_words_and_bars_stay_within_the_range(page: Page) ->
     assert titles["sparsity-difference"].endswith(" 5 relative depths")
     assert titles["effects"] == "Where does BatchNorm differ from no normalization?"
     levels = figures["sparsity-levels"].locator(".plot")
-    assert levels.locator(".ytitle").inner_text() == "share of zero activations"
+    assert levels.locator(".ytitle").text_content() == "share of zero activations"
     ends = levels.evaluate(
         """plot => plot.data.flatMap((trace) => trace.y.flatMap((y, at) =>
           [y - trace.error_y.arrayminus[at], y + trace.error_y.array[at]]))"""
