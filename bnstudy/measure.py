@@ -29,7 +29,7 @@ Measure finished runs from their checkpoints, without training.
   python -m bnstudy.measure multirun/mnist5k_cnn metrics=full
   python -m bnstudy.measure multirun/mnist5k_cnn/CELL metrics.names=[dunn,hoyer] --split test
   python -m bnstudy.measure similarity RUN_A RUN_B       compare the layers of two runs
-  python -m bnstudy.measure map RUN_OR_STUDY_DIR         map the samples in two dimensions
+  python -m bnstudy.measure map RUN_OR_STUDY_DIR         embed the samples in two dimensions
   python -m bnstudy.measure network torchvision:vgg16    measure a network that is trained already
 
 Only values that are missing from a run's record are measured, so an interrupted command can be
@@ -59,14 +59,14 @@ Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
 COPY = "copy the runs to a folder that can be written"
 
 MAP_HELP = """\
-Map the samples of finished runs in two dimensions, layer by layer: their first two principal
+Embed the samples of finished runs in two dimensions, layer by layer: their first two principal
 components, and UMAP if it is installed (pip install -e '.[umap]').
 
   python -m bnstudy.measure map multirun/mnist5k_cnn
   python -m bnstudy.measure map multirun/mnist5k_cnn/CELL --samples 500 --epoch 0
 
-Writes maps.parquet into each run's folder; bnstudy.report shows the maps. Existing maps are kept,
-or replaced if the epoch, split, number of samples or sites differ.
+Writes maps.parquet into each run's folder; bnstudy.report shows the embeddings. Existing ones are
+kept, or replaced if the epoch, split, number of samples or sites differ.
 """
 
 

@@ -231,7 +231,7 @@ def test_a_study_as_data_frames(study: Studies) -> None:
     assert list(silhouette.loc[silhouette["layer"] == "block01", "value"]) == [0, 0.1, 0.2, 0.3] * 2
     assert set(found.metrics()["metric"]) == {"accuracy", "silhouette"}
     assert set(found.effects("batchnorm")["baseline"]) == {"batchnorm"}
-    assert found.plot.layers("silhouette").axes[0].get_ylabel() == "silhouette"
+    assert found.plot.layers("silhouette").axes[0].get_ylabel() == "silhouette of the classes"
     with pytest.raises(UserError, match=r"metric=silhuette is not in .*; it has accuracy, silho"):
         found.metrics("silhuette")
     with pytest.raises(UserError, match="split=validation is not in"):

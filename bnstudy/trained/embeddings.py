@@ -160,7 +160,9 @@ def embed_run(
             progress(f"layer {layer.tap.label}")
             tables += planes(run, selection.split, layer)
             if reason := tables[-1]["reason"][0].as_py():
-                console.print(f"{cell}: {layer.tap.label} has no map: {reason}", style="yellow")
+                console.print(
+                    f"{cell}: {layer.tap.label} has no embedding: {reason}", style="yellow"
+                )
             del layer  # frees its memory before the next layer is read
         about = {FACTS_KEY: json.dumps(facts | {"methods": methods()}).encode()}
         with record.replacing(path) as temporary:

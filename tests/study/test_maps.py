@@ -88,7 +88,7 @@ def test_layers_are_those_of_each_run(
 
 def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]) -> None:
     html = render_page(Analysis(load(studies.folder)))
-    found = data_of(html)["maps"]
+    found = data_of(html)["embeddings"]
     assert found["classes"] == {"0": CLASSES[0], "1": CLASSES[1]}
     assert (found["shown"], found["runs"]) == (6, 6)
     x = numbers(found["x"], -1)
@@ -100,7 +100,7 @@ def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np
     assert (picture["layers"], picture["layer"]) == (len(places), f"block0{picture['position']}")
     shown = x[picture["first"] : picture["first"] + picture["count"]]
     np.testing.assert_array_equal(shown, places[picture["position"] - 1, :, 0])
-    assert 'id="maps"' in html
+    assert 'id="embeddings"' in html
     assert MARKUP not in re.sub(r"(?s)<script.*", "", html)
 
 
@@ -112,16 +112,16 @@ def test_of_a_large_study_whole_pairs_are_shown(
         for norm in norms if seed else norms[:2]:
             keep_map(studies.add(norm, seed), 2, seed)
     monkeypatch.setattr(maps, "MAX_PICTURES", 2 * 3 * 2)
-    monkeypatch.setattr(embedded, "MAX_SAMPLES_OF_MAP", 5)
+    monkeypatch.setattr(embedded, "MAX_SAMPLES_OF_EMBEDDING", 5)
     html = render_page(Analysis(load(studies.folder)))
-    found = data_of(html)["maps"]
+    found = data_of(html)["embeddings"]
     shown = [(picture["seed"], picture["treatment"]) for picture in found["pictures"][::2]]
     assert sorted(shown) == [(seed, norm) for seed in (1, 2) for norm in range(3)]
     assert {picture["count"] for picture in found["pictures"]} == {5}
     assert len(set(numbers(found["labels"], -1))) == 2
-    assert "the maps of 6 of the 11 runs" in html
+    assert "the embeddings of 6 of the 11 runs" in html
     monkeypatch.setattr(embedded, "MAX_SAMPLES", 3 * len(found["pictures"]))
-    again = data_of(render_page(Analysis(load(studies.folder))))["maps"]
+    again = data_of(render_page(Analysis(load(studies.folder))))["embeddings"]
     assert {picture["count"] for picture in again["pictures"]} == {3}
 
 
@@ -130,8 +130,8 @@ def test_runs_beside_each_other_are_a_pair(studies: Studies) -> None:
     for norm, depth in (("none", 2), ("none", 4), ("batchnorm", 4)):
         keep_map(studies.add(norm, 0, f"model.depth={depth}"), depth, depth)
     studies.add("batchnorm", 0, "model.depth=2")
-    drawn = figures.Plot(Analysis(load(studies.folder))).maps()
-    assert "depth=4, seed 0" in drawn.get_suptitle()
+    drawn = figures.Plot(Analysis(load(studies.folder))).embeddings()
+    assert "depth=4, seed 0" in drawn.get_supxlabel()
     assert len(drawn.axes) == 2 * 4
 
 
@@ -143,23 +143,25 @@ def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
         keep_map(record, 12, number, method="umap", share=None)
     analysis = Analysis(load(studies.folder))
     names = [f"block{layer:02d}" for layer in range(1, 13)]
-    shown = {picture["layer"] for picture in data_of(render_page(analysis))["maps"]["pictures"]}
+    shown = {
+        picture["layer"] for picture in data_of(render_page(analysis))["embeddings"]["pictures"]
+    }
     assert shown == {*names, *(f"{name}.conv" for name in names)}
     drawn = dict(figures.draw_figures(analysis))
-    assert {"maps-pca", "maps-pca-conv", "maps-umap"} <= drawn.keys()
-    titles = [ax.get_title() for ax in drawn["maps-pca-conv"].axes]
-    assert titles[:2] == ["none, block01.conv", "none, block05.conv"]
+    assert {"embeddings-pca", "embeddings-pca-conv", "embeddings-umap"} <= drawn.keys()
+    titles = [ax.get_title() for ax in drawn["embeddings-pca-conv"].axes]
+    assert titles[:2] == ["block 1.conv", "block 5.conv"]
 
 
 def test_maps_of_other_epochs_are_told_apart(studies: Studies) -> None:
     keep_map(studies.add("none"), 1, 0, epoch=0)
     keep_map(studies.add("batchnorm"), 1, 1)
-    drawn = figures.Plot(Analysis(load(studies.folder))).maps()
+    drawn = figures.Plot(Analysis(load(studies.folder))).embeddings()
     assert [ax.get_ylabel() for ax in drawn.axes] == [
-        "test split, epoch 0",
-        "test split, epoch 5",
+        "no normalization\ntest split, epoch 0",
+        "BatchNorm\ntest split, epoch 5",
     ]
-    assert "epoch" not in drawn.get_suptitle()
+    assert "epoch" not in drawn.get_supxlabel()
 
 
 def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
@@ -169,33 +171,31 @@ def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
         dead = keep_map(record, 2, 0, **(places if norm == "none" else {}))
         assert len(dead) == 2
     analysis = Analysis(load(studies.folder))
-    found = data_of(render_page(analysis))["maps"]["pictures"]
+    found = data_of(render_page(analysis))["embeddings"]["pictures"]
     assert [(one["reason"], one["count"]) for one in found] == [
         *[(None, SAMPLES)] * 2,
         *[("all samples are alike", 0)] * 2,
     ]
-    labels = [ax.get_xlabel() for ax in figures.Plot(analysis).maps().axes]
-    assert labels == ["no map: all samples are alike"] * 2 + [""] * 2
+    labels = [ax.get_xlabel() for ax in figures.Plot(analysis).embeddings().axes]
+    assert labels == ["no embedding: all samples are alike"] * 2 + [""] * 2
 
 
 def test_what_is_drawn_is_what_was_kept(
     studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]
 ) -> None:
     analysis = Analysis(load(studies.folder))
-    drawn = figures.Plot(analysis).maps()
-    titles = [ax.get_title() for ax in drawn.axes]
-    assert titles == [
-        f"{norm}, block0{layer}" for norm in ("none", "batchnorm") for layer in (1, 2)
-    ]
+    drawn = figures.Plot(analysis).embeddings()
+    assert [ax.get_title() for ax in drawn.axes] == 2 * ["block 1", "block 2"]
+    assert [ax.get_ylabel() for ax in drawn.axes][::2] == ["no normalization", "BatchNorm"]
     offsets = np.asarray(drawn.axes[1].collections[0].get_offsets())
     assert any(
         np.array_equal(offsets.astype(np.float32), places[-1])
         for (norm, _, seed), places in kept.items()
         if norm == "none" and seed == 0
     )
-    assert "maps-pca" in dict(figures.draw_figures(analysis))
-    with pytest.raises(UserError, match=r"umap, act: no run of .* has such a map"):
-        figures.Plot(analysis).maps("umap")
+    assert "embeddings-pca" in dict(figures.draw_figures(analysis))
+    with pytest.raises(UserError, match=r"umap, act: no run of .* has such an embedding"):
+        figures.Plot(analysis).embeddings("umap")
 
 
 @pytest.mark.parametrize("of_body", [False, True])
@@ -210,5 +210,5 @@ def test_what_is_damaged_is_told_and_left_out(
     record.paths.embeddings.write_bytes(damaged)
     html = render_page(Analysis(load(studies.folder)))
     assert "maps.parquet is damaged" in " ".join(capsys.readouterr().out.split())
-    assert data_of(html)["maps"] == {"pictures": []}
-    assert 'id="maps"' not in html
+    assert data_of(html)["embeddings"] == {"pictures": []}
+    assert 'id="embeddings"' not in html

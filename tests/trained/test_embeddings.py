@@ -127,7 +127,7 @@ def test_a_layer_without_distances_is_told_and_the_others_have_their_map(
     torch.save(content, dead)
     result = command_line("map", str(dead.parents[1]), "--samples", "50", main=measure.main)
     assert result.returncode == 0, result.stderr
-    assert "block02 has no map: all samples have the same representation" in result.stdout
+    assert "block02 has no embedding: all samples have the same representation" in result.stdout
     frame = pq.read_table(dead.parents[1] / "maps.parquet").to_pandas()
     reasons = frame.groupby("layer")["reason"].unique().str[0].to_dict()
     assert reasons["block02"] == "all samples have the same representation"

@@ -1,16 +1,23 @@
-"""Writing of figures to files, in processes that only import Matplotlib and start quickly."""
+"""Style of figures, and their writing to files.
+
+Processes that write figures only import Matplotlib, so that they start quickly.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from joblib import Parallel, cpu_count, delayed
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnstudy.files import replacing
 from bnstudy.workers import end_with_parent
 
+WIDTH = 6.75  # inches; two columns of a paper
+MAX_PANELS = 4  # layers of a figure with one panel per layer
 FORMATS = ("svg", "pdf", "png")
 MAX_PROCESSES = 4
 
@@ -19,6 +26,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.titlesize": 8,
     "errorbar.capsize": 2,
+    "figure.labelsize": 6,  # the caption below all panels
+    "figure.titlesize": 8,
     "font.size": 8,
     "legend.frameon": False,
     "lines.linewidth": 1.2,
@@ -29,6 +38,19 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names can contain dollar signs
 }
 WITHOUT_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+
+
+def draw_panels(
+    count: int, height: float, width: float = WIDTH, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with panels side by side; sizes in inches."""
+    figure = Figure((width, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
+
+
+def choose_spread(count: int, most: int) -> list[int]:
+    """Choose evenly spaced indices below `count`, at most `most`, with the first and the last."""
+    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, most))})
 
 
 def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """Figures of a study in publication size, drawn with Matplotlib."""
 
+import textwrap
 from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
@@ -9,24 +10,34 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bnstudy.errors import UserError
-from bnstudy.headline import FAMILIES, choose_measured, in_words
+from bnstudy.headline import CLUSTERING, FAMILIES, SPARSITY, choose_measured, in_words
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference.columns import Numbers
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
 from bnstudy.study.load.matrix import are_activations, load_shared_columns
-from bnstudy.study.present.drawing import STYLE
+from bnstudy.study.present.drawing import MAX_PANELS, STYLE, choose_spread, draw_panels
+from bnstudy.study.present.embedding_figure import draw_embeddings
+from bnstudy.study.present.labels import label_of, layer_in_words
+from bnstudy.study.present.verdict.wording import summarize_directions
 from bnstudy.terms import choose_curve
 
-WIDTH = 6.75  # inches; two columns of a paper
 MAX_METRICS = 2  # metrics of a family that are drawn over the layers
-MAX_PANELS = 4  # layers of a figure with one panel per layer
+MAX_LABEL = 24  # characters per line of an axis label in a narrow panel
 MAX_VECTOR_MARKERS = 1_000  # markers of a panel; more are rasterized in all formats
+DODGE = 0.12  # distance of the treatments' bars, in layers
 
 # Colours for all kinds of colour vision (Okabe and Ito 2008), with markers for black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
+
+QUESTIONS = dict.fromkeys(SPARSITY, "How sparse is each layer?") | dict.fromkeys(
+    CLUSTERING, "How well do classes cluster in each layer?"
+)
+BANDS = "Lines: means over runs; bands: ± standard deviation"
 
 
 class Plot:
@@ -38,6 +49,7 @@ class Plot:
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
+        self.baseline = in_words(analysis.baseline)
         treatments = analysis.study.treatments
         self.looks: dict[str, dict[str, Any]] = {
             name: {"color": colour, "marker": marker}
@@ -56,47 +68,61 @@ class Plot:
             depth: Depth of the networks that are shown; None: all networks, at relative depth if
                 they have different numbers of layers.
         """
-        found = self.analysis
         averages, effects = (
-            (found.averages, found.overall_effects) if depth is None else found.select_depth(depth)
+            (self.analysis.averages, self.analysis.overall_effects)
+            if depth is None
+            else self.analysis.select_depth(depth)
         )
-        figure = Figure((WIDTH, 2.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        last = _of_layers(averages, metric, split)
-        for name, table in last.groupby("treatment"):
-            label = f"{name}, {_sample_size(table)}"
-            left.errorbar(
-                table["place"], table["mean"], table["sd"], label=label, **self.looks[str(name)]
-            )
-        left.set(title="mean ± standard deviation", ylabel=metric)
-        differences = _of_layers(effects, metric, split)
+        means, differences = (_select_layers(table, metric, split) for table in (averages, effects))
+        words, low, high = label_of(metric)
+        figure, (left, right) = draw_panels(2, 2.8)
+        bars = pd.DataFrame(
+            {"low": means["mean"] - means["sd"], "high": means["mean"] + means["sd"]}
+        )
+        self._draw_bars(left, means.assign(value=means["mean"], **bars.clip(low, high)), "-")
+        left.set(title=QUESTIONS.get(metric, words), ylabel=words)
+        caption = f"{split} split, after the last epoch. Left: mean ± standard deviation over runs"
         right.axhline(0, color="0.5", linewidth=0.8)
         if differences.empty:
             right.set_title("no differences: only one treatment")
         else:
-            for name, table in differences.groupby("treatment"):
-                self._differences(right, str(name), table)
+            ends = differences[["low", "high"]].clip(low - high, high - low)
+            self._draw_bars(right, differences.assign(value=differences["difference"], **ends))
             right.set(
-                title=f"paired difference to {in_words(found.baseline)}, "
-                f"{_describe_intervals(differences)}",
-                ylabel=f"difference in {metric}",
+                title=self._find_differences(differences),
+                ylabel=f"difference to {self.baseline}",
             )
-        for ax in (left, right):
-            _name_places(ax)
-            ax.legend(*ax.get_legend_handles_labels())
+            caption += f". Right: mean paired difference, {_describe_intervals(differences)}"
+        figure.supxlabel(caption)
         return figure
 
-    def _differences(self, ax: Axes, name: str, table: pd.DataFrame) -> None:
-        looks = self.looks[name]
-        margin = np.stack([table["difference"] - table["low"], table["high"] - table["difference"]])
-        ax.errorbar(
-            table["place"],
-            table["difference"],
-            np.nan_to_num(margin),
-            linestyle="",
-            label=f"{name}, {_sample_size(table)}",
-            **looks,
-        )
+    def _find_differences(self, differences: pd.DataFrame) -> str:
+        """State where one treatment differs; for several treatments, ask it."""
+        treatments = differences["treatment"].unique()
+        if len(treatments) > 1:
+            return f"Where do norms differ from {self.baseline}?"
+        directions = summarize_directions(list(differences.itertuples()))
+        return f"{in_words(treatments[0])}: {directions}"
+
+    def _draw_bars(self, ax: Axes, table: pd.DataFrame, line: str = "") -> None:
+        """Draw the column `value`, with bars from `low` to `high`, side by side per treatment."""
+        places = list(table.sort_values("place_index")["place"].unique())
+        names = [name for name in self.looks if (table["treatment"] == name).any()]
+        step = min(DODGE, 0.7 / len(names))
+        for number, name in enumerate(names):
+            rows = table[table["treatment"] == name]
+            shift = step * (number - (len(names) - 1) / 2)
+            margins = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            ax.errorbar(
+                [places.index(place) + shift for place in rows["place"]],
+                rows["value"],
+                np.nan_to_num(np.stack(margins)).clip(0),
+                linestyle=line,
+                label=f"{in_words(name)}, {_count_runs(rows)}",
+                **self.looks[name],
+            )
+        ax.set_xticks(range(len(places)), map(layer_in_words, places), rotation=45, ha="right")
+        ax.legend(*ax.get_legend_handles_labels())
 
     @mpl.rc_context(STYLE)
     def effects(self, treatment: str, split: str = "train") -> Figure:
@@ -116,18 +142,17 @@ class Plot:
             index="metric", columns="place", values="rank_biserial", sort=False, dropna=False
         )
         places = table.sort_values(["site", "place_index"])["place"].drop_duplicates()
-        grid = grid.reindex(columns=places)
+        metrics = [metric for metric in self.analysis.study.directions if metric in grid.index]
+        grid = grid.reindex(index=metrics, columns=places)
         height, width = grid.shape
-        figure = Figure((min(WIDTH, 2.6 + 0.4 * width), 1.4 + 0.2 * height), layout="constrained")
-        ax = figure.subplots()
+        figure, (ax,) = draw_panels(1, 1.6 + 0.2 * height, min(6.75, 3.6 + 0.4 * width))
         image = ax.imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
-        ax.set_xticks(range(width), grid.columns, rotation=90)
-        ax.set_yticks(range(height), grid.index)
+        ax.set_xticks(range(width), map(layer_in_words, grid.columns), rotation=90)
+        ax.set_yticks(range(height), [label_of(metric).words for metric in grid.index])
         ax.spines[:].set_visible(False)
-        ax.set_title(
-            f"{in_words(treatment)} minus {in_words(self.analysis.baseline)}, {_sample_size(table)}"
-        )
-        figure.colorbar(image, ax=ax, label="paired rank-biserial correlation")
+        ax.set_title(f"Where does {in_words(treatment)} differ from {self.baseline}?")
+        figure.supxlabel(f"{split} split, after the last epoch, {_count_runs(table)} pairs")
+        figure.colorbar(image, ax=ax, label="share of pairs higher − lower\n(rank-biserial)")
         return figure
 
     @mpl.rc_context(STYLE)
@@ -160,53 +185,72 @@ class Plot:
         return self._over_time(table[table["step"] > 0], metric, split)
 
     def _over_time(self, table: pd.DataFrame, metric: str, split: str) -> Figure:
-        table = _of_layers(table, metric, split)
+        table = _select_layers(table, metric, split)
         places = list(dict.fromkeys(table["place"]))
-        chosen = [places[i] for i in _spread(len(places), MAX_PANELS)]
-        figure = Figure((WIDTH, 2.1), layout="constrained")
-        panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+        chosen = [places[i] for i in choose_spread(len(places), MAX_PANELS)]
+        figure, panels = draw_panels(len(chosen), 2.6, sharey=True)
         for ax, place in zip(panels, chosen, strict=True):
-            self._curves(ax, table[table["place"] == place])
-            ax.set_title(place)
-        panels[0].set_ylabel(metric)
+            curves = self._draw_curves(ax, table[table["place"] == place], metric)
+            ax.set_title(layer_in_words(place))
+        panels[0].set_ylabel(label_of(metric).words)
+        counts = [
+            f"{in_words(name)}, {_count_runs(table[table['treatment'] == name])}" for name in curves
+        ]
+        title = "When does the difference arise?"
+        figure.legend(curves.values(), counts, loc="outside upper center", ncols=4, title=title)
+        figure.supxlabel(f"{split} split. {BANDS}")
         return figure
 
-    def _curves(self, ax: Axes, table: pd.DataFrame, style: str = "-", label: str = "") -> None:
+    def _draw_curves(
+        self, ax: Axes, table: pd.DataFrame, metric: str, style: str = "-"
+    ) -> dict[str, Line2D]:
+        """Draw means over time with bands, and return the line of each treatment."""
         time = "step" if "step" in table else "epoch"
-        for name, curve in table.groupby("treatment"):
-            curve = curve.sort_values(time)
-            colour = self.looks[str(name)]["color"]
-            text = f"{name}{label}, {_sample_size(curve)}"
-            ax.plot(curve[time], curve["mean"], style, color=colour, label=text)
-            low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
+        _, lowest, highest = label_of(metric)
+        lines = {}
+        for name in self.looks:
+            curve = table[table["treatment"] == name].sort_values(time)
+            if curve.empty:
+                continue
+            colour = self.looks[name]["color"]
+            (lines[name],) = ax.plot(curve[time], curve["mean"], style, color=colour)
+            low = (curve["mean"] - curve["sd"]).clip(lowest)
+            high = (curve["mean"] + curve["sd"]).clip(upper=highest)
             ax.fill_between(curve[time], low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.set_xlabel(time)
+        ax.set_xlabel("training step" if time == "step" else "epoch")
         if time == "step":
             ax.set_xscale("log")
         else:
             ax.locator_params(axis="x", integer=True)
-        ax.legend(*ax.get_legend_handles_labels())
+        return lines
 
     @mpl.rc_context(STYLE)
     def performance(self) -> Figure:
         """Draw accuracy and loss over the epochs, and the generalization gap of every run."""
-        figure = Figure((WIDTH, 2.4), layout="constrained")
-        accuracy, loss, gap = figure.subplots(1, 3)
+        figure, (accuracy, loss, gap) = draw_panels(3, 3.2)
         epochs = self.analysis.averages_by_epoch
-        for ax, name in ((accuracy, "accuracy"), (loss, "loss")):
-            metric = choose_curve(name, set(epochs["metric"]))
+        legend: dict[str, Line2D] = {}
+        for ax, outcome in ((accuracy, "accuracy"), (loss, "loss")):
+            metric = choose_curve(outcome, set(epochs["metric"]))
+            curves = epochs[(epochs["metric"] == metric) & (epochs["place_index"] == 0)]
             for split, style in (("train", ":"), ("test", "-")):
-                table = epochs[(epochs["metric"] == metric) & (epochs["split"] == split)]
-                self._curves(ax, table[table["place_index"] == 0], style, f", {split}")
-            ax.set_ylabel(metric.replace("_", " "))
+                table = curves[curves["split"] == split]
+                for name, line in self._draw_curves(ax, table, metric, style).items():
+                    n = _count_runs(table[table["treatment"] == name])
+                    legend.setdefault(f"{in_words(name)}, {split}, {n}", line)
+            _show_training(ax, curves, is_logarithmic=outcome == "loss")
+            ax.set_ylabel(label_of(metric).words)
+            ax.set_title(f"Does {outcome} differ?")
+        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2)
         runs = self.analysis.study.results
-        for place, name in enumerate(self.analysis.study.treatments):
-            of_treatment = runs[runs["treatment"] == name]
-            gaps = of_treatment["train_accuracy"] - of_treatment["test_accuracy"]
+        for place, name in enumerate(self.looks):
+            rows = runs[runs["treatment"] == name]
+            gaps = rows["train_accuracy"] - rows["test_accuracy"]
             shift = np.linspace(-0.15, 0.15, len(gaps))
-            self._markers(gap, str(name), place + shift, gaps)
-        gap.set_xticks(range(len(self.looks)), list(self.looks), rotation=30, ha="right")
-        gap.set(ylabel="train − test accuracy, each run")
+            self._draw_runs(gap, name, place + shift, gaps)
+        gap.set_xticks(range(len(self.looks)), map(in_words, self.looks), rotation=30, ha="right")
+        gap.set(ylabel="train − test accuracy", title="Does the gap differ?")
+        figure.supxlabel(f"{BANDS}; right: each run. Values before training may lie outside")
         return figure
 
     @mpl.rc_context(STYLE)
@@ -218,89 +262,80 @@ class Plot:
             split: Split whose probe set is shown.
         """
         keys, values = load_shared_columns(self.analysis.study)
-        chosen = _of_layers(keys, metric, split)
-        columns = chosen.index.to_numpy()[_spread(len(chosen), MAX_PANELS)]
+        chosen = _select_layers(keys, metric, split)
+        columns = chosen.index.to_numpy()[choose_spread(len(chosen), MAX_PANELS)]
         runs = self.analysis.study.results
-        figure = Figure((WIDTH, 2.1), layout="constrained")
-        panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        words = label_of(metric).words
+        figure, panels = draw_panels(len(columns), 2.7, sharey=True)
         for ax, column in zip(panels, columns, strict=True):
             for name in self.looks:
                 rows = np.flatnonzero(runs["treatment"] == name)
-                self._markers(ax, name, values[rows, column], runs["test_accuracy"].iloc[rows])
-            ax.set(title=keys.loc[column, "place"], xlabel=metric)
+                self._draw_runs(ax, name, values[rows, column], runs["test_accuracy"].iloc[rows])
+            ax.set_title(layer_in_words(keys.loc[column, "place"]))
+            ax.set_xlabel(textwrap.fill(words, MAX_LABEL))
         panels[0].set_ylabel("test accuracy")
-        panels[0].legend()
+        handles = panels[0].get_legend_handles_labels()
+        title = f"Does the {words} go with test accuracy?"
+        figure.legend(*handles, loc="outside upper center", ncols=4, title=title)
+        figure.supxlabel(f"{split} split, after the last epoch; {len(runs)} runs, each a marker")
         return figure
 
-    def _markers(self, ax: Axes, name: str, x: Numbers, y: pd.Series) -> None:
+    def _draw_runs(self, ax: Axes, name: str, x: Numbers, y: pd.Series) -> None:
         many = len(self.analysis.study.results) > MAX_VECTOR_MARKERS
         looks = self.looks[name]
-        ax.plot(x, y, linestyle="", alpha=0.7, label=name, rasterized=many, **looks)
+        ax.plot(x, y, linestyle="", alpha=0.7, label=in_words(name), rasterized=many, **looks)
 
     @mpl.rc_context(STYLE)
-    def maps(self, method: str = "pca", site: str = "act") -> Figure:
+    def embeddings(self, method: str = "pca", site: str = "act") -> Figure:
         """Draw the embeddings of one run per treatment, in up to four layers.
 
-        The runs are those of the first pair in which the most treatments have maps.
+        The runs are those of the first pair in which the most treatments have embeddings.
 
         Args:
             method: pca or umap.
             site: Site in the block.
 
         Raises:
-            UserError: No run has such a map.
+            UserError: No run has such an embedding.
         """
         table = self.analysis.embeddings
         sites = " ".join(sorted({*table["site"], site}))
         table = table[(table["method"] == method) & (table["site"] == site)]
         if table.empty:
+            folder = self.analysis.study.folder
             raise UserError(
-                f"{method}, {site}: no run of {self.analysis.study.folder} has such a map; make it "
-                f"with python -m bnstudy.measure map {self.analysis.study.folder} --sites {sites}"
+                f"{method}, {site}: no run of {folder} has such an embedding; make it with "
+                f"python -m bnstudy.measure map {folder} --sites {sites}"
                 + (", which needs umap-learn" if method == "umap" else "")
             )
         pair = table.groupby("pair", sort=False)["treatment"].nunique().idxmax()
         table = table[table["pair"] == pair]
-        names = [name for name in self.looks if (table["treatment"] == name).any()]
-        columns = min(MAX_PANELS, table["layers"].max())
-        what = table["split"] + " split, epoch " + table["epoch"].astype(str)
-        figure = Figure((WIDTH, 0.4 + 1.6 * len(names)), layout="constrained")
-        panels = figure.subplots(len(names), columns, squeeze=False)
-        for row, name in zip(panels, names, strict=True):
-            of_run = table["treatment"] == name
-            positions = _spread(table.loc[of_run, "layers"].max(), columns)
-            for ax, position in zip(row, positions, strict=False):
-                samples = table[of_run & (table["position"] == position + 1)]
-                _map(ax, samples, table["label"].max())
-                ax.set_title(f"{name}, {samples['layer'].iloc[0]}")
-            if what.nunique() > 1:
-                row[0].set_ylabel(what[of_run].iloc[0])
+        treatments = [name for name in self.looks if (table["treatment"] == name).any()]
         run = self.analysis.study.results.set_index("cell").loc[table["cell"].iloc[0]]
-        facts = [method.upper(), run["grid"], f"seed {run['seed']}"]
-        facts += what.unique().tolist() if what.nunique() == 1 else []
-        figure.suptitle(f"{', '.join(filter(None, facts))}; colours are classes", fontsize=8)
-        return figure
+        return draw_embeddings(table, treatments, run)
 
     @mpl.rc_context(STYLE)
     def learning_rates(self) -> Figure:
         """Draw test accuracy after the last epoch over the learning rates."""
-        figure = Figure((WIDTH / 2, 2.4), layout="constrained")
-        ax = figure.subplots()
+        figure, (ax,) = draw_panels(1, 2.6, 3.4)
         for name, runs in self.analysis.study.results.groupby("treatment"):
             rates = runs.groupby("lr")
-            of_rate = rates["test_accuracy"]
-            mean, sd = of_rate.mean(), of_rate.std()
+            accuracy = rates["test_accuracy"]
+            mean, sd = accuracy.mean(), accuracy.std().fillna(0)
             counts = pd.DataFrame(
                 {
-                    "n": of_rate.count(),
-                    "undefined": rates.size() - of_rate.count(),
+                    "n": accuracy.count(),
+                    "undefined": rates.size() - accuracy.count(),
                     "diverged": (runs["status"] == "diverged").groupby(runs["lr"]).sum(),
                 }
             )
-            label = f"{name}, {_sample_size(counts)}"
-            ax.errorbar(mean.index, mean, sd.fillna(0), label=label, **self.looks[str(name)])
+            label = f"{in_words(str(name))}, {_count_runs(counts)}"
+            margins = np.stack([sd.clip(upper=mean), sd.clip(upper=1 - mean)])
+            ax.errorbar(mean.index, mean, margins, label=label, **self.looks[str(name)])
         ax.set(xscale="log", xlabel="learning rate", ylabel="test accuracy")
+        ax.set_title("Which learning rates work?")
         ax.legend()
+        figure.supxlabel("Mean ± standard deviation over runs, after the last epoch")
         return figure
 
     @mpl.rc_context(STYLE)
@@ -309,13 +344,9 @@ class Plot:
         results = self.analysis.study.results
         points = results.groupby(["treatment", "depth", "width"])["test_accuracy"]
         means, counts = points.mean(), points.count()
-        low, high = (
-            means.min(),
-            means.max(),
-        )  # of finite values; if both are NaN, Matplotlib chooses
+        low, high = means.min(), means.max()  # NaN if all are: Matplotlib chooses then
         names = list(means.index.get_level_values("treatment").unique())
-        figure = Figure((WIDTH, 2.4), layout="constrained")
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        figure, panels = draw_panels(len(names), 2.6)
         for ax, name in zip(panels, names, strict=True):
             grid, n = means[name].unstack(), counts[name].unstack()
             image = ax.imshow(grid, vmin=low, vmax=high, origin="lower", aspect="auto")
@@ -323,8 +354,9 @@ class Plot:
                 ax.text(column, row, f"n = {count}", ha="center", va="center", fontsize=5)
             ax.set_xticks(range(len(grid.columns)), grid.columns)
             ax.set_yticks(range(len(grid)), grid.index)
-            ax.set(title=name, xlabel="width", ylabel="depth")
+            ax.set(title=in_words(name), xlabel="width", ylabel="depth")
         figure.colorbar(image, ax=panels, label="mean test accuracy")
+        figure.suptitle("Does test accuracy depend on depth and width?")
         return figure
 
 
@@ -349,14 +381,15 @@ def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
             yield f"accuracy-{metric}", plot.against_accuracy(metric)
     effects = analysis.overall_effects
     for treatment in analysis.study.treatments if measured and len(effects) else []:
-        of_layers = (effects["treatment"] == treatment) & (effects["place_index"] > 0)
-        if effects.loc[of_layers, "rank_biserial"].notna().any():
+        layers = (effects["treatment"] == treatment) & (effects["place_index"] > 0)
+        if effects.loc[layers, "rank_biserial"].notna().any():
             name = "".join(letter if letter.isalnum() else "-" for letter in treatment)
             yield f"effects-{name}", plot.effects(treatment)
     for method, site in (
         analysis.embeddings[["method", "site"]].drop_duplicates().itertuples(index=False)
     ):
-        yield f"maps-{method}" + f"-{site}" * (site != "act"), plot.maps(method, site)
+        name = f"embeddings-{method}" + f"-{site}" * (site != "act")
+        yield name, plot.embeddings(method, site)
     yield "performance", plot.performance()
     if "lr" in analysis.axes:
         yield "learning_rates", plot.learning_rates()
@@ -364,26 +397,7 @@ def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
         yield "depth_width", plot.depth_width()
 
 
-def _map(ax: Axes, samples: pd.DataFrame, last: int) -> None:
-    """Draw the samples of a map, or the reason why there is none; `last` is the largest label."""
-    ax.scatter(
-        samples["x"],
-        samples["y"],
-        2,
-        samples["label"],
-        cmap="tab10" if last < 10 else "turbo",
-        vmin=0,
-        vmax=max(9, last),
-        linewidths=0,
-        rasterized=True,
-    )
-    ax.set(xticks=[], yticks=[], aspect="equal")
-    ax.set_adjustable("datalim")
-    for reason in samples["reason"].dropna().unique():
-        ax.set_xlabel(f"no map: {reason}", fontsize=5)
-
-
-def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
+def _select_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
     """Select a metric's rows of layers in order, preferably of activations.
 
     Raises:
@@ -403,12 +417,24 @@ def _of_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
     return found[are_activations(found)].sort_values("place_index", kind="stable")
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """Choose evenly spaced indices below `count`, at most `most`, with the first and the last."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+def _show_training(ax: Axes, curves: pd.DataFrame, *, is_logarithmic: bool) -> None:
+    """Limit the axis to the means after training began, which those before it would stretch."""
+    means = curves.loc[curves["epoch"] > 0, "mean"]
+    means = means[np.isfinite(means) & ((means > 0) | (not is_logarithmic))]
+    if means.empty or means.min() == means.max():
+        return
+    if is_logarithmic:
+        ax.set_yscale("log")
+        ax.set_ylim(means.min() / 1.2, means.max() * 1.2)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        margin = 0.1 * (means.max() - means.min())
+        ax.set_ylim(means.min() - margin, means.max() + margin)
 
 
-def _sample_size(table: pd.DataFrame) -> str:
+def _count_runs(table: pd.DataFrame) -> str:
     """Format the number of runs or pairs with a value, of all, and the number of diverged ones."""
     low, high = int(table["n"].min()), int(table["n"].max())
     runs = int((table["n"] + table["undefined"]).max())
@@ -423,9 +449,3 @@ def _describe_intervals(table: pd.DataFrame) -> str:
     return (
         f"{CONFIDENCE:.0%} intervals" if known else f"no intervals (fewer than {MIN_PAIRS} pairs)"
     )
-
-
-def _name_places(ax: Axes) -> None:
-    ax.tick_params(axis="x", labelrotation=45)
-    for label in ax.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor")

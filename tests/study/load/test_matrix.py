@@ -147,7 +147,7 @@ def test_what_is_written_of_each_depth_has_its_layers(planted: Studies) -> None:
     assert {"layers-unit_sparsity", "layers-unit_sparsity-depth2"} <= drawn.keys()
     _, differences = drawn["layers-unit_sparsity-depth4"].axes
     assert [label.get_text() for label in differences.get_xticklabels()] == [
-        f"block0{layer}" for layer in (1, 2, 3, 4)
+        f"block {layer}" for layer in (1, 2, 3, 4)
     ]
     written = dict(format_latex_tables(analysis))
     assert "block04" in written["layers-unit_sparsity-depth4"]

@@ -94,8 +94,8 @@ def drawn(page: Page) -> list[Locator]:
 
 def captions(page: Page) -> dict[str | None, str]:
     return {
-        one.get_attribute("data-figure"): one.locator("figcaption").inner_text()
-        for one in drawn(page)
+        figure.get_attribute("data-figure"): figure.locator("figcaption").inner_text()
+        for figure in drawn(page)
     }
 
 
@@ -130,16 +130,60 @@ def test_bars_of_norms_are_side_by_side(page: Page) -> None:
         "plot => plot.data.map((trace) => [trace.x, trace.customdata])"
     )
     (ours, names), (theirs, same_names) = traces
-    assert all(abs(one - other) > 0.05 for one, other in zip(ours, theirs, strict=True))
+    assert all(abs(x - beside) > 0.05 for x, beside in zip(ours, theirs, strict=True))
     assert [round(x) for x in ours] == [round(x) for x in theirs] == [*range(len(names))]
     assert names == same_names
+
+
+def test_titles_and_axes_are_words_and_bars_stay_within_the_range(page: Page) -> None:
+    figures = {figure.get_attribute("data-figure"): figure for figure in drawn(page)}
+    titles = {name: figure.locator("h3").inner_text() for name, figure in figures.items()}
+    assert titles["sparsity-levels"] == "How sparse is each layer?"
+    assert titles["sparsity-difference"].endswith(" 5 relative depths")
+    assert titles["effects"] == "Where does BatchNorm differ from no normalization?"
+    levels = figures["sparsity-levels"].locator(".plot")
+    assert levels.locator(".ytitle").text_content() == "share of zero activations"
+    ends = levels.evaluate(
+        """plot => plot.data.flatMap((trace) => trace.y.flatMap((y, at) =>
+          [y - trace.error_y.arrayminus[at], y + trace.error_y.array[at]]))"""
+    )
+    assert 0 <= min(ends) <= max(ends) <= 1
+    loss = figures["loss"].locator(".plot").evaluate("plot => plot.layout.yaxis")
+    rows = rows_of(page, "loss")
+    assert loss["type"] == "log"
+    assert rows
+    assert all(math.log10(row[2]) < loss["range"][1] for row in rows.values() if row[0] > 0)
+
+
+def test_figures_say_which_filters_they_do_not_follow(page: Page) -> None:
+    drawn(page)
+    note = page.locator("[data-figure=sparsity-difference] .unfiltered")
+    expect(note).to_be_hidden()
+    page.locator("#filters select[data-choice=epoch]").select_option("1")
+    drawn(page)
+    expect(note).to_have_text("Not filtered by epoch of means and points.")
+    expect(page.locator("#filters select.active")).to_have_count(1)
+    expect(page.locator("[data-figure=sparsity-levels] .unfiltered")).to_be_hidden()
+    page.get_by_role("button", name="Reset").click()
+    drawn(page)
+    expect(note).to_be_hidden()
+
+
+def test_the_verdict_unfolds_on_paper(page: Page) -> None:
+    details = page.locator("details.verdict")
+    assert details.get_attribute("open") is None
+    expect(page.locator("section.card")).to_have_count(1)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert details.get_attribute("open") is not None
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert details.get_attribute("open") is None
 
 
 def test_each_filter_changes_what_is_shown(page: Page, complaints: list[str]) -> None:
     before = captions(page)
     for choice in ("axis0", "axis1", "epoch", "split", "layer"):
         control = page.locator(f"#filters select[data-choice={choice}]")
-        values = [one.get_attribute("value") for one in control.locator("option").all()]
+        values = [option.get_attribute("value") for option in control.locator("option").all()]
         control.select_option(next(value for value in values if value != control.input_value()))
         assert captions(page) != before, choice
         page.get_by_role("button", name="Reset").click()
@@ -147,17 +191,17 @@ def test_each_filter_changes_what_is_shown(page: Page, complaints: list[str]) ->
     assert complaints == []
 
 
-def test_maps_are_of_the_chosen_layer_and_of_a_pair(page: Page) -> None:
-    first = captions(page)["maps"]
+def test_embeddings_are_of_the_chosen_layer_and_of_a_pair(page: Page) -> None:
+    first = captions(page)["embeddings"]
     assert first.startswith("PCA of block02, test split, epoch 2, seed 0. Runs: ")
     assert re.findall(r"(\w+)-depth(\d)", first) == [("none", "2"), ("batchnorm", "2")]
     page.locator("#filters select[data-choice=axis0]").select_option("4")
-    of_depth = captions(page)["maps"]
+    of_depth = captions(page)["embeddings"]
     assert of_depth.startswith("PCA of block04, test split")
     assert re.findall(r"(\w+)-depth(\d)", of_depth) == [("none", "4"), ("batchnorm", "4")]
-    page.locator("select[data-choice=map_layer]").select_option("classifier.features")
-    assert "PCA of classifier.features" in captions(page)["maps"]
-    figure = page.locator("figure[data-figure=maps]")
+    page.locator("select[data-choice=embedding_layer]").select_option("classifier.features")
+    assert "PCA of classifier.features" in captions(page)["embeddings"]
+    figure = page.locator("figure[data-figure=embeddings]")
     expect(figure.locator(".scatterlayer .trace")).to_have_count(2 * 10)
     figure.locator("summary").click()
     shown = figure.locator("tbody td:nth-child(4)")
@@ -324,7 +368,7 @@ def test_a_name_with_markup_is_shown_and_does_nothing(
     assert page.locator("h1").inner_text() == MARKUP
     page.locator("select[data-choice=metric]").select_option(MARKUP)
     assert MARKUP in captions(page)["epochs-levels"]
-    figure = page.locator("figure[data-figure=maps]")
+    figure = page.locator("figure[data-figure=embeddings]")
     assert CLASSES[1] in figure.locator(".legend").text_content()
     figure.locator("summary").click()
     assert CLASSES[1] in figure.locator("tbody").inner_text()

@@ -1,6 +1,7 @@
 """The page: its numbers are the tables', names are text on it, and it needs nothing beside it."""
 
 import base64
+import itertools
 import json
 import re
 from math import nan
@@ -14,7 +15,9 @@ import pytest
 from bnstudy.runs.long_table import Row
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.load.matrix import KEYS, load_columns
+from bnstudy.study.present.cards import Finding, compose_cards
 from bnstudy.study.present.page import render_page
+from bnstudy.study.present.page.page_tables import collect_page_tables
 from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.study.study import load
 from tests.study.studies import Studies
@@ -118,6 +121,57 @@ def test_every_sentence_of_the_verdict_is_on_it(analysis: Analysis) -> None:
         assert escaped in html
 
 
+def test_a_card_says_direction_size_certainty_and_n(studies: Studies) -> None:
+    for seed, norm in itertools.product(range(6), ("none", "batchnorm")):
+        change = (norm == "batchnorm") * (0.2 + seed / 100)
+        layers = {"unit_sparsity": [0.5 - change, 0.5 + 2 * change], "silhouette": [seed / 10, 0.1]}
+        studies.add(norm, seed, layers=layers, accuracy=0.7 + change)
+    (card,) = compose_cards(Analysis(load(studies.folder)))
+    assert card.title == "BatchNorm compared with no normalization"
+    assert card.findings == [
+        Finding(
+            *("test accuracy", "▲", "higher", "+0.225 [0.2, 0.25]", "0.925 against 0.700"),
+            "significant: p = 0.031, adjusted p = 0.031, 6 pairs",
+        ),
+        Finding(
+            *("sparsity", "◆", "higher in 1 and lower in 1 of 2 layers"),
+            *("+0.45 [0.4, 0.5]", "share of zero activations, block 2"),
+            "significant: p = 0.031, adjusted p = 0.031, 6 pairs",
+        ),
+        Finding(
+            *("clustering", "○", "no clear difference in 2 layers", "0 [0, 0]"),
+            *(
+                "silhouette of the classes, block 2",
+                "not significant: p = 1, adjusted p = 1, 6 pairs",
+            ),
+        ),
+    ]
+
+
+def test_cards_of_few_pairs_claim_nothing(studies: Studies) -> None:
+    for norm, value in (("none", 0.1), ("batchnorm", 0.2), ("groupnorm", 0.3)):
+        studies.add(norm, layers={"silhouette": [value]}, accuracy=value)
+    studies.add("layernorm", 1)
+    *cards, alone = compose_cards(Analysis(load(studies.folder)))
+    assert [finding[1:] for card in cards for finding in card.findings][::2] == [
+        ("○", "not tested", "+0.1", "0.200 against 0.100", "1 pair"),
+        ("○", "not tested", "+0.2", "0.300 against 0.100", "1 pair"),
+    ]
+    assert "they have no pair of runs" in alone.note
+    assert not alone.findings
+
+
+def test_tables_begin_with_the_largest_effect_and_have_plain_names(analysis: Analysis) -> None:
+    table = collect_page_tables(analysis)["performance"]
+    assert table is not None
+    names = ["split", "metric", "pairs", "mean of baseline", "mean of norm", "difference"]
+    assert list(table)[:6] == names
+    assert table.attrs["shared"] == "BatchNorm"
+    sizes = table["Cohen’s d"].abs().dropna()
+    assert sizes.is_monotonic_decreasing
+    assert table["95 % interval"].str.match(r"\[−?\S+, −?\S+\]|–").all()
+
+
 def test_names_are_text(studies: Studies) -> None:
     studies.folder = studies.folder.with_name(MARKUP)
     for norm in ("none", "batchnorm"):
@@ -163,16 +217,16 @@ def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
         analysis.study.results["depth"] == 4
     )
     (group,) = (
-        one["index"]
-        for one in data["groups"]
-        if one["point"] == ["4"] and data["treatments"][one["treatment"]] == "no normalization"
+        group["index"]
+        for group in data["groups"]
+        if group["point"] == ["4"] and data["treatments"][group["treatment"]] == "no normalization"
     )
     for field, expected in (("mean", np.nanmean), ("sd", np.nanstd)):
         more = {"ddof": 1} if field == "sd" else {}
         shown = numbers(data["values"][field], 4, 1, len(keys))[group, 0]
-        whole = keys.index[keys["place_index"] == 0]
+        of_model = keys.index[keys["place_index"] == 0]
         np.testing.assert_allclose(
-            shown[whole], expected(values[chosen][:, whole], axis=0, **more), rtol=1e-5
+            shown[of_model], expected(values[chosen][:, of_model], axis=0, **more), rtol=1e-5
         )
 
 
@@ -243,8 +297,8 @@ def test_metrics_that_do_not_apply_are_no_problem(studies: Studies) -> None:
     )
     html = render_page(Analysis(load(studies.folder)))
     assert "nc3 (1 layer: the last linear layer reads something else)" in html
-    assert "<td>dunn</td>" in html
-    assert "<td>nc3</td>" not in html
+    assert "<td>Dunn index of the classes</td>" in html
+    assert "<td>distance of weights and class means (NC3)</td>" not in html
 
 
 def test_runs_at_chance_level_are_marked(studies: Studies) -> None:

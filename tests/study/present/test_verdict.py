@@ -132,7 +132,7 @@ def test_sentences_about_layers_are_about_their_activations(studies: Studies) ->
     assert len(compute_mediation(study)) == 2
     pd.testing.assert_frame_equal(compute_mediation(study), compute_mediation(other))
     drawn = study.plot.layers("silhouette").axes[0].get_xticklabels()
-    assert [label.get_text() for label in drawn] == ["block01", "block02"]
+    assert [label.get_text() for label in drawn] == ["block 1", "block 2"]
 
 
 def test_other_differences_than_the_norm_are_named(studies: Studies) -> None:

@@ -5,6 +5,7 @@ Values are arrays of float32 (little endian, base64), NaN where there is no valu
 
 import base64
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.embedding_tables import find_runs_with_embeddings
 from bnstudy.study.load.matrix import KEYS, RELATIVE_DEPTHS, count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.labels import label_of
 from bnstudy.terms import format_count
 
 MAX_NUMBERS = 1_200_000  # values of runs: 6 MB of base64
-MAX_SAMPLES = 150_000  # samples of maps: 2 MB of base64
-MAX_SAMPLES_OF_MAP = 500
+MAX_SAMPLES = 150_000  # samples of embeddings: 2 MB of base64
+MAX_SAMPLES_OF_EMBEDDING = 500
 MIN_EPOCHS = 5  # epochs per run; if fewer fit, seeds are averaged
 
-MAP_FACTS = [
+EMBEDDING_FACTS = [
     *("cell", "pair", "method", "site", "layer", "layers", "position"),
     *("epoch", "split", "share", "reason"),
 ]
@@ -52,6 +54,7 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         - axes: name, label and values of each axis, as text;
         - keys: split, metric, site, layers, place and place_index of each column, as in
           `load_columns`; depths: relative depths;
+        - labels: words, and smallest and largest possible value (null if unbounded), by metric;
         - metrics: metrics of layers; epochs: epochs in `values`;
         - groups: runs or, in large studies, the seeds of a treatment at a point of the grid: index,
           cell, treatment (its number), pair and seed (null for several runs), point (value of each
@@ -63,7 +66,7 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         - steps: null, or steps (at least 1), fields of averages: treatments x steps x keys, and
           curves: fields of differences, each treatments without the baseline x steps x keys;
         - initial: rows of `Analysis.initial_layers`;
-        - maps: see `_maps`;
+        - embeddings: see `_embeddings`;
         - similarities: see `_similarities`.
     """
     study = analysis.study
@@ -97,6 +100,7 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         "keys": json.loads(keys.to_json(orient="records")),
         "depths": RELATIVE_DEPTHS,
         "metrics": list(dict.fromkeys(keys.loc[keys["place_index"] > 0, "metric"])),
+        "labels": {metric: _label(metric) for metric in keys["metric"].unique()},
         "epochs": [int(all_epochs[at]) for at in chosen],
         "all_epochs": len(all_epochs),
         "groups": json.loads(groups.to_json(orient="records")),
@@ -105,9 +109,15 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         "curves": _curves(analysis, keys, treatments, [int(all_epochs[at]) for at in chosen]),
         "steps": _steps(analysis, keys, treatments),
         "initial": json.loads(analysis.initial_layers.to_json(orient="records")),
-        "maps": _maps(analysis, treatments, [axis["name"] for axis in axes]),
+        "embeddings": _embeddings(analysis, treatments, [axis["name"] for axis in axes]),
         "similarities": _similarities(study),
     }
+
+
+def _label(metric: str) -> tuple[str, float | None, float | None]:
+    words, *ends = label_of(metric)
+    low, high = (end if math.isfinite(end) else None for end in ends)
+    return words, low, high
 
 
 def _encoded(array: Numbers) -> str:
@@ -244,24 +254,24 @@ def _steps(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dic
     }
 
 
-def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[str, Any]:
+def _embeddings(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[str, Any]:
     """Collect the embeddings of samples.
 
     Returns:
         - classes: names by label;
         - pictures: cell, treatment and pair (their numbers), seed, point (value of each axis),
           epoch, split, site, layer, layers and position (as in `StudyRuns.query`), method, share
-          (of the variance; null for umap), reason (why there is no map; null if there is one), and
+          (of the variance; null for umap), reason (why there is no embedding, or null), and
           the range of its samples (first, count);
         - x, y, labels: values of all samples;
-        - shown: number of runs with pictures; runs: number of runs with maps.
+        - shown: number of runs with pictures; runs: number of runs with embeddings.
     """
     table = analysis.embeddings
     if table.empty:
         return {"pictures": []}
     described = _described(analysis.study, treatments, axes).set_index("cell")
     by_picture = table.groupby(["cell", "method", "layer"], sort=False)
-    most = min(MAX_SAMPLES_OF_MAP, max(1, MAX_SAMPLES // len(by_picture)))
+    most = min(MAX_SAMPLES_OF_EMBEDDING, max(1, MAX_SAMPLES // len(by_picture)))
     pictures: list[dict[str, Any]] = []
     parts: list[pd.DataFrame] = []
     for _, samples in by_picture:
@@ -271,7 +281,7 @@ def _maps(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[st
         )  # the file can be sorted by class
         parts.append(drawn.sort_index())
         first = pictures[-1]["first"] + pictures[-1]["count"] if pictures else 0
-        facts = json.loads(samples[MAP_FACTS].iloc[:1].to_json(orient="records"))[0]
+        facts = json.loads(samples[EMBEDDING_FACTS].iloc[:1].to_json(orient="records"))[0]
         run = described.loc[facts["cell"]]
         of_run = {"treatment": int(run["treatment"]), "seed": int(run["seed"])}
         samples_of_it = {"point": run["point"], "first": first, "count": len(parts[-1])}

@@ -37,7 +37,8 @@ const effects = mapped(data.effects.fields, decoded);
 const curves = mapped(data.curves, decoded);
 const stepMeans = data.steps ? mapped(data.steps.fields, decoded) : {};
 const stepCurves = data.steps ? mapped(data.steps.curves, decoded) : {};
-const [mapX, mapY, mapLabels] = [data.maps.x, data.maps.y, data.maps.labels].map(decoded);
+const [embeddingX, embeddingY, embeddingLabels] =
+  [data.embeddings.x, data.embeddings.y, data.embeddings.labels].map(decoded);
 const last = "last";
 
 function mapped(object, change) {
@@ -58,6 +59,16 @@ const formatted = (value) => {
 
 const distinct = (values) => [...new Set(values)];
 
+const labelOf = (metric) => data.labels[metric] ?? [metric.replaceAll("_", " "), null, null];
+const words = (metric) => labelOf(metric)[0];
+const layerInWords = (place) => place.replace(/\bblock0*(\d+)\b/, "block $1");
+
+/** Return the range of a metric's values, or of differences between them. */
+function rangeOf(metric, isDifference = false) {
+  const [low, high] = [labelOf(metric)[1] ?? -Infinity, labelOf(metric)[2] ?? Infinity];
+  return isDifference ? [low - high, high - low] : [low, high];
+}
+
 // ---- Selection ----------------------------------------------------------------------------
 
 const controls = [...document.querySelectorAll("select[data-choice]")];
@@ -65,6 +76,14 @@ const controls = [...document.querySelectorAll("select[data-choice]")];
 function chosen(name) {
   const control = controls.find((select) => select.dataset.choice === name);
   return control ? control.value : null;
+}
+
+const AXES = data.axes.map((_, number) => `axis${number}`);
+
+/** Return whether a control selects something else than it does at first. */
+function isActive(control) {
+  const first = [...control.options].find((option) => option.defaultSelected) ?? control.options[0];
+  return control.value !== first?.value;
 }
 
 const keyNumbers = new Map(
@@ -126,12 +145,15 @@ function pooled(groups, key, epochAt = epochOf) {
     squares += (part.n - 1) * (part.sd || 0) ** 2 + part.n * (part.mean - mean) ** 2;
   }
   const sd = n > 1 ? Math.sqrt(squares / (n - 1)) : NaN;
-  return { n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd };
+  return withSpread({ n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd });
 }
+
+const withSpread = (point) => ({ ...point, low: point.mean - point.sd, high: point.mean + point.sd });
 
 /** Make an axis of epochs, with integer ticks. */
 const epochAxis = () =>
-  axis("epoch (0: before training)", Math.max(...data.epochs) < 10 ? { dtick: 1 } : {});
+  axis("epoch (0: before training)",
+    { zeroline: false, ...(Math.max(...data.epochs) < 10 ? { dtick: 1 } : {}) });
 
 /** List the places of a metric in layers, in order. */
 function placesOf(split, metric) {
@@ -277,21 +299,21 @@ function line(number, name, x, points, extra = {}) {
   };
 }
 
-/** Name the points in their hover text, instead of by their positions. */
-const namedBy = (names) => ({
-  customdata: names.map(plain),
-  hovertemplate: "%{customdata}: %{y:.4g}<br>%{text}",
-});
+/** Cut the ends of points' bars and bands to a range; ends that are not known are NaN. */
+const cut = (points, [lowest, highest]) => points.map((point) => ({
+  ...point, low: Math.max(point.low, lowest), high: Math.min(point.high, highest),
+}));
 
-function withBars(trace, above, below = above) {
-  const known = (value) => (Number.isFinite(value) ? value : 0);
+/** Add bars to points, within a range. */
+function withBars(trace, points, range) {
+  const size = (value) => (Number.isFinite(value) ? Math.max(value, 0) : 0);
   return {
     ...trace,
     error_y: {
       type: "data",
       symmetric: false,
-      array: above.map(known),
-      arrayminus: below.map(known),
+      array: cut(points, range).map((point) => size(point.high - point.mean)),
+      arrayminus: cut(points, range).map((point) => size(point.mean - point.low)),
       color: trace.line.color,
       thickness: 1.5,
       width: 4,
@@ -299,140 +321,152 @@ function withBars(trace, above, below = above) {
   };
 }
 
-function band(number, x, low, high) {
-  const inside = x.map((_, at) => at).filter((at) => Number.isFinite(low[at] + high[at]));
-  return {
+/** Draw points with a line and a band, within a range. */
+function lineWithBand(number, name, x, points, range, extra = {}) {
+  const known = cut(points, range).map((point, at) => ({ ...point, x: x[at] }))
+    .filter((point) => Number.isFinite(point.low + point.high));
+  const back = [...known].reverse();
+  return [line(number, name, x, points, extra), {
     type: "scatter",
     mode: "lines",
-    x: [...inside.map((at) => x[at]), ...inside.map((at) => x[at]).reverse()],
-    y: [...inside.map((at) => high[at]), ...inside.map((at) => low[at]).reverse()],
+    x: [...known, ...back].map((point) => point.x),
+    y: [...known.map((point) => point.high), ...back.map((point) => point.low)],
     fill: "toself",
     fillcolor: translucent(looks(number).colour, 0.15),
     line: { width: 0 },
     hoverinfo: "skip",
     showlegend: false,
-  };
+  }];
 }
-
-/** Draw means, with a band of a standard deviation. */
-const meansWithBand = (number, name, x, points) => [
-  line(number, name, x, points),
-  band(number, x, points.map((point) => point.mean - point.sd),
-    points.map((point) => point.mean + point.sd)),
-];
-
-/** Draw mean differences, with a band of their confidence intervals. */
-const differencesWithBand = (number, name, x, points) => [
-  line(number, name, x, points.map((point) => ({ ...point, mean: point.difference }))),
-  band(number, x, points.map((point) => point.low), points.map((point) => point.high)),
-];
 
 // ---- Figures: each returns traces, a layout, a caption, and its numbers as rows of a table -------
 
 const directionOf = (metric) =>
   ({ higher: " (higher is better)", lower: " (lower is better)" })[data.directions[metric]] || "";
 
-const DODGE = 0.08; // distance of the treatments' points, in layers
+const DODGE = 0.08; // largest distance of the treatments' points, in layers
 
-/** Place the points of a treatment beside those of the others, so that no bar hides another. */
-const dodged = (places, number) =>
-  places.map((_, at) => at + DODGE * (number - (data.treatments.length - 1) / 2));
+/** Draw points with bars over the layers, those of the treatments side by side. */
+function overLayers(places, series, range, extra = {}) {
+  const step = Math.min(DODGE, 0.7 / data.treatments.length);
+  return series.map(({ name, number, points }) => {
+    const x = points.map((_, at) => at + step * (number - (data.treatments.length - 1) / 2));
+    const hover = {
+      customdata: places.map((place) => plain(layerInWords(place))),
+      hovertemplate: "%{customdata}: %{y:.4g}<br>%{text}",
+    };
+    return withBars(line(number, name, x, points, { ...hover, ...extra }), points, range);
+  });
+}
 
 /** Make an axis of layers for dodged points. */
 const layerAxis = (places) => axis("layer", {
-  tickmode: "array", tickvals: places.map((_, at) => at), ticktext: places.map(plain),
+  tickmode: "array", tickvals: places.map((_, at) => at),
+  ticktext: places.map((place) => plain(layerInWords(place))),
   range: [-0.5, places.length - 0.5], zeroline: false,
 });
+
+const MEANS = ["n", "mean", "standard deviation"];
+const meanOf = (point) => [point.n, point.mean, point.sd];
+const DIFFERENCES = ["n", "pairs without a value", "difference", "low", "high"];
+const differenceOf = (point) =>
+  [point.n, point.undefined, point.difference, point.low, point.high];
+const asPoint = (effect) => ({ ...effect, mean: effect.difference });
+
+/** Describe bars or bands of standard deviations, if any mean has one. */
+const describeSpread = (marks, series) =>
+  series.some(({ points }) => points.some((point) => Number.isFinite(point.sd)))
+    ? `${marks} are ± 1 standard deviation, within the range of the metric`
+    : `there are no ${marks}, because no mean is over several runs`;
 
 function levels(metric, scale = {}) {
   const split = chosen("split");
   const places = placesOf(split, metric);
   const groups = shownGroups();
-  const rows = [];
-  const pointsOf = [];
-  const traces = data.treatments.map((name, number) => {
-    const points = places.map((place) =>
-      pooled(ofTreatment(groups, number), numberOf(split, metric, place)),
-    );
-    pointsOf.push(points);
-    points.forEach((point, at) =>
-      rows.push([name, places[at], point.n, point.mean, point.sd]),
-    );
-    const trace = line(number, name, dodged(places, number), points, namedBy(places));
-    return withBars(trace, points.map((point) => point.sd));
-  });
+  const series = data.treatments.map((name, number) => ({
+    name, number, points: places.map((place) =>
+      pooled(ofTreatment(groups, number), numberOf(split, metric, place))),
+  }));
   return {
-    traces,
-    layout: layout({ xaxis: layerAxis(places), yaxis: axis(metric, scale) }),
+    traces: overLayers(places, series, rangeOf(metric)),
+    layout: layout({ xaxis: layerAxis(places), yaxis: axis(words(metric), scale) }),
     caption:
-      `${metric}${directionOf(metric)} per layer, ${split} split, ${describeFilters()}. Points are ` +
-      `means over ${describeCounts(groups)}; bars are standard deviations.` +
-      describeMissing(pointsOf),
-    columns: ["norm", "layer", "n", "mean", "standard deviation"],
-    rows,
+      `${words(metric)}${directionOf(metric)} per layer, ${split} split, ${describeFilters()}. ` +
+      `Points are means over ${describeCounts(groups)}; ${describeSpread("bars", series)}.` +
+      describeMissing(series.map(({ points }) => points)),
+    columns: ["norm", "layer", ...MEANS],
+    rows: series.flatMap(({ name, points }) =>
+      points.map((point, at) => [name, places[at], ...meanOf(point)])),
   };
 }
 
 /** Draw rank or orthogonality gap of the layers before training. */
 function beforeTraining() {
   const [metric, split] = [chosen("initial"), chosen("split")];
-  const rows = [];
-  const traces = data.treatments.map((name, number) => {
-    const points = data.initial
-      .filter((row) => row.treatment === name && row.metric === metric && row.split === split)
-      .sort((a, b) => a.place_index - b.place_index);
-    points.forEach((row) => rows.push([name, row.place, row.n, row.mean, row.sd]));
-    const sds = points.map((row) => row.sd ?? NaN);
-    return withBars(line(number, name, points.map((row) => row.place), points), sds);
-  });
+  const of = data.initial.filter((row) => row.metric === metric && row.split === split)
+    .sort((a, b) => a.place_index - b.place_index);
+  const places = distinct(of.map((row) => row.place));
+  const series = data.treatments.map((name, number) => ({
+    name, number, points: places.map((place) => withSpread(
+      of.find((row) => row.treatment === name && row.place === place) ?? { mean: NaN })),
+  }));
   return {
-    traces,
-    layout: layout({ xaxis: axis("layer", { type: "category" }), yaxis: axis(metric) }),
-    caption: `${metric} per layer before training, ${split} split. Points are means over all runs, ` +
-      "regardless of the filters; bars are standard deviations.",
-    columns: ["norm", "layer", "n", "mean", "standard deviation"],
-    rows,
+    traces: overLayers(places, series, rangeOf(metric)),
+    layout: layout({ xaxis: layerAxis(places), yaxis: axis(words(metric)) }),
+    caption: `${words(metric)} per layer before training, ${split} split. Points are means over all ` +
+      `runs; ${describeSpread("bars", series)}.`,
+    ignores: [...AXES, "seed", "epoch"],
+    columns: ["norm", "layer", ...MEANS],
+    rows: series.flatMap(({ name, points }) =>
+      points.map((point, at) => [name, places[at], ...meanOf(point)])),
   };
+}
+
+/** Summarize in how many layers a single treatment differs; ask it of several. */
+function findingOf(series) {
+  if (series.length !== 1) return `Where do norms differ from ${data.baseline}?`;
+  const [{ name, points }] = series;
+  const all = counted(points.length, layersShown > 0 ? "layer" : "relative depth");
+  if (!points.some((point) => Number.isFinite(point.low))) return `${name}: not tested in ${all}`;
+  const [higher, lower] =
+    [points.filter((point) => point.low > 0), points.filter((point) => point.high < 0)];
+  const found = [["higher", higher.length], ["lower", lower.length]]
+    .filter(([, count]) => count).map(([direction, count]) => `${direction} in ${count}`);
+  return `${name}: ${found.length ? `${found.join(" and ")} of ${all}` : `no clear difference in ${all}`}`;
 }
 
 function difference(metric) {
   const split = chosen("split");
   const places = placesOf(split, metric);
-  const rows = [];
-  const traces = comparedTreatments().map(({ name, number }) => {
-    const found = places.map((place) => effectOf(number, numberOf(split, metric, place)) || {});
-    found.forEach((effect, at) =>
-      rows.push([name, places[at], effect.n, effect.undefined, effect.difference, effect.low,
-        effect.high, effect.p, effect.p_adjusted, effect.cohens_d, effect.rank_biserial]),
-    );
-    const points = found.map((effect) => ({ ...effect, mean: effect.difference }));
-    return withBars(
-      line(number, name, dodged(places, number), points, { mode: "markers", ...namedBy(places) }),
-      found.map((effect) => effect.high - effect.difference),
-      found.map((effect) => effect.difference - effect.low),
-    );
-  });
-  const known = rows.some((row) => Number.isFinite(row[5]));
-  const n = rows.map((row) => row[2]).filter(Boolean);
+  const series = comparedTreatments().map(({ name, number }) => ({
+    name, number, points: places.map((place) =>
+      asPoint(effectOf(number, numberOf(split, metric, place)) || {})),
+  }));
+  const points = series.flatMap((each) => each.points);
+  const n = points.map((point) => point.n).filter(Boolean);
   return {
-    traces,
+    title: findingOf(series),
+    traces: overLayers(places, series, rangeOf(metric, true), { mode: "markers" }),
     layout: layout({
       xaxis: layerAxis(places),
       yaxis: axis(`difference to ${data.baseline}`, { zeroline: true }),
     }),
     caption:
-      `Paired difference in ${metric} to ${data.baseline}, ${split} split, ` +
+      `Paired difference in ${words(metric)} to ${data.baseline}, ${split} split, ` +
       `${describeFilters({ withEpoch: false, withSeed: false }) || "all pairs"}, after the last ` +
       `epoch, over all seeds, n = ${n.length ? distinct(n).join(", ") : 0}. ` +
-      (known ? "Bars are 95 % confidence intervals." : "There are no intervals.") +
+      (points.some((point) => Number.isFinite(point.low))
+        ? "Bars are 95 % confidence intervals." : "There are no intervals.") +
       describeFewPairs(n),
-    columns: ["norm", "layer", "n", "pairs without a value", "difference", "low", "high", "p",
-      "adjusted p", "Cohen's d", "rank-biserial"],
-    rows,
+    ignores: ["seed", "epoch"],
+    columns: ["norm", "layer", ...DIFFERENCES, "p", "adjusted p", "Cohen's d", "rank-biserial"],
+    rows: series.flatMap(({ name, points }) => points.map((point, at) =>
+      [name, places[at], ...differenceOf(point), point.p, point.p_adjusted, point.cohens_d,
+        point.rank_biserial])),
   };
 }
 
-function effectMap() {
+function allEffects() {
   const split = chosen("split");
   const treatment = Number(chosen("treatment") || 1);
   const size = chosen("size");
@@ -457,14 +491,18 @@ function effectMap() {
   );
   const limit = size === "cohens_d" ? 3 : 1;
   const signOf = (metric) => (data.directions[metric] === "lower" ? -1 : 1);
-  const label = { higher: "%s ↑", lower: "%s ↓" };
-  const names = metrics.map((metric) =>
-    (label[data.directions[metric]] || "%s").replace("%s", plain(metric)));
+  const arrows = { higher: "%s ↑", lower: "%s ↓" };
+  const isNarrow = innerWidth < 720;
+  const folded = (text) => (isNarrow ? text.replace(/(.{12}\S*) /g, "$1<br>") : text);
+  const names = metrics.map((metric) => folded(
+    (arrows[data.directions[metric]] || "%s").replace("%s", plain(words(metric)))));
+  const x = places.map((place) => plain(layerInWords(place)));
   return {
+    title: `Where does ${data.treatments[treatment]} differ from ${data.baseline}?`,
     traces: [
       {
         type: "heatmap",
-        x: places.map(plain),
+        x,
         y: names,
         z: found.map((row, at) =>
           row.map((effect) => (effect ? signOf(metrics[at]) * effect[size] : NaN))),
@@ -484,7 +522,8 @@ function effectMap() {
         zmin: -limit,
         zmax: limit,
         colorscale: [[0, property("--high")], [0.5, property("--middle")], [1, property("--low")]],
-        colorbar: { thickness: 12, tickvals: [-limit, 0, limit], len: 0.9 },
+        colorbar: { thickness: 12, tickvals: [-limit, 0, limit], len: 0.9,
+          title: { text: isNarrow ? "" : "worse or smaller ← → better or larger", side: "right" } },
         hoverongaps: false,
         xgap: 1,
         ygap: 1,
@@ -493,10 +532,10 @@ function effectMap() {
     layout: layout({
       annotations: found.flatMap((row, at) => row.flatMap((effect, place) =>
         effect && effect.p_adjusted <= 0.05
-          ? [{ x: plain(places[place]), y: names[at], text: "✱", showarrow: false,
+          ? [{ x: x[place], y: names[at], text: "✱", showarrow: false,
               font: { size: 15,
                 color: Math.abs(effect[size]) > limit / 2 ? "#fff" : property("--text") } }] : [])),
-      height: 150 + 24 * metrics.length,
+      height: 150 + (isNarrow ? 48 : 24) * metrics.length,
       xaxis: axis("", { type: "category" }),
       yaxis: axis("", { type: "category", autorange: "reversed" }),
     }),
@@ -515,6 +554,7 @@ function effectMap() {
           "differences have the same sign. A field is blank if all differences are 0 or there " +
           `are fewer than ${data.min_pairs} pairs.`) +
       describeFewPairs(rows.map((row) => row[2])),
+    ignores: ["seed", "epoch"],
     columns: ["metric", "layer", "n", "effect size", "difference", "low", "high", "p",
       "adjusted p"],
     rows,
@@ -524,41 +564,38 @@ function effectMap() {
 function ofLayer() {
   const split = chosen("split");
   const [metric, place] = [chosen("metric"), chosen("layer")];
-  return trajectory(metric, [split], place, `${metric} at ${place}, ${split} split`);
+  const title = `${words(metric)}, ${layerInWords(place)}`;
+  return { ...trajectory(metric, [split], place, `${title}, ${split} split`),
+    title: `How does it develop? ${title}` };
 }
 
 /** Draw means over the epochs for each treatment and split, with bands of a standard deviation. */
 function trajectory(metric, splits, place, title) {
   const groups = shownGroups();
-  const traces = [];
-  const rows = [];
-  const pointsOf = data.treatments.map(() => []);
-  data.treatments.forEach((name, number) => {
-    splits.forEach((split) => {
-      const key = numberOf(split, metric, place);
-      const points = data.epochs
-        .map((epoch, at) => ({ epoch, ...pooled(ofTreatment(groups, number), key, () => at) }))
-        .filter((point) => point.n > 0);
-      pointsOf[number].push(...points);
-      points.forEach((point) =>
-        rows.push([name, split, point.epoch, point.n, point.mean, point.sd]),
-      );
-      const epochs = points.map((point) => point.epoch);
-      const label = splits.length > 1 ? `${name}, ${split}` : name;
-      const drawn = meansWithBand(number, label, epochs, points);
-      drawn[0].line.dash = splits.length > 1 ? DASHES[split] : "solid";
-      traces.push(...drawn);
-    });
-  });
+  const series = data.treatments.flatMap((name, number) => splits.map((split) => ({
+    name, number, split, points: data.epochs
+      .map((epoch, at) => ({ epoch,
+        ...pooled(ofTreatment(groups, number), numberOf(split, metric, place), () => at) }))
+      .filter((point) => point.n > 0),
+  })));
+  const suffix = place === data.model ? "" : `, ${layerInWords(place)}`;
   return {
-    traces,
-    layout: layout({ xaxis: epochAxis(), yaxis: axis(metric) }),
+    traces: series.flatMap(({ name, number, split, points }) => {
+      const drawn = lineWithBand(number, splits.length > 1 ? `${name}, ${split}` : name,
+        points.map((point) => point.epoch), points, rangeOf(metric));
+      if (splits.length > 1) drawn[0].line.dash = DASHES[split];
+      return drawn;
+    }),
+    layout: layout({ xaxis: epochAxis(), yaxis: axis(words(metric) + suffix) }),
     caption:
       `${title}, from initialization to the end of training` +
       `${comma(describeFilters({ withEpoch: false }))}. Lines are means over ` +
-      `${describeCounts(groups)}; bands are standard deviations.` + describeMissing(pointsOf),
-    columns: ["norm", "split", "epoch", "n", "mean", "standard deviation"],
-    rows,
+      `${describeCounts(groups)}; ${describeSpread("bands", series)}.` +
+      describeMissing(data.treatments.map((_, number) =>
+        series.filter((each) => each.number === number).flatMap(({ points }) => points))),
+    columns: ["norm", "split", "epoch", ...MEANS],
+    rows: series.flatMap(({ name, split, points }) =>
+      points.map((point) => [name, split, point.epoch, ...meanOf(point)])),
   };
 }
 
@@ -570,93 +607,68 @@ const describeDepth = () =>
 
 const comma = (text) => (text ? `, ${text}` : "");
 
-/** Draw mean differences within pairs over the epochs, with bands of their intervals. */
-function differenceOverEpochs(metric, split, place) {
-  const key = numberOf(split, metric, place);
-  const title = place === data.model ? metric : `${metric} at ${place}`;
-  const rows = [];
-  const traces = comparedTreatments().flatMap(({ name, number }) => {
-    const points = data.epochs
-      .map((epoch, at) => {
-        const cell = ((number - 1) * data.epochs.length + at) * data.keys.length + key;
-        return { epoch, ...mapped(curves, (field) => (key === undefined ? NaN : field[cell])) };
-      })
-      .filter((point) => Number.isFinite(point.difference));
-    points.forEach((point) => rows.push([name, point.epoch, point.n, point.undefined, point.difference,
-      point.low, point.high]));
-    return differencesWithBand(number, name, points.map((point) => point.epoch), points);
-  });
+/** Draw mean differences within pairs over epochs or steps, with bands of their intervals. */
+function differenceOverTime(metric, split, place, time, pointsOf, timeAxis) {
+  const series = comparedTreatments().map(({ name, number }) => ({
+    name, number, points: pointsOf(number - 1, numberOf(split, metric, place)).map(asPoint)
+      .filter((point) => Number.isFinite(point.difference)),
+  }));
+  const points = series.flatMap((each) => each.points);
   return {
-    traces,
-    layout: layout({
-      xaxis: epochAxis(),
-      yaxis: axis(`difference to ${data.baseline}`),
-    }),
+    title: `When does the difference arise? ${place === data.model ? words(metric) : layerInWords(place)}`,
+    traces: series.flatMap(({ name, number, points }) => lineWithBand(
+      number, name, points.map((point) => point[time]), points, rangeOf(metric, true))),
+    layout: layout({ xaxis: timeAxis(), yaxis: axis(`difference to ${data.baseline}`) }),
     caption:
-      `Paired difference in ${title} to ${data.baseline}, ${split} split. Lines are ` +
-      `means over all pairs${place === data.model ? "" : describeDepth()}, regardless of the ` +
-      "filters; bands are 95 % " +
-      "confidence intervals of single epochs." + describeFewPairs(rows.map((row) => row[2])),
-    columns: ["norm", "epoch", "n", "pairs without a value", "difference", "low", "high"],
-    rows,
+      `Paired difference in ${words(metric)}${place === data.model ? "" : ` at ${place}`} to ` +
+      `${data.baseline}, ${split} split. Lines are means over all pairs` +
+      `${place === data.model ? "" : describeDepth()}, n = ` +
+      `${distinct(points.map((point) => point.n)).join(", ") || 0}; bands are 95 % confidence ` +
+      `intervals of single ${time}s.` + describeFewPairs(points.map((point) => point.n)),
+    ignores: [...AXES, "seed"],
+    columns: ["norm", time, ...DIFFERENCES],
+    rows: series.flatMap(({ name, points }) =>
+      points.map((point) => [name, point[time], ...differenceOf(point)])),
   };
 }
+
+/** Read the values at each epoch or step for a treatment's number among those of the fields. */
+const overTime = (times, time, fields) => (number, key) => times
+  .map((value, at) => {
+    const cell = (number * times.length + at) * data.keys.length + key;
+    return { [time]: value, ...mapped(fields, (field) => (key === undefined ? NaN : field[cell])) };
+  })
+  .filter((point) => point.n > 0);
+
+const differenceOverEpochs = (metric, split, place) => differenceOverTime(
+  metric, split, place, "epoch", overTime(data.epochs, "epoch", curves), epochAxis);
+
+const differenceOverSteps = () => differenceOverTime(
+  chosen("metric"), chosen("split"), chosen("layer"), "step",
+  overTime(data.steps.steps, "step", stepCurves), stepAxis);
 
 /** Make an axis of training steps. */
 const stepAxis = () => axis("training step (logarithmic)", { type: "log" });
 
-/** Read the values at each step for a treatment's number among those of the fields. */
-function overSteps(fields, number, key) {
-  return data.steps.steps
-    .map((step, at) => {
-      const cell = (number * data.steps.steps.length + at) * data.keys.length + key;
-      return { step, ...mapped(fields, (field) => (key === undefined ? NaN : field[cell])) };
-    })
-    .filter((point) => point.n > 0);
-}
-
 function levelsOverSteps() {
   const split = chosen("split");
   const [metric, place] = [chosen("metric"), chosen("layer")];
-  const key = numberOf(split, metric, place);
-  const rows = [];
-  const traces = data.treatments.flatMap((name, number) => {
-    const points = overSteps(stepMeans, number, key);
-    points.forEach((point) => rows.push([name, point.step, point.n, point.mean, point.sd]));
-    return meansWithBand(number, name, points.map((point) => point.step), points);
-  });
+  const pointsOf = overTime(data.steps.steps, "step", stepMeans);
+  const series = data.treatments.map((name, number) => ({
+    name, number, points: pointsOf(number, numberOf(split, metric, place)).map(withSpread),
+  }));
   return {
-    traces,
-    layout: layout({ xaxis: stepAxis(), yaxis: axis(metric) }),
+    traces: series.flatMap(({ name, number, points }) =>
+      lineWithBand(number, name, points.map((point) => point.step), points, rangeOf(metric))),
+    layout: layout({ xaxis: stepAxis(), yaxis: axis(`${words(metric)}, ${layerInWords(place)}`) }),
     caption:
-      `${metric} at ${place}, ${split} split, over the training steps. Lines are means over all ` +
-      "runs, regardless of the filters; bands are standard deviations. The network before training " +
-      "is not on the axis. Within epochs, normalization uses the statistics of training samples.",
-    columns: ["norm", "step", "n", "mean", "standard deviation"],
-    rows,
-  };
-}
-
-function differenceOverSteps() {
-  const split = chosen("split");
-  const [metric, place] = [chosen("metric"), chosen("layer")];
-  const key = numberOf(split, metric, place);
-  const rows = [];
-  const traces = comparedTreatments().flatMap(({ name, number }) => {
-    const points = overSteps(stepCurves, number - 1, key);
-    points.forEach((point) => rows.push([name, point.step, point.n, point.undefined,
-      point.difference, point.low, point.high]));
-    return differencesWithBand(number, name, points.map((point) => point.step), points);
-  });
-  return {
-    traces,
-    layout: layout({ xaxis: stepAxis(), yaxis: axis(`difference to ${data.baseline}`) }),
-    caption:
-      `Paired difference in ${metric} at ${place} to ${data.baseline}, ${split} split. Lines are ` +
-      "means over all pairs, regardless of the filters; bands are 95 % confidence intervals of " +
-      "single steps." + describeFewPairs(rows.map((row) => row[2])),
-    columns: ["norm", "step", "n", "pairs without a value", "difference", "low", "high"],
-    rows,
+      `${words(metric)}, ${layerInWords(place)}, ${split} split, over the training steps. Lines are ` +
+      `means over all runs; ${describeSpread("bands", series)}. The network before training is not on the axis. Within ` +
+      "epochs, normalization uses the statistics of training samples.",
+    ignores: [...AXES, "seed"],
+    columns: ["norm", "step", ...MEANS],
+    rows: series.flatMap(({ name, points }) =>
+      points.map((point) => [name, point.step, ...meanOf(point)])),
   };
 }
 
@@ -667,25 +679,30 @@ const isKnown = (metric) => data.keys.some((key) => key.metric === metric);
 function ofModel(metric) {
   const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
   const splits = SPLITS.filter((split) => numberOf(split, name, data.model) !== undefined);
-  const found =
-    trajectory(name, splits, data.model, `${plainName(name)} of ${splits.join(" and ")}`);
-  return metric === "loss" ? withoutStart(found) : found;
+  return showTraining(
+    trajectory(name, splits, data.model, `${words(name)}, ${splits.join(" and ")} split`),
+    metric === "loss");
 }
 
-/** Limit the axis to the epochs of training, if the value before training would stretch it. */
-function withoutStart(found) {
-  const ends = (rows) => {
-    const all = rows.flatMap(([, , , , mean, sd]) => [mean - (sd || 0), mean + (sd || 0)]);
-    return [Math.min(...all), Math.max(...all)];
-  };
-  const start = found.rows.filter((row) => row[2] === 0);
-  const trained = found.rows.filter((row) => row[2] > 0);
-  if (!start.length || trained.length < 2) return found;
-  const [low, high] = ends(trained);
-  const margin = 0.05 * (high - low);
-  if (ends(start)[1] <= high + margin) return found;
-  found.layout.yaxis.range = [low - margin, high + margin];
-  found.caption += " Values before training are larger than the axis shows.";
+/** Limit the axis to the means after training began, which those before it would stretch. */
+function showTraining(found, isLoss) {
+  const trained = found.rows.filter((row) => row[2] > 0).map((row) => row[4])
+    .filter((mean) => Number.isFinite(mean) && (!isLoss || mean > 0));
+  const [low, high] = [Math.min(...trained), Math.max(...trained)];
+  if (trained.length < 2 || low === high) return found;
+  const { yaxis } = found.layout;
+  const margin = 0.1 * (high - low);
+  if (isLoss) {
+    const ticks = Array.from({ length: 30 }, (_, at) => [1, 2, 5][at % 3] * 10 ** (Math.floor(at / 3) - 6));
+    Object.assign(yaxis, { type: "log", tickvals: ticks, ticktext: ticks.map(formatted) });
+    yaxis.range = [Math.log10(low / 1.2), Math.log10(high * 1.2)];
+    yaxis.title.text += " (logarithmic)";
+    // A band that reaches 0 has no end on a logarithmic axis.
+    for (const trace of found.traces) trace.y = trace.y.map((value) => Math.max(value, low / 100));
+  } else {
+    yaxis.range = [low - margin, high + margin];
+  }
+  found.caption += " Values before training may lie outside the axis.";
   return found;
 }
 
@@ -693,7 +710,7 @@ const networkChoice = () => chosen("network").split(":");
 
 function ofNetwork() {
   const [split, metric] = networkChoice();
-  return trajectory(metric, [split], data.model, `${metric} of the network, ${split} split`);
+  return trajectory(metric, [split], data.model, `${words(metric)} of the network, ${split} split`);
 }
 
 /** Choose the name at the chosen epoch: whole splits are evaluated before training and after the last. */
@@ -701,8 +718,6 @@ function nameNow(metric) {
   const isBetween = ![last, "0"].includes(String(chosen("epoch")));
   return isBetween && isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
 }
-
-const plainName = (metric) => metric.replace("probe_", "probe ");
 
 /** Compute a target of a group of runs at the selected epoch. */
 function target(name, group) {
@@ -749,8 +764,8 @@ function gap() {
   return {
     traces,
     layout: layout({ xaxis: axis(""), yaxis: axis(targetName("gap")) }),
-    caption: `Generalization gap, ${describeFilters()}. Each point is ${describePoint()}; boxes ` +
-      "show the quartiles.",
+    caption: `Generalization gap, ${describeFilters()}, n = ${describeCounts(groups)}. Each point is ` +
+      `${describePoint()}; boxes show the quartiles.`,
     columns: ["norm", "run", "n", targetName("gap")],
     rows,
   };
@@ -783,10 +798,13 @@ function against(metric) {
   });
   return {
     traces,
-    layout: layout({ xaxis: axis(metric), yaxis: axis(targetName(name)) }),
+    title: `Does the ${words(metric)} go with ${targetName(name)}?`,
+    layout: layout({
+      xaxis: axis(`${words(metric)}, ${layerInWords(place)}`), yaxis: axis(targetName(name)),
+    }),
     caption:
-      `${targetName(name)} against ${metric} at ${place}, ${split} split, ` +
-      `${describeFilters()}. Each point is ${describePoint()}.`,
+      `${targetName(name)} against ${words(metric)}, ${layerInWords(place)}, ${split} split, ` +
+      `${describeFilters()}. Each point is ${describePoint()}, n = ${describeCounts(groups)}.`,
     columns: ["norm", "run", "n", metric, targetName(name)],
     rows,
   };
@@ -805,7 +823,7 @@ function summarized(groups, valueOf, isPooled = false) {
   const mean = known.reduce((sum, group) => sum + group.n * valueOf(group), 0) / n;
   const squares = known.reduce((sum, group) => sum + (valueOf(group) - mean) ** 2, 0);
   const sd = n > 1 && !isPooled ? Math.sqrt(squares / (n - 1)) : NaN;
-  return { n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd };
+  return withSpread({ n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd });
 }
 
 /** Compute the mean difference of a target within pairs of runs, or of seeds that all have a value. */
@@ -841,7 +859,8 @@ function learningRates() {
     pointsOf.push(all);
     points.forEach((point) => rows.push([treatment, point.rate, point.n, point.mean, point.sd]));
     const x = points.map((point) => point.rate);
-    return withBars(line(number, treatment, x, points), points.map((point) => point.sd));
+    const range = name === "gap" ? [-1, 1] : rangeOf(METRIC_OF[name]);
+    return withBars(line(number, treatment, x, points), points, range);
   });
   return {
     traces,
@@ -850,7 +869,8 @@ function learningRates() {
     }),
     caption:
       `${targetName(name)} over the learning rate, ${describeFilters({ free: ["lr"] })}. Points ` +
-      "are means over runs; bars are standard deviations." + describeMissing(pointsOf),
+      `are means over ${describeCounts(groups)}; ` +
+      `${describeSpread("bars", pointsOf.map((points) => ({ points })))}.` + describeMissing(pointsOf),
     columns: ["norm", "learning rate", "n", "mean", "standard deviation"],
     rows,
   };
@@ -905,10 +925,10 @@ function depthWidth() {
   };
 }
 
-/** Select the maps of the selected runs by the selected method. */
+/** Select the embeddings of the selected runs by the selected method. */
 function fittingPictures() {
-  const [method, seed] = [chosen("map_method"), chosen("seed")];
-  return data.maps.pictures.filter((picture) =>
+  const [method, seed] = [chosen("embedding_method"), chosen("seed")];
+  return data.embeddings.pictures.filter((picture) =>
     picture.method === method && (!seed || seed === "all" || String(picture.seed) === seed)
     && data.axes.every((_, number) => {
       const value = chosen(`axis${number}`);
@@ -917,10 +937,10 @@ function fittingPictures() {
 }
 
 /**
- * List the layers of some maps by name, activations last, each with a function that recognizes its maps:
+ * List the layers of some embeddings by name, activations last, each with a function that recognizes its embeddings:
  * by position or, for networks with different numbers of layers, as the nearest to a relative depth.
  */
-function layersOfMaps(pictures) {
+function layersOfEmbeddings(pictures) {
   const sites = distinct(pictures.map((picture) => picture.site)).sort().reverse();
   return new Map(sites.filter((site) => site !== "act").concat(sites.filter((site) => site === "act"))
     .flatMap((site) => {
@@ -941,10 +961,10 @@ function layersOfMaps(pictures) {
     }));
 }
 
-/** Select the maps of the first pair in which the most treatments have one. */
+/** Select the embeddings of the first pair in which the most treatments have one. */
 function picturesShown() {
   const pictures = fittingPictures();
-  const isOfLayer = layersOfMaps(pictures).get(chosen("map_layer"));
+  const isOfLayer = layersOfEmbeddings(pictures).get(chosen("embedding_layer"));
   const fitting = isOfLayer ? pictures.filter(isOfLayer) : [];
   const pairs = distinct(fitting.map((picture) => picture.pair))
     .map((pair) => fitting.filter((picture) => picture.pair === pair));
@@ -953,16 +973,16 @@ function picturesShown() {
   return found.sort((a, b) => a.treatment - b.treatment);
 }
 
-/** Group the samples of a map by class. */
+/** Group the samples of an embedding by class. */
 function samplesOf(picture) {
-  const found = new Map(Object.keys(data.maps.classes).map((label) => [Number(label), []]));
+  const found = new Map(Object.keys(data.embeddings.classes).map((label) => [Number(label), []]));
   for (let at = picture.first; at < picture.first + picture.count; at += 1) {
-    found.get(mapLabels[at]).push(at);
+    found.get(embeddingLabels[at]).push(at);
   }
   return found;
 }
 
-function maps() {
+function embeddings() {
   const pictures = picturesShown();
   const colours = property("--series").split(" ");
   const columns = Math.min(pictures.length, innerWidth < 720 ? 1 : 3) || 1;
@@ -990,14 +1010,14 @@ function maps() {
         name,
         ...(measuredOn.length > 1 ? [`${picture.split} split, epoch ${picture.epoch}`] : []),
         ...(picture.share ? [`${(100 * picture.share).toFixed(0)} % of the variance`] : []),
-        ...(picture.reason ? [`no map: ${picture.reason}`] : []),
+        ...(picture.reason ? [`no embedding: ${picture.reason}`] : []),
       ].join(", ")),
       xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0.5, y: 1,
       xanchor: "center", yanchor: "bottom", showarrow: false,
     });
     return [...samplesOf(picture)].map(([label, inside], number) => {
-      const of = data.maps.classes[label];
-      const [x, y] = [mapX, mapY].map((values) => inside.map((sample) => values[sample]));
+      const of = data.embeddings.classes[label];
+      const [x, y] = [embeddingX, embeddingY].map((values) => inside.map((sample) => values[sample]));
       if (inside.length) rows.push([name, picture.cell, of, inside.length, centre(x), centre(y)]);
       const isFirst = inside.length > 0 && !inLegend.has(label);
       if (isFirst) inLegend.add(label);
@@ -1006,7 +1026,7 @@ function maps() {
         mode: "markers",
         name: plain(of),
         legendgroup: String(label),
-        showlegend: isFirst && Object.keys(data.maps.classes).length <= 20,
+        showlegend: isFirst && Object.keys(data.embeddings.classes).length <= 20,
         x,
         y,
         xaxis: `x${suffix}`,
@@ -1036,9 +1056,9 @@ function maps() {
       ? `${first.method.toUpperCase()} of ` +
         `${distinct(pictures.map((picture) => picture.layer)).join(" / ")}, ` +
         `${measuredOn.join(" and ")}, seed ${first.seed}. Runs: ` +
-        `${pictures.map((picture) => picture.cell).join(", ")}. Each map has at most ` +
+        `${pictures.map((picture) => picture.cell).join(", ")}. Each embedding has at most ` +
         `${Math.max(...pictures.map((picture) => picture.count))} samples.`
-      : "None of the selected runs has a map.",
+      : "None of the selected runs has an embedding.",
     columns: ["norm", "run", "class", "n", "mean of the first axis", "mean of the second axis"],
     rows,
   };
@@ -1079,7 +1099,7 @@ const FIGURES = {
   "depth-nc1": () => levels("nc1", { type: "log" }),
   "depth-linear_probe": () => levels("linear_probe"),
   "depth-initial": beforeTraining,
-  "effects": effectMap,
+  "effects": allEffects,
   "epochs-levels": ofLayer,
   "epochs-difference": () =>
     differenceOverEpochs(chosen("metric"), chosen("split"), chosen("layer")),
@@ -1094,7 +1114,7 @@ const FIGURES = {
   "against-clustering": () => against(chosen("clustering")),
   "learning-rates": learningRates,
   "depth-width": depthWidth,
-  "maps": maps,
+  "embeddings": embeddings,
   "similarity": similarity,
 };
 
@@ -1115,6 +1135,13 @@ function draw(figure) {
     plot.textContent = "This browser is too old to draw the figure. The table below contains its numbers.";
   }
   figure.querySelector("figcaption").textContent = found.caption;
+  if (found.title) figure.querySelector("h3").textContent = found.title;
+  const ignored = controls.filter((control) =>
+    (found.ignores ?? []).includes(control.dataset.choice) && isActive(control));
+  const note = figure.querySelector(".unfiltered");
+  note.hidden = !ignored.length;
+  note.textContent = `Not filtered by ${ignored.map((control) =>
+    control.labels[0].firstChild.textContent.trim()).join(", ")}.`;
   plot.setAttribute("aria-label", `${found.caption} The table below contains its numbers.`);
   figure.found = found;
   if (figure.querySelector("details").open) tabulate(figure);
@@ -1158,7 +1185,10 @@ const sight = new IntersectionObserver(
 /** Redraw the figures: the visible ones now, the others when they become visible. */
 function update() {
   if (data.metrics.length) offer();
-  if (data.maps.pictures.length) offerMaps();
+  if (data.embeddings.pictures.length) offerEmbeddings();
+  for (const control of controls) {
+    control.classList.toggle("active", control.closest("#filters") && isActive(control));
+  }
   for (const figure of figures) {
     waiting.add(figure);
     figure.ariaBusy = "true";
@@ -1171,14 +1201,18 @@ function update() {
 }
 
 /** Replace the options of a control, and keep the selected one if it is among them. */
-function refill(name, values, first) {
+function refill(name, values, first, inWords = layerInWords) {
   const control = controls.find((select) => select.dataset.choice === name);
   const before = [...control.options].map((option) => option.value);
   if (before.join("\n") === values.join("\n")) return;
   const kept = control.value;
-  control.replaceChildren(...values.map((value) => new Option(value, value, value === first)));
+  control.replaceChildren(
+    ...values.map((value) => new Option(inWords(value), value, value === first)));
   control.value = values.includes(kept) ? kept : first;
 }
+
+const describeMetric = (metric) =>
+  words(metric) === metric ? metric : `${words(metric)} (${metric})`;
 
 /** Offer the layers and metrics of the selected site and point of the axes. */
 function offer() {
@@ -1189,13 +1223,13 @@ function offer() {
   const places = distinct(layers.map((key) => key.place));
   const metrics = distinct(ofSite.map((key) => key.metric));
   refill("layer", places, places.at(-1));
-  refill("metric", metrics, metrics[0]);
+  refill("metric", metrics, metrics[0], describeMetric);
 }
 
-/** Offer the layers of the selected maps. */
-function offerMaps() {
-  const layers = [...layersOfMaps(fittingPictures()).keys()];
-  refill("map_layer", layers, layers.at(-1));
+/** Offer the layers of the selected embeddings. */
+function offerEmbeddings() {
+  const layers = [...layersOfEmbeddings(fittingPictures()).keys()];
+  refill("embedding_layer", layers, layers.at(-1));
 }
 
 for (const control of controls) control.addEventListener("change", update);
@@ -1223,7 +1257,22 @@ function colour() {
 
 theme.addEventListener("change", colour);
 darkness.addEventListener("change", colour);
-addEventListener("beforeprint", () => figures.forEach(draw));
+
+// A sheet of paper shows all text, and figures of its width.
+const PAPER = 660;
+const closed = [...document.querySelectorAll("details.verdict:not([open])")];
+addEventListener("beforeprint", () => {
+  for (const details of closed) details.open = true;
+  for (const figure of figures) {
+    draw(figure);
+    const plot = figure.querySelector(".js-plotly-plot");
+    if (plot) Plotly.relayout(plot, { width: PAPER });
+  }
+});
+addEventListener("afterprint", () => {
+  for (const details of closed) details.open = false;
+  update();
+});
 
 colour();
 plotly.finally(() => figures.forEach((figure) => {

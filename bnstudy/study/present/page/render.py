@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -14,32 +14,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 import bnstudy
-from bnstudy.headline import CLUSTERING, METRICS, SPARSITY, choose_measured, in_words
+from bnstudy.headline import CLUSTERING, SPARSITY, choose_measured, in_words
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.generalization import ASSUMPTIONS, MIN_RUNS
+from bnstudy.study.generalization import ASSUMPTIONS
 from bnstudy.study.load.design import TREATMENT
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.cards import compose_cards
+from bnstudy.study.present.labels import label_of, layer_in_words
 from bnstudy.study.present.page.embedded import embed_numbers
+from bnstudy.study.present.page.page_tables import MAX_ROWS, collect_page_tables
 from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.terms import NOT_APPLICABLE, PERFORMANCE, format_count
 
-MAX_ROWS = 500  # rows of a table on the page; the CSV files contain all rows
-
-ENVIRONMENT = [
-    "commit",
-    "dirty",
-    "version",
-    "torch",
-    "python",
-    "processor",
-    "gpus",
-    "threads",
-    "host",
-    "data",
-    "data_sha256",
-    "probe",
-]
 TARGETS = [
     ("accuracy", "test accuracy"),
     ("gap", "train − test accuracy"),
@@ -70,15 +57,17 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "formatted": format_value,
-        "words": lambda name: str(name).replace("_", " "),
+    environment.filters |= {"formatted": format_value, "in_words": in_words}
+    environment.globals |= {
+        "zipped": lambda values: [(value, value) for value in values],
+        "numbered": lambda values: list(enumerate(values)),
+        "worded": lambda metrics: [(name, _describe_metric(name)) for name in metrics],
+        "layers_worded": lambda places: [(place, layer_in_words(place)) for place in places],
     }
-    environment.filters["in_words"] = in_words
-    environment.globals |= {"zipped": _zipped, "numbered": lambda values: list(enumerate(values))}
     has_grid = {"depth", "width"} <= set(analysis.axes)
     content = {
         "analysis": analysis,
+        "cards": compose_cards(analysis),
         "verdict": compose_verdict(analysis),
         "study": study,
         "data": data,
@@ -109,8 +98,8 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "assumptions": ASSUMPTIONS,
         "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
         "norm_settings": _norm_settings(study),
-        "map_methods": list(
-            dict.fromkeys(picture["method"] for picture in data["maps"]["pictures"])
+        "embedding_methods": list(
+            dict.fromkeys(picture["method"] for picture in data["embeddings"]["pictures"])
         ),
         "similarity_choices": [
             (f"{number}:{name}", f"{name}: {' – '.join(pair['names'])}")
@@ -119,7 +108,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         ],
         "command_lines": runs[["cell", "overrides"]].dropna()[:MAX_ROWS].to_numpy().tolist(),
         "hours": _hours(study),
-        **_tables(analysis, runs),
+        **collect_page_tables(analysis),
     }
     content["sections"] = _sections(content)
     return environment.get_template("page.html").render(content)
@@ -145,8 +134,9 @@ def _allowed(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _zipped(values: Iterable[Any]) -> list[tuple[Any, Any]]:
-    return [(value, value) for value in values]
+def _describe_metric(metric: str) -> str:
+    words = label_of(metric).words
+    return words if words == metric else f"{words} ({metric})"
 
 
 def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
@@ -162,7 +152,7 @@ def _has_spread(analysis: Analysis) -> bool:
 def _of_network(data: dict[str, Any]) -> list[tuple[str, str]]:
     """List the choices of values of the whole network, except accuracy and loss."""
     return [
-        (f"{key['split']}:{key['metric']}", f"{key['metric']}, {key['split']}")
+        (f"{key['split']}:{key['metric']}", f"{_describe_metric(key['metric'])}, {key['split']}")
         for key in data["keys"]
         if key["place"] == WHOLE_MODEL and key["metric"] not in PERFORMANCE
     ]
@@ -225,99 +215,6 @@ def _hours(study: StudyRuns) -> str:
     )
 
 
-def _tables(analysis: Analysis, runs: pd.DataFrame) -> dict[str, pd.DataFrame | None]:
-    """Collect the page's tables; None for a table without rows."""
-    study = analysis.study
-    performance = optimization = analysis.overall_effects
-    if len(analysis.overall_effects):
-        of_network = analysis.overall_effects[analysis.overall_effects["place"] == WHOLE_MODEL]
-        performance = of_network[of_network["metric"].isin(["accuracy", "loss"])]
-        optimization = of_network[~of_network["metric"].isin(PERFORMANCE)]
-    relations = analysis.relations
-    if len(relations):
-        relations = relations[(relations["split"] == "train") & (relations["n"] >= MIN_RUNS)]
-    wrong = runs[(runs["status"] != "completed") | runs["remark"].notna()]
-    known = [column for column in ENVIRONMENT if column in study.results]
-    environments = study.results.groupby(known, dropna=False).size().rename("runs").reset_index()
-    compared = (
-        "treatment baseline split metric n undefined diverged baseline_mean treatment_mean "
-        "difference low high test p smallest_p p_adjusted cohens_d rank_biserial probability "
-        "probability_low probability_high pairs_needed"
-    )
-    tables = {
-        "performance": _chosen(performance, compared),
-        "optimization": _chosen(optimization, compared),
-        "equal": _equal_training(analysis),
-        "two_sources": _chosen(
-            _of_main_metrics(analysis.two_sources),
-            "treatment baseline split metric place n difference low high sample_share",
-        ),
-        "depth": _chosen(
-            analysis.depth,
-            "treatment baseline split metric place n undefined baseline_mean treatment_mean "
-            "difference low high test p p_adjusted",
-        ),
-        "relations": _chosen(
-            relations,
-            "target metric place n granulated granulated_low granulated_high tau cmi cmi_null",
-        ),
-        "mediation": analysis.mediation,
-        "interventions": _chosen(
-            analysis.interventions,
-            "treatment baseline split metric place n undefined difference low high test p "
-            "p_adjusted",
-        ),
-        "factors": _chosen(
-            _of_main_metrics(analysis.factors),
-            "treatment split metric place term n f df df_residual eta_squared p p_adjusted",
-        ),
-        "wrong": _chosen(wrong, "cell status remark attempts failures"),
-        "undefined": study.query(
-            f"""
-            select split, metric, layer, count(*) as runs, any_value(reason) as reason
-            from final where not isfinite(value)
-                and not starts_with(coalesce(reason, ''), '{NOT_APPLICABLE}')
-            group by all order by runs desc, metric, layer, split
-            """
-        ),
-    }
-    shown = {name: None if table.empty else table[:MAX_ROWS] for name, table in tables.items()}
-    return shown | {"environments": environments[["runs", *known]]}
-
-
-def _equal_training(analysis: Analysis) -> pd.DataFrame:
-    """Collect accuracy and main metrics on the splits that the verdict describes."""
-    tables = [
-        table.assign(at=f"equal {name}")[
-            (table["metric"].isin(METRICS) & (table["split"] == "train"))
-            | ((table["metric"] == "probe_accuracy") & (table["split"] == "test"))
-        ]
-        for name, table in analysis.equal_training.items()
-        if len(table)
-    ]
-    if not tables:
-        return pd.DataFrame()
-    return _chosen(
-        pd.concat(tables),
-        "at treatment baseline split metric place n diverged apart used baseline_used "
-        "baseline_mean treatment_mean difference low high test p p_adjusted",
-    )
-
-
-def _chosen(table: pd.DataFrame, columns: str) -> pd.DataFrame:
-    """Select the columns that a table has; treatments are named in words."""
-    chosen = table[[name for name in columns.split() if name in table]]
-    named = chosen.columns.intersection(["treatment", "baseline"])
-    return chosen.assign(**{name: chosen[name].map(in_words) for name in named})
-
-
-def _of_main_metrics(factors: pd.DataFrame) -> pd.DataFrame:
-    if factors.empty:
-        return factors
-    names = {"accuracy", "loss", *METRICS}
-    return factors[factors["metric"].isin(names)]
-
-
 def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     """List the anchors and titles of the page's sections."""
     has_layers = bool(content["data"]["metrics"])
@@ -334,7 +231,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("axes", "Over the grid"): "lr" in content["axis_names"]
         or content["over_grid"]
         or content["factors"] is not None,
-        ("maps", "Maps"): content["map_methods"],
+        ("embeddings", "Embeddings"): content["embedding_methods"],
         ("similarity", "Similarity"): content["data"]["similarities"],
         ("wrong", "Problems"): True,
         ("method", "Method"): True,

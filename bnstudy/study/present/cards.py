@@ -1,0 +1,116 @@
+"""Cards at the head of the page: one for each norm that is compared with the baseline."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from bnstudy.headline import in_words
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.generalization import choose_mediators
+from bnstudy.study.present.labels import label_of, layer_in_words
+from bnstudy.study.present.verdict.comparison import explain_missing_pairs
+from bnstudy.study.present.verdict.wording import (
+    LEVEL,
+    direction_of,
+    find_largest,
+    format_interval,
+    format_signed,
+    select_known,
+    select_rows,
+    summarize_directions,
+)
+from bnstudy.terms import format_count
+
+ARROWS = {"": "○", "higher": "▲", "lower": "▼", "higher lower": "◆"}
+
+
+class Finding(NamedTuple):
+    """A difference in one outcome.
+
+    Attributes:
+        outcome: Test accuracy, sparsity or clustering.
+        arrow: Symbol of its direction.
+        direction: Where it is higher or lower.
+        size: Largest difference, with its interval.
+        detail: Metric and layer, or the two means.
+        certainty: p-values, or why there are none, and the number of pairs.
+    """
+
+    outcome: str
+    arrow: str
+    direction: str
+    size: str
+    detail: str
+    certainty: str
+
+
+class Card(NamedTuple):
+    """Comparison of a norm with the baseline.
+
+    Attributes:
+        title: Names of both.
+        note: Why they are not compared; "" if they are.
+        findings: Differences in accuracy, sparsity and clustering, as far as they were measured.
+    """
+
+    title: str
+    note: str
+    findings: list[Finding]
+
+
+def compose_cards(analysis: Analysis) -> list[Card]:
+    """Compose the cards of all treatments, about the metrics that the verdict describes.
+
+    Args:
+        analysis: Analysis of the study.
+    """
+    study, baseline = analysis.study, analysis.baseline
+    known = (
+        select_known(analysis.overall_effects)
+        if len(analysis.overall_effects)
+        else analysis.overall_effects
+    )
+    cards = []
+    for treatment in study.treatments_without(baseline):
+        title = f"{in_words(treatment)} compared with {in_words(baseline)}"
+        note = explain_missing_pairs(study, treatment, baseline)
+        findings = []
+        if not note:
+            table = known[known["treatment"] == treatment]
+            rows = list(select_rows(table, split="test", metric="accuracy", place_index=0))
+            findings = [_find("test accuracy", "accuracy", rows)]
+            for family, metric in choose_mediators(study).items():
+                rows = list(select_rows(table, split="train", metric=metric))
+                findings.append(_find(family, metric, rows))
+        cards.append(Card(title, note, findings))
+    return cards
+
+
+def _find(outcome: str, metric: str, rows: Sequence[Any]) -> Finding:
+    if not rows:
+        return Finding(outcome, "–", "not compared", "", "", "no pair has a value in both runs")
+    row = find_largest([row for row in rows if direction_of(row)] or rows)
+    directions = " ".join(sorted({direction_of(row) for row in rows} - {""}))
+    if row.place_index:
+        direction = summarize_directions(rows)
+        detail = f"{label_of(metric).words}, {layer_in_words(row.place)}"
+    else:
+        direction = directions or ("not tested" if math.isnan(row.p) else "no clear difference")
+        detail = f"{row.treatment_mean:.3f} against {row.baseline_mean:.3f}"
+    size = format_signed(row.difference) + format_interval(row.low, row.high)
+    size = size.replace("-", "−")
+    return Finding(outcome, ARROWS[directions], direction, size, detail, _describe_certainty(row))
+
+
+def _describe_certainty(row: Any) -> str:
+    diverged = f" ({row.diverged} with a diverged run)" if row.diverged else ""
+    n = f"{format_count(row.n, 'pair')}{diverged}"
+    if math.isnan(row.p):
+        return n
+    p = f"p = {row.p:.2g}"
+    if not math.isnan(row.p_adjusted):
+        p += f", adjusted p = {row.p_adjusted:.2g}"
+    if row.p > LEVEL:
+        return f"not significant: {p}, {n}"
+    is_significant = math.isnan(row.p_adjusted) or row.p_adjusted <= LEVEL
+    return f"{'significant' if is_significant else 'significant before adjustment only'}: {p}, {n}"

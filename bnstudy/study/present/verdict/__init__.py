@@ -1,0 +1,90 @@
+"""Verdict of a study: a few sentences that claim no more than its pairs allow."""
+
+from collections.abc import Iterator
+
+from bnstudy.headline import in_words
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.inference.paired import CONFIDENCE
+from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.verdict.comparison import describe_comparison
+from bnstudy.study.present.verdict.explanation import describe_interventions, describe_relations
+from bnstudy.study.present.verdict.training_and_depth import (
+    describe_depth,
+    describe_equal_training,
+    describe_two_sources,
+)
+from bnstudy.study.present.verdict.wording import select_known
+from bnstudy.terms import format_count
+
+MAX_LISTED = 3  # repeated runs that are listed
+
+
+def compose_verdict(analysis: Analysis) -> list[str]:
+    """Compose the statements of the verdict.
+
+    They describe the runs, the differences between treatments with their uncertainty, and what may
+    explain differences in test accuracy.
+
+    Args:
+        analysis: Analysis of the study.
+    """
+    study, baseline = analysis.study, analysis.baseline
+    sentences = [f"{study.counts()}.", *_describe_left_out(study)]
+    if len(study.treatments) < 2:
+        return [
+            *sentences,
+            "There is nothing to compare, because all runs have the same norm and regularizer.",
+        ]
+    known = select_known(analysis.overall_effects)
+    if known["low"].notna().any():
+        sentences.append(
+            f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
+            "brackets."
+        )
+    for treatment in study.treatments_without(baseline):
+        table = known[known["treatment"] == treatment]
+        sentences += describe_comparison(study, treatment, baseline, table)
+        sentences += describe_equal_training(analysis, treatment)
+        sentences += describe_two_sources(analysis.two_sources, treatment)
+        sentences += describe_depth(analysis.depth, treatment, baseline)
+    return [
+        *sentences,
+        *describe_relations(study, analysis.relations, analysis.mediation),
+        *describe_interventions(analysis.interventions),
+    ]
+
+
+def _describe_left_out(study: StudyRuns) -> Iterator[str]:
+    results = study.results
+    for treatment, runs in results.groupby("treatment"):
+        name = in_words(str(treatment))
+        if diverged := int((runs["status"] == "diverged").sum()):
+            yield (
+                f"{diverged} of {len(runs)} runs of {name} diverged. Diverged runs are "
+                "included wherever they have a value."
+            )
+        if stuck := int((runs["at_chance"] & (runs["status"] == "completed")).sum()):
+            yield (
+                f"{stuck} of {len(runs)} runs of {name} {_is(stuck)} at chance level: the "
+                "training accuracy is not above that of guessing. They are included."
+            )
+    repeated = study.runs[study.runs["duplicate_of"].notna()]
+    if count := len(repeated):
+        listed = [
+            f"{cell} (repeats {original})"
+            for cell, original in repeated[["cell", "duplicate_of"]][:MAX_LISTED].to_numpy()
+        ]
+        more = f" and {count - len(listed)} more" * (count > len(listed))
+        verb = "repeats another run" if count == 1 else "repeat others"
+        yield (
+            f"{count} of {len(study.runs)} runs {verb} and {_is(count)} not counted again: "
+            f"{', '.join(listed)}{more}."
+        )
+    if missing := len(study.runs) - len(results) - count:
+        has = "has" if missing == 1 else "have"
+        total = format_count(len(study.runs), "run")
+        yield f"{missing} of {total} {has} no results and {_is(missing)} left out."
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"

@@ -1,0 +1,217 @@
+"""Statements about the differences between a treatment and the baseline."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bnstudy.headline import in_words
+from bnstudy.study.confounders import describe_confounders
+from bnstudy.study.generalization import choose_mediators
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP, STUDENT_T
+from bnstudy.study.inference.planning import MAX_PAIRS, POWER
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.verdict.wording import (
+    LEVEL,
+    direction_of,
+    find_largest,
+    format_difference,
+    format_interval,
+    format_place,
+    format_places,
+    format_signed,
+    select_rows,
+)
+from bnstudy.terms import format_count
+
+NO_VALUES = "no pair has a value in both of its runs"
+
+
+def describe_comparison(
+    study: StudyRuns, treatment: str, baseline: str, table: pd.DataFrame
+) -> Iterator[str]:
+    """Describe the pairs of a treatment, and its differences in accuracy and headline metrics.
+
+    Args:
+        study: Study whose runs are comparable.
+        treatment: Treatment that is compared with the baseline.
+        baseline: Treatment to compare with.
+        table: Effects of the treatment, from `select_known`.
+    """
+    if reason := explain_missing_pairs(study, treatment, baseline):
+        yield reason
+        return
+    ours, theirs = in_words(treatment), in_words(baseline)
+    matched = match_pairs(study, treatment, baseline)
+    n = len(matched.treatment)
+    rows = study.results.loc[matched.treatment]
+    points = rows["grid"].nunique()
+    where = f" at {format_count(points, 'point')} of the grid" if points > 1 else ""
+    unpaired = format_count(matched.unpaired, "run")
+    without = f"; {unpaired} without a partner" if matched.unpaired else ""
+    changed = _name_change(study, treatment, baseline)
+    others = describe_confounders(study, treatment, baseline)
+    alike = f"The two runs of a pair differ only in the {changed}"
+    yield (
+        f"{ours} is compared with {theirs} in {format_count(n, 'pair')} of runs "
+        f"({format_count(rows['seed'].nunique(), 'seed')}{where}{without}). "
+        f"{f'Besides the {changed}, the runs of a pair differ in {others}' if others else alike}."
+    )
+    if few := _describe_few_pairs(n, points):
+        yield few
+    elif (table["test"] == STUDENT_T).any():  # other pairs have no value
+        yield (
+            f"Where fewer than {MIN_PAIRS_TO_FLIP} pairs have a value, intervals and p-values come "
+            "from Student's t-test, which assumes normally distributed differences. An exact test "
+            f"needs at least {MIN_PAIRS_TO_FLIP} pairs with a value."
+        )
+    accuracy = list(select_rows(table, split="test", metric="accuracy", place_index=0))
+    for row in accuracy:
+        yield (
+            f"Test accuracy is {row.treatment_mean:.3f} with {ours} and "
+            f"{row.baseline_mean:.3f} with {theirs}. The difference is {format_difference(row)}."
+            f"{_describe_probability(row, ours, theirs)}{_describe_next_study(row, points)}"
+        )
+    if not accuracy:
+        yield f"Test accuracy cannot be compared: {NO_VALUES}."
+    for metric in choose_mediators(study).values():
+        layers = list(select_rows(table, split="train", metric=metric))
+        yield from _describe_metric(ours, metric, layers, points)
+    yield from _count_significant(table, ours, theirs)
+
+
+def explain_missing_pairs(study: StudyRuns, treatment: str, baseline: str) -> str:
+    """Explain why a treatment is not compared with the baseline; "" if it is."""
+    matched = match_pairs(study, treatment, baseline)
+    both = f"{in_words(treatment)} and {in_words(baseline)}"
+    if matched.identical:
+        return (
+            f"{both} are not compared, because the two runs of every pair "
+            f"({format_count(matched.identical, 'pair')}) have identical values. The network "
+            f"probably ignores the {_name_change(study, treatment, baseline)}."
+        )
+    if not len(matched.treatment):
+        return (
+            f"{both} are not compared, because they have no pair of runs. The two runs of a pair "
+            "share all settings except norm and regularizer."
+        )
+    return ""
+
+
+def _name_change(study: StudyRuns, treatment: str, baseline: str) -> str:
+    norms = study.results.groupby("treatment")["norm"].first()
+    return "norm" if norms[treatment] != norms[baseline] else "regularizer"
+
+
+def _describe_few_pairs(n: int, points: int) -> str:
+    """Describe the consequences of few pairs, and how many seeds to add at each point."""
+    if n >= MIN_PAIRS_TO_FLIP:
+        return ""
+    pairs, more = format_count(n, "pair"), math.ceil((MIN_PAIRS_TO_FLIP - n) / points)
+    exact = (
+        f"An exact test needs at least {MIN_PAIRS_TO_FLIP} pairs: add "
+        f"{format_count(more, 'seed')} for each norm."
+    )
+    if n < MIN_PAIRS:
+        return f"With only {pairs}, values are shown but not tested. {exact}"
+    return (
+        f"With only {pairs}, intervals and p-values come from Student's t-test, which assumes "
+        f"normally distributed differences. {exact}"
+    )
+
+
+def _count_significant(table: pd.DataFrame, ours: str, theirs: str) -> Iterator[str]:
+    layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
+    for split, tests in layers.groupby("split", sort=False):
+        if (family := int(tests["family"].max())) > 1:
+            found = int((tests["p_adjusted"] <= LEVEL).sum())
+            yield (
+                f"Over all metrics and layers of the {split} split, {found} of {len(tests)} "
+                f"differences between {ours} and {theirs} {'has' if found == 1 else 'have'} an "
+                f"adjusted p ≤ {LEVEL:.2g} (adjusted for {family} tests)."
+            )
+
+
+def _describe_metric(
+    treatment: str, metric: str, rows: Sequence[Any], points: int
+) -> Iterator[str]:
+    """Describe in which layers, or at which relative depths, a metric differs."""
+    if not rows:
+        yield f"{metric} cannot be compared: {NO_VALUES}."
+        return
+    tested = [row for row in rows if not math.isnan(row.p)]
+    if not tested:
+        low, high = (format_signed(end(row.difference for row in rows)) for end in (min, max))
+        ends = f"is {low}" if low == high else f"ranges from {low} to {high}"
+        n = max(row.n for row in rows)
+        yield (
+            f"The difference in {metric} {ends} {format_places(rows)} "
+            f"({format_count(n, 'pair')}, not tested)."
+        )
+        return
+    for direction in ("higher", "lower"):
+        if clear := [row for row in tested if direction_of(row) == direction]:
+            largest = find_largest(clear)
+            yield (
+                f"With {treatment}, {metric} is {direction} "
+                f"{format_places(rows, f'{len(clear)} of ')} "
+                f"({', '.join(row.place for row in clear)}). The largest difference is "
+                f"{format_place(largest)}: {format_difference(largest)}.{_count_remaining(clear)}"
+            )
+    if not any(map(direction_of, tested)):
+        largest = find_largest(tested)
+        yield (
+            f"{metric} does not differ significantly {format_places(rows, 'any of the ')}. The "
+            f"largest difference is {format_place(largest)}: {format_difference(largest)}."
+            f"{_describe_next_study(largest, points)}"
+        )
+        widest = max(tested, key=_compatible)
+        if math.isfinite(size := _compatible(widest)):
+            yield (
+                f"Differences in {metric} of up to ±{size:.3g} ({format_place(widest)}) are still "
+                f"compatible with these pairs, at {CONFIDENCE:.0%} confidence."
+            )
+
+
+def _compatible(row: Any) -> float:
+    """Return the largest size of a difference in the confidence interval; -inf without one."""
+    size = max(abs(row.low), abs(row.high))
+    return size if math.isfinite(size) else -math.inf
+
+
+def _describe_probability(row: Any, treatment: str, baseline: str) -> str:
+    if math.isnan(row.probability) or row.n < MIN_PAIRS:
+        return ""
+    return (
+        f" A run with {treatment} is better than one with {baseline} with probability "
+        f"{row.probability:.2f}{format_interval(row.probability_low, row.probability_high, '.2f')}."
+    )
+
+
+def _describe_next_study(row: Any, points: int) -> str:
+    """Describe how many seeds would show a difference that is not significant."""
+    if not row.p > LEVEL or math.isnan(row.pairs_needed):
+        return ""
+    if math.isinf(row.pairs_needed):
+        return f" To show a difference of this size, more than {MAX_PAIRS:,} pairs would be needed."
+    seeds = math.ceil(row.pairs_needed / max(1, points))
+    return (
+        f" To show a difference of this size with probability {POWER:.0%}, about "
+        f"{format_count(seeds, 'seed')} would be needed."
+    )
+
+
+def _count_remaining(rows: Sequence[Any]) -> str:
+    """Describe how many of some significant differences are significant after adjustment."""
+    if rows[0].family < 2:
+        return ""
+    remaining = sum(row.p_adjusted <= LEVEL for row in rows)
+    if len(rows) == 1:
+        what = f"This difference {'remains' if remaining else 'is not'}"
+    elif remaining in (0, len(rows)):
+        what = f"{'All' if remaining else 'None'} of these differences remain"
+    else:
+        what = f"{remaining} of these differences remain{'s' * (remaining == 1)}"
+    return f" {what} significant after adjustment for {rows[0].family} tests."

@@ -1,0 +1,138 @@
+"""Statements about differences at equal training, over depth, and about their uncertainty."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bnstudy.headline import in_words
+from bnstudy.study.analysis import Analysis
+from bnstudy.study.generalization import choose_mediators
+from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.present.verdict.wording import (
+    direction_of,
+    format_difference,
+    format_place,
+    select_known,
+    select_rows,
+)
+from bnstudy.terms import format_count
+
+
+def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]:
+    """Describe a treatment's differences at equal training loss and equal training accuracy.
+
+    Args:
+        analysis: Analysis of the study.
+        treatment: Treatment that is compared with the baseline.
+    """
+    study, name = analysis.study, in_words(treatment)
+    metrics = list(choose_mediators(study).values())
+    after_last_epoch = _find_directions(select_known(analysis.overall_effects), treatment, metrics)
+    for criterion, table in analysis.equal_training.items():
+        table = select_known(table) if len(table) else table
+        table = table[table["treatment"] == treatment] if len(table) else table
+        if table.empty:
+            pairs = len(match_pairs(study, treatment, analysis.baseline).treatment)
+            if pairs and f"probe_{criterion}" in set(analysis.averages_by_epoch["metric"]):
+                yield (
+                    f"At equal training {criterion}, no pair can be compared: in all "
+                    f"{format_count(pairs, 'pair')}, a run diverged or the training {criterion} "
+                    "does not overlap."
+                )
+            continue
+        first: Any = next(table.itertuples())
+        left_out = [
+            f"{count} {reason}"
+            for count, reason in (
+                (first.diverged, "with a diverged run"),
+                (first.apart, f"whose training {criterion} does not overlap"),
+            )
+            if count
+        ]
+        without = f"; left out: {' and '.join(left_out)}" if left_out else ""
+        accuracy = "".join(
+            f" The difference in test accuracy on the probe set is {format_difference(row)}."
+            for row in select_rows(table, split="test", metric="probe_accuracy", place_index=0)
+        )
+        yield (
+            f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
+            f"{without}), {first.used:.0%} of the training with {name} and "
+            f"{first.baseline_used:.0%} of that with {in_words(analysis.baseline)} are used."
+            f"{accuracy}"
+        )
+        at_equal = _find_directions(table, treatment, metrics)
+        changed = [
+            f"{place} ({before or 'unclear'}, now {after or 'unclear'})"
+            for place, before in after_last_epoch.items()
+            if (after := at_equal.get(place, before)) != before
+        ]
+        if at_equal:
+            yield (
+                f"At equal training {criterion}, significant differences are those after the last "
+                f"epoch{' except for ' + ', '.join(changed) if changed else ''}."
+            )
+
+
+def _find_directions(table: pd.DataFrame, treatment: str, metrics: Sequence[str]) -> dict[str, str]:
+    """Find in which direction each metric differs at each place; "" where that is not clear."""
+    table = table[(table["treatment"] == treatment) & table["p"].notna()]
+    return {
+        f"{metric} {format_place(row)}": direction_of(row)
+        for metric in metrics
+        for row in select_rows(table, split="train", metric=metric)
+    }
+
+
+def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
+    """Describe which source of uncertainty dominates.
+
+    Args:
+        table: `Analysis.two_sources`.
+        treatment: Treatment that is compared with the baseline.
+    """
+    if table.empty:
+        return
+    table = table[table["treatment"] == treatment].dropna(subset="sample_share")
+    if table.empty:
+        return
+    dominated = int((table["sample_share"] > 1 / 2).sum())
+    excludes_0 = int(((table["low"] > 0) | (table["high"] < 0)).sum())
+    yield (
+        "Two sources of uncertainty: over seeds and over the samples that are probed, "
+        f"{excludes_0} of {len(table)} differences between {in_words(treatment)} and the "
+        "baseline have an interval without 0. The choice of the samples is the larger source for "
+        f"{dominated} of them, the runs for {len(table) - dominated}."
+    )
+
+
+def describe_depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterator[str]:
+    """Describe the separation law and the start of the tunnel, on the training split.
+
+    Args:
+        table: `Analysis.depth`.
+        treatment: Treatment that is compared with the baseline.
+        baseline: Treatment to compare with.
+    """
+    if table.empty:
+        return
+    ours, theirs = in_words(treatment), in_words(baseline)
+    table = table[(table["treatment"] == treatment) & (table["split"] == "train")]
+    rows: dict[str, Any] = {
+        str(row.metric): row for row in table[table["place_index"] == 0].itertuples() if row.n
+    }
+    if (slope := rows.get("separation_slope")) and (fit := rows.get("separation_r_squared")):
+        yield (
+            f"Separation law: from layer to layer, the separation fuzziness is multiplied by "
+            f"{math.exp(slope.treatment_mean):.2f} with {ours} (R² {fit.treatment_mean:.2f}) "
+            f"and by {math.exp(slope.baseline_mean):.2f} with {theirs} "
+            f"(R² {fit.baseline_mean:.2f}). The difference in log slope is "
+            f"{format_difference(slope)}."
+        )
+    if tunnel := rows.get("tunnel_start"):
+        yield (
+            f"Tunnel: linear probes are within 5 % of the last layer's from relative depth "
+            f"{tunnel.treatment_mean:.0%} on with {ours} and {tunnel.baseline_mean:.0%} with "
+            f"{theirs}. The difference is {format_difference(tunnel)}."
+        )

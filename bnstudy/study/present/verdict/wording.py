@@ -1,0 +1,95 @@
+"""Numbers and places of the verdict in words; the cards of the page use them too."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, STUDENT_T
+from bnstudy.study.load.matrix import are_activations
+from bnstudy.terms import format_count
+
+LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significant difference
+
+
+def select_known(table: pd.DataFrame) -> pd.DataFrame:
+    """Select the defined differences, and mark as `is_reported` those that sentences describe."""
+    return table.assign(is_reported=are_activations(table)).dropna(subset="difference")
+
+
+def select_rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:
+    """Yield the rows with given values; without a `place_index`, the reported layers in order."""
+    for column, value in values.items():
+        table = table[table[column] == value]
+    if "place_index" not in values:
+        table = table[table["is_reported"]].sort_values("place_index")
+    return table.itertuples(index=False)
+
+
+def direction_of(row: Any) -> str:
+    """Return higher or lower if the interval of a difference excludes 0; otherwise ""."""
+    return "higher" if row.low > 0 else "lower" if row.high < 0 else ""
+
+
+def format_difference(row: Any) -> str:
+    """Format a difference with its interval, number of pairs and p-values, where defined."""
+    undefined = f" ({row.undefined} more without a value)" if row.undefined else ""
+    text = f"{format_signed(row.difference)}{format_interval(row.low, row.high)}"
+    n = format_count(row.n, "pair")
+    if math.isnan(row.p):
+        # Equal differences have no spread that a test could use.
+        equal = " because all differences are equal" if row.n >= MIN_PAIRS else ""
+        return f"{text}, {n}{undefined}, not tested{equal}"
+    test = f", {STUDENT_T}" if row.test == STUDENT_T else ""
+    adjusted = "" if math.isnan(row.p_adjusted) else f", adjusted p = {row.p_adjusted:.3g}"
+    return f"{text}, {n}{undefined}, p = {row.p:.3g}{adjusted}{test}"
+
+
+def format_interval(low: float, high: float, form: str = ".3g") -> str:
+    """Format an interval in brackets after a space; "" if it is not finite."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f" [{low:{form}}, {high:{form}}]"
+
+
+def format_signed(difference: float) -> str:
+    """Format a difference with its sign."""
+    return f"{difference:+.3g}" if difference else "0"
+
+
+def find_largest(rows: Sequence[Any]) -> Any:
+    """Find the row with the largest absolute difference; the last layer of several."""
+    return max(rows, key=lambda row: (abs(row.difference), row.place_index))
+
+
+def format_place(row: Any) -> str:
+    """Format the place of a row: in a layer, or at a relative depth."""
+    return f"{'in' if row.layers > 0 else 'at'} {row.place}"
+
+
+def format_places(rows: Sequence[Any], some: str = "") -> str:
+    """Format the number of places of rows, such as in 2 of 4 layers."""
+    preposition = "in" if rows[0].layers > 0 else "at"
+    return f"{preposition} {some}{count_places(rows)}"
+
+
+def count_places(rows: Sequence[Any]) -> str:
+    """Count layers; networks of different depth share only relative depths."""
+    return format_count(len(rows), "layer" if rows[0].layers > 0 else "relative depth")
+
+
+def summarize_directions(rows: Sequence[Any]) -> str:
+    """Summarize in how many places a metric is higher or lower, such as lower in 2 of 4 layers.
+
+    Args:
+        rows: Differences of a metric, one per place.
+    """
+    if all(math.isnan(row.p) for row in rows):
+        return f"not tested {format_places(rows)}"
+    directions = Counter(map(direction_of, rows))
+    found = [f"{name} in {directions[name]}" for name in ("higher", "lower") if directions[name]]
+    if not found:
+        return f"no clear difference {format_places(rows)}"
+    return f"{' and '.join(found)} of {count_places(rows)}"

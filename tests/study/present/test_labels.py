@@ -1,0 +1,18 @@
+"""Words and ranges of metrics, against the registry that declares them."""
+
+import re
+
+from bnstudy.metrics import METRICS
+from bnstudy.study.present.labels import LABELS, label_of
+
+
+def test_every_metric_of_the_registry_has_words_and_its_range() -> None:
+    assert {name: tuple(LABELS[name][1:]) for name in METRICS} == {
+        name: metric.bounds for name, metric in METRICS.items()
+    }
+
+
+def test_words_are_words() -> None:
+    assert not any(re.search("_|^$", label.words) for label in LABELS.values())
+    assert len({label.words for label in LABELS.values()}) == len(LABELS)
+    assert label_of("somebody_s_own").words == "somebody s own"
