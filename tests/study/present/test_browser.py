@@ -149,7 +149,7 @@ def test_titles_and_axes_are_words_and_bars_stay_within_the_range(page: Page) ->
     )
     assert 0 <= min(ends) <= max(ends) <= 1
     loss = figures["loss"].locator(".plot").evaluate("plot => plot.layout.yaxis")
-    rows = rows_of(page, "loss")
+    rows = make_rows(page, "loss")
     assert loss["type"] == "log"
     assert rows
     assert all(math.log10(row[2]) < loss["range"][1] for row in rows.values() if row[0] > 0)
