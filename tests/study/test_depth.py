@@ -73,7 +73,7 @@ def test_they_are_paired_and_shown(studies: Studies) -> None:
     assert "is multiplied by 0.6" in text
     assert "from relative depth 67% on with BatchNorm and 100% with no normalization" in text
     page = render_page(analysis)
-    assert "Separation over depth" in page
+    assert "How far are classes separated in each layer?" in page
     assert "initial_orthogonality_gap" in page
 
 

@@ -256,9 +256,9 @@ def _split_parts(study: StudyRuns, output: Path) -> list[tuple[StudyRuns, Path, 
             part,
             output / f"part{number}",
             "; ".join(
-                f"{format_count(len(other.results), 'run')} of {other.measured_on} (part{place})"
-                for place, other in enumerate(study.parts, start=1)
-                if other is not part
+                f"{format_count(len(beside.results), 'run')} of {beside.measured_on} (part{place})"
+                for place, beside in enumerate(study.parts, start=1)
+                if beside is not part
             ),
         )
         for number, part in enumerate(study.parts, start=1)

@@ -79,8 +79,8 @@ def print_table(folder: Path, console: Console) -> None:
 def _table(study: StudyRuns) -> Table:
     results = study.results
     runs = Counter(zip(results["grid"], results["treatment"], strict=True))
-    lost = results[results["status"] == "diverged"]
-    diverged = Counter(zip(lost["grid"], lost["treatment"], strict=True))
+    with_divergence = results[results["status"] == "diverged"]
+    diverged = Counter(zip(with_divergence["grid"], with_divergence["treatment"], strict=True))
     values: dict[tuple[str, str, Key], list[float]] = defaultdict(list)
     for grid, treatment, split, metric, layer, value in study.connection.execute(
         TABLE_NUMBERS
@@ -103,14 +103,14 @@ def _table(study: StudyRuns) -> Table:
         shown = None
         for key, direction in _rows(dict.fromkeys(key for *_, key in values), study.directions):
             split, metric, layer = key
-            is_whole = layer == WHOLE_MODEL
-            label = f"{split} {metric}" if is_whole else metric
+            is_of_model = layer == WHOLE_MODEL
+            label = f"{split} {metric}" if is_of_model else metric
             columns = [values.get((*cell, key), []) for cell in cells]
             if not any(math.isfinite(value) for column in columns for value in column):
                 continue
             table.add_row(
                 "" if label == shown else label + ARROWS[direction],
-                "" if is_whole else layer,
+                "" if is_of_model else layer,
                 *_formatted(columns, [runs[cell] for cell in cells], direction),
             )
             shown = label
@@ -151,19 +151,21 @@ def _formatted(
     """
     known = [[value for value in column if math.isfinite(value)] for column in columns]
     means = [statistics.fmean(column) if column else math.nan for column in known]
-    whole = [
-        mean for mean, had, count in zip(means, known, runs, strict=True) if len(had) == count > 0
+    comparable = [
+        mean for mean, finite, n in zip(means, known, runs, strict=True) if len(finite) == n > 0
     ]
     best = None
-    if direction and whole and not math.isclose(min(whole), max(whole), rel_tol=RESOLUTION):
-        best = max(whole) if direction == "higher" else min(whole)
+    if comparable and direction:
+        low, high = min(comparable), max(comparable)
+        if not math.isclose(low, high, rel_tol=RESOLUTION):
+            best = high if direction == "higher" else low
     texts = []
-    for count, had, mean in zip(runs, known, means, strict=True):
-        if not had:
+    for n, finite, mean in zip(runs, known, means, strict=True):
+        if not finite:
             texts.append(Text("–  "))
             continue
-        spread = f" ± {statistics.stdev(had):.3f}" if len(had) > 1 else ""
-        some = f" ({len(had)} of {count})" if len(had) < count else ""
+        spread = f" ± {statistics.stdev(finite):.3f}" if len(finite) > 1 else ""
+        some = f" ({len(finite)} of {n})" if len(finite) < n else ""
         better = not some and best is not None and math.isclose(mean, best, rel_tol=RESOLUTION)
         text = f"{mean:.3f}{spread}{some}{' *' if better else '  '}"
         texts.append(Text(text, "bold" if better else ""))
