@@ -14,7 +14,14 @@ from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+)
 
 from bnstudy import __version__
 from bnstudy.config.identity import identity
@@ -176,11 +183,11 @@ class DataFacts(Part):
     """
 
     sha256: str
-    train: int = 0
-    validation: int = 0
-    test: int = 0
+    train: NonNegativeInt = 0
+    validation: NonNegativeInt = 0
+    test: NonNegativeInt = 0
     classes: list[str] = []
-    probe: dict[str, int] = {}
+    probe: dict[str, NonNegativeInt] = {}
 
     def num_samples(self, split: Literal["train", "validation", "test"]) -> int:
         """Number of samples in a split."""

@@ -114,6 +114,14 @@ def test_what_is_wrong_with_a_damaged_file_is_told(content: str | bytes, reason:
     assert "\n" not in str(raised.value)
 
 
+def test_a_count_of_samples_is_not_negative() -> None:
+    (path,) = KEPT.glob("batchnorm-depth2-width2-seed0-*/run.json")
+    content = json.loads(path.read_text())
+    content["data"]["train"] = -1
+    with pytest.raises(ValueError, match=r"data.train: Input should be greater than or equal to 0"):
+        RunDescription.from_json(json.dumps(content), path)
+
+
 def test_an_attempt_that_completes(run: RunDescription) -> None:
     attempt = run.start_attempt(Environment(packages={"bnstudy": __version__}))
     assert (run.status, attempt.status, attempt.version) == ("running", "running", __version__)
