@@ -146,7 +146,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = self.shuffle() if self.shuffle else None
-        count = self._count()
+        count = self.num_samples
         order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
         order = order.to(self.labels.device)
         for batch in (order if self.rows is None else self.rows[order]).split(self._sizes()):
@@ -173,11 +173,13 @@ class Batches:
         """
         return Shuffled(self, size)
 
-    def _count(self) -> int:
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of an epoch."""
         return len(self.labels if self.rows is None else self.rows)
 
     def _sizes(self) -> list[int]:
-        return batch_sizes(self._count(), self.size, MIN_SAMPLES * self.world_size)
+        return batch_sizes(self.num_samples, self.size, MIN_SAMPLES * self.world_size)
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Shuffled:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         source = self.batches
-        count = len(source.labels if source.rows is None else source.rows)
+        count = source.num_samples
         order = torch.randperm(count, generator=generator_for("mixed")).to(source.labels.device)
         rows = order if source.rows is None else source.rows[order]
         for batch in rows.tensor_split(max(1, count // self.size)):

@@ -146,6 +146,11 @@ class DatasetBatches:
     world_size: int = 1
     sizes: Sequence[int] | None = None
 
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return len(self.rows)
+
     def __len__(self) -> int:
         return len(self._sizes())
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from bnstudy.batching import MIN_SAMPLES, batch_sizes
+from bnstudy.batching import batch_sizes
 from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
@@ -141,11 +140,10 @@ class _Pairs:
         """Return an upper bound of the number of samples."""
         if isinstance(self.batches, list):
             return sum(len(labels) for _, labels in self)
+        if hasattr(self.batches, "num_samples"):  # batches of `bnstudy.data`
+            return int(self.batches.num_samples)
         _, labels = next(iter(self))
-        bound = len(labels) * len(self.batches)  # type: ignore[arg-type]
-        if isinstance(self.batches, DataLoader):
-            return bound
-        return bound + MIN_SAMPLES - 1  # `batch_sizes` may add them to the last batch
+        return len(labels) * len(self.batches)  # type: ignore[arg-type]
 
 
 class _SmallBatches:

@@ -205,8 +205,8 @@ class LongTable:
         """
         table = pa.concat_tables(read_table(path, SCHEMA) for path in self.paths.parts().values())
         self._write(self.paths.table, table)
-        whole_model = table.filter(pc.field("layer_index") == -1).to_pylist()
-        return final_numbers([Row(**row) for row in whole_model])
+        last = table.filter(pc.field("epoch") == pc.max(table["epoch"])).to_pylist()
+        return final_numbers([Row(**row) for row in last])
 
     def write_final(self, final: Final, step: int) -> None:
         """Write a whole table of the final numbers alone.

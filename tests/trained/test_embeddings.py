@@ -154,7 +154,7 @@ def test_what_cannot_be_mapped_is_told(command_line: CommandLine, tmp_path: Path
         ((STUDY, "--samples", "9999"), "the test split has 1000"),
         ((STUDY, "--samples", "3"), "it takes an integer of at least 4"),
         ((STUDY, "--memory-budget", "0"), "it takes a number above 0"),
-        ((STUDY, "--memory-budget", "1e-4"), "is too small: what is measured of 1000 samples"),
+        ((STUDY, "--memory-budget", "1e-4"), "is too small: measuring 1000 samples"),
     ):
         result = command_line("map", *arguments, main=measure.main)
         assert result.returncode != 0
