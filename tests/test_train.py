@@ -514,3 +514,10 @@ def test_a_run_of_the_earlier_default_of_probe_is_named(
     assert told in command_line(*small).stdout
     assert told not in command_line(*small).stdout  # complete
     assert told not in command_line(*small, "seed=1").stdout
+
+
+@pytest.mark.parametrize("words", [("",), ("norm=batchnorm,none", "", "-m")])
+def test_an_empty_argument_is_told(words: tuple[str, ...], command_line: CommandLine) -> None:
+    result = command_line(*words)
+    assert result.returncode == 1
+    assert result.stderr.startswith("an argument is empty, perhaps a shell variable")

@@ -42,6 +42,8 @@ def _explain(error: BaseException) -> str | None:
                 return str(CannotWrite(path, cause))
             case OSError(errno=number) if number in CANNOT_WRITE:
                 return str(CannotWrite("the output folder", cause))
+    if isinstance(error, HydraException) and "" in sys.argv:
+        return "an argument is empty, perhaps a shell variable that is not set; remove it"
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
     return None
