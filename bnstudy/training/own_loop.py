@@ -587,8 +587,10 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
         for split, found in zip(SPLITS, loaders, strict=True):
             loader = found[0] if isinstance(found, list) and len(found) == 1 else found
             if not isinstance(loader, DataLoader):
-                kind = type(loader).__name__
-                raise UserError(f"{name}: {split}: a {kind}, not one DataLoader")
+                problem = f"a {type(loader).__name__}, not one DataLoader"
+                if loader is None:
+                    problem = "there are none (Lightning leaves them out without validation_step)"
+                raise UserError(f"{name}: {split}: {problem}")
             source = Source.of(loader.dataset, f"{name}: {split}")
             # The order of training stays the user's, whatever the sampler.
             sources[split] = replace(source, collate=loader.collate_fn, workers=loader.num_workers)

@@ -314,6 +314,10 @@ def test_the_data_of_any_trainer() -> None:
             _data_of(loaders(wrong))
         assert str(error.value).splitlines()[1].startswith("Pass probes={")
         assert len(str(error.value).splitlines()) == 2
+    without = loaders(train)
+    without.val_dataloaders = None
+    with pytest.raises(UserError, match=r"test: there are none .*validation_step"):
+        _data_of(without)
 
 
 def test_probes_that_change_are_refused(tmp_path: Path) -> None:
