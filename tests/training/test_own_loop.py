@@ -151,7 +151,9 @@ def test_the_report_of_runs_that_were_measured_in_part(
 ) -> None:
     for norm in ("none", "batchnorm"):
         with bnstudy.Run("mine", norm=norm, seed=0, output_root=tmp_path) as run:
-            run.measure(network(norm), [(X, Y)], epoch=1, metrics=NAMES, split="test")
+            model = network(norm).train()
+            model(X)  # as in training, which sets running statistics
+            run.measure(model, [(X, Y)], epoch=1, metrics=NAMES, split="test")
     result = command_line(str(tmp_path / "mine"), main=report.main)
     assert result.returncode == 0, result.stderr
     assert "Test accuracy cannot be compared" in result.stdout
