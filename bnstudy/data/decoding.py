@@ -22,7 +22,8 @@ WHITE = 255
 TRANSPARENT = "with transparency, shown on white"
 SEVERAL_FRAMES = "with several frames, of which the first is read"
 
-CHUNK = 500  # images that one task decodes
+CHUNK = 500  # images that one task decodes, fewer if they are large
+CHUNK_BYTES = 2**28  # of these images
 MIN_IMAGES_PER_PROCESS = 1_000  # fewer take less time than the start of a process
 PLANES = 3  # bytes per pixel in the file while images are decoded: a 16-bit pixel takes two
 
@@ -61,7 +62,7 @@ def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decode
         UserError: A file is not a readable image.
     """
     pixels.touch()
-    chunks = list(_chunks(paths))
+    chunks = list(_chunks(paths, size))
     processes = min(joblib.cpu_count(), max(1, len(paths) // MIN_IMAGES_PER_PROCESS))
     try:
         results = joblib.Parallel(processes, return_as="generator", batch_size=1)(
@@ -95,7 +96,7 @@ def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int,
     if not is_grey and all(one.depth == "colour" for one in decoded):
         return channels, bits
     with pixels.open("r+b") as file:
-        for first, some in _chunks(decoded):
+        for first, some in _chunks(decoded, size):
             file.seek(first * PLANES * area)
             rows = np.fromfile(file, np.uint8, len(some) * PLANES * area).reshape(-1, PLANES, area)
             for row, one in zip(rows, some, strict=True):
@@ -134,10 +135,11 @@ def read_colour(path: Path) -> Image.Image:
     return _opaque(image)[0].convert("RGB")
 
 
-def _chunks(items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
-    """Yield parts of a sequence, each with the number of its first item."""
-    for first in range(0, len(items), CHUNK):
-        yield first, items[first : first + CHUNK]
+def _chunks(items: Sequence[T], size: Size) -> Iterator[tuple[int, Sequence[T]]]:
+    """Yield parts of a sequence, one item per image, each with the number of its first item."""
+    count = max(1, min(CHUNK, CHUNK_BYTES // (PLANES * size[0] * size[1])))
+    for first in range(0, len(items), count):
+        yield first, items[first : first + count]
 
 
 def _decode_chunk(paths: Sequence[Path], first: int, size: Size, pixels: Path) -> list[Decoded]:

@@ -1,6 +1,7 @@
 """Data set of image files in one folder per class."""
 
 from collections.abc import Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from bnstudy.errors import UserError
 from bnstudy.files import locked, replacing
 from bnstudy.terminal import console
 from bnstudy.terms import SPLITS
+
+MAX_PIXELS = 10_000**2  # of an image in the decoded copy
 
 
 class ImageFolder(ImageDataModule):
@@ -105,6 +108,12 @@ class ImageFolder(ImageDataModule):
             console.print(f"data.root={self.root}: ignored {ignored}", style="yellow")
         paths = [path for split in SPLITS for path in tree.paths(split)]
         size = (self.image_size, self.image_size) if self.image_size else read_size(paths[0])
+        if size[0] * size[1] > MAX_PIXELS:
+            raise UserError(
+                f"data.image_size={self.image_size}: images of {size[0]} x {size[1]} pixels"
+                f"{'' if self.image_size else f', the size of {paths[0]}'}, are too large\n"
+                f"Set data.image_size to at most {isqrt(MAX_PIXELS)}"
+            )
         with replacing(copy.pixels) as temporary:
             decoded = decode_files(paths, size, temporary)
             self._print_remarks(paths, decoded)

@@ -389,3 +389,21 @@ def test_a_full_disk_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load(tree)
     assert len(str(told.value).splitlines()) == 2
     assert not list((tree.parent / "cache").glob(".*.tmp"))
+
+
+def test_images_that_are_too_large_are_told(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in "ab":
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            Image.new("1", (4, 4)).save(folder / "1.png")
+    Image.new("1", (20_000, 6_000)).save(tmp_path / "images" / "train" / "a" / "0.png")
+    with pytest.raises(UserError, match=r"images of 6000 x 20000 pixels, the size of .*0.png, are"):
+        load(tmp_path / "images")
+    with pytest.raises(UserError, match=r"data.image_size=20000: .*\nSet data.image_size to at mo"):
+        load(tmp_path / "images", image_size=20_000)
+
+
+def test_few_large_images_are_decoded_at_once() -> None:
+    assert [len(some) for _, some in decoding._chunks(range(900), (32, 32))] == [500, 400]
+    assert [len(some) for _, some in decoding._chunks(range(5), (6_000, 6_000))] == [2, 2, 1]
