@@ -246,7 +246,9 @@ def _image_folder(images: Path, folder: Path, per_class: float) -> Path:
                 if count[str(Path(member.name).parent)] <= per_class:
                     archive.extract(member, folder, filter="data")
         images = folder
-    (train,) = images.rglob("train")
+    train = next(images.rglob("train"), None)
+    if train is None:
+        raise PartFailed(f"--images {images}: no folder train in it, nor an archive of one")
     return train.parent
 
 

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from bnstudy.study.inference import holm, max_t_adjusted, paired_test
-from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.columns import FloatArray
 from bnstudy.study.inference.paired import MIN_PAIRS_TO_FLIP
 
 LEVEL = 0.05
 TREATMENTS, MEASURES = 2, 4
 UNIT = 0.5  # of measurement where there are ties, in standard deviations
 
-Draw = Callable[[np.random.Generator, tuple[int, ...]], Numbers]
+Draw = Callable[[np.random.Generator, tuple[int, ...]], FloatArray]
 
 # Distributions of mean 0.
 DISTRIBUTIONS: dict[str, Draw] = {

@@ -1,6 +1,7 @@
 """Atomic writing of files: a file is either complete or absent."""
 
 import errno
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -87,8 +88,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `replacing` that killed processes have left next to a path.
+
+    Call it where no other process writes the path, as in `locked`.
+    """
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[bool]:
     """Hold a lock file in the body, so that one of several processes at a time writes some files.
 
     If there can be no lock, in a folder that is read-only or another user's or on a file system
@@ -96,6 +106,9 @@ def locked(path: Path) -> Iterator[None]:
 
     Args:
         path: Lock file.
+
+    Yields:
+        Whether the lock is held.
     """
     lock = FileLock(path, mode=0o666)  # other users of a shared folder take it as well
     try:
@@ -106,7 +119,7 @@ def locked(path: Path) -> Iterator[None]:
         if error.errno not in CANNOT_WRITE:
             raise
     try:
-        yield
+        yield lock.is_locked
     finally:
         lock.release()
 

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bnstudy.callbacks.optimization import OptimizationMetrics, get_network, make_rows
+from bnstudy.representations.network import Batch
 from bnstudy.representations.precision import on_float64_device
 
 # Function from parameters to the loss and its gradient with respect to each of them.
@@ -116,9 +117,7 @@ class LossLandscape(OptimizationMetrics):
         self.publish(trainer, epoch, rows)
 
 
-def _cross_entropy(
-    network: nn.Module, batch: tuple[Tensor, Tensor], trainer: L.Trainer
-) -> Objective:
+def _cross_entropy(network: nn.Module, batch: Batch, trainer: L.Trainer) -> Objective:
     """Return the loss of a batch as a function of the parameters that require gradients."""
     images, labels = batch
     parameters = dict(network.named_parameters())

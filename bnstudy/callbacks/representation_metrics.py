@@ -19,11 +19,12 @@ from bnstudy.metrics import Metric, Value, chosen, evaluate
 from bnstudy.models import calibrated, recalibrated
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations import Layer, capture
+from bnstudy.representations.network import Batch
 from bnstudy.representations.precision import Precision
 from bnstudy.runs.long_table import Row
 from bnstudy.terms import NOT_APPLICABLE, PROBE_PERFORMANCE
 
-Probe = Iterable[tuple[Tensor, Tensor]]
+Probe = Iterable[Batch]
 
 
 class RepresentationMetrics(L.Callback):
@@ -93,7 +94,7 @@ class RepresentationMetrics(L.Callback):
     ) -> None:
         self.probes = probes
         if calibration is None and probes:
-            calibration = _Merged(probes.get("train", next(iter(probes.values()))))
+            calibration = _MergedBatches(probes.get("train", next(iter(probes.values()))))
         self.calibration = () if calibration is None else calibration
         self.metrics = chosen(names)
         self.sites = sites
@@ -200,32 +201,39 @@ class RepresentationMetrics(L.Callback):
             if not self.metrics:
                 return
             self.on_layer(f"measuring {layer.name}, {split}")
-            yield from self._rows(layer, epoch, step, split)
+            yield from self._measure_layer(layer, epoch, step, split)
             if layer.product_precision is not None and layer.tap is not None:
                 self.precisions.setdefault(layer.tap.label, set()).add(layer.product_precision)
             del layer  # free its memory before the next layer is read
 
-    def _rows(self, layer: Layer, epoch: int, step: int, split: str) -> Iterator[Row]:
+    def _measure_layer(self, layer: Layer, epoch: int, step: int, split: str) -> list[Row]:
+        """Compute every metric of a layer, after the last epoch on folds of the samples, too."""
         tap = layer.tap
         assert tap is not None
+        where = (epoch, step, split, tap.layer_index, tap.layer, tap.site)
+        values = evaluate(self.metrics, layer)
+        self._warn_undefined(values, f"{tap.layer} at epoch {epoch}")
+        if self.folds and self._is_last:
+            for fold, of_fold in enumerate(_evaluate_folds(layer, self.metrics, self.folds)):
+                self.fold_rows += [
+                    (fold, Row(*where, name, number, reason))
+                    for name, (number, reason, _) in of_fold.items()
+                ]
+        return [
+            Row(*where, name, number, reason if is_applicable else f"{NOT_APPLICABLE}{reason}")
+            for name, (number, reason, is_applicable) in values.items()
+        ]
+
+    def _warn_undefined(self, values: Mapping[str, Value], where: str) -> None:
+        """Warn of metrics that should have a value and have none, once for each reason."""
         undefined: dict[str, list[str]] = {}
-        for name, (number, reason, is_applicable) in evaluate(self.metrics, layer).items():
+        for name, (_, reason, is_applicable) in values.items():
             if reason is not None and is_applicable:
                 undefined.setdefault(reason, []).append(name)
-            elif reason is not None:
-                reason = NOT_APPLICABLE + reason
-            where = (tap.layer_index, tap.layer, tap.site)
-            yield Row(epoch, step, split, *where, name, number, reason)
-        if self.folds and self._is_last:
-            for fold, values in enumerate(_of_folds(layer, self.metrics, self.folds)):
-                self.fold_rows += [
-                    (fold, Row(epoch, step, split, *where, name, value.number, value.reason))
-                    for name, value in values.items()
-                ]
         for reason in undefined.keys() - self._warned:
             self._warned.add(reason)
             names = ", ".join(undefined[reason])
-            warnings.warn(f"{tap.layer} at epoch {epoch}: {reason}; NaN for {names}", stacklevel=2)
+            warnings.warn(f"{where}: {reason}; NaN for {names}", stacklevel=2)
 
     def _monitored(self) -> set[str]:
         return {f"{split}/{name}" for split in self.probes for name in PROBE_PERFORMANCE}
@@ -245,7 +253,9 @@ class RepresentationMetrics(L.Callback):
         return trainer.strategy.broadcast(values)
 
 
-def _of_folds(layer: Layer, metrics: Sequence[Metric], folds: int) -> Iterator[dict[str, Value]]:
+def _evaluate_folds(
+    layer: Layer, metrics: Sequence[Metric], folds: int
+) -> Iterator[dict[str, Value]]:
     """Evaluate the metrics on class-balanced parts of a layer's samples."""
     alone = [metric for metric in metrics if "network" not in metric.needs]
     of_distances = [
@@ -260,13 +270,13 @@ def _of_folds(layer: Layer, metrics: Sequence[Metric], folds: int) -> Iterator[d
         labels = layer.labels[part]
         values: dict[str, Value] = {}
         if of_distances and layer.activity.largest < torch.inf and not layer.activity.is_constant:
-            values |= evaluate(of_distances, Layer(_samples_of(layer.gram, part), labels))
+            values |= evaluate(of_distances, Layer(_embed_gram(layer.gram, part), labels))
         if others and layer.activations is not None:
             values |= evaluate(others, Layer(layer.activations[part], labels))
         yield values
 
 
-def _samples_of(gram: Tensor, part: Tensor) -> Tensor:
+def _embed_gram(gram: Tensor, part: Tensor) -> Tensor:
     """Return points, N x N, with the distances of some samples of a Gram matrix."""
     values, vectors = torch.linalg.eigh(gram[part][:, part].double())
     points: Tensor = vectors * values.clamp_min(0).sqrt()
@@ -284,7 +294,7 @@ def _performance(layer: Layer, epoch: int, step: int, split: str) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class _Merged:
+class _MergedBatches:
     """Batches concatenated to at least `CALIBRATION_BATCH` samples, for BatchNorm's statistics.
 
     A smaller remainder is left out, unless it is all there is.
@@ -292,8 +302,8 @@ class _Merged:
 
     batches: Probe
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        held: list[tuple[Tensor, Tensor]] = []
+    def __iter__(self) -> Iterator[Batch]:
+        held: list[Batch] = []
         whole = False
         for batch in self.batches:
             held.append(batch)
@@ -304,6 +314,6 @@ class _Merged:
             yield _concatenate(held)
 
 
-def _concatenate(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _concatenate(batches: Sequence[Batch]) -> Batch:
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat([torch.as_tensor(some) for some in labels])

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.randomness import generator_for
+from bnstudy.representations.network import Batch
 
-Batch = tuple[Tensor, Tensor]
 CHUNK = 10_000  # images that are read together for statistics of a whole data set
 
 
@@ -144,7 +144,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self._sizes())
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         generator = self.shuffle() if self.shuffle else None
         count = self.num_samples
         order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
@@ -194,7 +194,7 @@ class Shuffled:
     batches: Batches
     size: int
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         source = self.batches
         count = source.num_samples
         order = torch.randperm(count, generator=generator_for("mixed")).to(source.labels.device)

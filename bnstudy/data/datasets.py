@@ -30,12 +30,13 @@ from torch.utils.data import (
 
 from bnstudy.batching import MIN_SAMPLES, batch_sizes
 from bnstudy.config.targets import TARGET, accepted, make
-from bnstudy.data.batches import Batch, choose_balanced
+from bnstudy.data.batches import choose_balanced
 from bnstudy.data.decoding import read_colour
 from bnstudy.data.image_folder import ImageFolder
 from bnstudy.data.module import DataModule, ImageDataModule, Shuffle
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
+from bnstudy.representations.network import Batch
 from bnstudy.terms import SPLITS, EvaluatedSplit, Split
 
 BATCH_SIZE = 128  # of a pair of data sets, unless data.batch_size says another
@@ -58,12 +59,14 @@ class Source:
         collate: Function that makes a batch of a list of samples.
         workers: Processes that read samples; 0: this one.
         batch_size: Samples in a batch of the user's own data loader; None if there is none.
+        worker_init: Function that each of these processes calls first, with its number.
     """
 
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any] = default_collate
     workers: int = 0
     batch_size: int | None = None
+    worker_init: Callable[[int], None] | None = None
 
     @classmethod
     def of(cls, found: Any, name: str) -> "Source":
@@ -93,7 +96,13 @@ class Source:
                 f"{name}: its data loader has a {type(loader.sampler).__name__}; the order of the "
                 "samples is bnstudy's, the same for every norm\nMake the loader without a sampler"
             )
-        return cls(dataset, loader.collate_fn, loader.num_workers, loader.batch_size)
+        return cls(
+            dataset,
+            loader.collate_fn,
+            loader.num_workers,
+            loader.batch_size,
+            loader.worker_init_fn,
+        )
 
     def labels(self) -> Tensor:
         """Return the label of every sample, int64, N; read the samples if they do not say it."""
@@ -166,6 +175,7 @@ class DatasetBatches:
             batch_sampler=[batch[share].tolist() for batch in rows.split(self._sizes())],
             collate_fn=self.source.collate,
             num_workers=self.source.workers,
+            worker_init_fn=self.source.worker_init,
             generator=torch.Generator(),  # the global one is that of training
         )
         return map(_pair, loader)

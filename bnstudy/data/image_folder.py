@@ -20,7 +20,7 @@ from bnstudy.data.image_tree import EXTENSIONS, ImageTree
 from bnstudy.data.images import Images, MappedImages, existing_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
-from bnstudy.files import locked, replacing
+from bnstudy.files import locked, remove_leftovers, replacing
 from bnstudy.terminal import console
 from bnstudy.terms import SPLITS
 
@@ -89,10 +89,12 @@ class ImageFolder(ImageDataModule):
         existing_folder("data.cache", self.cache)
         self._listing = listing = list_images(tree, self.cache, self.image_size)
         assert listing is not None
-        with locked(listing.copy.with_suffix(".lock")):
+        with locked(listing.copy.with_suffix(".lock")) as is_locked:
             copy = MappedImages(listing.copy)
             images = copy.load()
             if images is None:
+                if is_locked:
+                    remove_leftovers(copy.pixels)  # of a process that was killed: gigabytes
                 self._decode(tree, copy)
                 images = copy.load()
                 if images is None:

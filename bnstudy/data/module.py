@@ -11,7 +11,6 @@ from torch import Tensor
 from bnstudy.batching import MIN_SAMPLES
 from bnstudy.data.batches import (
     Augment,
-    Batch,
     Batches,
     Normalize,
     add_label_noise,
@@ -23,6 +22,7 @@ from bnstudy.data.contents import Listing
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
+from bnstudy.representations.network import Batch
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split, format_count
 
 PAPER_PROBE_SAMPLES = 5_000

@@ -12,6 +12,7 @@ from torch.nn import functional
 from bnstudy.models.optimizers import Recipe, clip_adaptively, make_optimizer
 from bnstudy.models.regularizers import Regularizer
 from bnstudy.randomness import generator_for
+from bnstudy.representations.network import Batch
 from bnstudy.terms import SPLITS, EvaluatedSplit
 
 
@@ -113,7 +114,7 @@ class Classifier(L.LightningModule):
         purpose = (self.seed, "layers", self.current_epoch, *process)
         torch.manual_seed(generator_for(*purpose).initial_seed())
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch plus the regularizer's penalty."""
         images, labels = batch
         if self.regularizer is None:
@@ -147,9 +148,7 @@ class Classifier(L.LightningModule):
         """Reset the sums of each split."""
         self._sums = torch.zeros(len(self.splits), 3, dtype=torch.float64)
 
-    def validation_step(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of the split `splits[dataloader_idx]` to the sums."""
         images, labels = batch
         if len(labels) == 0:  # this process's share of a small last batch

@@ -9,14 +9,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnstudy.models.batchnorm_parts import FrozenBatchNorm
+from bnstudy.representations.network import Batch
 from bnstudy.representations.precision import exact_operators
 from bnstudy.representations.running_statistics import (
     is_initial,
     uncalibrated,
     with_running_statistics,
 )
-
-Batch = tuple[Tensor, Tensor]
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:

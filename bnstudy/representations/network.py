@@ -12,7 +12,7 @@ from bnstudy.representations.memory import release_memory
 from bnstudy.representations.precision import on_float64_device
 from bnstudy.representations.taps import FEATURES, Call, Taps
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]  # inputs and labels
 
 NUM_TRIAL_SAMPLES = 16  # for the check whether all calls can be mixed in one pass
 RELEASE_INTERVAL = 8  # batches between releases of memory, which take time

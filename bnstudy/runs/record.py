@@ -124,8 +124,8 @@ class Record:
 
         Only records of this version are checked, because other versions may have other options.
         """
-        described = self.description
-        return described.version == VERSION and not described.matches_identity
+        description = self.description
+        return description.version == VERSION and not description.matches_identity
 
     def require_this_version(self) -> None:
         """Verify that this version of bnstudy may add numbers to the run's record.

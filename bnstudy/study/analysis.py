@@ -7,10 +7,15 @@ import pandas as pd
 
 from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.depth import compute_depth, compute_initial_layers
-from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
+from bnstudy.study.effects import (
+    compute_averages,
+    compute_effects,
+    compute_effects_over_time,
+    compute_factors,
+)
 from bnstudy.study.equal_training import CRITERIA, compute_equal_training
 from bnstudy.study.generalization import compute_interventions, compute_mediation, compute_relations
-from bnstudy.study.load.design import NAMES
+from bnstudy.study.load.design import COLUMN_OF_KEY
 from bnstudy.study.load.embedding_tables import read_embeddings
 from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
@@ -64,7 +69,7 @@ class Analysis:
     @cached_property
     def averages_by_epoch(self) -> pd.DataFrame:
         """Averages over all runs at each epoch."""
-        return compute_averages(self.study, every_epoch=True)
+        return compute_averages(self.study, every="epoch")
 
     @cached_property
     def overall_effects(self) -> pd.DataFrame:
@@ -111,20 +116,20 @@ class Analysis:
 
     @cached_property
     def effects_by_epoch(self) -> pd.DataFrame:
-        """Differences at each epoch; see `compute_curves`."""
-        return compute_curves(self.study, self.baseline)
+        """Differences at each epoch; see `compute_effects_over_time`."""
+        return compute_effects_over_time(self.study, self.baseline)
 
     @cached_property
     def averages_by_step(self) -> pd.DataFrame:
         """Averages over all runs at each measured step; empty if none is within an epoch."""
-        return compute_averages(self.study, every_step=True) if self._has_steps else pd.DataFrame()
+        return compute_averages(self.study, every="step") if self._has_steps else pd.DataFrame()
 
     @cached_property
     def effects_by_step(self) -> pd.DataFrame:
         """Differences at each measured step; empty if none is within an epoch."""
         if not self._has_steps:
             return pd.DataFrame()
-        return compute_curves(self.study, self.baseline, every_step=True)
+        return compute_effects_over_time(self.study, self.baseline, every="step")
 
     @cached_property
     def _has_steps(self) -> bool:
@@ -183,8 +188,8 @@ def choose_axes(study: StudyRuns) -> tuple[str, ...]:
     Args:
         study: Study whose runs are comparable.
     """
-    columns = [NAMES.get(key, key) for key in study.design.grid]
-    first = [name for name in NAMES.values() if name in columns]
+    columns = [COLUMN_OF_KEY.get(key, key) for key in study.design.grid]
+    first = [name for name in COLUMN_OF_KEY.values() if name in columns]
     varying = [
         name
         for name in dict.fromkeys([*first, *columns])

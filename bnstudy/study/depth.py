@@ -14,7 +14,7 @@ from scipy import stats
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.effects import compare_pairs, make_reader
 from bnstudy.study.inference import mean, spread
-from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.columns import FloatArray
 from bnstudy.study.load.matrix import count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 
@@ -23,7 +23,7 @@ MIN_LAYERS = 3  # for a line
 TUNNEL_SHARE = 0.95  # of the last layer's probe accuracy
 
 
-def separation_slope(nc1: Numbers) -> float:
+def separation_slope(nc1: FloatArray) -> float:
     """Compute the slope of log separation fuzziness over the layers' numbers.
 
     The law of data separation (He and Su 2023, arXiv 2210.17020): D = tr(S_W S_B^+) falls by a
@@ -32,12 +32,12 @@ def separation_slope(nc1: Numbers) -> float:
     return _line(nc1)[0]
 
 
-def separation_r_squared(nc1: Numbers) -> float:
+def separation_r_squared(nc1: FloatArray) -> float:
     """Compute the share of the variance of log separation fuzziness that the line explains."""
     return _line(nc1)[1]
 
 
-def tunnel_start(linear_probe: Numbers) -> float:
+def tunnel_start(linear_probe: FloatArray) -> float:
     """Find the relative depth of the first layer whose probe is nearly as accurate as the last's.
 
     Masarczyk et al. 2023 (arXiv 2305.19753) call the layers from there on the tunnel. Nearly means
@@ -49,7 +49,7 @@ def tunnel_start(linear_probe: Numbers) -> float:
     return first / (len(linear_probe) - 1)
 
 
-def orthogonality_gap(soft_rank: Numbers, num_samples: Numbers | float) -> Numbers:
+def orthogonality_gap(soft_rank: FloatArray, num_samples: FloatArray | float) -> FloatArray:
     """Compute the deviation of the samples' inner products from those of orthogonal samples.
 
     | M / tr M - I / N | in the Frobenius norm, where M are the N x N inner products (Daneshmand,
@@ -57,11 +57,11 @@ def orthogonality_gap(soft_rank: Numbers, num_samples: Numbers | float) -> Numbe
     sqrt(1 / soft_rank - 1 / N).
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Numbers = np.sqrt(np.maximum(1 / soft_rank - 1 / num_samples, 0))
+        found: FloatArray = np.sqrt(np.maximum(1 / soft_rank - 1 / num_samples, 0))
     return found
 
 
-OF_THE_MODEL: dict[str, tuple[str, Callable[[Numbers], float]]] = {
+OF_THE_MODEL: dict[str, tuple[str, Callable[[FloatArray], float]]] = {
     "separation_slope": ("nc1", separation_slope),
     "separation_r_squared": ("nc1", separation_r_squared),
     "tunnel_start": ("linear_probe", tunnel_start),
@@ -77,7 +77,7 @@ class DepthNumbers(NamedTuple):
     """
 
     keys: pd.DataFrame
-    values: Numbers
+    values: FloatArray
 
 
 def compute_depth_numbers(study: StudyRuns) -> DepthNumbers:
@@ -157,7 +157,7 @@ def _numbers_of_models(study: StudyRuns) -> Iterator[DepthNumbers]:
 
 
 def _numbers_of_layers(study: StudyRuns) -> Iterator[DepthNumbers]:
-    keys, values = load_columns(study, every_epoch=True)
+    keys, values = load_columns(study, every="epoch")
     chosen = keys[
         (keys["epoch"] == 0)
         & (keys["metric"] == "soft_rank")
@@ -185,7 +185,7 @@ def _probe_size(probe: str, split: str) -> float:
     return float(sizes.get(split, np.nan))
 
 
-def _line(nc1: Numbers) -> tuple[float, float]:
+def _line(nc1: FloatArray) -> tuple[float, float]:
     """Fit a line to log nc1 over the layers' numbers: slope and R squared."""
     if len(nc1) < MIN_LAYERS or not (np.isfinite(nc1) & (nc1 > 0)).all():
         return np.nan, np.nan

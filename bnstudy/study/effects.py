@@ -5,7 +5,7 @@ and all have the same weight. `bnstudy.study.inference` computes the statistics.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from bnstudy.study.inference import (
     rank_biserial,
     spread,
 )
-from bnstudy.study.inference.columns import Indices, Numbers
+from bnstudy.study.inference.columns import FloatArray, IntArray
 from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.matrix import (
     Mask,
@@ -45,14 +45,14 @@ PROBABILITY = ["probability", "probability_low", "probability_high"]
 
 
 def compute_averages(
-    study: StudyRuns, *, every_epoch: bool = False, every_step: bool = False, by: Sequence[str] = ()
+    study: StudyRuns, every: Literal["epoch", "step"] | None = None, *, by: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Compute mean and standard deviation over runs of each treatment.
 
     Args:
         study: Study whose runs are comparable.
-        every_epoch: Compute averages at each epoch instead of after the last epoch of each run.
-        every_step: Compute averages at each measured step, within epochs too.
+        every: Compute averages at each epoch, or at each measured step, within epochs too; None:
+            after the last epoch of each run.
         by: Columns of `study.runs`, such as depth, at whose values averages are computed.
 
     Returns:
@@ -62,7 +62,7 @@ def compute_averages(
         standard deviation with n - 1 degrees of freedom. The layers are those that all runs at the
         point share (see `select_shared_columns`). Columns without a value in any run have no row.
     """
-    keys, values = load_columns(study, every_epoch=every_epoch, every_step=every_step)
+    keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     is_known = np.isfinite(values)
     is_meaningful = select_meaningful_columns(study, keys)
@@ -123,19 +123,21 @@ class PairedValues(NamedTuple):
     """Values of the pairs of one comparison.
 
     Attributes:
-        ours: Values of the treatment, pairs x columns of the keys.
-        theirs: Values of the baseline, in the same shape.
-        pairs: Identity of each pair: the row of the baseline's run.
+        treatment: Values of the treatment, pairs x columns of the keys.
+        baseline: Values of the baseline, in the same shape.
+        pair_ids: Identity of each pair: the row of the baseline's run.
         facts: Further columns of the result.
     """
 
-    ours: Numbers
-    theirs: Numbers
-    pairs: Indices
+    treatment: FloatArray
+    baseline: FloatArray
+    pair_ids: IntArray
     facts: dict[str, Any]
 
 
-def make_reader(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices], PairedValues]:
+def make_reader(
+    study: StudyRuns, values: FloatArray
+) -> Callable[[IntArray, IntArray], PairedValues]:
     """Make the function by which `compare_pairs` reads the values of whole runs.
 
     Args:
@@ -144,7 +146,7 @@ def make_reader(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices
     """
     is_diverged = study.results["status"].to_numpy() == "diverged"
 
-    def read(ours: Indices, theirs: Indices) -> PairedValues:
+    def read(ours: IntArray, theirs: IntArray) -> PairedValues:
         lost = is_diverged[ours] | is_diverged[theirs]
         return PairedValues(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
 
@@ -154,7 +156,7 @@ def make_reader(study: StudyRuns, values: Numbers) -> Callable[[Indices, Indices
 def compare_pairs(
     study: StudyRuns,
     keys: pd.DataFrame,
-    read: Callable[[Indices, Indices], PairedValues],
+    read: Callable[[IntArray, IntArray], PairedValues],
     baseline: str | None = None,
     by: Sequence[str] = (),
 ) -> pd.DataFrame:
@@ -176,18 +178,18 @@ def compare_pairs(
         study, keys, baseline, by
     ):
         sample = read(treatment_rows, baseline_rows)
-        if not len(sample.pairs):
+        if not len(sample.pair_ids):
             shared = np.zeros_like(shared)  # nothing to compare
-        ours, theirs = sample.ours[:, shared], sample.theirs[:, shared]
+        ours, theirs = sample.treatment[:, shared], sample.baseline[:, shared]
         differences = measured_differences(ours, theirs)
         found = _compare(ours, theirs, differences).assign(**sample.facts)
         is_whole = (keys["place_index"] == 0).to_numpy()[shared]
         if is_whole.any():
-            points = study.results["grid"].to_numpy(dtype=str)[sample.pairs]
+            points = study.results["grid"].to_numpy(dtype=str)[sample.pair_ids]
             ends = probability_of_improvement(ours[:, is_whole], theirs[:, is_whole], points)
             found.loc[is_whole, PROBABILITY] = np.stack(ends, axis=1)
         tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(found))
-        samples.append((differences, sample.pairs))
+        samples.append((differences, sample.pair_ids))
     if not tables:
         return pd.DataFrame()
     _adjust(tables, samples)
@@ -197,7 +199,7 @@ def compare_pairs(
 
 def iterate_comparisons(
     study: StudyRuns, keys: pd.DataFrame, baseline: str, by: Sequence[str] = ()
-) -> Iterator[tuple[dict[str, Any], Indices, Indices, Mask]]:
+) -> Iterator[tuple[dict[str, Any], IntArray, IntArray, Mask]]:
     """Yield the comparisons of all treatments with a baseline.
 
     Args:
@@ -229,13 +231,13 @@ def iterate_comparisons(
 
 def _group_points(
     study: StudyRuns, keys: pd.DataFrame, by: Sequence[str]
-) -> Iterator[tuple[Indices, Mask]]:
+) -> Iterator[tuple[IntArray, Mask]]:
     """Yield the rows of the results at each point, and a mask of the columns that they share."""
     for _, rows in _iterate_points(study.results[list(by)]):
         yield rows, select_shared_columns(study, keys, rows)
 
 
-def _iterate_points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indices]]:
+def _iterate_points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], IntArray]]:
     """Yield each point of a grid, and its rows."""
     if points.columns.empty:
         yield {}, np.arange(len(points))
@@ -244,7 +246,7 @@ def _iterate_points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Indi
         yield dict(zip(points.columns, value, strict=True)), rows.index.to_numpy()
 
 
-def _compare(ours: Numbers, theirs: Numbers, differences: Numbers) -> pd.DataFrame:
+def _compare(ours: FloatArray, theirs: FloatArray, differences: FloatArray) -> pd.DataFrame:
     is_measured = ~(np.isnan(ours) & np.isnan(theirs)).all(axis=0)
     known = np.isfinite(differences)
     found = paired_test(differences, noise=estimate_noise(ours, theirs))
@@ -269,7 +271,7 @@ def _compare(ours: Numbers, theirs: Numbers, differences: Numbers) -> pd.DataFra
     )
 
 
-def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Indices]]) -> None:
+def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[FloatArray, IntArray]]) -> None:
     """Add p_adjusted and family to the tables of comparisons.
 
     Args:
@@ -304,15 +306,15 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[Numbers, Ind
             table.loc[rows, "family"] = size
 
 
-def compute_curves(
-    study: StudyRuns, baseline: str | None = None, *, every_step: bool = False
+def compute_effects_over_time(
+    study: StudyRuns, baseline: str | None = None, *, every: Literal["epoch", "step"] = "epoch"
 ) -> pd.DataFrame:
-    """Compute paired differences to a baseline at each epoch, with intervals but without tests.
+    """Compute paired differences to a baseline over time, with intervals but without tests.
 
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        every_step: Compute them at each measured step instead, within epochs too.
+        every: Compute them at each epoch, or at each measured step, within epochs too.
 
     Returns:
         One row per comparison: treatment, baseline, split, metric, layers, place, place_index, site
@@ -321,7 +323,7 @@ def compute_curves(
         single epochs, not for the whole curve.
     """
     baseline = study.baseline(baseline)
-    keys, values = load_columns(study, every_epoch=not every_step, every_step=every_step)
+    keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     has_layers = select_network_columns(study, keys)
     tables = []

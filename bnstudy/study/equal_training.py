@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bnstudy.study.effects import PairedValues, compare_pairs
-from bnstudy.study.inference.columns import Indices, Numbers
+from bnstudy.study.inference.columns import FloatArray, IntArray
 from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 
@@ -40,7 +40,7 @@ def compute_equal_training(
         left out because one run begins where the other does not get, or has no such values. Empty
         if the study has no probe loss.
     """
-    keys, values = load_columns(study, every_step=True)
+    keys, values = load_columns(study, every="step")
     steps = keys["step"].unique()
     keys = keys[keys["step"] == steps[0]].drop(columns="step").reset_index(drop=True)
     # Whole splits are evaluated before training and after the last epoch alone.
@@ -58,10 +58,10 @@ def compute_equal_training(
     curves = by_step[:, :, progress[0]] * (1 if criterion == "loss" else -1)
     is_diverged = study.results["status"].to_numpy() == "diverged"
 
-    def read(ours: Indices, theirs: Indices) -> PairedValues:
+    def read(ours: IntArray, theirs: IntArray) -> PairedValues:
         lost = is_diverged[ours] | is_diverged[theirs]
         kept: list[int] = []
-        found: list[tuple[Numbers, Numbers]] = []
+        found: list[tuple[FloatArray, FloatArray]] = []
         shares: list[tuple[float, float]] = []
         for row, other in zip(ours[~lost], theirs[~lost], strict=True):
             goal = max(_last(curves[row]), _last(curves[other]))
@@ -101,12 +101,12 @@ class _Place(NamedTuple):
     share: float
 
 
-def _last(curve: Numbers) -> float:
+def _last(curve: FloatArray) -> float:
     known = curve[np.isfinite(curve)]
     return float(known[-1]) if known.size else np.nan
 
 
-def _first_reached(curve: Numbers, steps: Numbers, goal: float) -> _Place | None:
+def _first_reached(curve: FloatArray, steps: FloatArray, goal: float) -> _Place | None:
     """Find where a falling curve first reaches a goal; None if it begins below it, or never does.
 
     A run that begins exactly at the goal has not been trained, and counts as beginning below it.
@@ -121,10 +121,12 @@ def _first_reached(curve: Numbers, steps: Numbers, goal: float) -> _Place | None
     return _Place(before, after, weight, float(step / steps[known[-1]]))
 
 
-def _value_at(values: Numbers, place: _Place) -> Numbers:
+def _value_at(values: FloatArray, place: _Place) -> FloatArray:
     """Interpolate the values at a place: steps x columns -> columns."""
     if place.weight == 1:
-        there: Numbers = values[place.after]
+        there: FloatArray = values[place.after]
         return there
-    found: Numbers = (1 - place.weight) * values[place.before] + place.weight * values[place.after]
+    found: FloatArray = (1 - place.weight) * values[place.before] + place.weight * values[
+        place.after
+    ]
     return found

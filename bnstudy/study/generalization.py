@@ -20,7 +20,7 @@ from bnstudy.study.inference import (
     measured_differences,
     mediate,
 )
-from bnstudy.study.load.design import NAMES, format_options
+from bnstudy.study.load.design import COLUMN_OF_KEY, format_options
 from bnstudy.study.load.matrix import average_layers, load_shared_columns
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
@@ -28,9 +28,8 @@ from bnstudy.study.load.study_runs import StudyRuns
 TARGETS = ("test accuracy", "generalization gap")  # gap: train minus test accuracy
 
 MIN_RUNS = 5  # for a correlation; with fewer, Kendall's tau cannot reach p = 0.05
-COEFFICIENTS = [
-    *("tau", "tau_p", "granulated", "granulated_low", "granulated_high", "cmi", "cmi_null")
-]
+COEFFICIENTS = ["tau", "tau_p", "granulated", "granulated_low", "granulated_high"]
+COEFFICIENTS += ["cmi", "cmi_null"]
 
 ASSUMPTIONS = (
     "Shares are causal only if, within a pair, nothing else that the treatment changes moves both "
@@ -73,19 +72,19 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
     # Only one of several treatments with identical runs is included.
     results = study.results[~study.results["treatment"].isin(study.identical)]
     keys, values = load_shared_columns(study)
-    values = values[results.index]
     layers = np.flatnonzero(keys["place_index"] > 0)
-    axes = pd.DataFrame({"treatment": results["treatment"]})
-    for key in study.design.grid:
-        axes[key] = results[NAMES.get(key, key)].astype(str)
-    axes = axes.loc[:, axes.nunique() > 1]
     if not layers.size or len(results) < 2:
         return pd.DataFrame()
+    metrics = values[np.ix_(results.index.to_numpy(), layers)]
+    metrics[~np.isfinite(metrics)] = np.nan
+    axes = pd.DataFrame({"treatment": results["treatment"]})
+    for key in study.design.grid:
+        axes[key] = results[COLUMN_OF_KEY.get(key, key)].astype(str)
+    axes = axes.loc[:, axes.nunique() > 1]
     goals, levels = compute_targets(study).loc[results.index], axes.to_numpy()
     tables = []
     for name in TARGETS:
         goal = goals[name].to_numpy(float)
-        metrics = np.where(np.isfinite(values[:, layers]), values[:, layers], np.nan)
         granulated = granulated_kendall(metrics, goal, levels, results["seed"].to_numpy())
         information = conditional_mutual_information(metrics, goal, levels)
         over_all = kendall(metrics, goal)

@@ -27,7 +27,7 @@ def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.Dat
     if study.query("select 1 from folds limit 1").empty:
         return pd.DataFrame()
     keys, values = load_columns(study)
-    fold_keys, fold_values = load_columns(study, every_fold=True)
+    fold_keys, fold_values = load_columns(study, every="fold")
     folds = fold_keys["fold"].unique()
     names = ["split", "metric", "site", "layers", "place_index"]
     first = fold_keys[fold_keys["fold"] == folds[0]].reset_index(drop=True)

@@ -62,8 +62,8 @@ class Outcome:
     def __str__(self) -> str:
         """Format the objective, or the status of a run without it."""
         is_worst = float(self) == worst_value(self.objective)
-        described = self.record.description
-        return str(described.status) if is_worst else f"{self.objective}={float(self):.4f}"
+        description = self.record.description
+        return str(description.status) if is_worst else f"{self.objective}={float(self):.4f}"
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -88,8 +88,8 @@ def run(cfg: DictConfig) -> Outcome:
     if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
         raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
     choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
-    described = RunDescription.new(config, folder.name, choices, overrides)
-    with (Record if first else Observer).open(folder, described) as record:
+    description = RunDescription.new(config, folder.name, choices, overrides)
+    with (Record if first else Observer).open(folder, description) as record:
         trained = not record.is_finished
         if not trained and first:
             DataCheck().require_same(record, config)
@@ -119,11 +119,11 @@ def run(cfg: DictConfig) -> Outcome:
 
 def print_result(record: Record) -> None:
     """Print the status, the test accuracy and the last epoch of a run that has ended."""
-    described = record.description
-    accuracy = f"test accuracy {described.final.numbers['test_accuracy']:.2%}"
+    description = record.description
+    accuracy = f"test accuracy {description.final.numbers['test_accuracy']:.2%}"
     console.print(
-        f"{record.folder}: {described.status}, {accuracy} after "
-        f"{format_count(described.final.epoch or 0, 'epoch')}"
+        f"{record.folder}: {description.status}, {accuracy} after "
+        f"{format_count(description.final.epoch or 0, 'epoch')}"
     )
 
 

@@ -88,16 +88,12 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     states = determine_states(cells, records)
     redone = [redo is not None and _should_redo(state, redo) for state in states]
     _check_data(cells, records, states, redone, redo, dry_run)
-    if redo:
-        redone_cells = [cell for cell, is_redone in zip(cells, redone, strict=True) if is_redone]
-        if not dry_run and redo != "failed":  # failed cells resume from their last checkpoint
-            _start_over(redone_cells)
-        for index, is_redone in enumerate(redone):
-            if is_redone:
-                resumes = (
-                    redo == "failed" and CellPaths(cells[index].folder).last_checkpoint.exists()
-                )
-                states[index] = "to resume" if resumes else "to run"
+    if redo in ("diverged", "all") and not dry_run:
+        _start_over([cell for cell, is_redone in zip(cells, redone, strict=True) if is_redone])
+    states = [
+        _state_to_redo(cell, redo) if is_redone else state
+        for cell, state, is_redone in zip(cells, states, redone, strict=True)
+    ]
     console.print(summary(states))
     _print_versions(
         [
@@ -111,12 +107,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         _print_missing(missing.values(), [states[index] for index in missing])
         return
     if missing:
-        for study in _studies(cells):
-            write_plan(study, [cell for cell in cells if cell.folder.parent == study])
-            # Other launchers run jobs side by side, and would mix their output.
-            if not is_basic(launcher) and not is_detached(launcher):
-                folder = shlex.quote(str(study))
-                console.print(f"Progress: python -m bnstudy.sweep status {folder} --watch")
+        _announce(cells, launcher)
     failures: dict[int, Failure] = {}
     if is_detached(launcher):
         if missing:
@@ -154,6 +145,16 @@ def _check_data(
     for cell, state, is_redone in zip(cells, states, redone, strict=True):
         if not dry_run and (is_redone or state in ("to resume", "to run")):
             check.require_there(cell.config)
+
+
+def _announce(cells: Sequence[Cell], launcher: Launcher) -> None:
+    """Write the plan of each study, and print how to watch it if jobs run side by side."""
+    for study in _studies(cells):
+        write_plan(study, [cell for cell in cells if cell.folder.parent == study])
+        # Jobs that run side by side would mix their output.
+        if not is_basic(launcher) and not is_detached(launcher):
+            folder = shlex.quote(str(study))
+            console.print(f"Progress: python -m bnstudy.sweep status {folder} --watch")
 
 
 def _present(cells: Sequence[Cell]) -> None:
@@ -205,6 +206,12 @@ def _should_redo(state: State, redo: Redo) -> bool:
             return state == "diverged"
         case "all":
             return state not in ("running elsewhere", "queued")
+
+
+def _state_to_redo(cell: Cell, redo: Redo | None) -> State:
+    """Return the state of a cell that runs again; failed cells resume from their checkpoint."""
+    resumes = redo == "failed" and CellPaths(cell.folder).last_checkpoint.exists()
+    return "to resume" if resumes else "to run"
 
 
 def _start_over(cells: Sequence[Cell]) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from bnstudy.terminal import console
 
 
 @dataclass(frozen=True)
-class Point:
+class GridPoint:
     """One point of the grid, where one search takes place.
 
     Attributes:
@@ -77,7 +77,7 @@ def search(
     validate({"sweep": settings})
     objective = settings["objective"]
     _check(settings, config)
-    points, searched = split(arguments, params)
+    points, searched = split_axes(arguments, params)
     if not searched:
         raise UserError("hydra/sweeper=optuna: nothing to search; try optim.lr=interval(0.001,1)")
     try:
@@ -92,7 +92,7 @@ def search(
     optuna.logging.set_verbosity(logging.ERROR)
     failed = 0
     studies = []
-    with _claims(folder / ".searches") as claims:
+    with _open_claims(folder / ".searches") as claims:
         for point in points:
             with claims.lock:  # Optuna cannot create a database in two processes at the same time
                 study = optuna.create_study(
@@ -106,30 +106,81 @@ def search(
                 claims.retry_unfinished(study)
             done = _count(study, TrialState.COMPLETE)
             console.print(f"{point.name}: {done} of {n_trials} trials complete")
-
-            def launch(
-                trials: list[Trial], first: int, point: Point = point
-            ) -> Sequence[JobReturn]:
-                jobs = []
-                for trial in trials:
-                    if options["custom_search_space"]:
-                        get_method(options["custom_search_space"])(config, trial)
-                    values = [
-                        f"{key}={'null' if value is None else value}"
-                        for key, value in trial.params.items()
-                    ]
-                    jobs.append([*point.overrides, *values])
-                returns: Sequence[JobReturn] = launcher.launch(jobs, initial_job_idx=first)
-                return returns
-
-            failed += _run(study, min(n_trials, size), space, claims, launch, options)
+            one = _Search(study, point, space, min(n_trials, size), claims, config, launcher)
+            failed += one.run(options)
             studies.append(study)
     _show(studies, objective, list(space))
     if failed:
         raise UserError(f"{failed} trials failed; see their {LOG}; repeat the command to try again")
 
 
-class _Claims:
+@dataclass(frozen=True)
+class _Search:
+    """Search at one point of the grid.
+
+    Attributes:
+        study: Optuna's study, which keeps the trials.
+        point: Point of the grid.
+        space: Distributions of the searched values, by key.
+        n_trials: Number of trials, including those already in the storage.
+        claims: Claims of trials by the processes that search here.
+        config: Configuration of the sweep.
+        launcher: Hydra launcher of any kind.
+    """
+
+    study: optuna.Study
+    point: GridPoint
+    space: Space
+    n_trials: float
+    claims: "_TrialClaims"
+    config: DictConfig
+    launcher: Launcher
+
+    def run(self, options: dict[str, Any]) -> int:
+        """Run the missing trials, `n_jobs` at a time.
+
+        Args:
+            options: Options of Hydra's Optuna sweeper.
+
+        Returns:
+            Number of trials that failed. They are not repeated.
+        """
+        budget = self.n_trials - _count(self.study, TrialState.COMPLETE)
+        launched = failed = 0
+        while trials := self.claims.claim_trials(
+            self.study, self.space, self.n_trials, min(options["n_jobs"], budget - launched)
+        ):
+            for trial in trials:
+                values = " ".join(f"{key}={_format(value)}" for key, value in trial.params.items())
+                console.print(f"Trial {trial.number}: {values}")
+            jobs = [self._overrides(trial, options["custom_search_space"]) for trial in trials]
+            job_returns: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=launched)
+            errors = []
+            for trial, job_return in zip(trials, job_returns, strict=True):
+                outcome = returned(job_return)
+                if isinstance(outcome, Exception):
+                    self.study.tell(trial, state=TrialState.FAIL)
+                    errors.append(outcome)
+                else:
+                    tell(self.study, trial, float(outcome))
+                    console.print(f"Trial {trial.number}: {outcome}")
+            launched += len(trials)
+            failed += len(errors)
+            if len(errors) > options["max_failure_rate"] * len(trials):
+                raise errors[0]
+        return failed
+
+    def _overrides(self, trial: Trial, custom_search_space: str | None) -> list[str]:
+        """Return the overrides of a trial's job."""
+        if custom_search_space:
+            get_method(custom_search_space)(self.config, trial)
+        values = [
+            f"{key}={'null' if value is None else value}" for key, value in trial.params.items()
+        ]
+        return [*self.point.overrides, *values]
+
+
+class _TrialClaims:
     """Claims of trials by processes that search in the same study folder.
 
     Args:
@@ -140,7 +191,9 @@ class _Claims:
         self.folder = folder
         self.lock = FileLock(folder.parent / "lock")
 
-    def ask(self, study: optuna.Study, space: Space, n_trials: float, limit: int) -> list[Trial]:
+    def claim_trials(
+        self, study: optuna.Study, space: Space, n_trials: float, limit: float
+    ) -> list[Trial]:
         """Claim missing trials.
 
         Args:
@@ -153,14 +206,14 @@ class _Claims:
             missing = n_trials - _count(study, TrialState.COMPLETE, TrialState.RUNNING)
             trials = [study.ask(space) for _ in range(int(max(0, min(missing, limit))))]
             for trial in trials:
-                study.set_user_attr(_claim(trial.number), self.folder.name)
+                study.set_user_attr(_claim_attribute(trial.number), self.folder.name)
         return trials
 
     def retry_unfinished(self, study: optuna.Study) -> None:
         """Queue trials that a dead process did not finish, so that their cells resume first."""
         claims = study.user_attrs
         running = study.get_trials(states=(TrialState.RUNNING,))
-        names = [claims.get(_claim(trial.number), "nobody") for trial in running]
+        names = [claims.get(_claim_attribute(trial.number), "nobody") for trial in running]
         alive = find_occupied({self.folder.with_name(name) for name in names}, STALE_AFTER)
         for trial, name in zip(running, names, strict=True):
             if self.folder.with_name(name) not in alive:
@@ -170,7 +223,7 @@ class _Claims:
 
 
 @contextmanager
-def _claims(folder: Path) -> Iterator[_Claims]:
+def _open_claims(folder: Path) -> Iterator[_TrialClaims]:
     """Yield claims of this process, and hold a lease, so that others know it is alive.
 
     Args:
@@ -180,47 +233,14 @@ def _claims(folder: Path) -> Iterator[_Claims]:
     own = Path(tempfile.mkdtemp(prefix="process-", dir=folder))
     try:
         with hold_lease(own):
-            yield _Claims(own)
+            yield _TrialClaims(own)
     finally:
         shutil.rmtree(own, ignore_errors=True)
 
 
-def _run(
-    study: optuna.Study,
-    n_trials: float,
-    space: Space,
-    claims: _Claims,
-    launch: Callable[[list[Trial], int], Sequence[JobReturn]],
-    options: dict[str, Any],
-) -> int:
-    """Run the missing trials of a search, `n_jobs` at a time.
-
-    Returns:
-        Number of trials that failed. They are not repeated.
-    """
-    budget = n_trials - _count(study, TrialState.COMPLETE)
-    begun = failed = 0
-    while trials := claims.ask(study, space, n_trials, min(options["n_jobs"], budget - begun)):
-        for trial in trials:
-            values = " ".join(f"{key}={_format(value)}" for key, value in trial.params.items())
-            console.print(f"Trial {trial.number}: {values}")
-        errors = []
-        for trial, job in zip(trials, launch(trials, begun), strict=True):
-            outcome = returned(job)
-            if isinstance(outcome, Exception):
-                study.tell(trial, state=TrialState.FAIL)
-                errors.append(outcome)
-            else:
-                tell(study, trial, float(outcome))
-                console.print(f"Trial {trial.number}: {outcome}")
-        begun += len(trials)
-        failed += len(errors)
-        if len(errors) > options["max_failure_rate"] * len(trials):
-            raise errors[0]
-    return failed
-
-
-def split(arguments: Sequence[str], params: dict[str, Any]) -> tuple[list[Point], list[str]]:
+def split_axes(
+    arguments: Sequence[str], params: dict[str, Any]
+) -> tuple[list[GridPoint], list[str]]:
     """Split the overrides into the points of a grid and the searched axes.
 
     Args:
@@ -248,7 +268,7 @@ def split(arguments: Sequence[str], params: dict[str, Any]) -> tuple[list[Point]
     points = []
     for job in split_grid(grid.values()):
         name = " ".join(override for override in job if _key(override) in varying)
-        points.append(Point(name or "search", tuple(job)))
+        points.append(GridPoint(name or "search", tuple(job)))
     return points, list(searched.values())
 
 
@@ -285,7 +305,7 @@ def _count(study: optuna.Study, *states: TrialState) -> int:
     return len(study.get_trials(deepcopy=False, states=states))
 
 
-def _claim(number: int) -> str:
+def _claim_attribute(number: int) -> str:
     return f"process of trial {number}"  # attribute of the Optuna study
 
 

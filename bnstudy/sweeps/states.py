@@ -66,16 +66,16 @@ def determine_states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list
 def _by_record(cell: Cell, record: Recorded) -> State:
     if not isinstance(record, Record):
         return "to resume" if record else "to run"
-    described = record.description
+    description = record.description
     if record.is_finished:
         # Equal settings need no look into the table, which would be slow for thousands of cells.
         # Cells of other versions are not measured again.
         asked = cell.config["metrics"]
-        if described.config.get("metrics") != asked and described.version == VERSION:
+        if description.config.get("metrics") != asked and description.version == VERSION:
             possible, impossible = missing_metrics(record, asked)
             if possible or impossible:
                 return "to measure" if possible else "not measurable"
-        return "diverged" if described.status == "diverged" else "complete"
-    if described.status == "failed" and described.failures >= MAX_FAILURES:
+        return "diverged" if description.status == "diverged" else "complete"
+    if description.status == "failed" and description.failures >= MAX_FAILURES:
         return "left alone"
     return "to resume" if record.paths.last_checkpoint.exists() else "to run"

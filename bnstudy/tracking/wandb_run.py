@@ -412,6 +412,12 @@ def describe_finished(record: Record, status: Status, epochs: list[list[Row]]) -
     return description
 
 
+def _unset_empty_variables() -> None:
+    """Remove empty WANDB_... variables from the environment; W&B would refuse some of them."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") and not os.environ[name]]:
+        del os.environ[name]
+
+
 def server_url() -> str:
     """Return the URL of W&B's server. Empty environment variables count as not set.
 
@@ -420,8 +426,7 @@ def server_url() -> str:
     """
     import wandb
 
-    for name in [name for name in os.environ if name.startswith("WANDB_") and not os.environ[name]]:
-        del os.environ[name]
+    _unset_empty_variables()
     try:
         return str(wandb.setup().settings.base_url)
     except (wandb.Error, ValueError) as error:

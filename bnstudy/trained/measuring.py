@@ -230,10 +230,10 @@ def _begin_table_again(record: Record, metrics: dict[str, Any]) -> dict[str, Any
     record.require_this_version()
     from bnstudy.training.checkpoints import load_checkpoint
 
-    described = record.description
-    measured = list(described.metrics)
-    sites = described.config["metrics"]["sites"]
-    sites = [*sites, *(site for later in described.measured_later for site in later.sites or ())]
+    description = record.description
+    measured = list(description.metrics)
+    sites = description.config["metrics"]["sites"]
+    sites = [*sites, *(site for later in description.measured_later for site in later.sites or ())]
     record.begin_table_again(load_checkpoint(record.paths.last_checkpoint)["global_step"])
     console.print(
         "  losses and accuracies of earlier epochs are lost; sweep.redo=all -m trains it again",

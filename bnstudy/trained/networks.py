@@ -257,15 +257,15 @@ def _recorded(one: Prepared, run: Run) -> Mapping[str, Any]:
     record = Record.read(run.folder)
     if not record.is_finished:
         return {}
-    described = record.description
-    if described.choices.get("weights") != one.trained.weights:
+    description = record.description
+    if description.choices.get("weights") != one.trained.weights:
         raise UserError(
-            f"{run.folder}: {described.choices.get('model')} was measured with other weights\n"
+            f"{run.folder}: {description.choices.get('model')} was measured with other weights\n"
             "Add --overwrite to replace it, or choose another study=NAME"
         )
     facts, known = one.data.facts(), record.data
     same = (known.sha256, known.probe) == (facts["sha256"], facts["probe"])
-    return described.config["metrics"] if same else {}
+    return description.config["metrics"] if same else {}
 
 
 def _load_torchvision(

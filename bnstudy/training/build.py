@@ -83,14 +83,13 @@ def build_network(config: dict[str, Any], data: DataModule) -> nn.Module:
     norm = Normalization(
         **config["norm"], synchronized=config["trainer"].get("sync_batchnorm", False)
     )
-    offered = {
-        "input_shape": data.input_shape, "num_classes": data.num_classes, "norm": norm
-    }  # fmt: skip
-    taken = accepted("model", model[TARGET], offered)
+    available = {"input_shape": data.input_shape, "num_classes": data.num_classes, "norm": norm}
+    arguments = accepted("model", model[TARGET], available)
     with seeded(config["seed"]):
-        network: nn.Module = make("model", model, **taken)
+        network: nn.Module = make("model", model, **arguments)
         if model[TARGET] not in Model.keys_of:
-            name, replaced = f"model.{TARGET}={model[TARGET]}", None if "norm" in taken else norm
+            name = f"model.{TARGET}={model[TARGET]}"
+            replaced = None if "norm" in arguments else norm
             adapt(network, name, replaced, data.input_shape, data.num_classes)
     initialize(network, config["seed"], initialization)
     return network
@@ -170,7 +169,7 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
             enable_progress_bar=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the data module divides batches among processes
-            plugins=_cluster(),
+            plugins=_slurm_plugins(),
         )
     except InstantiationException as error:
         if isinstance(error.__cause__, MisconfigurationException | TypeError | ValueError):
@@ -186,7 +185,7 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def convert_trainer_errors() -> Iterator[None]:
     """Turn Lightning's and torch's errors about the trainer's options in the body into UserErrors.
 
     Raises:
@@ -205,7 +204,7 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def _cluster() -> list[SLURMEnvironment]:
+def _slurm_plugins() -> list[SLURMEnvironment]:
     """Prevent Lightning from requeueing a SLURM job.
 
     The launcher requeues it. Lightning would also save a checkpoint of its own, and later load that

@@ -20,8 +20,8 @@ from bnstudy.terms import SPLITS
 from bnstudy.training.build import (
     build_classifier,
     build_trainer,
+    convert_trainer_errors,
     evaluate_before_training,
-    explained,
     load_data,
 )
 from bnstudy.training.checkpoints import resume_point
@@ -65,7 +65,7 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         data.require_batches(trainer.world_size)
         with open_loggers(config["logger"], record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
-            with explained(), ending_with_first_process(), no_process_left(trainer):
+            with convert_trainer_errors(), ending_with_first_process(), no_process_left(trainer):
                 if checkpoint is None:
                     evaluate_before_training(trainer, classifier, data)
                 trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)

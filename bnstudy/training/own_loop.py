@@ -34,13 +34,13 @@ from bnstudy.representations.taps import Taps
 from bnstudy.runs.description import MAX_EPOCH, Attempt, DataFacts, RunDescription
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
-from bnstudy.study.load.design import NAMES
+from bnstudy.study.load.design import COLUMN_OF_KEY
 from bnstudy.terminal import console
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit
 from bnstudy.training.environment import environment
 
 PROBE_SAMPLES = 2_000  # of each split, as in conf/train.yaml
-GROUP_OF = {column: key for key, column in NAMES.items()}  # depth: model.depth
+KEY_OF_COLUMN = {column: key for key, column in COLUMN_OF_KEY.items()}  # depth: model.depth
 ARGUMENTS = ("norm", "norm.name", "seed")  # of `Run`, which axes cannot replace
 PASS_PROBES = "Pass probes={'train': batches, 'test': batches}, lists of (inputs, labels)"
 
@@ -124,9 +124,9 @@ class Run:
             UserError: The run has ended, earlier epochs cannot be kept, or another process works in
                 the folder.
         """
-        described = RunDescription.new(self.config, self.folder.name, self.choices, [])
+        description = RunDescription.new(self.config, self.folder.name, self.choices, [])
         with ExitStack() as contexts:
-            record = contexts.enter_context(Record.open(self.folder, described))
+            record = contexts.enter_context(Record.open(self.folder, description))
             if record.is_finished and not self.overwrite:
                 raise UserError(
                     f"{self.folder} has ended: {record.description.status}\n"
@@ -495,7 +495,7 @@ def _configuration(
         "callbacks": {},
     }
     for key, value in axes.items():
-        full = GROUP_OF.get(key, key if "." in key else f"model.{key}")
+        full = KEY_OF_COLUMN.get(key, key if "." in key else f"model.{key}")
         group, _, name = full.partition(".")
         value = _plain(value)
         if key in ARGUMENTS:
@@ -593,7 +593,12 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
                 raise UserError(f"{name}: {split}: {problem}")
             source = Source.of(loader.dataset, f"{name}: {split}")
             # The order of training stays the user's, whatever the sampler.
-            sources[split] = replace(source, collate=loader.collate_fn, workers=loader.num_workers)
+            sources[split] = replace(
+                source,
+                collate=loader.collate_fn,
+                workers=loader.num_workers,
+                worker_init=loader.worker_init_fn,
+            )
         data = DatasetModule(sources, name, seed=0, probe=probe)
         data.setup()
     except UserError as error:

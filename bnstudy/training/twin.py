@@ -31,10 +31,10 @@ def with_target_sparsity(record: Record, config: dict[str, Any]) -> dict[str, An
     norm = config["regularizer"].get("target")
     if not isinstance(norm, str):
         return config
-    described = record.description
-    if described.target_sparsity is None:
-        described.target_sparsity = final_sparsity(find_twin(record, config, norm))
-    return config | {"regularizer": config["regularizer"] | {"target": described.target_sparsity}}
+    description = record.description
+    if description.target_sparsity is None:
+        description.target_sparsity = final_sparsity(find_twin(record, config, norm))
+    return config | {"regularizer": config["regularizer"] | {"target": description.target_sparsity}}
 
 
 def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:

@@ -6,16 +6,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnstudy.callbacks.optimization import OptimizationMetrics
 from bnstudy.data.images import Images
 from bnstudy.data.module import ImageDataModule
 from bnstudy.models import Classifier, calibrated
+from bnstudy.representations.network import Batch
 from bnstudy.runs.long_table import Row
 from bnstudy.terms import SPLITS
-
-Batch = tuple[Tensor, Tensor]
 
 
 class Noise(ImageDataModule):

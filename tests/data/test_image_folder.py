@@ -350,6 +350,20 @@ def test_a_byte_that_flips_in_the_copy_is_noticed(tree: Path) -> None:
         assert pixels.read_bytes() == content
 
 
+def test_what_a_killed_process_left_is_removed(tree: Path) -> None:
+    load(tree)
+    (pixels,) = (tree.parent / "cache").glob("*.uint8")
+    pixels.unlink()
+    left = pixels.with_name(f".{pixels.name}.0123abcd.tmp")
+    another = pixels.with_name(".other.uint8.0123abcd.tmp")
+    for file in (left, another):
+        file.write_bytes(b"half")
+    load(tree)
+    assert pixels.exists()
+    assert not left.exists()
+    assert another.exists()  # of other data, which another process may be decoding
+
+
 def test_processes_decode_as_one_process_does(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (30, 20), 77).save(tree / "train" / "ant" / "03.png")
     Image.fromarray(np.full((8, 12), 300, np.uint16)).save(tree / "train" / "bee" / "04.png")

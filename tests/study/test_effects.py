@@ -11,7 +11,12 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from bnstudy.study.confounders import describe_confounders
-from bnstudy.study.effects import compute_averages, compute_curves, compute_effects, compute_factors
+from bnstudy.study.effects import (
+    compute_averages,
+    compute_effects,
+    compute_effects_over_time,
+    compute_factors,
+)
 from bnstudy.study.generalization import compute_relations
 from bnstudy.study.inference import holm, max_t_adjusted, paired_test
 from bnstudy.study.load.pairs import match_pairs
@@ -74,7 +79,7 @@ def test_zeros_are_not_compared_with_another_activation_function(studies: Studie
     assert metrics["evonorm_s0"] == {"silhouette"}
     averages = compute_averages(study)
     assert "unit_sparsity" not in set(averages.loc[averages["treatment"] == "evonorm_s0", "metric"])
-    curves = compute_curves(study, "evonorm_s0")
+    curves = compute_effects_over_time(study, "evonorm_s0")
     assert set(curves.loc[curves["place_index"] > 0, "metric"]) == {"silhouette"}
     assert describe_confounders(study, "evonorm_s0", "none") == (
         "activation function (that of the norm with EvoNorm-S0, ReLU with no normalization; "
@@ -193,7 +198,7 @@ def test_diverged_and_missing_runs_are_counted(studies: Studies) -> None:
     assert own.loc["silhouette", "none"].tolist() == [4, 1, 1]
     assert own.loc["silhouette", "batchnorm"].tolist() == [6, 0, 0]
     assert compute_effects(study).set_index("metric").loc["silhouette", "diverged"] == 1
-    curve = compute_curves(study).set_index("metric").loc["silhouette"]
+    curve = compute_effects_over_time(study).set_index("metric").loc["silhouette"]
     assert (curve["n"], curve["undefined"], curve["diverged"]) == (4, 1, 1)
     assert compute_effects(study).set_index("metric").loc["accuracy", "n"].tolist() == [5, 5]
     assert match_pairs(study, "batchnorm", "none").unpaired == 1
@@ -237,7 +242,7 @@ def test_curves_have_an_interval_at_each_epoch(studies: Studies) -> None:
     for seed, (norm, name) in itertools.product(SEEDS, enumerate(("none", "batchnorm"))):
         layers = {("silhouette", 5 * at): [values[seed, norm, at]] for at in (0, 1)}
         studies.add(name, seed, layers=layers)
-    table = compute_curves(load(studies.folder))
+    table = compute_effects_over_time(load(studies.folder))
     table = table[table["metric"] == "silhouette"].set_index("epoch")
     assert table.index.tolist() == [0, 5]
     for at in (0, 1):

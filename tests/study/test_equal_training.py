@@ -110,12 +110,12 @@ def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
         record.table.add_steps(0, rows)
         record.table.add_steps(0, rows)  # an epoch that is trained again
     study = load(studies.folder)
-    table = compute_averages(study, every_step=True)
+    table = compute_averages(study, every="step")
     ours = table[(table["treatment"] == "none") & (table["metric"] == "silhouette")]
     assert dict(zip(ours["step"], ours["mean"], strict=True)) == pytest.approx(
         {0: 0, 1: 1.1, 2: 1.2, 4: 1.4, 50: 0.5}
     )
-    assert set(compute_averages(study, every_epoch=True)["epoch"]) == {0, 5}
+    assert set(compute_averages(study, every="epoch")["epoch"]) == {0, 5}
     analysis = Analysis(study)
     assert embed_numbers(analysis)["steps"]["steps"] == [1, 2, 4, 50]
     assert set(analysis.effects_by_step["step"]) == {0, 1, 2, 4, 50}

@@ -17,7 +17,7 @@ optuna = pytest.importorskip("optuna")
 from bnstudy.runs.description import Final, RunDescription, Status  # noqa: E402
 from bnstudy.runs.record import Record  # noqa: E402
 from bnstudy.sweeps.job import Outcome  # noqa: E402
-from bnstudy.sweeps.search import search, split  # noqa: E402
+from bnstudy.sweeps.search import search, split_axes  # noqa: E402
 from bnstudy.sweeps.search_config import OPTIONS  # noqa: E402
 from tests.conftest import SMALL, CommandLine, description  # noqa: E402
 
@@ -196,7 +196,7 @@ def test_mistakes_are_told(
 
 
 def test_what_is_searched_and_what_is_a_grid() -> None:
-    points, searched = split(
+    points, searched = split_axes(
         ["norm=a,b", "seed=0", "optim.momentum=interval(0.5,0.9)", "model.depth=range(2,4)"],
         {"optim.lr": "tag(log, interval(0.001, 1))", "model.width": "choice(4,8)"},
     )

@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    get_worker_info,
+)
 
 import bnstudy
 from bnstudy import measure, report
@@ -285,6 +292,20 @@ class Noisy(TensorDataset):
         return x + (torch.rand(()) > 0.5), y
 
 
+class Opened(TensorDataset):
+    """Samples that are read from what a worker process has opened."""
+
+    is_open = True
+
+    def __getitem__(self, index: int) -> Any:
+        assert Opened.is_open or get_worker_info() is None
+        return super().__getitem__(index)
+
+
+def open_in_worker(number: int) -> None:
+    Opened.is_open = True
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(zip(X, Y, strict=True))
@@ -320,6 +341,12 @@ def test_the_data_of_any_trainer() -> None:
     without.val_dataloaders = None
     with pytest.raises(UserError, match=r"test: there are none .*validation_step"):
         _data_of(without)
+
+
+def test_workers_begin_as_those_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Opened, "is_open", False)
+    found = _data_of(loaders(Opened(X, Y), num_workers=1, worker_init_fn=open_in_worker))
+    assert len(found.labels["train"]) == 60
 
 
 def test_probes_that_change_are_refused(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
-Indices = NDArray[np.intp]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
 MAX_NUMBERS = 2**22  # in a block of a computation, so that memory is bounded
 
 
-def mean(values: Numbers) -> Numbers:
+def mean(values: FloatArray) -> FloatArray:
     """Compute the mean of the finite values of each column.
 
     Args:
@@ -29,11 +29,11 @@ def mean(values: Numbers) -> Numbers:
     """
     known = np.isfinite(values)
     with np.errstate(invalid="ignore", over="ignore"):
-        found: Numbers = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+        found: FloatArray = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
     return found
 
 
-def spread(values: Numbers) -> Numbers:
+def spread(values: FloatArray) -> FloatArray:
     """Compute the standard deviation of the finite values of each column.
 
     It has n - 1 degrees of freedom, and is 0 exactly where all values are equal.
@@ -60,7 +60,7 @@ def spread(values: Numbers) -> Numbers:
         return np.where(n > 1, largest * np.sqrt(squares.sum(axis=0) / (n - 1)), np.nan)
 
 
-def patterns(known: Flags) -> Iterator[tuple[Indices, Indices]]:
+def patterns(known: Flags) -> Iterator[tuple[IntArray, IntArray]]:
     """Group the comparisons that have the same pairs.
 
     Args:
@@ -84,7 +84,7 @@ def patterns(known: Flags) -> Iterator[tuple[Indices, Indices]]:
             yield rows, same
 
 
-def group_rows(columns: Iterable[NDArray[Any]], num_rows: int = 0) -> Indices:
+def group_rows(columns: Iterable[NDArray[Any]], num_rows: int = 0) -> IntArray:
     """Number the groups of rows that have the same values in all columns.
 
     Args:

@@ -3,10 +3,10 @@
 import numpy as np
 from scipy import stats
 
-from bnstudy.study.inference.columns import Numbers, mean, spread
+from bnstudy.study.inference.columns import FloatArray, mean, spread
 
 
-def cohens_d(differences: Numbers) -> Numbers:
+def cohens_d(differences: FloatArray) -> FloatArray:
     """Compute the mean difference in standard deviations of the differences (Cohen 1988's d_z).
 
     Args:
@@ -20,11 +20,11 @@ def cohens_d(differences: Numbers) -> Numbers:
         array([ 2., nan])
     """
     sd = spread(differences)
-    found: Numbers = mean(differences) / np.where(sd == 0, np.nan, sd)
+    found: FloatArray = mean(differences) / np.where(sd == 0, np.nan, sd)
     return found
 
 
-def rank_biserial(differences: Numbers) -> Numbers:
+def rank_biserial(differences: FloatArray) -> FloatArray:
     """Compute the matched-pairs rank-biserial correlation (Kerby 2014, with Wilcoxon's ranks).
 
     Of the sum of the ranks of the differences' sizes, the share of positive differences less that
@@ -43,5 +43,5 @@ def rank_biserial(differences: Numbers) -> Numbers:
     sizes = np.where(differences == 0, np.nan, np.abs(differences))
     ranks = np.nan_to_num(stats.rankdata(sizes, axis=0, nan_policy="omit"))
     with np.errstate(invalid="ignore"):
-        found: Numbers = np.nansum(np.sign(differences) * ranks, axis=0) / ranks.sum(axis=0)
+        found: FloatArray = np.nansum(np.sign(differences) * ranks, axis=0) / ranks.sum(axis=0)
     return found

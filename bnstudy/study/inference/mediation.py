@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.columns import FloatArray
 from bnstudy.study.inference.paired import CONFIDENCE, paired_test
 
 NUM_RESAMPLES = 2_000
@@ -47,9 +47,9 @@ class Mediation(NamedTuple):
 
 
 def mediate(
-    change: Numbers,
-    ours: Numbers,
-    theirs: Numbers,
+    change: FloatArray,
+    ours: FloatArray,
+    theirs: FloatArray,
     confidence: float = CONFIDENCE,
     *,
     num_resamples: int = NUM_RESAMPLES,
@@ -122,7 +122,7 @@ def mediate(
 
 
 @lru_cache(maxsize=1)
-def _draw_resamples(size: int, num_resamples: int) -> Numbers:
+def _draw_resamples(size: int, num_resamples: int) -> FloatArray:
     """Draw resamples: the share of each of `size` pairs in each, resamples x pairs."""
     chosen = np.random.default_rng(0).integers(size, size=(num_resamples, size))
     chosen += size * np.arange(num_resamples)[:, None]

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bnstudy.study.inference.columns import MAX_NUMBERS, Indices, Numbers
+from bnstudy.study.inference.columns import MAX_NUMBERS, FloatArray, IntArray
 from bnstudy.study.inference.paired import MAX_PAIRS_EXACT, NUM_FLIPS, ROUNDING, sign_flips
 
 
 def max_t_adjusted(
-    differences: Sequence[Numbers],
-    pairs: Sequence[Indices] | None = None,
+    differences: Sequence[FloatArray],
+    pairs: Sequence[IntArray] | None = None,
     *,
     max_pairs_exact: int = MAX_PAIRS_EXACT,
     num_flips: int = NUM_FLIPS,
-) -> list[Numbers]:
+) -> list[FloatArray]:
     """Adjust p-values for all comparisons of a family: max-T over sign flips.
 
     Westfall and Young 1993's step-down procedure (algorithm 4.1) with the flips of `paired_test`,
@@ -69,7 +69,7 @@ def max_t_adjusted(
     return np.split(p, np.cumsum([len(part) for part in parts])[:-1])
 
 
-def holm(p: Numbers) -> Numbers:
+def holm(p: FloatArray) -> FloatArray:
     """Adjust p-values for all tests of a family without regard to dependence (Holm 1979).
 
     Args:

@@ -10,8 +10,8 @@ from scipy import stats
 from bnstudy.study.inference.columns import (
     MAX_NUMBERS,
     Flags,
-    Indices,
-    Numbers,
+    FloatArray,
+    IntArray,
     mean,
     patterns,
     spread,
@@ -41,20 +41,20 @@ class PairedTest(NamedTuple):
         test: "sign flips", "Student's t", or "" where nothing is tested.
     """
 
-    n: Indices
-    difference: Numbers
-    low: Numbers
-    high: Numbers
-    p: Numbers
-    smallest_p: Numbers
+    n: IntArray
+    difference: FloatArray
+    low: FloatArray
+    high: FloatArray
+    p: FloatArray
+    smallest_p: FloatArray
     test: NDArray[np.str_]
 
 
 def paired_test(
-    differences: Numbers,
+    differences: FloatArray,
     confidence: float = CONFIDENCE,
     *,
-    noise: Numbers | float = 0.0,
+    noise: FloatArray | float = 0.0,
     min_pairs_to_flip: int = MIN_PAIRS_TO_FLIP,
     max_pairs_exact: int = MAX_PAIRS_EXACT,
     num_flips: int = NUM_FLIPS,
@@ -129,8 +129,8 @@ def paired_test(
 
 
 def student_t(
-    differences: Numbers, confidence: float = CONFIDENCE, *, min_pairs: int = MIN_PAIRS
-) -> tuple[Numbers, Numbers, Numbers]:
+    differences: FloatArray, confidence: float = CONFIDENCE, *, min_pairs: int = MIN_PAIRS
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the interval and p-value of Student's paired t-test for each comparison.
 
     Args:
@@ -152,7 +152,7 @@ def student_t(
         error = sd / np.sqrt(n)
         centre = mean(differences)
         margin = stats.t.ppf((1 + confidence) / 2, n - 1) * error
-        p: Numbers = 2 * stats.t.sf(np.abs(centre) / error, n - 1)
+        p: FloatArray = 2 * stats.t.sf(np.abs(centre) / error, n - 1)
     return centre - margin, centre + margin, p
 
 
@@ -183,8 +183,8 @@ def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = 
 
 
 def _flipped(
-    differences: Numbers, flips: Flags, confidence: float, noise: Numbers
-) -> tuple[Numbers, Numbers, Numbers]:
+    differences: FloatArray, flips: Flags, confidence: float, noise: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the interval and p-value of `paired_test` from given flips."""
     total = flips.shape[1]
     # A value is not rejected if it lies between the two means of at least this many flips: its p is
@@ -208,7 +208,7 @@ def _flipped(
     return low, high, p
 
 
-def _subset_means(differences: Numbers, flips: Flags) -> tuple[Numbers, Numbers]:
+def _subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, FloatArray]:
     """Compute the smaller and the larger mean of flipped and other pairs, comparisons x flips.
 
     If one of them has no pairs, as with the identity, the means are -inf and inf: every value lies

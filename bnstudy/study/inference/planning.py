@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from bnstudy.study.inference.columns import Flags, Numbers
+from bnstudy.study.inference.columns import Flags, FloatArray
 from bnstudy.study.inference.effect_sizes import cohens_d
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP
 
@@ -14,8 +14,8 @@ NUM_RESAMPLES = 2_000
 
 
 def pairs_needed(
-    differences: Numbers, confidence: float = CONFIDENCE, power: float = POWER
-) -> Numbers:
+    differences: FloatArray, confidence: float = CONFIDENCE, power: float = POWER
+) -> FloatArray:
     """Compute the number of pairs that would show an effect of the observed size.
 
     It is the smallest number with which Student's paired t-test, two-sided at the level
@@ -47,13 +47,13 @@ def pairs_needed(
 
 
 def probability_of_improvement(
-    ours: Numbers,
-    theirs: Numbers,
+    ours: FloatArray,
+    theirs: FloatArray,
     points: NDArray[np.str_],
     confidence: float = CONFIDENCE,
     *,
     num_resamples: int = NUM_RESAMPLES,
-) -> tuple[Numbers, Numbers, Numbers]:
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the probability that a run of the treatment has a larger value than the baseline's.
 
     At each point of the grid all runs are compared with all others (Mann and Whitney 1947; a tie
@@ -99,12 +99,12 @@ def probability_of_improvement(
     return observed[0] / len(make_rows), low, high
 
 
-def _share(wins: Numbers, known: Flags, first: Numbers, second: Numbers) -> Numbers:
+def _share(wins: FloatArray, known: Flags, first: FloatArray, second: FloatArray) -> FloatArray:
     """Compute the share of wins if runs are counted so often: resamples x comparisons."""
     won, all_pairs = (
         np.einsum("ri,rj,ijk->rk", first, second, values, optimize=True)
         for values in (wins, known.astype(float))
     )
     with np.errstate(invalid="ignore"):
-        found: Numbers = won / all_pairs
+        found: FloatArray = won / all_pairs
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bnstudy.study.inference.columns import Flags, Indices, Numbers, group_rows, mean
+from bnstudy.study.inference.columns import Flags, FloatArray, IntArray, group_rows, mean
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, paired_test
 
 MAX_RUNS = 200  # runs for conditional mutual information; of more, a sample is drawn
@@ -30,11 +30,11 @@ class Kendall(NamedTuple):
         p: Two-sided p-values of no association between independent runs.
     """
 
-    tau: Numbers
-    p: Numbers
+    tau: FloatArray
+    p: FloatArray
 
 
-def kendall(metrics: Numbers, goal: Numbers) -> Kendall:
+def kendall(metrics: FloatArray, goal: FloatArray) -> Kendall:
     """Compute Kendall's tau-b (Kendall 1945, doi:10.1093/biomet/33.3.239) over all pairs of runs.
 
     Args:
@@ -66,14 +66,14 @@ class GranulatedKendall(NamedTuple):
         high: Upper end of its confidence interval over seeds.
     """
 
-    coefficient: Numbers
-    low: Numbers
-    high: Numbers
+    coefficient: FloatArray
+    low: FloatArray
+    high: FloatArray
 
 
 def granulated_kendall(
-    metrics: Numbers,
-    goal: Numbers,
+    metrics: FloatArray,
+    goal: FloatArray,
     axes: NDArray[Any],
     seeds: NDArray[Any],
     confidence: float = CONFIDENCE,
@@ -115,8 +115,8 @@ def granulated_kendall(
 
 
 def _tau_along(
-    metrics: Numbers, goal: Numbers, axes: NDArray[Any], seeds: NDArray[Any], axis: int
-) -> tuple[Numbers, Indices]:
+    metrics: FloatArray, goal: FloatArray, axes: NDArray[Any], seeds: NDArray[Any], axis: int
+) -> tuple[FloatArray, IntArray]:
     """Compute Kendall's tau among runs that differ only in one axis.
 
     Returns:
@@ -151,13 +151,13 @@ class MutualInformation(NamedTuple):
         null: Quantile of the share of random orders.
     """
 
-    share: Numbers
+    share: FloatArray
     null: float
 
 
 def conditional_mutual_information(
-    metrics: Numbers,
-    goal: Numbers,
+    metrics: FloatArray,
+    goal: FloatArray,
     axes: NDArray[Any],
     confidence: float = CONFIDENCE,
     *,
@@ -208,7 +208,7 @@ def conditional_mutual_information(
             both = np.hstack([codes[first][:, chosen], codes[second][:, chosen]])
             conditions.append(group_rows(both.T, len(first)))
 
-    def least_share(values: Numbers) -> float:
+    def least_share(values: FloatArray) -> float:
         known = np.isfinite(values[first] + values[second])
         higher = values[first] > values[second]
         shares = [_shared(cell[known], ahead[known], higher[known]) for cell in conditions]
@@ -220,20 +220,20 @@ def conditional_mutual_information(
     return MutualInformation(found, float(np.nanquantile(null, confidence)))
 
 
-def _numbered_by_appearance(values: NDArray[Any]) -> Indices:
+def _numbered_by_appearance(values: NDArray[Any]) -> IntArray:
     _, first, codes = np.unique(values, return_index=True, return_inverse=True)
-    numbers: Indices = first.argsort().argsort()[codes]
+    numbers: IntArray = first.argsort().argsort()[codes]
     return numbers
 
 
-def _shared(cell: Indices, ahead: Flags, higher: Flags) -> float:
+def _shared(cell: IntArray, ahead: Flags, higher: Flags) -> float:
     """I(ahead; higher | cell) / H(ahead | cell), from counts; NaN where nothing is uncertain."""
     if not len(cell):
         return np.nan
     table = np.bincount(cell * 4 + ahead * 2 + higher, minlength=4 * (int(cell.max()) + 1))
     counts = table.astype(float).reshape(-1, 2, 2)
 
-    def entropy(parts: Numbers) -> float:
+    def entropy(parts: FloatArray) -> float:
         """Sum of n log n, to which entropies add up."""
         return float((parts * np.log(parts, where=parts > 0, out=np.zeros_like(parts))).sum())
 

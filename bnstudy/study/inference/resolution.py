@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from bnstudy.study.inference.columns import MAX_NUMBERS, Numbers
+from bnstudy.study.inference.columns import MAX_NUMBERS, FloatArray
 
 RESOLUTION = 2.0**-22  # of a difference of two float32 numbers, relative to the larger one
 
 
-def measured_differences(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
+def measured_differences(
+    ours: FloatArray, theirs: FloatArray, resolution: float = RESOLUTION
+) -> FloatArray:
     """Compute differences within pairs, at the precision of the values.
 
     An accuracy of 972 of 1,000 is not exact in binary, so that two equal differences can become
@@ -40,7 +42,7 @@ def measured_differences(ours: Numbers, theirs: Numbers, resolution: float = RES
     return found
 
 
-def _measured(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
+def _measured(ours: FloatArray, theirs: FloatArray, resolution: float) -> FloatArray:
     with np.errstate(invalid="ignore", over="ignore"):
         differences = ours - theirs
         noise = _noise(ours, theirs, resolution)
@@ -61,7 +63,9 @@ def _measured(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
     return differences
 
 
-def estimate_noise(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTION) -> Numbers:
+def estimate_noise(
+    ours: FloatArray, theirs: FloatArray, resolution: float = RESOLUTION
+) -> FloatArray:
     """Compute the size up to which a mean difference is only rounding.
 
     Args:
@@ -84,11 +88,11 @@ def estimate_noise(ours: Numbers, theirs: Numbers, resolution: float = RESOLUTIO
     return found
 
 
-def _noise(ours: Numbers, theirs: Numbers, resolution: float) -> Numbers:
+def _noise(ours: FloatArray, theirs: FloatArray, resolution: float) -> FloatArray:
     return resolution * np.maximum(np.abs(ours), np.abs(theirs))
 
 
-def _merged(sizes: Numbers, noise: Numbers) -> Numbers:
+def _merged(sizes: FloatArray, noise: FloatArray) -> FloatArray:
     """Sorted sizes, those within the noise of the smallest of a group replaced by its midrange."""
     first, reach = sizes.copy(), noise[0]
     for row in range(1, len(sizes)):

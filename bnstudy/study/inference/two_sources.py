@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from bnstudy.study.inference.columns import Numbers, patterns
+from bnstudy.study.inference.columns import FloatArray, patterns
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
 
 MIN_FOLDS = 2
@@ -21,13 +21,13 @@ class TwoSources(NamedTuple):
             0 to 1; the rest comes from the pairs, such as seeds.
     """
 
-    low: Numbers
-    high: Numbers
-    sample_share: Numbers
+    low: FloatArray
+    high: FloatArray
+    sample_share: FloatArray
 
 
 def two_source_interval(
-    differences: Numbers, of_folds: Numbers, confidence: float = CONFIDENCE
+    differences: FloatArray, of_folds: FloatArray, confidence: float = CONFIDENCE
 ) -> TwoSources:
     """Compute the interval of a mean difference over pairs and over samples.
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from bnstudy.study.inference.columns import Indices, Numbers, group_rows, patterns
+from bnstudy.study.inference.columns import FloatArray, IntArray, group_rows, patterns
 
 MAX_PERMUTATIONS = 999
 MAX_EXTREME = 100  # permutations as extreme as the observed order, after which no more are drawn
@@ -33,17 +33,17 @@ class TermTest(NamedTuple):
     """
 
     term: Term
-    columns: Indices
+    columns: IntArray
     n: int
-    f: Numbers
+    f: FloatArray
     df: int
     df_residual: int
-    eta_squared: Numbers
-    p: Numbers
+    eta_squared: FloatArray
+    p: FloatArray
 
 
 def analysis_of_variance(
-    differences: Numbers,
+    differences: FloatArray,
     factors: NDArray[Any],
     *,
     max_order: int = MAX_ORDER,
@@ -96,7 +96,7 @@ def analysis_of_variance(
             yield TermTest(term, columns, len(sample), f, df, df_residual, eta_squared, p)
 
 
-def _blocks(differences: Numbers) -> Iterator[tuple[Indices, Numbers, Indices]]:
+def _blocks(differences: FloatArray) -> Iterator[tuple[IntArray, FloatArray, IntArray]]:
     """Yield groups of columns with the same pairs: numbers, differences and the pairs' rows."""
     for rows, same in patterns(np.isfinite(differences)):
         for start in range(0, len(same), MAX_COLUMNS):
@@ -104,7 +104,7 @@ def _blocks(differences: Numbers) -> Iterator[tuple[Indices, Numbers, Indices]]:
             yield block, differences[np.ix_(rows, block)], rows
 
 
-def _basis(factors: NDArray[Any], terms: Sequence[Term]) -> Numbers:
+def _basis(factors: NDArray[Any], terms: Sequence[Term]) -> FloatArray:
     """Compute an orthonormal basis of a model with given terms, rows x dimensions."""
     cells = [group_rows(factors[:, sorted(term)].T) for term in terms]
     parts = [np.ones((len(factors), 1)), *(np.eye(cell.max() + 1)[cell] for cell in cells)]
@@ -112,8 +112,8 @@ def _basis(factors: NDArray[Any], terms: Sequence[Term]) -> Numbers:
 
 
 def _permute(
-    sample: Numbers, models: Sequence[Numbers], max_permutations: int, max_extreme: int
-) -> tuple[Numbers, Numbers, Numbers]:
+    sample: FloatArray, models: Sequence[FloatArray], max_permutations: int, max_extreme: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the ratio of explained to residual sum of squares, partial eta squared, and p.
 
     Args:
@@ -129,7 +129,7 @@ def _permute(
     residuals = sample - models[0] @ (models[0].T @ sample)
     squares = (sample**2).sum(axis=0)
 
-    def ratio(order: Indices, chosen: Indices, residuals: Numbers) -> Numbers:
+    def ratio(order: IntArray, chosen: IntArray, residuals: FloatArray) -> FloatArray:
         """Compute explained over residual sum of squares with the residuals in another order.
 
         The bases have fewer columns, so they are reordered instead.

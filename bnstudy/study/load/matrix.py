@@ -6,7 +6,7 @@ values are interpolated linearly between the two nearest layers of each network.
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,8 @@ from bnstudy.errors import UserError
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terms import FUSED_NORMS, PROBE_PERFORMANCE, ZERO_METRICS
 
-Numbers = NDArray[np.float64]
-Indices = NDArray[np.intp]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 # The i-th of L layers at a site, counted from 1, has the relative depth (i - 1) / (L - 1). A single
@@ -26,18 +26,21 @@ RELATIVE_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 KEYS = ["split", "metric", "layers", "place"]  # identify a column
 
+# What a matrix has a block of columns for; each is a column of the table that holds its values.
+Moment = Literal["epoch", "step", "fold"]
+TABLES: dict[Moment, str] = {"epoch": "rows", "step": "steps", "fold": "folds"}
+
 MAX_NAMES = 2  # names of matched layers that are listed; otherwise they get a number
 
 
 def load_shared_columns(
-    study: StudyRuns, *, every_epoch: bool = False
-) -> tuple[pd.DataFrame, Numbers]:
+    study: StudyRuns, every: Moment | None = None
+) -> tuple[pd.DataFrame, FloatArray]:
     """Load the values of all runs that have ended, in the columns that all runs share.
 
     Args:
         study: Study whose runs are comparable.
-        every_epoch: Load each epoch instead of each run's last epoch, for the columns that the last
-            epoch has.
+        every: As for `load_columns`.
 
     Returns:
         Columns of `load_columns` that all runs share, and values, runs x columns.
@@ -45,26 +48,19 @@ def load_shared_columns(
     Raises:
         UserError: The runs are not comparable.
     """
-    keys, values = load_columns(study, every_epoch=every_epoch)
+    keys, values = load_columns(study, every)
     shared = select_shared_columns(study, keys, np.arange(len(values)))
     return keys[shared].reset_index(drop=True), values[:, shared]
 
 
-def load_columns(
-    study: StudyRuns,
-    *,
-    every_epoch: bool = False,
-    every_step: bool = False,
-    every_fold: bool = False,
-) -> tuple[pd.DataFrame, Numbers]:
+def load_columns(study: StudyRuns, every: Moment | None = None) -> tuple[pd.DataFrame, FloatArray]:
     """Load the values of all finished runs: one row per run, one column per metric and layer.
 
     Args:
         study: Study whose runs are comparable.
-        every_epoch: Load each epoch instead of each run's last epoch, for the columns that the last
-            epoch has.
-        every_step: Likewise load each step after which any run was measured, within epochs too.
-        every_fold: Likewise load each part of the probe sets, after the last epoch.
+        every: Load each epoch, each step after which any run was measured (within epochs too), or
+            each fold of the probe sets after the last epoch, for the columns that the last epoch
+            has; None loads each run's last epoch.
 
     Returns:
         Table of the columns (split, metric, site, layers, place, place_index; epoch, step or fold),
@@ -89,13 +85,10 @@ def load_columns(
             + " | ".join(f"{len(part.results)} runs of {part.measured_on}" for part in study.parts)
             + "\nAnalyse `parts` one by one, or train them as different studies (study=NAME)"
         )
-    wanted = {"epoch": every_epoch, "step": every_step, "fold": every_fold}
-    return _load_matrix(
-        study, next((every for every, is_wanted in wanted.items() if is_wanted), None)
-    )
+    return _load_matrix(study, every)
 
 
-def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: Indices) -> Mask:
+def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: IntArray) -> Mask:
     """Select the columns in which the given runs are comparable.
 
     Args:
@@ -154,7 +147,7 @@ def count_layers(study: StudyRuns) -> pd.DataFrame:
     return table.reindex(study.results["cell"], fill_value=0).astype(int)
 
 
-def average_layers(study: StudyRuns, metric: str) -> Numbers:
+def average_layers(study: StudyRuns, metric: str) -> FloatArray:
     """Average a metric of each run over its layers' activations, on the training split.
 
     Args:
@@ -174,7 +167,7 @@ def average_layers(study: StudyRuns, metric: str) -> Numbers:
         total[runs] += values[np.ix_(runs, columns.index.to_numpy(dtype=np.intp))].sum(axis=1)
         layers[runs] += len(columns)
     with np.errstate(invalid="ignore"):
-        means: Numbers = total / layers
+        means: FloatArray = total / layers
     return means
 
 
@@ -194,52 +187,16 @@ def are_activations(table: pd.DataFrame) -> pd.Series:
 
 
 @lru_cache(maxsize=4)
-def _load_matrix(study: StudyRuns, every: str | None) -> tuple[pd.DataFrame, Numbers]:
-    runs = _networks(study)
-    connection = study.connection
-    connection.register("numbers", runs)
-    measured = study.query(
-        """
-        select distinct network, split, metric, layer, coalesce(site, '') as site,
-               coalesce(layers, 0) as layers, coalesce(position, 0) as place_index
-        from final join numbers using (cell)
-        """
-    )
+def _load_matrix(study: StudyRuns, every: Moment | None) -> tuple[pd.DataFrame, FloatArray]:
+    runs = _number_networks(study)
+    study.connection.register("run_networks", runs)
+    measured = _list_measured(study)
     if not every:  # after the last epoch there are the numbers of whole splits
         measured = measured[~measured["metric"].isin(PROBE_PERFORMANCE)]
-    measured = measured.assign(place=_names(measured))
-    keys = measured.drop(columns=["network", "layer"]).drop_duplicates()
-    keys = pd.concat([keys, _relative_depths(keys)], ignore_index=True)
-    keys = keys.sort_values(
-        ["split", "metric", "site", "layers", "place_index"],  # of sites, act is the first by name
-        ascending=[False, True, True, True, True],
-    ).reset_index(drop=True)
+    measured = measured.assign(place=_name_layers(measured))
+    keys = _make_keys(measured)
     columns = measured.merge(keys.reset_index(names="column_number"))
-    table = {None: "last", "epoch": "rows", "step": "steps", "fold": "folds"}[every]
-    moments = [0]
-    if every:
-        found = study.query(f"select distinct {every} from {table} order by all")
-        moments = found[every].tolist()
-    connection.register("moments", pd.DataFrame({"moment": moments}).reset_index(names="measured"))
-    values = np.full((len(runs), len(moments), len(keys)), np.nan)
-    connection.register(
-        "columns", columns[["network", "split", "metric", "layer", "column_number"]]
-    )
-    there: set[int] = set()
-    batches = connection.sql(
-        f"""
-        select (run * {len(moments)} + measured) * {len(keys)} + column_number as address, value,
-               measured
-        from {table} join moments on moment = {every or 0}
-        join numbers using (cell) join columns using (network, split, metric, layer)
-        """
-    ).to_arrow_reader(1_000_000)
-    for batch in batches:
-        values.ravel()[batch["address"].to_numpy()] = batch["value"].to_numpy()
-        there.update(batch["measured"].unique().to_pylist())
-    if len(there) < len(moments):
-        moments = [moments[number] for number in sorted(there)]
-        values = values[:, sorted(there)]
+    moments, values = _read_values(study, every, columns, (len(runs), len(keys)))
     _interpolate(keys, values, count_layers(study))
     is_meaningful = select_meaningful_columns(study, keys)[:, None]
     values[~np.broadcast_to(is_meaningful, values.shape)] = np.nan
@@ -248,7 +205,71 @@ def _load_matrix(study: StudyRuns, every: str | None) -> tuple[pd.DataFrame, Num
     return keys, values.reshape(len(runs), -1)
 
 
-def _networks(study: StudyRuns) -> pd.DataFrame:
+def _list_measured(study: StudyRuns) -> pd.DataFrame:
+    """List what was measured of each network: split, metric, layer, site, layers, place_index."""
+    return study.query(
+        """
+        select distinct network, split, metric, layer, coalesce(site, '') as site,
+               coalesce(layers, 0) as layers, coalesce(position, 0) as place_index
+        from final join run_networks using (cell)
+        """
+    )
+
+
+def _make_keys(measured: pd.DataFrame) -> pd.DataFrame:
+    """Make the sorted table of the columns, those at relative depths included."""
+    keys = measured.drop(columns=["network", "layer"]).drop_duplicates()
+    keys = pd.concat([keys, _relative_depths(keys)], ignore_index=True)
+    return keys.sort_values(
+        ["split", "metric", "site", "layers", "place_index"],  # of sites, act is the first by name
+        ascending=[False, True, True, True, True],
+    ).reset_index(drop=True)
+
+
+def _read_values(
+    study: StudyRuns, every: Moment | None, columns: pd.DataFrame, shape: tuple[int, int]
+) -> tuple[list[int], FloatArray]:
+    """Read the values of layers and of the whole model from the study's table.
+
+    Args:
+        study: Study whose runs are comparable, with the view `run_networks`.
+        every: As for `load_columns`.
+        columns: Network, split, metric, layer and column number.
+        shape: Numbers of runs and of columns.
+
+    Returns:
+        Epochs, steps or folds that have values, and the values, runs x these x columns.
+    """
+    connection = study.connection
+    moments = [0]
+    if every:
+        moments = study.query(f"select distinct {every} from {TABLES[every]} order by all")[
+            every
+        ].tolist()
+    connection.register("moments", pd.DataFrame({"moment": moments}).reset_index(names="measured"))
+    connection.register(
+        "columns", columns[["network", "split", "metric", "layer", "column_number"]]
+    )
+    values = np.full((shape[0], len(moments), shape[1]), np.nan)
+    there: set[int] = set()
+    batches = connection.sql(
+        f"""
+        select (run * {len(moments)} + measured) * {shape[1]} + column_number as address, value,
+               measured
+        from {TABLES[every] if every else "last"} join moments on moment = {every or 0}
+        join run_networks using (cell) join columns using (network, split, metric, layer)
+        """
+    ).to_arrow_reader(1_000_000)
+    for batch in batches:
+        values.ravel()[batch["address"].to_numpy()] = batch["value"].to_numpy()
+        there.update(batch["measured"].unique().to_pylist())
+    if len(there) < len(moments):
+        moments = [moments[number] for number in sorted(there)]
+        values = values[:, sorted(there)]
+    return moments, values
+
+
+def _number_networks(study: StudyRuns) -> pd.DataFrame:
     """Number the networks; runs whose layers have the same names have the same network.
 
     The order is that of the treatments, then of the runs.
@@ -267,7 +288,7 @@ def _networks(study: StudyRuns) -> pd.DataFrame:
     return runs.drop(columns="treatment").assign(network=networks)
 
 
-def _names(measured: pd.DataFrame) -> pd.Series:
+def _name_layers(measured: pd.DataFrame) -> pd.Series:
     """Name the layers: a single name, two names with a slash, or a number if there are more."""
     names = measured["layer"].copy()
     layers = measured[measured["layers"] > 0].sort_values("network", kind="stable")
@@ -303,7 +324,7 @@ def _suffix(site: str) -> str:
     return "" if site == "act" else f" {site}"
 
 
-def _interpolate(keys: pd.DataFrame, values: Numbers, counts: pd.DataFrame) -> None:
+def _interpolate(keys: pd.DataFrame, values: FloatArray, counts: pd.DataFrame) -> None:
     """Fill the columns at relative depths from those of layers: runs x epochs x columns."""
     for key, columns in keys.groupby(["split", "metric", "site"]):
         depths = columns.index[(columns["layers"] == 0) & (columns["place_index"] > 0)]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from bnstudy.study.load.matrix import Indices
+from bnstudy.study.load.matrix import IntArray
 from bnstudy.study.load.study_runs import StudyRuns
 
 
@@ -16,8 +16,8 @@ class Pairs(NamedTuple):
         identical: Number of pairs that are left out because the treatments have identical values.
     """
 
-    treatment: Indices
-    baseline: Indices
+    treatment: IntArray
+    baseline: IntArray
     unpaired: int
     identical: int = 0
 

@@ -16,7 +16,7 @@ from bnstudy.errors import UserError, first_line
 from bnstudy.redaction import redact, redact_values
 from bnstudy.runs.paths import RECORD
 from bnstudy.runs.record import Record
-from bnstudy.study.load.design import NAMES, TREATMENT, Design, format_options
+from bnstudy.study.load.design import COLUMN_OF_KEY, TREATMENT, Design, format_options
 from bnstudy.terms import PER_NORM_OPTIONS, SPLITS
 
 SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in PER_NORM_OPTIONS))
@@ -88,7 +88,8 @@ def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
     redefined = {metric for metric, found in directions.items() if len(found) > 1}
     runs = pd.DataFrame([_row(record, design, redefined) for record in records])
     runs["pair"] = pd.factorize(runs["pair"])[0]
-    for column in {NAMES.get(key, key) for key in (*NAMES, *design.grid)} & set(runs):
+    keys = {*COLUMN_OF_KEY, *design.grid}
+    for column in {COLUMN_OF_KEY.get(key, key) for key in keys} & set(runs):
         kinds = {_kind(value) for value in runs[column].dropna()}
         if str in kinds or len(kinds) > 1:
             runs[column] = runs[column].map(str)
@@ -113,37 +114,37 @@ def _read(folder: Path) -> _Run:
         reason = redact(first_line(error))
         facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
         return _Run(facts, {}, {}, {}, [], "")
-    described = record.description
+    description = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
-    attempts, environment, data = described.attempts, described.environment, described.data
-    ended, others = record.is_finished, [rows._asdict() for rows in described.other_versions()]
+    attempts, environment, data = description.attempts, description.environment, description.data
+    ended, others = record.is_finished, [rows._asdict() for rows in description.other_versions()]
     packages, git = environment.packages, environment.git
     facts = {
         "cell": folder.name,
         "path": str(record.paths.table),
-        "overrides": redact(" ".join(described.overrides)),
+        "overrides": redact(" ".join(description.overrides)),
         "treatment": norm if regularizer == "none" else f"{norm} + {regularizer}",
         "norm": norm,
         "regularizer": regularizer,
-        "model": described.choices.get("model"),
-        "data": _plain(config.get("data.name", described.choices.get("data"))),
-        **{name: _plain(config.get(key)) for key, name in NAMES.items()},
-        "status": described.status,
-        "at_chance": described.is_at_chance,
+        "model": description.choices.get("model"),
+        "data": _plain(config.get("data.name", description.choices.get("data"))),
+        **{name: _plain(config.get(key)) for key, name in COLUMN_OF_KEY.items()},
+        "status": description.status,
+        "at_chance": description.is_at_chance,
         "remark": "; ".join(filter(None, [*_remarks(record, ended), *map(_left_out, others)]))
         or None,
         "ended": ended,
         "attempts": len(attempts),
-        "failures": described.failures,
-        "seconds": described.timing.seconds,
-        "measure_seconds": described.timing.measure_seconds,
-        "last_epoch": described.final.epoch,
+        "failures": description.failures,
+        "seconds": description.timing.seconds,
+        "measure_seconds": description.timing.measure_seconds,
+        "last_epoch": description.final.epoch,
         **NOT_KNOWN,
-        **described.final.numbers,
+        **description.final.numbers,
         "commit": git.commit if git else None,
         "dirty": git.dirty if git else None,
         "version": packages.get("bnstudy"),
-        "comparable": described.version,
+        "comparable": description.version,
         "torch": packages.get("torch"),
         "python": environment.python,
         "processor": environment.processor,
@@ -158,8 +159,10 @@ def _read(folder: Path) -> _Run:
     settings = {key: value for key, value in config.items() if key.startswith(SETTINGS)}
     for key in EXECUTION:
         group, _, name = key.partition(".")
-        settings[key] = described.config[group].get(name)
-    return _Run(facts, config, described.metrics, settings, others, described.cell or folder.name)
+        settings[key] = description.config[group].get(name)
+    return _Run(
+        facts, config, description.metrics, settings, others, description.cell or folder.name
+    )
 
 
 def _left_out(rows: Mapping[str, Any]) -> str:
@@ -219,7 +222,7 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
         **facts,
         "treatment": f"{facts['treatment']} {options}".strip(),
         "seed": config["seed"],
-        **{key: _plain(config.get(key)) for key in design.grid if key not in NAMES},
+        **{key: _plain(config.get(key)) for key in design.grid if key not in COLUMN_OF_KEY},
         "grid": format_options(config, design.grid),
         "own": format_options(config, design.per_treatment),
         "pair": json.dumps(shared, sort_keys=True),

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from bnstudy.errors import UserError
 from bnstudy.headline import CLUSTERING, FAMILIES, SPARSITY, choose_measured, in_words
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.columns import FloatArray
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
 from bnstudy.study.load.matrix import are_activations, load_shared_columns
 from bnstudy.study.present.drawing import MAX_PANELS, STYLE, choose_spread, draw_panels
@@ -280,7 +280,7 @@ class Plot:
         figure.supxlabel(f"{split} split, after the last epoch; {len(runs)} runs, each a marker")
         return figure
 
-    def _draw_runs(self, ax: Axes, name: str, x: Numbers, y: pd.Series) -> None:
+    def _draw_runs(self, ax: Axes, name: str, x: FloatArray, y: pd.Series) -> None:
         many = len(self.analysis.study.results) > MAX_VECTOR_MARKERS
         looks = self.looks[name]
         ax.plot(x, y, linestyle="", alpha=0.7, label=in_words(name), rasterized=many, **looks)

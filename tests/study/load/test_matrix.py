@@ -8,7 +8,7 @@ import pytest
 
 from bnstudy.runs.long_table import Row
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.effects import compute_averages, compute_curves, compute_effects
+from bnstudy.study.effects import compute_averages, compute_effects, compute_effects_over_time
 from bnstudy.study.generalization import compute_mediation
 from bnstudy.study.load.matrix import average_layers, load_shared_columns
 from bnstudy.study.present.figures import draw_figures
@@ -117,7 +117,7 @@ def test_as_many_layers_are_matched_by_their_order(studies: Studies) -> None:
 
 
 def test_curves_are_of_layers_and_of_relative_depths(planted: Studies) -> None:
-    found = compute_curves(load(planted.folder)).query("metric == 'unit_sparsity'")
+    found = compute_effects_over_time(load(planted.folder)).query("metric == 'unit_sparsity'")
     of_layers = found[found["layers"] == 4].set_index("place")
     assert of_layers.loc["block04", "difference"] == pytest.approx(-0.4)
     assert of_layers.loc["block04", ["n", "undefined"]].tolist() == [3, 0]

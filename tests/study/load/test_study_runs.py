@@ -335,7 +335,7 @@ def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studi
 
 def test_every_epoch(studies: Studies) -> None:
     studies.add("none", layers={("silhouette", 0): [0.9], ("silhouette", 5): [0.1]})
-    keys, values = load_shared_columns(load(studies.folder), every_epoch=True)
+    keys, values = load_shared_columns(load(studies.folder), every="epoch")
     rows = keys["metric"] == "silhouette"
     assert keys[rows]["epoch"].tolist() == [0, 5]
     assert values[0, rows].tolist() == [0.9, 0.1]

@@ -17,7 +17,7 @@ from bnstudy.headline import in_words
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference import mean, spread
-from bnstudy.study.inference.columns import Numbers
+from bnstudy.study.inference.columns import FloatArray
 from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.embedding_tables import find_runs_with_embeddings
 from bnstudy.study.load.matrix import KEYS, RELATIVE_DEPTHS, count_layers, load_columns
@@ -70,7 +70,7 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         - similarities: see `_similarities`.
     """
     study = analysis.study
-    keys, values = load_columns(study, every_epoch=True)
+    keys, values = load_columns(study, every="epoch")
     all_epochs = keys["epoch"].unique()
     keys = keys[keys["epoch"] == all_epochs[0]].drop(columns="epoch").reset_index(drop=True)
     values = values.reshape(len(values), len(all_epochs), len(keys))
@@ -120,7 +120,7 @@ def _label(metric: str) -> tuple[str, float | None, float | None]:
     return words, low, high
 
 
-def _encoded(array: Numbers) -> str:
+def _encoded(array: FloatArray) -> str:
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
         return base64.b64encode(np.asarray(array, dtype="<f4").tobytes()).decode()
 
@@ -158,7 +158,7 @@ def _thinned(epochs: list[int], last: list[int], room: int) -> list[int]:
     return sorted(places | {epochs.index(epoch) for epoch in last if epoch in epochs})
 
 
-def _pooled(groups: pd.DataFrame, values: Numbers) -> tuple[pd.DataFrame, dict[str, Numbers]]:
+def _pooled(groups: pd.DataFrame, values: FloatArray) -> tuple[pd.DataFrame, dict[str, FloatArray]]:
     """Average the seeds of each treatment at each point."""
     described, parts = [], defaultdict(list)
     networks = groups["layers"].map(str)

@@ -61,7 +61,9 @@ const distinct = (values) => [...new Set(values)];
 
 const labelOf = (metric) => data.labels[metric] ?? [metric.replaceAll("_", " "), null, null];
 const words = (metric) => labelOf(metric)[0];
-const layerInWords = (place) => place.replace(/\bblock0*(\d+)\b/, "block $1");
+const layerInWords = (place) => place.split(" / ").map((name) =>
+  /^\d/.test(name) ? `layer ${name}` : name.replace(/\bblock0*(\d+)\b/, "block $1"),
+).join(" / ");
 
 /** Return the range of a metric's values, or of differences between them. */
 function rangeOf(metric, isDifference = false) {

@@ -50,6 +50,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     data = embed_numbers(analysis)
     plotly, script = get_plotlyjs(), _resource("page.js")
     runs = study.runs
+    cards = compose_cards(analysis)
     environment = Environment(
         loader=PackageLoader(__package__, ""),
         autoescape=True,
@@ -67,7 +68,8 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     has_grid = {"depth", "width"} <= set(analysis.axes)
     content = {
         "analysis": analysis,
-        "cards": compose_cards(analysis),
+        "cards": cards,
+        "cards_have_intervals": any("[" in found.size for card in cards for found in card.findings),
         "verdict": compose_verdict(analysis),
         "study": study,
         "data": data,
