@@ -1,6 +1,7 @@
 # make study   set up, train BatchNorm against no normalization on real digits with 4 seeds, and show
 #              the difference
-# make test    set up what the tests need, run them
+# make test    set up what the tests need, run the fast ones
+# make test-slow   run those that take more than two seconds each
 # make docs    set up what the documentation needs, build it: docs/build/index.html
 PYTHON ?= python3
 INSTALL = .venv/bin/pip install --quiet --constraint constraints.txt --editable
@@ -10,6 +11,9 @@ study: .venv/installed
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest
+
+test-slow: .venv/installed-dev
+	.venv/bin/python -m pytest -m 'slow and not long' --dist loadscope
 
 docs: .venv/installed-docs
 	.venv/bin/python -m sphinx --fail-on-warning --keep-going --jobs auto docs docs/build
@@ -30,4 +34,4 @@ docs: .venv/installed-docs
 .venv:
 	$(PYTHON) -m venv $@
 
-.PHONY: study test docs
+.PHONY: study test test-slow docs

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.identity import register_resolvers
+from bnstudy.files import OTHER_FOLDER, CannotWrite
 from bnstudy.study.present import report_files
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.train import main
@@ -106,6 +107,7 @@ def command_line(
     def call(*arguments: str, main: Callable[[], None] = main) -> Result:
         monkeypatch.setattr(sys, "argv", ["bnstudy", *arguments])
         monkeypatch.setattr(SweepProgress, "total", 0)
+        monkeypatch.setattr(CannotWrite, "otherwise", OTHER_FOLDER)  # commands set their own
         capsys.readouterr()
         code, message = 0, ""
         try:

@@ -73,6 +73,7 @@ def test_a_study_is_measured_with_the_full_set(command_line: CommandLine, tmp_pa
     assert [(cell / "metrics.parquet").read_bytes() for cell in cells] == tables
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_made_again_from_the_checkpoints(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_damaged_table_is_made_again_from_the_checkpoints(
     assert (cell / "metrics.parquet").read_bytes() == b"PAR1"
 
 
+@pytest.mark.slow
 def test_only_the_split_and_the_epochs_that_are_asked_for(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

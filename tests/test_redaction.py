@@ -97,6 +97,7 @@ def test_the_identity_is_that_of_the_true_value() -> None:
     assert run.config == config  # the run itself goes on with the true value
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_has_a_password(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def study(studies: Studies) -> Studies:
     return studies
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_page")
 def test_a_multirun_ends_with_a_page_and_a_report_has_more(
     command_line: CommandLine, tmp_path: Path
@@ -76,6 +77,7 @@ def test_the_baseline_and_the_place_are_ones_own(
     assert not (study.folder / "report").exists()
 
 
+@pytest.mark.slow
 def test_runs_that_are_not_comparable_have_pages_of_their_own(
     study: Studies, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +105,7 @@ def written(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
     folder = study.folder / "report"
@@ -130,6 +133,7 @@ def test_no_page_figure_or_table_outlives_its_runs(study: Studies) -> None:
     assert written(folder) == whole | own
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_a_page_alone_leaves_no_figures_of_an_earlier_state(study: Studies) -> None:
     folder = study.folder / "report"
@@ -153,6 +157,7 @@ def test_where_no_run_has_a_result_there_is_no_page(
     assert written(study.folder / "report") <= {".bnstudy-report.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["added", "removed", "measured", "version", "maps", "nothing"])
 def test_what_a_page_is_made_of_decides_whether_it_is_written_again(
     study: Studies, change: str, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ def stopped(
     return process
 
 
+@pytest.mark.slow
 def test_two_norms_are_trained_measured_and_compared(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -180,6 +181,7 @@ def test_before_training_batchnorm_normalizes(command_line: CommandLine, tmp_pat
         assert variance == pytest.approx(1, rel=0.05)
 
 
+@pytest.mark.slow
 def test_running_statistics_of_few_batches_are_warned_of(command_line: CommandLine) -> None:
     few = (*SMALL, "metrics=none", "trainer.limit_train_batches=4")
     warning = "still had a weight of 66% in the running mean and variance"
@@ -189,6 +191,7 @@ def test_running_statistics_of_few_batches_are_warned_of(command_line: CommandLi
     assert "running mean" not in command_line(*few, "norm.momentum=0.9", "study=fast").stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_version_0_1_goes_on(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -206,6 +209,7 @@ def test_an_interrupted_run_of_version_0_1_goes_on(
     assert {row["epoch"] for row in rows} == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:block01 at epoch 1. an activation is not finite")
 def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line("norm=none", *DIVERGING, *SMALL)
@@ -224,6 +228,7 @@ def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -
     assert "diverged, test accuracy" in command_line("norm=none", *DIVERGING, *SMALL).stdout
 
 
+@pytest.mark.slow
 def test_weights_that_the_last_step_blew_up_are_a_divergence(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -235,6 +240,7 @@ def test_weights_that_the_last_step_blew_up_are_a_divergence(
     assert description(only_cell(tmp_path / "multirun"))["status"] == "diverged"
 
 
+@pytest.mark.slow
 def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -262,6 +268,7 @@ def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
     assert by_key(later) == by_key(pq.read_table(at_once).to_pylist())
 
 
+@pytest.mark.slow
 def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(
         "norm=batchnorm,none", "optim.lr={batchnorm:0.1,none:0.02}", "metrics=none", *SMALL, "-m"
@@ -275,6 +282,7 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
     assert "batchnorm lr=0.1" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -354,6 +362,7 @@ def test_a_mistake_in_wandbs_environment_is_told(
     assert "WANDB_..." in result.stderr
 
 
+@pytest.mark.slow
 def test_an_empty_variable_of_wandb_is_none(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +375,7 @@ def test_an_empty_variable_of_wandb_is_none(
     assert description(folder.parents[1])["study"] == "2026"
 
 
+@pytest.mark.slow
 def test_a_key_that_only_the_swept_norms_have(command_line: CommandLine) -> None:
     norms = ("norm=groupnorm,weightstandardization", "norm.num_groups=2", "-m")
     result = command_line(*SMALL, "metrics=none", *norms)
@@ -374,6 +384,7 @@ def test_a_key_that_only_the_swept_norms_have(command_line: CommandLine) -> None
     assert [run["config"]["norm"]["num_groups"] for run in runs] == [2, 2]
 
 
+@pytest.mark.slow
 def test_synchronized_batchnorm_on_a_cpu_is_told(command_line: CommandLine) -> None:
     options = ("+trainer.sync_batchnorm=true", "trainer.accelerator=cpu", "metrics=none")
     result = command_line(*SMALL, *options)
@@ -384,6 +395,7 @@ def test_synchronized_batchnorm_on_a_cpu_is_told(command_line: CommandLine) -> N
     assert not list(Path("multirun/ddp").glob("*/run.json"))
 
 
+@pytest.mark.slow
 def test_each_debug_run_has_its_own_study(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +421,7 @@ def test_a_missing_gpu_is_told(command_line: CommandLine) -> None:
     assert "trainer.accelerator=gpu" in asked
 
 
+@pytest.mark.slow
 def test_a_complete_cell_is_skipped_without_loading_torch(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -469,6 +482,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_on_the_way_is_measured_or_told(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -490,6 +504,7 @@ def test_what_was_not_measured_on_the_way_is_measured_or_told(
     assert mended.sort_by(order).equals(table.sort_by(order))
 
 
+@pytest.mark.slow
 def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:
     result = command_line("--help")
     assert result.returncode == 0
@@ -502,6 +517,7 @@ def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:
         assert words in result.stdout
 
 
+@pytest.mark.slow
 def test_a_run_of_the_earlier_default_of_probe_is_named(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

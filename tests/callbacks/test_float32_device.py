@@ -50,6 +50,7 @@ def measure(device: str | torch.device, **options: Any) -> tuple[Classifier, lis
     return module, [row for callback in callbacks for row in callback.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::Warning")  # Lightning's and torch's, of an unknown device
 def test_all_numbers_are_those_of_a_cpu() -> None:
     expected, reference = measure("cpu")

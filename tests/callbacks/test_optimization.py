@@ -173,6 +173,7 @@ def test_what_a_complete_cell_was_trained_without_is_told(command_line: CommandL
     assert "without callbacks=activation_drift;" in line
 
 
+@pytest.mark.slow
 def test_those_added_to_a_run_that_goes_on_do_not_count_as_had(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +195,7 @@ def test_those_added_to_a_run_that_goes_on_do_not_count_as_had(
     assert set(drift) == {2}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_options_that_it_began_with(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +238,7 @@ def test_one_several_or_none_can_be_chosen(
     assert list(resolve(composed(choice))["callbacks"]) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "allowed"),
     [

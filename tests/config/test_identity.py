@@ -30,6 +30,7 @@ def as_before(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", IDENTITIES, ids=lambda stored: " ".join(stored["overrides"]))
 def test_a_command_line_of_version_0_1_has_the_same_identity(
     composed: Compose, stored: dict[str, Any]
@@ -75,6 +76,7 @@ def test_a_trainer_of_ones_own_counts(composed: Compose) -> None:
     assert identity(resolve(composed("trainer._target_=mine.Trainer"))) != plain
 
 
+@pytest.mark.slow
 def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Compose) -> None:
     plain = identity(resolve(composed()))
     for same in (

@@ -54,6 +54,7 @@ RUN_HERE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [choice for choice in ALL if choice not in RUN_HERE])
 def test_it_composes(composed: Compose, choice: str) -> None:
     group, _, option = choice.partition("=")
@@ -131,6 +132,7 @@ def test_it_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> Non
     assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_sweep_over_precision_and_sites(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(
         *SMALL, "trainer.precision=bf16-mixed", "metrics.sites=[conv,norm,act]", "norm=none"

@@ -47,6 +47,7 @@ def data(
     return options(composed, f"data={request.param}", f"data.root={root}", *override)
 
 
+@pytest.mark.slow
 def test_what_a_run_has_read_is_known_without_reading(
     data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,7 @@ def test_images_that_are_added_or_lie_elsewhere(
     assert find_sha256(data | {"image_size": 5}) not in (None, sha256, find_sha256(data))
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_is_read(composed: Compose, tmp_path: Path) -> None:
     data = options(composed, f"data.root={tmp_path}")
     sha256 = read(data)

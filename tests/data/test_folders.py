@@ -28,6 +28,7 @@ def contents(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.suffix != ".lock"}
 
 
+@pytest.mark.slow
 def test_digits_in_a_read_only_folder(tmp_path: Path, read_only: ReadOnly) -> None:
     before = sha256(MNIST5k(root=str(tmp_path), **OPTIONS))
     for file in tmp_path.glob("*.[ls]*"):
@@ -38,12 +39,14 @@ def test_digits_in_a_read_only_folder(tmp_path: Path, read_only: ReadOnly) -> No
         MNIST5k(root=str(tmp_path / "elsewhere"), **OPTIONS).setup()
 
 
+@pytest.mark.slow
 def test_digits_cannot_be_kept_in_a_read_only_folder(tmp_path: Path, read_only: ReadOnly) -> None:
     read_only(tmp_path)
     with pytest.raises(UserError, match=r"mnist5k.npz: Permission denied\nCheck .*BNSTUDY_DATA"):
         MNIST5k(root=str(tmp_path), **OPTIONS).setup()
 
 
+@pytest.mark.slow
 def test_the_lock_of_another_user(tmp_path: Path, read_only: ReadOnly) -> None:
     before = sha256(MNIST5k(root=str(tmp_path), **OPTIONS))
     read_only(tmp_path / "mnist5k.lock")

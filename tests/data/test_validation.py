@@ -39,6 +39,7 @@ def test_a_share_of_each_class_is_chosen_and_always_the_same() -> None:
     assert more.sum() == 210 + 60 + 6
 
 
+@pytest.mark.slow
 def test_the_same_digits_are_held_out_whatever_the_seed(tmp_path: Path) -> None:
     whole = mnist5k(tmp_path)
     whole.setup()
@@ -139,6 +140,7 @@ def test_a_validation_loss_that_is_not_finite_is_a_divergence() -> None:
     assert spoiled.diverged
 
 
+@pytest.mark.slow
 def test_a_run_with_a_validation_split(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(*QUICK, "data.validation=0.2", "logger=csv")
     assert result.returncode == 0, result.stderr
@@ -175,6 +177,7 @@ def test_a_run_with_a_validation_split(command_line: CommandLine, tmp_path: Path
     }
 
 
+@pytest.mark.slow
 def test_a_run_without_a_validation_split(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(*QUICK, "logger=csv")
     assert result.returncode == 0, result.stderr
@@ -188,6 +191,7 @@ def test_a_run_without_a_validation_split(command_line: CommandLine, tmp_path: P
     assert "validation" not in file.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "words"),
     [

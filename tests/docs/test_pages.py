@@ -88,6 +88,7 @@ def one_value(override: Override) -> str:
             return str(override.input_line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", TRAIN, ids=str)
 def test_a_training_commands_options_exist(command: Command, composed: Compose) -> None:
     """Its options are files, and its keys can be set in a configuration with these options.
@@ -127,6 +128,7 @@ class Parsed(Exception):
     """The command line was understood."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", OTHERS, ids=str)
 def test_another_commands_options_exist(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -205,6 +207,7 @@ def _registries() -> Iterator[None]:
     METRICS.update(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_registries")
 @pytest.mark.filterwarnings("default")  # a snippet warns where users would be warned
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=str)

@@ -99,6 +99,7 @@ def naive_mixup(model: CNN, place: str, batches: Batches) -> float:
     return float(np.mean(correct))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batchnorm", "none"])
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
 def test_margins_are_those_of_single_samples(num_classes: int, norm: type[nn.Module]) -> None:

@@ -97,6 +97,7 @@ def test_weights_do_not_depend_on_the_norm(scheme: str, norm: str) -> None:
         assert not torch.equal(layer.weight, other[name].weight)
 
 
+@pytest.mark.slow
 def test_torchvisions_own_initialization_is_kept_and_repeats() -> None:
     def made(norm: str, seed: int = 0) -> dict[str, nn.Conv2d | nn.Linear]:
         with seeded(seed):

@@ -79,6 +79,7 @@ def test_target_sparsity_is_the_gap_and_its_gradient_reaches_silent_units() -> N
     assert model.get_submodule("block01.conv").bias.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.3, {"block01": 0.8, "block02": 0.4}])
 def test_sparsity_is_steered_from_above_and_from_below(target: float | dict[str, float]) -> None:
     model = network("cnn", depth=2)

@@ -62,6 +62,7 @@ def test_every_batchnorm_is_replaced(name: str, norm: str, instead: type) -> Non
     assert ours(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_a_norm_with_its_own_activation_replaces_the_relu_that_follows() -> None:
     ours = torchvision_network("resnet18", norm=normalization("evonorm_s0"), **COLOUR)
     assert nn.ReLU not in kinds(ours)
@@ -79,6 +80,7 @@ def test_grey_images_are_shown_in_colour_and_norms_are_read(norm: str) -> None:
     assert len(names) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext", "swin_t"])
 def test_layernorms_are_replaced(name: str) -> None:
     def made(norm: str) -> nn.Module:

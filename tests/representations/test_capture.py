@@ -372,6 +372,7 @@ def _process_group(tmp_path: Path) -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_process_group")
 @pytest.mark.parametrize("used_before", [False, True])
 @pytest.mark.parametrize("wrapping", WRAPPINGS)

@@ -43,6 +43,7 @@ DATA = batches(40, 15, num_classes=4)
 LAYER = 40 * 4 * 16 * 16 * 4  # bytes of the largest layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [5, 1, 0.6, 0.25])
 def test_a_small_budget_gives_the_same_numbers(share: float) -> None:
     model = cnn()

@@ -90,6 +90,7 @@ def in_float64(x: Tensor) -> Layer:
     return layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_metrics_are_those_of_float64(name: str) -> None:
     x = case(name)
@@ -141,6 +142,7 @@ def test_few_units_and_float32_are_not_split() -> None:
     assert layer.product_precision == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
     [
@@ -166,6 +168,7 @@ def test_auto_takes_what_is_fastest_here(
     assert module._fastest.__wrapped__(torch.device("cpu")) == chosen
 
 
+@pytest.mark.slow
 def test_auto_takes_no_way_that_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     add_products = module.add_products
 

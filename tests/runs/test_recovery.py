@@ -237,6 +237,7 @@ def test_callbacks_that_only_the_record_names_are_not_called(
     assert "callbacks.gradient_norms._target_=os.abort" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_taken_over_writes_nothing_more(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

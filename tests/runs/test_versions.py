@@ -46,6 +46,7 @@ def test_versions_are_compared_by_major_and_minor_number() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_older_study_is_complete(kept: Path, command_line: CommandLine) -> None:
     result = command_line(*EIGHT)
     assert result.returncode == 0, result.stderr
@@ -80,6 +81,7 @@ def test_an_older_run_is_not_measured_again(kept: Path, command_line: CommandLin
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_older_run_goes_on(kept: Path, command_line: CommandLine) -> None:
     cell = cell_of(kept, "batchnorm-depth1-width2-seed2")
     overrides = description(cell)["overrides"]

@@ -48,6 +48,7 @@ def test_the_orthogonality_gap_is_that_of_the_inner_products() -> None:
     assert orthogonality_gap(np.array([7.0]), 7)[0] == 0  # orthogonal
 
 
+@pytest.mark.slow
 def test_they_are_paired_and_shown(studies: Studies) -> None:
     noise = np.random.default_rng(1).normal(scale=0.01, size=(6, 2))
     for seed, (number, norm) in itertools.product(range(6), enumerate(("none", "batchnorm"))):
@@ -77,6 +78,7 @@ def test_they_are_paired_and_shown(studies: Studies) -> None:
     assert "initial_orthogonality_gap" in page
 
 
+@pytest.mark.slow
 def test_without_the_metrics_there_is_nothing(studies: Studies) -> None:
     for norm in ("none", "batchnorm"):
         studies.add(norm, layers={"silhouette": [0.1, 0.2, 0.3]})

@@ -45,6 +45,7 @@ def planted(studies: Studies, effect: float, seeds: int = 4) -> None:
             studies.add(norm, seed, *words, layers={"silhouette": values.tolist()})
 
 
+@pytest.mark.slow
 def test_a_planted_effect_is_found_where_it_is(studies: Studies) -> None:
     planted(studies, effect=0.5)
     table = compute_effects(load(studies.folder))
@@ -250,6 +251,7 @@ def test_curves_have_an_interval_at_each_epoch(studies: Studies) -> None:
         assert table.loc[5 * at, ["low", "high"]].tolist() == pytest.approx(list(expected))
 
 
+@pytest.mark.slow
 def test_factors_are_the_analysis_of_variance_of_statsmodels(studies: Studies) -> None:
     generator = np.random.default_rng(7)
     rows = []

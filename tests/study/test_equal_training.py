@@ -74,6 +74,7 @@ def test_pairs_without_a_common_loss_are_counted(studies: Studies) -> None:
     assert set(table["undefined"]) == {0}
 
 
+@pytest.mark.slow
 def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> None:
     planted(studies)
     analysis = Analysis(load(studies.folder))
@@ -100,6 +101,7 @@ def test_studies_without_a_probe_loss_have_no_such_comparison(studies: Studies) 
     assert "equal training" not in "\n".join(compose_verdict(analysis))
 
 
+@pytest.mark.slow
 def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
     for norm, seed in itertools.product(("batchnorm", "none"), range(3)):
         record = studies.add(norm, seed, layers={("silhouette", 0): [0.0], "silhouette": [0.5]})

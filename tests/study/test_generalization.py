@@ -34,6 +34,7 @@ def related(studies: Studies, target: str = "test accuracy") -> pd.Series:
     return table[table["target"] == target].iloc[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explained", [0, 0.5])
 def test_kendalls_coefficients(studies: Studies, explained: float) -> None:
     runs = random_study(studies, explained)
@@ -134,6 +135,7 @@ def test_mediation_is_the_regression_of_differences(studies: Studies) -> None:
     assert row["share_low"] < 0.5 < row["share_high"]
 
 
+@pytest.mark.slow
 def test_what_goes_past_the_metric_is_no_share_of_it(studies: Studies) -> None:
     mediated(studies, through=0, past=0.05, seeds=30)
     row = compute_mediation(load(studies.folder)).iloc[0]
@@ -184,6 +186,7 @@ def test_interventions_are_compared_with_the_same_norm_left_alone(studies: Studi
     assert found["test", "accuracy"] == pytest.approx(-0.085)
 
 
+@pytest.mark.slow
 def test_an_intervention_is_compared_with_the_same_options_of_the_norm(studies: Studies) -> None:
     for groups, accuracy in ((2, 0.7), (4, 0.8)):
         words = (f"norm.num_groups={groups}",)

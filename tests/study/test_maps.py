@@ -86,6 +86,7 @@ def test_layers_are_those_of_each_run(
             np.testing.assert_array_equal(rows[["x", "y"]], places[layer])
 
 
+@pytest.mark.slow
 def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]) -> None:
     html = render_page(Analysis(load(studies.folder)))
     found = data_of(html)["embeddings"]
@@ -104,6 +105,7 @@ def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np
     assert MARKUP not in re.sub(r"(?s)<script.*", "", html)
 
 
+@pytest.mark.slow
 def test_of_a_large_study_whole_pairs_are_shown(
     studies: Studies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_runs_beside_each_other_are_a_pair(studies: Studies) -> None:
     assert len(drawn.axes) == 2 * 4
 
 
+@pytest.mark.slow
 def test_layers_that_were_not_measured_have_maps(studies: Studies) -> None:
     for number, norm in enumerate(("none", "batchnorm")):
         record = studies.add(norm)  # of which nothing but accuracy is known
@@ -164,6 +167,7 @@ def test_maps_of_other_epochs_are_told_apart(studies: Studies) -> None:
     assert "epoch" not in drawn.get_supxlabel()
 
 
+@pytest.mark.slow
 def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
     places = {"x": None, "y": None, "share": None, "reason": "all samples are alike"}
     for norm in ("none", "batchnorm"):
@@ -180,6 +184,7 @@ def test_a_layer_without_a_map_keeps_its_place(studies: Studies) -> None:
     assert labels == ["no embedding: all samples are alike"] * 2 + [""] * 2
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_what_was_kept(
     studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]
 ) -> None:
@@ -198,6 +203,7 @@ def test_what_is_drawn_is_what_was_kept(
         figures.Plot(analysis).embeddings("umap")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_body", [False, True])
 def test_what_is_damaged_is_told_and_left_out(
     studies: Studies, capsys: pytest.CaptureFixture[str], of_body: bool

@@ -57,6 +57,7 @@ def test_without_an_effect_of_the_samples_it_is_students_interval() -> None:
     assert found.high == pytest.approx(expected.high)
 
 
+@pytest.mark.slow
 def test_a_planted_study_says_which_source_dominates(studies: Studies) -> None:
     generator = np.random.default_rng(2)
     moved = {"silhouette": 0.2, "nc1": 0.0}  # by the choice of samples, with batchnorm

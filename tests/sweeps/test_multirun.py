@@ -48,6 +48,7 @@ def attempts(study: Path) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_runs(study: Path, command_line: CommandLine) -> None:
     before = attempts(study)
     result = command_line(*FOUR, "-m")
@@ -68,6 +69,7 @@ def test_only_what_is_missing_runs(study: Path, command_line: CommandLine) -> No
     assert sum(attempts(study).values()) == 7
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_and_estimates(study: Path, command_line: CommandLine) -> None:
     before = sorted(study.rglob("*"))
     result = command_line(*FOUR, "seed=0,1,2", "sweep.dry_run=true", "-m")
@@ -108,6 +110,7 @@ def test_redo(study: Path, command_line: CommandLine) -> None:
     assert sorted(attempts(study).values()) == [2, 2, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
     study: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +131,7 @@ def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
     assert description(cell)["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_failures_are_told_and_stop_nothing(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +162,7 @@ def test_failures_are_told_and_stop_nothing(
     assert "3 of 4 cells complete, 0 to resume, 1 to run\n" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_cell_that_two_points_of_the_grid_share_runs_once(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -168,6 +173,7 @@ def test_a_cell_that_two_points_of_the_grid_share_runs_once(
     assert list(attempts(tmp_path / "multirun" / "quick").values()) == [1]
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_no_failure(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(*QUICK, "norm=none", *DIVERGING, "-m")
     assert result.returncode == 0, result.stderr
@@ -187,6 +193,7 @@ def test_a_cell_of_another_process_is_let_be(study: Path, command_line: CommandL
     assert len(description(cell)["attempts"]) == 1
 
 
+@pytest.mark.slow
 def test_a_cell_that_another_process_takes_first_has_not_failed(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -203,6 +210,7 @@ def test_a_cell_that_another_process_takes_first_has_not_failed(
     assert "0 failed, 0 lost their worker, 1 still running elsewhere" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_a_study_that_can_only_be_read(
     study: Path, command_line: CommandLine, tmp_path: Path
@@ -224,6 +232,7 @@ def test_a_study_that_can_only_be_read(
         subprocess.run(["umount", study.parent], check=True)
 
 
+@pytest.mark.slow
 def test_metrics_that_are_asked_for_later_are_measured(
     study: Path, command_line: CommandLine
 ) -> None:
@@ -241,6 +250,7 @@ def test_metrics_that_are_asked_for_later_are_measured(
     assert set(attempts(study).values()) == {1}
 
 
+@pytest.mark.slow
 def test_m_may_stand_anywhere(command_line: CommandLine) -> None:
     expected = "0 of 2 cells complete"
     dry = ("sweep.dry_run=true", *QUICK)
@@ -250,6 +260,7 @@ def test_m_may_stand_anywhere(command_line: CommandLine) -> None:
         assert expected in result.stdout
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) -> None:
     result = command_line(*FOUR, "sweep.redo=some", "-m")
     assert result.returncode == 1
@@ -270,6 +281,7 @@ def test_where_cells_lie_is_not_hydras_to_say(command_line: CommandLine) -> None
     assert "hydra.sweep.dir=elsewhere cannot be set" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_name_with_brackets_is_told_as_it_is(command_line: CommandLine) -> None:
     arguments = [one for one in QUICK if one != "metrics=none"]
     names = "metrics.names=[hoyer]"

@@ -49,6 +49,7 @@ def refused(result: Result, *words: str) -> None:
     assert "complete" not in result.stdout
 
 
+@pytest.mark.slow
 def test_another_folder_of_the_same_name(trained: CommandLine, tmp_path: Path) -> None:
     for more in ((), ("norm=batchnorm,none", "-m"), ("-m", "sweep.dry_run=true")):
         refused(
@@ -65,6 +66,7 @@ def test_another_folder_of_the_same_name(trained: CommandLine, tmp_path: Path) -
     assert description(cell)["config"]["data"]["root"] == "B/images"
 
 
+@pytest.mark.slow
 def test_files_that_are_added_or_changed_and_put_back(trained: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "A" / "images" / "test" / "ant" / "0.bmp"
     before = path.read_bytes()
@@ -79,6 +81,7 @@ def test_files_that_are_added_or_changed_and_put_back(trained: CommandLine, tmp_
     assert "1 of 2 cells complete, 0 to resume, 1 to run" in again.stdout, again.stderr
 
 
+@pytest.mark.slow
 def test_data_that_are_not_there_any_more_contradict_nothing(
     trained: CommandLine, tmp_path: Path
 ) -> None:
@@ -100,6 +103,7 @@ def test_data_that_are_not_there_are_reported_once_before_launching(
     assert not list(tmp_path.glob("multirun/*/*/"))
 
 
+@pytest.mark.slow
 def test_no_result_is_removed_for_want_of_data(
     trained: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -110,11 +114,13 @@ def test_no_result_is_removed_for_want_of_data(
     assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_is_not_gone_on_with(trained: CommandLine, tmp_path: Path) -> None:
     (only_cell(tmp_path / "multirun") / "metrics.parquet").unlink()
     refused(trained(*GRID, "data.root=B/images"))
 
 
+@pytest.mark.slow
 def test_a_data_set_is_looked_at_once(
     trained: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +139,7 @@ def test_a_data_set_is_looked_at_once(
     assert len(scanned) == 1
 
 
+@pytest.mark.slow
 def test_complete_cells_are_recognized_without_torch(trained: CommandLine, tmp_path: Path) -> None:
     program = (
         "import runpy, sys; sys.argv[0] = 'bnstudy.train'; "

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import SMALL, CommandLine
 
 QUICK = ("metrics=none", "model.depth=1", *SMALL[1:])
 
 
+@pytest.mark.slow
 def test_jobs_are_counted_and_the_time_left_told(command_line: CommandLine) -> None:
     result = command_line(*QUICK, "norm=batchnorm,none", "seed=range(2)", "-m")
     assert result.returncode == 0, result.stderr
@@ -16,6 +19,7 @@ def test_jobs_are_counted_and_the_time_left_told(command_line: CommandLine) -> N
     assert "about 0:00:0" in heads[3]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_studies_shows_each(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line(*QUICK, "study=before").returncode == 0
     result = command_line(*QUICK, "study=one,two", "-m")

@@ -87,6 +87,7 @@ def test_what_cannot_be_searched_is_told(command_line: CommandLine) -> None:
     assert "cannot be searched" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_and_a_diverged_one_is_the_worst(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def search_slowly(folder: Path, n_trials: int, sampler: Any = None) -> None:
     )
 
 
+@pytest.mark.slow
 def test_two_searches_at_once_share_the_trials(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     searches = [fork.Process(target=search_slowly, args=(tmp_path, 12)) for _ in range(2)]

@@ -19,6 +19,7 @@ def rewrite(cell: Path, **facts: Any) -> None:
     (cell / "run.json").write_text(json.dumps(description(cell) | facts))
 
 
+@pytest.mark.slow
 def test_every_state_is_told(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line(*FOUR, "-m").returncode == 0
     study = tmp_path / "multirun" / "quick"
@@ -63,6 +64,7 @@ def test_mistakes_are_told(command_line: CommandLine, tmp_path: Path) -> None:
     assert "at least 0.1" in result.stderr
 
 
+@pytest.mark.slow
 def test_it_is_shown_anew_until_it_is_stopped(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def filled(spec: dict[str, Any], fields: dict[str, str], strings: dict[str, str]
     return drawn
 
 
+@pytest.mark.slow
 def test_the_heat_map_draws_what_was_logged(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_the_heat_map_draws_what_was_logged(
     (tmp_path / "heat_map.png").write_bytes(vl_convert.vegalite_to_png(json.dumps(spec), scale=2))
 
 
+@pytest.mark.slow
 def test_a_project_comes_back_as_it_was(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_server_that_is_not_there(
     assert KEY not in result.stderr
 
 
+@pytest.mark.slow
 def test_no_secret_reaches_a_file(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def assert_whole_on_disk(log: TransactionLog, epochs: int, steps: int = 8) -> No
     assert log.exit_code == 0
 
 
+@pytest.mark.slow
 def test_w_and_bs_own_viewer_reads_the_same(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line(*OFFLINE).returncode == 0
     cell = only_cell(tmp_path / "multirun")
@@ -66,6 +67,7 @@ def test_w_and_bs_own_viewer_reads_the_same(command_line: CommandLine, tmp_path:
         assert {key: scalars[key] for key in scalars.keys() - of_tables}.items() <= own.items()
 
 
+@pytest.mark.slow
 def test_all_of_it_lies_in_the_study_and_is_uploaded_once(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_joblib(server: Server, tmp_path: Path) -> None:
         assert_whole(run)
 
 
+@pytest.mark.slow
 def test_the_report_page_is_a_run_of_its_own(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:

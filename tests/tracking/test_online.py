@@ -19,6 +19,7 @@ from tests.tracking.runs import (
 from tests.tracking.server import KEY, Server
 
 
+@pytest.mark.slow
 def test_a_run_is_there_whole(command_line: CommandLine, server: Server, tmp_path: Path) -> None:
     result = command_line(*RUN, "logger.checkpoint=true")
     assert result.returncode == 0, result.stderr
@@ -45,6 +46,7 @@ def test_a_run_is_there_whole(command_line: CommandLine, server: Server, tmp_pat
     assert checkpoint in server.storage.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status", "exit_code"),
     [

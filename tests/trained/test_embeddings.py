@@ -60,6 +60,7 @@ def test_umap_keeps_neighbours() -> None:
     assert embeddings.methods() == ["pca", "umap"]
 
 
+@pytest.mark.slow
 def test_each_run_of_a_study_keeps_its_maps(command_line: CommandLine, tmp_path: Path) -> None:
     both = (*RUN, "norm=batchnorm,none", "-m")
     assert command_line(*both).returncode == 0

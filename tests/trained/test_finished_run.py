@@ -90,6 +90,7 @@ def test_weights_of_another_network_are_refused(cell: Path, command_line: Comman
     assert "last.ckpt: not the weights of this run's network" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_network_of_the_users_is_measured_where_the_command_names_it(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def cells(command_line: CommandLine, tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / STUDY).glob("*-*/"))
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_layer_by_layer(
     command_line: CommandLine, tmp_path: Path, cells: list[Path]
 ) -> None:
@@ -75,6 +76,7 @@ def test_two_runs_are_compared_layer_by_layer(
     )
 
 
+@pytest.mark.slow
 def test_before_training_the_first_convolution_is_the_same_and_batchnorm_changes_the_second(
     command_line: CommandLine, tmp_path: Path, cells: list[Path]
 ) -> None:
@@ -102,6 +104,7 @@ def test_with_different_validation_splits_only_the_test_split_is_compared(
     assert command_line("similarity", *cells, *sites, main=measure.main).returncode == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_told(
     command_line: CommandLine, tmp_path: Path, cells: list[Path]
 ) -> None:

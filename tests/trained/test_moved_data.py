@@ -26,6 +26,7 @@ def succeeded(result: Result) -> None:
     assert result.returncode == 0, result.stderr + result.stdout
 
 
+@pytest.mark.slow
 def test_their_folder_can_be_given(moved: Path, command_line: CommandLine, tmp_path: Path) -> None:
     cell, root = str(moved), "data.root=B/images"
     names = "metrics.names=[hoyer]"
@@ -52,6 +53,7 @@ def test_more_metrics_of_the_same_command(moved: Path, command_line: CommandLine
     assert "measured from checkpoints: hoyer of epoch" in result.stdout
 
 
+@pytest.mark.slow
 def test_digits_by_the_environment(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def trained(
     return classifier, before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batchnorm", "batchnorm_centering", "ghostbatchnorm"])
 def test_training_does_not_notice_that_it_was_evaluated_before(
     composed: Compose, tmp_path: Path, norm: str

@@ -55,6 +55,7 @@ def expected(cell: Path, epoch: int) -> dict[str, float]:
     return values
 
 
+@pytest.mark.slow
 def test_whole_splits_at_the_ends_and_the_probe_sets_at_every_measured_epoch(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_without_metrics_there_are_loss_and_accuracy(
     }
 
 
+@pytest.mark.slow
 def test_an_epoch_that_is_measured_later_gets_them_too(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -130,6 +132,7 @@ class StoppedWithin(L.Trainer):
         super().__init__(callbacks=[*callbacks, Stop()], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "last", "every"),
     [("Stopped", 1, 1), ("StoppedWithin", 2, 1), ("StoppedWithin", 2, 3)],

@@ -84,6 +84,7 @@ def test_wandb_is_asked_for_by_its_logger_alone(tmp_path: Path) -> None:
     assert train("none").returncode == 0
 
 
+@pytest.mark.slow
 def test_csv_keeps_the_files_of_earlier_attempts(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line(*QUICK, "logger=csv").returncode == 0
     cell = only_cell(tmp_path / "multirun")

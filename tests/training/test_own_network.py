@@ -240,6 +240,7 @@ def test_what_is_wrong_with_data(name: str, words: str) -> None:
     assert len(str(error.value).splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_classes_that_the_command_line_names(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line(
         f"model._target_={HERE}.Plain", f"data._target_={HERE}.pair", "data.batch_size=16",

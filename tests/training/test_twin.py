@@ -17,6 +17,7 @@ def cell(root: Path, beginning: str) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_the_targets_are_the_twins(command_line: CommandLine, tmp_path: Path) -> None:
     rates = "optim.lr={batchnorm:0.05,none:0.01}"  # what may be each norm's own
     assert command_line(*SMALL, METRICS, rates, "norm=batchnorm").returncode == 0
@@ -36,6 +37,7 @@ def test_the_targets_are_the_twins(command_line: CommandLine, tmp_path: Path) ->
     assert "none + target_sparsity" in command_line(*SMALL, METRICS, rates, *TARGET, "-m").stdout
 
 
+@pytest.mark.slow
 def test_a_twin_that_is_not_there_or_was_not_measured_is_told(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -67,6 +69,7 @@ def test_only_the_norm_may_differ(command_line: CommandLine, tmp_path: Path, oth
     assert command_line(*SMALL, METRICS, *TARGET, other).returncode == 1
 
 
+@pytest.mark.slow
 def test_a_twin_of_other_images_or_another_version_is_none(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

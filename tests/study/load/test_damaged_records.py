@@ -67,6 +67,7 @@ def look_at(folder: Path) -> Study:
     return study
 
 
+@pytest.mark.slow
 def test_values_of_other_types_are_read_or_told(study: Path) -> None:
     record = next(study.glob("batchnorm-*-seed1-*")) / "run.json"
     content = json.loads(record.read_text())
@@ -77,6 +78,7 @@ def test_values_of_other_types_are_read_or_told(study: Path) -> None:
         look_at(study)
 
 
+@pytest.mark.slow
 def test_fields_that_are_missing_are_read_or_told(study: Path) -> None:
     record = next(study.glob("batchnorm-*-seed1-*")) / "run.json"
     content = json.loads(record.read_text())

@@ -37,6 +37,7 @@ def planted(studies: Studies) -> Studies:
     return studies
 
 
+@pytest.mark.slow
 def test_an_effect_in_one_layer_is_not_averaged_away(planted: Studies) -> None:
     study = load(planted.folder)
     found = compute_effects(study, by=["depth"])
@@ -140,6 +141,7 @@ def test_means_over_layers_are_of_each_networks_own_layers(planted: Studies) -> 
     assert set(compute_mediation(study)["n"]) == {6}
 
 
+@pytest.mark.slow
 def test_what_is_written_of_each_depth_has_its_layers(planted: Studies) -> None:
     analysis = Analysis(load(planted.folder))
     assert analysis.depths == [2, 4]

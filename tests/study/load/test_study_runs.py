@@ -274,6 +274,7 @@ def test_few_numbers_that_are_equal_are_no_repetition(studies: Studies) -> None:
     assert len(load(studies.folder).results) == 6
 
 
+@pytest.mark.slow
 def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> None:
     for seed in range(8):
         numbers = {"silhouette": [0.1 * seed, math.nan]}
@@ -351,6 +352,7 @@ def test_the_baseline(studies: Studies) -> None:
         study.baseline("none")
 
 
+@pytest.mark.slow
 def test_reading_records_needs_no_torch(studies: Studies) -> None:
     studies.add("none", layers={"silhouette": [0.1]})
     code = (

@@ -48,6 +48,7 @@ def test_each_is_written_in_every_format(analysis: Analysis, tmp_path: Path) -> 
         assert image.width == round(WIDTH * 300)
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_files(analysis: Analysis, tmp_path: Path) -> None:
     for name in ("first", "second"):
         first_figure = list(figures.draw_figures(analysis))[:1]
@@ -112,6 +113,7 @@ def labels(drawn: Axes | Figure) -> list[str]:
     return [str(text.get_text()) for text in legend.get_texts()]
 
 
+@pytest.mark.slow
 def test_every_mean_has_its_n(studies: Studies) -> None:
     for seed, norm, depth, lr in itertools.product(
         range(2), ("none", "batchnorm"), (2, 4), (0.1, 0.2)

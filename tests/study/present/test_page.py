@@ -55,6 +55,7 @@ def numbers(text: str, *shape: int) -> Any:
     return np.frombuffer(base64.b64decode(text), dtype="<f4").reshape(shape)
 
 
+@pytest.mark.slow
 def test_the_pages_numbers_are_the_tables(analysis: Analysis) -> None:
     data = data_of(render_page(analysis))
     keys, values = load_columns(analysis.study)
@@ -75,6 +76,7 @@ def test_the_pages_numbers_are_the_tables(analysis: Analysis) -> None:
             np.testing.assert_allclose(shown[at], float(row[field]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_norms_to_choose_among_are_those_compared_with_the_baseline(studies: Studies) -> None:
     for norm in ("none", "layernorm", "batchnorm"):
         studies.add(norm, layers={"silhouette": [0.1]})
@@ -87,6 +89,7 @@ def test_the_norms_to_choose_among_are_those_compared_with_the_baseline(studies:
     assert data_of(html)["treatments"] == ["LayerNorm", "no normalization", "BatchNorm"]
 
 
+@pytest.mark.slow
 def test_the_page_knows_which_layers_a_run_has(analysis: Analysis) -> None:
     data = data_of(render_page(analysis))
     for group in data["groups"]:
@@ -101,6 +104,7 @@ def test_the_page_knows_which_layers_a_run_has(analysis: Analysis) -> None:
     assert names[4] == ["block01", "block02", "block03", "block04"]
 
 
+@pytest.mark.slow
 def test_what_differs_besides_the_norm_is_on_it(studies: Studies) -> None:
     for seed in range(2):
         studies.add("none", seed, "optim.lr=0.01", layers={"silhouette": [0.1 + seed]})
@@ -114,6 +118,7 @@ def test_what_differs_besides_the_norm_is_on_it(studies: Studies) -> None:
     assert "differ in nothing else" not in html
 
 
+@pytest.mark.slow
 def test_every_sentence_of_the_verdict_is_on_it(analysis: Analysis) -> None:
     html = render_page(analysis)
     for sentence in compose_verdict(analysis):
@@ -182,6 +187,7 @@ def test_names_are_text(studies: Studies) -> None:
     assert MARKUP in data_of(html)["metrics"]
 
 
+@pytest.mark.slow
 def test_no_credential_reaches_it(studies: Studies, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "0123456789abcdef" * 2 + "01234567"
     monkeypatch.setenv("WANDB_API_KEY", "my very own key")
@@ -194,6 +200,7 @@ def test_no_credential_reaches_it(studies: Studies, monkeypatch: pytest.MonkeyPa
     assert "[removed]" in html
 
 
+@pytest.mark.slow
 def test_it_loads_nothing(analysis: Analysis) -> None:
     html = render_page(analysis)
     without_scripts = re.sub(r"<script.*?</script>", "", html, flags=re.S)
@@ -204,6 +211,7 @@ def test_it_loads_nothing(analysis: Analysis) -> None:
     assert len(html.encode()) < 2.5e6
 
 
+@pytest.mark.slow
 def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
     analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +238,7 @@ def test_runs_that_are_too_many_are_shown_as_means_over_seeds(
         )
 
 
+@pytest.mark.slow
 def test_of_one_pair_it_claims_nothing(studies: Studies) -> None:
     for norm, value in (("none", 0.1), ("batchnorm", 0.2)):
         studies.add(norm, layers={"silhouette": [value]}, accuracy=value)
@@ -261,6 +270,7 @@ def test_runs_that_diverged_are_counted_in_its_figures(
     assert diverged == {"no normalization": 3, "BatchNorm": 0}
 
 
+@pytest.mark.slow
 def test_what_went_wrong_is_on_it(studies: Studies) -> None:
     studies.add("none")
     studies.add("batchnorm")
@@ -274,6 +284,7 @@ def test_what_went_wrong_is_on_it(studies: Studies) -> None:
     assert "4 runs: 2 completed, 1 diverged, 1 failed" in html
 
 
+@pytest.mark.slow
 def test_values_of_the_network_are_on_it(studies: Studies) -> None:
     for norm, value in (("none", 2.0), ("batchnorm", 1.0)):
         record = studies.add(norm)
@@ -286,6 +297,7 @@ def test_values_of_the_network_are_on_it(studies: Studies) -> None:
     assert "Optimization" not in render_page(Analysis(load(studies.folder)))
 
 
+@pytest.mark.slow
 def test_metrics_that_do_not_apply_are_no_problem(studies: Studies) -> None:
     record = studies.add("none", layers={"nc3": [0.1]})
     where = (5, 9, "train", 1, "block02", "act")
@@ -315,6 +327,7 @@ def test_runs_at_chance_level_are_marked(studies: Studies) -> None:
     assert html.count("its training accuracy is not above chance") == 2
 
 
+@pytest.mark.slow
 def test_similarities_of_runs_that_were_trained_again_are_not_on_it(studies: Studies) -> None:
     record = studies.add("none", layers={"silhouette": [1.0, 2.0]})
     folder = studies.folder / "similarity" / "one"
@@ -332,6 +345,7 @@ def test_similarities_of_runs_that_were_trained_again_are_not_on_it(studies: Stu
         assert bool(found) == is_shown
 
 
+@pytest.mark.slow
 def test_similarities_that_were_measured_are_on_it(studies: Studies, tmp_path: Path) -> None:
     studies.add("none", layers={"silhouette": [1.0, 2.0]})
     folder = studies.folder / "similarity" / "one-other"

@@ -114,6 +114,7 @@ def test_options_of_a_norm_are_variants_of_it(add: Any, tmp_path: Path) -> None:
     assert "metric layer batchnorm momentum=0.1 batchnorm momentum=0.5 none" in lines
 
 
+@pytest.mark.slow
 def test_runs_that_diverged_or_have_not_ended_are_told(add: Any, tmp_path: Path) -> None:
     add("seed=0", norm="none", silhouette=0.1)
     add("seed=1", norm="none", silhouette=math.nan, status="diverged")

@@ -88,6 +88,7 @@ def test_no_effect_is_reported_as_not_significant(studies: Studies) -> None:
     assert "the interval of every total effect contains 0" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 4, 8])
 @pytest.mark.parametrize("lost", ["all", "all but one", "a metric"])
 def test_values_that_are_not_finite_appear_in_no_sentence(
@@ -112,6 +113,7 @@ def test_values_that_are_not_finite_appear_in_no_sentence(
         assert "silhouette cannot be compared: no pair has a value in both" in text
 
 
+@pytest.mark.slow
 def test_sentences_about_layers_are_about_their_activations(studies: Studies) -> None:
     others = Studies(studies.compose, studies.folder.parent / "without_features")
     for seed, norm in itertools.product(range(12), ("none", "batchnorm")):
