@@ -103,6 +103,7 @@ def wait_or_work(folder: Path, rank: int, fails: bool) -> None:
     distributed.barrier()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_measuring_may_take_longer_than_the_time_out(tmp_path: Path, fails: bool) -> None:
     processes = [fork.Process(target=wait_or_work, args=(tmp_path, n, fails)) for n in range(2)]

@@ -146,6 +146,7 @@ def test_a_page_alone_leaves_no_figures_of_an_earlier_state(study: Studies) -> N
     }
 
 
+@pytest.mark.slow
 def test_where_no_run_has_a_result_there_is_no_page(
     study: Studies, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +181,7 @@ def test_what_a_page_is_made_of_decides_whether_it_is_written_again(
     assert (page.stat().st_mtime_ns == before) == (change == "nothing")
 
 
+@pytest.mark.slow
 def test_a_page_of_a_version_that_listed_no_files_is_replaced(study: Studies) -> None:
     folder = study.folder / "report"
     for name in ("part1", "part2"):
@@ -215,6 +217,7 @@ def test_a_study_of_failures_has_none(studies: Studies, command_line: CommandLin
     assert "no run that has ended: 1 run: 1 failed" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_stops_no_sweep(
     study: Studies, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +246,7 @@ def test_a_study_as_data_frames(study: Studies) -> None:
         found.metrics(split="validation")
 
 
+@pytest.mark.slow
 def test_the_example(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/examples/study.py, as it stands, on a study of its name."""
     monkeypatch.chdir(tmp_path)

@@ -346,6 +346,7 @@ def test_a_mistake_is_told_in_two_lines(
     assert not list(tmp_path.glob("multirun/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["WANDB_BASE_URL", "WANDB_PROJECT"])
 def test_a_mistake_in_wandbs_environment_is_told(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, name: str

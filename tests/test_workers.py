@@ -32,6 +32,7 @@ def is_running(pid: int) -> bool:
     return result.stdout.strip()[:1] not in ("", "Z")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "busy"), [(signal.SIGKILL, 60), (signal.SIGTERM, 60), (signal.SIGKILL, 0.1)]
 )

@@ -127,6 +127,7 @@ def test_the_papers_experiments_keep_their_identity_and_its_5000_samples(
     assert identity(config).startswith(stored)
 
 
+@pytest.mark.slow
 def test_an_image_folder_is_told_apart_by_its_name_and_not_by_its_path(composed: Compose) -> None:
     def of(root: str) -> str:
         return identity(resolve(composed("data=image_folder", f"data.root={root}")))

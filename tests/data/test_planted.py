@@ -100,6 +100,7 @@ def test_groups_of_a_class_are_no_more_alike_than_those_of_different_classes(loa
     assert within.mean() == pytest.approx(between.mean(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_clustering_finds_the_groups_and_not_the_classes(load: Load) -> None:
     data = load(classes=5)
     images, groups, labels = pixels(data, "test"), data.groups["test"], data.data.labels["test"]

@@ -291,6 +291,7 @@ def test_moments_of_a_narrow_channel_far_from_zero(offset: float) -> None:
     assert METRICS["kurtosis"](layer) == pytest.approx(scipy.stats.kurtosis(x, 1).mean(), rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "shape"), [(2, (40,)), (10, (150,)), (25, (20,))])
 def test_linear_probe_is_a_refit_without_each_sample(
     num_classes: int, shape: tuple[int, ...]

@@ -27,6 +27,7 @@ def test_the_number_of_clusters_is_found(clusters: int) -> None:
     assert METRICS["best_k_silhouette"](layer) > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [1, 10, 100])
 @pytest.mark.parametrize("groups", [2, 3, 8])
 def test_the_groups_inside_classes_are_found(groups: int, num_classes: int) -> None:

@@ -64,6 +64,7 @@ CHANGES: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @settings(max_examples=4, deadline=None)
 @given(seed=SEEDS)

@@ -151,6 +151,7 @@ def test_every_convolution_and_activation_of_torchvisions_networks_is_read(
     assert {one.name for one in read} == {name for name, part in modules if type(part) is nn.Conv2d}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "norm", "words"),
     [

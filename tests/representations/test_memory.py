@@ -153,6 +153,7 @@ def uneven() -> Batches:
     ]
 
 
+@pytest.mark.slow
 def test_batches_that_grow_may_be_read_in_blocks() -> None:
     data = uneven()
     small = list(capture(cnn(), data, memory_budget=budget(54, LAYER // 2)))

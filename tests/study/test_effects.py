@@ -69,6 +69,7 @@ def test_at_each_point_of_the_grid(studies: Studies) -> None:
         assert last["n"] == 8
 
 
+@pytest.mark.slow
 def test_zeros_are_not_compared_with_another_activation_function(studies: Studies) -> None:
     for seed, norm in itertools.product(SEEDS, ("none", "batchnorm", "evonorm_s0")):
         layers = {"silhouette": [0.1, 0.2], "unit_sparsity": [0.5, float(norm == "none")]}

@@ -77,6 +77,7 @@ def test_conditional_mutual_information_is_that_of_the_definition(studies: Studi
     assert found["cmi"] == pytest.approx(min(shares))
 
 
+@pytest.mark.slow
 def test_a_metric_that_decides_accuracy_orders_runs_perfectly(studies: Studies) -> None:
     random_study(studies, explained=1)
     found = related(studies)
@@ -120,6 +121,7 @@ def mediated(studies: Studies, through: float, past: float, seeds: int) -> pd.Da
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 def test_mediation_is_the_regression_of_differences(studies: Studies) -> None:
     runs = mediated(studies, through=0.2, past=0.04, seeds=30)
     table = compute_mediation(load(studies.folder)).set_index("target")
@@ -155,6 +157,7 @@ def test_four_pairs_are_too_few_for_mediation(studies: Studies) -> None:
     assert compute_mediation(load(studies.folder)).empty
 
 
+@pytest.mark.slow
 def test_two_mediators_are_told_apart_and_together(studies: Studies) -> None:
     generator = np.random.default_rng(5)
     for seed, norm in itertools.product(range(30), ("none", "batchnorm")):

@@ -42,6 +42,7 @@ def work(number: int, folder: Path) -> JobReturn:
     return JobReturn(_return_value=(*where, os.getpid(), began, time.time()))
 
 
+@pytest.mark.slow
 def test_ten_jobs_on_four_devices_of_which_one_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,7 @@ def test_a_diverged_run_is_no_failure(command_line: CommandLine, tmp_path: Path)
     assert description(path.parent)["status"] == "diverged"
 
 
+@pytest.mark.slow
 def test_a_cell_of_another_process_is_let_be(study: Path, command_line: CommandLine) -> None:
     cell = cell_of(study, "none-depth1-width4-seed1")
     rewrite(cell, status="running")

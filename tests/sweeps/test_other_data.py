@@ -92,6 +92,7 @@ def test_data_that_are_not_there_any_more_contradict_nothing(
     assert "1 of 1 cells complete" in result.stdout
 
 
+@pytest.mark.slow
 def test_data_that_are_not_there_are_reported_once_before_launching(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

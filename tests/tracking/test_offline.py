@@ -155,6 +155,7 @@ def test_a_run_that_goes_on_offline_has_it_all(
     assert len(list(cell.glob("wandb/earlier/offline-run-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_being_trained_is_left_alone(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_run_that_starts_over_gets_a_run_of_its_own(
     assert_whole(second)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_a_result(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def test_their_folder_can_be_given(moved: Path, command_line: CommandLine, tmp_p
     assert "data.root=C/images: not the images that" in other.stdout
 
 
+@pytest.mark.slow
 def test_more_metrics_of_the_same_command(moved: Path, command_line: CommandLine) -> None:
     more = [word for word in ARGUMENTS if word != "metrics=none"]
     result = command_line(*more, "metrics.names=[hoyer]", "data.root=B/images")

@@ -86,6 +86,7 @@ def test_before_training_running_statistics_are_those_of_the_training_data(
         torch.testing.assert_close(loaded.network.state_dict()[name], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", [None, 10])
 def test_they_come_from_a_fixed_part_of_the_training_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: int | None

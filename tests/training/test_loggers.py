@@ -102,6 +102,7 @@ def test_csv_keeps_the_files_of_earlier_attempts(command_line: CommandLine, tmp_
         assert [row["epoch"] for row in rows if row["test/accuracy"]] == ["0", "2"]
 
 
+@pytest.mark.slow
 def test_no_secret_reaches_a_file(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

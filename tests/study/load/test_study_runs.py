@@ -258,6 +258,7 @@ def test_a_seed_without_effect_makes_no_other_observation(studies: Studies) -> N
     assert set(compute_effects(study)["n"]) == {1}
 
 
+@pytest.mark.slow
 def test_of_repetitions_the_one_with_a_partner_counts(studies: Studies) -> None:
     for norm, widths in (("none", (8, 16)), ("batchnorm", (8,))):  # the network ignores the width
         for seed, width in itertools.product(range(3), widths):

@@ -166,6 +166,7 @@ def test_cards_of_few_pairs_claim_nothing(studies: Studies) -> None:
     assert not alone.findings
 
 
+@pytest.mark.slow
 def test_tables_begin_with_the_largest_effect_and_have_plain_names(analysis: Analysis) -> None:
     table = collect_page_tables(analysis)["performance"]
     assert table is not None
@@ -253,6 +254,7 @@ def test_of_one_pair_it_claims_nothing(studies: Studies) -> None:
         assert np.isnan(numbers(fields[field], *shape)).all(), field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [10, 1_000_000])
 def test_runs_that_diverged_are_counted_in_its_figures(
     studies: Studies, monkeypatch: pytest.MonkeyPatch, most: int
@@ -313,6 +315,7 @@ def test_metrics_that_do_not_apply_are_no_problem(studies: Studies) -> None:
     assert "<td>distance of weights and class means (NC3)</td>" not in html
 
 
+@pytest.mark.slow
 def test_runs_at_chance_level_are_marked(studies: Studies) -> None:
     for seed, accuracy in enumerate([0.1, 0.114, 0.12]):
         record = studies.add("none", seed, train_accuracy=accuracy)

@@ -24,6 +24,7 @@ def analysis(studies: Studies) -> Analysis:
     return Analysis(load(studies.folder))
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_was_found(analysis: Analysis, tmp_path: Path) -> None:
     written = tables.write_tables(analysis, tmp_path / "tables")
     assert all(path.exists() for path in written)

@@ -62,6 +62,7 @@ def table(tmp_path: Path) -> list[str]:
     return [" ".join(line.split()) for line in output.getvalue().splitlines()]
 
 
+@pytest.mark.slow
 def test_mean_and_standard_deviation_over_seeds(add: Any, tmp_path: Path) -> None:
     for seed, (ours, theirs) in enumerate([(0.1, 0.3), (0.2, 0.5)]):
         for norm, value in (("batchnorm", ours), ("none", theirs)):
@@ -75,6 +76,7 @@ def test_mean_and_standard_deviation_over_seeds(add: Any, tmp_path: Path) -> Non
     assert "test accuracy ↑ 0.900 ± 0.000 0.900 ± 0.000" in lines  # a tie is nobody's
 
 
+@pytest.mark.slow
 def test_means_that_differ_by_rounding_alone_are_a_tie(add: Any, tmp_path: Path) -> None:
     for seed, (ours, theirs) in enumerate([(970, 975), (980, 975)]):
         for norm, right in (("batchnorm", ours), ("none", theirs)):
@@ -83,6 +85,7 @@ def test_means_that_differ_by_rounding_alone_are_a_tie(add: Any, tmp_path: Path)
     assert "*" not in row
 
 
+@pytest.mark.slow
 def test_each_point_of_the_grid_is_compared_for_itself(add: Any, tmp_path: Path) -> None:
     for depth, sparsity in ((2, 0.2), (4, 0.4)):
         for norm in ("batchnorm", "none"):

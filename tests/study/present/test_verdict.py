@@ -137,6 +137,7 @@ def test_sentences_about_layers_are_about_their_activations(studies: Studies) ->
     assert [label.get_text() for label in drawn] == ["block 1", "block 2"]
 
 
+@pytest.mark.slow
 def test_other_differences_than_the_norm_are_named(studies: Studies) -> None:
     for seed in range(3):
         studies.add("none", seed, "optim.lr=0.01", layers={"silhouette": [0.1 * seed]})
@@ -228,6 +229,7 @@ def test_runs_without_partners_are_not_compared(studies: Studies) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_intervention_is_described(studies: Studies) -> None:
     for seed in range(3):
         studies.add("none", seed, layers={"unit_sparsity": [0.4]}, accuracy=0.8)
@@ -242,6 +244,7 @@ def test_an_intervention_is_described(studies: Studies) -> None:
     assert "The difference in test accuracy is -0.09 [" in text
 
 
+@pytest.mark.slow
 def test_mediation_shares_are_described_as_associations(studies: Studies) -> None:
     generator = np.random.default_rng(3)
     for seed, norm in itertools.product(range(12), ("none", "batchnorm")):
