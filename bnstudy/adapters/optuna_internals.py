@@ -1,6 +1,7 @@
 """Private parts of Hydra's Optuna sweeper. Checked with hydra-optuna-sweeper 1.3.0."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import prod
 from typing import Any
@@ -11,6 +12,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
     create_params_from_overrides,
 )
 from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState
 
 Space = dict[str, BaseDistribution]
 
@@ -35,9 +37,22 @@ def make_sampler(option: Any, space: Space) -> tuple[optuna.samplers.BaseSampler
 
 
 def tell(study: optuna.Study, trial: optuna.trial.Trial, value: float) -> None:
-    """Complete a trial; the sampler of a grid wants to stop `Study.optimize` after its last one."""
-    try:
+    """Complete a trial."""
+    with _not_stopping():
         study.tell(trial, value)
+
+
+def tell_failure(study: optuna.Study, number: int) -> None:
+    """Mark a trial as failed."""
+    with _not_stopping():
+        study.tell(number, state=TrialState.FAIL)
+
+
+@contextmanager
+def _not_stopping() -> Iterator[None]:
+    """Ignore that the sampler of a grid wants to stop `Study.optimize` after its last trial."""
+    try:
+        yield
     except RuntimeError as error:
         if "`Study.stop`" not in str(error):
             raise

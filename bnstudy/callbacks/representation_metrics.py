@@ -138,7 +138,7 @@ class RepresentationMetrics(L.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Measure the step if it is due, except the last of an epoch, which is measured there."""
+        """Measure the step if it is due; the last of an epoch is left to `on_train_epoch_end`."""
         step, epoch = trainer.global_step, trainer.current_epoch
         is_within = batch_idx + 1 < trainer.num_training_batches
         # Where gradients are accumulated, several batches end at one step, the first ones at 0.
@@ -165,6 +165,8 @@ class RepresentationMetrics(L.Callback):
             self._pending = epoch if self.folds and not self._is_last else None
         else:
             self._pending = epoch
+        # Where gradients are accumulated, the next epoch begins at the same step.
+        self._latest_step = trainer.global_step
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the last epoch if it was not measured yet, or without the folds."""

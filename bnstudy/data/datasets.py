@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     ConcatDataset,
     DataLoader,
     Dataset,
@@ -37,10 +39,11 @@ from bnstudy.data.module import DataModule, ImageDataModule, Shuffle
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 from bnstudy.representations.network import Batch
-from bnstudy.terms import SPLITS, EvaluatedSplit, Split
+from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
 
 BATCH_SIZE = 128  # of a pair of data sets, unless data.batch_size says another
-CHECKED_SAMPLES = 8  # a flip with probability 1/2 would hide from one
+CHECKED_SAMPLES = 8  # one sample would miss a random flip half of the time
+MAX_CHECKED_LABELS = 1_000  # classes of which one sample is read
 FINGERPRINT_SAMPLES = 100  # of each split; more would take long to decode
 # Hooks of a LightningDataModule that would change batches after they are made.
 BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
@@ -91,9 +94,11 @@ class Source:
             )
         if loader is None:
             return cls(dataset)
-        if type(loader.sampler) not in (RandomSampler, SequentialSampler):
+        own_batches = type(loader.batch_sampler) not in (BatchSampler, NoneType)
+        sampler = loader.batch_sampler if own_batches else loader.sampler
+        if type(sampler) not in (RandomSampler, SequentialSampler):
             raise UserError(
-                f"{name}: its data loader has a {type(loader.sampler).__name__}; the order of the "
+                f"{name}: its data loader has a {type(sampler).__name__}; the order of the "
                 "samples is bnstudy's, the same for every norm\nMake the loader without a sampler"
             )
         return cls(
@@ -105,12 +110,14 @@ class Source:
         )
 
     def labels(self) -> Tensor:
-        """Return the label of every sample, int64, N; read the samples if they do not say it."""
+        """Return each sample's label, int64, N: from `targets` or `labels`, or read one by one."""
         count = len(self.dataset)  # type: ignore[arg-type]
         known = _known_labels(self.dataset)
         if known is not None and len(known) == count:
-            ends = [0, count - 1]
-            if torch.equal(known[ends], torch.cat([labels for _, labels in self.batches(ends)])):
+            # They may differ from those of the samples, by a transform of the labels.
+            firsts = np.unique(known.numpy(), return_index=True)[1]
+            checked = sorted({*firsts[:MAX_CHECKED_LABELS].tolist(), count - 1})
+            if torch.equal(known[checked], torch.cat([y for _, y in self.batches(checked)])):
                 return known
         whole = self.batches(range(count))
         return torch.cat([y for _, y in track(whole, "Reading labels", transient=True)])
@@ -297,16 +304,23 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
         parts = _loaders(found, name) if isinstance(found, L.LightningDataModule) else {}
     if isinstance(found, Mapping) and {*found} >= {*SPLITS}:
         parts = dict(found)
+        if unknown := {*parts} - {*EVALUATED_SPLITS}:
+            raise UserError(
+                f"{name}: {', '.join(sorted(map(str, unknown)))}: no such split\n"
+                f"Splits are {', '.join(EVALUATED_SPLITS)}"
+            )
     elif isinstance(found, tuple | list) and len(found) == len(SPLITS):
         parts = dict(zip(SPLITS, found, strict=True))
     elif not isinstance(found, L.LightningDataModule):
         raise UserError(f"{name} is a {type(found).__name__}\n{EXPECTED}")
     sources = {split: Source.of(part, f"{name}: {split}") for split, part in parts.items()}
     class_names = getattr(sources["train"].dataset, "classes", None)
+    if not isinstance(class_names, list | tuple | np.ndarray):  # such as their number
+        class_names = ()
     return DatasetModule(
         sources,
         name,
-        class_names=[str(one) for one in class_names] if class_names else None,
+        class_names=[str(one) for one in class_names],
         batch_size=options.get("batch_size"),
         validation=options.get("validation", 0),
         seed=seed,
@@ -432,7 +446,10 @@ def _known_labels(dataset: Any) -> Tensor | None:
     for name in ("targets", "labels"):
         values = getattr(dataset, name, None)
         if isinstance(values, list | tuple | np.ndarray | Tensor) and len(values):
-            labels = torch.as_tensor(values)
+            try:
+                labels = torch.as_tensor(values)
+            except (TypeError, ValueError):  # such as the classes' names
+                continue
             return None if labels.is_floating_point() or labels.ndim != 1 else labels.long()
     return None
 

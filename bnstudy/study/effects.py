@@ -41,7 +41,7 @@ from bnstudy.study.load.study_runs import StudyRuns
 MAX_PAIRS_EXACT_OVER_EPOCHS = 12
 NUM_FLIPS_OVER_EPOCHS = 2_048
 
-PROBABILITY = ["probability", "probability_low", "probability_high"]
+PROBABILITY_COLUMNS = ["probability", "probability_low", "probability_high"]
 
 
 def compute_averages(
@@ -187,7 +187,7 @@ def compare_pairs(
         if is_whole.any():
             points = study.results["grid"].to_numpy(dtype=str)[sample.pair_ids]
             ends = probability_of_improvement(ours[:, is_whole], theirs[:, is_whole], points)
-            found.loc[is_whole, PROBABILITY] = np.stack(ends, axis=1)
+            found.loc[is_whole, PROBABILITY_COLUMNS] = np.stack(ends, axis=1)
         tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(found))
         samples.append((differences, sample.pair_ids))
     if not tables:
@@ -266,7 +266,7 @@ def _compare(ours: FloatArray, theirs: FloatArray, differences: FloatArray) -> p
             "cohens_d": np.where(is_enough, cohens_d(differences), np.nan),
             "rank_biserial": np.where(is_enough, rank_biserial(differences), np.nan),
             "pairs_needed": pairs_needed(differences),
-            **dict.fromkeys(PROBABILITY, np.nan),
+            **dict.fromkeys(PROBABILITY_COLUMNS, np.nan),
         }
     )
 

@@ -53,9 +53,20 @@ class Outcome:
     objective: str
 
     def __float__(self) -> float:
-        """Return the objective for a search; the worst possible value if the run diverged."""
-        value: float | None = self.record.description.final.numbers[self.objective]
-        if self.record.description.status == "diverged" or value is None or not isfinite(value):
+        """Return the objective for a search; the worst possible value if the run diverged.
+
+        Raises:
+            UserError: The data have no split of that name.
+        """
+        numbers = self.record.description.final.numbers
+        is_diverged = self.record.description.status == "diverged"
+        if not is_diverged and self.objective not in numbers:
+            raise UserError(
+                f"sweep.objective={self.objective}: the data have no validation split\n"
+                "Add one to them, or set data.validation=0.1"
+            )
+        value = numbers.get(self.objective)
+        if is_diverged or value is None or not isfinite(value):
             return worst_value(self.objective)
         return value
 

@@ -1,4 +1,4 @@
-"""Sweeps over a grid: launch the cells without a complete record, then report failures."""
+"""Sweeps over a grid: launch the cells that are not complete, then report failures."""
 
 import shlex
 from collections import Counter

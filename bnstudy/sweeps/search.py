@@ -22,14 +22,16 @@ from rich import box
 from rich.table import Table
 
 from bnstudy.adapters.hydra_internals import returned, split_grid
-from bnstudy.adapters.optuna_internals import Space, make_sampler, make_space, tell
+from bnstudy.adapters.optuna_internals import Space, make_sampler, make_space, tell, tell_failure
 from bnstudy.config.composition import plain_values
 from bnstudy.config.schema import validate
+from bnstudy.config.targets import TARGET
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import STALE_AFTER, find_occupied, hold_lease
 from bnstudy.runs.paths import LOG
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
+from bnstudy.terms import format_count
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,15 @@ def search(
                 study.set_user_attr("point", point.name)
                 claims.retry_unfinished(study)
             done = _count(study, TrialState.COMPLETE)
-            console.print(f"{point.name}: {done} of {n_trials} trials complete")
-            one = _Search(study, point, space, min(n_trials, size), claims, config, launcher)
-            failed += one.run(options)
+            wanted = min(n_trials, size)
+            console.print(f"{point.name}: {done} of {wanted} trials complete")
+            search_here = _Search(study, point, space, wanted, claims, config, launcher)
+            failed += search_here.run(options)
             studies.append(study)
     _show(studies, objective, list(space))
     if failed:
-        raise UserError(f"{failed} trials failed; see their {LOG}; repeat the command to try again")
+        many = format_count(failed, "trial")
+        raise UserError(f"{many} failed; see their {LOG}; repeat the command to try again")
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class _Search:
             options: Options of Hydra's Optuna sweeper.
 
         Returns:
-            Number of trials that failed. They are not repeated.
+            Number of trials that failed. This call does not repeat them.
         """
         budget = self.n_trials - _count(self.study, TrialState.COMPLETE)
         launched = failed = 0
@@ -159,7 +163,7 @@ class _Search:
             for trial, job_return in zip(trials, job_returns, strict=True):
                 outcome = returned(job_return)
                 if isinstance(outcome, Exception):
-                    self.study.tell(trial, state=TrialState.FAIL)
+                    tell_failure(self.study, trial.number)
                     errors.append(outcome)
                 else:
                     tell(self.study, trial, float(outcome))
@@ -217,7 +221,7 @@ class _TrialClaims:
         alive = find_occupied({self.folder.with_name(name) for name in names}, STALE_AFTER)
         for trial, name in zip(running, names, strict=True):
             if self.folder.with_name(name) not in alive:
-                study.tell(trial.number, state=TrialState.FAIL)
+                tell_failure(study, trial.number)
                 if trial.params:
                     study.enqueue_trial(trial.params)
 
@@ -280,11 +284,17 @@ def _check(settings: dict[str, Any], config: DictConfig) -> None:
     if settings["dry_run"] or settings["redo"]:
         raise UserError("sweep.dry_run and sweep.redo are for a grid, not for hydra/sweeper=optuna")
     objective: str = settings["objective"]
-    if objective.startswith("validation_") and not config.data.validation:
+    if objective.startswith("validation_") and not _may_have_validation(config.data):
         raise UserError(
             f"sweep.objective={objective} needs training samples that are held out: add "
             "data.validation=0.1"
         )
+
+
+def _may_have_validation(data: DictConfig) -> bool:
+    """Check for a validation split; data of the user's own may have one, which a run finds out."""
+    is_ours = str(data[TARGET]).startswith("bnstudy.")
+    return not is_ours or bool(data.validation)
 
 
 def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) -> None:

@@ -98,8 +98,8 @@ def build_network(config: dict[str, Any], data: DataModule) -> nn.Module:
 def evaluate_before_training(trainer: L.Trainer, classifier: Classifier, data: DataModule) -> None:
     """Evaluate a network with its initial weights and running statistics of the training data.
 
-    `batchnorm_frozen` keeps these running statistics. Other layers use them for this evaluation
-    only, so that it does not affect training.
+    `batchnorm_frozen` keeps these running statistics. All other layers get their previous ones
+    back afterwards.
 
     Args:
         trainer: Trainer of the run.
@@ -125,7 +125,7 @@ def load_weights(classifier: Classifier, checkpoint: Path, data: DataModule) -> 
         data: Data, already loaded.
 
     Returns:
-        Number of training batches before the checkpoint was saved.
+        Number of optimizer steps before the checkpoint was saved.
 
     Raises:
         UserError: The checkpoint cannot be read.
@@ -186,7 +186,7 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
 
 @contextmanager
 def convert_trainer_errors() -> Iterator[None]:
-    """Turn Lightning's and torch's errors about the trainer's options in the body into UserErrors.
+    """Convert errors about the trainer's options, raised in the context, to UserErrors.
 
     Raises:
         UserError: The options do not fit the data or the device.

@@ -116,7 +116,7 @@ def quieten_lightning() -> None:
 
 
 def warn_of_few_batches(network: nn.Module, epochs: int) -> None:
-    """Print a warning if running statistics were still close to their initial values.
+    """Warn if initial values had more than 1 % of the weight in the first running statistics.
 
     The statistics are not corrected, because training does not depend on them.
 

@@ -280,6 +280,20 @@ def test_each_step_of_accumulated_gradients_is_measured_once() -> None:
     assert measured == [1, 2]
 
 
+def test_the_last_step_of_an_epoch_is_not_measured_again_in_the_next() -> None:
+    data = Noise(batch_size=10)  # 6 batches, 3 steps in an epoch
+    data.setup()
+    metrics = RepresentationMetrics({"train": data.probe("train")}, ["mean"], at_steps=[3, 4])
+    seen: list[int] = []
+
+    class Watching(Watch):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.extend(row.step for row in metrics.step_rows if row.layer_index == 0)
+
+    train(small_network(), metrics, Watching(), data=data, accumulate_grad_batches=2)
+    assert set(seen) == {4}
+
+
 def test_parts_of_the_probe_set_are_measured_if_training_stops_early() -> None:
     data = Noise()
     data.setup()

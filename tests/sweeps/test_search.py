@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 optuna = pytest.importorskip("optuna")
 
+from bnstudy.adapters.optuna_internals import make_space, tell_failure  # noqa: E402
 from bnstudy.runs.description import Final, RunDescription, Status  # noqa: E402
 from bnstudy.runs.record import Record  # noqa: E402
 from bnstudy.sweeps.job import Outcome  # noqa: E402
@@ -103,7 +104,7 @@ def test_a_trial_that_fails_is_told_and_a_diverged_one_is_the_worst(
     assert "inf" not in result.stdout  # none is the best
     result = command_line(*arguments, "optim.lr=interval(-2.0,-1.0)", "study=other")
     assert result.returncode == 1
-    assert "1 trials failed" in result.stderr
+    assert "1 trial failed" in result.stderr
 
 
 def search_slowly(folder: Path, n_trials: int, sampler: Any = None) -> None:
@@ -155,6 +156,12 @@ def test_a_grid_ends_with_its_last_point(
     (path,) = tmp_path.glob("*.txt")
     assert sorted(path.read_text().split()) == [f"optim.lr={rate}" for rate in (0.1, 0.2, 0.3)]
     assert "Trial 0: optim.lr=0." in capsys.readouterr().out
+
+
+def test_the_last_point_of_a_grid_may_fail() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.GridSampler({"optim.lr": [0.1]}))
+    tell_failure(study, study.ask(make_space(["optim.lr=choice(0.1)"])).number)
+    assert [trial.state.name for trial in study.trials] == ["FAIL"]
 
 
 @pytest.mark.parametrize("objective", ["validation_accuracy", "train_loss"])

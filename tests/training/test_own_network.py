@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from bnstudy import train
 from bnstudy.data.datasets import DatasetModule, make_data
@@ -103,6 +110,47 @@ class Module(L.LightningDataModule):
 class Weighted(Module):
     def train_dataloader(self) -> Any:
         return DataLoader(samples(6), 2, sampler=WeightedRandomSampler(torch.ones(6), 6))
+
+
+class InBatches(BatchSampler):
+    """Batches of the user's own."""
+
+
+class Batched(Module):
+    def train_dataloader(self) -> Any:
+        train = samples(6)
+        return DataLoader(train, batch_sampler=InBatches(SequentialSampler(train), 2, False))
+
+
+class Renamed(TensorDataset):
+    """Samples whose label is not that of `targets`, except the first and the last."""
+
+    targets = (0, 0, 1, 1, 2, 2)
+    labels = ("cat", "dog")
+    classes = 3
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return image, (0, 2, 2)[label]
+
+
+class Named(TensorDataset):
+    """Samples with names of classes, in attributes that other data sets have for other things."""
+
+    labels = ("cat", "dog", "mouse")
+    classes = np.array(["cat", "dog", "mouse"])
+
+
+def renamed() -> Any:
+    return [Renamed(torch.randn(6, 4), torch.tensor(Renamed.targets))] * 2
+
+
+def named() -> Any:
+    return [Named(torch.randn(6, 4), torch.arange(6) % 3)] * 2
+
+
+def misspelt() -> Any:
+    return {"train": samples(6), "val": samples(6), "test": samples(6)}
 
 
 class Mixup(Module):
@@ -223,10 +271,21 @@ def test_the_splits_of_a_data_module() -> None:
     assert facts["sha256"] not in (data("drawn").facts()["sha256"], data("pair").facts()["sha256"])
 
 
+def test_labels_are_those_of_the_samples() -> None:
+    found = data("renamed")
+    assert found.labels["train"].tolist() == [0, 0, 2, 2, 2, 2]
+    assert list(found.class_names) == ["0", "1", "2"]
+    found = data("named")
+    assert found.labels["train"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert list(found.class_names) == ["cat", "dog", "mouse"]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("Weighted", "train: its data loader has a WeightedRandomSampler"),
+        ("Batched", "train: its data loader has a InBatches"),
+        ("misspelt", "val: no such split\nSplits are train, validation, test"),
         ("Mixup", "does not call its on_after_batch_transfer"),
         ("floats", "train: labels are torch.float32"),
         ("bytes_", "train: inputs are torch.uint8"),

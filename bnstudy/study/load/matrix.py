@@ -26,7 +26,7 @@ RELATIVE_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 KEYS = ["split", "metric", "layers", "place"]  # identify a column
 
-# What a matrix has a block of columns for; each is a column of the table that holds its values.
+# Unit by which columns are repeated: a column of the table that holds the values.
 Moment = Literal["epoch", "step", "fold"]
 TABLES: dict[Moment, str] = {"epoch": "rows", "step": "steps", "fold": "folds"}
 
@@ -64,7 +64,8 @@ def load_columns(study: StudyRuns, every: Moment | None = None) -> tuple[pd.Data
 
     Returns:
         Table of the columns (split, metric, site, layers, place, place_index; epoch, step or fold),
-        sorted by epoch, step or fold, then by site, activations first; and values, runs x columns,
+        sorted by epoch, step or fold, split (train first), metric, site (act first), number of
+        layers and place_index; and values, runs x columns,
         in the order of `study.results`; NaN if a run has no value. Counts of zeros (`ZERO_METRICS`)
         are left out for networks whose norm contains another activation function than ReLU.
 

@@ -132,7 +132,7 @@ def describe_depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterat
         )
     if tunnel := rows.get("tunnel_start"):
         yield (
-            f"Tunnel: linear probes are within 5 % of the last layer's from relative depth "
-            f"{tunnel.treatment_mean:.0%} on with {ours} and {tunnel.baseline_mean:.0%} with "
+            f"Tunnel: a linear probe first comes within 5 % of the last layer's at relative depth "
+            f"{tunnel.treatment_mean:.0%} with {ours} and {tunnel.baseline_mean:.0%} with "
             f"{theirs}. The difference is {format_difference(tunnel)}."
         )
