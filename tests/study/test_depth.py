@@ -72,7 +72,7 @@ def test_they_are_paired_and_shown(studies: Studies) -> None:
     assert table.loc[("initial_rank", 4), "treatment_mean"] == 2.5
     text = "\n".join(compose_verdict(analysis))
     assert "is multiplied by 0.6" in text
-    assert "from relative depth 67% on with BatchNorm and 100% with no normalization" in text
+    assert "at relative depth 67% with BatchNorm and 100% with no normalization" in text
     page = render_page(analysis)
     assert "How far are classes separated in each layer?" in page
     assert "initial_orthogonality_gap" in page
