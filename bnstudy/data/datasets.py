@@ -101,12 +101,15 @@ class Source:
                 f"{name}: its data loader has a {type(sampler).__name__}; the order of the "
                 "samples is bnstudy's, the same for every norm\nMake the loader without a sampler"
             )
-        return cls(
-            dataset,
-            loader.collate_fn,
-            loader.num_workers,
-            loader.batch_size,
-            loader.worker_init_fn,
+        return replace(cls(dataset).read_as(loader), batch_size=loader.batch_size)
+
+    def read_as(self, loader: DataLoader[Any]) -> "Source":
+        """Return a copy whose samples are read as a data loader reads them, in whatever order."""
+        return replace(
+            self,
+            collate=loader.collate_fn,
+            workers=loader.num_workers,
+            worker_init=loader.worker_init_fn,
         )
 
     def labels(self) -> Tensor:

@@ -126,7 +126,6 @@ def _value_at(values: FloatArray, place: _Place) -> FloatArray:
     if place.weight == 1:
         there: FloatArray = values[place.after]
         return there
-    found: FloatArray = (1 - place.weight) * values[place.before] + place.weight * values[
-        place.after
-    ]
+    before, after = values[place.before], values[place.after]
+    found: FloatArray = (1 - place.weight) * before + place.weight * after
     return found

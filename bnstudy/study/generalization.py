@@ -28,8 +28,15 @@ from bnstudy.study.load.study_runs import StudyRuns
 TARGETS = ("test accuracy", "generalization gap")  # gap: train minus test accuracy
 
 MIN_RUNS = 5  # for a correlation; with fewer, Kendall's tau cannot reach p = 0.05
-COEFFICIENTS = ["tau", "tau_p", "granulated", "granulated_low", "granulated_high"]
-COEFFICIENTS += ["cmi", "cmi_null"]
+COEFFICIENTS = [
+    "tau",
+    "tau_p",
+    "granulated",
+    "granulated_low",
+    "granulated_high",
+    "cmi",
+    "cmi_null",
+]
 
 ASSUMPTIONS = (
     "Shares are causal only if, within a pair, nothing else that the treatment changes moves both "

@@ -5,7 +5,6 @@ import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -593,12 +592,7 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
                 raise UserError(f"{name}: {split}: {problem}")
             source = Source.of(loader.dataset, f"{name}: {split}")
             # The order of training stays the user's, whatever the sampler.
-            sources[split] = replace(
-                source,
-                collate=loader.collate_fn,
-                workers=loader.num_workers,
-                worker_init=loader.worker_init_fn,
-            )
+            sources[split] = source.read_as(loader)
         data = DatasetModule(sources, name, seed=0, probe=probe)
         data.setup()
     except UserError as error:

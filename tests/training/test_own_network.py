@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     SequentialSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -134,11 +135,17 @@ class Renamed(TensorDataset):
         return image, (0, 2, 2)[label]
 
 
-class Named(TensorDataset):
+class Named(Dataset[Any]):
     """Samples with names of classes, in attributes that other data sets have for other things."""
 
-    labels = ("cat", "dog", "mouse")
+    labels = ("cat", "dog", "mouse", "cat", "dog", "mouse")
     classes = np.array(["cat", "dog", "mouse"])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.ones(4), index % 3
 
 
 def renamed() -> Any:
@@ -146,7 +153,7 @@ def renamed() -> Any:
 
 
 def named() -> Any:
-    return [Named(torch.randn(6, 4), torch.arange(6) % 3)] * 2
+    return [Named()] * 2
 
 
 def misspelt() -> Any:
