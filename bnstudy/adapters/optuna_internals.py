@@ -1,9 +1,8 @@
 """Private parts of Hydra's Optuna sweeper. Checked with hydra-optuna-sweeper 1.3.0."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from math import prod
+from itertools import product
 from typing import Any
 
 import optuna
@@ -12,7 +11,6 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
     create_params_from_overrides,
 )
 from optuna.distributions import BaseDistribution
-from optuna.trial import TrialState
 
 Space = dict[str, BaseDistribution]
 
@@ -27,32 +25,19 @@ def make_space(overrides: Sequence[str]) -> Space:
     return space
 
 
-def make_sampler(option: Any, space: Space) -> tuple[optuna.samplers.BaseSampler, float]:
-    """Make the sampler of `hydra/sweeper/sampler`, and the largest number of trials for it."""
+def make_sampler(
+    option: Any, space: Space
+) -> tuple[optuna.samplers.BaseSampler, list[dict[str, Any]] | None]:
+    """Make the sampler of `hydra/sweeper/sampler`.
+
+    Returns:
+        Sampler, and all points if it is a grid, otherwise None. The points of a grid are queued by
+        the search, as Optuna's `GridSampler` does not repeat a point whose trial failed.
+    """
     if not isinstance(option, partial):
-        return option, float("inf")
+        return option, None
     choices: Any = partial(OptunaSweeperImpl._to_grid_sampler_choices, None)  # type: ignore[arg-type]
-    grid = {key: choices(distribution) for key, distribution in space.items()}
-    return option(grid), prod(map(len, grid.values()))
-
-
-def tell(study: optuna.Study, trial: optuna.trial.Trial, value: float) -> None:
-    """Complete a trial."""
-    with _not_stopping():
-        study.tell(trial, value)
-
-
-def tell_failure(study: optuna.Study, number: int) -> None:
-    """Mark a trial as failed."""
-    with _not_stopping():
-        study.tell(number, state=TrialState.FAIL)
-
-
-@contextmanager
-def _not_stopping() -> Iterator[None]:
-    """Ignore that the sampler of a grid wants to stop `Study.optimize` after its last trial."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "`Study.stop`" not in str(error):
-            raise
+    values = product(*(choices(distribution) for distribution in space.values()))
+    return optuna.samplers.RandomSampler(), [
+        dict(zip(space, point, strict=True)) for point in values
+    ]

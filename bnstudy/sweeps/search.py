@@ -22,7 +22,7 @@ from rich import box
 from rich.table import Table
 
 from bnstudy.adapters.hydra_internals import returned, split_grid
-from bnstudy.adapters.optuna_internals import Space, make_sampler, make_space, tell, tell_failure
+from bnstudy.adapters.optuna_internals import Space, make_sampler, make_space
 from bnstudy.config.composition import plain_values
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import TARGET
@@ -90,7 +90,8 @@ def search(
     validate(names)
     folder = Path(names["output_root"], names["study"])
     storage = options["storage"] or f"sqlite:///{folder}/search.db"
-    sampler, size = make_sampler(options["sampler"], space)
+    sampler, grid = make_sampler(options["sampler"], space)
+    wanted = n_trials if grid is None else min(n_trials, len(grid))
     optuna.logging.set_verbosity(logging.ERROR)
     failed = 0
     studies = []
@@ -107,9 +108,8 @@ def search(
                 study.set_user_attr("point", point.name)
                 claims.retry_unfinished(study)
             done = _count(study, TrialState.COMPLETE)
-            wanted = min(n_trials, size)
             console.print(f"{point.name}: {done} of {wanted} trials complete")
-            search_here = _Search(study, point, space, wanted, claims, config, launcher)
+            search_here = _Search(study, point, space, grid, wanted, claims, config, launcher)
             failed += search_here.run(options)
             studies.append(study)
     _show(studies, objective, list(space))
@@ -126,6 +126,7 @@ class _Search:
         study: Optuna's study, which keeps the trials.
         point: Point of the grid.
         space: Distributions of the searched values, by key.
+        grid: All points of a grid sampler; None for other samplers.
         n_trials: Number of trials, including those already in the storage.
         claims: Claims of trials by the processes that search here.
         config: Configuration of the sweep.
@@ -135,7 +136,8 @@ class _Search:
     study: optuna.Study
     point: GridPoint
     space: Space
-    n_trials: float
+    grid: list[dict[str, Any]] | None
+    n_trials: int
     claims: "_TrialClaims"
     config: DictConfig
     launcher: Launcher
@@ -151,9 +153,7 @@ class _Search:
         """
         budget = self.n_trials - _count(self.study, TrialState.COMPLETE)
         launched = failed = 0
-        while trials := self.claims.claim_trials(
-            self.study, self.space, self.n_trials, min(options["n_jobs"], budget - launched)
-        ):
+        while trials := self.claims.claim_trials(self, min(options["n_jobs"], budget - launched)):
             for trial in trials:
                 values = " ".join(f"{key}={_format(value)}" for key, value in trial.params.items())
                 console.print(f"Trial {trial.number}: {values}")
@@ -163,10 +163,10 @@ class _Search:
             for trial, job_return in zip(trials, job_returns, strict=True):
                 outcome = returned(job_return)
                 if isinstance(outcome, Exception):
-                    tell_failure(self.study, trial.number)
+                    self.study.tell(trial, state=TrialState.FAIL)
                     errors.append(outcome)
                 else:
-                    tell(self.study, trial, float(outcome))
+                    self.study.tell(trial, float(outcome))
                     console.print(f"Trial {trial.number}: {outcome}")
             launched += len(trials)
             failed += len(errors)
@@ -195,23 +195,25 @@ class _TrialClaims:
         self.folder = folder
         self.lock = FileLock(folder.parent / "lock")
 
-    def claim_trials(
-        self, study: optuna.Study, space: Space, n_trials: float, limit: float
-    ) -> list[Trial]:
-        """Claim missing trials.
-
-        Args:
-            study: Optuna study.
-            space: Distributions of the searched values, by key.
-            n_trials: Number of trials, including complete ones and those of other processes.
-            limit: Largest number of trials to return.
-        """
+    def claim_trials(self, search: _Search, limit: int) -> list[Trial]:
+        """Claim at most `limit` missing trials, so that no other process runs them."""
+        study = search.study
         with self.lock:
-            missing = n_trials - _count(study, TrialState.COMPLETE, TrialState.RUNNING)
-            trials = [study.ask(space) for _ in range(int(max(0, min(missing, limit))))]
-            for trial in trials:
-                study.set_user_attr(_claim_attribute(trial.number), self.folder.name)
+            if not self._has_all_claims(study):  # a seeded sampler would repeat others' values
+                study.sampler.reseed_rng()
+            missing = search.n_trials - _count(study, TrialState.COMPLETE, TrialState.RUNNING)
+            trials = []
+            for _ in range(max(0, min(missing, limit))):
+                if search.grid and not _count(study, TrialState.WAITING):
+                    study.enqueue_trial(_next_point(study, search.grid))
+                trials.append(study.ask(search.space))
+                study.set_user_attr(_claim_attribute(trials[-1].number), self.folder.name)
         return trials
+
+    def _has_all_claims(self, study: optuna.Study) -> bool:
+        trials = study.get_trials(deepcopy=False)
+        claims = study.user_attrs
+        return all(claims.get(_claim_attribute(t.number)) == self.folder.name for t in trials)
 
     def retry_unfinished(self, study: optuna.Study) -> None:
         """Queue trials that a dead process did not finish, so that their cells resume first."""
@@ -221,7 +223,7 @@ class _TrialClaims:
         alive = find_occupied({self.folder.with_name(name) for name in names}, STALE_AFTER)
         for trial, name in zip(running, names, strict=True):
             if self.folder.with_name(name) not in alive:
-                tell_failure(study, trial.number)
+                study.tell(trial.number, state=TrialState.FAIL)
                 if trial.params:
                     study.enqueue_trial(trial.params)
 
@@ -313,6 +315,17 @@ def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) 
 
 def _count(study: optuna.Study, *states: TrialState) -> int:
     return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _next_point(study: optuna.Study, grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the missing point of a grid that was tried least often."""
+
+    def count(point: dict[str, Any], *states: TrialState) -> int:
+        trials = study.get_trials(deepcopy=False, states=states or None)
+        return sum(point.items() <= trial.params.items() for trial in trials)
+
+    missing = [point for point in grid if not count(point, TrialState.COMPLETE, TrialState.RUNNING)]
+    return min(missing, key=count)
 
 
 def _claim_attribute(number: int) -> str:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 optuna = pytest.importorskip("optuna")
 
-from bnstudy.adapters.optuna_internals import make_space, tell_failure  # noqa: E402
+from bnstudy.errors import UserError  # noqa: E402
 from bnstudy.runs.description import Final, RunDescription, Status  # noqa: E402
 from bnstudy.runs.record import Record  # noqa: E402
 from bnstudy.sweeps.job import Outcome  # noqa: E402
@@ -107,21 +107,38 @@ def test_a_trial_that_fails_is_told_and_a_diverged_one_is_the_worst(
     assert "1 trial failed" in result.stderr
 
 
-def search_slowly(folder: Path, n_trials: int, sampler: Any = None) -> None:
-    """Search with trials that take a moment and note which process ran them."""
+def search_slowly(
+    folder: Path, n_trials: int, sampler: Any = None, failing: str | None = None
+) -> None:
+    """Search with trials that take a moment and note which process ran them.
+
+    Args:
+        folder: Output root.
+        n_trials: Number of trials.
+        sampler: Sampler; a partial one is a grid.
+        failing: Override with which a trial fails.
+    """
 
     def launch(jobs: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
         time.sleep(0.1)
         with (folder / f"{multiprocessing.current_process().name}.txt").open("a") as file:
             file.writelines(f"{' '.join(job)}\n" for job in jobs)
-        return [JobReturn(status=JobStatus.COMPLETED, _return_value=0.5) for _ in jobs]
+        return [
+            JobReturn(status=JobStatus.FAILED, _return_value=ValueError(failing))
+            if failing in job
+            else JobReturn(status=JobStatus.COMPLETED, _return_value=0.5)
+            for job in jobs
+        ]
 
     settings = {"redo": None, "dry_run": False, "objective": "train_accuracy"}
     config = {"sweep": settings, "output_root": str(folder), "study": "study"}
     options = OPTIONS | {"sampler": sampler or optuna.samplers.RandomSampler()}
+    if failing is not None:
+        options["max_failure_rate"] = 1.0
+    is_grid = isinstance(sampler, partial)
     search(
-        ["optim.lr=interval(0.1,1.0)" if sampler is None else "optim.lr=choice(0.1,0.2,0.3)"],
-        {} if sampler is None else {"optim.lr": "0.1"},
+        ["optim.lr=choice(0.1,0.2,0.3)" if is_grid else "optim.lr=interval(0.1,1.0)"],
+        {"optim.lr": "0.1"} if is_grid else {},
         n_trials,
         options,
         OmegaConf.create(config),
@@ -158,10 +175,21 @@ def test_a_grid_ends_with_its_last_point(
     assert "Trial 0: optim.lr=0." in capsys.readouterr().out
 
 
-def test_the_last_point_of_a_grid_may_fail() -> None:
-    study = optuna.create_study(sampler=optuna.samplers.GridSampler({"optim.lr": [0.1]}))
-    tell_failure(study, study.ask(make_space(["optim.lr=choice(0.1)"])).number)
-    assert [trial.state.name for trial in study.trials] == ["FAIL"]
+def test_the_failed_point_of_a_grid_is_tried_again(tmp_path: Path) -> None:
+    grid = partial(optuna.samplers.GridSampler)
+    with pytest.raises(UserError, match="1 trial failed"):
+        search_slowly(tmp_path, 3, grid, failing="optim.lr=0.2")
+    (path,) = tmp_path.glob("*.txt")
+    assert sorted(path.read_text().split()) == [f"optim.lr={rate}" for rate in (0.1, 0.2, 0.3)]
+    search_slowly(tmp_path, 3, grid)
+    assert path.read_text().split()[3:] == ["optim.lr=0.2"]
+
+
+def test_a_search_with_a_seed_goes_on_with_other_values(tmp_path: Path) -> None:
+    for n_trials in (3, 6):
+        search_slowly(tmp_path, n_trials, optuna.samplers.RandomSampler(seed=1))
+    (path,) = tmp_path.glob("*.txt")
+    assert len(set(path.read_text().split())) == 6
 
 
 @pytest.mark.parametrize("objective", ["validation_accuracy", "train_loss"])
