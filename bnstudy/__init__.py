@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from bnstudy.models import recalibrate
     from bnstudy.representations import Layer, Tap, capture
     from bnstudy.study.study import Study, load
-    from bnstudy.training.own_loop import Run, StudyRecorder
+    from bnstudy.training.own_run import Run
+    from bnstudy.training.study_recorder import StudyRecorder
 
 __version__ = "0.2.0"
 
@@ -23,7 +24,8 @@ _EXPORTS = {
     "models": ["recalibrate"],
     "metrics": ["METRICS", "SIMILARITIES", "chosen", "evaluate"],
     "study.study": ["Study", "load"],
-    "training.own_loop": ["Run", "StudyRecorder"],
+    "training.own_run": ["Run"],
+    "training.study_recorder": ["StudyRecorder"],
 }
 
 __all__ = [

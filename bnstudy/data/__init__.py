@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnstudy.data.datasets import make_data
     from bnstudy.data.image_folder import ImageFolder
     from bnstudy.data.images import Images
     from bnstudy.data.mnist5k import MNIST5k
     from bnstudy.data.module import DataModule, ImageDataModule
+    from bnstudy.data.own_data import make_data
     from bnstudy.data.planted import PlantedGroups
     from bnstudy.data.torchvision_images import TorchvisionImages
 
@@ -20,7 +20,7 @@ _HOMES = {
     "MNIST5k": "mnist5k",
     "PlantedGroups": "planted",
     "TorchvisionImages": "torchvision_images",
-    "make_data": "datasets",
+    "make_data": "own_data",
 }
 
 __all__ = [

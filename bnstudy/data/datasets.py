@@ -1,19 +1,16 @@
-"""Data sets of the user's own: any LightningDataModule, or a pair of torch data sets."""
+"""Data sets of torch: their samples, in the batches, splits and probe sets of a run."""
 
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from hydra.utils import get_object
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import track
 from torch import Tensor
@@ -31,22 +28,17 @@ from torch.utils.data import (
 )
 
 from bnstudy.batching import MIN_SAMPLES, batch_sizes
-from bnstudy.config.targets import TARGET, accepted, make
 from bnstudy.data.batches import choose_balanced
-from bnstudy.data.decoding import read_colour
-from bnstudy.data.image_folder import ImageFolder
-from bnstudy.data.module import DataModule, ImageDataModule, Shuffle
+from bnstudy.data.module import DataModule, Shuffle
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 from bnstudy.representations.network import Batch
-from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit, Split
+from bnstudy.terms import EvaluatedSplit
 
 BATCH_SIZE = 128  # of a pair of data sets, unless data.batch_size says another
 CHECKED_SAMPLES = 8  # one sample would miss a random flip half of the time
 MAX_CHECKED_LABELS = 1_000  # classes of which one sample is read
 FINGERPRINT_SAMPLES = 100  # of each split; more would take long to decode
-# Hooks of a LightningDataModule that would change batches after they are made.
-BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
 EXPECTED = (
     "Expected: a LightningDataModule, or (train, test) or {'train': ..., 'test': ...} of data sets "
     "whose samples are (tensor, label)"
@@ -72,7 +64,7 @@ class Source:
     worker_init: Callable[[int], None] | None = None
 
     @classmethod
-    def of(cls, found: Any, name: str) -> "Source":
+    def from_data(cls, found: Any, name: str) -> "Source":
         """Take a data loader apart, or wrap a data set.
 
         The order of the samples is bnstudy's, so that it is the same for every norm.
@@ -282,136 +274,6 @@ class DatasetModule(DataModule):
         return DatasetBatches(self.sources[split], rows, size, shuffle, rank, world_size)
 
 
-def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> DataModule:
-    """Make the data of a configuration: a data set of bnstudy's, or one of the user's.
-
-    Args:
-        options: Configuration group `data`, resolved.
-        seed: Seed of the run.
-        probe: Maximum number of measured samples by split.
-
-    Raises:
-        UserError: The target cannot be imported or called, or does not return data.
-    """
-    target = options[TARGET]
-    ours = ("batch_size", "name", "validation")
-    if _is_image_module(target):
-        images: ImageDataModule = make("data", options, seed=seed, probe=probe)
-        return images
-    given = {key: value for key, value in options.items() if key not in ours}
-    shared = {key: options[key] for key in ours if key in options}
-    name = f"data.{TARGET}={target}"
-    # Whatever the norm and the process, random parts such as those of `random_split` are the same.
-    with _seeded(0):
-        found = make("data", given, **accepted("data", target, shared))
-        parts = _loaders(found, name) if isinstance(found, L.LightningDataModule) else {}
-    if isinstance(found, Mapping) and {*found} >= {*SPLITS}:
-        parts = dict(found)
-        if unknown := {*parts} - {*EVALUATED_SPLITS}:
-            raise UserError(
-                f"{name}: {', '.join(sorted(map(str, unknown)))}: no such split\n"
-                f"Splits are {', '.join(EVALUATED_SPLITS)}"
-            )
-    elif isinstance(found, tuple | list) and len(found) == len(SPLITS):
-        parts = dict(zip(SPLITS, found, strict=True))
-    elif not isinstance(found, L.LightningDataModule):
-        raise UserError(f"{name} is a {type(found).__name__}\n{EXPECTED}")
-    sources = {split: Source.of(part, f"{name}: {split}") for split, part in parts.items()}
-    class_names = getattr(sources["train"].dataset, "classes", None)
-    if not isinstance(class_names, list | tuple | np.ndarray):  # such as their number
-        class_names = ()
-    return DatasetModule(
-        sources,
-        name,
-        class_names=[str(one) for one in class_names],
-        batch_size=options.get("batch_size"),
-        validation=options.get("validation", 0),
-        seed=seed,
-        probe=probe,
-    )
-
-
-def with_transform(data: ImageDataModule, transform: Callable[[Any], Any]) -> DatasetModule:
-    """Give images another preprocessing, for networks that were trained with it.
-
-    Files of an image folder are read one by one, in their own size, when they are needed.
-
-    Args:
-        data: Images; those of a folder are not decoded for this.
-        transform: Function of an RGB image of Pillow's, or uint8 C x H x W, that returns a tensor.
-
-    Returns:
-        The same samples, splits, labels and classes, loaded.
-    """
-    images: Mapping[Split, Tensor | Sequence[Path]]
-    if isinstance(data, ImageFolder):
-        tree = data.scan()
-        images = {split: tree.paths(split) for split in SPLITS}
-        labels = {split: torch.tensor(tree.labels(split)) for split in SPLITS}
-        class_names: Sequence[str] = tree.class_names
-    else:
-        data.setup()
-        images, labels, class_names = data.data.images, data.data.labels, data.class_names
-
-    def source(split: Split, labels: Tensor) -> Source:
-        return Source(_Transformed(images[split], labels, transform))
-
-    made = DatasetModule(
-        {split: source(split, labels[split]) for split in SPLITS},
-        "data",
-        class_names,
-        batch_size=data.batch_size,
-        validation=data.validation,
-        samples_per_class=data.samples_per_class,
-        seed=data.seed,
-        probe=data.probe_samples,
-    )
-    made.setup()
-    if data.label_noise:
-        made.mislabel(data.label_noise)
-        made.sources = {**made.sources, "train": source("train", made.labels["train"])}
-    return made
-
-
-def _is_image_module(target: str) -> bool:
-    try:
-        found = get_object(target)
-    except Exception:  # `make` explains it
-        return False
-    return isinstance(found, type) and issubclass(found, ImageDataModule)
-
-
-def _loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, Any]:
-    """Return the data loaders of a module, by the split that they are here.
-
-    Without a test loader, the module's validation loader is the split `test`.
-    """
-    for hook in BATCH_HOOKS:
-        if is_overridden(hook, module, L.LightningDataModule):
-            raise UserError(
-                f"{name}: bnstudy makes the batches itself, and does not call its {hook}\n"
-                "Do the same in the data set, or in the network"
-            )
-    module.prepare_data()
-    module.setup("fit")
-    loaders: dict[EvaluatedSplit, Any] = {"train": module.train_dataloader()}
-    has_test = is_overridden("test_dataloader", module, L.LightningDataModule)
-    if is_overridden("val_dataloader", module, L.LightningDataModule):
-        loaders["validation" if has_test else "test"] = module.val_dataloader()
-    if has_test:
-        module.setup("test")
-        loaders["test"] = module.test_dataloader()
-    if "test" not in loaders:
-        raise UserError(f"{name}: has neither test_dataloader nor val_dataloader\nDefine one")
-    for split, loader in loaders.items():
-        if not isinstance(loader, DataLoader):
-            raise UserError(
-                f"{name}: its loader of {split} is a {type(loader).__name__}\n"
-                "Return one torch.utils.data.DataLoader"
-            )
-    return loaders
-
-
 def _require_pairs(source: Source, name: str) -> None:
     """Verify that batches are pairs of floating-point inputs and labels."""
     first = _Reproducible(source.dataset, 0)  # it may draw random numbers
@@ -463,7 +325,7 @@ def _pair(batch: Any) -> Batch:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the process's random generators in the body; afterwards their states are as before."""
     with isolate_rng(include_cuda=False):
         torch.default_generator.manual_seed(seed)
@@ -480,22 +342,5 @@ class _Reproducible(Dataset[Any]):
     draw: int
 
     def __getitem__(self, index: int) -> Any:
-        with _seeded((self.draw * 1_000_003 + index) % 2**32):
+        with seeded((self.draw * 1_000_003 + index) % 2**32):
             return self.dataset[index]
-
-
-@dataclass(frozen=True)
-class _Transformed(Dataset[Any]):
-    """Images, in memory or in files, with a preprocessing of their own."""
-
-    images: Tensor | Sequence[Path]
-    labels: Tensor
-    transform: Callable[[Any], Any]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image: Any = self.images[index]
-        image = image.expand(3, -1, -1) if isinstance(image, Tensor) else read_colour(image)
-        return self.transform(image), int(self.labels[index])

@@ -38,20 +38,19 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
         Cluster of each sample, for each k: int64, N.
     """
     generator = generator_for("k-means")
-    most = max(ks)
-    nearest = torch.stack(
-        [_plus_plus(squared_distances, most, generator) for _ in range(restarts)], 1
+    initial = torch.stack(  # clusters by nearest centre: ks x restarts x N
+        [_plus_plus(squared_distances, max(ks), generator) for _ in range(restarts)], 1
     )
-    found = []
-    for some in _groups(ks, restarts * len(squared_distances)):
-        starts = torch.cat([nearest[k - 1] for k in some])
-        clusters, spreads = lloyd(squared_distances, starts, max(some))
-        best = spreads.view(len(some), restarts).argmin(1)
-        found += list(clusters.view(len(some), restarts, -1)[range(len(some)), best])
-    return found
+    results = []
+    for group in _group(ks, restarts * len(squared_distances)):
+        starts = torch.cat([initial[k - 1] for k in group])
+        clusters, spreads = lloyd(squared_distances, starts, max(group))
+        best = spreads.view(len(group), restarts).argmin(1)
+        results += list(clusters.view(len(group), restarts, -1)[range(len(group)), best])
+    return results
 
 
-def _groups(ks: Sequence[int], times: int) -> Iterator[list[int]]:
+def _group(ks: Sequence[int], times: int) -> Iterator[list[int]]:
     """Yield groups of consecutive ks, each of which fits into the processor's cache."""
     group: list[int] = []
     for k in ks:
@@ -75,9 +74,9 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
         Final clusters of each start: int64, starts x N; and the sum of the samples' squared
         distances to their cluster means: float64, starts.
     """
-    found = clusters.clone()
+    final = clusters.clone()
     spreads = clusters.new_empty(len(clusters), dtype=torch.float64)
-    going = torch.arange(len(clusters), device=clusters.device)
+    active = torch.arange(len(clusters), device=clusters.device)
     clusters = clusters.clone()
     start, sample = torch.ones_like(clusters).nonzero(as_tuple=True)
     bags = start * k + clusters.flatten()
@@ -100,18 +99,18 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
         clusters[start, sample] = after
         done = ~moved.any(1) | (iteration == MAX_ITERATIONS - 1)
         if done.any():
-            found[going[done]] = clusters[done]
-            spreads[going[done]] = least[done].double().sum(1)
+            final[active[done]] = clusters[done]
+            spreads[active[done]] = least[done].double().sum(1)
             if done.all():
                 break
-            going, clusters = going[~done], clusters[~done]
+            active, clusters = active[~done], clusters[~done]
             sums = sums_by_start[~done].flatten(0, 1)
             start = (~done).cumsum(0)[start] - 1
         # Update the sums for the moved samples only.
         bags = start * k
         sums += _sums_of_rows(squared_distances, sample, bags + after, len(sums))
         sums -= _sums_of_rows(squared_distances, sample, bags + before, len(sums))
-    return found, spreads
+    return final, spreads
 
 
 def _sums_of_rows(matrix: Tensor, rows: Tensor, bags: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
 from bnstudy.representations.network import Batch, NetworkView, View, is_logits
-from bnstudy.representations.precision import Precision, choose_way, on_float64_device
+from bnstudy.representations.precision import Precision, choose_multiplication, on_float64_device
 from bnstudy.representations.sums import (
     BLOCK_NUMEL,
     Activity,
@@ -279,11 +279,13 @@ def _read(
             if call not in in_blocks:
                 classes = Classes(labels)
                 units = output.channels * output.positions
-                way = choose_way(precision, units, labels.device)
+                multiplication = choose_multiplication(precision, units, labels.device)
                 in_blocks[call] = [
                     Activity(shape, classes),
                     Moments(shape, classes),
-                    Products(shape, classes, way=way) if distances else ClassSums(shape, classes),
+                    Products(shape, classes, multiplication=multiplication)
+                    if distances
+                    else ClassSums(shape, classes),
                 ]
             sums = in_blocks[call]
             values = held.pop(item).tensor()

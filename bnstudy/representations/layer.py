@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from bnstudy.representations.network import View
-from bnstudy.representations.precision import FLOAT32, Precision, choose_way, on_float64_device
+from bnstudy.representations.precision import (
+    FLOAT32,
+    Precision,
+    choose_multiplication,
+    on_float64_device,
+)
 from bnstudy.representations.sums import (
     BLOCK_NUMEL,
     CACHE_NUMEL,
@@ -71,7 +76,7 @@ class Layer:
         tap: Place of the layer in its network.
         network: Network around the layer, for the metrics that use it.
         precision: Precision of the operands of the N x N x D product: `float32`, or `auto` for the
-            fastest way to multiply that is about as exact.
+            fastest multiplication that is about as exact.
 
     Example:
         >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
@@ -99,7 +104,7 @@ class Layer:
             *activations.shape[:2], activations.shape[2:].numel()
         )
         self._initialize(self.activations.shape, labels.to(activations.device), tap, network)
-        self._way = choose_way(precision, self.num_units, activations.device)
+        self._multiplication = choose_multiplication(precision, self.num_units, activations.device)
 
     @classmethod
     def from_sums(
@@ -139,7 +144,7 @@ class Layer:
         self.tap = tap
         self.network = network
         self._read_again: Callable[[], Blocks] | None = None
-        self._way = FLOAT32
+        self._multiplication = FLOAT32
         self._sums: dict[type[Sums], Sums] = {}
         self._float64_sums: dict[type[ClassSums], ClassSums] = {}
         self._shared: dict[Callable[[Layer], Any], Any] = {}
@@ -168,7 +173,7 @@ class Layer:
         if kind not in self._sums:
             if self.activations is None:
                 raise RuntimeError(f"{kind.__name__} was not computed while the layer was read")
-            options = {"way": self._way} if kind is Products else {}
+            options = {"multiplication": self._multiplication} if kind is Products else {}
             self._sums[kind] = self._compute_sums(kind, **options)
         return cast(S, self._sums[kind])
 
@@ -198,9 +203,9 @@ class Layer:
 
     def _multiply_in_float32(self) -> bool:
         """Recompute `products` in float32 unless they already are; return whether recomputed."""
-        if self.products.way == FLOAT32 or not self.can_read_activations:
+        if self.products.multiplication == FLOAT32 or not self.can_read_activations:
             return False
-        self._sums[Products] = self._compute_sums(Products, way=FLOAT32)
+        self._sums[Products] = self._compute_sums(Products, multiplication=FLOAT32)
         return True
 
     def release_activations(self) -> None:
@@ -284,8 +289,8 @@ class Layer:
 
     @property
     def product_precision(self) -> str | None:
-        """Way in which the residuals were multiplied; None if they were not."""
-        return self.products.way.name if Products in self._sums else None
+        """Multiplication of the residuals; None if they were not."""
+        return self.products.multiplication.name if Products in self._sums else None
 
     @property
     def total_variance(self) -> float:
@@ -499,10 +504,12 @@ class Layer:
                 yield products, error(products.diagonal(), dtype)
             return
         gram = self.gram
-        if sums.way.resolution > sums.resolution:
+        if sums.multiplication.resolution > sums.resolution:
             # The errors of products average out over the units.
             of_products = (
-                sums.way.resolution / 16 * float(torch.linalg.vector_norm(gram.diagonal()))
+                sums.multiplication.resolution
+                / 16
+                * float(torch.linalg.vector_norm(gram.diagonal()))
             )
             yield gram, of_products
             if self._multiply_in_float32():

@@ -23,7 +23,7 @@ Precision = Literal["auto", "bfloat16x3", "float32"]
 MIN_UNITS = 1000  # with fewer units there is little to save
 CHUNK = 2**11  # units that are split at once
 TENSOR_CORES = (8, 0)  # compute capability from which GPUs multiply in TF32
-# Trial of the ways to multiply:
+# Trial of the multiplications:
 MIN_SPEEDUP = 1.2
 NUM_TRIALS = 3
 TRIAL_SHAPE = (512, 4096)  # of the operand
@@ -39,8 +39,8 @@ FULL = ("ieee", "ieee", "ieee", "ieee")
 LOWER = ("tf32", "bf16", "ieee", "ieee")
 
 
-class Way(NamedTuple):
-    """Way to multiply.
+class Multiplication(NamedTuple):
+    """Kind of matrix multiplication.
 
     Attributes:
         name: Name in the record.
@@ -55,10 +55,12 @@ class Way(NamedTuple):
     resolution: float
 
 
-FLOAT32 = Way("float32", FULL, False, torch.finfo(torch.float32).eps)
+FLOAT32 = Multiplication("float32", FULL, False, torch.finfo(torch.float32).eps)
 # oneDNN may use bfloat16; where it does not, it can be faster than the default library.
-ONEDNN = Way("float32 by oneDNN", ("ieee", "bf16", "ieee", "ieee"), False, FLOAT32.resolution)
-SPLIT = Way("bfloat16x3", LOWER, True, 2**-17)
+ONEDNN = Multiplication(
+    "float32 by oneDNN", ("ieee", "bf16", "ieee", "ieee"), False, FLOAT32.resolution
+)
+SPLIT = Multiplication("bfloat16x3", LOWER, True, 2**-17)
 
 
 @contextmanager
@@ -84,8 +86,8 @@ def on_float64_device(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def choose_way(precision: Precision, units: int, device: torch.device) -> Way:
-    """Choose the way to multiply representations.
+def choose_multiplication(precision: Precision, units: int, device: torch.device) -> Multiplication:
+    """Choose the kind of multiplication for representations.
 
     Args:
         precision: `auto` for the fastest; `bfloat16x3` also where it is slower.
@@ -98,7 +100,10 @@ def choose_way(precision: Precision, units: int, device: torch.device) -> Way:
 
 
 def add_products(
-    totals: Tensor, rows: Tensor, tiles: Callable[[int], Iterator[tuple[slice, slice]]], way: Way
+    totals: Tensor,
+    rows: Tensor,
+    tiles: Callable[[int], Iterator[tuple[slice, slice]]],
+    multiplication: Multiplication,
 ) -> None:
     """Add the inner products of rows to some tiles of a matrix.
 
@@ -106,10 +111,10 @@ def add_products(
         totals: Matrix, N x N.
         rows: N x units, of the same type.
         tiles: Function that yields the rows and columns of the tiles for N.
-        way: Way to multiply.
+        multiplication: Kind of multiplication.
     """
-    with _set(way.settings):
-        for left, right in _split(rows) if way.splits else [(rows, rows)]:
+    with _set(multiplication.settings):
+        for left, right in _split(rows) if multiplication.splits else [(rows, rows)]:
             for across, down in tiles(len(rows)):
                 totals[across, down].addmm_(left[across], right[down].T)
 
@@ -149,30 +154,35 @@ def _own_setting(backend: Any) -> str:
 
 
 @cache
-def _fastest(device: torch.device) -> Way:
-    """Try which way is the fastest; one as exact as float32 has to be clearly faster than it."""
+def _fastest(device: torch.device) -> Multiplication:
+    """Time the candidates; the fastest replaces float32 if it is clearly faster."""
     if device.type == "cuda":
-        ways = [SPLIT] if torch.cuda.get_device_capability(device) >= TENSOR_CORES else []
+        candidates = [SPLIT] if torch.cuda.get_device_capability(device) >= TENSOR_CORES else []
     else:
         has_units = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        ways = [ONEDNN, SPLIT] if has_units else []
-    if not ways:
+        candidates = [ONEDNN, SPLIT] if has_units else []
+    if not candidates:
         return FLOAT32
     operand = torch.randn(TRIAL_SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
     exact = operand.double() @ operand.double().T
-    seconds: dict[Way, list[float]] = {way: [] for way in (FLOAT32, *ways)}
+    seconds: dict[Multiplication, list[float]] = {
+        multiplication: [] for multiplication in (FLOAT32, *candidates)
+    }
     for _ in range(NUM_TRIALS + 1):
-        for way, times in seconds.items():
+        for multiplication, times in seconds.items():
             found = torch.zeros_like(exact, dtype=operand.dtype)
             _wait(device)
             started = time.perf_counter()
-            add_products(found, operand, _whole, way)
+            add_products(found, operand, _whole, multiplication)
             _wait(device)
             times.append(time.perf_counter() - started)
             if (found - exact).abs().max() > MAX_ERROR * exact.diagonal().mean():
                 times[:] = [torch.inf]
-    least = {way: min(times[1:], default=torch.inf) for way, times in seconds.items()}  # warm
-    best = min(ways, key=least.__getitem__)
+    least = {
+        multiplication: min(times[1:], default=torch.inf)
+        for multiplication, times in seconds.items()
+    }  # warm
+    best = min(candidates, key=least.__getitem__)
     return best if MIN_SPEEDUP * least[best] < least[FLOAT32] else FLOAT32
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bnstudy.representations.precision import FLOAT32, Way, add_products, in_float32
+from bnstudy.representations.precision import FLOAT32, Multiplication, add_products, in_float32
 
 BLOCK_NUMEL = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
 CACHE_NUMEL = 2**18  # values, small enough for the processor's cache
@@ -356,11 +356,11 @@ class Products(ClassSums):
         shape: Numbers of samples, of channels, and of positions per channel.
         classes: Classes of the samples.
         dtype: Type of the residuals and their products, float32 or float64.
-        way: Way to multiply the residuals.
+        multiplication: Kind of multiplication of the residuals.
 
     Attributes:
         residuals: Inner products of the residuals, of type `dtype`: N x N, symmetric.
-        way: Way to multiply the residuals.
+        multiplication: Kind of multiplication of the residuals.
     """
 
     def __init__(
@@ -368,25 +368,27 @@ class Products(ClassSums):
         shape: tuple[int, int, int],
         classes: Classes,
         dtype: torch.dtype = torch.float32,
-        way: Way = FLOAT32,
+        multiplication: Multiplication = FLOAT32,
     ) -> None:
         super().__init__(shape, classes, dtype)
         self.residuals = self._zeros(shape[0], shape[0], dtype=dtype)
-        self.way = way
+        self.multiplication = multiplication
 
     @property
     def product_resolution(self) -> float:
         """Resolution of the inner products of the residuals."""
-        return self.resolution if self.dtype == torch.float64 else self.way.resolution
+        return self.resolution if self.dtype == torch.float64 else self.multiplication.resolution
 
     def _add_products(self, residuals: Tensor) -> None:
         # Only the diagonal and the upper triangle; `finish` mirrors them.
-        add_products(self.residuals, residuals, _upper, self.way)
+        add_products(self.residuals, residuals, _upper, self.multiplication)
 
     def finish(self) -> None:
         """Fill in the lower triangle and compute the results that depend on all blocks."""
         mirror(self.residuals)
-        if self.way.splits:  # on the diagonal, the terms that are left out do not average out
+        if (
+            self.multiplication.splits
+        ):  # on the diagonal, the terms that are left out do not average out
             self.residuals.diagonal().copy_(self.residual_norms_squared)
         self.residual_norms_squared = self.residuals.diagonal()
         super().finish()

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bnstudy.files import replacing
-from bnstudy.runs.description import Final
 from bnstudy.runs.parquet_file import find_damage, read_table, write_table
+from bnstudy.runs.parts import Final
 from bnstudy.runs.paths import CellPaths
 from bnstudy.terms import PROBE_PERFORMANCE, SPLITS, layer_label
 

@@ -9,9 +9,10 @@ from typing import Any, Self
 
 from bnstudy.errors import DamagedFile, UserError
 from bnstudy.files import replacing
-from bnstudy.runs.description import FINISHED, Attempt, DataFacts, Environment, RunDescription
+from bnstudy.runs.description import RunDescription
 from bnstudy.runs.lease import CellInUse, Lease, hold_lease, remove_leases
 from bnstudy.runs.long_table import LongTable
+from bnstudy.runs.parts import FINISHED, Attempt, DataFacts, Environment
 from bnstudy.runs.paths import PATCHES, CellPaths, list_cells
 from bnstudy.runs.version import VERSION
 

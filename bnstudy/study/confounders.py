@@ -19,12 +19,12 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
     """Describe the settings in which runs of pairs differ besides the norm and the regularizer.
 
     Examples are a learning rate per norm, the position of the norm, the accelerator, and the
-    activation function if a norm contains its own. Options
-    that only one of the two norms has, such as the number of groups, are part of the norm, and
-    swept options are part of the treatment's name.
+    activation function if a norm contains its own. Options that only one of the two norms has, such
+    as the number of groups, are part of the norm, and swept options are part of the treatment's
+    name.
 
     Args:
-        study: StudyRuns whose runs are comparable.
+        study: Study whose runs are comparable.
         treatment: One of its treatments.
         baseline: Treatment to compare with.
 
@@ -36,13 +36,13 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
     matched = match_pairs(study, treatment, baseline)
     named = {"norm.name", "regularizer.name", *study.design.options}
     found: dict[str, Counter[tuple[str, str]]] = {}
-    for ours, theirs in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
-        our_settings, their_settings = study.settings[ours], study.settings[theirs]
+    for pair in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
+        settings, baseline_settings = (study.settings[cell] for cell in pair)
         for key in sorted(
-            our_settings.keys() & their_settings.keys() - named,
+            settings.keys() & baseline_settings.keys() - named,
             key=lambda key: (key not in WORDS, key),
         ):
-            values = our_settings[key], their_settings[key]
+            values = settings[key], baseline_settings[key]
             if values[0] != values[1]:
                 found.setdefault(key, Counter())[str(values[0]), str(values[1])] += 1
     texts = [
@@ -50,11 +50,11 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
         for key, values in found.items()
     ]
     norms = study.results.groupby("treatment")["norm"].first()
-    ours, theirs = (norms[name] in FUSED_NORMS for name in (treatment, baseline))
-    if ours or theirs:
+    is_fused = {name: norms[name] in FUSED_NORMS for name in (treatment, baseline)}
+    if any(is_fused.values()):
         names = (
-            f"that of the norm with {in_words(name)}" if is_fused else f"ReLU with {in_words(name)}"
-            for is_fused, name in ((ours, treatment), (theirs, baseline))
+            f"{'that of the norm' if is_fused[name] else 'ReLU'} with {in_words(name)}"
+            for name in (treatment, baseline)
         )
         texts.append(f"activation function ({', '.join(names)}; counts of zeros are not compared)")
     return " and ".join(texts)
@@ -63,7 +63,9 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
 def _describe(
     key: str, values: Counter[tuple[str, str]], treatment: str, baseline: str, n: int
 ) -> str:
-    ours, theirs = (" or ".join(dict.fromkeys(side)) for side in zip(*values, strict=True))
+    of_treatment, of_baseline = (
+        " or ".join(dict.fromkeys(side)) for side in zip(*values, strict=True)
+    )
     some = f"; in {values.total()} of {n} pairs" if values.total() < n else ""
-    names = in_words(treatment), in_words(baseline)
-    return f"{WORDS.get(key, key)} ({ours} with {names[0]}, {theirs} with {names[1]}{some})"
+    name, other = in_words(treatment), in_words(baseline)
+    return f"{WORDS.get(key, key)} ({of_treatment} with {name}, {of_baseline} with {other}{some})"

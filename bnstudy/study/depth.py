@@ -5,6 +5,7 @@ pairs as all others.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from bnstudy.runs.long_table import WHOLE_MODEL
-from bnstudy.study.effects import compare_pairs, make_reader
+from bnstudy.study.effects import compare_pairs, read_pairs
 from bnstudy.study.inference import mean, spread
 from bnstudy.study.inference.columns import FloatArray
 from bnstudy.study.load.matrix import count_layers, load_columns
@@ -106,7 +107,7 @@ def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame
     keys, values = compute_depth_numbers(study)
     if keys.empty:
         return pd.DataFrame()
-    return compare_pairs(study, keys, make_reader(study, values), baseline)
+    return compare_pairs(study, keys, partial(read_pairs, study, values), baseline)
 
 
 def compute_initial_layers(study: StudyRuns) -> pd.DataFrame:

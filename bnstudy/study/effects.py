@@ -5,6 +5,7 @@ and all have the same weight. `bnstudy.study.inference` computes the statistics.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,9 +31,9 @@ from bnstudy.study.load.matrix import (
     Mask,
     load_columns,
     load_shared_columns,
-    select_meaningful_columns,
-    select_network_columns,
-    select_shared_columns,
+    mark_meaningful_columns,
+    mark_network_columns,
+    mark_shared_columns,
 )
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
@@ -65,7 +66,7 @@ def compute_averages(
     keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
     is_known = np.isfinite(values)
-    is_meaningful = select_meaningful_columns(study, keys)
+    is_meaningful = mark_meaningful_columns(study, keys)
     tables = []
     for at_point, shared in _group_points(study, keys, by):
         shared = shared & is_known[at_point].any(axis=0)
@@ -116,7 +117,7 @@ def compute_effects(
         The layers are those that all runs at the point share (see `select_shared_columns`).
     """
     keys, values = load_columns(study)
-    return compare_pairs(study, keys, make_reader(study, values), baseline, by)
+    return compare_pairs(study, keys, partial(read_pairs, study, values), baseline, by)
 
 
 class PairedValues(NamedTuple):
@@ -135,22 +136,21 @@ class PairedValues(NamedTuple):
     facts: dict[str, Any]
 
 
-def make_reader(
-    study: StudyRuns, values: FloatArray
-) -> Callable[[IntArray, IntArray], PairedValues]:
-    """Make the function by which `compare_pairs` reads the values of whole runs.
+def read_pairs(
+    study: StudyRuns, values: FloatArray, treatment_rows: IntArray, baseline_rows: IntArray
+) -> PairedValues:
+    """Read the values of whole runs, for `compare_pairs`.
 
     Args:
         study: Study whose runs are comparable.
         values: Rows of `StudyRuns.results` x columns of the keys.
+        treatment_rows: Row of the treatment's run, for each pair.
+        baseline_rows: Row of the baseline's run, for each pair.
     """
     is_diverged = study.results["status"].to_numpy() == "diverged"
-
-    def read(ours: IntArray, theirs: IntArray) -> PairedValues:
-        lost = is_diverged[ours] | is_diverged[theirs]
-        return PairedValues(values[ours], values[theirs], theirs, {"diverged": lost.sum()})
-
-    return read
+    lost = is_diverged[treatment_rows] | is_diverged[baseline_rows]
+    facts = {"diverged": lost.sum()}
+    return PairedValues(values[treatment_rows], values[baseline_rows], baseline_rows, facts)
 
 
 def compare_pairs(
@@ -180,13 +180,13 @@ def compare_pairs(
         sample = read(treatment_rows, baseline_rows)
         if not len(sample.pair_ids):
             shared = np.zeros_like(shared)  # nothing to compare
-        ours, theirs = sample.treatment[:, shared], sample.baseline[:, shared]
-        differences = measured_differences(ours, theirs)
-        found = _compare(ours, theirs, differences).assign(**sample.facts)
+        treated, untreated = sample.treatment[:, shared], sample.baseline[:, shared]
+        differences = measured_differences(treated, untreated)
+        found = _compare(treated, untreated, differences).assign(**sample.facts)
         is_whole = (keys["place_index"] == 0).to_numpy()[shared]
         if is_whole.any():
             points = study.results["grid"].to_numpy(dtype=str)[sample.pair_ids]
-            ends = probability_of_improvement(ours[:, is_whole], theirs[:, is_whole], points)
+            ends = probability_of_improvement(treated[:, is_whole], untreated[:, is_whole], points)
             found.loc[is_whole, PROBABILITY_COLUMNS] = np.stack(ends, axis=1)
         tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(found))
         samples.append((differences, sample.pair_ids))
@@ -215,18 +215,19 @@ def iterate_comparisons(
     shared: dict[int, Mask] = {}  # by row of the results
     for at, columns in _group_points(study, keys, by):
         shared |= dict.fromkeys(at.tolist(), columns)
-    is_meaningful = select_meaningful_columns(study, keys)
+    is_meaningful = mark_meaningful_columns(study, keys)
     none = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _iterate_points(points):
             identity = point | {"treatment": treatment, "baseline": baseline}
-            ours, theirs = matched.treatment[rows], matched.baseline[rows]
+            treatment_rows, baseline_rows = matched.treatment[rows], matched.baseline[rows]
             columns = none
             if len(rows):
-                columns = shared[ours[0]] & is_meaningful[ours[0]] & is_meaningful[theirs[0]]
-            yield identity, ours, theirs, columns
+                first, first_baseline = treatment_rows[0], baseline_rows[0]
+                columns = shared[first] & is_meaningful[first] & is_meaningful[first_baseline]
+            yield identity, treatment_rows, baseline_rows, columns
 
 
 def _group_points(
@@ -234,7 +235,7 @@ def _group_points(
 ) -> Iterator[tuple[IntArray, Mask]]:
     """Yield the rows of the results at each point, and a mask of the columns that they share."""
     for _, rows in _iterate_points(study.results[list(by)]):
-        yield rows, select_shared_columns(study, keys, rows)
+        yield rows, mark_shared_columns(study, keys, rows)
 
 
 def _iterate_points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], IntArray]]:
@@ -246,17 +247,17 @@ def _iterate_points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], IntA
         yield dict(zip(points.columns, value, strict=True)), rows.index.to_numpy()
 
 
-def _compare(ours: FloatArray, theirs: FloatArray, differences: FloatArray) -> pd.DataFrame:
-    is_measured = ~(np.isnan(ours) & np.isnan(theirs)).all(axis=0)
+def _compare(treated: FloatArray, untreated: FloatArray, differences: FloatArray) -> pd.DataFrame:
+    is_measured = ~(np.isnan(treated) & np.isnan(untreated)).all(axis=0)
     known = np.isfinite(differences)
-    found = paired_test(differences, noise=estimate_noise(ours, theirs))
+    found = paired_test(differences, noise=estimate_noise(treated, untreated))
     is_enough = found.n >= MIN_PAIRS
     return pd.DataFrame(
         {
             "n": found.n,
             "undefined": np.where(is_measured, len(known) - found.n, 0),
-            "baseline_mean": mean(np.where(known, theirs, np.nan)),
-            "treatment_mean": mean(np.where(known, ours, np.nan)),
+            "baseline_mean": mean(np.where(known, untreated, np.nan)),
+            "treatment_mean": mean(np.where(known, treated, np.nan)),
             "difference": found.difference,
             "low": found.low,
             "high": found.high,
@@ -325,15 +326,15 @@ def compute_effects_over_time(
     baseline = study.baseline(baseline)
     keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
-    has_layers = select_network_columns(study, keys)
+    has_layers = mark_network_columns(study, keys)
     tables = []
     for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
-        ours, theirs = values[matched.treatment], values[matched.baseline]
-        differences = measured_differences(ours, theirs)
+        treated, untreated = values[matched.treatment], values[matched.baseline]
+        differences = measured_differences(treated, untreated)
         found = paired_test(
             differences,
-            noise=estimate_noise(ours, theirs),
+            noise=estimate_noise(treated, untreated),
             max_pairs_exact=MAX_PAIRS_EXACT_OVER_EPOCHS,
             num_flips=NUM_FLIPS_OVER_EPOCHS,
         )

@@ -58,12 +58,12 @@ def compute_equal_training(
     curves = by_step[:, :, progress[0]] * (1 if criterion == "loss" else -1)
     is_diverged = study.results["status"].to_numpy() == "diverged"
 
-    def read(ours: IntArray, theirs: IntArray) -> PairedValues:
-        lost = is_diverged[ours] | is_diverged[theirs]
+    def read(treatment_rows: IntArray, baseline_rows: IntArray) -> PairedValues:
+        lost = is_diverged[treatment_rows] | is_diverged[baseline_rows]
         kept: list[int] = []
         found: list[tuple[FloatArray, FloatArray]] = []
         shares: list[tuple[float, float]] = []
-        for row, other in zip(ours[~lost], theirs[~lost], strict=True):
+        for row, other in zip(treatment_rows[~lost], baseline_rows[~lost], strict=True):
             goal = max(_last(curves[row]), _last(curves[other]))
             place, other_place = (_first_reached(curves[one], steps, goal) for one in (row, other))
             if place is not None and other_place is not None:
@@ -78,7 +78,7 @@ def compute_equal_training(
             "used": used[0],
             "baseline_used": used[1],
             "diverged": lost.sum(),
-            "apart": len(ours) - lost.sum() - len(kept),
+            "apart": len(treatment_rows) - lost.sum() - len(kept),
         }
         return PairedValues(sides[:, 0], sides[:, 1], np.array(kept, dtype=np.intp), facts)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bnstudy.errors import UserError
-from bnstudy.runs.description import FINISHED
+from bnstudy.runs.parts import FINISHED
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import compute_effects
 from bnstudy.study.load.records import UNREADABLE

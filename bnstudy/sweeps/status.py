@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from bnstudy.errors import UserError, first_line
-from bnstudy.runs.description import Attempt
 from bnstudy.runs.lease import STALE_AFTER, find_lease, is_known_alive
+from bnstudy.runs.parts import Attempt
 from bnstudy.runs.paths import list_cells
 from bnstudy.runs.record import Record
 from bnstudy.sweeps.duration import Timing, format_time_left, timing_key
@@ -84,7 +84,7 @@ class StudyStatus:
             if name not in records
         ]
 
-    def of(self, status: str) -> list[CellStatus]:
+    def list_cells(self, status: str) -> list[CellStatus]:
         """List the cells with a given status."""
         return [cell for cell in self.cells if cell.status == status]
 
@@ -93,10 +93,10 @@ class StudyStatus:
         return Group(*self._lines())
 
     def _lines(self) -> Iterator[RenderableType]:
-        counts = {status: len(self.of(status)) for status in KINDS}
+        counts = {status: len(self.list_cells(status)) for status in KINDS}
         listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         yield f"{self.study}: {len(self.cells)} cells: {listed}"
-        if running := self.of("running"):
+        if running := self.list_cells("running"):
             table = _table("running", "epoch", "for", "last sign of life", "on")
             for cell in running:
                 table.add_row(
@@ -108,7 +108,7 @@ class StudyStatus:
                     style="yellow" if cell.quiet > STALE_AFTER else None,
                 )
             yield table
-        if failed := [*self.of("failed"), *self.of("damaged")]:
+        if failed := [*self.list_cells("failed"), *self.list_cells("damaged")]:
             table = _table("failed", "attempts", "error", "log")
             for cell in failed:
                 table.add_row(cell.name, str(cell.attempts), cell.error, str(cell.log or "–"))

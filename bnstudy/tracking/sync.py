@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bnstudy.adapters.wandb_internals import QUIET_SETTINGS
 from bnstudy.errors import UserError, first_line
-from bnstudy.runs.description import FINISHED, Status
 from bnstudy.runs.lease import CellInUse
 from bnstudy.runs.long_table import Row
+from bnstudy.runs.parts import FINISHED, Status
 from bnstudy.runs.paths import WANDB, CellPaths, runs_below
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console

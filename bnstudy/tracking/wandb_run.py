@@ -36,9 +36,10 @@ from bnstudy.files import replacing
 from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
 from bnstudy.redaction import redact_values
-from bnstudy.runs.description import FINISHED, RunDescription, Status
+from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import Row, final_numbers
 from bnstudy.runs.parquet_file import write_table
+from bnstudy.runs.parts import FINISHED, Status
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
 from bnstudy.runs.record import Record
 from bnstudy.terms import PERFORMANCE

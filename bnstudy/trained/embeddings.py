@@ -143,7 +143,7 @@ def embed_run(
         UserError: The run cannot be read, or another process is working on it.
     """
     with Record.open(cell) as record:
-        run = FinishedRun.of(record, epoch)
+        run = FinishedRun.from_record(record, epoch)
         facts = {
             "epoch": run.epoch,
             "split": selection.split,

@@ -89,10 +89,10 @@ class FinishedRun:
         """
         if not CellPaths(folder).record.exists():
             raise UserError(f"{folder}: no {RECORD} in it; give the folder of one run")
-        return cls.of(Record.read(folder), epoch)
+        return cls.from_record(Record.read(folder), epoch)
 
     @classmethod
-    def of(cls, record: Record, epoch: int | None) -> "FinishedRun":
+    def from_record(cls, record: Record, epoch: int | None) -> "FinishedRun":
         """Select an epoch of a run.
 
         Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bnstudy.config.mistakes import explain
-from bnstudy.runs.description import MeasuredLater
+from bnstudy.runs.parts import MeasuredLater
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console, progress_bar
 from bnstudy.terms import SPLITS, Split

@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.config.targets import make
 from bnstudy.data import DataModule, ImageDataModule, make_data
-from bnstudy.data.datasets import with_transform
+from bnstudy.data.preprocessed import with_transform
 from bnstudy.errors import UserError, first_line
 from bnstudy.metrics import chosen
 from bnstudy.models.torchvision_models import GreyToColour
@@ -28,7 +28,7 @@ from bnstudy.representations.taps import Call, Taps
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.terms import PROBE_PERFORMANCE, SPLITS
-from bnstudy.training.own_loop import Run, add_to_digest
+from bnstudy.training.own_run import Run, add_to_digest
 
 DEFAULT = "DEFAULT"
 PUBLISHED_CLASSES = 1000  # weights for so many classes are taken for those of ImageNet

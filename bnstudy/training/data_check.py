@@ -5,7 +5,7 @@ from typing import Any
 
 from bnstudy.data.contents import LIST_FILES, find_sha256, read_sha256, source_of
 from bnstudy.errors import UserError
-from bnstudy.runs.description import DataFacts
+from bnstudy.runs.parts import DataFacts
 from bnstudy.runs.record import Record
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from bnstudy import __version__
 from bnstudy.files import replacing
 from bnstudy.redaction import REMOVED, redact
-from bnstudy.runs.description import Environment, Git
+from bnstudy.runs.parts import Environment, Git
 from bnstudy.runs.paths import PATCHES
 
 # Options and files of `git diff`, whatever the user has configured.
@@ -38,8 +38,8 @@ def environment(study: Path) -> Environment:
     """
     import torch
 
-    ours, own = _repositories()
-    git = _git(ours, study) if ours else None
+    checkout, own = _repositories()
+    git = _git(checkout, study) if checkout else None
     # Untracked files may be the studies themselves.
     own_git = _git(own, study, "--untracked-files=no") if own else None
     return Environment(
@@ -114,10 +114,10 @@ def _redact_patch(difference: str) -> str:
 
 def _repositories() -> tuple[Path | None, Path | None]:
     """Return the repository of bnstudy's checkout, and another one that this process runs in."""
-    checkout = Path(__file__).resolve().parents[2]
+    folder = Path(__file__).resolve().parents[2]
     here = next((one for one in (Path.cwd(), *Path.cwd().parents) if (one / ".git").exists()), None)
-    ours = checkout if (checkout / ".git").exists() else None
-    return ours, None if here == ours else here
+    checkout = folder if (folder / ".git").exists() else None
+    return checkout, None if here == checkout else here
 
 
 def _processor() -> str:

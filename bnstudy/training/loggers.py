@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from bnstudy.errors import UserError, first_line
-from bnstudy.runs.description import Status
+from bnstudy.runs.parts import Status
 from bnstudy.runs.record import Record
 from bnstudy.tracking.wandb_run import (
     Mode,

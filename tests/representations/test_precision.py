@@ -19,8 +19,8 @@ from bnstudy.representations.precision import (
     FLOAT32,
     ONEDNN,
     SPLIT,
-    Way,
-    choose_way,
+    Multiplication,
+    choose_multiplication,
     in_float32,
 )
 from bnstudy.representations.sums import ClassSums, Products
@@ -133,9 +133,9 @@ def test_products_are_exact_to_their_resolution(name: str) -> None:
 
 def test_few_units_and_float32_are_not_split() -> None:
     cpu = torch.device("cpu")
-    assert choose_way("bfloat16x3", 1000, cpu) == SPLIT
-    assert choose_way("bfloat16x3", 999, cpu) == FLOAT32
-    assert choose_way("float32", 10**5, cpu) == FLOAT32
+    assert choose_multiplication("bfloat16x3", 1000, cpu) == SPLIT
+    assert choose_multiplication("bfloat16x3", 999, cpu) == FLOAT32
+    assert choose_multiplication("float32", 10**5, cpu) == FLOAT32
     layer = Layer(case("trained"), LABELS)
     assert layer.product_precision is None
     _ = layer.products
@@ -153,14 +153,16 @@ def test_few_units_and_float32_are_not_split() -> None:
     ],
 )
 def test_auto_takes_what_is_fastest_here(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[Way, float], chosen: Way
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[Multiplication, float], chosen: Multiplication
 ) -> None:
     now, add_products = 0.0, module.add_products
 
-    def add_slowly(totals: Tensor, rows: Tensor, tiles: Any, way: Way) -> None:
+    def add_slowly(
+        totals: Tensor, rows: Tensor, tiles: Any, multiplication: Multiplication
+    ) -> None:
         nonlocal now
-        now += seconds[way]
-        add_products(totals, rows, tiles, way)
+        now += seconds[multiplication]
+        add_products(totals, rows, tiles, multiplication)
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     monkeypatch.setattr(module, "add_products", add_slowly)
@@ -172,11 +174,15 @@ def test_auto_takes_what_is_fastest_here(
 def test_auto_takes_no_way_that_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     add_products = module.add_products
 
-    def add_rounded(totals: Tensor, rows: Tensor, tiles: Any, way: Way) -> None:
-        if way != FLOAT32:  # as a processor does that rounds operands to bfloat16, in no time
+    def add_rounded(
+        totals: Tensor, rows: Tensor, tiles: Any, multiplication: Multiplication
+    ) -> None:
+        if (
+            multiplication != FLOAT32
+        ):  # as a processor does that rounds operands to bfloat16, in no time
             totals += rows.bfloat16().float() @ rows.bfloat16().float().T
         else:
-            add_products(totals, rows, tiles, way)
+            add_products(totals, rows, tiles, multiplication)
             time.sleep(0.5)
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)

@@ -10,8 +10,9 @@ import pytest
 from bnstudy import __version__, load
 from bnstudy.errors import DamagedFile, UserError
 from bnstudy.runs import description as module
-from bnstudy.runs.description import Environment, Final, MeasuredLater, RunDescription
+from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import WHOLE_MODEL, Row, final_numbers
+from bnstudy.runs.parts import Environment, Final, MeasuredLater
 from bnstudy.runs.record import Record
 
 KEPT = Path(__file__).parents[1] / "records" / "kept"

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.errors import DamagedFile, UserError
-from bnstudy.runs.description import Environment, RunDescription
+from bnstudy.runs.description import RunDescription
 from bnstudy.runs.lease import CellInUse, hold_lease
 from bnstudy.runs.long_table import Row
+from bnstudy.runs.parts import Environment
 from bnstudy.runs.record import Observer, Record, remove_unused_folder
 from tests.conftest import Compose
 

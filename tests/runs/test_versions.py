@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from bnstudy import __version__, measure
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.errors import UserError
-from bnstudy.runs.description import Environment, OtherVersion, RunDescription
+from bnstudy.runs.description import OtherVersion, RunDescription
+from bnstudy.runs.parts import Environment
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION, comparable_version
 from tests.conftest import REPOSITORY, CommandLine, description

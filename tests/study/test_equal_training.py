@@ -131,4 +131,14 @@ def test_a_study_without_any_common_loss_says_so(studies: Studies) -> None:
         add(studies, "batchnorm", seed, FAST, FAST)
         add(studies, "none", seed, [2.0, 2.5, 2.5, 2.5, 2.5, 2.5], FAST)
     text = "\n".join(compose_verdict(Analysis(load(studies.folder))))
-    assert "At equal training loss, no pair can be compared: in all 3 pairs, a run" in text
+    assert "At equal training loss, none of 3 pairs can be compared: a run diverged, or" in text
+
+
+def test_networks_that_were_trained_before_have_no_equal_training(studies: Studies) -> None:
+    for norm in ("batchnorm", "none"):
+        studies.add(
+            norm, 0, layers={("silhouette", 0): [0.1]}, curves={("probe_loss", "train"): [0.5]}
+        )
+    text = "\n".join(compose_verdict(Analysis(load(studies.folder))))
+    assert "BatchNorm is compared with" in text
+    assert "equal training" not in text

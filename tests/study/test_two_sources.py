@@ -82,5 +82,7 @@ def test_a_planted_study_says_which_source_dominates(studies: Studies) -> None:
     width = table["high"] - table["low"]
     assert width["silhouette"] > 5 * width["nc1"]
     text = "\n".join(compose_verdict(analysis))
-    assert "The choice of the samples is the larger source for 1 of them, the runs for 1." in text
+    assert (
+        "The samples are the larger source for 1 of these 2 differences, the seeds for 1." in text
+    )
     assert "Intervals over runs and samples" in render_page(analysis)

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 optuna = pytest.importorskip("optuna")
 
 from bnstudy.errors import UserError  # noqa: E402
-from bnstudy.runs.description import Final, RunDescription, Status  # noqa: E402
+from bnstudy.runs.description import RunDescription  # noqa: E402
+from bnstudy.runs.parts import Final, Status  # noqa: E402
 from bnstudy.runs.record import Record  # noqa: E402
 from bnstudy.sweeps.job import Outcome  # noqa: E402
 from bnstudy.sweeps.search import search, split_axes  # noqa: E402

@@ -15,7 +15,7 @@ from torchvision.transforms._presets import ImageClassification
 import bnstudy
 from bnstudy import measure
 from bnstudy.data import ImageFolder
-from bnstudy.data.datasets import with_transform
+from bnstudy.data.preprocessed import with_transform
 from bnstudy.errors import UserError
 from bnstudy.trained.networks import load_networks
 from tests.callbacks.training import Noise

@@ -26,7 +26,7 @@ import bnstudy
 from bnstudy import measure, report
 from bnstudy.errors import UserError
 from bnstudy.sweeps.status import StudyStatus
-from bnstudy.training.own_loop import _data_of
+from bnstudy.training.study_recorder import _data_of
 from tests.conftest import CommandLine, description
 
 NAMES = ["unit_sparsity", "silhouette"]
@@ -94,7 +94,7 @@ def test_any_loop_makes_a_run(tmp_path: Path, command_line: CommandLine) -> None
             values = run.measure(model, probe, epoch=0, metrics=NAMES)
             run.log(epoch=1, train_loss=torch.tensor(0.5), test_accuracy=0.25)
             run.measure(model, probe, epoch=1, metrics=NAMES, split="test", sites=["act"])
-            (shown,) = StudyStatus(tmp_path / "mine").of("running")
+            (shown,) = StudyStatus(tmp_path / "mine").list_cells("running")
             assert (shown.epoch, shown.epochs) == (1, 0)
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         with torch.no_grad():

@@ -23,7 +23,8 @@ from torch.utils.data import (
 )
 
 from bnstudy import train
-from bnstudy.data.datasets import DatasetModule, make_data
+from bnstudy.data.datasets import DatasetModule
+from bnstudy.data.own_data import make_data
 from bnstudy.errors import UserError
 from bnstudy.models import FrozenBatchNorm, Normalization, adapt
 from bnstudy.training.build import build_network

@@ -26,7 +26,7 @@ class Design:
     grid: tuple[str, ...]
 
     @classmethod
-    def of(cls, treatments: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> "Design":
+    def from_runs(cls, treatments: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> "Design":
         """Find the design of some runs.
 
         Args:

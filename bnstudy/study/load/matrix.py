@@ -26,15 +26,15 @@ RELATIVE_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 KEYS = ["split", "metric", "layers", "place"]  # identify a column
 
-# Unit by which columns are repeated: a column of the table that holds the values.
-Moment = Literal["epoch", "step", "fold"]
-TABLES: dict[Moment, str] = {"epoch": "rows", "step": "steps", "fold": "folds"}
+# Coordinate for each of whose values the columns are repeated: a column of the table of values.
+Coordinate = Literal["epoch", "step", "fold"]
+TABLES: dict[Coordinate, str] = {"epoch": "rows", "step": "steps", "fold": "folds"}
 
 MAX_NAMES = 2  # names of matched layers that are listed; otherwise they get a number
 
 
 def load_shared_columns(
-    study: StudyRuns, every: Moment | None = None
+    study: StudyRuns, every: Coordinate | None = None
 ) -> tuple[pd.DataFrame, FloatArray]:
     """Load the values of all runs that have ended, in the columns that all runs share.
 
@@ -49,11 +49,13 @@ def load_shared_columns(
         UserError: The runs are not comparable.
     """
     keys, values = load_columns(study, every)
-    shared = select_shared_columns(study, keys, np.arange(len(values)))
+    shared = mark_shared_columns(study, keys, np.arange(len(values)))
     return keys[shared].reset_index(drop=True), values[:, shared]
 
 
-def load_columns(study: StudyRuns, every: Moment | None = None) -> tuple[pd.DataFrame, FloatArray]:
+def load_columns(
+    study: StudyRuns, every: Coordinate | None = None
+) -> tuple[pd.DataFrame, FloatArray]:
     """Load the values of all finished runs: one row per run, one column per metric and layer.
 
     Args:
@@ -89,8 +91,8 @@ def load_columns(study: StudyRuns, every: Moment | None = None) -> tuple[pd.Data
     return _load_matrix(study, every)
 
 
-def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: IntArray) -> Mask:
-    """Select the columns in which the given runs are comparable.
+def mark_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: IntArray) -> Mask:
+    """Mark the columns in which the given runs are comparable.
 
     Args:
         study: Study whose runs are comparable.
@@ -108,7 +110,7 @@ def select_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: IntArray) 
     return (keys["layers"] == keys["site"].map(shared)).to_numpy(dtype=bool)
 
 
-def select_network_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
+def mark_network_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
     """Mark, for each run, the columns that apply to its network.
 
     Args:
@@ -119,14 +121,14 @@ def select_network_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
         True for layers that the network has, relative depths and the whole model, without counts of
         zeros if it has no ReLU: rows of `StudyRuns.results` x columns.
     """
-    found = select_meaningful_columns(study, keys)
+    found = mark_meaningful_columns(study, keys)
     counts = count_layers(study)
     for (site, count), columns in keys[keys["layers"] > 0].groupby(["site", "layers"]):
         found[:, columns.index] = (counts[site] == count).to_numpy()[:, None]
     return found
 
 
-def select_meaningful_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
+def mark_meaningful_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
     """Mark, for each run, all columns except counts of zeros if its network has no ReLU.
 
     Args:
@@ -188,7 +190,7 @@ def are_activations(table: pd.DataFrame) -> pd.Series:
 
 
 @lru_cache(maxsize=4)
-def _load_matrix(study: StudyRuns, every: Moment | None) -> tuple[pd.DataFrame, FloatArray]:
+def _load_matrix(study: StudyRuns, every: Coordinate | None) -> tuple[pd.DataFrame, FloatArray]:
     runs = _number_networks(study)
     study.connection.register("run_networks", runs)
     measured = _list_measured(study)
@@ -197,12 +199,12 @@ def _load_matrix(study: StudyRuns, every: Moment | None) -> tuple[pd.DataFrame, 
     measured = measured.assign(place=_name_layers(measured))
     keys = _make_keys(measured)
     columns = measured.merge(keys.reset_index(names="column_number"))
-    moments, values = _read_values(study, every, columns, (len(runs), len(keys)))
+    coordinates, values = _read_values(study, every, columns, (len(runs), len(keys)))
     _interpolate(keys, values, count_layers(study))
-    is_meaningful = select_meaningful_columns(study, keys)[:, None]
+    is_meaningful = mark_meaningful_columns(study, keys)[:, None]
     values[~np.broadcast_to(is_meaningful, values.shape)] = np.nan
     if every:
-        keys = pd.concat([keys.assign(**{every: one}) for one in moments], ignore_index=True)
+        keys = pd.concat([keys.assign(**{every: one}) for one in coordinates], ignore_index=True)
     return keys, values.reshape(len(runs), -1)
 
 
@@ -228,7 +230,7 @@ def _make_keys(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_values(
-    study: StudyRuns, every: Moment | None, columns: pd.DataFrame, shape: tuple[int, int]
+    study: StudyRuns, every: Coordinate | None, columns: pd.DataFrame, shape: tuple[int, int]
 ) -> tuple[list[int], FloatArray]:
     """Read the values of layers and of the whole model from the study's table.
 
@@ -242,32 +244,34 @@ def _read_values(
         Epochs, steps or folds that have values, and the values, runs x these x columns.
     """
     connection = study.connection
-    moments = [0]
+    coordinates = [0]
     if every:
-        moments = study.query(f"select distinct {every} from {TABLES[every]} order by all")[
+        coordinates = study.query(f"select distinct {every} from {TABLES[every]} order by all")[
             every
         ].tolist()
-    connection.register("moments", pd.DataFrame({"moment": moments}).reset_index(names="measured"))
+    connection.register(
+        "coordinates", pd.DataFrame({"coordinate": coordinates}).reset_index(names="measured")
+    )
     connection.register(
         "columns", columns[["network", "split", "metric", "layer", "column_number"]]
     )
-    values = np.full((shape[0], len(moments), shape[1]), np.nan)
-    there: set[int] = set()
+    values = np.full((shape[0], len(coordinates), shape[1]), np.nan)
+    present: set[int] = set()
     batches = connection.sql(
         f"""
-        select (run * {len(moments)} + measured) * {shape[1]} + column_number as address, value,
+        select (run * {len(coordinates)} + measured) * {shape[1]} + column_number as address, value,
                measured
-        from {TABLES[every] if every else "last"} join moments on moment = {every or 0}
+        from {TABLES[every] if every else "last"} join coordinates on coordinate = {every or 0}
         join run_networks using (cell) join columns using (network, split, metric, layer)
         """
     ).to_arrow_reader(1_000_000)
     for batch in batches:
         values.ravel()[batch["address"].to_numpy()] = batch["value"].to_numpy()
-        there.update(batch["measured"].unique().to_pylist())
-    if len(there) < len(moments):
-        moments = [moments[number] for number in sorted(there)]
-        values = values[:, sorted(there)]
-    return moments, values
+        present.update(batch["measured"].unique().to_pylist())
+    if len(present) < len(coordinates):
+        coordinates = [coordinates[number] for number in sorted(present)]
+        values = values[:, sorted(present)]
+    return coordinates, values
 
 
 def _number_networks(study: StudyRuns) -> pd.DataFrame:

@@ -25,9 +25,13 @@ class Pairs(NamedTuple):
 def match_pairs(study: StudyRuns, treatment: str, baseline: str) -> Pairs:
     """Pair the runs of two treatments; treatments with identical values have no pairs."""
     results = study.results[["treatment", "pair"]].reset_index(names="row")
-    ours, theirs = (results[results["treatment"] == name] for name in (treatment, baseline))
-    both = ours.merge(theirs, on="pair", suffixes=("", "_baseline")).sort_values("pair")
-    unpaired, identical = len(ours) - len(both), 0
+    of_treatment, of_baseline = (
+        results[results["treatment"] == name] for name in (treatment, baseline)
+    )
+    both = of_treatment.merge(of_baseline, on="pair", suffixes=("", "_baseline")).sort_values(
+        "pair"
+    )
+    unpaired, identical = len(of_treatment) - len(both), 0
     if study.identical.get(treatment, treatment) == study.identical.get(baseline, baseline):
         both, identical = both[:0], len(both)
     return Pairs(both["row"].to_numpy(), both["row_baseline"].to_numpy(), unpaired, identical)

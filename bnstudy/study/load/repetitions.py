@@ -93,13 +93,13 @@ def find_identical_treatments(
         for earlier in treatments[: treatments.index(treatment)]:
             first, second = (results[results["treatment"] == name] for name in (earlier, treatment))
             pairs = first.merge(second, on="pair", suffixes=("", "_other"))
-            ours = pairs[numbers].to_numpy(float)
-            theirs = pairs[[f"{name}_other" for name in numbers]].to_numpy(float)
+            values = pairs[numbers].to_numpy(float)
+            other_values = pairs[[f"{name}_other" for name in numbers]].to_numpy(float)
             is_known = pairs["train_loss"].notna()  # unless both runs diverged
             if (
                 is_known.any()
                 and earlier not in found
-                and np.array_equal(ours, theirs, equal_nan=True)
+                and np.array_equal(values, other_values, equal_nan=True)
                 and all(map(_are_identical, pairs["path"], pairs["path_other"], is_known))
             ):
                 found[treatment] = earlier
@@ -134,11 +134,11 @@ def _are_identical(table: str, other_table: str, min_values: int = 1) -> bool:
             by chance.
     """
     keys = ["epoch", "split", "site", "layer", "metric"]
-    ours, theirs = (
+    first, second = (
         read_table(Path(path), SCHEMA, [*keys, "value"]).to_pandas().fillna({"site": ""})
         for path in (table, other_table)
     )
-    both = ours.merge(theirs, on=keys)
+    both = first.merge(second, on=keys)
     both = both[both["epoch"] > 0]
     informative = np.isfinite(both["value_x"]) & ~both["metric"].str.endswith("accuracy")
     return bool(informative.sum() >= min_values) and np.array_equal(

@@ -84,7 +84,7 @@ class StudyRuns:
                 f"{folder}: none of its {len(records)} {RECORD} can be read; of the first one:\n"
                 f"{records[0].facts['remark']}"
             )
-        design = Design.of(
+        design = Design.from_runs(
             [record.facts["treatment"] for record in readable],
             [record.config for record in readable],
         )

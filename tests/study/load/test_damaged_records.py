@@ -103,7 +103,9 @@ def test_a_damaged_table_is_left_out_and_told(
     assert "is left out: metrics.parquet is damaged (wrong checksum); bnstudy.measure" in told
     assert measured_in(studies.folder).layers == ["block01", "block02"]
     assert f"{table} is left out, as it is damaged (wrong checksum)" in capsys.readouterr().out
-    assert [cell.name for cell in StudyStatus(studies.folder).of("damaged")] == [table.parent.name]
+    assert [cell.name for cell in StudyStatus(studies.folder).list_cells("damaged")] == [
+        table.parent.name
+    ]
 
 
 def test_folders_in_the_place_of_files(studies: Studies) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bnstudy.errors import UserError
-from bnstudy.runs.description import Environment, MeasuredLater
 from bnstudy.runs.long_table import Row
+from bnstudy.runs.parts import Environment, MeasuredLater
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import compute_effects
 from bnstudy.study.generalization import compute_relations

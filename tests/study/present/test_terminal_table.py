@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from bnstudy.config.composition import resolve
-from bnstudy.runs.description import RunDescription, Status
+from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import Row
+from bnstudy.runs.parts import Status
 from bnstudy.runs.record import Record
 from bnstudy.study.present.terminal_table import print_table
 from tests.conftest import Compose

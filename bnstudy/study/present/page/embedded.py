@@ -309,10 +309,10 @@ def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
     for facts_path in sorted(study.folder.glob("similarity/*/similarity.json")):
         facts = json.loads(facts_path.read_text())
         folders = [(Path(run["folder"]), run) for run in facts["runs"]]
-        ours = [(path.name, run) for path, run in folders if path.parent.name == study.name]
+        runs_here = [(path.name, run) for path, run in folders if path.parent.name == study.name]
         if not all(
             cell in attempts and run.get("attempts", attempts[cell]) == attempts[cell]
-            for cell, run in ours
+            for cell, run in runs_here
         ):
             continue
         declared = facts.get("similarities", {})  # by the version that wrote the file

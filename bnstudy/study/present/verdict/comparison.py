@@ -43,7 +43,7 @@ def describe_comparison(
     if reason := explain_missing_pairs(study, treatment, baseline):
         yield reason
         return
-    ours, theirs = in_words(treatment), in_words(baseline)
+    name, other = in_words(treatment), in_words(baseline)
     matched = match_pairs(study, treatment, baseline)
     n = len(matched.treatment)
     rows = study.results.loc[matched.treatment]
@@ -55,7 +55,7 @@ def describe_comparison(
     others = describe_confounders(study, treatment, baseline)
     alike = f"The two runs of a pair differ only in the {changed}"
     yield (
-        f"{ours} is compared with {theirs} in {format_count(n, 'pair')} of runs "
+        f"{name} is compared with {other} in {format_count(n, 'pair')} of runs "
         f"({format_count(rows['seed'].nunique(), 'seed')}{where}{without}). "
         f"{f'Besides the {changed}, the runs of a pair differ in {others}' if others else alike}."
     )
@@ -70,16 +70,16 @@ def describe_comparison(
     accuracy = list(select_rows(table, split="test", metric="accuracy", place_index=0))
     for row in accuracy:
         yield (
-            f"Test accuracy is {row.treatment_mean:.3f} with {ours} and "
-            f"{row.baseline_mean:.3f} with {theirs}. The difference is {format_difference(row)}."
-            f"{_describe_probability(row, ours, theirs)}{_describe_next_study(row, points)}"
+            f"Test accuracy is {row.treatment_mean:.3f} with {name} and "
+            f"{row.baseline_mean:.3f} with {other}. The difference is {format_difference(row)}."
+            f"{_describe_probability(row, name, other)}{_describe_next_study(row, points)}"
         )
     if not accuracy:
         yield f"Test accuracy cannot be compared: {NO_VALUES}."
     for metric in choose_mediators(study).values():
         layers = list(select_rows(table, split="train", metric=metric))
-        yield from _describe_metric(ours, metric, layers, points)
-    yield from _count_significant(table, ours, theirs)
+        yield from _describe_metric(name, metric, layers, points)
+    yield from _count_significant(table, name, other)
 
 
 def explain_missing_pairs(study: StudyRuns, treatment: str, baseline: str) -> str:
@@ -122,14 +122,14 @@ def _describe_few_pairs(n: int, points: int) -> str:
     )
 
 
-def _count_significant(table: pd.DataFrame, ours: str, theirs: str) -> Iterator[str]:
+def _count_significant(table: pd.DataFrame, name: str, other: str) -> Iterator[str]:
     layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
     for split, tests in layers.groupby("split", sort=False):
         if (family := int(tests["family"].max())) > 1:
             found = int((tests["p_adjusted"] <= LEVEL).sum())
             yield (
                 f"Over all metrics and layers of the {split} split, {found} of {len(tests)} "
-                f"differences between {ours} and {theirs} {'has' if found == 1 else 'have'} an "
+                f"differences between {name} and {other} {'has' if found == 1 else 'have'} an "
                 f"adjusted p ≤ {LEVEL:.2g} (adjusted for {family} tests)."
             )
 

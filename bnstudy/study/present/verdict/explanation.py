@@ -109,7 +109,7 @@ def describe_interventions(interventions: pd.DataFrame) -> Iterator[str]:
         return
     known = select_known(interventions)
     for (treatment, baseline), table in known.groupby(["treatment", "baseline"]):
-        ours, theirs = in_words(str(treatment)), in_words(str(baseline))
+        name, other = in_words(str(treatment)), in_words(str(baseline))
         layers = table[table["place_index"] > 0]
         places = "layers" if (layers["layers"] > 0).all() else "relative depths"
         means = layers[layers["is_reported"] & (layers["split"] == "train")]
@@ -126,6 +126,6 @@ def describe_interventions(interventions: pd.DataFrame) -> Iterator[str]:
         )
         for row in select_rows(table, split="test", metric="accuracy", place_index=0):
             yield (
-                f"Intervention: compared with {theirs}, {ours}{changed}. The difference in test "
+                f"Intervention: compared with {other}, {name}{changed}. The difference in test "
                 f"accuracy is {format_difference(row)}."
             )

@@ -35,11 +35,12 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         table = table[table["treatment"] == treatment] if len(table) else table
         if table.empty:
             pairs = len(match_pairs(study, treatment, analysis.baseline).treatment)
-            if pairs and f"probe_{criterion}" in set(analysis.averages_by_epoch["metric"]):
+            if pairs and _has_curve(analysis, f"probe_{criterion}"):
                 yield (
-                    f"At equal training {criterion}, no pair can be compared: in all "
-                    f"{format_count(pairs, 'pair')}, a run diverged or the training {criterion} "
-                    "does not overlap."
+                    f"At equal training {criterion}, "
+                    f"{'the pair cannot' if pairs == 1 else f'none of {pairs} pairs can'} be "
+                    f"compared: a run diverged, or the two runs have no training {criterion} in "
+                    "common."
                 )
             continue
         first: Any = next(table.itertuples())
@@ -47,7 +48,7 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
             f"{count} {reason}"
             for count, reason in (
                 (first.diverged, "with a diverged run"),
-                (first.apart, f"whose training {criterion} does not overlap"),
+                (first.apart, f"without a common training {criterion}"),
             )
             if count
         ]
@@ -58,9 +59,8 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         )
         yield (
             f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
-            f"{without}), {first.used:.0%} of the training with {name} and "
-            f"{first.baseline_used:.0%} of that with {in_words(analysis.baseline)} are used."
-            f"{accuracy}"
+            f"{without}), the runs are compared after {first.used:.0%} of the training with {name} "
+            f"and {first.baseline_used:.0%} of that with {in_words(analysis.baseline)}.{accuracy}"
         )
         at_equal = _find_directions(table, treatment, metrics)
         changed = [
@@ -73,6 +73,12 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
                 f"At equal training {criterion}, significant differences are those after the last "
                 f"epoch{' except for ' + ', '.join(changed) if changed else ''}."
             )
+
+
+def _has_curve(analysis: Analysis, metric: str) -> bool:
+    """Check whether a metric was measured at several epochs, not of trained networks alone."""
+    averages = analysis.averages_by_epoch
+    return averages.loc[averages["metric"] == metric, "epoch"].nunique() > 1
 
 
 def _find_directions(table: pd.DataFrame, treatment: str, metrics: Sequence[str]) -> dict[str, str]:
@@ -100,10 +106,10 @@ def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
     dominated = int((table["sample_share"] > 1 / 2).sum())
     excludes_0 = int(((table["low"] > 0) | (table["high"] < 0)).sum())
     yield (
-        "Two sources of uncertainty: over seeds and over the samples that are probed, "
-        f"{excludes_0} of {len(table)} differences between {in_words(treatment)} and the "
-        "baseline have an interval without 0. The choice of the samples is the larger source for "
-        f"{dominated} of them, the runs for {len(table) - dominated}."
+        "Two sources of uncertainty: with both the seeds and the probed samples counted, the "
+        f"intervals of {excludes_0} of {len(table)} differences between {in_words(treatment)} and "
+        f"the baseline exclude 0. The samples are the larger source for {dominated} of these "
+        f"{len(table)} differences, the seeds for {len(table) - dominated}."
     )
 
 
@@ -117,7 +123,7 @@ def describe_depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterat
     """
     if table.empty:
         return
-    ours, theirs = in_words(treatment), in_words(baseline)
+    name, other = in_words(treatment), in_words(baseline)
     table = table[(table["treatment"] == treatment) & (table["split"] == "train")]
     rows: dict[str, Any] = {
         str(row.metric): row for row in table[table["place_index"] == 0].itertuples() if row.n
@@ -125,14 +131,14 @@ def describe_depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterat
     if (slope := rows.get("separation_slope")) and (fit := rows.get("separation_r_squared")):
         yield (
             f"Separation law: from layer to layer, the separation fuzziness is multiplied by "
-            f"{math.exp(slope.treatment_mean):.2f} with {ours} (R² {fit.treatment_mean:.2f}) "
-            f"and by {math.exp(slope.baseline_mean):.2f} with {theirs} "
+            f"{math.exp(slope.treatment_mean):.2f} with {name} (R² {fit.treatment_mean:.2f}) "
+            f"and by {math.exp(slope.baseline_mean):.2f} with {other} "
             f"(R² {fit.baseline_mean:.2f}). The difference in log slope is "
             f"{format_difference(slope)}."
         )
     if tunnel := rows.get("tunnel_start"):
         yield (
             f"Tunnel: a linear probe first comes within 5 % of the last layer's at relative depth "
-            f"{tunnel.treatment_mean:.0%} with {ours} and {tunnel.baseline_mean:.0%} with "
-            f"{theirs}. The difference is {format_difference(tunnel)}."
+            f"{tunnel.treatment_mean:.0%} with {name} and {tunnel.baseline_mean:.0%} with "
+            f"{other}. The difference is {format_difference(tunnel)}."
         )

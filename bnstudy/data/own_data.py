@@ -1,0 +1,115 @@
+"""Data of the user's own: any LightningDataModule, or a pair of torch data sets."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+from hydra.utils import get_object
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader, Dataset
+
+from bnstudy.config.targets import TARGET, accepted, make
+from bnstudy.data.datasets import EXPECTED, DatasetModule, Source, seeded
+from bnstudy.data.module import DataModule, ImageDataModule
+from bnstudy.errors import UserError
+from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit
+
+OWN_KEYS = ("batch_size", "name", "validation")  # keys of bnstudy's, whatever the target is
+# Hooks of a LightningDataModule that would change batches after they are made.
+BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
+
+
+def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> DataModule:
+    """Make the data of a configuration: a data set of bnstudy's, or one of the user's.
+
+    Args:
+        options: Configuration group `data`, resolved.
+        seed: Seed of the run.
+        probe: Maximum number of measured samples by split.
+
+    Raises:
+        UserError: The target cannot be imported or called, or does not return data.
+    """
+    target = options[TARGET]
+    if _is_image_module(target):
+        images: ImageDataModule = make("data", options, seed=seed, probe=probe)
+        return images
+    given = {key: value for key, value in options.items() if key not in OWN_KEYS}
+    shared = {key: options[key] for key in OWN_KEYS if key in options}
+    name = f"data.{TARGET}={target}"
+    # Whatever the norm and the process, random parts such as those of `random_split` are the same.
+    with seeded(0):
+        parts = _parts(make("data", given, **accepted("data", target, shared)), name)
+    sources = {split: Source.from_data(part, f"{name}: {split}") for split, part in parts.items()}
+    return DatasetModule(
+        sources,
+        name,
+        class_names=_class_names(sources["train"].dataset),
+        batch_size=options.get("batch_size"),
+        validation=options.get("validation", 0),
+        seed=seed,
+        probe=probe,
+    )
+
+
+def _is_image_module(target: str) -> bool:
+    try:
+        found = get_object(target)
+    except Exception:  # `make` explains it
+        return False
+    return isinstance(found, type) and issubclass(found, ImageDataModule)
+
+
+def _parts(found: Any, name: str) -> dict[EvaluatedSplit, Any]:
+    """Return the data loader or data set of each split."""
+    if isinstance(found, L.LightningDataModule):
+        return _loaders(found, name)
+    if isinstance(found, Mapping) and {*found} >= {*SPLITS}:
+        if unknown := {*found} - {*EVALUATED_SPLITS}:
+            raise UserError(
+                f"{name}: {', '.join(sorted(map(str, unknown)))}: no such split\n"
+                f"Splits are {', '.join(EVALUATED_SPLITS)}"
+            )
+        return dict(found)
+    if isinstance(found, tuple | list) and len(found) == len(SPLITS):
+        return dict(zip(SPLITS, found, strict=True))
+    raise UserError(f"{name} is a {type(found).__name__}\n{EXPECTED}")
+
+
+def _loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, Any]:
+    """Return the data loaders of a module, by the split that they are here.
+
+    Without a test loader, the module's validation loader is the split `test`.
+    """
+    for hook in BATCH_HOOKS:
+        if is_overridden(hook, module, L.LightningDataModule):
+            raise UserError(
+                f"{name}: bnstudy makes the batches itself, and does not call its {hook}\n"
+                "Do the same in the data set, or in the network"
+            )
+    module.prepare_data()
+    module.setup("fit")
+    loaders: dict[EvaluatedSplit, Any] = {"train": module.train_dataloader()}
+    has_test = is_overridden("test_dataloader", module, L.LightningDataModule)
+    if is_overridden("val_dataloader", module, L.LightningDataModule):
+        loaders["validation" if has_test else "test"] = module.val_dataloader()
+    if has_test:
+        module.setup("test")
+        loaders["test"] = module.test_dataloader()
+    if "test" not in loaders:
+        raise UserError(f"{name}: has neither test_dataloader nor val_dataloader\nDefine one")
+    for split, loader in loaders.items():
+        if not isinstance(loader, DataLoader):
+            raise UserError(
+                f"{name}: its loader of {split} is a {type(loader).__name__}\n"
+                "Return one torch.utils.data.DataLoader"
+            )
+    return loaders
+
+
+def _class_names(dataset: Dataset[Any]) -> Sequence[str]:
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, list | tuple | np.ndarray):  # such as their number
+        return ()
+    return [str(name) for name in names]

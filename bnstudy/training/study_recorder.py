@@ -1,0 +1,182 @@
+"""Lightning callback that records the user's own training as a run of a study."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from bnstudy.callbacks import RepresentationMetrics
+from bnstudy.callbacks.optimization import make_rows
+from bnstudy.callbacks.processes import others_wait
+from bnstudy.callbacks.representation_metrics import Probe
+from bnstudy.data.datasets import DatasetModule, Source
+from bnstudy.errors import UserError, first_line
+from bnstudy.models.classifier import count_losses
+from bnstudy.representations.capture import as_pair
+from bnstudy.representations.network import is_logits
+from bnstudy.representations.taps import Taps
+from bnstudy.terms import SPLITS, EvaluatedSplit
+from bnstudy.training.own_run import (
+    Run,
+    describe_measurement,
+    metric_names,
+    repeatable,
+    require_splits,
+)
+
+PROBE_SAMPLES = 2_000  # of each split, as in conf/train.yaml
+PASS_PROBES = "Pass probes={'train': batches, 'test': batches}, lists of (inputs, labels)"
+
+
+class StudyRecorder(RepresentationMetrics):
+    """Lightning callback that records any training as a run of a study.
+
+    Layers are measured before training, at epoch ends and at the end, and recorded by a `Run`; the
+    trainer's loggers get the values, too. At the end, loss and accuracy are computed in eval mode
+    if the module's output is one logit per class: of the trainer's whole training and validation
+    data, or of `probes` if these are given. A training that goes on from a
+    checkpoint goes on in its run.
+
+    Args:
+        study: Name of the study.
+        norm: Name of the normalization; runs that differ in it alone are pairs.
+        seed: Seed of the run.
+        axes: Other settings that the runs differ in; see `Run`.
+        probes: Batches (inputs, labels) of each split, `train` and `test`. None: at most 2,000
+            class-balanced samples of the trainer's training and of its validation data, each with
+            one draw of what is random in them, such as augmentation.
+        metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
+        sites: Sites of a layer: any of conv, norm, act and features.
+        every_n_epochs: Epochs between measurements; epoch 0 and the last are always measured.
+        output_root: Folder of all studies.
+        overwrite: Whether to replace a run that has ended, or epochs before a resumed training that
+            were measured otherwise.
+
+    Raises:
+        UserError: A name or value is not allowed.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        norm: str,
+        seed: int,
+        axes: Mapping[str, Any] | None = None,
+        *,
+        probes: Mapping[str, Probe] | None = None,
+        metrics: Sequence[str] | None = None,
+        sites: Sequence[str] = ("act",),
+        every_n_epochs: int = 1,
+        output_root: str | Path = "multirun",
+        overwrite: bool = False,
+    ) -> None:
+        require_splits(probes or {})
+        given = {split: repeatable(probe) for split, probe in (probes or {}).items()}
+        super().__init__(given, metric_names(metrics), sites, every_n_epochs)
+        self.run = Run(
+            study, norm=norm, seed=seed, axes=axes, output_root=output_root, overwrite=overwrite
+        )
+        self._whole = self.probes
+        self._epoch = 0  # the latest that was measured
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the run, and measure before the first step, unless training is resumed."""
+        data = None if self.probes else _data_of(trainer)
+        if data is not None:
+            self.probes = {split: data.probe(split) for split in SPLITS}
+            self._whole = {split: data.whole(split) for split in SPLITS}
+            self.calibration = data.calibration()
+        if trainer.is_global_zero:
+            facts = data.facts() if data else {}
+            # Twice, as another pass may be of other samples.
+            for split, batches in () if data else [*self.probes.items()] * 2:
+                facts = self.run.identify_probe(split, batches)
+            names = [*self.directions()]
+            measured = describe_measurement(names, self.sites, facts["sha256"], facts["probe"])
+            self.run.open(trainer.current_epoch if trainer.global_step else None, measured)
+            self.run.note_metrics(self)
+            self.run.note_data(facts)
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the last epoch if it was not measured yet, then evaluate the whole splits."""
+        super().on_train_end(trainer, pl_module)
+        with others_wait(trainer) as is_first:
+            if is_first:
+                step = trainer.global_step
+                for split, batches in self._whole.items():
+                    values = _evaluate(pl_module, batches)
+                    reason = "the loss is not finite"
+                    rows = make_rows(values, None, self._epoch, step, split, reason)
+                    self.run.write(self._epoch, rows)
+                self.run.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """End the run as failed, or interrupted."""
+        self.run.close(exception)
+
+    def _measure_and_log(
+        self, trainer: L.Trainer, module: L.LightningModule, epoch: int
+    ) -> dict[str, float]:
+        values = super()._measure_and_log(trainer, module, epoch)
+        self._epoch = epoch
+        if trainer.is_global_zero:
+            self.run.write(epoch, self.rows, self.seconds)
+        return values
+
+
+def _data_of(trainer: L.Trainer) -> DatasetModule:
+    """Take the data sets of a trainer's loaders, to measure the same samples in every run.
+
+    Raises:
+        UserError: There is no single loader for each split, samples have no index, or they are not
+            pairs of inputs and a label.
+    """
+    loaders = trainer.train_dataloader, trainer.val_dataloaders
+    sources: dict[EvaluatedSplit, Source] = {}
+    probe = dict.fromkeys(SPLITS, PROBE_SAMPLES)
+    name = "StudyRecorder: the trainer's data"
+    try:
+        for split, found in zip(SPLITS, loaders, strict=True):
+            loader = found[0] if isinstance(found, list) and len(found) == 1 else found
+            if not isinstance(loader, DataLoader):
+                problem = f"a {type(loader).__name__}, not one DataLoader"
+                if loader is None:
+                    problem = "there are none (Lightning leaves them out without validation_step)"
+                raise UserError(f"{name}: {split}: {problem}")
+            source = Source.from_data(loader.dataset, f"{name}: {split}")
+            # The order of training stays the user's, whatever the sampler.
+            sources[split] = source.read_as(loader)
+        data = DatasetModule(sources, name, seed=0, probe=probe)
+        data.setup()
+    except UserError as error:
+        raise UserError(f"{first_line(error)}\n{PASS_PROBES}") from error
+    for split in SPLITS:
+        if sources[split].is_random():
+            warnings.warn(
+                f"{name}: {split}: samples differ between two reads, as by augmentation; measured "
+                f"is one draw of each. For others: {PASS_PROBES}",
+                stacklevel=2,
+            )
+    return data
+
+
+def _evaluate(model: nn.Module, batches: Probe) -> dict[str, float]:
+    """Compute loss and accuracy in eval mode; nothing if the output is not logits."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad(), Taps(model).evaluating() as run:
+        for batch in batches:
+            inputs, labels = as_pair(batch)
+            logits = run(inputs)
+            if not is_logits(logits, labels):
+                return {}
+            sums += count_losses(logits, labels)
+    loss, correct, count = sums.tolist()
+    return {"loss": loss / count, "accuracy": correct / count}
