@@ -1,5 +1,6 @@
 """Terms that several packages share; this module imports nothing from bnstudy."""
 
+import re
 from collections.abc import Container
 from typing import Literal
 
@@ -15,6 +16,9 @@ EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("train", "validation", "test")
 # probe sets, at each measured epoch.
 PROBE_PERFORMANCE = ("probe_loss", "probe_accuracy")
 PERFORMANCE = ("loss", "accuracy", *PROBE_PERFORMANCE)
+
+# Standard errors, which are not compared.
+STANDARD_ERRORS = ("hessian_trace_error",)
 
 # Begins the reason for which a metric that does not apply to a layer has no value.
 NOT_APPLICABLE = "does not apply: "
@@ -43,6 +47,17 @@ ZERO_METRICS = (
 def format_count(number: int, noun: str) -> str:
     """Format a number with its noun, such as 1 run or 2 runs."""
     return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def natural_key(text: str) -> list[str | float]:
+    """Return a sorting key by which numbers in a text are ordered by their value.
+
+    Examples:
+        >>> sorted(["width=16", "width=8", "lr=1e-05", "lr=0.1"], key=natural_key)
+        ['lr=1e-05', 'lr=0.1', 'width=8', 'width=16']
+    """
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
+    return [float(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def choose_curve(metric: str, measured: Container[str]) -> str:

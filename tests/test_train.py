@@ -533,6 +533,15 @@ def test_a_run_of_the_earlier_default_of_probe_is_named(
     assert told not in command_line(*small, "seed=1").stdout
 
 
+@pytest.mark.parametrize("sweep", ["norm=batchnorm,none", "seed=range(3)"])
+def test_a_forgotten_multirun_is_told(sweep: str, command_line: CommandLine) -> None:
+    result = command_line(sweep)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"{sweep}: several values are a sweep; add -m at the end of the command\n"
+    )
+
+
 @pytest.mark.parametrize("words", [("",), ("norm=batchnorm,none", "", "-m")])
 def test_an_empty_argument_is_told(words: tuple[str, ...], command_line: CommandLine) -> None:
     result = command_line(*words)

@@ -1,6 +1,7 @@
 """Error messages for mistakes in a configuration."""
 
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,10 @@ from bnstudy.errors import UserError, first_line
 from bnstudy.files import CANNOT_WRITE, CannotWrite
 from bnstudy.redaction import redact
 
+# Hydra's messages about several values without -m.
+SEVERAL_VALUES = re.compile(
+    r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'(?:\n| requires)"
+)
 EXTRAS = {"optuna", "ray"}  # options with the name of the extra that they need
 
 
@@ -42,11 +47,13 @@ def _explain(error: BaseException) -> str | None:
                 return str(CannotWrite(path, cause))
             case OSError(errno=number) if number in CANNOT_WRITE:
                 return str(CannotWrite("the output folder", cause))
-    if isinstance(error, HydraException) and "" in sys.argv:
+    if not isinstance(error, HydraException):
+        return None
+    if "" in sys.argv:
         return "an argument is empty, perhaps a shell variable that is not set; remove it"
-    if isinstance(error, HydraException):
-        return " ".join(str(error).split())
-    return None
+    if sweep := SEVERAL_VALUES.match(str(error)):
+        return f"{sweep[1]}: several values are a sweep; add -m at the end of the command"
+    return " ".join(str(error).split())
 
 
 def _causes(error: BaseException) -> list[BaseException]:

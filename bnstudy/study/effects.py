@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bnstudy.study.inference import (
     analysis_of_variance,
@@ -37,6 +38,7 @@ from bnstudy.study.load.matrix import (
 )
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.terms import PERFORMANCE
 
 # Limits that keep the time of the many intervals over epochs to seconds.
 MAX_PAIRS_EXACT_OVER_EPOCHS = 12
@@ -106,9 +108,10 @@ def compute_effects(
           diverged: number of pairs with a diverged run;
         - baseline_mean, treatment_mean; difference: mean difference within pairs;
         - low, high, p, smallest_p, test: results of `paired_test`;
-        - p_adjusted: p adjusted for a family of tests: all treatments, points, metrics and layers
-          of one split, or all tests of the whole model's loss and accuracy. The method is max-T, or
-          Holm's if no comparison has enough pairs to flip; family: number of tests;
+        - p_adjusted: p adjusted for a family of tests, of all treatments and points: all metrics
+          and layers of one split; loss and accuracy of the whole model; numbers of callbacks in the
+          layers of one split; other numbers of the whole model. The method is max-T, or Holm's if
+          no comparison has enough pairs to flip; family: number of tests;
         - cohens_d, rank_biserial: effect sizes; NaN with fewer than 3 pairs;
         - pairs_needed: number of pairs that would show such an effect;
         - probability, probability_low, probability_high: of the whole model's numbers, the
@@ -192,7 +195,7 @@ def compare_pairs(
         samples.append((differences, sample.pair_ids))
     if not tables:
         return pd.DataFrame()
-    _adjust(tables, samples)
+    _adjust(tables, samples, list(study.directions))
     table = pd.concat(tables, ignore_index=True)
     return table[table["n"] + table["undefined"] > 0].reset_index(drop=True)
 
@@ -272,16 +275,19 @@ def _compare(treated: FloatArray, untreated: FloatArray, differences: FloatArray
     )
 
 
-def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[FloatArray, IntArray]]) -> None:
+def _adjust(
+    tables: Sequence[pd.DataFrame],
+    samples: Sequence[tuple[FloatArray, IntArray]],
+    metrics: Sequence[str],
+) -> None:
     """Add p_adjusted and family to the tables of comparisons.
 
     Args:
         tables: Comparisons of each treatment at each point.
         samples: Differences of each table, pairs x rows of the table, and the pairs' identities.
+        metrics: Metrics of representations.
     """
-    families = [
-        table["split"].where(table["place_index"] > 0, "whole model").to_numpy() for table in tables
-    ]
+    families = [_name_families(table, metrics) for table in tables]
     for table in tables:
         table["p_adjusted"] = np.nan
         table["family"] = 0
@@ -305,6 +311,14 @@ def _adjust(tables: Sequence[pd.DataFrame], samples: Sequence[tuple[FloatArray, 
             # With few pairs p is that of a t-test, which can be above the adjusted one.
             table.loc[rows, "p_adjusted"] = np.maximum(of_table, p)
             table.loc[rows, "family"] = size
+
+
+def _name_families(table: pd.DataFrame, metrics: Sequence[str]) -> NDArray[np.object_]:
+    """Name each row's family; what callbacks record does not weaken the tests of other rows."""
+    is_layer = table["place_index"] > 0
+    names = table["split"].where(is_layer, "whole model")
+    is_main = table["metric"].isin(metrics).where(is_layer, table["metric"].isin(PERFORMANCE))
+    return names.where(is_main, names + ", callbacks").to_numpy()
 
 
 def compute_effects_over_time(

@@ -10,6 +10,7 @@ from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
+from bnstudy.study.analysis import Analysis
 from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.effects import (
     compute_averages,
@@ -20,6 +21,7 @@ from bnstudy.study.effects import (
 from bnstudy.study.generalization import compute_relations
 from bnstudy.study.inference import holm, max_t_adjusted, paired_test
 from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.study.study import load
 from tests.study.studies import Studies
 
@@ -159,6 +161,32 @@ def test_a_family_is_all_treatments_metrics_and_layers_of_a_split(
     assert (layers["p_adjusted"] >= layers["p"]).all()
     whole = table[table["place_index"] == 0]  # the same accuracy in all runs
     assert set(whole["family"]) == ({0} if seeds < 6 else {2 * 2})
+
+
+def test_numbers_of_callbacks_are_families_of_their_own(studies: Studies) -> None:
+    values = np.random.default_rng(3).normal(size=(6, 2, 4))
+    for seed, (number, norm) in itertools.product(range(6), enumerate(("none", "batchnorm"))):
+        first, second, third, fourth = values[seed, number].tolist()
+        studies.add(
+            norm,
+            seed,
+            accuracy=first,
+            layers={"silhouette": [second, third], "gradient_norm": [third, fourth]},
+            curves={
+                ("hessian_eigenvalue_1", "train"): [fourth] * 6,
+                ("hessian_trace_error", "train"): [second] * 6,
+            },
+        )
+    analysis = Analysis(load(studies.folder))
+    families = analysis.overall_effects.groupby("metric")["family"].unique().map(list)
+    assert families.to_dict() == {
+        "accuracy": [2],  # of train and test
+        "silhouette": [2],  # two layers
+        "gradient_norm": [2],
+        "hessian_eigenvalue_1": [1],  # the standard error is not compared
+    }
+    text = "\n".join(compose_verdict(analysis))
+    assert "of 2 differences between" in text
 
 
 def test_comparisons_with_few_pairs_among_others_with_enough(studies: Studies) -> None:

@@ -57,6 +57,14 @@ def test_without_an_effect_of_the_samples_it_is_students_interval() -> None:
     assert found.high == pytest.approx(expected.high)
 
 
+def test_it_is_never_narrower_than_students_interval() -> None:
+    parts = np.random.default_rng(2).normal(size=(3, 4, 500))
+    differences = parts.mean(axis=1)
+    found = two_source_interval(differences, parts)
+    alone = stats.ttest_1samp(differences, 0).confidence_interval()
+    assert (found.high - found.low >= (alone.high - alone.low) * (1 - 1e-9)).all()
+
+
 @pytest.mark.slow
 def test_a_planted_study_says_which_source_dominates(studies: Studies) -> None:
     generator = np.random.default_rng(2)

@@ -48,8 +48,8 @@ class Mediation(NamedTuple):
 
 def mediate(
     change: FloatArray,
-    ours: FloatArray,
-    theirs: FloatArray,
+    treated: FloatArray,
+    untreated: FloatArray,
     confidence: float = CONFIDENCE,
     *,
     num_resamples: int = NUM_RESAMPLES,
@@ -65,8 +65,8 @@ def mediate(
 
     Args:
         change: Difference in the target of each pair.
-        ours: Mediators of the treatment's runs, pairs x mediators.
-        theirs: Mediators of the baseline's runs, pairs x mediators.
+        treated: Mediators of the treatment's runs, pairs x mediators.
+        untreated: Mediators of the baseline's runs, pairs x mediators.
         confidence: Confidence of the intervals.
         num_resamples: Number of resamples, the same in each call.
 
@@ -75,14 +75,14 @@ def mediate(
         parameters of the regression.
 
     Examples:
-        >>> theirs = np.array([[0.1], [0.4], [0.3], [0.0], [0.2], [0.5], [0.3]])
-        >>> ours = theirs + np.array([[1.0], [1.2], [0.9], [1.4], [1.1], [1.3], [1.0]])
-        >>> found = mediate(0.2 + 0.5 * (ours - theirs)[:, 0], ours, theirs)
+        >>> untreated = np.array([[0.1], [0.4], [0.3], [0.0], [0.2], [0.5], [0.3]])
+        >>> treated = untreated + np.array([[1.0], [1.2], [0.9], [1.4], [1.1], [1.3], [1.0]])
+        >>> found = mediate(0.2 + 0.5 * (treated - untreated)[:, 0], treated, untreated)
         >>> print(f"{found.total:.3f} = {found.indirect:.3f} + {found.direct:.3f}")
         0.764 = 0.564 + 0.200
     """
-    mediators = ours.shape[1]
-    sample = np.hstack([change[:, None], ours - theirs, (ours + theirs) / 2])
+    mediators = treated.shape[1]
+    sample = np.hstack([change[:, None], treated - untreated, (treated + untreated) / 2])
     sample = sample[np.isfinite(sample).all(axis=1)]
     n = len(sample)
     if n < PAIRS_PER_PARAMETER * (1 + 2 * mediators):

@@ -47,8 +47,8 @@ def pairs_needed(
 
 
 def probability_of_improvement(
-    ours: FloatArray,
-    theirs: FloatArray,
+    treated: FloatArray,
+    untreated: FloatArray,
     points: NDArray[np.str_],
     confidence: float = CONFIDENCE,
     *,
@@ -61,30 +61,31 @@ def probability_of_improvement(
     2108.13264). The interval is a bootstrap's, stratified by point and treatment.
 
     Args:
-        ours: Values of the treatment, runs x comparisons.
-        theirs: Values of the baseline, runs x comparisons, at the same points.
+        treated: Values of the treatment, runs x comparisons.
+        untreated: Values of the baseline, runs x comparisons, at the same points.
         points: Point of the grid of each run of both.
         confidence: Confidence of the percentile interval.
         num_resamples: Number of resamples.
 
     Returns:
         Probability, and low and high end of its interval, of each comparison; NaN where a point has
-        no values. The interval needs 3 runs of each at every point.
+        no values. The interval needs 3 runs of each at every point, and runs of both that win: a
+        bootstrap of probability 0 or 1 has no spread.
 
     Examples:
-        >>> ours, theirs = np.array([[3.0], [4.0], [2.0]]), np.array([[1.0], [2.0], [3.0]])
-        >>> found = probability_of_improvement(ours, theirs, np.array(["a", "a", "a"]))
+        >>> treated, untreated = np.array([[3.0], [4.0], [2.0]]), np.array([[1.0], [2.0], [3.0]])
+        >>> found = probability_of_improvement(treated, untreated, np.array(["a", "a", "a"]))
         >>> found[0].round(3)
         array([0.778])
     """
-    make_rows = [np.flatnonzero(points == point) for point in dict.fromkeys(points.tolist())]
+    rows_at_points = [np.flatnonzero(points == point) for point in dict.fromkeys(points.tolist())]
     generator = np.random.default_rng(0)
-    observed = np.zeros((1, ours.shape[1]))
-    resampled = np.zeros((num_resamples, ours.shape[1]))
-    for rows in make_rows:
-        mine, other = ours[rows][:, None], theirs[rows][None]
-        known = np.isfinite(mine) & np.isfinite(other)
-        wins = np.where(known, (mine > other) + 0.5 * (mine == other), 0)
+    observed = np.zeros((1, treated.shape[1]))
+    resampled = np.zeros((num_resamples, treated.shape[1]))
+    for rows in rows_at_points:
+        with_it, without = treated[rows][:, None], untreated[rows][None]
+        known = np.isfinite(with_it) & np.isfinite(without)
+        wins = np.where(known, (with_it > without) + 0.5 * (with_it == without), 0)
         once = np.ones((1, len(rows)))
         observed += _share(wins, known, once, once)
         even = np.full(len(rows), 1 / len(rows))
@@ -93,10 +94,11 @@ def probability_of_improvement(
         )
         resampled += _share(wins, known, first, second)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled / len(make_rows), [tail, 1 - tail], axis=0)
-    if min(map(len, make_rows)) < MIN_PAIRS:
-        low, high = np.full((2, ours.shape[1]), np.nan)
-    return observed[0] / len(make_rows), low, high
+    low, high = np.quantile(resampled / len(rows_at_points), [tail, 1 - tail], axis=0)
+    probability = observed[0] / len(rows_at_points)
+    has_no_interval = (low == high) | (min(map(len, rows_at_points)) < MIN_PAIRS)
+    low, high = np.where(has_no_interval, np.nan, (low, high))
+    return probability, low, high
 
 
 def _share(wins: FloatArray, known: Flags, first: FloatArray, second: FloatArray) -> FloatArray:

@@ -8,7 +8,7 @@ RESOLUTION = 2.0**-22  # of a difference of two float32 numbers, relative to the
 
 
 def measured_differences(
-    ours: FloatArray, theirs: FloatArray, resolution: float = RESOLUTION
+    treated: FloatArray, untreated: FloatArray, resolution: float = RESOLUTION
 ) -> FloatArray:
     """Compute differences within pairs, at the precision of the values.
 
@@ -17,8 +17,8 @@ def measured_differences(
     resolution get the same size, and differences below it become 0. Others are unchanged.
 
     Args:
-        ours: Values of the treatment, pairs x comparisons.
-        theirs: Values of the baseline, in the same shape.
+        treated: Values of the treatment, pairs x comparisons.
+        untreated: Values of the baseline, in the same shape.
         resolution: Relative to the larger number of a pair; the default is that of numbers that
             were computed or recorded in float32.
 
@@ -32,20 +32,20 @@ def measured_differences(
         >>> np.unique(measured_differences(*accuracy)).size
         1
     """
-    found = np.empty(ours.shape)
-    size = max(1, MAX_NUMBERS // max(1, len(ours)))
-    for start in range(0, ours.shape[1], size):
+    found = np.empty(treated.shape)
+    size = max(1, MAX_NUMBERS // max(1, len(treated)))
+    for start in range(0, treated.shape[1], size):
         block = slice(start, start + size)
         found[:, block] = _measured(
-            ours[:, block].astype(np.float64), theirs[:, block].astype(np.float64), resolution
+            treated[:, block].astype(np.float64), untreated[:, block].astype(np.float64), resolution
         )
     return found
 
 
-def _measured(ours: FloatArray, theirs: FloatArray, resolution: float) -> FloatArray:
+def _measured(treated: FloatArray, untreated: FloatArray, resolution: float) -> FloatArray:
     with np.errstate(invalid="ignore", over="ignore"):
-        differences = ours - theirs
-        noise = _noise(ours, theirs, resolution)
+        differences = treated - untreated
+        noise = _noise(treated, untreated, resolution)
     differences[~np.isfinite(differences)] = np.nan
     sizes = np.abs(differences)
     sizes[sizes <= noise] = 0
@@ -64,13 +64,13 @@ def _measured(ours: FloatArray, theirs: FloatArray, resolution: float) -> FloatA
 
 
 def estimate_noise(
-    ours: FloatArray, theirs: FloatArray, resolution: float = RESOLUTION
+    treated: FloatArray, untreated: FloatArray, resolution: float = RESOLUTION
 ) -> FloatArray:
     """Compute the size up to which a mean difference is only rounding.
 
     Args:
-        ours: Values of the treatment, pairs x comparisons.
-        theirs: Values of the baseline, in the same shape.
+        treated: Values of the treatment, pairs x comparisons.
+        untreated: Values of the baseline, in the same shape.
         resolution: Resolution, as of `measured_differences`.
 
     Returns:
@@ -80,16 +80,16 @@ def estimate_noise(
         >>> estimate_noise(np.array([[1.0], [0.5]]), np.array([[0.5], [2.0]])) * 2**22
         array([1.5])
     """
-    known = np.isfinite(ours) & np.isfinite(theirs)
-    noise = np.where(known, _noise(ours, theirs, resolution), np.nan)
+    known = np.isfinite(treated) & np.isfinite(untreated)
+    noise = np.where(known, _noise(treated, untreated, resolution), np.nan)
     found = np.zeros(noise.shape[1])
     has_pair = known.any(axis=0)
     found[has_pair] = np.nanmedian(noise[:, has_pair], axis=0)
     return found
 
 
-def _noise(ours: FloatArray, theirs: FloatArray, resolution: float) -> FloatArray:
-    return resolution * np.maximum(np.abs(ours), np.abs(theirs))
+def _noise(treated: FloatArray, untreated: FloatArray, resolution: float) -> FloatArray:
+    return resolution * np.maximum(np.abs(treated), np.abs(untreated))
 
 
 def _merged(sizes: FloatArray, noise: FloatArray) -> FloatArray:

@@ -36,7 +36,8 @@ def two_source_interval(
     folds, the variance of the mean is that over pairs plus that over folds without their
     interaction, which the pairs already carry; so does the dual bootstrap of rsatoolbox correct it
     (Schuett et al. 2023, arXiv 2112.09200). Mean squares instead of resamples, and Student's t with
-    Satterthwaite's degrees of freedom, hold with few folds too.
+    Satterthwaite's degrees of freedom, hold with few folds too. The interval is never narrower than
+    that of the pairs alone (Student's t).
 
     Args:
         differences: Differences on all samples, pairs x comparisons.
@@ -74,7 +75,10 @@ def two_source_interval(
         uncertain += is_clear * (of_fold**2 + interaction**2 / (n - 1)) / df_folds
         with np.errstate(divide="ignore", invalid="ignore"):
             df = variance**2 / uncertain
-            margin = stats.t.ppf((1 + confidence) / 2, df) * np.sqrt(variance)
+            quantile = stats.t.ppf((1 + confidence) / 2, df)
+            # With few pairs, the larger degrees of freedom would narrow the interval of the pairs.
+            pairs_quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
+            margin = np.maximum(quantile * np.sqrt(variance), pairs_quantile * np.sqrt(of_pairs))
             share = of_samples / variance
         centre = whole.mean(axis=0)
         found[:, columns] = centre - margin, centre + margin, share

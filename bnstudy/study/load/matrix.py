@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bnstudy.errors import UserError
 from bnstudy.study.load.study_runs import StudyRuns
-from bnstudy.terms import FUSED_NORMS, PROBE_PERFORMANCE, ZERO_METRICS
+from bnstudy.terms import FUSED_NORMS, PROBE_PERFORMANCE, STANDARD_ERRORS, ZERO_METRICS
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.intp]
@@ -67,9 +67,9 @@ def load_columns(
     Returns:
         Table of the columns (split, metric, site, layers, place, place_index; epoch, step or fold),
         sorted by epoch, step or fold, split (train first), metric, site (act first), number of
-        layers and place_index; and values, runs x columns,
-        in the order of `study.results`; NaN if a run has no value. Counts of zeros (`ZERO_METRICS`)
-        are left out for networks whose norm contains another activation function than ReLU.
+        layers and place_index; and values, runs x columns, in the order of `study.results`; NaN if
+        a run has no value. Standard errors are left out, and counts of zeros (`ZERO_METRICS`) for
+        networks whose norm contains another activation function than ReLU.
 
         - Columns of layers: `layers` is the number of layers at the site of the networks that have
           values in the column, `place` the layer's name, `place_index` its number, from 1.
@@ -194,8 +194,10 @@ def _load_matrix(study: StudyRuns, every: Coordinate | None) -> tuple[pd.DataFra
     runs = _number_networks(study)
     study.connection.register("run_networks", runs)
     measured = _list_measured(study)
+    left_out: tuple[str, ...] = STANDARD_ERRORS
     if not every:  # after the last epoch there are the numbers of whole splits
-        measured = measured[~measured["metric"].isin(PROBE_PERFORMANCE)]
+        left_out += PROBE_PERFORMANCE
+    measured = measured[~measured["metric"].isin(left_out)]
     measured = measured.assign(place=_name_layers(measured))
     keys = _make_keys(measured)
     columns = measured.merge(keys.reset_index(names="column_number"))

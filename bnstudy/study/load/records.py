@@ -189,7 +189,7 @@ def _remark(record: Record, ended: bool) -> str | None:
         case "diverged":
             return "its loss was not finite; the run is included in the results"
         case "completed" if record.description.is_at_chance:
-            return "its training accuracy is not above chance"
+            return "its training accuracy is not clearly above chance (one-sided test at 0.001)"
         case "failed":
             errors = [attempt.error for attempt in attempts if attempt.error]
             return redact(errors[-1]) if errors else "unknown"

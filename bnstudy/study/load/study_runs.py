@@ -21,7 +21,7 @@ from bnstudy.study.load.repetitions import (
     mark_duplicates,
     mark_repetitions,
 )
-from bnstudy.terms import format_count
+from bnstudy.terms import format_count, natural_key
 
 BASELINES = ("none", "batchnorm")  # default baselines, in order of preference
 
@@ -172,7 +172,9 @@ class StudyRuns:
     def treatments(self) -> list[str]:
         """Treatments of the runs that have ended; default baselines come first."""
         names = set(self.results["treatment"])
-        return [name for name in BASELINES if name in names] + sorted(names - {*BASELINES})
+        return [name for name in BASELINES if name in names] + sorted(
+            names - {*BASELINES}, key=natural_key
+        )
 
     def baseline(self, requested: str | None = None) -> str:
         """Choose the treatment to compare with.

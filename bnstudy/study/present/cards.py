@@ -1,7 +1,7 @@
 """Cards at the head of the page: one for each norm that is compared with the baseline."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bnstudy.headline import in_words
@@ -13,8 +13,10 @@ from bnstudy.study.present.verdict.wording import (
     LEVEL,
     direction_of,
     find_largest,
+    find_results,
     format_interval,
     format_signed,
+    key_of,
     select_known,
     select_rows,
     summarize_directions,
@@ -77,16 +79,34 @@ def compose_cards(analysis: Analysis) -> list[Card]:
         findings = []
         if not note:
             table = known[known["treatment"] == treatment]
+            results = {
+                criterion: find_results(equal[equal["treatment"] == treatment])
+                for criterion, equal in analysis.equal_training.items()
+                if len(equal)
+            }
             rows = list(select_rows(table, split="test", metric="accuracy", place_index=0))
-            findings = [_find("test accuracy", "accuracy", rows)]
+            findings = [_find("test accuracy", "accuracy", rows, results)]
             for family, metric in choose_mediators(study).items():
                 rows = list(select_rows(table, split="train", metric=metric))
-                findings.append(_find(family, metric, rows))
+                findings.append(_find(family, metric, rows, results))
         cards.append(Card(title, note, findings))
     return cards
 
 
-def _find(outcome: str, metric: str, rows: Sequence[Any]) -> Finding:
+def _find(
+    outcome: str,
+    metric: str,
+    rows: Sequence[Any],
+    at_equal_training: Mapping[str, Mapping[tuple[str, str, str], str]],
+) -> Finding:
+    """Find the largest difference of an outcome.
+
+    Args:
+        outcome: Test accuracy, sparsity or clustering.
+        metric: Name of the metric.
+        rows: Effects on it, one per place.
+        at_equal_training: Results of `find_results` by criterion.
+    """
     if not rows:
         return Finding(outcome, "–", "not compared", "", "", "no pair has a value in both runs")
     row = find_largest([row for row in rows if direction_of(row)] or rows)
@@ -99,7 +119,12 @@ def _find(outcome: str, metric: str, rows: Sequence[Any]) -> Finding:
         detail = f"{row.treatment_mean:.3f} against {row.baseline_mean:.3f}"
     size = format_signed(row.difference) + format_interval(row.low, row.high)
     size = size.replace("-", "−")
-    return Finding(outcome, ARROWS[directions], direction, size, detail, _describe_certainty(row))
+    certainty = _describe_certainty(row)
+    for criterion, results in at_equal_training.items():
+        result = results.get(key_of(row))
+        if result and result != (direction_of(row) or "unclear"):
+            certainty += f"; {result} at equal training {criterion}"
+    return Finding(outcome, ARROWS[directions], direction, size, detail, certainty)
 
 
 def _describe_certainty(row: Any) -> str:

@@ -19,7 +19,7 @@ from bnstudy.runs.paths import RECORD, TABLE, WANDB
 from bnstudy.study.inference.resolution import RESOLUTION
 from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
-from bnstudy.terms import format_count
+from bnstudy.terms import format_count, natural_key
 
 PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
     ("test", "accuracy"): "higher",
@@ -95,7 +95,7 @@ def _table(study: StudyRuns) -> Table:
     for treatment in treatments:
         heading = f"{treatment} {settings[treatment]}".strip()
         table.add_column(heading, justify="right", no_wrap=True)
-    for grid in sorted(set(results["grid"])):
+    for grid in sorted(set(results["grid"]), key=natural_key):
         table.add_section()
         cells = [(grid, treatment) for treatment in treatments]
         where = Text(grid or format_count(int(results["last_epoch"].max()), "epoch"), "bold")

@@ -64,3 +64,9 @@ def test_missing_values_and_few_runs() -> None:
     probability, low, _ = probability_of_improvement(ours, ours - 0.5, np.repeat("a", 2))
     assert probability == pytest.approx([0.75, 1])
     assert np.isnan(low).all()
+
+
+def test_a_probability_of_1_has_no_interval() -> None:
+    treated, untreated = np.array([[5.0], [6.0], [7.0], [8.0]]), np.array([[1.0], [2], [3], [4]])
+    found = probability_of_improvement(treated, untreated, np.repeat("a", 4))
+    assert np.concatenate(found) == pytest.approx([1, np.nan, np.nan], nan_ok=True)

@@ -88,12 +88,13 @@ def test_means_that_differ_by_rounding_alone_are_a_tie(add: Any, tmp_path: Path)
 
 @pytest.mark.slow
 def test_each_point_of_the_grid_is_compared_for_itself(add: Any, tmp_path: Path) -> None:
-    for depth, sparsity in ((2, 0.2), (4, 0.4)):
+    for depth, sparsity in ((2, 0.2), (4, 0.4), (10, 0.9)):
         for norm in ("batchnorm", "none"):
             add(f"model.depth={depth}", norm=norm, unit_sparsity=sparsity)
     lines = table(tmp_path)
     assert lines.index("depth=2 1 seed 1 seed") < lines.index("unit_sparsity block01 0.200 0.200")
     assert lines.index("depth=4 1 seed 1 seed") < lines.index("unit_sparsity block01 0.400 0.400")
+    assert lines.index("depth=4 1 seed 1 seed") < lines.index("depth=10 1 seed 1 seed")
 
 
 def test_a_validation_split_is_shown_where_there_is_one(add: Any, tmp_path: Path) -> None:

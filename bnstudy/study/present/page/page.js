@@ -625,8 +625,9 @@ function differenceOverTime(metric, split, place, time, pointsOf, timeAxis) {
       `Paired difference in ${words(metric)}${place === data.model ? "" : ` at ${place}`} to ` +
       `${data.baseline}, ${split} split. Lines are means over all pairs` +
       `${place === data.model ? "" : describeDepth()}, n = ` +
-      `${distinct(points.map((point) => point.n)).join(", ") || 0}; bands are 95 % confidence ` +
-      `intervals of single ${time}s.` + describeFewPairs(points.map((point) => point.n)),
+      `${distinct(points.map((point) => point.n)).join(", ") || 0}; ` +
+      (points.some((point) => Number.isFinite(point.low))
+        ? `bands are 95 % confidence intervals of single ${time}s.` : "there are no bands.") + describeFewPairs(points.map((point) => point.n)),
     ignores: [...AXES, "seed"],
     columns: ["norm", time, ...DIFFERENCES],
     rows: series.flatMap(({ name, points }) =>
@@ -686,16 +687,28 @@ function ofModel(metric) {
     metric === "loss");
 }
 
-/** Limit the axis to the means after training began, which those before it would stretch. */
+/** Return the ticks of a logarithmic axis: 1, 2, 5, 10, ..., or equal steps if these are too few. */
+function ticksOf(low, high) {
+  const nice = Array.from({ length: 39 }, (_, at) => [1, 2, 5][at % 3] * 10 ** (Math.floor(at / 3) - 9));
+  const found = nice.filter((tick) => tick >= low && tick <= high);
+  if (found.length > 2) return found;
+  const step = nice.find((size) => size >= (high - low) / 6);
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, at) => (first + at) * step);
+}
+
+/** Limit the axis to the values after training began, which those before it would stretch. */
 function showTraining(found, isLoss) {
-  const trained = found.rows.filter((row) => row[2] > 0).map((row) => row[4])
-    .filter((mean) => Number.isFinite(mean) && (!isLoss || mean > 0));
-  const [low, high] = [Math.min(...trained), Math.max(...trained)];
+  const trained = found.rows.filter(([, , epoch, , mean]) =>
+    epoch > 0 && Number.isFinite(mean) && (!isLoss || mean > 0));
+  const ends = trained.flatMap(([, , , , mean, sd]) =>
+    isLoss ? [mean] : [mean - (sd || 0), Math.min(1, mean + (sd || 0))]);
+  const [low, high] = [Math.min(...ends), Math.max(...ends)];
   if (trained.length < 2 || low === high) return found;
   const { yaxis } = found.layout;
   const margin = 0.1 * (high - low);
   if (isLoss) {
-    const ticks = Array.from({ length: 30 }, (_, at) => [1, 2, 5][at % 3] * 10 ** (Math.floor(at / 3) - 6));
+    const ticks = ticksOf(low / 1.2, high * 1.2);
     Object.assign(yaxis, { type: "log", tickvals: ticks, ticktext: ticks.map(formatted) });
     yaxis.range = [Math.log10(low / 1.2), Math.log10(high * 1.2)];
     yaxis.title.text += " (logarithmic)";
@@ -1130,6 +1143,10 @@ function draw(figure) {
   figure.ariaBusy = "false";
   const found = FIGURES[figure.dataset.figure]();
   const plot = figure.querySelector(".plot");
+  const values = distinct(found.traces.flatMap((trace) => trace.y ?? []).filter(Number.isFinite));
+  if (values.length === 1 && values[0]) {  // Plotly would draw -0.02 on an axis from -1 to 1
+    found.layout.yaxis.range ??= [Math.min(0, 2 * values[0]), Math.max(0, 2 * values[0])];
+  }
   if (window.Plotly) {
     if (!plot.matches(".js-plotly-plot")) plot.textContent = ""; // the message below
     Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });

@@ -49,7 +49,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     study = analysis.study
     data = embed_numbers(analysis)
     plotly, script = get_plotlyjs(), _resource("page.js")
-    runs = study.runs
+    runs, effects = study.runs, analysis.overall_effects
     cards = compose_cards(analysis)
     environment = Environment(
         loader=PackageLoader(__package__, ""),
@@ -83,6 +83,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "apart": apart,
         "files": files,
         "compared": len(data["treatments"]) > 1,
+        "has_effect_sizes": len(effects) > 0 and effects["rank_biserial"].notna().any(),
         "axis_names": list(analysis.axes),
         "over_grid": _over_grid(data["treatments"]) if has_grid else [],
         "targets": TARGETS,
@@ -222,7 +223,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     has_layers = bool(content["data"]["metrics"])
     there = {
         ("layers", "Layers"): has_layers,
-        ("effects", "Effects"): has_layers and content["compared"],
+        ("effects", "Effects"): has_layers and content["has_effect_sizes"],
         ("epochs", "Over the epochs"): has_layers,
         ("performance", "Accuracy and loss"): True,
         ("optimization", "Optimization"): bool(content["of_network"]),

@@ -79,7 +79,7 @@ def describe_comparison(
     for metric in choose_mediators(study).values():
         layers = list(select_rows(table, split="train", metric=metric))
         yield from _describe_metric(name, metric, layers, points)
-    yield from _count_significant(table, name, other)
+    yield from _count_significant(table[table["metric"].isin([*study.directions])], name, other)
 
 
 def explain_missing_pairs(study: StudyRuns, treatment: str, baseline: str) -> str:

@@ -11,9 +11,11 @@ from bnstudy.study.analysis import Analysis
 from bnstudy.study.generalization import choose_mediators
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.present.verdict.wording import (
-    direction_of,
+    find_results,
     format_difference,
     format_place,
+    join_words,
+    key_of,
     select_known,
     select_rows,
 )
@@ -28,8 +30,8 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         treatment: Treatment that is compared with the baseline.
     """
     study, name = analysis.study, in_words(treatment)
-    metrics = list(choose_mediators(study).values())
-    after_last_epoch = _find_directions(select_known(analysis.overall_effects), treatment, metrics)
+    effects = analysis.overall_effects
+    effects = effects[effects["treatment"] == treatment] if len(effects) else effects
     for criterion, table in analysis.equal_training.items():
         table = select_known(table) if len(table) else table
         table = table[table["treatment"] == treatment] if len(table) else table
@@ -62,17 +64,7 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
             f"{without}), the runs are compared after {first.used:.0%} of the training with {name} "
             f"and {first.baseline_used:.0%} of that with {in_words(analysis.baseline)}.{accuracy}"
         )
-        at_equal = _find_directions(table, treatment, metrics)
-        changed = [
-            f"{place} ({before or 'unclear'}, now {after or 'unclear'})"
-            for place, before in after_last_epoch.items()
-            if (after := at_equal.get(place, before)) != before
-        ]
-        if at_equal:
-            yield (
-                f"At equal training {criterion}, significant differences are those after the last "
-                f"epoch{' except for ' + ', '.join(changed) if changed else ''}."
-            )
+        yield from _compare_results(criterion, effects, table, [*choose_mediators(study).values()])
 
 
 def _has_curve(analysis: Analysis, metric: str) -> bool:
@@ -81,14 +73,31 @@ def _has_curve(analysis: Analysis, metric: str) -> bool:
     return averages.loc[averages["metric"] == metric, "epoch"].nunique() > 1
 
 
-def _find_directions(table: pd.DataFrame, treatment: str, metrics: Sequence[str]) -> dict[str, str]:
-    """Find in which direction each metric differs at each place; "" where that is not clear."""
-    table = table[(table["treatment"] == treatment) & table["p"].notna()]
-    return {
-        f"{metric} {format_place(row)}": direction_of(row)
-        for metric in metrics
-        for row in select_rows(table, split="train", metric=metric)
-    }
+def _compare_results(
+    criterion: str, after_last_epoch: pd.DataFrame, at_equal: pd.DataFrame, metrics: Sequence[str]
+) -> Iterator[str]:
+    """Describe which single tests have another result than after the last epoch."""
+    before, now = find_results(after_last_epoch), find_results(at_equal)
+    described = [*select_rows(at_equal, split="test", metric="probe_accuracy", place_index=0)]
+    for metric in metrics:
+        described += select_rows(at_equal, split="train", metric=metric)
+    described = [row for row in described if key_of(row) in before.keys() & now.keys()]
+    if not described:
+        return
+    changed = [
+        f"{f'{row.metric} {format_place(row)}' if row.place_index else 'test accuracy'} "
+        f"({before[key]}, now {now[key]})"
+        for row in described
+        if before[key := key_of(row)] != now[key]
+    ]
+    common = before.keys() & now.keys()
+    yield (
+        f"At equal training {criterion}, single tests of {join_words(['test accuracy', *metrics])} "
+        "have the same results as after the last epoch"
+        f"{f', except for {join_words(changed)}' if changed else ''}. Over all metrics and layers, "
+        f"the results of {sum(before[key] != now[key] for key in common)} of {len(common)} single "
+        "tests change."
+    )
 
 
 def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:

@@ -33,6 +33,22 @@ def direction_of(row: Any) -> str:
     return "higher" if row.low > 0 else "lower" if row.high < 0 else ""
 
 
+def key_of(row: Any) -> tuple[str, str, str]:
+    """Return split, metric and place of a row; the probe set's accuracy counts as accuracy."""
+    return row.split, row.metric.removeprefix("probe_"), row.place
+
+
+def find_results(table: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """Find the result of each single test, by `key_of`: higher, lower or unclear."""
+    tested = table[table["p"].notna()] if len(table) else table
+    return {key_of(row): direction_of(row) or "unclear" for row in tested.itertuples()}
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join words by commas and a final "and"."""
+    return " and ".join([*filter(None, [", ".join(words[:-1])]), words[-1]])
+
+
 def format_difference(row: Any) -> str:
     """Format a difference with its interval, number of pairs and p-values, where defined."""
     undefined = f" ({row.undefined} more without a value)" if row.undefined else ""
