@@ -228,13 +228,16 @@ def measure_networks(arguments: Sequence[str]) -> None:
         "--overwrite", action="store_true", help="replace runs that were measured before"
     )
     options = parser.parse_intermixed_args(arguments)
-    names = [word for word in options.words if not _is_override(word)]
+    # Overrides may also stand after --weights.
+    weights = [word for word in options.weights if not _is_study_override(word)]
+    words = [*options.words, *filter(_is_study_override, options.weights)]
+    names = [word for word in words if not _is_override(word)]
     for name in names:
         if not all(name.partition(":")):
             parser.error(f"{name}: it takes torchvision:NAME or package.module:function")
     if not names:
         parser.error("name a network, such as torchvision:vgg16")
-    config = compose_study([word for word in options.words if _is_override(word)])
+    config = compose_study([word for word in words if _is_override(word)])
     from bnstudy.trained.networks import (
         load_networks,
         make_run,
@@ -243,7 +246,7 @@ def measure_networks(arguments: Sequence[str]) -> None:
         prepare,
     )
 
-    networks = load_networks(names, options.weights)
+    networks = load_networks(names, weights)
     prepared = prepare(networks, config)
     renamed = match_layers(prepared)
     runs = [make_run(one, config["study"], config["output_root"]) for one in networks]
@@ -323,7 +326,7 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
         UserError: An override is of another group, or a value is not allowed.
     """
     for override in overrides:
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in NETWORK_KEYS:
+        if not _is_study_override(override):
             raise UserError(
                 f"{override}: networks that are trained already take {', '.join(NETWORK_KEYS)}, "
                 "and keys of these; other settings are those they were trained with"
@@ -402,6 +405,12 @@ def _gibibytes(text: str) -> float:
     if not 0 < budget < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: it takes a number above 0")
     return budget
+
+
+def _is_study_override(word: str) -> bool:
+    """Check for an override of data, probe set, metrics or study."""
+    key, is_override, _ = word.lstrip("+~").partition("=")
+    return bool(is_override) and key.partition(".")[0] in NETWORK_KEYS
 
 
 def _is_override(word: str) -> bool:

@@ -347,6 +347,11 @@ def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None
     Raises:
         UserError: Cells failed, lost their workers or still run elsewhere.
     """
+    causes = {(failure.kind, failure.error) for failure in failures.values()}
+    if len(failures) > 1 == len(causes) and not any(one.log for one in failures.values()):
+        ((kind, error),) = causes
+        if kind == "failed":  # a mistake, which repeating the command cannot mend
+            raise UserError(f"{len(failures)} of {len(cells)} cells failed:\n{error}")
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("cell", "", "error", "log"):
         table.add_column(column, overflow="fold")

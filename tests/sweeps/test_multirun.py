@@ -162,6 +162,15 @@ def test_failures_are_told_and_stop_nothing(
     assert "3 of 4 cells complete, 0 to resume, 1 to run\n" in result.stdout
 
 
+def test_a_mistake_in_all_cells_is_told_once(command_line: CommandLine) -> None:
+    result = command_line(*QUICK, "norm=batchnorm,none", "optim.lr=-1", "-m")
+    assert result.returncode == 1
+    first, second = result.stderr.splitlines()[-2:]
+    assert first == "2 of 2 cells failed:"
+    assert second.startswith("optim.lr=-1 is not allowed")
+    assert "Repeat the command" not in result.stderr
+
+
 @pytest.mark.slow
 def test_a_cell_that_two_points_of_the_grid_share_runs_once(
     command_line: CommandLine, tmp_path: Path

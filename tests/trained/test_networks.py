@@ -13,7 +13,7 @@ from torchvision import models
 from torchvision.transforms._presets import ImageClassification
 
 import bnstudy
-from bnstudy import measure
+from bnstudy import measure, report
 from bnstudy.data import ImageFolder
 from bnstudy.data.preprocessed import with_transform
 from bnstudy.errors import UserError
@@ -64,6 +64,9 @@ def test_a_pair_is_measured_at_matching_layers(command_line: CommandLine, tmp_pa
         }  # fmt: skip
         assert description(path.parent)["choices"]["model"].startswith(HERE)
     assert len(study.effects(baseline="none")) > 0
+    text = command_line(str(tmp_path / "multirun" / "pair"), main=report.main).stdout
+    assert "Test accuracy on the probe set is" in text
+    assert "equal training" not in text
 
     again = command_line(*command, main=measure.main)
     assert again.stdout.count("nothing is missing") == 2
@@ -90,7 +93,7 @@ def test_weights_from_files(
     assert same.weights == one.weights
 
     name = "squeezenet1_1"
-    command = ("network", f"torchvision:{name}", *OPTIONS, "study=files", "--weights")
+    command = ("network", f"torchvision:{name}", *OPTIONS, "--weights", "study=files")
     assert command_line(*command, f"{name}={files[name]}", main=measure.main).returncode == 0
     (cell,) = (tmp_path / "multirun" / "files").glob("none-*")
     assert {row["layer_index"] for row in rows(cell)} == set(range(26))  # no accuracy: 7 classes

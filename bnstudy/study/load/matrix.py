@@ -195,8 +195,8 @@ def _load_matrix(study: StudyRuns, every: Coordinate | None) -> tuple[pd.DataFra
     study.connection.register("run_networks", runs)
     measured = _list_measured(study)
     left_out: tuple[str, ...] = STANDARD_ERRORS
-    if not every:  # after the last epoch there are the numbers of whole splits
-        left_out += PROBE_PERFORMANCE
+    if not every and measured["metric"].isin(["loss", "accuracy"]).any():
+        left_out += PROBE_PERFORMANCE  # of whole splits, too
     measured = measured[~measured["metric"].isin(left_out)]
     measured = measured.assign(place=_name_layers(measured))
     keys = _make_keys(measured)

@@ -19,6 +19,7 @@ from bnstudy.study.present.verdict.wording import (
     key_of,
     select_known,
     select_rows,
+    select_test_accuracy,
     summarize_directions,
 )
 from bnstudy.terms import format_count
@@ -84,7 +85,7 @@ def compose_cards(analysis: Analysis) -> list[Card]:
                 for criterion, equal in analysis.equal_training.items()
                 if len(equal)
             }
-            rows = list(select_rows(table, split="test", metric="accuracy", place_index=0))
+            rows = select_test_accuracy(table)
             findings = [_find("test accuracy", "accuracy", rows, results)]
             for family, metric in choose_mediators(study).items():
                 rows = list(select_rows(table, split="train", metric=metric))

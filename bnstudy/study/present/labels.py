@@ -92,5 +92,10 @@ def layer_in_words(place: str) -> str:
     Examples:
         >>> layer_in_words("block04"), layer_in_words("block01.conv"), layer_in_words("depth 25 %")
         ('block 4', 'block 1.conv', 'depth 25 %')
+        >>> layer_in_words("2"), layer_in_words("2 / 3")  # layers of nn.Sequential
+        ('layer 2', 'layer 2 / layer 3')
     """
-    return re.sub(r"\bblock0*(\d+)\b", r"block \1", place)
+    return " / ".join(
+        f"layer {name}" if name[:1].isdigit() else re.sub(r"\bblock0*(\d+)\b", r"block \1", name)
+        for name in place.split(" / ")
+    )

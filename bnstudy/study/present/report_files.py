@@ -16,7 +16,7 @@ from bnstudy.runs.paths import EMBEDDINGS, RECORD, TABLE
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
-from bnstudy.study.present.page import render_page
+from bnstudy.study.present.page import read_resource, render_page
 from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
@@ -234,13 +234,22 @@ def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{name} · bnstudy</title></head>
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name} · bnstudy</title>
+<style>{read_resource("page.css")}</style>
+</head>
 <body>
+<header>
 <h1>{name}</h1>
 <p>Not all runs of this study are comparable. There are {len(parts)} groups, with a page each.</p>
+</header>
+<main>
 <ul>
 {items}
 </ul>
+</main>
 <footer>{SIGNATURE} {bnstudy.__version__}.</footer>
 </body>
 </html>

@@ -590,7 +590,7 @@ function trajectory(metric, splits, place, title) {
     }),
     layout: layout({ xaxis: epochAxis(), yaxis: axis(words(metric) + suffix) }),
     caption:
-      `${title}, from initialization to the end of training` +
+      title + (data.epochs.length > 1 ? ", from initialization to the end of training" : "") +
       `${comma(describeFilters({ withEpoch: false }))}. Lines are means over ` +
       `${describeCounts(groups)}; ${describeSpread("bands", series)}.` +
       describeMissing(data.treatments.map((_, number) =>

@@ -63,7 +63,7 @@ def collect_page_tables(analysis: Analysis) -> dict[str, pd.DataFrame | None]:
     of_network = of_outcomes = analysis.overall_effects
     if len(analysis.overall_effects):
         whole_model = analysis.overall_effects[analysis.overall_effects["place"] == WHOLE_MODEL]
-        of_outcomes = whole_model[whole_model["metric"].isin(["accuracy", "loss"])]
+        of_outcomes = whole_model[whole_model["metric"].isin(PERFORMANCE)]
         of_network = whole_model[~whole_model["metric"].isin(PERFORMANCE)]
     relations = analysis.relations
     if len(relations):

@@ -48,7 +48,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     """
     study = analysis.study
     data = embed_numbers(analysis)
-    plotly, script = get_plotlyjs(), _resource("page.js")
+    plotly, script = get_plotlyjs(), read_resource("page.js")
     runs, effects = study.runs, analysis.overall_effects
     cards = compose_cards(analysis)
     environment = Environment(
@@ -78,7 +78,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "plotly": base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode(),
         "script": script,
         "allowed_scripts": f"{_allowed(plotly)} {_allowed(script)}",
-        "style": _resource("page.css"),
+        "style": read_resource("page.css"),
         "version": bnstudy.__version__,
         "apart": apart,
         "files": files,
@@ -128,7 +128,8 @@ def format_value(value: Any) -> str:
     return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else str(value)
 
 
-def _resource(name: str) -> str:
+def read_resource(name: str) -> str:
+    """Read a file of the page, such as page.css."""
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
@@ -224,7 +225,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     there = {
         ("layers", "Layers"): has_layers,
         ("effects", "Effects"): has_layers and content["has_effect_sizes"],
-        ("epochs", "Over the epochs"): has_layers,
+        ("epochs", "Over the epochs"): has_layers and len(content["data"]["epochs"]) > 1,
         ("performance", "Accuracy and loss"): True,
         ("optimization", "Optimization"): bool(content["of_network"]),
         ("sources", "Two sources"): content["two_sources"] is not None,

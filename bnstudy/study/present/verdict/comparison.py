@@ -23,6 +23,7 @@ from bnstudy.study.present.verdict.wording import (
     format_places,
     format_signed,
     select_rows,
+    select_test_accuracy,
 )
 from bnstudy.terms import format_count
 
@@ -67,10 +68,11 @@ def describe_comparison(
             "from Student's t-test, which assumes normally distributed differences. An exact test "
             f"needs at least {MIN_PAIRS_TO_FLIP} pairs with a value."
         )
-    accuracy = list(select_rows(table, split="test", metric="accuracy", place_index=0))
+    accuracy = select_test_accuracy(table)
     for row in accuracy:
+        on_probe = " on the probe set" if row.metric == "probe_accuracy" else ""
         yield (
-            f"Test accuracy is {row.treatment_mean:.3f} with {name} and "
+            f"Test accuracy{on_probe} is {row.treatment_mean:.3f} with {name} and "
             f"{row.baseline_mean:.3f} with {other}. The difference is {format_difference(row)}."
             f"{_describe_probability(row, name, other)}{_describe_next_study(row, points)}"
         )

@@ -28,6 +28,14 @@ def select_rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:
     return table.itertuples(index=False)
 
 
+def select_test_accuracy(table: pd.DataFrame) -> list[Any]:
+    """Select the row of the test accuracy; the probe set's if no network was evaluated whole."""
+    for metric in ("accuracy", "probe_accuracy"):
+        if rows := list(select_rows(table, split="test", metric=metric, place_index=0)):
+            return rows
+    return []
+
+
 def direction_of(row: Any) -> str:
     """Return higher or lower if the interval of a difference excludes 0; otherwise ""."""
     return "higher" if row.low > 0 else "lower" if row.high < 0 else ""
