@@ -1144,11 +1144,16 @@ function draw(figure) {
   const found = FIGURES[figure.dataset.figure]();
   const plot = figure.querySelector(".plot");
   const values = distinct(found.traces.flatMap((trace) => trace.y ?? []).filter(Number.isFinite));
+  const hasValues = found.traces.some((trace) =>
+    (trace.z?.flat() ?? trace.y ?? []).some((value) => Number.isFinite(value)));
   if (values.length === 1 && values[0]) {  // Plotly would draw -0.02 on an axis from -1 to 1
     found.layout.yaxis.range ??= [Math.min(0, 2 * values[0]), Math.max(0, 2 * values[0])];
   }
-  if (window.Plotly) {
-    if (!plot.matches(".js-plotly-plot")) plot.textContent = ""; // the message below
+  if (!hasValues) {
+    window.Plotly?.purge(plot);
+    plot.textContent = "There are no values to draw.";
+  } else if (window.Plotly) {
+    if (!plot.querySelector(".plot-container")) plot.textContent = ""; // a message
     Plotly.react(plot, found.traces, found.layout, { responsive: true, displayModeBar: false });
   } else {
     plot.textContent = "This browser is too old to draw the figure. The table below contains its numbers.";
