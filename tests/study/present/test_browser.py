@@ -359,7 +359,8 @@ def test_a_name_with_markup_is_shown_and_does_nothing(
     studies.folder = studies.folder.with_name(MARKUP)
     for seed in range(3):
         for norm in ("none", "batchnorm"):
-            layers = {MARKUP: [seed, 1.0], "silhouette": [seed / 10, 0.5]}
+            layers = {(MARKUP, 0): [0.0, 0.0], (MARKUP, 5): [seed, 1.0]}
+            layers[("silhouette", 5)] = [seed / 10, 0.5]
             dead = {"x": None, "y": None, "share": None, "reason": MARKUP} if norm == "none" else {}
             keep_map(studies.add(norm, seed, layers=layers), 2, seed, **dead)
     write_page(studies.folder)

@@ -1227,6 +1227,7 @@ function update() {
 /** Replace the options of a control, and keep the selected one if it is among them. */
 function refill(name, values, first, inWords = layerInWords) {
   const control = controls.find((select) => select.dataset.choice === name);
+  if (!control) return; // not on the page of a single epoch
   const before = [...control.options].map((option) => option.value);
   if (before.join("\n") === values.join("\n")) return;
   const kept = control.value;
