@@ -17,6 +17,7 @@ from bnstudy.config.composition import plain_values, select_own_classes
 from bnstudy.config.identity import register_resolvers
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import trust
+from bnstudy.config.without_effect import refuse_without_effect
 from bnstudy.errors import UserError
 from bnstudy.runs.paths import runs_below
 from bnstudy.terms import SITES, SPLITS
@@ -310,6 +311,7 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
         cfg = compose("train", overrides=list(overrides))
     metrics: dict[str, Any] = OmegaConf.to_container(cfg.metrics, resolve=True)  # type: ignore[assignment]
     validate({"metrics": metrics})
+    refuse_without_effect({"metrics": metrics})
     from bnstudy.metrics import chosen
 
     chosen(metrics["names"])
@@ -340,6 +342,12 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
     keys = {key: cfg[key] for key in NETWORK_KEYS}
     config = plain_values(OmegaConf.create(keys))
     validate(config)
+    for key in ("at_steps", "folds"):
+        if value := config["metrics"][key]:
+            raise UserError(
+                f"metrics.{key}={value} has no effect on networks that are trained already: it "
+                f"acts only during training\nRemove metrics.{key}"
+            )
     return config | {"seed": 0}
 
 

@@ -210,6 +210,29 @@ def test_a_run_that_cannot_be_measured_does_not_stop_the_others(
     assert {row["metric"] for row in make_rows(fine) if row["site"]} == {"hoyer"}
 
 
+@pytest.mark.slow
+def test_what_is_measured_only_during_training_is_told(command_line: CommandLine) -> None:
+    assert command_line(*SMALL, "metrics.names=[hoyer]").returncode == 0
+    for option in ("folds=4", "at_steps=[3]"):
+        arguments = (STUDY, "metrics.names=[hoyer]", f"metrics.{option}")
+        result = command_line(*arguments, main=measure.main)
+        assert result.returncode == 0, result.stderr
+        key, _, value = option.partition("=")
+        assert f"trained with metrics.{key}=" in result.stdout
+        assert f"instead of {value}; these measure only during training" in result.stdout
+        assert "nothing is missing" not in result.stdout
+    without = command_line(STUDY, "metrics.names=[hoyer]", main=measure.main).stdout
+    assert "nothing is missing" in without
+    assert "only during training" not in without
+
+
+def test_trained_networks_have_no_folds(command_line: CommandLine) -> None:
+    arguments = ("network", "torchvision:vgg16", "metrics.folds=4")
+    result = command_line(*arguments, main=measure.main)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[1] == "Remove metrics.folds"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_used_where_there_is_one(command_line: CommandLine, tmp_path: Path) -> None:

@@ -192,6 +192,24 @@ def test_running_statistics_of_few_batches_are_warned_of(command_line: CommandLi
 
 
 @pytest.mark.slow
+def test_options_beyond_the_end_of_training_are_warned_of_once(command_line: CommandLine) -> None:
+    options = ("metrics=none", "metrics.at_steps=[1,400]", "optim.warmup_epochs=5")
+    result = command_line(*SMALL, *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("metrics.at_steps=[400]: not measured, because the last of") == 1
+    assert result.stdout.count("optim.warmup_epochs=5 with trainer.max_epochs=2: ") == 1
+    assert "not measured" not in command_line(*SMALL, *options).stdout  # it was trained before
+
+
+@pytest.mark.slow
+def test_folds_with_one_sample_of_a_class_are_warned_of(command_line: CommandLine) -> None:
+    arguments = (*SMALL, "metrics.names=[unit_sparsity]")
+    warning = "most metrics of clustering have no value on parts with one sample of a class"
+    assert warning in command_line(*arguments, "metrics.folds=11").stdout
+    assert warning not in command_line(*arguments, "metrics.folds=10", "study=fewer").stdout
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_of_version_0_1_goes_on(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -327,6 +345,9 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["logger.mode=foo"], ["logger.mode=foo", "offline"]),
         (["trainer.precision=foo", *SMALL], ["trainer.precision=foo", "16-mixed"]),
         (["trainer.accelerator=foo", *SMALL], ["trainer.accelerator=foo"]),
+        (["metrics=none", "metrics.folds=4"], ["metrics.folds=4", "metrics=fast"]),
+        (["metrics.folds=21", *SMALL], ["metrics.folds=21", "20 samples of class", "2 to 20"]),
+        (["metrics.at_steps=[0,1]"], ["metrics.at_steps=[0, 1]", "begin at 1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

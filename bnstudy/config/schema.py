@@ -503,7 +503,7 @@ class Metrics(Group):
     """Epochs between measurements; epoch 0 and the last epoch are always measured."""
     at_steps: Annotated[
         Annotated[str, OneOf("log2")] | list[Count],
-        Takes("a list of steps such as [1,2,4,8], or log2"),
+        Takes("a list of steps such as [1,2,4,8], which begin at 1, or log2"),
     ]
     """Training steps after which to measure too; log2: the powers of 2 within the first epoch."""
     folds: Annotated[Literal[0] | Several, Takes("0, or an integer of at least 2")]

@@ -20,6 +20,7 @@ from bnstudy.config.identity import folder_name
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import find_targets, trust
+from bnstudy.config.without_effect import refuse_without_effect
 from bnstudy.errors import UserError
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.lease import CellInUse
@@ -29,7 +30,11 @@ from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
-from bnstudy.trained.measuring import measure_missing
+from bnstudy.trained.measuring import (
+    find_other_options,
+    measure_missing,
+    print_trained_otherwise,
+)
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_on_signal
 from bnstudy.workers import end_with_parent, portable
@@ -90,6 +95,7 @@ def run(cfg: DictConfig) -> Outcome:
     """
     config = resolve(cfg)
     validate(config)
+    refuse_without_effect(config)
     trust(find_targets(config))  # a record that this command resumes may name the same classes
     job = HydraConfig.get()
     folder, first = cell_folder(), is_first_process()
@@ -147,7 +153,6 @@ def print_unmeasured_options(record: Record, config: dict[str, Any]) -> None:
     """
     had = record.description.callbacks
     kept = record.description.config.get("callbacks", {})
-    metrics = record.description.config["metrics"]
     callbacks = config["callbacks"]
     without = [name for name in callbacks if name not in had]
     other = [
@@ -157,19 +162,7 @@ def print_unmeasured_options(record: Record, config: dict[str, Any]) -> None:
         for key, value in options.items()
         if key != "memory_budget" and kept[name].get(key, value) != value
     ]
-    other += [
-        f"metrics.{key}={metrics.get(key, default)} instead of {config['metrics'][key]}"
-        for key, default in (("at_steps", []), ("folds", 0))
-        if config["metrics"][key] not in (default, metrics.get(key, default))
-    ]
-    differences = [f"without callbacks={','.join(without)}"] if without else []
-    differences += [f"with {', '.join(other)}"] if other else []
-    if differences:
-        console.print(
-            f"  this run was trained {' and '.join(differences)}; these measure only during "
-            "training: choose another study=NAME to train it with the requested options",
-            style="yellow",
-        )
+    print_trained_otherwise(without, other + find_other_options(record, config["metrics"]))
 
 
 def print_former_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:

@@ -28,6 +28,7 @@ from bnstudy.training.checkpoints import resume_point
 from bnstudy.training.data_check import note_data
 from bnstudy.training.environment import environment
 from bnstudy.training.loggers import open_loggers
+from bnstudy.training.options_check import OptionsCheck, require_samples_for_folds
 from bnstudy.training.processes import (
     ending_with_first_process,
     is_first_process,
@@ -60,8 +61,10 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             )
         data = load_data(config)
         note_data(record, config, data.facts())
+        require_samples_for_folds(data, config["metrics"])
         classifier = build_classifier(with_target_sparsity(record, config), data)
-        trainer = build_trainer(config, make_callbacks(record, config, data, terminal))
+        callbacks = make_callbacks(record, config, data, terminal)
+        trainer = build_trainer(config, [OptionsCheck(config), *callbacks])
         data.require_batches(trainer.world_size)
         with open_loggers(config["logger"], record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers

@@ -199,7 +199,7 @@ def test_those_added_to_a_run_that_goes_on_do_not_count_as_had(
 def test_a_run_goes_on_with_the_options_that_it_began_with(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (*SMALL, "metrics=none", "callbacks=loss_landscape")
+    arguments = (*SMALL, "metrics.names=[unit_sparsity]", "callbacks=loss_landscape")
     option = "callbacks.loss_landscape.step_sizes"
 
     def crash(self: Classifier) -> None:

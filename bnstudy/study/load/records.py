@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bnstudy.config.identity import ADDED, essence
+from bnstudy.config.schema import Data, Hessian
 from bnstudy.errors import UserError, first_line
 from bnstudy.redaction import redact, redact_values
 from bnstudy.runs.paths import RECORD
@@ -129,6 +130,8 @@ def _read(folder: Path) -> _Run:
         "model": description.choices.get("model"),
         "data": _plain(config.get("data.name", description.choices.get("data"))),
         **{name: _plain(config.get(key)) for key, name in COLUMN_OF_KEY.items()},
+        "label_noise": _label_noise(description.config["data"]),
+        "hessian": _hessian_options(description.config.get("callbacks", {})),
         "status": description.status,
         "at_chance": description.is_at_chance,
         "remark": "; ".join(filter(None, [*_remarks(record, ended), *map(_left_out, others)]))
@@ -163,6 +166,19 @@ def _read(folder: Path) -> _Run:
     return _Run(
         facts, config, description.metrics, settings, others, description.cell or folder.name
     )
+
+
+def _label_noise(data: Mapping[str, Any]) -> float:
+    """Return the share of wrong training labels; data of the user's own may use the key freely."""
+    is_ours = data.get("_target_") in Data.keys_of
+    return float(data.get("label_noise", 0)) if is_ours else 0.0
+
+
+def _hessian_options(callbacks: Mapping[str, Any]) -> str | None:
+    """Return the options of the callback that measures the Hessian, as JSON."""
+    options = callbacks.get("hessian", {})
+    known = Hessian.keys_of.get(options.get("_target_"), ())
+    return json.dumps({key: options[key] for key in known if key in options}) if known else None
 
 
 def _left_out(rows: Mapping[str, Any]) -> str:

@@ -37,6 +37,8 @@ class StudyRuns:
             - cell, path (of its table), overrides, seed, treatment (norm, regularizer and their
               swept options), norm, regularizer, model, data, depth, width, lr, and every other key
               of the configuration that varies over the study;
+            - label_noise: share of wrong training labels; hessian: options of the callback that
+              measured the Hessian, as JSON, or None;
             - own: settings that have one value per treatment, such as a learning rate, as text;
             - pair: the same number for runs that differ only in the treatment;
               grid: point of the grid without the seed, as text; part: see `parts`;

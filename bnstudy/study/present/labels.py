@@ -62,12 +62,35 @@ LABELS = {
     "probe_accuracy": Label("accuracy on the probe set", 0, 1),
     "loss": Label("loss", 0),
     "probe_loss": Label("loss on the probe set", 0),
+    "recalibrated_loss": Label("loss with recomputed running statistics", 0),
+    "recalibrated_accuracy": Label("accuracy with recomputed running statistics", 0, 1),
+    "batch_statistics_loss": Label("loss with the statistics of each batch", 0),
+    "batch_statistics_accuracy": Label("accuracy with the statistics of each batch", 0, 1),
+    "running_mean_error": Label("error of the running mean", 0),
+    "running_variance_error": Label("error of the running variance", 0),
+    "loss_range": Label("range of the loss along the gradient", 0),
+    "first_order_error": Label("error of the linear prediction of the loss", 0),
+    "gradient_change": Label("change of the gradient along its direction", 0),
+    "beta_smoothness": Label("smoothness constant along the gradient", 0),
+    "gradient_norm": Label("norm of the weights' gradient", 0),
+    "mean_drift": Label("shift of channel means since the last epoch", 0),
+    "std_drift": Label("shift of channel SDs since the last epoch", 0),
+    "weight_norm": Label("norm of the weights", 0),
+    "gamma_norm": Label("norm of the scale parameters", 0),
+    "beta_norm": Label("norm of the shift parameters", 0),
+    "effective_lr": Label("effective learning rate", 0),
+    "hessian_trace": Label("trace of the Hessian"),
+    "hessian_trace_error": Label("standard error of the Hessian's trace", 0),
     "separation_slope": Label("change of log separation fuzziness per layer"),
     "separation_r_squared": Label("R² of the separation law", 0, 1),
     "tunnel_start": Label("start of the tunnel (relative depth)", 0, 1),
     "initial_rank": Label("soft rank before training (dimensions)", 1),
     "initial_orthogonality_gap": Label("orthogonality gap before training", 0),
 }
+
+
+EIGENVALUE = re.compile(r"hessian_eigenvalue_(\d+)")  # callbacks.hessian.num_eigenvalues of them
+ORDINALS = {"1": "", "2": "2nd ", "3": "3rd "}
 
 
 def label_of(metric: str) -> Label:
@@ -79,7 +102,12 @@ def label_of(metric: str) -> Label:
     Examples:
         >>> label_of("unit_sparsity").words, label_of("my_metric")
         ('share of zero activations', Label(words='my metric', low=-inf, high=inf))
+        >>> label_of("hessian_eigenvalue_2").words
+        '2nd largest eigenvalue of the Hessian'
     """
+    if found := EIGENVALUE.fullmatch(metric):
+        ordinal = ORDINALS.get(found[1], f"{found[1]}th ")
+        return Label(f"{ordinal}largest eigenvalue of the Hessian")
     return LABELS.get(metric) or Label(metric.replace("_", " "))
 
 

@@ -19,7 +19,7 @@ from bnstudy.runs.paths import RECORD, TABLE, WANDB
 from bnstudy.study.inference.resolution import RESOLUTION
 from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
-from bnstudy.terms import format_count, natural_key
+from bnstudy.terms import FUSED_NORMS, ZERO_METRICS, format_count, natural_key
 
 PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
     ("test", "accuracy"): "higher",
@@ -36,7 +36,7 @@ Key = tuple[str, str, str]  # split, metric, layer
 # Values of the last epochs: of the whole model, and of layers on the training split, activations
 # (the first site by name) before other sites.
 TABLE_NUMBERS = """
-    select grid, treatment, split, metric, layer, value
+    select grid, treatment, norm, split, metric, layer, value
     from final join runs using (cell)
     where layer_index < 0 or split = 'train'
     order by site, position, layer, cell
@@ -66,6 +66,11 @@ def print_table(folder: Path, console: Console) -> None:
             "* marks the better mean; it is not a test of significance.",
             style="dim",
         )
+        if fused := sorted({*study.results["norm"]} & {*FUSED_NORMS}):
+            console.print(
+                f"Counts of zeros are left out for norms without a ReLU ({', '.join(fused)}).",
+                style="dim",
+            )
     for what, where in (
         ("Study", f"{folder}/ ({study.counts()})"),
         ("Records", f"{folder}/*/{RECORD}"),
@@ -82,10 +87,11 @@ def _table(study: StudyRuns) -> Table:
     with_divergence = results[results["status"] == "diverged"]
     diverged = Counter(zip(with_divergence["grid"], with_divergence["treatment"], strict=True))
     values: dict[tuple[str, str, Key], list[float]] = defaultdict(list)
-    for grid, treatment, split, metric, layer, value in study.connection.execute(
+    for grid, treatment, norm, split, metric, layer, value in study.connection.execute(
         TABLE_NUMBERS
     ).fetchall():
-        values[grid, treatment, (split, metric, layer)].append(value)
+        if not (norm in FUSED_NORMS and metric in ZERO_METRICS):
+            values[grid, treatment, (split, metric, layer)].append(value)
     treatments = list(dict.fromkeys(results["treatment"]))
     settings = dict(zip(results["treatment"], results["own"], strict=True))
 

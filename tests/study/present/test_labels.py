@@ -12,6 +12,11 @@ def test_every_metric_of_the_registry_has_words_and_its_range() -> None:
     }
 
 
+def test_eigenvalues_of_the_hessian_are_numbered_in_words() -> None:
+    words = [label_of(f"hessian_eigenvalue_{number}").words for number in (1, 2, 4)]
+    assert words == [f"{order}largest eigenvalue of the Hessian" for order in ("", "2nd ", "4th ")]
+
+
 def test_words_are_words() -> None:
     assert not any(re.search("_|^$", label.words) for label in LABELS.values())
     assert len({label.words for label in LABELS.values()}) == len(LABELS)

@@ -301,6 +301,45 @@ def test_values_of_the_network_are_on_it(studies: Studies) -> None:
 
 
 @pytest.mark.slow
+def test_conditions_of_the_hessian_are_on_it(studies: Studies) -> None:
+    for norm, mode in (("none", "eval"), ("batchnorm", "eval"), ("layernorm", "train")):
+        record = studies.add(norm, 0, "callbacks=hessian", f"callbacks.hessian.batchnorm={mode}")
+        where = (5, 9, "train", -1, "model", None)
+        record.table.add_rows(
+            [
+                Row(*where, "hessian_eigenvalue_1", 2.0, None),
+                Row(*where, "effective_lr", 0.1, None),
+            ]
+        )
+    html = render_page(Analysis(load(studies.folder)))
+    conditions = (
+        "at most 256 samples, BatchNorm with its running statistics "
+        "(callbacks.hessian.batchnorm=eval), trace estimated from 20 random vectors (2 runs); or "
+    )
+    assert conditions in html
+    assert (
+        "BatchNorm with the statistics of these samples (callbacks.hessian.batchnorm=train)" in html
+    )
+    assert "<td>largest eigenvalue of the Hessian</td>" in html
+    assert ">effective learning rate (effective_lr), train</option>" in html
+    assert "<td>effective learning rate</td>" in html
+
+
+@pytest.mark.slow
+def test_label_noise_is_in_its_header(studies: Studies) -> None:
+    for norm in ("none", "batchnorm"):
+        studies.add(norm, 0, "data.label_noise=0.2", layers={"silhouette": [0.1]})
+    head, _, _ = render_page(Analysis(load(studies.folder))).partition("<nav")
+    assert (
+        "<p>20 % of the training labels are wrong (data.label_noise). Accuracy, loss and " in head
+    )
+    for norm in ("none", "batchnorm"):
+        studies.add(norm, 0, "data.label_noise=0", layers={"silhouette": [0.1]})
+    html = render_page(Analysis(load(studies.folder)))
+    assert "<p>0 or 20 % of the training labels are wrong (data.label_noise), depending on" in html
+
+
+@pytest.mark.slow
 def test_metrics_that_do_not_apply_are_no_problem(studies: Studies) -> None:
     record = studies.add("none", layers={"nc3": [0.1]})
     where = (5, 9, "train", 1, "block02", "act")

@@ -132,6 +132,17 @@ def test_runs_that_diverged_or_have_not_ended_are_told(add: Any, tmp_path: Path)
     assert any("5 runs: 3 completed, 1 diverged, 1 failed" in line for line in lines)
 
 
+def test_counts_of_zeros_are_left_out_without_a_relu(add: Any, tmp_path: Path) -> None:
+    add(norm="evonorm_s0", unit_sparsity=0.0, silhouette=0.1)
+    add(norm="none", unit_sparsity=0.5, silhouette=0.2)
+    lines = table(tmp_path)
+    assert "metric layer evonorm_s0 none" in lines or "metric layer none evonorm_s0" in lines
+    (row,) = [line for line in lines if line.startswith("unit_sparsity")]
+    assert sorted(row.split()[2:]) == ["0.500", "–"]
+    note = "Counts of zeros are left out for norms without a ReLU (evonorm_s0)."
+    assert note in " ".join(lines)
+
+
 def test_a_study_without_a_complete_cell_has_no_table(add: Any, tmp_path: Path) -> None:
     add(norm="none", status="failed")
     assert table(tmp_path)[0].endswith("(1 run: 1 failed)")

@@ -22,6 +22,7 @@ from bnstudy.study.load.design import TREATMENT
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.cards import compose_cards
 from bnstudy.study.present.labels import label_of, layer_in_words
+from bnstudy.study.present.page.conditions import describe_hessian, describe_label_noise
 from bnstudy.study.present.page.embedded import embed_numbers
 from bnstudy.study.present.page.page_tables import MAX_ROWS, collect_page_tables
 from bnstudy.study.present.verdict import compose_verdict
@@ -100,6 +101,8 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "embedded_note": _embedded_note(data, study),
         "assumptions": ASSUMPTIONS,
         "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
+        "label_noise": describe_label_noise(study.results),
+        "hessian": describe_hessian(study.results),
         "norm_settings": _norm_settings(study),
         "embedding_methods": list(
             dict.fromkeys(picture["method"] for picture in data["embeddings"]["pictures"])

@@ -1,0 +1,126 @@
+"""Options of a configuration that have no effect beside its other options.
+
+An option without effect in any run is refused. One whose effect depends on the length of the
+training, or on an option that a study may vary, is named in a warning: an experiment that
+`debug=fast` shortens should still run, and so should the cell of a sweep over `data.shift=0,4` that
+has no border to fill.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from bnstudy.errors import UserError
+
+DEFAULT_GAMMA = 0.1  # of the configuration files
+
+# Options that act only through another one: key, value without effect, and the other key.
+DEPENDENT = (
+    ("data.fill", "mean", "data.shift"),
+    ("optim.decay_all", True, "optim.weight_decay"),
+    ("optim.decoupled_weight_decay", False, "optim.weight_decay"),
+    ("optim.dampening", 0, "optim.momentum"),
+    ("trainer.gradient_clip_algorithm", None, "trainer.gradient_clip_val"),
+)
+
+
+def refuse_without_effect(config: dict[str, Any]) -> None:
+    """Refuse options that would have no effect, whatever the data.
+
+    Args:
+        config: Configuration of a run, or some of its groups, with allowed keys and values.
+
+    Raises:
+        UserError: There is such an option.
+    """
+    metrics = config.get("metrics", {})
+    if metrics.get("folds") and metrics.get("names") == []:
+        raise UserError(
+            f"metrics.folds={metrics['folds']} has no effect with metrics.names=[]: no metric is "
+            "measured on parts of the probe set\n"
+            "Choose metrics, such as metrics=fast, or set metrics.folds=0"
+        )
+
+
+def find_without_effect(config: dict[str, Any], steps_per_epoch: int) -> Iterator[str]:
+    """Describe options of a run that will have no effect, or not the whole one.
+
+    Args:
+        config: Resolved configuration.
+        steps_per_epoch: Optimizer steps in an epoch.
+
+    Yields:
+        Sentences for the user, one for each option.
+    """
+    for key, neutral, other in DEPENDENT:
+        value, through = _get(config, key), _get(config, other)
+        if value not in (None, neutral) and not through:
+            yield f"{key}={_text(value)} has no effect with {other}={_text(through)}"
+    schedule, gamma = (_get(config, f"optim.{key}") for key in ("schedule", "gamma"))
+    if schedule != "step" and gamma not in (None, DEFAULT_GAMMA):
+        yield (
+            f"optim.gamma={gamma} has no effect with optim.schedule={_text(schedule)}: only step "
+            "multiplies the learning rate by it"
+        )
+    yield from _find_beyond_training(config, steps_per_epoch)
+
+
+def _find_beyond_training(config: dict[str, Any], steps_per_epoch: int) -> Iterator[str]:
+    """Describe options that name epochs or steps that training does not have."""
+    optim, metrics, epochs = config["optim"], config["metrics"], config["trainer"]["max_epochs"]
+    length = f"with trainer.max_epochs={epochs}"
+    warmup = optim.get("warmup_epochs", 0)
+    if warmup >= epochs:
+        yield (
+            f"optim.warmup_epochs={warmup:g} {length}: the learning rate rises until the last "
+            "step, and no epoch is trained with the whole optim.lr"
+        )
+    milestones = optim.get("milestones", [])
+    if late := [epoch for epoch in milestones if epoch >= epochs]:
+        yield f"optim.milestones={late} {length}: the learning rate does not fall there"
+    if early := [epoch for epoch in milestones if epoch < warmup < epochs]:
+        yield (
+            f"optim.milestones={early} with optim.warmup_epochs={warmup:g}: the learning rate "
+            "falls only when the warm-up ends, and then at once"
+        )
+    kept = config.get("checkpoint_epochs", [])
+    if kept != "all" and (late := [epoch for epoch in kept if epoch > epochs]):
+        yield f"checkpoint_epochs={late} {length}: there are no such epochs"
+    if metrics["at_steps"] != "log2":
+        yield from _find_unmeasured_steps(metrics, epochs, steps_per_epoch)
+
+
+def _find_unmeasured_steps(
+    metrics: dict[str, Any], epochs: int, steps_per_epoch: int
+) -> Iterator[str]:
+    """Describe the steps of `metrics.at_steps` after which nothing is measured."""
+    steps, last = sorted(metrics["at_steps"]), epochs * steps_per_epoch
+    if late := [step for step in steps if step > last]:
+        yield (
+            f"metrics.at_steps={late}: not measured, because the last of the {epochs} x "
+            f"{steps_per_epoch} steps of this run is {last}"
+        )
+    # The last step of an epoch is measured as that epoch, if at all.
+    left_out = [
+        step
+        for step in steps
+        if step < last
+        and step % steps_per_epoch == 0
+        and step // steps_per_epoch % metrics["every_n_epochs"]
+    ]
+    if left_out:
+        yield (
+            f"metrics.at_steps={left_out}: not measured, because epochs of {steps_per_epoch} steps "
+            f"end there that metrics.every_n_epochs={metrics['every_n_epochs']} leaves out"
+        )
+
+
+def _get(config: dict[str, Any], key: str) -> Any:
+    group, _, name = key.partition(".")
+    return config[group].get(name)
+
+
+def _text(value: Any) -> str:
+    """Format a value as on the command line."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
