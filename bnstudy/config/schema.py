@@ -136,7 +136,7 @@ class Model(ChosenGroup):
     residual_init: Annotated[str, OneOf("he", "zero", "fixup")]
     """Initialization of the residual branches."""
     normalizer_free: Boolean
-    """Whether a residual network has the branches of the normalizer-free ResNets."""
+    """Whether a residual network is a normalizer-free ResNet."""
     layer_scale: Positive
     """Initial factor of each channel of ConvNeXt's branches."""
     name: Text

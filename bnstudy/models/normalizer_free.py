@@ -5,9 +5,22 @@ import math
 import torch
 from torch import Tensor, nn
 
-# Keeps the variance of normally distributed values through a ReLU.
 RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 BRANCH_SCALE = 0.2  # alpha of the paper
+
+
+class GainedReLU(nn.ReLU):
+    """ReLU times the gain that keeps the variance of normally distributed values.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> round(GainedReLU()(torch.randn(1_000_000)).var().item(), 2)
+        1.0
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute RELU_GAIN * max(x, 0)."""
+        return RELU_GAIN * super().forward(x)
 
 
 class ScaledStandardizedConv2d(nn.Conv2d):
@@ -19,8 +32,12 @@ class ScaledStandardizedConv2d(nn.Conv2d):
 
     EPS = 1e-4  # smallest variance of a channel's weights, times fan-in; of the authors' code
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, kernel_size: int = 3
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2
+        )
         self.gain = nn.Parameter(torch.ones(out_channels))
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -32,30 +49,32 @@ class ScaledStandardizedConv2d(nn.Conv2d):
 
 
 class ActivatedConv(nn.Module):
-    """ReLU times its gain, then a scaled standardized convolution, named `act` and `conv`."""
+    """ReLU with its gain, then a scaled standardized convolution, named `act` and `conv`."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.act = nn.ReLU()
+        self.act = GainedReLU()
         self.conv = ScaledStandardizedConv2d(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up."""
-        convolved: Tensor = self.conv(RELU_GAIN * self.act(x))
+        convolved: Tensor = self.conv(self.act(x))
         return convolved
 
 
-class NormalizerFreeBranch(nn.Module):
-    """Residual branch f in h + alpha * skip_gain * f(h / beta), where beta^2 is the variance of h.
+class NormalizerFreeBlock(nn.Module):
+    """Residual block h + alpha * skip_gain * f(h / beta), where beta^2 is the variance of h.
 
     `skip_gain` is learned and initially 0 (SkipInit). The variance is not measured but predicted:
-    the first block of a stage sets it to 1, and each block adds alpha^2. There the shortcut starts
-    from h / beta, as in the paper; unlike there it has no convolution.
+    each block adds alpha^2, and a block that halves the image sets it to 1 before. The shortcut of
+    such a block is a strided 1x1 convolution of the activated h / beta, with scaled weight
+    standardization. All other shortcuts are the identity.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        stride: Stride of the first convolution.
+        stride: Stride of the first convolution and of the shortcut; 1 requires as many output as
+            input channels.
         variance: Predicted variance of the input.
     """
 
@@ -63,10 +82,21 @@ class NormalizerFreeBranch(nn.Module):
         super().__init__()
         self.first = ActivatedConv(in_channels, out_channels, stride)
         self.second = ActivatedConv(out_channels, out_channels)
+        self.shortcut = (
+            ScaledStandardizedConv2d(in_channels, out_channels, kernel_size=1)
+            if stride > 1
+            else None
+        )
         self.skip_gain = nn.Parameter(torch.tensor(0.0))
-        self.beta = math.sqrt(variance)
+        self.stride, self.beta = stride, math.sqrt(variance)
 
-    def forward(self, scaled: Tensor) -> Tensor:
-        """Compute alpha * skip_gain * f of an input that is divided by beta."""
-        branch: Tensor = self.second(self.first(scaled))
-        return BRANCH_SCALE * self.skip_gain * branch
+    def forward(self, x: Tensor) -> Tensor:
+        """Map N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up."""
+        activated = self.first.act(x / self.beta)
+        branch = self.second(self.first.conv(activated))
+        if self.shortcut is not None:
+            # The same as a stride of the convolution. With that, its backward pass on a CPU writes
+            # out of bounds if there are fewer than 8 channels (oneDNN's issue 6035).
+            x = self.shortcut(activated[:, :, :: self.stride, :: self.stride])
+        output: Tensor = x + BRANCH_SCALE * self.skip_gain * branch
+        return output

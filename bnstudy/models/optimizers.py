@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from bnstudy.errors import UserError
+from bnstudy.models.normalizer_free import NormalizerFreeBlock
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -151,14 +152,20 @@ def clip_adaptively(network: nn.Module, clipping: float) -> None:
     `clipping` times the norm of the unit's weights, which counts as at least 0.001. The last linear
     layer is not clipped, as in the paper.
 
+    Unlike in the paper, the gains of SkipInit are not clipped either: they are initially 0, so that
+    at most 0.001 times `clipping` would be left of their gradients.
+
     Args:
         network: Network with gradients, which are changed in place.
         clipping: Maximum norm of a gradient relative to that of its weights.
     """
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    last = {id(one) for one in linear[-1].parameters()} if linear else set()
+    unclipped = set(linear[-1].parameters()) if linear else set()
+    unclipped |= {
+        module.skip_gain for module in network.modules() if isinstance(module, NormalizerFreeBlock)
+    }
     for weight in network.parameters():
-        if weight.grad is not None and id(weight) not in last:
+        if weight.grad is not None and weight not in unclipped:
             largest = clipping * _unit_norms(weight).clamp_min(MIN_WEIGHT_NORM)
             norms = _unit_norms(weight.grad)
             weight.grad.mul_((largest / norms.clamp_min(1e-6)).clamp_max(1))

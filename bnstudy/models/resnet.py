@@ -11,13 +11,16 @@ from bnstudy.models.blocks import ConvBlock, scaled
 from bnstudy.models.normalization import Normalization
 from bnstudy.models.normalizer_free import (
     BRANCH_SCALE,
-    NormalizerFreeBranch,
+    GainedReLU,
+    NormalizerFreeBlock,
     ScaledStandardizedConv2d,
 )
 
 CHANNELS = (16, 32, 64)  # per stage
 CONVOLUTIONS_PER_BLOCK = 2
 MIN_IMAGE_SIZE = 5  # the last stage then has 2x2 feature maps; some norms cannot normalize 1x1
+# Standardized weights of 1 input are 0, and those of 2 inputs are opposite numbers.
+MIN_STANDARDIZED_CHANNELS = 3
 
 ResidualInit = Literal["he", "zero", "fixup"]
 
@@ -51,29 +54,9 @@ class ResidualBlock(nn.Module):
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Bring the input into the shape of the output."""
-        return _reshaped(x, self.stride, self.new_channels)
-
-
-class NormalizerFreeBlock(NormalizerFreeBranch):
-    """A normalizer-free branch with the parameter-free shortcut of `ResidualBlock` around it."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, variance: float) -> None:
-        super().__init__(in_channels, out_channels, stride, variance)
-        self.stride, self.new_channels = stride, out_channels - in_channels
-        self.is_transition = stride > 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map N x in_channels x H x W to N x out_channels x H/stride x W/stride, rounded up."""
-        scaled = x / self.beta
-        shortcut = _reshaped(scaled if self.is_transition else x, self.stride, self.new_channels)
-        return shortcut + super().forward(scaled)
-
-
-def _reshaped(x: Tensor, stride: int, new_channels: int) -> Tensor:
-    """Take every `stride`-th position, and fill new channels with zeros."""
-    if stride > 1:
-        x = x[:, :, ::stride, ::stride]
-    return functional.pad(x, (0, 0, 0, 0, 0, new_channels)) if new_channels else x
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return functional.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
 
 class ResNet(nn.Sequential):
@@ -97,16 +80,17 @@ class ResNet(nn.Sequential):
             convolutions' biases replace the scalar biases of rule 3, and its multipliers are
             omitted).
         normalizer_free: Whether the network is the normalizer-free one of Brock, De and Smith 2021
-            (arXiv 2101.08692): activations before convolutions, weights that are standardized, and
-            branches that are scaled; see `NormalizerFreeBranch`. Convolutions have the same names
-            and weights, and as many activations are read.
+            (arXiv 2101.08692): activations before convolutions, weights that are standardized,
+            branches that are scaled, and a 1x1 convolution in the shortcuts that halve the image;
+            see `NormalizerFreeBlock`. All other convolutions have the same names and initial
+            weights as without this option, and as many activations are read.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
         norm: Factory of the normalization layers.
 
     Raises:
-        UserError: The depth is not 6n + 2, the images are too small, options do not fit each other,
-            or the output would be the same for all images.
+        UserError: The depth is not 6n + 2, the images or the width are too small, options do not
+            fit each other, or the output would be the same for all images.
     """
 
     def __init__(
@@ -153,6 +137,12 @@ class ResNet(nn.Sequential):
             )
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         stem = scaled(CHANNELS[0], width)
+        if normalizer_free and stem < MIN_STANDARDIZED_CHANNELS:
+            raise UserError(
+                f"model.width={width} is too small for model.normalizer_free=true: with fewer than "
+                f"{MIN_STANDARDIZED_CHANNELS} channels in the first stage, standardized 1x1 "
+                "convolutions are all 0 or all alike; set model.width to at least 0.2"
+            )
         layers["stem"] = (
             nn.Sequential(OrderedDict(conv=ScaledStandardizedConv2d(channels, stem)))
             if normalizer_free
@@ -173,7 +163,7 @@ class ResNet(nn.Sequential):
                 channels = out_channels
             layers[f"stage{stage}"] = nn.Sequential(stage_blocks)
         if normalizer_free:
-            layers["act"] = nn.ReLU()
+            layers["act"] = GainedReLU()
         layers["pool"] = nn.AdaptiveAvgPool2d(1)
         layers["flatten"] = nn.Flatten()
         layers["classifier"] = nn.Linear(channels, num_classes)

@@ -11,7 +11,7 @@ WORDS = {
     "optim.lr": "learning rate",
     "optim.adaptive_clipping": "adaptive gradient clipping",
     "model.residual_init": "residual initialization",
-    "model.normalizer_free": "normalizer-free branches",
+    "model.normalizer_free": "normalizer-free design",
 }
 
 
