@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import plain_values, select_own_classes
-from bnstudy.config.identity import register_resolvers
+from bnstudy.config.identity import GROUPS, register_resolvers
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import trust
 from bnstudy.config.without_effect import refuse_without_effect
@@ -229,10 +229,14 @@ def measure_networks(arguments: Sequence[str]) -> None:
         "--overwrite", action="store_true", help="replace runs that were measured before"
     )
     options = parser.parse_intermixed_args(arguments)
+    names = [word for word in options.words if not _is_override(word)]
     # Overrides may also stand after --weights.
-    weights = [word for word in options.weights if not _is_study_override(word)]
-    words = [*options.words, *filter(_is_study_override, options.weights)]
-    names = [word for word in words if not _is_override(word)]
+    known = {name.rpartition(":")[2] for name in names}
+    after = [
+        word for word in options.weights if _is_key(word) and word.partition("=")[0] not in known
+    ]
+    weights = [word for word in options.weights if word not in after]
+    words = [*options.words, *after]
     for name in names:
         if not all(name.partition(":")):
             parser.error(f"{name}: it takes torchvision:NAME or package.module:function")
@@ -328,7 +332,7 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
         UserError: An override is of another group, or a value is not allowed.
     """
     for override in overrides:
-        if not _is_study_override(override):
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in NETWORK_KEYS:
             raise UserError(
                 f"{override}: networks that are trained already take {', '.join(NETWORK_KEYS)}, "
                 "and keys of these; other settings are those they were trained with"
@@ -415,10 +419,10 @@ def _gibibytes(text: str) -> float:
     return budget
 
 
-def _is_study_override(word: str) -> bool:
-    """Check for an override of data, probe set, metrics or study."""
+def _is_key(word: str) -> bool:
+    """Check for an override of a configuration group."""
     key, is_override, _ = word.lstrip("+~").partition("=")
-    return bool(is_override) and key.partition(".")[0] in NETWORK_KEYS
+    return bool(is_override) and key.partition(".")[0] in {*GROUPS, *NETWORK_KEYS, "seed"}
 
 
 def _is_override(word: str) -> bool:

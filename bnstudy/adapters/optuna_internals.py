@@ -37,7 +37,7 @@ def make_sampler(
     if not isinstance(option, partial):
         return option, None
     choices: Any = partial(OptunaSweeperImpl._to_grid_sampler_choices, None)  # type: ignore[arg-type]
-    values = product(*(choices(distribution) for distribution in space.values()))
+    axes = (dict.fromkeys(choices(distribution)) for distribution in space.values())
     return optuna.samplers.RandomSampler(), [
-        dict(zip(space, point, strict=True)) for point in values
+        dict(zip(space, point, strict=True)) for point in product(*axes)
     ]

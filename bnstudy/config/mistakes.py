@@ -52,7 +52,10 @@ def _explain(error: BaseException) -> str | None:
     if "" in sys.argv:
         return "an argument is empty, perhaps a shell variable that is not set; remove it"
     if sweep := SEVERAL_VALUES.match(str(error)):
-        return f"{sweep[1]}: several values are a sweep; add -m at the end of the command"
+        return (
+            f"{sweep[1]}: several values are a sweep, which bnstudy.train runs with -m at the end; "
+            "a list is written in brackets, KEY=[...]"
+        )
     return " ".join(str(error).split())
 
 

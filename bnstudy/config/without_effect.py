@@ -9,6 +9,7 @@ has no border to fill.
 from collections.abc import Iterator
 from typing import Any
 
+from bnstudy.config.targets import TARGET
 from bnstudy.errors import UserError
 
 DEFAULT_GAMMA = 0.1  # of the configuration files
@@ -51,7 +52,13 @@ def find_without_effect(config: dict[str, Any], steps_per_epoch: int) -> Iterato
     Yields:
         Sentences for the user, one for each option.
     """
+    is_ours = str(config["data"].get(TARGET, "")).startswith("bnstudy.")
     for key, neutral, other in DEPENDENT:
+        if key.startswith("data.") and not is_ours:  # they may use the key freely
+            continue
+        group, _, name = other.partition(".")
+        if name not in config[group] and other != "trainer.gradient_clip_val":
+            continue  # the library's default
         value, through = _get(config, key), _get(config, other)
         if value not in (None, neutral) and not through:
             yield f"{key}={_text(value)} has no effect with {other}={_text(through)}"
@@ -85,7 +92,7 @@ def _find_beyond_training(config: dict[str, Any], steps_per_epoch: int) -> Itera
     kept = config.get("checkpoint_epochs", [])
     if kept != "all" and (late := [epoch for epoch in kept if epoch > epochs]):
         yield f"checkpoint_epochs={late} {length}: there are no such epochs"
-    if metrics["at_steps"] != "log2":
+    if metrics.get("at_steps", []) != "log2":
         yield from _find_unmeasured_steps(metrics, epochs, steps_per_epoch)
 
 
@@ -93,24 +100,23 @@ def _find_unmeasured_steps(
     metrics: dict[str, Any], epochs: int, steps_per_epoch: int
 ) -> Iterator[str]:
     """Describe the steps of `metrics.at_steps` after which nothing is measured."""
-    steps, last = sorted(metrics["at_steps"]), epochs * steps_per_epoch
+    steps, last = sorted(metrics.get("at_steps", [])), epochs * steps_per_epoch
     if late := [step for step in steps if step > last]:
         yield (
             f"metrics.at_steps={late}: not measured, because the last of the {epochs} x "
             f"{steps_per_epoch} steps of this run is {last}"
         )
+    every = metrics.get("every_n_epochs", 1)
     # The last step of an epoch is measured as that epoch, if at all.
     left_out = [
         step
         for step in steps
-        if step < last
-        and step % steps_per_epoch == 0
-        and step // steps_per_epoch % metrics["every_n_epochs"]
+        if step < last and step % steps_per_epoch == 0 and step // steps_per_epoch % every
     ]
     if left_out:
         yield (
             f"metrics.at_steps={left_out}: not measured, because epochs of {steps_per_epoch} steps "
-            f"end there that metrics.every_n_epochs={metrics['every_n_epochs']} leaves out"
+            f"end there that metrics.every_n_epochs={every} leaves out"
         )
 
 

@@ -62,6 +62,12 @@ class ActivatedConv(nn.Module):
         return convolved
 
 
+class ShortcutConv(ScaledStandardizedConv2d):
+    """Convolution of a shortcut, which is not a layer: networks with a norm have none there."""
+
+    site = "output"
+
+
 class NormalizerFreeBlock(nn.Module):
     """Residual block h + alpha * skip_gain * f(h / beta), where beta^2 is the variance of h.
 
@@ -83,9 +89,7 @@ class NormalizerFreeBlock(nn.Module):
         self.first = ActivatedConv(in_channels, out_channels, stride)
         self.second = ActivatedConv(out_channels, out_channels)
         self.shortcut = (
-            ScaledStandardizedConv2d(in_channels, out_channels, kernel_size=1)
-            if stride > 1
-            else None
+            ShortcutConv(in_channels, out_channels, kernel_size=1) if stride > 1 else None
         )
         self.skip_gain = nn.Parameter(torch.tensor(0.0))
         self.stride, self.beta = stride, math.sqrt(variance)

@@ -386,9 +386,8 @@ class Products(ClassSums):
     def finish(self) -> None:
         """Fill in the lower triangle and compute the results that depend on all blocks."""
         mirror(self.residuals)
-        if (
-            self.multiplication.splits
-        ):  # on the diagonal, the terms that are left out do not average out
+        if self.multiplication.splits:
+            # On the diagonal, the terms that are left out do not average out.
             self.residuals.diagonal().copy_(self.residual_norms_squared)
         self.residual_norms_squared = self.residuals.diagonal()
         super().finish()

@@ -63,7 +63,7 @@ def compute_averages(
         place_index, site (and epoch or step); n, number of runs with a finite value; undefined,
         number of the other runs; diverged, number of all these runs that diverged; mean; sd,
         standard deviation with n - 1 degrees of freedom. The layers are those that all runs at the
-        point share (see `select_shared_columns`). Columns without a value in any run have no row.
+        point share (see `mark_shared_columns`). Columns without a value in any run have no row.
     """
     keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
@@ -117,7 +117,7 @@ def compute_effects(
         - probability, probability_low, probability_high: of the whole model's numbers, the
           probability that a run of the treatment has the larger value, and its interval.
 
-        The layers are those that all runs at the point share (see `select_shared_columns`).
+        The layers are those that all runs at the point share (see `mark_shared_columns`).
     """
     keys, values = load_columns(study)
     return compare_pairs(study, keys, partial(read_pairs, study, values), baseline, by)

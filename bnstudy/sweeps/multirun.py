@@ -350,7 +350,7 @@ def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None
     causes = {(failure.kind, failure.error) for failure in failures.values()}
     if len(failures) > 1 == len(causes) and not any(one.log for one in failures.values()):
         ((kind, error),) = causes
-        if kind == "failed":  # a mistake, which repeating the command cannot mend
+        if kind == "failed":  # the message says what to do
             raise UserError(f"{len(failures)} of {len(cells)} cells failed:\n{error}")
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("cell", "", "error", "log"):

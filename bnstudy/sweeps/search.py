@@ -33,6 +33,8 @@ from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
 
+TAKEN = (TrialState.COMPLETE, TrialState.RUNNING)  # states of trials that are not repeated
+
 
 @dataclass(frozen=True)
 class GridPoint:
@@ -201,7 +203,7 @@ class _TrialClaims:
         with self.lock:
             if not self._has_all_claims(study):  # a seeded sampler would repeat others' values
                 study.sampler.reseed_rng()
-            missing = search.n_trials - _count(study, TrialState.COMPLETE, TrialState.RUNNING)
+            missing = search.n_trials - _count(study, *TAKEN)
             trials = []
             for _ in range(max(0, min(missing, limit))):
                 if search.grid and not _count(study, TrialState.WAITING):
@@ -319,12 +321,13 @@ def _count(study: optuna.Study, *states: TrialState) -> int:
 
 def _next_point(study: optuna.Study, grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the missing point of a grid that was tried least often."""
+    trials = study.get_trials(deepcopy=False)
+    taken = [trial.params for trial in trials if trial.state in TAKEN]
 
-    def count(point: dict[str, Any], *states: TrialState) -> int:
-        trials = study.get_trials(deepcopy=False, states=states or None)
+    def count(point: dict[str, Any]) -> int:
         return sum(point.items() <= trial.params.items() for trial in trials)
 
-    missing = [point for point in grid if not count(point, TrialState.COMPLETE, TrialState.RUNNING)]
+    missing = [point for point in grid if not any(point.items() <= one.items() for one in taken)]
     return min(missing, key=count)
 
 

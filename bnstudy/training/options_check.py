@@ -28,7 +28,7 @@ def require_samples_for_folds(data: DataModule, metrics: dict[str, Any]) -> None
     Raises:
         UserError: There are more parts than samples of a class.
     """
-    folds = metrics["folds"]
+    folds = metrics.get("folds", 0)
     if not folds:
         return
     labels = {split: data.labels[split][data.probe_indices[split]] for split in SPLITS}

@@ -39,8 +39,7 @@ class StudyRecorder(RepresentationMetrics):
     Layers are measured before training, at epoch ends and at the end, and recorded by a `Run`; the
     trainer's loggers get the values, too. At the end, loss and accuracy are computed in eval mode
     if the module's output is one logit per class: of the trainer's whole training and validation
-    data, or of `probes` if these are given. A training that goes on from a
-    checkpoint goes on in its run.
+    data, or of `probes` if these are given. If training goes on from a checkpoint, so does its run.
 
     Args:
         study: Name of the study.

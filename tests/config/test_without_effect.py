@@ -96,8 +96,9 @@ def test_folds_without_metrics_are_refused(config: dict[str, Any]) -> None:
 def test_what_will_have_no_effect_is_warned_of(
     config: dict[str, Any], changes: dict[str, Any], warnings: list[str]
 ) -> None:
-    kept = changes.pop("checkpoint_epochs", [])
-    config = changed(config, **changes) | {"checkpoint_epochs": kept}
+    groups = {name: values for name, values in changes.items() if name != "checkpoint_epochs"}
+    kept = changes.get("checkpoint_epochs", [])
+    config = changed(config, **groups) | {"checkpoint_epochs": kept}
     found = list(find_without_effect(config, STEPS_PER_EPOCH))
     assert len(found) == len(warnings), found
     for sentence, beginning in zip(found, warnings, strict=True):

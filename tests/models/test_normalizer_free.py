@@ -95,8 +95,11 @@ def test_it_is_paired_and_read_as_the_resnet() -> None:
     added = weighted(ours).keys() - weighted(theirs).keys()
     assert added == {"stage2.block01.shortcut", "stage3.block01.shortcut"}
     batches = [(torch.randn(4, 1, 28, 28), torch.arange(4) % 2)]
-    read = [len(list(capture(one, batches, distances=False))) for one in (ours, theirs)]
-    assert read == [7, 7]
+    for sites in (["act"], ["conv"]):
+        read = [
+            len(list(capture(one, batches, sites=sites, distances=False))) for one in (ours, theirs)
+        ]
+        assert read == [7, 7]
 
 
 def test_it_needs_no_norm() -> None:

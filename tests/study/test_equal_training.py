@@ -87,7 +87,7 @@ def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> 
     assert (
         "At equal training accuracy, single tests of test accuracy and silhouette have the same "
         "results as after the last epoch, except for silhouette in block01 (higher, now unclear). "
-        "Over all metrics and layers, the results of 1 of 3 single tests change." in text
+        "Over all metrics and layers, the results of 1 of 1 single tests change." in text
     )
     page = render_page(analysis)
     assert "Paired differences at equal training loss and accuracy" in page

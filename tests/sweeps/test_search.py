@@ -138,7 +138,7 @@ def search_slowly(
         options["max_failure_rate"] = 1.0
     is_grid = isinstance(sampler, partial)
     search(
-        ["optim.lr=choice(0.1,0.2,0.3)" if is_grid else "optim.lr=interval(0.1,1.0)"],
+        ["optim.lr=choice(0.1,0.2,0.3,0.1)" if is_grid else "optim.lr=interval(0.1,1.0)"],
         {"optim.lr": "0.1"} if is_grid else {},
         n_trials,
         options,

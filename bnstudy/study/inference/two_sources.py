@@ -34,10 +34,10 @@ def two_source_interval(
     All runs are probed with the same samples, which therefore move all pairs alike: the spread over
     pairs does not show it. Parts of the samples (folds) do. In the two-way layout of pairs and
     folds, the variance of the mean is that over pairs plus that over folds without their
-    interaction, which the pairs already carry; so does the dual bootstrap of rsatoolbox correct it
-    (Schuett et al. 2023, arXiv 2112.09200). Mean squares instead of resamples, and Student's t with
-    Satterthwaite's degrees of freedom, hold with few folds too. The interval is never narrower than
-    that of the pairs alone (Student's t).
+    interaction, which the pairs already carry; rsatoolbox's dual bootstrap makes the same
+    correction (Schuett et al. 2023, arXiv 2112.09200). Mean squares instead of resamples, and
+    Student's t with Satterthwaite's degrees of freedom, hold with few folds too. The interval is
+    never narrower than that of the pairs alone (Student's t).
 
     Args:
         differences: Differences on all samples, pairs x comparisons.

@@ -194,10 +194,14 @@ def _load_matrix(study: StudyRuns, every: Coordinate | None) -> tuple[pd.DataFra
     runs = _number_networks(study)
     study.connection.register("run_networks", runs)
     measured = _list_measured(study)
-    left_out: tuple[str, ...] = STANDARD_ERRORS
-    if not every and measured["metric"].isin(["loss", "accuracy"]).any():
-        left_out += PROBE_PERFORMANCE  # of whole splits, too
-    measured = measured[~measured["metric"].isin(left_out)]
+    measured = measured[~measured["metric"].isin(STANDARD_ERRORS)]
+    if not every:  # numbers of a whole split stand for those of its probe set
+        known = set(zip(measured["split"], measured["metric"], strict=True))
+        is_replaced = [
+            metric in PROBE_PERFORMANCE and (split, metric.removeprefix("probe_")) in known
+            for split, metric in zip(measured["split"], measured["metric"], strict=True)
+        ]
+        measured = measured[~np.array(is_replaced, dtype=bool)]
     measured = measured.assign(place=_name_layers(measured))
     keys = _make_keys(measured)
     columns = measured.merge(keys.reset_index(names="column_number"))

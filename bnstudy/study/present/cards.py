@@ -124,7 +124,8 @@ def _find(
     for criterion, results in at_equal_training.items():
         result = results.get(key_of(row))
         if result and result != (direction_of(row) or "unclear"):
-            certainty += f"; {result} at equal training {criterion}"
+            on_probe = "" if row.place_index else ", on the probe set"
+            certainty += f"; {result} at equal training {criterion}{on_probe}"
     return Finding(outcome, ARROWS[directions], direction, size, detail, certainty)
 
 

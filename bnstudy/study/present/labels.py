@@ -90,7 +90,7 @@ LABELS = {
 
 
 EIGENVALUE = re.compile(r"hessian_eigenvalue_(\d+)")  # callbacks.hessian.num_eigenvalues of them
-ORDINALS = {"1": "", "2": "2nd ", "3": "3rd "}
+SUFFIXES = {"1": "st", "2": "nd", "3": "rd"}  # of ordinal numbers
 
 
 def label_of(metric: str) -> Label:
@@ -106,7 +106,9 @@ def label_of(metric: str) -> Label:
         '2nd largest eigenvalue of the Hessian'
     """
     if found := EIGENVALUE.fullmatch(metric):
-        ordinal = ORDINALS.get(found[1], f"{found[1]}th ")
+        number = found[1]
+        suffix = "th" if number[-2:-1] == "1" else SUFFIXES.get(number[-1], "th")
+        ordinal = "" if number == "1" else f"{number}{suffix} "
         return Label(f"{ordinal}largest eigenvalue of the Hessian")
     return LABELS.get(metric) or Label(metric.replace("_", " "))
 

@@ -66,7 +66,8 @@ def print_table(folder: Path, console: Console) -> None:
             "* marks the better mean; it is not a test of significance.",
             style="dim",
         )
-        if fused := sorted({*study.results["norm"]} & {*FUSED_NORMS}):
+        fused = sorted({*study.results["norm"]} & {*FUSED_NORMS})
+        if fused and study.directions.keys() & {*ZERO_METRICS}:
             console.print(
                 f"Counts of zeros are left out for norms without a ReLU ({', '.join(fused)}).",
                 style="dim",

@@ -35,13 +35,13 @@ def describe_hessian(results: pd.DataFrame) -> str:
     Args:
         results: Rows of `StudyRuns.results`.
     """
-    counts = results["hessian"].value_counts()
-    ways = [(json.loads(str(options)), count) for options, count in counts.items()]
-    if not ways:
+    conditions = results["hessian"].dropna().map(lambda options: _describe(json.loads(options)))
+    counts = conditions.value_counts()
+    if counts.empty:
         return ""
     described = [
-        _describe_way(options) + (f" ({format_count(count, 'run')})" if len(ways) > 1 else "")
-        for options, count in ways
+        str(text) + (f" ({format_count(count, 'run')})" if len(counts) > 1 else "")
+        for text, count in counts.items()
     ]
     return (
         "The Hessian is that of the cross-entropy, without the penalty of a regularizer, on "
@@ -49,7 +49,7 @@ def describe_hessian(results: pd.DataFrame) -> str:
     )
 
 
-def _describe_way(options: dict[str, Any]) -> str:
+def _describe(options: dict[str, Any]) -> str:
     facts = []
     if "num_samples" in options:
         facts.append(f"at most {format_count(options['num_samples'], 'sample')}")

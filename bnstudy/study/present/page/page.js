@@ -627,7 +627,8 @@ function differenceOverTime(metric, split, place, time, pointsOf, timeAxis) {
       `${place === data.model ? "" : describeDepth()}, n = ` +
       `${distinct(points.map((point) => point.n)).join(", ") || 0}; ` +
       (points.some((point) => Number.isFinite(point.low))
-        ? `bands are 95 % confidence intervals of single ${time}s.` : "there are no bands.") + describeFewPairs(points.map((point) => point.n)),
+        ? `bands are 95 % confidence intervals of single ${time}s.` : "there are no bands.") +
+      describeFewPairs(points.map((point) => point.n)),
     ignores: [...AXES, "seed"],
     columns: ["norm", time, ...DIFFERENCES],
     rows: series.flatMap(({ name, points }) =>
@@ -731,7 +732,7 @@ function ofNetwork() {
 /** Choose the name at the chosen epoch: whole splits are evaluated before training and after the last. */
 function nameNow(metric) {
   const isBetween = ![last, "0"].includes(String(chosen("epoch")));
-  return isBetween && isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
+  return (isBetween || !isKnown(metric)) && isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
 }
 
 /** Compute a target of a group of runs at the selected epoch. */
@@ -1151,6 +1152,7 @@ function draw(figure) {
   }
   if (!hasValues) {
     window.Plotly?.purge(plot);
+    plot.classList.remove("js-plotly-plot"); // printing lays these out again
     plot.textContent = "There are no values to draw.";
   } else if (window.Plotly) {
     if (!plot.querySelector(".plot-container")) plot.textContent = ""; // a message

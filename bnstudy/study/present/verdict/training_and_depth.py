@@ -84,20 +84,26 @@ def _compare_results(
     described = [row for row in described if key_of(row) in before.keys() & now.keys()]
     if not described:
         return
-    changed = [
-        f"{f'{row.metric} {format_place(row)}' if row.place_index else 'test accuracy'} "
-        f"({before[key]}, now {now[key]})"
-        for row in described
-        if before[key := key_of(row)] != now[key]
-    ]
-    common = before.keys() & now.keys()
+    changed = []
+    for row in described:
+        before_row, now_row = before[key_of(row)], now[key_of(row)]
+        if before_row != now_row:
+            on_probe = "" if row.place_index else " on the probe set"
+            changed.append(f"{_name(row)} ({before_row}, now {now_row}{on_probe})")
+    tested = dict.fromkeys(row.metric if row.place_index else _name(row) for row in described)
+    layers = [key_of(row) for row in at_equal.itertuples() if row.place_index]
+    layers = [key for key in layers if key in before.keys() & now.keys()]
     yield (
-        f"At equal training {criterion}, single tests of {join_words(['test accuracy', *metrics])} "
-        "have the same results as after the last epoch"
+        f"At equal training {criterion}, single tests of {join_words([*tested])} have the same "
+        "results as after the last epoch"
         f"{f', except for {join_words(changed)}' if changed else ''}. Over all metrics and layers, "
-        f"the results of {sum(before[key] != now[key] for key in common)} of {len(common)} single "
+        f"the results of {sum(before[key] != now[key] for key in layers)} of {len(layers)} single "
         "tests change."
     )
+
+
+def _name(row: Any) -> str:
+    return f"{row.metric} {format_place(row)}" if row.place_index else "test accuracy"
 
 
 def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, STUDENT_T
 from bnstudy.study.load.matrix import are_activations
-from bnstudy.terms import format_count
+from bnstudy.terms import PROBE_PERFORMANCE, format_count
 
 LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significant difference
 
@@ -43,7 +43,8 @@ def direction_of(row: Any) -> str:
 
 def key_of(row: Any) -> tuple[str, str, str]:
     """Return split, metric and place of a row; the probe set's accuracy counts as accuracy."""
-    return row.split, row.metric.removeprefix("probe_"), row.place
+    metric = row.metric.removeprefix("probe_") if row.metric in PROBE_PERFORMANCE else row.metric
+    return row.split, metric, row.place
 
 
 def find_results(table: pd.DataFrame) -> dict[tuple[str, str, str], str]:
