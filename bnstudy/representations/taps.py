@@ -307,7 +307,7 @@ def _site(name: str, module: nn.Module) -> str:
 
 def _known_site(module: nn.Module) -> str | None:
     """Return a module's site by its attribute or its type; None if neither has one."""
-    if (declared := getattr(module, "site", None)) in SITE_TYPES:
+    if (declared := getattr(module, "site", None)) in {*SITE_TYPES, OUTPUT}:
         return str(declared)
     return next((site for site, types in SITE_TYPES.items() if isinstance(module, types)), None)
 
