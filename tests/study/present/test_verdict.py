@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.generalization import compute_mediation
 from bnstudy.study.load.matrix import load_shared_columns
 from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.present.verdict.wording import format_place, name_place
 from bnstudy.study.study import load
 from tests.study.studies import Studies
 
@@ -269,3 +271,9 @@ def test_networks_of_different_depth_are_compared_at_relative_depths(studies: St
     assert "With BatchNorm, silhouette is higher at 5 of 5 relative depths (depth 0 %, " in text
     assert "The largest difference is at depth " in text
     assert "among 5 relative depths, the rank" in text
+
+
+def test_layers_with_only_a_number_are_named() -> None:
+    rows = [SimpleNamespace(place=place, layers=2) for place in ("2", "block01", "depth 25 %")]
+    assert [name_place(row) for row in rows] == ["layer 2", "block01", "depth 25 %"]
+    assert format_place(rows[0]) == "in layer 2"

@@ -22,6 +22,7 @@ from bnstudy.study.present.verdict.wording import (
     format_place,
     format_places,
     format_signed,
+    name_place,
     select_rows,
     select_test_accuracy,
 )
@@ -159,7 +160,7 @@ def _describe_metric(
             yield (
                 f"With {treatment}, {metric} is {direction} "
                 f"{format_places(rows, f'{len(clear)} of ')} "
-                f"({', '.join(row.place for row in clear)}). The largest difference is "
+                f"({', '.join(map(name_place, clear))}). The largest difference is "
                 f"{format_place(largest)}: {format_difference(largest)}.{_count_remaining(clear)}"
             )
     if not any(map(direction_of, tested)):

@@ -89,9 +89,14 @@ def find_largest(rows: Sequence[Any]) -> Any:
     return max(rows, key=lambda row: (abs(row.difference), row.place_index))
 
 
+def name_place(row: Any) -> str:
+    """Name the place of a row; layers that have only a number, as in nn.Sequential, are layer 2."""
+    return f"layer {row.place}" if row.place[:1].isdigit() else str(row.place)
+
+
 def format_place(row: Any) -> str:
     """Format the place of a row: in a layer, or at a relative depth."""
-    return f"{'in' if row.layers > 0 else 'at'} {row.place}"
+    return f"{'in' if row.layers > 0 else 'at'} {name_place(row)}"
 
 
 def format_places(rows: Sequence[Any], some: str = "") -> str:
