@@ -17,7 +17,7 @@ from bnstudy.config.composition import plain_values, select_own_classes
 from bnstudy.config.identity import GROUPS, register_resolvers
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import trust
-from bnstudy.config.without_effect import refuse_without_effect
+from bnstudy.config.without_effect import ONLY_IN_TRAINING, refuse_without_effect
 from bnstudy.errors import UserError
 from bnstudy.runs.paths import runs_below
 from bnstudy.terms import SITES, SPLITS
@@ -232,8 +232,11 @@ def measure_networks(arguments: Sequence[str]) -> None:
     names = [word for word in options.words if not _is_override(word)]
     # Overrides may also stand after --weights.
     known = {name.rpartition(":")[2] for name in names}
+    groups = {*GROUPS, *NETWORK_KEYS, "seed"}
     after = [
-        word for word in options.weights if _is_key(word) and word.partition("=")[0] not in known
+        word
+        for word in options.weights
+        if "=" in word and _group_of(word) in groups and word.partition("=")[0] not in known
     ]
     weights = [word for word in options.weights if word not in after]
     words = [*options.words, *after]
@@ -332,7 +335,7 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
         UserError: An override is of another group, or a value is not allowed.
     """
     for override in overrides:
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in NETWORK_KEYS:
+        if _group_of(override) not in NETWORK_KEYS:
             raise UserError(
                 f"{override}: networks that are trained already take {', '.join(NETWORK_KEYS)}, "
                 "and keys of these; other settings are those they were trained with"
@@ -346,7 +349,7 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
     keys = {key: cfg[key] for key in NETWORK_KEYS}
     config = plain_values(OmegaConf.create(keys))
     validate(config)
-    for key in ("at_steps", "folds"):
+    for key in ONLY_IN_TRAINING:
         if value := config["metrics"][key]:
             raise UserError(
                 f"metrics.{key}={value} has no effect on networks that are trained already: it "
@@ -419,10 +422,9 @@ def _gibibytes(text: str) -> float:
     return budget
 
 
-def _is_key(word: str) -> bool:
-    """Check for an override of a configuration group."""
-    key, is_override, _ = word.lstrip("+~").partition("=")
-    return bool(is_override) and key.partition(".")[0] in {*GROUPS, *NETWORK_KEYS, "seed"}
+def _group_of(override: str) -> str:
+    """Return the configuration group, or the key without a group, that an override changes."""
+    return override.lstrip("+~").partition("=")[0].partition(".")[0]
 
 
 def _is_override(word: str) -> bool:

@@ -49,6 +49,14 @@ def format_count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
+def is_provided(target: object) -> bool:
+    """Check whether bnstudy provides the class that a `_target_` names.
+
+    The keys of a class of the user's own may have other meanings.
+    """
+    return str(target).startswith("bnstudy.")
+
+
 def natural_key(text: str) -> list[str | float]:
     """Return a sorting key by which numbers in a text are ordered by their value.
 

@@ -11,8 +11,12 @@ from typing import Any
 
 from bnstudy.config.targets import TARGET
 from bnstudy.errors import UserError
+from bnstudy.terms import is_provided
 
 DEFAULT_GAMMA = 0.1  # of the configuration files
+
+# Options of metrics that act only during training, and their values without effect.
+ONLY_IN_TRAINING: dict[str, Any] = {"at_steps": [], "folds": 0}
 
 # Options that act only through another one: key, value without effect, and the other key.
 DEPENDENT = (
@@ -52,9 +56,9 @@ def find_without_effect(config: dict[str, Any], steps_per_epoch: int) -> Iterato
     Yields:
         Sentences for the user, one for each option.
     """
-    is_ours = str(config["data"].get(TARGET, "")).startswith("bnstudy.")
+    has_own_data = not is_provided(config["data"].get(TARGET))
     for key, neutral, other in DEPENDENT:
-        if key.startswith("data.") and not is_ours:  # they may use the key freely
+        if key.startswith("data.") and has_own_data:
             continue
         group, _, name = other.partition(".")
         if name not in config[group] and other != "trainer.gradient_clip_val":

@@ -31,7 +31,7 @@ from bnstudy.runs.lease import STALE_AFTER, find_occupied, hold_lease
 from bnstudy.runs.paths import LOG
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
-from bnstudy.terms import format_count
+from bnstudy.terms import format_count, is_provided
 
 TAKEN = (TrialState.COMPLETE, TrialState.RUNNING)  # states of trials that are not repeated
 
@@ -297,8 +297,7 @@ def _check(settings: dict[str, Any], config: DictConfig) -> None:
 
 def _may_have_validation(data: DictConfig) -> bool:
     """Check for a validation split; data of the user's own may have one, which a run finds out."""
-    is_ours = str(data[TARGET]).startswith("bnstudy.")
-    return not is_ours or bool(data.validation)
+    return not is_provided(data[TARGET]) or bool(data.validation)
 
 
 def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bnstudy.config.mistakes import explain
+from bnstudy.config.without_effect import ONLY_IN_TRAINING
 from bnstudy.runs.parts import MeasuredLater
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console, progress_bar
@@ -158,7 +159,7 @@ def find_other_options(record: Record, metrics: dict[str, Any]) -> list[str]:
     had = record.description.config["metrics"]
     return [
         f"metrics.{key}={had.get(key, default)} instead of {metrics[key]}"
-        for key, default in (("at_steps", []), ("folds", 0))
+        for key, default in ONLY_IN_TRAINING.items()
         if metrics[key] not in (default, had.get(key, default))
     ]
 

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bnstudy.config.identity import ADDED, essence
-from bnstudy.config.schema import Data, Hessian
 from bnstudy.errors import UserError, first_line
 from bnstudy.redaction import redact, redact_values
 from bnstudy.runs.paths import RECORD
 from bnstudy.runs.record import Record
 from bnstudy.study.load.design import COLUMN_OF_KEY, TREATMENT, Design, format_options
-from bnstudy.terms import PER_NORM_OPTIONS, SPLITS
+from bnstudy.terms import PER_NORM_OPTIONS, SPLITS, is_provided
 
 SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in PER_NORM_OPTIONS))
 
@@ -169,16 +168,16 @@ def _read(folder: Path) -> _Run:
 
 
 def _label_noise(data: Mapping[str, Any]) -> float:
-    """Return the share of wrong training labels; data of the user's own may use the key freely."""
-    is_ours = data.get("_target_") in Data.keys_of
-    return float(data.get("label_noise", 0)) if is_ours else 0.0
+    """Return the share of wrong training labels, as far as it is known."""
+    return float(data.get("label_noise", 0)) if is_provided(data.get("_target_")) else 0.0
 
 
 def _hessian_options(callbacks: Mapping[str, Any]) -> str | None:
     """Return the options of the callback that measures the Hessian, as JSON."""
     options = callbacks.get("hessian", {})
-    known = Hessian.keys_of.get(options.get("_target_"), ())
-    return json.dumps({key: options[key] for key in known if key in options}) if known else None
+    if not is_provided(options.get("_target_")):
+        return None
+    return json.dumps({key: value for key, value in options.items() if key != "_target_"})
 
 
 def _left_out(rows: Mapping[str, Any]) -> str:

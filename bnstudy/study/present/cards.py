@@ -17,6 +17,7 @@ from bnstudy.study.present.verdict.wording import (
     format_interval,
     format_signed,
     key_of,
+    result_of,
     select_known,
     select_rows,
     select_test_accuracy,
@@ -123,7 +124,7 @@ def _find(
     certainty = _describe_certainty(row)
     for criterion, results in at_equal_training.items():
         result = results.get(key_of(row))
-        if result and result != (direction_of(row) or "unclear"):
+        if result and result != result_of(row):
             on_probe = "" if row.place_index else ", on the probe set"
             certainty += f"; {result} at equal training {criterion}{on_probe}"
     return Finding(outcome, ARROWS[directions], direction, size, detail, certainty)

@@ -113,6 +113,18 @@ def label_of(metric: str) -> Label:
     return LABELS.get(metric) or Label(metric.replace("_", " "))
 
 
+def name_layer(place: str) -> str:
+    """Name a layer or relative depth; layers with only a number, as in nn.Sequential, get a noun.
+
+    Examples:
+        >>> name_layer("block04"), name_layer("2"), name_layer("2 / 3")
+        ('block04', 'layer 2', 'layer 2 / layer 3')
+    """
+    return " / ".join(
+        f"layer {name}" if name[:1].isdigit() else name for name in place.split(" / ")
+    )
+
+
 def layer_in_words(place: str) -> str:
     """Name a layer or relative depth in words.
 
@@ -125,7 +137,4 @@ def layer_in_words(place: str) -> str:
         >>> layer_in_words("2"), layer_in_words("2 / 3")  # layers of nn.Sequential
         ('layer 2', 'layer 2 / layer 3')
     """
-    return " / ".join(
-        f"layer {name}" if name[:1].isdigit() else re.sub(r"\bblock0*(\d+)\b", r"block \1", name)
-        for name in place.split(" / ")
-    )
+    return re.sub(r"\bblock0*(\d+)\b", r"block \1", name_layer(place))

@@ -12,8 +12,9 @@ from bnstudy.study.analysis import Analysis
 from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.generalization import compute_mediation
 from bnstudy.study.load.matrix import load_shared_columns
+from bnstudy.study.present.labels import name_layer
 from bnstudy.study.present.verdict import compose_verdict
-from bnstudy.study.present.verdict.wording import format_place, name_place
+from bnstudy.study.present.verdict.wording import format_place
 from bnstudy.study.study import load
 from tests.study.studies import Studies
 
@@ -274,6 +275,6 @@ def test_networks_of_different_depth_are_compared_at_relative_depths(studies: St
 
 
 def test_layers_with_only_a_number_are_named() -> None:
-    rows = [SimpleNamespace(place=place, layers=2) for place in ("2", "block01", "depth 25 %")]
-    assert [name_place(row) for row in rows] == ["layer 2", "block01", "depth 25 %"]
-    assert format_place(rows[0]) == "in layer 2"
+    places = ("2", "block01", "depth 25 %")
+    assert [name_layer(place) for place in places] == ["layer 2", "block01", "depth 25 %"]
+    assert format_place(SimpleNamespace(place="2", layers=2)) == "in layer 2"

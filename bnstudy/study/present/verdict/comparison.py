@@ -13,6 +13,7 @@ from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_F
 from bnstudy.study.inference.planning import MAX_PAIRS, POWER
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.labels import name_layer
 from bnstudy.study.present.verdict.wording import (
     LEVEL,
     direction_of,
@@ -22,7 +23,6 @@ from bnstudy.study.present.verdict.wording import (
     format_place,
     format_places,
     format_signed,
-    name_place,
     select_rows,
     select_test_accuracy,
 )
@@ -160,7 +160,7 @@ def _describe_metric(
             yield (
                 f"With {treatment}, {metric} is {direction} "
                 f"{format_places(rows, f'{len(clear)} of ')} "
-                f"({', '.join(map(name_place, clear))}). The largest difference is "
+                f"({', '.join(name_layer(row.place) for row in clear)}). The largest difference is "
                 f"{format_place(largest)}: {format_difference(largest)}.{_count_remaining(clear)}"
             )
     if not any(map(direction_of, tested)):

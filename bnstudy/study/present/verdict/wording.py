@@ -9,6 +9,7 @@ import pandas as pd
 
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, STUDENT_T
 from bnstudy.study.load.matrix import are_activations
+from bnstudy.study.present.labels import name_layer
 from bnstudy.terms import PROBE_PERFORMANCE, format_count
 
 LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significant difference
@@ -47,10 +48,15 @@ def key_of(row: Any) -> tuple[str, str, str]:
     return row.split, metric, row.place
 
 
+def result_of(row: Any) -> str:
+    """Return the result of a single test: higher, lower or unclear."""
+    return direction_of(row) or "unclear"
+
+
 def find_results(table: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """Find the result of each single test, by `key_of`: higher, lower or unclear."""
+    """Find the result of each single test, by `key_of`."""
     tested = table[table["p"].notna()] if len(table) else table
-    return {key_of(row): direction_of(row) or "unclear" for row in tested.itertuples()}
+    return {key_of(row): result_of(row) for row in tested.itertuples()}
 
 
 def join_words(words: Sequence[str]) -> str:
@@ -89,14 +95,9 @@ def find_largest(rows: Sequence[Any]) -> Any:
     return max(rows, key=lambda row: (abs(row.difference), row.place_index))
 
 
-def name_place(row: Any) -> str:
-    """Name the place of a row; layers that have only a number, as in nn.Sequential, are layer 2."""
-    return f"layer {row.place}" if row.place[:1].isdigit() else str(row.place)
-
-
 def format_place(row: Any) -> str:
     """Format the place of a row: in a layer, or at a relative depth."""
-    return f"{'in' if row.layers > 0 else 'at'} {name_place(row)}"
+    return f"{'in' if row.layers > 0 else 'at'} {name_layer(row.place)}"
 
 
 def format_places(rows: Sequence[Any], some: str = "") -> str:
