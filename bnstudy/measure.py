@@ -257,7 +257,7 @@ def measure_networks(arguments: Sequence[str]) -> None:
     networks = load_networks(names, weights)
     prepared = prepare(networks, config)
     renamed = match_layers(prepared)
-    runs = [make_run(one, config["study"], config["output_root"]) for one in networks]
+    runs = [make_run(network, config["study"], config["output_root"]) for network in networks]
     cells = {run.folder: number for number, run in enumerate(runs)}
 
     def measure_one(cell: Path, progress: Callable[[str], None]) -> None:

@@ -112,7 +112,7 @@ class RedactingFormatter(logging.Formatter):
 
 def _redact(text: str, is_program: bool = False) -> str:
     if is_program:  # a text in it may be a command line
-        text = _LITERAL.sub(lambda found: _redact(found[0]), text)
+        text = _LITERAL.sub(lambda match: _redact(match[0]), text)
     for pattern, replacement in (_LITERALS_OF_NAMES if is_program else _OF_NAMES) + _ANYWHERE:
         text = pattern.sub(replacement, text)
     known = os.environ.get("WANDB_API_KEY")

@@ -65,8 +65,8 @@ def every_result() -> Iterator[None]:
 
     def results_and_errors(job: "Job[JobReturn]") -> list[JobReturn]:
         try:
-            found: list[JobReturn] = results(job)
-            return found
+            job_results: list[JobReturn] = results(job)
+            return job_results
         except UncompletedJobError:
             error: Exception = WorkerLost(job.paths.stderr)
         except Exception as raised:  # before or after our code: it could not be unpickled, say

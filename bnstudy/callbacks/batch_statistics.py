@@ -106,7 +106,7 @@ def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float]
     """Compute the errors of a layer's running statistics, and the reason if they are NaN."""
     means, variances = (
         torch.stack(
-            [on_float64_device(getattr(one, name)).double() for one in (running, population)]
+            [on_float64_device(getattr(module, name)).double() for module in (running, population)]
         )
         for name in ("running_mean", "running_var")
     )

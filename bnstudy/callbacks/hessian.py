@@ -38,24 +38,24 @@ class Curvature:
 
     def __init__(self, gradient: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self.gradient, self.parameters = gradient, parameters
-        self.size = sum(one.numel() for one in parameters)
+        self.size = sum(parameter.numel() for parameter in parameters)
 
     def product(self, vector: Tensor) -> Tensor:
         """Multiply the Hessian with a vector of `size` numbers (Pearlmutter 1994)."""
         like = self.parameters[0]
-        parts = vector.to(like).split([one.numel() for one in self.parameters])
+        parts = vector.to(like).split([parameter.numel() for parameter in self.parameters])
         # A constant slope, such as that of an unused parameter, has no graph.
         slopes, shaped = [], []
-        for slope, part, one in zip(self.gradient, parts, self.parameters, strict=True):
+        for slope, part, parameter in zip(self.gradient, parts, self.parameters, strict=True):
             if slope.requires_grad:
                 slopes.append(slope)
-                shaped.append(part.view_as(one))
+                shaped.append(part.view_as(parameter))
         if not slopes:
             return torch.zeros_like(vector)
         products = torch.autograd.grad(
             slopes, self.parameters, shaped, retain_graph=True, materialize_grads=True
         )
-        return torch.cat([one.flatten() for one in products])
+        return torch.cat([product.flatten() for product in products])
 
     def largest_eigenvalues(self, count: int) -> list[float]:
         """Compute the (algebraically) largest eigenvalues by Lanczos' method, the largest first.
@@ -70,12 +70,12 @@ class Curvature:
         operator = LinearOperator((self.size, self.size), matvec=multiply, dtype=np.float64)
         possible = min(count, self.size - 1)
         try:
-            found = eigsh(
+            converged = eigsh(
                 operator, possible, which="LA", v0=start, tol=TOLERANCE, return_eigenvectors=False
             )
         except (ArpackNoConvergence, ValueError):
-            found = np.array([])
-        known = sorted(found.tolist(), reverse=True)
+            converged = np.array([])
+        known = sorted(converged.tolist(), reverse=True)
         return [*known, *[float("nan")] * (count - len(known))]
 
     def trace(self, num_probes: int) -> tuple[float, float]:
@@ -158,7 +158,9 @@ class Hessian(OptimizationMetrics):
             labels = labels[chosen].to(images.device)
             with torch.inference_mode(False), torch.enable_grad():
                 loss = functional.cross_entropy(network(images.clone()), labels.clone())
-                trained = [one for one in network.parameters() if one.requires_grad]
+                trained = [
+                    parameter for parameter in network.parameters() if parameter.requires_grad
+                ]
                 slopes = torch.autograd.grad(
                     loss, trained, create_graph=True, materialize_grads=True
                 )
@@ -177,11 +179,11 @@ class Hessian(OptimizationMetrics):
         self.publish(trainer, epoch, rows)
 
     def _values(self, part: nn.Module, gradients: dict[int, Tensor]) -> dict[str, float]:
-        parameters = [one for one in part.parameters() if id(one) in gradients]
-        gradient = [gradients[id(one)] for one in parameters]
+        parameters = [parameter for parameter in part.parameters() if id(parameter) in gradients]
+        gradient = [gradients[id(parameter)] for parameter in parameters]
         names = [f"hessian_eigenvalue_{number + 1}" for number in range(self.num_eigenvalues)]
         names += ["hessian_trace", "hessian_trace_error"]
-        if not all(one.isfinite().all() for one in gradient):
+        if not all(parameter.isfinite().all() for parameter in gradient):
             return dict.fromkeys(names, float("nan"))
         curvature = Curvature(gradient, parameters)
         eigenvalues = curvature.largest_eigenvalues(self.num_eigenvalues)
@@ -196,6 +198,6 @@ def find_stages(network: nn.Module) -> dict[str, nn.Module]:
     parts = {
         name: part
         for name, part in network.named_children()
-        if any(one.requires_grad for one in part.parameters())
+        if any(parameter.requires_grad for parameter in part.parameters())
     }
     return find_stages(next(iter(parts.values()))) if len(parts) == 1 else parts

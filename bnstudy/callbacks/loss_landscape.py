@@ -48,9 +48,9 @@ def along_gradient(
     for index, size in enumerate(step_sizes):
         # Clones keep the memory format, which determines the values that dropout draws.
         steps = zip(parameters, gradient, strict=True)
-        moved = [one.clone().sub_(slope, alpha=size) for one, slope in steps]
-        losses[index], there = objective(moved)
-        changes[index] = _norm([a - b for a, b in zip(there, gradient, strict=True)])
+        moved = [parameter.clone().sub_(slope, alpha=size) for parameter, slope in steps]
+        losses[index], slope_at_step = objective(moved)
+        changes[index] = _norm([a - b for a, b in zip(slope_at_step, gradient, strict=True)])
     length = _norm(gradient)
     measured = {
         "loss_range": losses.max() - losses.min(),
@@ -94,7 +94,9 @@ class LossLandscape(OptimizationMetrics):
         if trainer.global_step % self.every_n_steps:
             return
         network = get_network(pl_module)
-        trained = [one.detach() for one in network.parameters() if one.requires_grad]
+        trained = [
+            parameter.detach() for parameter in network.parameters() if parameter.requires_grad
+        ]
         with self.timed():
             objective = _cross_entropy(network, batch, trainer)
             probe = along_gradient(objective, trained, self.step_sizes)
@@ -154,6 +156,7 @@ def _same_random_numbers(device: torch.device) -> Iterator[None]:
 def _norm(tensors: Sequence[Tensor]) -> float:
     """Compute the L2 norm over the numbers of all tensors."""
     norms = [
-        torch.linalg.vector_norm(on_float64_device(one), dtype=torch.float64) for one in tensors
+        torch.linalg.vector_norm(on_float64_device(tensor), dtype=torch.float64)
+        for tensor in tensors
     ]
     return float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -318,4 +318,4 @@ class _MergedBatches:
 
 def _concatenate(batches: Sequence[Batch]) -> Batch:
     inputs, labels = zip(*batches, strict=True)
-    return torch.cat(inputs), torch.cat([torch.as_tensor(some) for some in labels])
+    return torch.cat(inputs), torch.cat([torch.as_tensor(batch_labels) for batch_labels in labels])

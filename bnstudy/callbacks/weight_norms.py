@@ -77,8 +77,12 @@ class WeightNorms(OptimizationMetrics):
                 weight, bias = _parameters_of(network.get_submodule(name))
                 values = {}
                 if tap.site == "norm":
-                    found = {"gamma_norm": weight, "beta_norm": bias}
-                    values = {key: _norm(one) for key, one in found.items() if one is not None}
+                    parameters = {"gamma_norm": weight, "beta_norm": bias}
+                    values = {
+                        key: _norm(parameter)
+                        for key, parameter in parameters.items()
+                        if parameter is not None
+                    }
                 elif weight is not None:
                     norm = _norm(weight)
                     values["weight_norm"] = norm

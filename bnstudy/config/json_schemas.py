@@ -106,9 +106,9 @@ def _alternatives(value: Schema) -> list[Schema]:
 def _or_open(value: Schema) -> Schema:
     """Extend the schema of a value, and of the values it contains, to allow open values."""
     alternatives = _alternatives(value)
-    for one in alternatives:
-        for part in {"items", "additionalProperties"} & one.keys():
-            one[part] = _or_open(one[part])
+    for alternative in alternatives:
+        for part in {"items", "additionalProperties"} & alternative.keys():
+            alternative[part] = _or_open(alternative[part])
     about = {"description": value["description"]} if "description" in value else {}
     return {**about, "anyOf": [*alternatives, {"$ref": "#/$defs/Open"}]}
 

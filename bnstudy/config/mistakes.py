@@ -71,15 +71,15 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _explain_key(key: str, error: OmegaConfBaseException) -> str:
-    given = next((word for word in sys.argv if word.lstrip("+~").startswith(f"{key}=")), key)
+    override = next((word for word in sys.argv if word.lstrip("+~").startswith(f"{key}=")), key)
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is missing: set it with {key}=..."
     if not isinstance(error, AttributeError | KeyError):
-        return f"{given}: {first_line(error)}"
+        return f"{override}: {first_line(error)}"
     parent = error.parent_node
     allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
-    add = f", or add it to Lightning's with +{given}" if key.startswith("trainer.") else ""
-    return f"{given}: there is no such key; {hint(key.rpartition('.')[2], allowed)}{add}"
+    add = f", or add it to Lightning's with +{override}" if key.startswith("trainer.") else ""
+    return f"{override}: there is no such key; {hint(key.rpartition('.')[2], allowed)}{add}"
 
 
 def hint(key: str, known: Sequence[str]) -> str:

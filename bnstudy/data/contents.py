@@ -117,8 +117,8 @@ def list_torchvision(dataset: str, root: str) -> Listing | None:
 def torchvision_files(dataset: str, root: Path) -> list[Path]:
     """List the existing files of one of torchvision's data sets."""
     paths = [root / file for file in TORCHVISION_FILES.get(dataset, ())]
-    found = [path for path in paths if path.is_file()]
-    return found + sorted(file for path in paths for file in path.rglob("*") if file.is_file())
+    files = [path for path in paths if path.is_file()]
+    return files + sorted(file for path in paths for file in path.rglob("*") if file.is_file())
 
 
 def list_images(tree: ImageTree, cache: str, image_size: int | None) -> Listing | None:

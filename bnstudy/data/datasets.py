@@ -64,20 +64,20 @@ class Source:
     worker_init: Callable[[int], None] | None = None
 
     @classmethod
-    def from_data(cls, found: Any, name: str) -> "Source":
+    def from_data(cls, data: Any, name: str) -> "Source":
         """Take a data loader apart, or wrap a data set.
 
         The order of the samples is bnstudy's, so that it is the same for every norm.
 
         Args:
-            found: Data loader or data set.
+            data: Data loader or data set.
             name: Name for error messages, such as `data._target_=mypackage.Data: train`.
 
         Raises:
             UserError: The samples cannot be read by their index, or have an order of their own.
         """
-        loader = found if isinstance(found, DataLoader) else None
-        dataset = found if loader is None else loader.dataset
+        loader = data if isinstance(data, DataLoader) else None
+        dataset = data if loader is None else loader.dataset
         if isinstance(dataset, IterableDataset) or not (
             hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         ):
@@ -252,7 +252,7 @@ class DatasetModule(DataModule):
 
     def _load_once(self) -> dict[EvaluatedSplit, Tensor]:
         if not hasattr(self, "_all_labels"):
-            self._all_labels = {split: one.labels() for split, one in self.sources.items()}
+            self._all_labels = {split: source.labels() for split, source in self.sources.items()}
             for split, labels in self._all_labels.items():
                 if labels.min() < 0:
                     raise UserError(

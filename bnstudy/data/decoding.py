@@ -66,10 +66,10 @@ def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decode
     processes = min(joblib.cpu_count(), max(1, len(paths) // MIN_IMAGES_PER_PROCESS))
     try:
         results = joblib.Parallel(processes, return_as="generator", batch_size=1)(
-            joblib.delayed(_decode_chunk)(some, first, size, pixels) for first, some in chunks
+            joblib.delayed(_decode_chunk)(chunk, first, size, pixels) for first, chunk in chunks
         )
         shown = track(results, "Reading images", len(chunks), update_period=1, transient=True)
-        return [one for chunk in shown for one in chunk]
+        return [image for chunk in shown for image in chunk]
     finally:
         if processes > 1:
             get_reusable_executor().shutdown()  # its processes would wait for minutes
@@ -90,20 +90,22 @@ def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int,
         Number of channels; and number of bits of the 16-bit images, 8 if there are none.
     """
     area = size[0] * size[1]
-    bits = max(8, max(one.largest for one in decoded).bit_length())
-    is_grey = all(one.is_grey for one in decoded) and any(one.depth != "colour" for one in decoded)
+    bits = max(8, max(image.largest for image in decoded).bit_length())
+    is_grey = all(image.is_grey for image in decoded) and any(
+        image.depth != "colour" for image in decoded
+    )
     channels = 1 if is_grey else PLANES
-    if not is_grey and all(one.depth == "colour" for one in decoded):
+    if not is_grey and all(image.depth == "colour" for image in decoded):
         return channels, bits
     with pixels.open("r+b") as file:
-        for first, some in _chunks(decoded, size):
+        for first, chunk in _chunks(decoded, size):
             file.seek(first * PLANES * area)
-            rows = np.fromfile(file, np.uint8, len(some) * PLANES * area).reshape(-1, PLANES, area)
-            for row, one in zip(rows, some, strict=True):
-                if one.depth == "wide":
+            rows = np.fromfile(file, np.uint8, len(chunk) * PLANES * area).reshape(-1, PLANES, area)
+            for row, image in zip(rows, chunk, strict=True):
+                if image.depth == "wide":
                     values = row.reshape(-1)[: 2 * area].view(np.uint16)
                     row[0] = (values >> (bits - 8)).astype(np.uint8)
-                if one.depth != "colour":
+                if image.depth != "colour":
                     row[1:] = row[0]
             file.seek(first * channels * area)  # never beyond what has been read
             file.write(np.ascontiguousarray(rows[:, :channels]).data)

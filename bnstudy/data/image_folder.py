@@ -120,8 +120,8 @@ class ImageFolder(ImageDataModule):
             decoded = decode_files(paths, size, temporary)
             self._print_remarks(paths, decoded)
             channels, bits = equalize(temporary, decoded, size)
-        largest = max(one.largest for one in decoded)
-        if any(one.depth == "wide" for one in decoded):
+        largest = max(image.largest for image in decoded)
+        if any(image.depth == "wide" for image in decoded):
             console.print(
                 f"data.root={self.root}: 16-bit images, values up to {largest}, "
                 f"divided by {1 << (bits - 8)} (as {bits}-bit data)"
@@ -132,7 +132,7 @@ class ImageFolder(ImageDataModule):
     def _print_remarks(self, paths: Sequence[Path], decoded: Sequence[Decoded]) -> None:
         for remark in (TRANSPARENT, SEVERAL_FRAMES):
             if named := [
-                path for path, one in zip(paths, decoded, strict=True) if remark in one.remarks
+                path for path, image in zip(paths, decoded, strict=True) if remark in image.remarks
             ]:
                 more = f" and {len(named) - 1} more" if named[1:] else ""
                 console.print(f"{named[0]}{more}: {remark}", style="yellow")

@@ -123,10 +123,10 @@ def _visible(folder: Path, ignored: Ignored) -> list[os.DirEntry[str]]:
         UserError: A name is not UTF-8.
     """
     with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    if hidden := [entry.name for entry in found if _is_hidden(entry.name)]:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    if hidden := [entry.name for entry in ordered if _is_hidden(entry.name)]:
         ignored["hidden files or folders"] += hidden
-    visible = [entry for entry in found if not _is_hidden(entry.name)]
+    visible = [entry for entry in ordered if not _is_hidden(entry.name)]
     for entry in visible:
         if any(unicodedata.category(letter) == "Cs" for letter in entry.name):
             raise UserError(f"{entry.path!a}: not a name in UTF-8\nRename it, then run again")

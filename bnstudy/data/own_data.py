@@ -61,20 +61,20 @@ def _is_image_module(target: str) -> bool:
     return isinstance(found, type) and issubclass(found, ImageDataModule)
 
 
-def _parts(found: Any, name: str) -> dict[EvaluatedSplit, Any]:
+def _parts(data: Any, name: str) -> dict[EvaluatedSplit, Any]:
     """Return the data loader or data set of each split."""
-    if isinstance(found, L.LightningDataModule):
-        return _loaders(found, name)
-    if isinstance(found, Mapping) and {*found} >= {*SPLITS}:
-        if unknown := {*found} - {*EVALUATED_SPLITS}:
+    if isinstance(data, L.LightningDataModule):
+        return _loaders(data, name)
+    if isinstance(data, Mapping) and {*data} >= {*SPLITS}:
+        if unknown := {*data} - {*EVALUATED_SPLITS}:
             raise UserError(
                 f"{name}: {', '.join(sorted(map(str, unknown)))}: no such split\n"
                 f"Splits are {', '.join(EVALUATED_SPLITS)}"
             )
-        return dict(found)
-    if isinstance(found, tuple | list) and len(found) == len(SPLITS):
-        return dict(zip(SPLITS, found, strict=True))
-    raise UserError(f"{name} is a {type(found).__name__}\n{EXPECTED}")
+        return dict(data)
+    if isinstance(data, tuple | list) and len(data) == len(SPLITS):
+        return dict(zip(SPLITS, data, strict=True))
+    raise UserError(f"{name} is a {type(data).__name__}\n{EXPECTED}")
 
 
 def _loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, Any]:

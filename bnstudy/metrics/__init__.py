@@ -29,8 +29,8 @@ FIRST_FAMILIES = (
 
 def register_all() -> None:
     """Import all modules of this folder, which registers their metrics and similarities."""
-    found = sorted(module.name for module in iter_modules(__path__) if module.name != "__main__")
-    for name in (*FIRST_FAMILIES, *found):
+    families = sorted(module.name for module in iter_modules(__path__) if module.name != "__main__")
+    for name in (*FIRST_FAMILIES, *families):
         import_module(f"{__name__}.{name}")
 
 

@@ -125,7 +125,7 @@ def best_number_of_clusters(
     """
     ks = range(2, most + 1)
     clusterings = kmeans(squared_distances, ks, NUM_RESTARTS_PER_K)
-    members = [one_hot(found, k) for k, found in zip(ks, clusterings, strict=True)]
+    members = [one_hot(assignment, k) for k, assignment in zip(ks, clusterings, strict=True)]
     sums = (distances @ torch.cat(members, 1).to(distances.dtype)).split(list(ks), dim=1)
     scores = [silhouette_score(*pair) for pair in zip(sums, clusterings, strict=True)]
     best = max(range(len(ks)), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i])

@@ -86,8 +86,8 @@ class Recipe:
             case "cosine":
                 after = CosineAnnealingLR(optimizer, T_max=max(steps - warmup, 1))
             case "step":
-                at = [round(epoch * per_epoch) - warmup for epoch in self.milestones]
-                after = MultiStepLR(optimizer, at, self.gamma)
+                milestone_steps = [round(epoch * per_epoch) - warmup for epoch in self.milestones]
+                after = MultiStepLR(optimizer, milestone_steps, self.gamma)
             case _ if warmup:
                 after = ConstantLR(optimizer, factor=1)
             case _:
@@ -117,7 +117,7 @@ def make_optimizer(
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.requires_grad_(False)
-    parameters = [one for one in network.parameters() if one.requires_grad]
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise UserError(
             "optim.trainable=norm: this norm has no parameters to train; choose another norm, or "
@@ -130,16 +130,16 @@ def make_optimizer(
     except TypeError as error:
         raise UserError(f"optim: {error}; remove that key") from error
     except (RuntimeError, ValueError) as error:
-        given = ", ".join(f"optim.{key}={value}" for key, value in options.items())
-        raise UserError(f"{error}\nAsked for: {given}") from error
+        listed = ", ".join(f"optim.{key}={value}" for key, value in options.items())
+        raise UserError(f"{error}\nAsked for: {listed}") from error
 
 
 def _groups(parameters: list[nn.Parameter], decay_all: bool) -> list[Any]:
     """Separate vectors and scalars, such as biases and the parameters of norms, from weights."""
     if decay_all:
         return list(parameters)
-    weights = [one for one in parameters if one.ndim > 1]
-    others = [one for one in parameters if one.ndim <= 1]
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = {"params": weights}, {"params": others, "weight_decay": 0.0}
     return [group for group, some in zip(groups, (weights, others), strict=True) if some]
 

@@ -108,17 +108,17 @@ def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> 
             f"norm.position={norm.position} is not possible with {name}: the norm has the "
             f"position of the network's BatchNorm\nSet norm.position=pre, or: {advice}"
         )
-    found = [part for part in network.modules() if isinstance(part, _NORMS)]
-    if not found:
+    norms = [part for part in network.modules() if isinstance(part, _NORMS)]
+    if not norms:
         raise UserError(
             f"{name} takes no `norm`, and has neither BatchNorm nor LayerNorm to replace\n{advice}"
         )
-    if others := {type(part).__name__ for part in found if not _is_replaceable(part)}:
+    if others := {type(part).__name__ for part in norms if not _is_replaceable(part)}:
         raise UserError(
             f"{name}: only nn.BatchNorm2d and nn.LayerNorm over channels are replaced, and it has "
             f"{', '.join(sorted(others))}\n{advice}"
         )
-    if norm.has_activation and not any(isinstance(part, nn.BatchNorm2d) for part in found):
+    if norm.has_activation and not any(isinstance(part, nn.BatchNorm2d) for part in norms):
         raise UserError(
             f"norm={norm.name} contains its activation function, but none follows each LayerNorm "
             f"of {name}\nChoose another norm, or: {advice}"

@@ -89,7 +89,7 @@ class Regularizer(nn.Module, ABC):
     def _hook(self, layer: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self._seen is not None:
-                number = 1 + sum(one.layer == layer for one in self._seen)
+                number = 1 + sum(seen.layer == layer for seen in self._seen)
                 name = Call(layer, number).within(layer)
                 self._seen.append(Activation(layer, name, inputs[0], output))
 
@@ -101,7 +101,9 @@ class ActivationL1(Regularizer):
 
     def penalty(self, activations: Sequence[Activation], labels: Tensor) -> Tensor:
         """Compute the mean absolute activation, at least 0."""
-        return torch.stack([one.after.float().abs().mean() for one in activations]).mean()
+        return torch.stack(
+            [activation.after.float().abs().mean() for activation in activations]
+        ).mean()
 
 
 class Cluster(Regularizer):
@@ -116,8 +118,8 @@ class Cluster(Regularizer):
         membership = functional.one_hot(labels).float()
         sizes = membership.sum(0).clamp_min(1)
         shares = []
-        for one in activations:
-            samples = one.after.float().flatten(1)
+        for activation in activations:
+            samples = activation.after.float().flatten(1)
             means = membership.T @ samples / sizes[:, None]
             within = (samples - means[labels]).square().sum()
             total = (samples - samples.mean(0)).square().sum()
@@ -159,9 +161,11 @@ class TargetSparsity(Regularizer):
     def penalty(self, activations: Sequence[Activation], labels: Tensor) -> Tensor:
         """Compute the penalty, which may be negative, and update the multipliers."""
         gaps: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
-        for one in activations:
-            target = self.target[one.name] if isinstance(self.target, Mapping) else self.target
-            gaps[one.layer].append(_share_of_zeros(one) - target)
+        for activation in activations:
+            target = (
+                self.target[activation.name] if isinstance(self.target, Mapping) else self.target
+            )
+            gaps[activation.layer].append(_share_of_zeros(activation) - target)
         gap = torch.stack([torch.stack(of_layer).mean() for of_layer in gaps.values()])
         # The gap over all processes of a distributed run, which averages their gradients.
         gap = gap + (_mean_of_processes(gap.detach()) - gap.detach())

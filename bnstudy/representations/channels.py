@@ -53,7 +53,7 @@ class ChannelAxes(TorchFunctionMode):
         inputs = [*args, *kwargs.values()]
         for output in _tensors([result]):
             axis = self._axis(func, args, kwargs, output)
-            if axis is not None or any(one in self._axes for one in _tensors(inputs)):
+            if axis is not None or any(tensor in self._axes for tensor in _tensors(inputs)):
                 self._axes[output] = axis
         return result
 
@@ -86,7 +86,7 @@ class ChannelAxes(TorchFunctionMode):
         return axis
 
     def _inherited(self, output: Tensor, inputs: Iterable[Any]) -> int | None:
-        axes = (self._axes.get(one) for one in _tensors(inputs) if one.ndim == output.ndim)
+        axes = (self._axes.get(tensor) for tensor in _tensors(inputs) if tensor.ndim == output.ndim)
         return next((axis for axis in axes if axis is not None), None)
 
     def _reshaped(self, source: Tensor, output: Tensor) -> int | None:

@@ -367,8 +367,8 @@ class Layer:
         for block, _ in self.blocks():
             values = block.flatten(1)
             at_once = max(1, CACHE_NUMEL // values.shape[1])
-            for some, total in zip(pairs.split(at_once), squared.split(at_once), strict=True):
-                difference = values[some[:, 0]].float() - values[some[:, 1]].float()
+            for block, total in zip(pairs.split(at_once), squared.split(at_once), strict=True):
+                difference = values[block[:, 0]].float() - values[block[:, 1]].float()
                 total += difference.double().square_().sum(1)
         return squared
 
@@ -426,12 +426,14 @@ class Layer:
             Squared distances and indices of the 10 nearest other samples: R x 10.
         """
         everyone = torch.arange(self.num_samples, device=rows.device)[None]
-        found = []
-        for some, limit in zip(rows.split(DISTANCE_ROWS), limits.split(DISTANCE_ROWS), strict=True):
-            lower, _ = self._bounds(some, everyone, self.squared_distances[some])
+        candidates = []
+        for block, limit in zip(
+            rows.split(DISTANCE_ROWS), limits.split(DISTANCE_ROWS), strict=True
+        ):
+            lower, _ = self._bounds(block, everyone, self.squared_distances[block])
             near = (lower <= limit[:, None]).nonzero()
-            found.append(torch.stack([some[near[:, 0]], near[:, 1]], 1))
-        pairs = torch.cat(found)
+            candidates.append(torch.stack([block[near[:, 0]], near[:, 1]], 1))
+        pairs = torch.cat(candidates)
         squared = self._exact_squared_distances(pairs.sort(1).values)
         order = squared.argsort(stable=True)
         order = order[pairs[order, 0].argsort(stable=True)]

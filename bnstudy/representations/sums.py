@@ -406,10 +406,10 @@ class Products(ClassSums):
             Squared distances: float32, N x N, symmetric, 0 on the diagonal; and the pairs i < j
             whose distance is too small to be exact: int64, pairs x 2.
         """
-        norms, one = self.residual_norms_squared[:, None], self._membership.new_ones(())
-        one = one.expand_as(norms)
-        left = torch.cat([self.cross_terms, self._membership, norms, one], 1)
-        right = torch.cat([self._membership, self.cross_terms, one, norms], 1)
+        norms, ones = self.residual_norms_squared[:, None], self._membership.new_ones(())
+        ones = ones.expand_as(norms)
+        left = torch.cat([self.cross_terms, self._membership, norms, ones], 1)
+        right = torch.cat([self._membership, self.cross_terms, ones, norms], 1)
         limit = MIN_CLEAR_RATIO * self.product_resolution * self.error_scales
         limit_left = torch.cat([limit, self._membership], 1)
         limit_right = torch.cat([self._membership, limit], 1)
@@ -428,14 +428,14 @@ class Products(ClassSums):
 
     def squared_distances_between(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute squared distances of some pairs; mark those that are too small to be exact."""
-        one, other = pairs.unbind(1)
+        first, second = pairs.unbind(1)
         norms = self.residual_norms_squared
-        its, others = self.classes.index[one], self.classes.index[other]
-        squared = norms[one] + norms[other] - 2 * self.residuals[one, other]
+        its, others = self.classes.index[first], self.classes.index[second]
+        squared = norms[first] + norms[second] - 2 * self.residuals[first, second]
         squared = (
-            squared + self.cross_terms[one, others] + self.cross_terms[other, its]
+            squared + self.cross_terms[first, others] + self.cross_terms[second, its]
         ).clamp_min_(0)
-        scale = self.error_scales[one, others] + self.error_scales[other, its]
+        scale = self.error_scales[first, others] + self.error_scales[second, its]
         return squared, squared < MIN_CLEAR_RATIO * self.product_resolution * scale
 
 

@@ -237,9 +237,11 @@ class RunDescription(Part):
         """List the rows of the long table that were not measured by `version`."""
         rows = [OtherVersion(version, epochs) for version, epochs in self._versions() if epochs]
         rows += [
-            OtherVersion(one.environment.version, one.epochs, one.metrics, one.splits, one.sites)
-            for one in self.measured_later
-            if one.epochs
+            OtherVersion(
+                later.environment.version, later.epochs, later.metrics, later.splits, later.sites
+            )
+            for later in self.measured_later
+            if later.epochs
         ]
         return [row for row in rows if row.version != self.version]
 
@@ -301,8 +303,8 @@ class RunDescription(Part):
         if diverged is not None:
             attempt.diverged = diverged
         total = {
-            "seconds": sum(one.seconds for one in self.attempts),
-            "measure_seconds": sum(one.measure_seconds for one in self.attempts),
+            "seconds": sum(attempt.seconds for attempt in self.attempts),
+            "measure_seconds": sum(attempt.measure_seconds for attempt in self.attempts),
         }
         self.timing = self.timing.model_copy(update=total)
 
@@ -421,22 +423,22 @@ class RunDescription(Part):
         last = self.final.epoch
         if last is None:
             last = self.config["trainer"]["max_epochs"]
-        found = []
+        versions = []
         for place, attempt in enumerate(attempts):
             end = min(begins[place + 1 :], default=last + 1)  # a later attempt overwrites epochs
             version = comparable_version(attempt.version or self.environment.version)
-            found.append((version, list(range(begins[place], end))))
-        return [(version, epochs) for version, epochs in found if epochs] or found[-1:]
+            versions.append((version, list(range(begins[place], end))))
+        return [(version, epochs) for version, epochs in versions if epochs] or versions[-1:]
 
 
 def _unknown_fields(part: Part, prefix: str = "") -> list[str]:
     """List the dotted names of unknown fields of a part and of the parts in it."""
-    found = [f"{prefix}{name}" for name in part.__pydantic_extra__ or ()]
+    unknown = [f"{prefix}{name}" for name in part.__pydantic_extra__ or ()]
     for name, value in part.__dict__.items():
         for item in value if type(value) is list else [value]:
             if Part in type(item).__mro__:  # isinstance is slow for pydantic models
-                found += _unknown_fields(item, f"{prefix}{name}.")
-    return found
+                unknown += _unknown_fields(item, f"{prefix}{name}.")
+    return unknown
 
 
 def _now() -> str:

@@ -155,8 +155,8 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
     working: set[Path] = set()
     unknown: dict[Path, Path] = {}
     for folder in folders:
-        if found := find_lease(folder):
-            worker, lease = found
+        if occupied := find_lease(folder):
+            worker, lease = occupied
             match is_known_alive(worker):
                 case True:
                     working.add(folder)
@@ -172,8 +172,8 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
 
 def is_known_alive(worker: dict[str, Any]) -> bool | None:
     """Check whether the worker of a lease is alive; None if it is on another machine."""
-    here = _this_process()
-    if worker.get("machine") != here["machine"]:
+    this_process = _this_process()
+    if worker.get("machine") != this_process["machine"]:
         return None
     return bool(_start_time(worker["pid"]) == worker["start"])
 
@@ -309,7 +309,7 @@ def _start_time_by_ps(pid: int) -> str | Literal[False]:
     """Return the same as `_start_time` on a system without /proc, such as macOS."""
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
     try:
-        found = subprocess.run(
+        output = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -318,5 +318,5 @@ def _start_time_by_ps(pid: int) -> str | Literal[False]:
         ).stdout
     except OSError:
         return "unknown"
-    state, _, started = found.strip().partition(" ")
+    state, _, started = output.strip().partition(" ")
     return False if state[:1] in ("", "Z") else started.strip()

@@ -160,7 +160,7 @@ class LongTable:
             }
             for epoch in epochs
         }
-        return {epoch: what for epoch, what in absent.items() if what}
+        return {epoch: absent_metrics for epoch, absent_metrics in absent.items() if absent_metrics}
 
     def measured_keys(self) -> set[tuple[int, str, str | None, str]]:
         """List the (epoch, split, site, metric) in the whole table; the model has no site."""

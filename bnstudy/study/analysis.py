@@ -83,9 +83,9 @@ class Analysis:
         The column of an axis is empty where an effect is over all values of that axis.
         """
         subsets = [
-            some for size in range(1, len(self.axes) + 1) for some in combinations(self.axes, size)
+            axes for size in range(1, len(self.axes) + 1) for axes in combinations(self.axes, size)
         ]
-        at_points = [compute_effects(self.study, self.baseline, by=some) for some in subsets]
+        at_points = [compute_effects(self.study, self.baseline, by=axes) for axes in subsets]
         return pd.concat(
             [self.overall_effects.assign(**dict.fromkeys(self.axes)), *at_points], ignore_index=True
         )

@@ -35,7 +35,7 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
     cells = study.results["cell"]
     matched = match_pairs(study, treatment, baseline)
     named = {"norm.name", "regularizer.name", *study.design.options}
-    found: dict[str, Counter[tuple[str, str]]] = {}
+    counts: dict[str, Counter[tuple[str, str]]] = {}
     for pair in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
         settings, baseline_settings = (study.settings[cell] for cell in pair)
         for key in sorted(
@@ -44,10 +44,10 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
         ):
             values = settings[key], baseline_settings[key]
             if values[0] != values[1]:
-                found.setdefault(key, Counter())[str(values[0]), str(values[1])] += 1
+                counts.setdefault(key, Counter())[str(values[0]), str(values[1])] += 1
     texts = [
         _describe(key, values, treatment, baseline, len(matched.treatment))
-        for key, values in found.items()
+        for key, values in counts.items()
     ]
     norms = study.results.groupby("treatment")["norm"].first()
     is_fused = {name: norms[name] in FUSED_NORMS for name in (treatment, baseline)}
@@ -66,6 +66,6 @@ def _describe(
     of_treatment, of_baseline = (
         " or ".join(dict.fromkeys(side)) for side in zip(*values, strict=True)
     )
-    some = f"; in {values.total()} of {n} pairs" if values.total() < n else ""
+    share = f"; in {values.total()} of {n} pairs" if values.total() < n else ""
     name, other = in_words(treatment), in_words(baseline)
-    return f"{WORDS.get(key, key)} ({of_treatment} with {name}, {of_baseline} with {other}{some})"
+    return f"{WORDS.get(key, key)} ({of_treatment} with {name}, {of_baseline} with {other}{share})"

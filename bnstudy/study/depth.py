@@ -58,8 +58,8 @@ def orthogonality_gap(soft_rank: FloatArray, num_samples: FloatArray | float) ->
     sqrt(1 / soft_rank - 1 / N).
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: FloatArray = np.sqrt(np.maximum(1 / soft_rank - 1 / num_samples, 0))
-    return found
+        gap: FloatArray = np.sqrt(np.maximum(1 / soft_rank - 1 / num_samples, 0))
+    return gap
 
 
 OF_THE_MODEL: dict[str, tuple[str, Callable[[FloatArray], float]]] = {
@@ -148,13 +148,13 @@ def _numbers_of_models(study: StudyRuns) -> Iterator[DepthNumbers]:
     of_site = keys[(keys["site"] == SITE) & (keys["layers"] > 0)]
     for name, (metric, function) in OF_THE_MODEL.items():
         for split, columns in of_site[of_site["metric"] == metric].groupby("split", sort=False):
-            found = np.full((len(values), 1), np.nan)
-            for layers, some in columns.sort_values("place_index").groupby("layers"):
+            numbers = np.full((len(values), 1), np.nan)
+            for layers, group in columns.sort_values("place_index").groupby("layers"):
                 for run in np.flatnonzero(counts[SITE] == layers):
-                    found[run] = function(values[run, some.index])
+                    numbers[run] = function(values[run, group.index])
             key = {"split": split, "metric": name, "site": "", "layers": 0}
             place = {"place": WHOLE_MODEL, "place_index": 0}
-            yield DepthNumbers(pd.DataFrame([key | place]), found)
+            yield DepthNumbers(pd.DataFrame([key | place]), numbers)
 
 
 def _numbers_of_layers(study: StudyRuns) -> Iterator[DepthNumbers]:

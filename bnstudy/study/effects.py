@@ -85,8 +85,8 @@ def compute_averages(
                 sd=spread(sample),
             )
             tables.append(table)
-    found: pd.DataFrame = pd.concat(tables, ignore_index=True)
-    return found
+    averages: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return averages
 
 
 def compute_effects(
@@ -185,13 +185,13 @@ def compare_pairs(
             shared = np.zeros_like(shared)  # nothing to compare
         treated, untreated = sample.treatment[:, shared], sample.baseline[:, shared]
         differences = measured_differences(treated, untreated)
-        found = _compare(treated, untreated, differences).assign(**sample.facts)
+        comparison = _compare(treated, untreated, differences).assign(**sample.facts)
         is_whole = (keys["place_index"] == 0).to_numpy()[shared]
         if is_whole.any():
             points = study.results["grid"].to_numpy(dtype=str)[sample.pair_ids]
             ends = probability_of_improvement(treated[:, is_whole], untreated[:, is_whole], points)
-            found.loc[is_whole, PROBABILITY_COLUMNS] = np.stack(ends, axis=1)
-        tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(found))
+            comparison.loc[is_whole, PROBABILITY_COLUMNS] = np.stack(ends, axis=1)
+        tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(comparison))
         samples.append((differences, sample.pair_ids))
     if not tables:
         return pd.DataFrame()
@@ -216,8 +216,8 @@ def iterate_comparisons(
         a mask of the columns that all runs at the point share.
     """
     shared: dict[int, Mask] = {}  # by row of the results
-    for at, columns in _group_points(study, keys, by):
-        shared |= dict.fromkeys(at.tolist(), columns)
+    for rows, columns in _group_points(study, keys, by):
+        shared |= dict.fromkeys(rows.tolist(), columns)
     is_meaningful = mark_meaningful_columns(study, keys)
     none = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments_without(baseline):
@@ -253,20 +253,20 @@ def _iterate_points(points: pd.DataFrame) -> Iterator[tuple[dict[str, Any], IntA
 def _compare(treated: FloatArray, untreated: FloatArray, differences: FloatArray) -> pd.DataFrame:
     is_measured = ~(np.isnan(treated) & np.isnan(untreated)).all(axis=0)
     known = np.isfinite(differences)
-    found = paired_test(differences, noise=estimate_noise(treated, untreated))
-    is_enough = found.n >= MIN_PAIRS
+    tests = paired_test(differences, noise=estimate_noise(treated, untreated))
+    is_enough = tests.n >= MIN_PAIRS
     return pd.DataFrame(
         {
-            "n": found.n,
-            "undefined": np.where(is_measured, len(known) - found.n, 0),
+            "n": tests.n,
+            "undefined": np.where(is_measured, len(known) - tests.n, 0),
             "baseline_mean": mean(np.where(known, untreated, np.nan)),
             "treatment_mean": mean(np.where(known, treated, np.nan)),
-            "difference": found.difference,
-            "low": found.low,
-            "high": found.high,
-            "p": found.p,
-            "smallest_p": found.smallest_p,
-            "test": found.test,
+            "difference": tests.difference,
+            "low": tests.low,
+            "high": tests.high,
+            "p": tests.p,
+            "smallest_p": tests.smallest_p,
+            "test": tests.test,
             "cohens_d": np.where(is_enough, cohens_d(differences), np.nan),
             "rank_biserial": np.where(is_enough, rank_biserial(differences), np.nan),
             "pairs_needed": pairs_needed(differences),
@@ -346,7 +346,7 @@ def compute_effects_over_time(
         matched = match_pairs(study, treatment, baseline)
         treated, untreated = values[matched.treatment], values[matched.baseline]
         differences = measured_differences(treated, untreated)
-        found = paired_test(
+        tests = paired_test(
             differences,
             noise=estimate_noise(treated, untreated),
             max_pairs_exact=MAX_PAIRS_EXACT_OVER_EPOCHS,
@@ -358,12 +358,12 @@ def compute_effects_over_time(
             keys.assign(
                 treatment=treatment,
                 baseline=baseline,
-                n=found.n,
-                undefined=is_expected.sum(axis=0) - found.n,
+                n=tests.n,
+                undefined=is_expected.sum(axis=0) - tests.n,
                 diverged=(is_expected & lost[:, None]).sum(axis=0),
-                difference=found.difference,
-                low=found.low,
-                high=found.high,
+                difference=tests.difference,
+                low=tests.low,
+                high=tests.high,
             )
         )
     if not tables:
@@ -403,19 +403,19 @@ def compute_factors(
         matched = match_pairs(study, treatment, baseline)
         differences = measured_differences(values[matched.treatment], values[matched.baseline])
         levels = results.loc[matched.treatment, varying].astype(str).to_numpy()
-        for found in analysis_of_variance(differences, levels):
-            names = sorted(varying[factor] for factor in found.term)
+        for component in analysis_of_variance(differences, levels):
+            names = sorted(varying[factor] for factor in component.term)
             tables.append(
-                keys.loc[found.columns].assign(
+                keys.loc[component.columns].assign(
                     treatment=treatment,
                     baseline=baseline,
                     term=" x ".join(["treatment", *names]),
-                    n=found.n,
-                    f=found.f,
-                    df=found.df,
-                    df_residual=found.df_residual,
-                    eta_squared=found.eta_squared,
-                    p=found.p,
+                    n=component.n,
+                    f=component.f,
+                    df=component.df,
+                    df_residual=component.df_residual,
+                    eta_squared=component.eta_squared,
+                    p=component.p,
                 )
             )
     if not tables:

@@ -61,18 +61,18 @@ def compute_equal_training(
     def read(treatment_rows: IntArray, baseline_rows: IntArray) -> PairedValues:
         lost = is_diverged[treatment_rows] | is_diverged[baseline_rows]
         kept: list[int] = []
-        found: list[tuple[FloatArray, FloatArray]] = []
+        values_of_pairs: list[tuple[FloatArray, FloatArray]] = []
         shares: list[tuple[float, float]] = []
         for row, other in zip(treatment_rows[~lost], baseline_rows[~lost], strict=True):
             goal = max(_last(curves[row]), _last(curves[other]))
-            place, other_place = (_first_reached(curves[one], steps, goal) for one in (row, other))
+            place, other_place = (_first_reached(curves[run], steps, goal) for run in (row, other))
             if place is not None and other_place is not None:
                 kept.append(other)
                 shares.append((place.share, other_place.share))
-                found.append(
+                values_of_pairs.append(
                     (_value_at(by_step[row], place), _value_at(by_step[other], other_place))
                 )
-        sides = np.array(found).reshape(len(kept), 2, len(keys))
+        sides = np.array(values_of_pairs).reshape(len(kept), 2, len(keys))
         used = np.mean(shares, axis=0) if shares else np.full(2, np.nan)
         facts = {
             "used": used[0],
@@ -123,9 +123,9 @@ def _first_reached(curve: FloatArray, steps: FloatArray, goal: float) -> _Place 
 
 def _value_at(values: FloatArray, place: _Place) -> FloatArray:
     """Interpolate the values at a place: steps x columns -> columns."""
+    after: FloatArray = values[place.after]
     if place.weight == 1:
-        there: FloatArray = values[place.after]
-        return there
-    before, after = values[place.before], values[place.after]
-    found: FloatArray = (1 - place.weight) * before + place.weight * after
-    return found
+        return after
+    before = values[place.before]
+    interpolated: FloatArray = (1 - place.weight) * before + place.weight * after
+    return interpolated

@@ -122,12 +122,12 @@ def choose_mediators(study: StudyRuns) -> dict[str, str]:
         "select distinct metric, site from final where layer_index >= 0 and split = 'train'"
     )
     activations = set(measured.loc[measured["site"] == "act", "metric"])
-    found = {
+    chosen = {
         name: choose_measured(family, activations)
         or choose_measured(family, set(measured["metric"]))
         for name, family in FAMILIES.items()
     }
-    return {name: metrics[0] for name, metrics in found.items() if metrics}
+    return {name: metrics[0] for name, metrics in chosen.items() if metrics}
 
 
 def compute_mediation(
@@ -163,9 +163,9 @@ def compute_mediation(
             change = measured_differences(values_of[matched.treatment], values_of[matched.baseline])
             for name, route in routes:
                 metric = np.stack([of_metric[mediator] for mediator in route], axis=1)
-                ours, theirs = metric[matched.treatment], metric[matched.baseline]
-                found = mediate(change[:, 0], ours, theirs)
-                if math.isnan(found.total):
+                treated, untreated = metric[matched.treatment], metric[matched.baseline]
+                mediation = mediate(change[:, 0], treated, untreated)
+                if math.isnan(mediation.total):
                     continue
                 rows.append(
                     {
@@ -174,7 +174,7 @@ def compute_mediation(
                         "target": target,
                         "mediator": name,
                         "metric": " + ".join(through[mediator] for mediator in route),
-                        **found._asdict(),
+                        **mediation._asdict(),
                     }
                 )
     return pd.DataFrame(rows)

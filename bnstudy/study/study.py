@@ -40,13 +40,13 @@ class Study(StudyRuns):
             UserError: No run has ended, or none has such a metric or split.
         """
         known = self.query("select distinct metric, split from last order by all")
-        for what, requested, known_names in (
+        for label, requested, known_names in (
             ("metric", names, known["metric"]),
             ("split", [split] if split else [], known["split"]),
         ):
             if unknown := set(requested) - set(known_names):
                 raise UserError(
-                    f"{what}={sorted(unknown)[0]} is not in {self.folder}; "
+                    f"{label}={sorted(unknown)[0]} is not in {self.folder}; "
                     f"it has {', '.join(known_names.unique())}"
                 )
         return self.query(

@@ -31,23 +31,25 @@ def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.Dat
     folds = fold_keys["fold"].unique()
     names = ["split", "metric", "site", "layers", "place_index"]
     first = fold_keys[fold_keys["fold"] == folds[0]].reset_index(drop=True)
-    at = pd.MultiIndex.from_frame(first[names]).get_indexer(pd.MultiIndex.from_frame(keys[names]))
-    by_fold = fold_values.reshape(len(values), len(folds), len(first))[:, :, at]
+    fold_columns = pd.MultiIndex.from_frame(first[names]).get_indexer(
+        pd.MultiIndex.from_frame(keys[names])
+    )
+    by_fold = fold_values.reshape(len(values), len(folds), len(first))[:, :, fold_columns]
     tables: list[pd.DataFrame] = []
-    for identity, ours, theirs, shared in iterate_comparisons(study, keys, baseline):
+    for identity, treated, untreated, shared in iterate_comparisons(study, keys, baseline):
         differences = measured_differences(
-            values[np.ix_(ours, shared)], values[np.ix_(theirs, shared)]
+            values[np.ix_(treated, shared)], values[np.ix_(untreated, shared)]
         )
-        of_folds = by_fold[ours][:, :, shared] - by_fold[theirs][:, :, shared]
+        of_folds = by_fold[treated][:, :, shared] - by_fold[untreated][:, :, shared]
         known = np.isfinite(differences) & np.isfinite(of_folds).all(axis=1)
-        found = two_source_interval(differences, of_folds)
+        intervals = two_source_interval(differences, of_folds)
         table: pd.DataFrame = keys[shared].assign(
             **identity,
             n=known.sum(axis=0),
             difference=mean(np.where(known, differences, np.nan)),
-            low=found.low,
-            high=found.high,
-            sample_share=found.sample_share,
+            low=intervals.low,
+            high=intervals.high,
+            sample_share=intervals.sample_share,
         )
         tables.append(table[pd.Series(known.any(axis=0), table.index)])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

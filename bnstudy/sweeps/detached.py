@@ -43,9 +43,9 @@ def submit(cells: Sequence[Cell], launcher: Launcher) -> None:
     try:
         with without_waiting():
             for first in range(0, len(cells), size):
-                some = cells[first : first + size]
-                ids: Any = launcher.launch([list(cell.overrides) for cell in some], first)
-                for study, jobs in _by_study(some, ids).items():
+                chunk = cells[first : first + size]
+                ids: Any = launcher.launch([list(cell.overrides) for cell in chunk], first)
+                for study, jobs in _by_study(chunk, ids).items():
                     _note(study, jobs)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # submitit's
         raise UserError(
@@ -102,10 +102,10 @@ def queued(cells: Sequence[Cell]) -> set[Path]:
 
 
 def _by_study(cells: Sequence[Cell], jobs: Sequence[str]) -> dict[Path, dict[str, str]]:
-    found: dict[Path, dict[str, str]] = {}
+    cells_of_study: dict[Path, dict[str, str]] = {}
     for cell, job in zip(cells, jobs, strict=True):
-        found.setdefault(cell.folder.parent, {})[cell.folder.name] = job
-    return found
+        cells_of_study.setdefault(cell.folder.parent, {})[cell.folder.name] = job
+    return cells_of_study
 
 
 def _reason(error: Exception) -> str:

@@ -152,20 +152,24 @@ def _find(devices: Sequence[int | str]) -> list[str]:
     """
     limit, visible = os.environ.get(VISIBLE_DEVICES), _gpus()
     if limit is None and not visible:
-        return [str(one) for one in devices]
+        return [str(device) for device in devices]
     known = {name: name for name in visible if not name.isdecimal()}
     known |= {str(number): name for number, name in enumerate(visible)}
     if limit is None:  # its drivers know further names, of GPUs and of their parts
-        known |= {str(one): str(one) for one in devices if str(one).startswith(("GPU-", "MIG-"))}
-    for one in devices:
-        if str(one) not in known:
+        known |= {
+            str(device): str(device)
+            for device in devices
+            if str(device).startswith(("GPU-", "MIG-"))
+        }
+    for device in devices:
+        if str(device) not in known:
             reason = "" if limit is None else f" ({VISIBLE_DEVICES}={limit})"
             choice = f"Choose from {', '.join(known)}, or" if known else "Make GPUs visible, or set"
             raise UserError(
-                f"hydra.launcher.devices: there is no device {one}{reason}\n"
+                f"hydra.launcher.devices: there is no device {device}{reason}\n"
                 f"{choice} null for all there are"
             )
-    return [known[str(one)] for one in devices]
+    return [known[str(device)] for device in devices]
 
 
 def _gpus() -> Sequence[str]:

@@ -53,8 +53,8 @@ def timing_key(config: dict[str, Any]) -> str:
         config: Resolved configuration of the cell.
     """
     values = {
-        key: one
-        for key, one in essence(config).items()
+        key: options
+        for key, options in essence(config).items()
         if not key.startswith(KEYS_WITHOUT_EFFECT_ON_TIME)
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

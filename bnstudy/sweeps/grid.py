@@ -91,7 +91,11 @@ def defer_to_jobs(words: Sequence[str]) -> list[str]:
     for word in words:
         with suppress(HydraException):  # an option such as -m; Hydra explains mistakes itself
             overrides[word] = OverridesParser.create().parse_override(word)
-    swept = {one.get_key_element() for one in overrides.values() if one.is_sweep_override()}
+    swept = {
+        override.get_key_element()
+        for override in overrides.values()
+        if override.is_sweep_override()
+    }
 
     def defer(word: str) -> str:
         override = overrides.get(word)
@@ -143,7 +147,8 @@ class _Composed:
             values |= self._interpolate(values, following)
         # Copy only what changes: with thousands of cells, a deep copy would dominate the run time.
         config = {
-            key: dict(one) if isinstance(one, dict) else one for key, one in self.values.items()
+            key: dict(option) if isinstance(option, dict) else option
+            for key, option in self.values.items()
         }
         for key, value in values.items():
             *groups, name = key.split(".")
@@ -162,13 +167,13 @@ class _Composed:
         following: list[str] = []
         names = [key.rpartition(".")[2] for key in keys]
         while names:
-            found = [
+            followed = [
                 key
                 for key, text in self.interpolations.items()
                 if key not in following and any(name in text for name in names)
             ]
-            following += found
-            names = [key.rpartition(".")[2] for key in found]
+            following += followed
+            names = [key.rpartition(".")[2] for key in followed]
         return following
 
     def _interpolate(self, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -176,12 +181,12 @@ class _Composed:
         for key, value in values.items():
             OmegaConf.update(self.own, key, value, merge=False)
         with self._hydra():
-            found = {key: OmegaConf.select(self.own, key) for key in keys}
+            interpolated = {key: OmegaConf.select(self.own, key) for key in keys}
         return {
             key: OmegaConf.to_container(value, resolve=True)
             if OmegaConf.is_config(value)
             else value
-            for key, value in found.items()
+            for key, value in interpolated.items()
         }
 
     @contextmanager

@@ -348,7 +348,7 @@ def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None
         UserError: Cells failed, lost their workers or still run elsewhere.
     """
     causes = {(failure.kind, failure.error) for failure in failures.values()}
-    if len(failures) > 1 == len(causes) and not any(one.log for one in failures.values()):
+    if len(failures) > 1 == len(causes) and not any(failure.log for failure in failures.values()):
         ((kind, error),) = causes
         if kind == "failed":  # the message says what to do
             raise UserError(f"{len(failures)} of {len(cells)} cells failed:\n{error}")

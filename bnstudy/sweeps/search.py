@@ -326,7 +326,9 @@ def _next_point(study: optuna.Study, grid: Sequence[dict[str, Any]]) -> dict[str
     def count(point: dict[str, Any]) -> int:
         return sum(point.items() <= trial.params.items() for trial in trials)
 
-    missing = [point for point in grid if not any(point.items() <= one.items() for one in taken)]
+    missing = [
+        point for point in grid if not any(point.items() <= trial.items() for trial in taken)
+    ]
     return min(missing, key=count)
 
 

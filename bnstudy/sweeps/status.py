@@ -162,10 +162,10 @@ def _running(folder: Path) -> tuple[str, float]:
     Returns:
         `running` or `interrupted`, and the seconds since the last sign of life.
     """
-    found = find_lease(folder)
-    if found is None:
+    occupied = find_lease(folder)
+    if occupied is None:
         return "interrupted", 0.0
-    worker, lease = found
+    worker, lease = occupied
     if is_known_alive(worker) is False:
         return "interrupted", 0.0
     try:

@@ -64,13 +64,13 @@ def umap(layer: Layer) -> np.ndarray:
         warnings.simplefilter("ignore")  # UMAP warns that distances allow no inverse_transform
         from umap import UMAP  # here, because the import takes seconds
 
-        found: np.ndarray = UMAP(
+        embedding: np.ndarray = UMAP(
             n_neighbors=min(UMAP_NEIGHBOURS, layer.num_samples - 1),
             metric="precomputed",
             random_state=0,
             n_jobs=1,
         ).fit_transform(layer.distances.cpu().numpy())
-    return found
+    return embedding
 
 
 def methods() -> list[str]:
@@ -174,7 +174,7 @@ def _has_embeddings(path: Path, facts: dict[str, Any]) -> bool:
     """Check whether a file holds the embeddings of a selection by every available method."""
     try:
         metadata = read_embedding_file(path).schema.metadata
-        found = json.loads(metadata[FACTS_KEY])
-        return set(methods()) <= set(found.pop("methods")) and found == facts
+        recorded = json.loads(metadata[FACTS_KEY])
+        return set(methods()) <= set(recorded.pop("methods")) and recorded == facts
     except (FileNotFoundError, UserError, AttributeError, KeyError, TypeError, ValueError):
         return False  # no file, a damaged one, or metadata of something else

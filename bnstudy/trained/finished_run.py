@@ -128,9 +128,9 @@ class FinishedRun:
             UserError: The data cannot be loaded, have too few samples, or exceed the memory budget.
         """
         split, samples = selection.split, selection.samples
-        there = self.record.data.num_samples(split)
-        if samples > there:
-            raise UserError(f"--samples {samples}: the {split} split has {there}")
+        available = self.record.data.num_samples(split)
+        if samples > available:
+            raise UserError(f"--samples {samples}: the {split} split has {available}")
         data, classifier = rebuild(self.record, selection.data_folders, {split: samples})
         load_weights(classifier, self.record.checkpoints()[self.epoch], data)
         budget = (

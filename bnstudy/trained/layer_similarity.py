@@ -131,8 +131,8 @@ def compare(
     }
     with replacing(output / "similarity.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    for what, ending in (("Tables", "csv"), ("Figures", "svg"), ("Figures", "png")):
-        console.print(f"{what:<8} {output}/{{{','.join(matrices)}}}.{ending}")
+    for label, ending in (("Tables", "csv"), ("Figures", "svg"), ("Figures", "png")):
+        console.print(f"{label:<8} {output}/{{{','.join(matrices)}}}.{ending}")
 
 
 def _matrices(

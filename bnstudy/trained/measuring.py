@@ -78,8 +78,8 @@ def missing_metrics(
         epochs = sorted({*range(0, last, metrics["every_n_epochs"]), last})
     missing = record.table.missing(metrics["names"], metrics["sites"], epochs, splits)
     kept = record.checkpoints()
-    possible = {epoch: what for epoch, what in missing.items() if epoch in kept}
-    return possible, {epoch: what for epoch, what in missing.items() if epoch not in kept}
+    possible = {epoch: missing[epoch] for epoch in missing if epoch in kept}
+    return possible, {epoch: missing[epoch] for epoch in missing if epoch not in kept}
 
 
 def measure_checkpoints(
@@ -110,12 +110,12 @@ def measure_checkpoints(
     measurement = MeasuredLater(
         epochs=[],
         metrics=_names(wanted),
-        splits=sorted({split for what in wanted.values() for split, _, _ in what}),
-        sites=sorted({site for what in wanted.values() for _, site, _ in what}),
+        splits=sorted({split for missing in wanted.values() for split, _, _ in missing}),
+        sites=sorted({site for missing in wanted.values() for _, site, _ in missing}),
         environment=environment(record.folder.parent),
     )
     record.description.add_measurement(measurement)
-    for epoch, what in wanted.items():
+    for epoch, missing in wanted.items():
 
         def show_layer(message: str, epoch: int = epoch) -> None:
             progress(f"epoch {epoch}: {message}")
@@ -125,10 +125,10 @@ def measure_checkpoints(
             {
                 split: data.probe(split)
                 for split in SPLITS
-                if any(split == other for other, *_ in what)
+                if any(split == other for other, *_ in missing)
             },
-            _names({epoch: what}),
-            sorted({site for _, site, _ in what}),
+            _names({epoch: missing}),
+            sorted({site for _, site, _ in missing}),
             memory_budget=metrics["memory_budget"],
             precision=metrics["precision"],
             on_layer=show_layer,
@@ -141,7 +141,7 @@ def measure_checkpoints(
         record.table.add_rows(
             row
             for row in rows
-            if (row.split, row.site, row.metric) in what
+            if (row.split, row.site, row.metric) in missing
             # Loss and accuracy of the probe set:
             or (row.site is None and (epoch, row.split, None, row.metric) not in present)
         )
@@ -282,10 +282,10 @@ def _begin_table_again(record: Record, metrics: dict[str, Any]) -> dict[str, Any
 
 
 def _names(wanted: Wanted) -> list[str]:
-    return sorted({name for what in wanted.values() for _, _, name in what})
+    return sorted({name for missing in wanted.values() for _, _, name in missing})
 
 
 def _format_wanted(wanted: Wanted) -> str:
     names = _names(wanted)
-    what = ", ".join(names) if len(names) <= MAX_LISTED_NAMES else f"{len(names)} metrics"
-    return f"{what} of epoch{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))}"
+    listed = ", ".join(names) if len(names) <= MAX_LISTED_NAMES else f"{len(names)} metrics"
+    return f"{listed} of epoch{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))}"

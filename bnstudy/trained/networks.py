@@ -108,10 +108,13 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
         home, _, short = name.rpartition(":")
         load = _load_torchvision if home == "torchvision" else _load_own
         loaded.append(load(name, home, short, files.get(short), DEFAULT in weights))
-    own = [one for one in loaded if not one.name.startswith("torchvision:")]
-    if len({one.norm for one in own}) == len(own):  # one network with several norms
-        loaded = [replace(one, family=own[0].family) if one in own else one for one in loaded]
-    cells = [(one.family, one.norm) for one in loaded]
+    own = [network for network in loaded if not network.name.startswith("torchvision:")]
+    if len({network.norm for network in own}) == len(own):  # one network with several norms
+        loaded = [
+            replace(network, family=own[0].family) if network in own else network
+            for network in loaded
+        ]
+    cells = [(network.family, network.norm) for network in loaded]
     for name, cell in zip(names, cells, strict=True):
         if cells.count(cell) > 1:
             raise UserError(
@@ -135,21 +138,21 @@ def prepare(networks: Sequence[TrainedNetwork], config: dict[str, Any]) -> list[
     images = whole if isinstance(whole, ImageDataModule) else None
     data: dict[str, DataModule] = {}
     prepared = []
-    for one in networks:
+    for trained in networks:
         if images is None:  # the user's own, which have their preprocessing
-            one = replace(one, transform=None, preprocessing="that of the data")
-        key = repr(one.transform)
+            trained = replace(trained, transform=None, preprocessing="that of the data")
+        key = repr(trained.transform)
         if key not in data:
             data[key] = whole
-            if images is not None and one.transform is not None:
-                data[key] = with_transform(images, one.transform)
+            if images is not None and trained.transform is not None:
+                data[key] = with_transform(images, trained.transform)
             data[key].setup()
-        console.print(f"{one.name}: preprocessing is {one.preprocessing}")
-        network = one.network
+        console.print(f"{trained.name}: preprocessing is {trained.preprocessing}")
+        network = trained.network
         if data[key].input_shape[0] == 1 and _num_input_channels(network) == 3:
             network = nn.Sequential(OrderedDict(colour=GreyToColour(), network=network))
         network = network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        prepared.append(_try_out(replace(one, network=network), data[key], config["metrics"]))
+        prepared.append(_try_out(replace(trained, network=network), data[key], config["metrics"]))
     return prepared
 
 
@@ -160,25 +163,25 @@ def match_layers(prepared: Sequence[Prepared]) -> list[dict[Tap, str]]:
     site, as `layer01`: between VGG-16 with and without BatchNorm, names in `nn.Sequential` differ.
     """
     if (
-        len({tuple((tap.layer, tap.site) for tap in one.taps) for one in prepared})
+        len({tuple((tap.layer, tap.site) for tap in network.taps) for network in prepared})
         == 1
         < len(prepared)
     ):
-        return [{tap: tap.layer for tap in one.taps} for one in prepared]
+        return [{tap: tap.layer for tap in network.taps} for network in prepared]
     names: list[dict[Tap, str]] = []
-    for one in prepared:
-        numbers = dict.fromkeys({tap.site for tap in one.taps}, 0)
+    for network in prepared:
+        numbers = dict.fromkeys({tap.site for tap in network.taps}, 0)
         names.append({})
-        for tap in one.taps:
+        for tap in network.taps:
             numbers[tap.site] += 1
             names[-1][tap] = f"layer{numbers[tap.site]:02d}"
         listed = ", ".join(f"{new} = {tap.label}" for tap, new in names[-1].items())
-        console.print(f"{one.trained.name}: {listed}")
+        console.print(f"{network.trained.name}: {listed}")
     return names
 
 
 def measure_network(
-    one: Prepared,
+    network: Prepared,
     names: Mapping[Tap, str],
     run: Run,
     metrics: dict[str, Any],
@@ -192,7 +195,7 @@ def measure_network(
     out if its outputs are not the data's classes.
 
     Args:
-        one: Network and data.
+        network: Network and data.
         names: New names of its layers, of `match_layers`.
         run: Run that it becomes.
         metrics: Configuration group `metrics`.
@@ -205,9 +208,9 @@ def measure_network(
     names_of_metrics = [
         metric.name
         for metric in chosen(metrics["names"])
-        if one.is_classifier or "network" not in metric.needs
+        if network.is_classifier or "network" not in metric.needs
     ]
-    recorded = {} if overwrite else _recorded(one, run)
+    recorded = {} if overwrite else _recorded(network, run)
     wanted = {
         key: list(dict.fromkeys([*recorded.get(key, ()), *asked]))
         for key, asked in (("names", names_of_metrics), ("sites", metrics["sites"]))
@@ -215,38 +218,42 @@ def measure_network(
     if recorded and all(wanted[key] == [*recorded[key]] for key in wanted):
         console.print(f"{run.folder}: nothing is missing")
         return
-    run.choices |= {"model": one.trained.name, "weights": one.trained.weights}
+    run.choices |= {"model": network.trained.name, "weights": network.trained.weights}
     run.overwrite = True
     callback = RepresentationMetrics(
-        {split: one.data.probe(split) for split in SPLITS},
+        {split: network.data.probe(split) for split in SPLITS},
         wanted["names"],
         wanted["sites"],
         memory_budget=metrics["memory_budget"],
         precision=metrics["precision"],
         on_layer=progress,
-        calibration=one.data.calibration(),
+        calibration=network.data.calibration(),
     )
     labels = {(tap.layer, tap.site): name for tap, name in names.items()}
-    measured = callback.measure(one.trained.network, EPOCH, 0)
+    measured = callback.measure(network.trained.network, EPOCH, 0)
     with run:
-        run.note_data(one.data.facts())
+        run.note_data(network.data.facts())
         run.note_metrics(callback)
         rows = [
             row._replace(layer=labels.get((row.layer, row.site or ""), row.layer))
             for row in measured
-            if one.is_classifier or row.metric not in PROBE_PERFORMANCE
+            if network.is_classifier or row.metric not in PROBE_PERFORMANCE
         ]
         run.write(EPOCH, rows, callback.seconds)
 
 
-def make_run(one: TrainedNetwork, study: str, output_root: str) -> Run:
+def make_run(network: TrainedNetwork, study: str, output_root: str) -> Run:
     """Return the run of a study that a network becomes."""
     return Run(
-        study, norm=one.norm, seed=0, axes={"model.name": one.family}, output_root=output_root
+        study,
+        norm=network.norm,
+        seed=0,
+        axes={"model.name": network.family},
+        output_root=output_root,
     )
 
 
-def _recorded(one: Prepared, run: Run) -> Mapping[str, Any]:
+def _recorded(network: Prepared, run: Run) -> Mapping[str, Any]:
     """Return the options of the metrics that a run has of the same data and probe sets, if any.
 
     Raises:
@@ -258,12 +265,12 @@ def _recorded(one: Prepared, run: Run) -> Mapping[str, Any]:
     if not record.is_finished:
         return {}
     description = record.description
-    if description.choices.get("weights") != one.trained.weights:
+    if description.choices.get("weights") != network.trained.weights:
         raise UserError(
             f"{run.folder}: {description.choices.get('model')} was measured with other weights\n"
             "Add --overwrite to replace it, or choose another study=NAME"
         )
-    facts, known = one.data.facts(), record.data
+    facts, known = network.data.facts(), record.data
     same = (known.sha256, known.probe) == (facts["sha256"], facts["probe"])
     return description.config["metrics"] if same else {}
 
@@ -278,7 +285,7 @@ def _load_torchvision(
     weights = known.DEFAULT
     if file is not None:
         state = _read_state(file)
-        same = [one for one in known if one.url.endswith(f"/{Path(file).name}")]
+        same = [entry for entry in known if entry.url.endswith(f"/{Path(file).name}")]
         weights = same[0] if same else weights
         matrices = [value for value in state.values() if value.ndim > 1]
         classes = len(matrices[-1]) if matrices else PUBLISHED_CLASSES
@@ -300,13 +307,13 @@ def _load_torchvision(
         network.transform_input = True  # as torchvision sets it for its weights
     _fill(network, state, name, file or DEFAULT)
     family = short.removesuffix("_bn")
-    found = TrainedNetwork(name, family, _norm_of(network), network, _sha256(network))
+    trained = TrainedNetwork(name, family, _norm_of(network), network, _sha256(network))
     if classes != PUBLISHED_CLASSES:
-        return found
+        return trained
     how = f"that of {weights}"
     if file is not None and not same:
         how += "; if the file's is another, take data of your own: data._target_=package.Data"
-    return replace(found, transform=weights.transforms(), preprocessing=how)
+    return replace(trained, transform=weights.transforms(), preprocessing=how)
 
 
 def _load_own(
@@ -367,10 +374,10 @@ def _num_input_channels(network: nn.Module) -> int | None:
     return next((part.in_channels for part in convolutions), None)
 
 
-def _try_out(one: TrainedNetwork, data: DataModule, metrics: dict[str, Any]) -> Prepared:
+def _try_out(trained: TrainedNetwork, data: DataModule, metrics: dict[str, Any]) -> Prepared:
     """Find the layers of a network from one sample."""
     inputs, _ = next(iter(data.probe("test")))
-    place = next(one.network.parameters())
+    place = next(trained.network.parameters())
     sample = inputs[:1].to(place.device, place.dtype)
     calls: list[Call] = []
 
@@ -378,15 +385,15 @@ def _try_out(one: TrainedNetwork, data: DataModule, metrics: dict[str, Any]) -> 
         calls.append(call)
 
     try:
-        found = Taps(one.network, sites=metrics["sites"])
-        with torch.no_grad(), found.hooked(note) as run:
+        readable = Taps(trained.network, sites=metrics["sites"])
+        with torch.no_grad(), readable.hooked(note) as run:
             output = run(sample)
     except (AssertionError, RuntimeError) as error:
         size = "x".join(map(str, data.input_shape))
         raise UserError(
-            f"{one.name} does not accept samples of {size} ({first_line(error)})\n"
+            f"{trained.name} does not accept samples of {size} ({first_line(error)})\n"
             "Choose other data, or data.image_size=N"
         ) from error
-    taps = sorted(found.taps(calls).values(), key=lambda tap: tap.layer_index)
+    taps = sorted(readable.taps(calls).values(), key=lambda tap: tap.layer_index)
     is_classifier = isinstance(output, torch.Tensor) and output.shape == (1, data.num_classes)
-    return Prepared(one, data, tuple(taps), is_classifier)
+    return Prepared(trained, data, tuple(taps), is_classifier)

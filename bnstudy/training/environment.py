@@ -115,7 +115,9 @@ def _redact_patch(difference: str) -> str:
 def _repositories() -> tuple[Path | None, Path | None]:
     """Return the repository of bnstudy's checkout, and another one that this process runs in."""
     folder = Path(__file__).resolve().parents[2]
-    here = next((one for one in (Path.cwd(), *Path.cwd().parents) if (one / ".git").exists()), None)
+    here = next(
+        (folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / ".git").exists()), None
+    )
     checkout = folder if (folder / ".git").exists() else None
     return checkout, None if here == checkout else here
 

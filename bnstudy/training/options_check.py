@@ -32,7 +32,9 @@ def require_samples_for_folds(data: DataModule, metrics: dict[str, Any]) -> None
     if not folds:
         return
     labels = {split: data.labels[split][data.probe_indices[split]] for split in SPLITS}
-    sizes = {split: found.unique(return_counts=True) for split, found in labels.items()}
+    sizes = {
+        split: split_labels.unique(return_counts=True) for split, split_labels in labels.items()
+    }
     split = min(SPLITS, key=lambda split: int(sizes[split][1].min()))
     classes, counts = sizes[split]
     smallest = int(counts.min())

@@ -268,8 +268,8 @@ class Run:
         Raises:
             UserError: They are not those of an earlier measurement.
         """
-        found = _digest(probe)
-        if self._digests.setdefault(split, found) != found:
+        digest = _digest(probe)
+        if self._digests.setdefault(split, digest) != digest:
             raise UserError(
                 f"{self.folder}: the samples of split={split} are not those measured before\n"
                 "Pass the same samples in the same order, without shuffling and augmentation"

@@ -113,7 +113,7 @@ def isolated_job() -> Iterator[None]:
     program.__spec__ = find_spec("bnstudy.train")
     folders = HydraConfig.get().runtime.config_sources
     sys.argv[1:] = [
-        *(f"--config-dir={one.path}" for one in folders if one.provider == "command-line"),
+        *(f"--config-dir={folder.path}" for folder in folders if folder.provider == "command-line"),
         *HydraConfig.get().overrides.task,
         "hydra.mode=RUN",
     ]  # otherwise it would start the sweep again

@@ -143,8 +143,9 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
     probe = dict.fromkeys(SPLITS, PROBE_SAMPLES)
     name = "StudyRecorder: the trainer's data"
     try:
-        for split, found in zip(SPLITS, loaders, strict=True):
-            loader = found[0] if isinstance(found, list) and len(found) == 1 else found
+        for split, loader in zip(SPLITS, loaders, strict=True):
+            if isinstance(loader, list) and len(loader) == 1:
+                loader = loader[0]
             if not isinstance(loader, DataLoader):
                 problem = f"a {type(loader).__name__}, not one DataLoader"
                 if loader is None:

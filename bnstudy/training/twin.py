@@ -67,10 +67,10 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
         ):
             twins.append(candidate)
     if len(twins) != 1:
-        found = ", ".join(str(twin.folder) for twin in twins) or "none that has ended"
+        listed = ", ".join(str(twin.folder) for twin in twins) or "none that has ended"
         raise UserError(
             f"regularizer.target={norm} needs one run of norm={norm} regularizer=none in {study}/, "
-            f"otherwise the same, of the same images and bnstudy {VERSION}; there is: {found}\n"
+            f"otherwise the same, of the same images and bnstudy {VERSION}; there is: {listed}\n"
             "Train it first, then run the same command again; or give a number from 0 to 1"
         )
     return twins[0]

@@ -29,8 +29,8 @@ def mean(values: FloatArray) -> FloatArray:
     """
     known = np.isfinite(values)
     with np.errstate(invalid="ignore", over="ignore"):
-        found: FloatArray = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
-    return found
+        means: FloatArray = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+    return means
 
 
 def spread(values: FloatArray) -> FloatArray:

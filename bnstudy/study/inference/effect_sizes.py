@@ -20,8 +20,8 @@ def cohens_d(differences: FloatArray) -> FloatArray:
         array([ 2., nan])
     """
     sd = spread(differences)
-    found: FloatArray = mean(differences) / np.where(sd == 0, np.nan, sd)
-    return found
+    d: FloatArray = mean(differences) / np.where(sd == 0, np.nan, sd)
+    return d
 
 
 def rank_biserial(differences: FloatArray) -> FloatArray:
@@ -43,5 +43,7 @@ def rank_biserial(differences: FloatArray) -> FloatArray:
     sizes = np.where(differences == 0, np.nan, np.abs(differences))
     ranks = np.nan_to_num(stats.rankdata(sizes, axis=0, nan_policy="omit"))
     with np.errstate(invalid="ignore"):
-        found: FloatArray = np.nansum(np.sign(differences) * ranks, axis=0) / ranks.sum(axis=0)
-    return found
+        correlation: FloatArray = np.nansum(np.sign(differences) * ranks, axis=0) / ranks.sum(
+            axis=0
+        )
+    return correlation

@@ -59,10 +59,13 @@ def max_t_adjusted(
     size = max(1, MAX_NUMBERS // max(1, len(observed), len(flips)))
     for start in range(0, flips.shape[1], size):
         signs = 1.0 - 2 * flips[:, start : start + size]
-        found = np.vstack([part @ signs[rows] for part, rows in zip(parts, make_rows, strict=True)])
-        found = np.abs(found, out=found)[order]
-        np.maximum.accumulate(found, axis=0, out=found)  # of it and all less extreme comparisons
-        as_extreme += (found >= reached).sum(axis=1)
+        statistics = np.vstack(
+            [part @ signs[rows] for part, rows in zip(parts, make_rows, strict=True)]
+        )
+        statistics = np.abs(statistics, out=statistics)[order]
+        # The largest statistic of a comparison and all less extreme ones.
+        np.maximum.accumulate(statistics, axis=0, out=statistics)
+        as_extreme += (statistics >= reached).sum(axis=1)
     p = np.empty(len(observed))
     p[order] = np.maximum.accumulate(as_extreme[::-1] / flips.shape[1])[::-1]
     p[~np.concatenate([is_known.any(axis=0) for is_known in known])] = np.nan

@@ -109,8 +109,8 @@ def paired_test(
     is_exact = is_flipped & (n <= max_pairs_exact)
     for rows, columns in patterns(known & is_exact):
         sample, flips = differences[np.ix_(rows, columns)], sign_flips(len(rows), max_pairs_exact)
-        found = _flipped(sample, flips, confidence, noise[columns])
-        low[columns], high[columns], p[columns] = found
+        results = _flipped(sample, flips, confidence, noise[columns])
+        low[columns], high[columns], p[columns] = results
     drawn = np.flatnonzero(is_flipped & ~is_exact)
     if drawn.size:
         sample = differences[:, drawn]
@@ -191,18 +191,18 @@ def _flipped(
     # then above 1 - confidence.
     fewest = int((1 - confidence) * total) + 1
     zero = np.maximum(noise, ROUNDING * np.nanmax(np.abs(differences), axis=0))
-    found = np.empty((3, differences.shape[1]))
+    results = np.empty((3, differences.shape[1]))
     size = max(1, MAX_NUMBERS // total)
     for start in range(0, differences.shape[1], size):
         columns = slice(start, start + size)
         below, above = _subset_means(differences[:, columns], flips)
         holds_0 = (below <= zero[columns, None]) & (above >= -zero[columns, None])
-        found[2, columns] = holds_0.sum(axis=1) / total
+        results[2, columns] = holds_0.sum(axis=1) / total
         below.partition(fewest - 1, axis=1)
         above.partition(total - fewest, axis=1)
-        found[0, columns] = below[:, fewest - 1]
-        found[1, columns] = above[:, total - fewest]
-    low, high, p = found
+        results[0, columns] = below[:, fewest - 1]
+        results[1, columns] = above[:, total - fewest]
+    low, high, p = results
     for end in (low, high):  # treat the same means as 0 as p does
         end[np.abs(end) <= zero] = 0
     return low, high, p

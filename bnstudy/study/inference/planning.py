@@ -41,9 +41,9 @@ def pairs_needed(
     critical = stats.t.ppf((1 + confidence) / 2, n - 1)
     # The noncentrality at which the test statistic exceeds its critical value often enough.
     detectable = special.nctdtrinc(n - 1, 1 - power, critical) / np.sqrt(n)
-    at = np.searchsorted(-detectable, -d)  # detectable sizes fall with n
-    found = np.append(n.astype(float), np.inf)[np.minimum(at, len(n))]
-    return np.where(np.isnan(d), np.nan, found)
+    position = np.searchsorted(-detectable, -d)  # detectable sizes fall with n
+    needed = np.append(n.astype(float), np.inf)[np.minimum(position, len(n))]
+    return np.where(np.isnan(d), np.nan, needed)
 
 
 def probability_of_improvement(
@@ -108,5 +108,5 @@ def _share(wins: FloatArray, known: Flags, first: FloatArray, second: FloatArray
         for values in (wins, known.astype(float))
     )
     with np.errstate(invalid="ignore"):
-        found: FloatArray = won / all_pairs
-    return found
+        share: FloatArray = won / all_pairs
+    return share

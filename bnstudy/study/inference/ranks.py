@@ -48,13 +48,13 @@ def kendall(metrics: FloatArray, goal: FloatArray) -> Kendall:
         >>> kendall(np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([0.1, 0.3, 0.2, 0.4]))
         Kendall(tau=array([0.66666667]), p=array([0.33333333]))
     """
-    found = np.full((2, metrics.shape[1]), np.nan)
+    results = np.full((2, metrics.shape[1]), np.nan)
     for number, metric in enumerate(metrics.T):
         known = np.isfinite(metric + goal)
         if known.sum() >= 2:
             result = stats.kendalltau(metric[known], goal[known])
-            found[:, number] = result.statistic, result.pvalue
-    return Kendall(*found)
+            results[:, number] = result.statistic, result.pvalue
+    return Kendall(*results)
 
 
 class GranulatedKendall(NamedTuple):
@@ -108,10 +108,10 @@ def granulated_kendall(
     by_axis = np.array([tau for tau, _ in along])
     shape = (len(np.unique(seeds)), metrics.shape[1])
     by_seed = mean(by_axis.reshape(-1, shape[0] * shape[1])).reshape(shape)
-    found = paired_test(by_seed.round(DECIMALS), confidence)
-    centre = found.difference.round(DECIMALS)
+    test = paired_test(by_seed.round(DECIMALS), confidence)
+    centre = test.difference.round(DECIMALS)
     centre[sum(groups for _, groups in along) < min_groups] = np.nan
-    return GranulatedKendall(centre, found.low.clip(-1), found.high.clip(max=1))
+    return GranulatedKendall(centre, test.low.clip(-1), test.high.clip(max=1))
 
 
 def _tau_along(
@@ -205,8 +205,8 @@ def conditional_mutual_information(
     conditions = []
     for size in range(max_conditions + 1):
         for chosen in combinations(range(codes.shape[1]), size):
-            both = np.hstack([codes[first][:, chosen], codes[second][:, chosen]])
-            conditions.append(group_rows(both.T, len(first)))
+            joint_codes = np.hstack([codes[first][:, chosen], codes[second][:, chosen]])
+            conditions.append(group_rows(joint_codes.T, len(first)))
 
     def least_share(values: FloatArray) -> float:
         known = np.isfinite(values[first] + values[second])
@@ -216,8 +216,8 @@ def conditional_mutual_information(
 
     shuffles = (generator.permutation(len(runs)) for _ in range(num_shuffles))
     null = [least_share(shuffled.astype(float)) for shuffled in shuffles]
-    found = np.array([least_share(column) for column in metrics[runs].T])
-    return MutualInformation(found, float(np.nanquantile(null, confidence)))
+    shares = np.array([least_share(column) for column in metrics[runs].T])
+    return MutualInformation(shares, float(np.nanquantile(null, confidence)))
 
 
 def _numbered_by_appearance(values: NDArray[Any]) -> IntArray:

@@ -32,14 +32,14 @@ def measured_differences(
         >>> np.unique(measured_differences(*accuracy)).size
         1
     """
-    found = np.empty(treated.shape)
+    differences = np.empty(treated.shape)
     size = max(1, MAX_NUMBERS // max(1, len(treated)))
     for start in range(0, treated.shape[1], size):
         block = slice(start, start + size)
-        found[:, block] = _measured(
+        differences[:, block] = _measured(
             treated[:, block].astype(np.float64), untreated[:, block].astype(np.float64), resolution
         )
-    return found
+    return differences
 
 
 def _measured(treated: FloatArray, untreated: FloatArray, resolution: float) -> FloatArray:
@@ -82,10 +82,10 @@ def estimate_noise(
     """
     known = np.isfinite(treated) & np.isfinite(untreated)
     noise = np.where(known, _noise(treated, untreated, resolution), np.nan)
-    found = np.zeros(noise.shape[1])
+    estimate = np.zeros(noise.shape[1])
     has_pair = known.any(axis=0)
-    found[has_pair] = np.nanmedian(noise[:, has_pair], axis=0)
-    return found
+    estimate[has_pair] = np.nanmedian(noise[:, has_pair], axis=0)
+    return estimate
 
 
 def _noise(treated: FloatArray, untreated: FloatArray, resolution: float) -> FloatArray:

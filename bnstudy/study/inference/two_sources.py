@@ -54,7 +54,7 @@ def two_source_interval(
         >>> found.low.round(2), found.high.round(2), found.sample_share.round(2)
         (array([-0.29]), array([0.79]), array([0.71]))
     """
-    found = np.full((3, differences.shape[1]), np.nan)
+    intervals = np.full((3, differences.shape[1]), np.nan)
     known = np.isfinite(differences) & np.isfinite(of_folds).all(axis=1)
     num_folds = of_folds.shape[1]
     for rows, columns in patterns(known):
@@ -81,5 +81,5 @@ def two_source_interval(
             margin = np.maximum(quantile * np.sqrt(variance), pairs_quantile * np.sqrt(of_pairs))
             share = of_samples / variance
         centre = whole.mean(axis=0)
-        found[:, columns] = centre - margin, centre + margin, share
-    return TwoSources(*found)
+        intervals[:, columns] = centre - margin, centre + margin, share
+    return TwoSources(*intervals)

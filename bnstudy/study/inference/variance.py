@@ -147,8 +147,8 @@ def _permute(
     with np.errstate(divide="ignore", invalid="ignore"):
         observed = ratio(np.arange(len(sample)), undecided, residuals)
         for _ in range(max_permutations):
-            found = ratio(generator.permutation(len(sample)), undecided, residuals)
-            as_extreme[undecided] += ~(found < observed[undecided] * (1 - 1e-9))
+            permuted = ratio(generator.permutation(len(sample)), undecided, residuals)
+            as_extreme[undecided] += ~(permuted < observed[undecided] * (1 - 1e-9))
             permutations[undecided] += 1
             still = as_extreme[undecided] < max_extreme
             if not still.all():

@@ -87,8 +87,8 @@ def connect(
         beside: dict[str, list[str]] = {}
         for view, name in (("step_files", STEPS), ("fold_files", FOLDS)):
             paths = [Path(table).with_name(name) for table in tables]
-            if beside.setdefault(view, found := [str(path) for path in paths if path.exists()]):
-                _open_tables(connection, found).create_view(view)
+            if beside.setdefault(view, existing := [str(path) for path in paths if path.exists()]):
+                _open_tables(connection, existing).create_view(view)
         _create_tables(connection, condition, bool(beside["step_files"]))
         folds = FOLDS_OF_FILES if beside["fold_files"] else NO_FOLDS
         connection.execute(f"create view folds as {folds}")

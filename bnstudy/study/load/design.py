@@ -36,7 +36,7 @@ class Design:
         of_treatment = defaultdict(list)
         for treatment, config in zip(treatments, configs, strict=True):
             of_treatment[treatment].append(config)
-        swept = set[str]().union(*(_varying(some) for some in of_treatment.values()))
+        swept = set[str]().union(*(_varying(group) for group in of_treatment.values()))
         varying = _varying(configs)
         per_treatment = varying & {f"{group}.{key}" for group, key in PER_NORM_OPTIONS} - swept
         options = {key for key in swept if key.startswith(TREATMENT)}
@@ -52,7 +52,7 @@ def _varying(configs: Sequence[Mapping[str, Any]]) -> set[str]:
             values[key].add(str(value))
     everywhere = Counter(key for config in configs for key in config)
     return {
-        key for key, found in values.items() if len(found) > 1 or everywhere[key] < len(configs)
+        key for key, options in values.items() if len(options) > 1 or everywhere[key] < len(configs)
     }
 
 

@@ -56,7 +56,7 @@ def read_embeddings(study: StudyRuns) -> pd.DataFrame:
         (NaN if the layer has no embedding), reason (why it has none), share (of the variance that
         the embedding explains; NaN for umap).
     """
-    found: list[pd.DataFrame] = []
+    tables: list[pd.DataFrame] = []
     pictures = 0
     for _, runs in find_runs_with_embeddings(study).groupby("pair", sort=False):
         of_pair = [
@@ -64,12 +64,14 @@ def read_embeddings(study: StudyRuns) -> pd.DataFrame:
             for run in runs.to_dict("records")
         ]
         pictures += sum(len(embeddings.groupby(["layer", "method"])) for embeddings in of_pair)
-        if found and pictures > MAX_PICTURES:
+        if tables and pictures > MAX_PICTURES:
             break
-        found += [embeddings for embeddings in of_pair if len(embeddings)]
-    if not found:
+        tables += [embeddings for embeddings in of_pair if len(embeddings)]
+    if not tables:
         return pd.DataFrame(columns=[*RUN_COLUMNS, "site", "method", "layer"])
-    table = pd.concat([embeddings.assign(number=number) for number, embeddings in enumerate(found)])
+    table = pd.concat(
+        [embeddings.assign(number=number) for number, embeddings in enumerate(tables)]
+    )
     study.connection.register("read", table)
     numbered = study.query(NUMBERED_LAYERS)
     study.connection.unregister("read")

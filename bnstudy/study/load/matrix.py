@@ -121,11 +121,11 @@ def mark_network_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
         True for layers that the network has, relative depths and the whole model, without counts of
         zeros if it has no ReLU: rows of `StudyRuns.results` x columns.
     """
-    found = mark_meaningful_columns(study, keys)
+    marked = mark_meaningful_columns(study, keys)
     counts = count_layers(study)
     for (site, count), columns in keys[keys["layers"] > 0].groupby(["site", "layers"]):
-        found[:, columns.index] = (counts[site] == count).to_numpy()[:, None]
-    return found
+        marked[:, columns.index] = (counts[site] == count).to_numpy()[:, None]
+    return marked
 
 
 def mark_meaningful_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
@@ -210,7 +210,9 @@ def _load_matrix(study: StudyRuns, every: Coordinate | None) -> tuple[pd.DataFra
     is_meaningful = mark_meaningful_columns(study, keys)[:, None]
     values[~np.broadcast_to(is_meaningful, values.shape)] = np.nan
     if every:
-        keys = pd.concat([keys.assign(**{every: one}) for one in coordinates], ignore_index=True)
+        keys = pd.concat(
+            [keys.assign(**{every: coordinate}) for coordinate in coordinates], ignore_index=True
+        )
     return keys, values.reshape(len(runs), -1)
 
 

@@ -28,10 +28,10 @@ def match_pairs(study: StudyRuns, treatment: str, baseline: str) -> Pairs:
     of_treatment, of_baseline = (
         results[results["treatment"] == name] for name in (treatment, baseline)
     )
-    both = of_treatment.merge(of_baseline, on="pair", suffixes=("", "_baseline")).sort_values(
+    pairs = of_treatment.merge(of_baseline, on="pair", suffixes=("", "_baseline")).sort_values(
         "pair"
     )
-    unpaired, identical = len(of_treatment) - len(both), 0
+    unpaired, identical = len(of_treatment) - len(pairs), 0
     if study.identical.get(treatment, treatment) == study.identical.get(baseline, baseline):
-        both, identical = both[:0], len(both)
-    return Pairs(both["row"].to_numpy(), both["row_baseline"].to_numpy(), unpaired, identical)
+        pairs, identical = pairs[:0], len(pairs)
+    return Pairs(pairs["row"].to_numpy(), pairs["row_baseline"].to_numpy(), unpaired, identical)

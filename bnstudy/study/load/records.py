@@ -85,7 +85,7 @@ def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
         comparable describes data, probe set and version; runs with the same text are comparable.
     """
     directions = collect_directions(records)
-    redefined = {metric for metric, found in directions.items() if len(found) > 1}
+    redefined = {metric for metric, declared in directions.items() if len(declared) > 1}
     runs = pd.DataFrame([_row(record, design, redefined) for record in records])
     runs["pair"] = pd.factorize(runs["pair"])[0]
     keys = {*COLUMN_OF_KEY, *design.grid}

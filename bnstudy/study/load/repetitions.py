@@ -85,9 +85,9 @@ def find_identical_treatments(
     Returns:
         Earlier treatment with the same values, by treatment.
     """
-    found: dict[str, str] = {}
+    identical: dict[str, str] = {}
     if "train_loss" not in numbers:
-        return found
+        return identical
     results = results[["treatment", "pair", "path", *numbers]]
     for treatment in treatments:
         for earlier in treatments[: treatments.index(treatment)]:
@@ -98,13 +98,13 @@ def find_identical_treatments(
             is_known = pairs["train_loss"].notna()  # unless both runs diverged
             if (
                 is_known.any()
-                and earlier not in found
+                and earlier not in identical
                 and np.array_equal(values, other_values, equal_nan=True)
                 and all(map(_are_identical, pairs["path"], pairs["path_other"], is_known))
             ):
-                found[treatment] = earlier
+                identical[treatment] = earlier
                 break
-    return found
+    return identical
 
 
 def _mark(runs: pd.DataFrame, duplicates: list[int], first: int, remark: str) -> None:
@@ -138,9 +138,9 @@ def _are_identical(table: str, other_table: str, min_values: int = 1) -> bool:
         read_table(Path(path), SCHEMA, [*keys, "value"]).to_pandas().fillna({"site": ""})
         for path in (table, other_table)
     )
-    both = first.merge(second, on=keys)
-    both = both[both["epoch"] > 0]
-    informative = np.isfinite(both["value_x"]) & ~both["metric"].str.endswith("accuracy")
+    merged = first.merge(second, on=keys)
+    merged = merged[merged["epoch"] > 0]
+    informative = np.isfinite(merged["value_x"]) & ~merged["metric"].str.endswith("accuracy")
     return bool(informative.sum() >= min_values) and np.array_equal(
-        both["value_x"], both["value_y"], equal_nan=True
+        merged["value_x"], merged["value_y"], equal_nan=True
     )

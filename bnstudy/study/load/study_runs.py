@@ -99,7 +99,7 @@ class StudyRuns:
             folder,
             runs,
             design,
-            {metric: found[0] for metric, found in collect_directions(records).items()},
+            {metric: declared[0] for metric, declared in collect_directions(records).items()},
             {record.facts["cell"]: record.settings for record in records},
             {
                 record.facts["cell"]: record.other_versions

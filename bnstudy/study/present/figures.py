@@ -413,8 +413,8 @@ def _select_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame
             f"metric={metric} was not measured in layers on split={split}; measured: {metrics} on "
             f"{splits}"
         )
-    found = layers[chosen]
-    return found[are_activations(found)].sort_values("place_index", kind="stable")
+    selected = layers[chosen]
+    return selected[are_activations(selected)].sort_values("place_index", kind="stable")
 
 
 def _show_training(ax: Axes, curves: pd.DataFrame, *, is_logarithmic: bool) -> None:

@@ -105,8 +105,8 @@ def label_of(metric: str) -> Label:
         >>> label_of("hessian_eigenvalue_2").words
         '2nd largest eigenvalue of the Hessian'
     """
-    if found := EIGENVALUE.fullmatch(metric):
-        number = found[1]
+    if eigenvalue := EIGENVALUE.fullmatch(metric):
+        number = eigenvalue[1]
         suffix = "th" if number[-2:-1] == "1" else SUFFIXES.get(number[-1], "th")
         ordinal = "" if number == "1" else f"{number}{suffix} "
         return Label(f"{ordinal}largest eigenvalue of the Hessian")

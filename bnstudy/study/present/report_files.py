@@ -73,12 +73,12 @@ def write_report(
         names = [path.relative_to(place).as_posix() for path in beside]
         files += [*beside, _write(render_page(analysis, names, apart), place / PAGE)]
         _print_summary(analysis, apart)
-        for what, where in (
+        for label, where in (
             ("Page", files[-1]),
             ("Figures", place / "figures"),
             ("Tables", place / "tables"),
         ):
-            console.print(f"{what:<8} {where}")
+            console.print(f"{label:<8} {where}")
     return _finish(output, parts, inputs, files)
 
 
@@ -105,7 +105,8 @@ def write_page(folder: Path) -> list[Path]:
         _remove(output, _read_manifest(output)["files"])
         raise
     files = [
-        _write(render_page(found, apart=apart), place / PAGE) for found, place, apart in analyses
+        _write(render_page(analysis, apart=apart), place / PAGE)
+        for analysis, place, apart in analyses
     ]
     return _finish(output, parts, inputs, files)
 
@@ -151,13 +152,13 @@ def fingerprint(folder: Path) -> str:
     Args:
         folder: Folder of the study.
     """
-    found = []
+    files = []
     for cell in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
         for path in (Path(cell, name) for name in INPUTS) if cell.is_dir() else ():
             if path.exists():
-                found.append(path)
-    found += sorted((folder / "similarity").glob("*/*"))
-    states = [(path.relative_to(folder).as_posix(), path.stat()) for path in found]
+                files.append(path)
+    files += sorted((folder / "similarity").glob("*/*"))
+    states = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
     described = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
     return hashlib.sha256(json.dumps([bnstudy.__version__, described]).encode()).hexdigest()
 
@@ -175,8 +176,8 @@ def _read_manifest(output: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((output / MANIFEST).read_text())
     except (OSError, ValueError):
-        found = [output / PAGE, *output.glob(f"part*/{PAGE}")]
-        pages = [path for path in found if is_report(path)]
+        possible = [output / PAGE, *output.glob(f"part*/{PAGE}")]
+        pages = [path for path in possible if is_report(path)]
         names = [path.relative_to(output).as_posix() for path in pages]
         return {"inputs": None, "pages": names, "files": names}
     return manifest

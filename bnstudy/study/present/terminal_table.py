@@ -72,14 +72,14 @@ def print_table(folder: Path, console: Console) -> None:
                 f"Counts of zeros are left out for norms without a ReLU ({', '.join(fused)}).",
                 style="dim",
             )
-    for what, where in (
+    for label, where in (
         ("Study", f"{folder}/ ({study.counts()})"),
         ("Records", f"{folder}/*/{RECORD}"),
         ("Tables", f"{folder}/*/{TABLE}"),
         ("W&B", f"{folder}/*/{WANDB}/" if next(folder.glob(f"*/{WANDB}"), None) else None),
     ):
         if where:
-            console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)
+            console.print(f"{label:<8} {where}", soft_wrap=True, highlight=False)
 
 
 def _table(study: StudyRuns) -> Table:
@@ -172,8 +172,8 @@ def _formatted(
             texts.append(Text("–  "))
             continue
         spread = f" ± {statistics.stdev(finite):.3f}" if len(finite) > 1 else ""
-        some = f" ({len(finite)} of {n})" if len(finite) < n else ""
-        better = not some and best is not None and math.isclose(mean, best, rel_tol=RESOLUTION)
-        text = f"{mean:.3f}{spread}{some}{' *' if better else '  '}"
+        counted = f" ({len(finite)} of {n})" if len(finite) < n else ""
+        better = not counted and best is not None and math.isclose(mean, best, rel_tol=RESOLUTION)
+        text = f"{mean:.3f}{spread}{counted}{' *' if better else '  '}"
         texts.append(Text(text, "bold" if better else ""))
     return texts

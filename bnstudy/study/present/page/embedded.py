@@ -244,8 +244,8 @@ def _steps(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dic
             return {}
         shape = (len(treatments) - skipped, len(steps), len(keys))
         treatment = table["treatment"].map(treatments.index) - skipped
-        at = table["step"].map(steps.index)
-        return _placed(table, fields, shape, treatment, at, _numbered(table, keys))
+        step_index = table["step"].map(steps.index)
+        return _placed(table, fields, shape, treatment, step_index, _numbered(table, keys))
 
     return {
         "steps": steps,
@@ -305,7 +305,7 @@ def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
     Files of runs that were removed from the study or trained again are left out.
     """
     attempts = study.runs.set_index("cell")["attempts"].to_dict()
-    found = []
+    similarities = []
     for facts_path in sorted(study.folder.glob("similarity/*/similarity.json")):
         facts = json.loads(facts_path.read_text())
         folders = [(Path(run["folder"]), run) for run in facts["runs"]]
@@ -326,7 +326,7 @@ def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
                 "direction": declared.get(path.stem, {}).get("direction"),
             }
         names = [f"{Path(run['folder']).name}, epoch {run['epoch']}" for run in facts["runs"]]
-        found.append(
+        similarities.append(
             {
                 "names": [names[0], names[-1]],
                 "split": facts["split"],
@@ -334,4 +334,4 @@ def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
                 "matrices": matrices,
             }
         )
-    return found
+    return similarities

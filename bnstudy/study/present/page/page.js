@@ -843,12 +843,12 @@ function summarized(groups, valueOf, isPooled = false) {
 }
 
 /** Compute the mean difference of a target within pairs of runs, or of seeds that all have a value. */
-function pairedTarget(name, ours, theirs) {
+function pairedTarget(name, treated, untreated) {
   const pairOf = (group) => group.pair ?? JSON.stringify(group.point);
-  const partners = new Map(theirs.map((group) => [pairOf(group), group]));
+  const partners = new Map(untreated.map((group) => [pairOf(group), group]));
   const isWhole = (group) => pooledTarget(name, [group]).undefined === 0;
   return summarized(
-    ours.filter((group) => partners.has(pairOf(group))),
+    treated.filter((group) => partners.has(pairOf(group))),
     (group) => {
       const partner = partners.get(pairOf(group));
       return isWhole(group) && isWhole(partner) && group.n === partner.n
@@ -902,11 +902,11 @@ function depthWidth() {
   const number = Math.abs(Number(what));
   const points = data.axes[depth].values.map((down) =>
     data.axes[width].values.map((right) => {
-      const here = groups.filter((group) =>
+      const atPoint = groups.filter((group) =>
         group.point[depth] === down && group.point[width] === right);
-      const ours = ofTreatment(here, number);
+      const ofNorm = ofTreatment(atPoint, number);
       const point = isDifference
-        ? pairedTarget(name, ours, ofTreatment(here, 0)) : pooledTarget(name, ours);
+        ? pairedTarget(name, ofNorm, ofTreatment(atPoint, 0)) : pooledTarget(name, ofNorm);
       rows.push([down, right, point.n, point.undefined, point.mean]);
       return point;
     }));

@@ -158,9 +158,9 @@ def _format(table: pd.DataFrame, columns: str) -> pd.DataFrame:
         name for name in SHARED if name in formatted and len(set(formatted[name])) == 1 < len(table)
     ]
     facts = [f"{SHARED[name]}{next(iter(formatted.pop(name)))}" for name in shared]
-    found = pd.DataFrame(formatted)
-    found.attrs["shared"] = ", ".join(facts)
-    return found.rename(columns=lambda name: NAMES.get(name, name.replace("_", " ")))
+    table = pd.DataFrame(formatted)
+    table.attrs["shared"] = ", ".join(facts)
+    return table.rename(columns=lambda name: NAMES.get(name, name.replace("_", " ")))
 
 
 def _format_interval(low: float, high: float) -> str:

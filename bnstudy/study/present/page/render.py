@@ -70,7 +70,9 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     content = {
         "analysis": analysis,
         "cards": cards,
-        "cards_have_intervals": any("[" in found.size for card in cards for found in card.findings),
+        "cards_have_intervals": any(
+            "[" in finding.size for card in cards for finding in card.findings
+        ),
         "verdict": compose_verdict(analysis),
         "study": study,
         "data": data,
@@ -167,7 +169,7 @@ def _of_network(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _inapplicable(study: StudyRuns) -> list[str]:
     """Describe the metrics that do not apply to some layers."""
-    found = study.query(
+    rows = study.query(
         f"""
         select metric, reason, count(distinct layer) as layers from final
         where starts_with(reason, '{NOT_APPLICABLE}') group by all order by all
@@ -175,13 +177,13 @@ def _inapplicable(study: StudyRuns) -> list[str]:
     )
     return [
         f"{metric} ({format_count(layers, 'layer')}: {reason.removeprefix(NOT_APPLICABLE)})"
-        for metric, reason, layers in found.to_numpy()
+        for metric, reason, layers in rows.to_numpy()
     ]
 
 
 def _norm_settings(study: StudyRuns) -> list[str]:
     """Describe the settings of the norm and regularizer of each treatment."""
-    found = []
+    descriptions = []
     for treatment, cells in study.results.groupby("treatment")["cell"]:
         settings = study.settings[cells.iloc[0]]
         options = [
@@ -190,8 +192,8 @@ def _norm_settings(study: StudyRuns) -> list[str]:
             if key.startswith(TREATMENT) and not key.endswith(".name")
         ]
         if options:
-            found.append(f"{in_words(str(treatment))}: {', '.join(options)}")
-    return found
+            descriptions.append(f"{in_words(str(treatment))}: {', '.join(options)}")
+    return descriptions
 
 
 def _embedded_note(data: dict[str, Any], study: StudyRuns) -> str:

@@ -88,16 +88,16 @@ def describe_comparison(
 def explain_missing_pairs(study: StudyRuns, treatment: str, baseline: str) -> str:
     """Explain why a treatment is not compared with the baseline; "" if it is."""
     matched = match_pairs(study, treatment, baseline)
-    both = f"{in_words(treatment)} and {in_words(baseline)}"
+    norms = f"{in_words(treatment)} and {in_words(baseline)}"
     if matched.identical:
         return (
-            f"{both} are not compared, because the two runs of every pair "
+            f"{norms} are not compared, because the two runs of every pair "
             f"({format_count(matched.identical, 'pair')}) have identical values. The network "
             f"probably ignores the {_name_change(study, treatment, baseline)}."
         )
     if not len(matched.treatment):
         return (
-            f"{both} are not compared, because they have no pair of runs. The two runs of a pair "
+            f"{norms} are not compared, because they have no pair of runs. The two runs of a pair "
             "share all settings except norm and regularizer."
         )
     return ""
@@ -129,11 +129,12 @@ def _count_significant(table: pd.DataFrame, name: str, other: str) -> Iterator[s
     layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
     for split, tests in layers.groupby("split", sort=False):
         if (family := int(tests["family"].max())) > 1:
-            found = int((tests["p_adjusted"] <= LEVEL).sum())
+            significant = int((tests["p_adjusted"] <= LEVEL).sum())
             yield (
-                f"Over all metrics and layers of the {split} split, {found} of {len(tests)} "
-                f"differences between {name} and {other} {'has' if found == 1 else 'have'} an "
-                f"adjusted p ≤ {LEVEL:.2g} (adjusted for {family} tests)."
+                f"Over all metrics and layers of the {split} split, {significant} of {len(tests)} "
+                f"differences between {name} and {other} "
+                f"{'has' if significant == 1 else 'have'} an adjusted p ≤ {LEVEL:.2g} "
+                f"(adjusted for {family} tests)."
             )
 
 
@@ -212,9 +213,9 @@ def _count_remaining(rows: Sequence[Any]) -> str:
         return ""
     remaining = sum(row.p_adjusted <= LEVEL for row in rows)
     if len(rows) == 1:
-        what = f"This difference {'remains' if remaining else 'is not'}"
+        sentence = f"This difference {'remains' if remaining else 'is not'}"
     elif remaining in (0, len(rows)):
-        what = f"{'All' if remaining else 'None'} of these differences remain"
+        sentence = f"{'All' if remaining else 'None'} of these differences remain"
     else:
-        what = f"{remaining} of these differences remain{'s' * (remaining == 1)}"
-    return f" {what} significant after adjustment for {rows[0].family} tests."
+        sentence = f"{remaining} of these differences remain{'s' * (remaining == 1)}"
+    return f" {sentence} significant after adjustment for {rows[0].family} tests."

@@ -120,7 +120,7 @@ def summarize_directions(rows: Sequence[Any]) -> str:
     if all(math.isnan(row.p) for row in rows):
         return f"not tested {format_places(rows)}"
     directions = Counter(map(direction_of, rows))
-    found = [f"{name} in {directions[name]}" for name in ("higher", "lower") if directions[name]]
-    if not found:
+    phrases = [f"{name} in {directions[name]}" for name in ("higher", "lower") if directions[name]]
+    if not phrases:
         return f"no clear difference {format_places(rows)}"
-    return f"{' and '.join(found)} of {count_places(rows)}"
+    return f"{' and '.join(phrases)} of {count_places(rows)}"
