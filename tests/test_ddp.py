@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from bnstudy.callbacks.first_process import others_wait
 from bnstudy.callbacks.optimization import OptimizationMetrics
-from bnstudy.callbacks.processes import others_wait
 from bnstudy.models import Classifier
 from bnstudy.models.regularizers import TargetSparsity
 from tests.callbacks.training import Noise

@@ -69,7 +69,7 @@ def test_a_study_is_measured_with_the_full_set(command_line: CommandLine, tmp_pa
 
     tables = [(cell / "metrics.parquet").read_bytes() for cell in cells]
     again = command_line(STUDY, "metrics=full", main=measure.main)
-    assert again.stdout.count("nothing is missing") == 2
+    assert again.stdout.count("all requested metrics are already recorded") == 2
     assert [(cell / "metrics.parquet").read_bytes() for cell in cells] == tables
 
 
@@ -220,9 +220,9 @@ def test_what_is_measured_only_during_training_is_told(command_line: CommandLine
         key, _, value = option.partition("=")
         assert f"trained with metrics.{key}=" in result.stdout
         assert f"instead of {value}; these measure only during training" in result.stdout
-        assert "nothing is missing" not in result.stdout
+        assert "all requested metrics are already recorded" not in result.stdout
     without = command_line(STUDY, "metrics.names=[hoyer]", main=measure.main).stdout
-    assert "nothing is missing" in without
+    assert "all requested metrics are already recorded" in without
     assert "only during training" not in without
 
 

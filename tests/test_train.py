@@ -340,6 +340,7 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["optim.nesterov=true", "optim.momentum=0", *SMALL], ["Nesterov", "optim.momentum=0"]),
         (["trainer.limit_val_batches=0.0001", *SMALL[-3:]], ["limit_val_batches", "Try at least"]),
         (["model._target_=nowhere.Net", *SMALL[2:]], ["nowhere.Net cannot be imported"]),
+        (["callbacks=[hesian]"], ["callbacks=[hesian]", "did you mean hessian?"]),
         (["study=", "-m"], ["study= is not allowed", "folder's name"]),
         (["output_root=", "-m"], ["output_root= is not allowed", "folder's path"]),
         (["study=50%j", "hydra/launcher=slurm_local", "-m"], ["study=50%j is not allowed"]),

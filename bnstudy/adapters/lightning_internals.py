@@ -7,7 +7,7 @@ import lightning as L
 
 
 @contextmanager
-def no_process_left(trainer: L.Trainer) -> Iterator[None]:
+def end_child_processes_on_error(trainer: L.Trainer) -> Iterator[None]:
     """End the processes that the trainer has started if the body raises.
 
     They would wait for this process in a collective until its time-out. Lightning's observer of

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import lightning as L
 from torch import Tensor
 
+from bnstudy.callbacks.first_process import others_wait
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
     calibrated_network,
@@ -14,8 +15,8 @@ from bnstudy.callbacks.optimization import (
     make_rows,
     varying,
 )
-from bnstudy.callbacks.processes import others_wait
 from bnstudy.representations import Tap, capture
+from bnstudy.representations.sums import MEAN, VARIANCE
 
 SITES = ("conv", "act")  # inputs of the normalization, and of the next layer
 
@@ -91,8 +92,8 @@ class ActivationDrift(OptimizationMetrics):
                 distances=False,
             ):
                 assert layer.tap is not None
-                mean, variance = layer.moments.channels[:, :2].cpu().unbind(1)
-                measured[layer.tap] = _Channels(mean, variance)
+                moments = layer.moments.channel_moments.cpu()
+                measured[layer.tap] = _Channels(moments[:, MEAN], moments[:, VARIANCE])
                 del layer  # free its memory before the next layer is read
         return dict(sorted(measured.items(), key=lambda item: item[0].layer_index))
 

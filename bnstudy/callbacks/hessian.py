@@ -12,6 +12,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bnstudy.callbacks.first_process import others_wait
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
     calibrated_network,
@@ -19,7 +20,6 @@ from bnstudy.callbacks.optimization import (
     get_probe,
     make_rows,
 )
-from bnstudy.callbacks.processes import others_wait
 from bnstudy.data.batches import choose_balanced
 from bnstudy.randomness import generator_for
 from bnstudy.representations import Tap

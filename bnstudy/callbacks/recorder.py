@@ -106,7 +106,7 @@ class Recorder(L.Callback):
                         self.record.table.add_steps(epoch - 1, measurement.step_rows)
                     if measurement.fold_rows:
                         self.record.table.write_folds(measurement.fold_rows)
-            self.record.note(
+            self.record.save_progress(
                 measure_seconds=sum(measurement.seconds for measurement in self.measurements),
                 diverged=bool(pl_module.diverged),
             )

@@ -10,9 +10,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from bnstudy.callbacks.first_process import others_wait
 from bnstudy.callbacks.names import logged_name
 from bnstudy.callbacks.optimization import make_rows
-from bnstudy.callbacks.processes import others_wait
 from bnstudy.data.batches import balanced_folds
 from bnstudy.data.module import CALIBRATION_BATCH
 from bnstudy.metrics import Metric, Value, chosen, evaluate
@@ -51,9 +51,9 @@ class RepresentationMetrics(L.Callback):
             layer).
         every_n_epochs: Interval n; epoch 0 (before training), every n-th epoch and the last one are
             measured.
-        at_steps: Numbers of training steps after which to measure as well, within an epoch; `log2`
-            for the powers of 2 within the first epoch. Normalization layers then have the running
-            statistics of `calibration`, because their own still consist of initial values.
+        at_steps: Training steps after which to measure too, within an epoch; `log2` for the powers
+            of 2 within the first epoch. Normalization layers then have the running statistics of
+            `calibration`, because their own still consist of initial values.
         folds: Number of class-balanced parts of each probe set that are measured as well after the
             last epoch; 0 for none. Metrics of distances are computed from blocks of the Gram
             matrix, others from the activations if these are in memory; metrics that run the network
@@ -68,14 +68,14 @@ class RepresentationMetrics(L.Callback):
 
     Attributes:
         rows: Rows of the latest measurement before or after an epoch.
-        step_rows: Rows measured within the latest epoch; their `epoch` is the number of epochs
-            before it. They are not logged.
-        fold_rows: Fold and row of each value of the last epoch on a fold of a probe set.
+        step_rows: Rows measured within the latest epoch; their `epoch` is the number of completed
+            epochs. They are not logged.
+        fold_rows: (fold, row) of each value that was measured on one fold after the last epoch.
         seconds: Total time of all measurements, in seconds.
-        precisions: Ways in which representations were multiplied, by label of the layer.
+        precisions: Precisions of the matrix products, by layer label.
 
     Raises:
-        UserError: A name is not that of a metric.
+        UserError: A metric is unknown.
     """
 
     def __init__(
@@ -111,9 +111,10 @@ class RepresentationMetrics(L.Callback):
         self._is_last = False
         self.seconds = 0.0
         self.precisions: dict[str, set[str]] = {}
-        self._pending: int | None = None  # the latest epoch, if it still has to be measured
+        # The latest epoch, if it was not measured, or was measured without folds.
+        self._unmeasured_epoch: int | None = None
         self._latest_step = -1  # the latest step within an epoch that was measured
-        self._warned: set[str] = set()  # reasons that a warning was given for
+        self._warned_reasons: set[str] = set()
 
     def directions(self) -> dict[str, str | None]:
         """Return the direction of better values by metric: higher, lower, or None."""
@@ -121,13 +122,13 @@ class RepresentationMetrics(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure before the first step, unless the run is resumed."""
-        self._pending, self._latest_step = None, -1
+        self._unmeasured_epoch, self._latest_step = None, -1
         self._is_last, self.fold_rows = False, []
         if trainer.global_step == 0:
             self._measure_and_log(trainer, pl_module, epoch=0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Discard the rows within the previous epoch."""
+        """Discard the rows measured within the previous epoch."""
         self.step_rows = []
 
     def on_train_batch_end(
@@ -141,9 +142,10 @@ class RepresentationMetrics(L.Callback):
         """Measure the step if it is due; the last of an epoch is left to `on_train_epoch_end`."""
         step, epoch = trainer.global_step, trainer.current_epoch
         is_within = batch_idx + 1 < trainer.num_training_batches
-        # Where gradients are accumulated, several batches end at one step, the first ones at 0.
+        # With gradient accumulation, several batches share a global step, the first ones step 0.
         if is_within and step > max(0, self._latest_step) and self._is_due(step, epoch):
             self._latest_step = step
+            # New statistics for all layers: within an epoch, initial values still dominate theirs.
             with recalibrated(pl_module, self.calibration), others_wait(trainer) as is_first:
                 if is_first:
                     self.step_rows += self.measure(pl_module, epoch, step)
@@ -161,23 +163,25 @@ class RepresentationMetrics(L.Callback):
             values = self._measure_and_log(trainer, pl_module, epoch)
             for name in values.keys() & self._monitored():
                 pl_module.log(name, values[name], logger=False, sync_dist=True)
-            # Folds are measured after the last epoch, which this is if training stops early.
-            self._pending = epoch if self.folds and not self._is_last else None
+            # If training stops early, this was the last epoch, and on_train_end measures it again
+            # with folds.
+            self._unmeasured_epoch = epoch if self.folds and not self._is_last else None
         else:
-            self._pending = epoch
-        # Where gradients are accumulated, the next epoch begins at the same step.
+            self._unmeasured_epoch = epoch
+        # With gradient accumulation, the next epoch begins at the same global step.
         self._latest_step = trainer.global_step
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the last epoch if it was not measured yet, or without the folds."""
-        if self._pending is not None:
+        """Measure the last epoch if it was not measured, or was measured without folds."""
+        if self._unmeasured_epoch is not None:
             self._is_last = True
-            self._measure_and_log(trainer, pl_module, self._pending)
+            self._measure_and_log(trainer, pl_module, self._unmeasured_epoch)
 
     def measure(self, module: nn.Module, epoch: int, step: int) -> list[Row]:
         """Compute every metric of every layer on every probe set."""
         started = time.monotonic()
         rows: list[Row] = []
+        # Statistics only for layers that still have their initial ones.
         with calibrated(module, self.calibration):
             for split, batches in self.probes.items():
                 rows += self._measure_split(module, split, batches, epoch, step)
@@ -209,17 +213,17 @@ class RepresentationMetrics(L.Callback):
             del layer  # free its memory before the next layer is read
 
     def _measure_layer(self, layer: Layer, epoch: int, step: int, split: str) -> list[Row]:
-        """Compute every metric of a layer, after the last epoch on folds of the samples, too."""
+        """Compute every metric of a layer and, after the last epoch, of folds of its samples."""
         tap = layer.tap
         assert tap is not None
         where = (epoch, step, split, tap.layer_index, tap.layer, tap.site)
         values = evaluate(self.metrics, layer)
         self._warn_undefined(values, f"{tap.layer} at epoch {epoch}")
         if self.folds and self._is_last:
-            for fold, of_fold in enumerate(_evaluate_folds(layer, self.metrics, self.folds)):
+            for fold, fold_values in enumerate(_evaluate_folds(layer, self.metrics, self.folds)):
                 self.fold_rows += [
                     (fold, Row(*where, name, number, reason))
-                    for name, (number, reason, _) in of_fold.items()
+                    for name, (number, reason, _) in fold_values.items()
                 ]
         return [
             Row(*where, name, number, reason if is_applicable else f"{NOT_APPLICABLE}{reason}")
@@ -232,8 +236,8 @@ class RepresentationMetrics(L.Callback):
         for name, (_, reason, is_applicable) in values.items():
             if reason is not None and is_applicable:
                 undefined.setdefault(reason, []).append(name)
-        for reason in undefined.keys() - self._warned:
-            self._warned.add(reason)
+        for reason in undefined.keys() - self._warned_reasons:
+            self._warned_reasons.add(reason)
             names = ", ".join(undefined[reason])
             warnings.warn(f"{where}: {reason}; NaN for {names}", stacklevel=2)
 
@@ -259,27 +263,35 @@ def _evaluate_folds(
     layer: Layer, metrics: Sequence[Metric], folds: int
 ) -> Iterator[dict[str, Value]]:
     """Evaluate the metrics on class-balanced parts of a layer's samples."""
-    alone = [metric for metric in metrics if "network" not in metric.needs]
-    of_distances = [
+    without_network = [metric for metric in metrics if "network" not in metric.needs]
+    distance_metrics = [
         metric
-        for metric in alone
+        for metric in without_network
         if metric.needs_products and {"rotation", "translation"} <= metric.invariant_to
     ]
-    others = [metric for metric in alone if metric not in of_distances]
+    others = [metric for metric in without_network if metric not in distance_metrics]
     assigned = balanced_folds(layer.labels, folds)
     for fold in range(folds):
         part = torch.nonzero(assigned == fold).flatten()
         labels = layer.labels[part]
         values: dict[str, Value] = {}
-        if of_distances and layer.activity.largest < torch.inf and not layer.activity.is_constant:
-            values |= evaluate(of_distances, Layer(_embed_gram(layer.gram, part), labels))
+        activity = layer.activity
+        if distance_metrics and activity.largest < torch.inf and not activity.is_constant:
+            values |= evaluate(distance_metrics, Layer(_embed_gram(layer.gram, part), labels))
         if others and layer.activations is not None:
             values |= evaluate(others, Layer(layer.activations[part], labels))
         yield values
 
 
 def _embed_gram(gram: Tensor, part: Tensor) -> Tensor:
-    """Return points, N x N, with the distances of some samples of a Gram matrix."""
+    """Return points, n x n, whose distances are those of n samples in a Gram matrix.
+
+    This is classical scaling.
+
+    Args:
+        gram: Inner products of N samples: N x N.
+        part: Indices of the n samples.
+    """
     values, vectors = torch.linalg.eigh(gram[part][:, part].double())
     points: Tensor = vectors * values.clamp_min(0).sqrt()
     return points.float()
@@ -305,15 +317,15 @@ class _MergedBatches:
     batches: Probe
 
     def __iter__(self) -> Iterator[Batch]:
-        held: list[Batch] = []
-        whole = False
+        collected: list[Batch] = []
+        has_yielded = False
         for batch in self.batches:
-            held.append(batch)
-            if sum(len(labels) for _, labels in held) >= CALIBRATION_BATCH:
-                yield _concatenate(held)
-                held, whole = [], True
-        if held and not whole:
-            yield _concatenate(held)
+            collected.append(batch)
+            if sum(len(labels) for _, labels in collected) >= CALIBRATION_BATCH:
+                yield _concatenate(collected)
+                collected, has_yielded = [], True
+        if collected and not has_yielded:
+            yield _concatenate(collected)
 
 
 def _concatenate(batches: Sequence[Batch]) -> Batch:

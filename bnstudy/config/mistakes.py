@@ -9,6 +9,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from bnstudy.config import CONFIG_FOLDER
 from bnstudy.errors import UserError, first_line
 from bnstudy.files import CANNOT_WRITE, CannotWrite
 from bnstudy.redaction import redact
@@ -41,6 +42,10 @@ def _explain(error: BaseException) -> str | None:
                 group, _, value = missing.rpartition("/")
                 extra = f"\nIt comes with pip install -e '.[{value}]'" * (value in EXTRAS)
                 return f"{group}={value} does not exist; it takes {', '.join(options)}{extra}"
+            case MissingConfigException(missing_cfg_file=str(missing)):  # an entry of a list
+                group, _, value = missing.rpartition("/")
+                options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+                return f"{group}=[{value}]: there is no {value}; {hint(value, options)}"
             case OmegaConfBaseException(full_key=str(key)) if key:
                 return _explain_key(key, cause)
             case OSError(filename=str(path), errno=number) if number in CANNOT_WRITE:

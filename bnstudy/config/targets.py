@@ -6,7 +6,9 @@ that the user has named on the command line of this process.
 """
 
 import inspect
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from traceback import extract_tb
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -26,6 +28,9 @@ KNOWN: Mapping[str, Collection[str]] = {
     },
 }
 
+# Hydra logs the errors of imports in addition to raising them.
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
+
 _trusted: set[str] = set()
 
 
@@ -38,7 +43,7 @@ def make(group: str, node: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: Further arguments.
 
     Raises:
-        UserError: It cannot be imported, or does not take these arguments; or it raised one itself.
+        UserError: It cannot be imported, does not take these arguments, or raised an error.
     """
     target = node[TARGET]
     signature = _signature(group, target)
@@ -55,9 +60,16 @@ def make(group: str, node: Mapping[str, Any], **arguments: Any) -> Any:
     try:
         return instantiate(dict(node), **arguments)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if cause is None:
+            raise
+        frame = extract_tb(cause.__traceback__)[-1]
+        raise UserError(
+            f"{group}.{TARGET}={target}: {type(cause).__name__}: {first_line(cause)}\n"
+            f"Raised in {frame.filename}, line {frame.lineno}"
+        ) from error
 
 
 def accepted(group: str, target: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,25 +91,28 @@ def accepted(group: str, target: str, arguments: Mapping[str, Any]) -> dict[str,
 def _signature(group: str, target: str) -> inspect.Signature | None:
     """Return the signature of a class or function; None if it has none that Python knows."""
     try:
-        found = get_object(target)
+        function = get_object(target)
     except Exception as error:  # whatever its module raises
+        cause = _first_cause(error)
+        todo = "Correct the name, or the error in its module"
+        if isinstance(cause, ModuleNotFoundError):
+            todo = "Run the command where Python finds that module, such as PYTHONPATH=FOLDER"
         raise UserError(
-            f"{group}.{TARGET}: {target} cannot be imported ({_reason(error)})\n"
-            "Run the command where Python finds that module, for example with PYTHONPATH=FOLDER"
+            f"{group}.{TARGET}: {target} cannot be imported "
+            f"({type(cause).__name__}: {first_line(cause)})\n{todo}"
         ) from error
-    if not callable(found):
+    if not callable(function):
         raise UserError(f"{group}.{TARGET}={target} is neither a class nor a function")
     try:
-        return inspect.signature(found)
+        return inspect.signature(function)
     except (TypeError, ValueError):
         return None
 
 
-def _reason(error: BaseException) -> str:
-    """Return the first line of the error by which an import failed, with its class."""
+def _first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {first_line(error)}"
+    return error
 
 
 def trust(targets: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Data sets of torch: their samples, in the batches, splits and probe sets of a run."""
+"""Adapters that read PyTorch data sets as the batches, splits and probe sets of a run."""
 
 import hashlib
 import random
@@ -35,9 +35,9 @@ from bnstudy.randomness import generator_for
 from bnstudy.representations.network import Batch
 from bnstudy.terms import EvaluatedSplit
 
-BATCH_SIZE = 128  # of a pair of data sets, unless data.batch_size says another
+DEFAULT_BATCH_SIZE = 128  # if neither data.batch_size nor a data loader sets it
 CHECKED_SAMPLES = 8  # one sample would miss a random flip half of the time
-MAX_CHECKED_LABELS = 1_000  # classes of which one sample is read
+MAX_CHECKED_CLASSES = 1_000  # one sample of each is read to check the known labels
 FINGERPRINT_SAMPLES = 100  # of each split; more would take long to decode
 EXPECTED = (
     "Expected: a LightningDataModule, or (train, test) or {'train': ..., 'test': ...} of data sets "
@@ -46,28 +46,28 @@ EXPECTED = (
 
 
 @dataclass(frozen=True)
-class Source:
+class SplitSource:
     """Data set of one split, and how its samples become batches.
 
     Attributes:
         dataset: Data set with `len()` and samples (inputs, label).
         collate: Function that makes a batch of a list of samples.
-        workers: Processes that read samples; 0: this one.
+        num_workers: Processes that read samples; 0: this one.
         batch_size: Samples in a batch of the user's own data loader; None if there is none.
         worker_init: Function that each of these processes calls first, with its number.
     """
 
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any] = default_collate
-    workers: int = 0
+    num_workers: int = 0
     batch_size: int | None = None
     worker_init: Callable[[int], None] | None = None
 
     @classmethod
-    def from_data(cls, data: Any, name: str) -> "Source":
+    def from_data(cls, data: Any, name: str) -> "SplitSource":
         """Take a data loader apart, or wrap a data set.
 
-        The order of the samples is bnstudy's, so that it is the same for every norm.
+        bnstudy chooses the order of the samples, the same for every norm.
 
         Args:
             data: Data loader or data set.
@@ -90,17 +90,21 @@ class Source:
         sampler = loader.batch_sampler if own_batches else loader.sampler
         if type(sampler) not in (RandomSampler, SequentialSampler):
             raise UserError(
-                f"{name}: its data loader has a {type(sampler).__name__}; the order of the "
-                "samples is bnstudy's, the same for every norm\nMake the loader without a sampler"
+                f"{name}: its data loader has a {type(sampler).__name__}; bnstudy chooses "
+                "the order of the samples, the same for every norm\nCreate the loader without a "
+                "sampler"
             )
-        return replace(cls(dataset).read_as(loader), batch_size=loader.batch_size)
+        return replace(cls(dataset).with_loader_options(loader), batch_size=loader.batch_size)
 
-    def read_as(self, loader: DataLoader[Any]) -> "Source":
-        """Return a copy whose samples are read as a data loader reads them, in whatever order."""
+    def with_loader_options(self, loader: DataLoader[Any]) -> "SplitSource":
+        """Return a copy that uses a loader's collate function, workers and worker initialization.
+
+        The loader's order is ignored.
+        """
         return replace(
             self,
             collate=loader.collate_fn,
-            workers=loader.num_workers,
+            num_workers=loader.num_workers,
             worker_init=loader.worker_init_fn,
         )
 
@@ -109,9 +113,10 @@ class Source:
         count = len(self.dataset)  # type: ignore[arg-type]
         known = _known_labels(self.dataset)
         if known is not None and len(known) == count:
-            # They may differ from those of the samples, by a transform of the labels.
+            # The attribute can differ from the samples' labels (target_transform), so one sample
+            # per class is checked.
             firsts = np.unique(known.numpy(), return_index=True)[1]
-            checked = sorted({*firsts[:MAX_CHECKED_LABELS].tolist(), count - 1})
+            checked = sorted({*firsts[:MAX_CHECKED_CLASSES].tolist(), count - 1})
             if torch.equal(known[checked], torch.cat([y for _, y in self.batches(checked)])):
                 return known
         whole = self.batches(range(count))
@@ -126,7 +131,7 @@ class Source:
         ]
         return not all(map(torch.equal, *reads))
 
-    def batches(self, rows: Iterable[int], size: int = BATCH_SIZE) -> "DatasetBatches":
+    def batches(self, rows: Iterable[int], size: int = DEFAULT_BATCH_SIZE) -> "DatasetBatches":
         """Return the batches of some samples, in their order."""
         return DatasetBatches(self, torch.as_tensor(list(rows)), size)
 
@@ -135,8 +140,8 @@ class Source:
 class DatasetBatches:
     """Iterable over batches (inputs, labels int64 N) of a data set's samples.
 
-    What a data set draws at random, such as augmentation, is a function of the sample and of the
-    generator of `shuffle`; without shuffling it is the same at each pass.
+    Random draws, such as augmentation, depend only on the sample and on the generator of `shuffle`;
+    without shuffling they are the same at each pass.
 
     Attributes:
         source: Data set.
@@ -149,7 +154,7 @@ class DatasetBatches:
         sizes: Number of samples in each batch; None: `size`, as in `bnstudy.data.batches.Batches`.
     """
 
-    source: Source
+    source: SplitSource
     rows: Tensor
     size: int
     shuffle: Shuffle | None = None
@@ -176,9 +181,10 @@ class DatasetBatches:
             _Reproducible(self.source.dataset, draw),
             batch_sampler=[batch[share].tolist() for batch in rows.split(self._sizes())],
             collate_fn=self.source.collate,
-            num_workers=self.source.workers,
+            num_workers=self.source.num_workers,
             worker_init_fn=self.source.worker_init,
-            generator=torch.Generator(),  # the global one is that of training
+            # Otherwise, the loader would draw from the global generator, which training uses.
+            generator=torch.Generator(),
         )
         return map(_pair, loader)
 
@@ -211,17 +217,17 @@ class DatasetModule(DataModule):
 
     def __init__(
         self,
-        sources: Mapping[EvaluatedSplit, Source],
+        sources: Mapping[EvaluatedSplit, SplitSource],
         name: str,
         class_names: Sequence[str] | None = None,
         batch_size: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
-            batch_size=batch_size or sources["train"].batch_size or BATCH_SIZE, **options
+            batch_size=batch_size or sources["train"].batch_size or DEFAULT_BATCH_SIZE, **options
         )
         self.sources = sources
-        self.description = name
+        self.name_in_messages = name
         self._class_names = class_names
         for split, source in sources.items():
             _require_pairs(source, f"{name}: {split}")
@@ -256,7 +262,7 @@ class DatasetModule(DataModule):
             for split, labels in self._all_labels.items():
                 if labels.min() < 0:
                     raise UserError(
-                        f"{self.description}: {split}: a label is {labels.min()}\n"
+                        f"{self.name_in_messages}: {split}: a label is {labels.min()}\n"
                         "Expected: one integer from 0 to the number of classes - 1"
                     )
         return self._all_labels
@@ -274,9 +280,9 @@ class DatasetModule(DataModule):
         return DatasetBatches(self.sources[split], rows, size, shuffle, rank, world_size)
 
 
-def _require_pairs(source: Source, name: str) -> None:
+def _require_pairs(source: SplitSource, name: str) -> None:
     """Verify that batches are pairs of floating-point inputs and labels."""
-    first = _Reproducible(source.dataset, 0)  # it may draw random numbers
+    first = _Reproducible(source.dataset, 0)  # reading a sample may draw
     batch = source.collate([first[0]]) if len(source.dataset) else None  # type: ignore[arg-type]
     if batch is None:
         raise UserError(f"{name} has no samples\n{EXPECTED}")
@@ -313,7 +319,7 @@ def _known_labels(dataset: Any) -> Tensor | None:
         if isinstance(values, list | tuple | np.ndarray | Tensor) and len(values):
             try:
                 labels = torch.as_tensor(values)
-            except (TypeError, ValueError):  # such as the classes' names
+            except (TypeError, ValueError):  # for example, labels given as names
                 continue
             return None if labels.is_floating_point() or labels.ndim != 1 else labels.long()
     return None
@@ -326,7 +332,7 @@ def _pair(batch: Any) -> Batch:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the process's random generators in the body; afterwards their states are as before."""
+    """Seed the process's random generators in the body, and restore their states afterwards."""
     with isolate_rng(include_cuda=False):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from bnstudy.config.targets import TARGET, accepted, make
-from bnstudy.data.datasets import EXPECTED, DatasetModule, Source, seeded
+from bnstudy.data.datasets import EXPECTED, DatasetModule, SplitSource, seeded
 from bnstudy.data.module import DataModule, ImageDataModule
 from bnstudy.errors import UserError
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit
@@ -41,7 +41,9 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
     # Whatever the norm and the process, random parts such as those of `random_split` are the same.
     with seeded(0):
         parts = _parts(make("data", given, **accepted("data", target, shared)), name)
-    sources = {split: Source.from_data(part, f"{name}: {split}") for split, part in parts.items()}
+    sources = {
+        split: SplitSource.from_data(part, f"{name}: {split}") for split, part in parts.items()
+    }
     return DatasetModule(
         sources,
         name,
@@ -55,10 +57,10 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
 
 def _is_image_module(target: str) -> bool:
     try:
-        found = get_object(target)
+        data_class = get_object(target)
     except Exception:  # `make` explains it
         return False
-    return isinstance(found, type) and issubclass(found, ImageDataModule)
+    return isinstance(data_class, type) and issubclass(data_class, ImageDataModule)
 
 
 def _parts(data: Any, name: str) -> dict[EvaluatedSplit, Any]:
@@ -74,7 +76,8 @@ def _parts(data: Any, name: str) -> dict[EvaluatedSplit, Any]:
         return dict(data)
     if isinstance(data, tuple | list) and len(data) == len(SPLITS):
         return dict(zip(SPLITS, data, strict=True))
-    raise UserError(f"{name} is a {type(data).__name__}\n{EXPECTED}")
+    keys = f" with keys {', '.join(map(str, data))}" if isinstance(data, Mapping) else ""
+    raise UserError(f"{name} is of type {type(data).__name__}{keys}\n{EXPECTED}")
 
 
 def _loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, Any]:

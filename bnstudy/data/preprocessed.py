@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bnstudy.data.datasets import DatasetModule, Source
+from bnstudy.data.datasets import DatasetModule, SplitSource
 from bnstudy.data.decoding import read_colour
 from bnstudy.data.image_folder import ImageFolder
 from bnstudy.data.module import ImageDataModule
@@ -38,8 +38,8 @@ def with_transform(data: ImageDataModule, transform: Callable[[Any], Any]) -> Da
         data.setup()
         images, labels, class_names = data.data.images, data.data.labels, data.class_names
 
-    def source(split: Split, labels: Tensor) -> Source:
-        return Source(_Transformed(images[split], labels, transform))
+    def source(split: Split, labels: Tensor) -> SplitSource:
+        return SplitSource(_Transformed(images[split], labels, transform))
 
     made = DatasetModule(
         {split: source(split, labels[split]) for split in SPLITS},

@@ -11,6 +11,13 @@ from torch import Tensor
 
 from bnstudy.metrics.registry import Undefined, metric
 from bnstudy.representations import Layer
+from bnstudy.representations.sums import (
+    FOURTH_MOMENT,
+    MEAN,
+    SHARE_NOT_POSITIVE,
+    THIRD_MOMENT,
+    VARIANCE,
+)
 
 MOMENTS = "as in scipy.stats, over the samples and positions of a channel"
 
@@ -18,7 +25,7 @@ MOMENTS = "as in scipy.stats, over the samples and positions of a channel"
 @metric(direction=None, bounds=(-float("inf"), float("inf")), source=MOMENTS)
 def mean(layer: Layer) -> float:
     """Mean of each channel's activations, averaged over channels."""
-    return layer.moments.channels[:, 0].mean().item()
+    return layer.moments.channel_moments[:, MEAN].mean().item()
 
 
 @metric(
@@ -28,13 +35,13 @@ def mean(layer: Layer) -> float:
 )
 def variance(layer: Layer) -> float:
     """Variance of each channel's activations, averaged over channels."""
-    return layer.moments.channels[:, 1].mean().item()
+    return layer.moments.channel_moments[:, VARIANCE].mean().item()
 
 
 def _varying(layer: Layer) -> Tensor:
     """Return the moments of the channels that vary: float64, channels x 5."""
-    channels = layer.moments.channels
-    varying = channels[channels[:, 1] > 0]
+    moments = layer.moments.channel_moments
+    varying = moments[moments[:, VARIANCE] > 0]
     if not len(varying):
         raise Undefined("no channel varies")
     return varying
@@ -48,8 +55,8 @@ def _varying(layer: Layer) -> Tensor:
 )
 def skewness(layer: Layer) -> float:
     """Skewness of each channel's activations, averaged over the channels that vary."""
-    channels = layer.shared(_varying)
-    return (channels[:, 2] / channels[:, 1] ** 1.5).mean().item()
+    moments = layer.shared(_varying)
+    return (moments[:, THIRD_MOMENT] / moments[:, VARIANCE] ** 1.5).mean().item()
 
 
 @metric(
@@ -60,8 +67,8 @@ def skewness(layer: Layer) -> float:
 )
 def kurtosis(layer: Layer) -> float:
     """Excess kurtosis of each channel's activations, averaged over the channels that vary."""
-    channels = layer.shared(_varying)
-    return (channels[:, 3] / channels[:, 1] ** 2 - 3).mean().item()
+    moments = layer.shared(_varying)
+    return (moments[:, FOURTH_MOMENT] / moments[:, VARIANCE] ** 2 - 3).mean().item()
 
 
 @metric(
@@ -72,4 +79,4 @@ def kurtosis(layer: Layer) -> float:
 )
 def saturation(layer: Layer) -> float:
     """Share of a channel's activations that are 0 or negative, averaged over channels."""
-    return layer.moments.channels[:, 4].mean().item()
+    return layer.moments.channel_moments[:, SHARE_NOT_POSITIVE].mean().item()

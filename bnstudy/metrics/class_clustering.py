@@ -19,27 +19,26 @@ MIN_SQUARE = 1e-36  # smallest square that float32 represents with full precisio
 NEEDS: tuple[Need, ...] = ("classes", "distances")
 
 
-def silhouette_score(sums: Tensor, clusters: Tensor) -> float:
+def silhouette_score(distance_sums: Tensor, clusters: Tensor) -> float:
     """Compute the silhouette score of any clusters (Rousseeuw 1987).
 
     Args:
-        sums: Sums of each sample's distances to the samples of each cluster: N x k.
+        distance_sums: Sums of each sample's distances to the samples of each cluster: N x k.
         clusters: Cluster of each sample: int64, N. Clusters may be empty.
 
     Returns:
         Silhouette score, from -1 to 1; NaN if there is only one cluster.
     """
-    sizes = torch.bincount(clusters, minlength=sums.shape[1])
+    sizes = torch.bincount(clusters, minlength=distance_sums.shape[1])
     own = clusters[:, None]
-    within = sums.gather(1, own) / (sizes[own] - 1).clamp_min(1)
-    means = torch.where(sizes > 0, sums / sizes, math.inf)
+    within = distance_sums.gather(1, own) / (sizes[own] - 1).clamp_min(1)
+    means = torch.where(sizes > 0, distance_sums / sizes, math.inf)
     nearest = means.scatter(1, own, math.inf).amin(1, keepdim=True)
     if nearest.isinf().any():
         return math.nan
     score = (nearest - within) / torch.maximum(nearest, within)
-    score = score.masked_fill(sizes[own] == 1, 0).nan_to_num(
-        0
-    )  # 0 / 0: nearest and within are both 0
+    # A score of 0 / 0, where nearest and within are both 0, counts as 0.
+    score = score.masked_fill(sizes[own] == 1, 0).nan_to_num(0)
     return score.double().mean().item()
 
 
@@ -48,12 +47,12 @@ def _distance_sums(layer: Layer) -> Tensor:
     return layer.distances @ layer.membership
 
 
-def _spread_within(layer: Layer) -> float:
+def _within_dispersion(layer: Layer) -> float:
     """Sum the squared distances of the samples to their class means."""
-    spread: float = layer.class_sums.residual_norms_squared.double().sum().item()
-    if spread < MIN_SQUARE:
+    dispersion: float = layer.class_sums.residual_norms_squared.double().sum().item()
+    if dispersion < MIN_SQUARE:
         raise Undefined("no class has any spread: the index is infinite")
-    return spread
+    return dispersion
 
 
 @metric(
@@ -89,13 +88,14 @@ def davies_bouldin(layer: Layer) -> float:
     between the means of classes a and b. The maximum is over the other classes b.
     """
     sums = layer.precise_class_sums
-    share = layer.membership.double() / layer.class_sizes
-    spread = share.T @ sums.residual_norms_squared.double().sqrt()
-    apart = torch.ones_like(sums.means_gram, dtype=torch.bool).fill_diagonal_(False)
-    if not sums.mean_distances_squared[apart].all():
+    weights = layer.membership.double() / layer.class_sizes
+    mean_distances_to_centroid = weights.T @ sums.residual_norms_squared.double().sqrt()
+    is_other_class = torch.ones_like(sums.class_means_gram, dtype=torch.bool).fill_diagonal_(False)
+    if not sums.class_mean_distances_squared[is_other_class].all():
         raise Undefined("the means of two classes are the same: the index is infinite")
-    distances = sums.mean_distances_squared.sqrt().fill_diagonal_(math.inf)
-    return ((spread[:, None] + spread) / distances).amax(1).mean().item()
+    distances = sums.class_mean_distances_squared.sqrt().fill_diagonal_(math.inf)
+    spread_sums = mean_distances_to_centroid[:, None] + mean_distances_to_centroid
+    return (spread_sums / distances).amax(1).mean().item()
 
 
 @metric(
@@ -107,10 +107,11 @@ def davies_bouldin(layer: Layer) -> float:
 )
 def calinski_harabasz(layer: Layer) -> float:
     """Between-class dispersion / (C - 1), divided by within-class dispersion / (N - C)."""
-    between = (layer.class_sizes * layer.precise_class_sums.means_gram.diagonal()).sum().item()
-    within = layer.shared(_spread_within)
-    freedom = (layer.num_samples - layer.num_classes) / (layer.num_classes - 1)
-    return between / within * freedom
+    squared_norms = layer.precise_class_sums.class_means_gram.diagonal()
+    between = (layer.class_sizes * squared_norms).sum().item()
+    within = layer.shared(_within_dispersion)
+    df_ratio = (layer.num_samples - layer.num_classes) / (layer.num_classes - 1)
+    return between / within * df_ratio
 
 
 @metric(
@@ -122,7 +123,7 @@ def calinski_harabasz(layer: Layer) -> float:
 )
 def dunn(layer: Layer) -> float:
     """Smallest distance between samples of different classes / largest distance within a class."""
-    layer.shared(_spread_within)  # raises Undefined if no class has any spread
+    layer.shared(_within_dispersion)  # raises Undefined if no class has any spread
     between, within = math.inf, 0.0
     for number in range(layer.num_classes):
         same = layer.classes == number

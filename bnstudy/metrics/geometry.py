@@ -78,13 +78,13 @@ def soft_rank(layer: Layer) -> float:
     and so do the a_i.
     """
     sums, count = layer.products, layer.num_samples
-    with_mean = sums.residuals_dot_mean + sums.means_dot_mean[layer.classes]
-    total: float = layer.total_variance + sums.mean_norm_squared
+    with_mean = sums.residuals_dot_global_mean + sums.class_means_dot_global_mean[layer.classes]
+    total: float = layer.total_variance + sums.global_mean_norm_squared
     if total == 0:
         raise Undefined("every sample's activations are 0")
     norm: float = torch.linalg.vector_norm(layer.gram, dtype=torch.float64).item()
     squares = (norm / count) ** 2
-    squares += 2 * with_mean.square().mean().item() + sums.mean_norm_squared**2
+    squares += 2 * with_mean.square().mean().item() + sums.global_mean_norm_squared**2
     return total**2 / squares
 
 
@@ -179,21 +179,21 @@ def _cosine_error(layer: Layer, weights: Tensor) -> float:
     """Estimate the rounding error of the mean cosine; it is large if samples are near 0."""
     sums = layer.products
     norms = sums.residual_norms_squared.double().sqrt()
-    norms = norms + sums.means_gram.diagonal().sqrt()[layer.classes]
-    norms = norms + math.sqrt(sums.mean_norm_squared)
+    norms = norms + sums.class_means_gram.diagonal().sqrt()[layer.classes]
+    norms = norms + math.sqrt(sums.global_mean_norm_squared)
     return sums.product_resolution * (weights @ norms / weights.count_nonzero()).item() ** 2
 
 
 def _sum_of_cosines(sums: Products, weights: Tensor) -> float:
     """Sum x_i x_j w_i w_j over all i and j, including i = j, with x = residual + means."""
     classes = sums.classes.index
-    within = weights @ (sums.residuals @ weights.to(sums.dtype)).double()
-    half = sums.residuals_dot_means + sums.means_gram[classes] / 2
+    within = weights @ (sums.residuals_gram @ weights.to(sums.dtype)).double()
+    half = sums.residuals_dot_class_means + sums.class_means_gram[classes] / 2
     by_class = weights.new_zeros(half.shape[1]).index_add_(0, classes, weights)
-    with_mean = sums.residuals_dot_mean + sums.means_dot_mean[classes]
+    with_mean = sums.residuals_dot_global_mean + sums.class_means_dot_global_mean[classes]
     total = within + 2 * (weights @ half) @ by_class
     total = total + 2 * weights.sum() * (weights @ with_mean)
-    return (total + weights.sum() ** 2 * sums.mean_norm_squared).item()
+    return (total + weights.sum() ** 2 * sums.global_mean_norm_squared).item()
 
 
 @metric(

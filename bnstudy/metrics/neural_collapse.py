@@ -22,7 +22,7 @@ PAPYAN = "Papyan, Han and Donoho 2020, doi 10.1073/pnas.2015509117"
 
 def _norms(layer: Layer) -> Tensor:
     """Return the norms of the centred class means: float64, C."""
-    norms = layer.precise_class_sums.mean_norms
+    norms = layer.precise_class_sums.class_mean_norms
     if not norms.any():
         raise Undefined("all class means are the same")
     return norms
@@ -56,14 +56,14 @@ def _trace(layer: Layer, sums: ClassSums) -> tuple[float, bool]:
     out.
     """
     weights = (layer.class_sizes.double() / layer.num_samples).sqrt()
-    values, vectors = torch.linalg.eigh(weights[:, None] * sums.means_gram * weights)
+    values, vectors = torch.linalg.eigh(weights[:, None] * sums.class_means_gram * weights)
     largest = float(values[-1])
     within = float(sums.residual_norms_squared.double().mean())
     # Class means are exact to about the resolution times the norms of the averaged activations.
-    rounding = (10 * sums.resolution) ** 2 * (within + sums.mean_norm_squared)
+    rounding = (10 * sums.resolution) ** 2 * (within + sums.global_mean_norm_squared)
     is_positive = values > max(MIN_EIGENVALUE * largest, rounding)
     values, vectors = values[is_positive], vectors[:, is_positive]
-    along = (sums.residuals_dot_means * weights) @ vectors / values
+    along = (sums.residuals_dot_class_means * weights) @ vectors / values
     trace = float(along.square().sum(1).mean())
     error = float((sums.resolution / values).square().sum()) * within * largest
     is_whole = len(values) == min(layer.num_classes - 1, layer.num_units)
@@ -95,7 +95,7 @@ def nc2_angle(layer: Layer) -> float:
     norms, count = layer.shared(_norms), layer.num_classes
     if not norms.all():
         raise Undefined("a class mean is the mean of all samples")
-    cosines = layer.precise_class_sums.means_gram / norms / norms[:, None]
+    cosines = layer.precise_class_sums.class_means_gram / norms / norms[:, None]
     away = (cosines + 1 / (count - 1)).abs()
     return ((away.sum() - away.diagonal().sum()) / (count * (count - 1))).item()
 

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from bnstudy.metrics.registry import NotApplicable, Undefined, metric
 from bnstudy.representations import Layer
-from bnstudy.representations.network import View
+from bnstudy.representations.network import NetworkAtCall
 
 JIANG = "Jiang et al. 2019, arXiv 1810.00113"
 
 
-def _view(layer: Layer) -> View:
+def _classifier_at(layer: Layer) -> NetworkAtCall:
     """Return the network around a layer; it must be a classifier of the samples' classes."""
     if layer.network is None or layer.network.logits is None:
         raise NotApplicable("the network's output is not one logit per class")
@@ -20,7 +20,7 @@ def _view(layer: Layer) -> View:
 
 def _finite_margins(layer: Layer) -> Tensor:
     """Return the margins of the samples whose gradient is not 0: float64."""
-    margins = _view(layer).margins
+    margins = _classifier_at(layer).margins
     if margins.isnan().any():
         raise Undefined("a logit or its gradient is not finite")
     margins = margins[margins.isfinite()]
@@ -40,7 +40,7 @@ def mixup_accuracy(layer: Layer) -> float:
 
     A prediction from logits that are not finite counts as wrong.
     """
-    accuracy = _view(layer).mixed_accuracy
+    accuracy = _classifier_at(layer).mixed_accuracy
     if math.isnan(accuracy):
         raise Undefined("no class has two samples")
     return accuracy

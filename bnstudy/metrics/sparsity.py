@@ -18,7 +18,7 @@ VINJE = "Treves and Rolls 1991; Vinje and Gallant 2000, doi 10.1126/science.287.
 
 def _share_of_zeros(layer: Layer) -> Tensor:
     """Compute the share of zeros in each channel: float64, channels."""
-    return layer.activity.zeros.double() / (layer.num_samples * layer.num_positions)
+    return layer.activity.num_zeros.double() / (layer.num_samples * layer.num_positions)
 
 
 @metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=POTGIETER)
@@ -52,7 +52,7 @@ def dead_channels(layer: Layer) -> float:
 )
 def dead_units(layer: Layer) -> float:
     """Share of units, the positions of channels, that are 0 on all samples."""
-    return layer.activity.dead_units / layer.num_units
+    return layer.activity.num_dead_units / layer.num_units
 
 
 def _concentration(layer: Layer) -> Tensor:

@@ -12,7 +12,7 @@ from bnstudy.batching import batch_sizes
 from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
-from bnstudy.representations.network import Batch, NetworkView, View, is_logits
+from bnstudy.representations.network import Batch, NetworkAtCall, ProbedNetwork, is_logits
 from bnstudy.representations.precision import Precision, choose_multiplication, on_float64_device
 from bnstudy.representations.sums import (
     BLOCK_NUMEL,
@@ -108,7 +108,7 @@ def capture(
             "Increase metrics.memory_budget (--memory-budget for map and similarity), or measure "
             "fewer samples"
         )
-    network = NetworkView(
+    network = ProbedNetwork(
         taps,
         _SmallBatches(batches, max(1, int(budget * MAX_FORWARD_FRACTION / max(sizes)))),
         # A pass with gradients holds the activations of all layers and their gradients.
@@ -255,7 +255,7 @@ def _held_as(dtype: torch.dtype) -> torch.dtype:
 
 
 def _read(
-    network: NetworkView,
+    network: ProbedNetwork,
     outputs: dict[Call, Output],
     samples: int,
     limit: float,
@@ -271,9 +271,9 @@ def _read(
         release_memory()
         for item in items:
             call, output = item.call, outputs[item.call]
-            view = View(network, item.call)
+            at_call = NetworkAtCall(network, item.call)
             if item.last - item.first == output.channels:
-                yield Layer(held.pop(item).tensor(), labels, tap_of[call], view, precision)
+                yield Layer(held.pop(item).tensor(), labels, tap_of[call], at_call, precision)
                 continue
             shape = (len(labels), output.channels, output.positions)
             if call not in in_blocks:
@@ -295,11 +295,11 @@ def _read(
             unread[call] -= item.last - item.first
             if not unread[call]:
                 again = partial(_read_again, network, call, outputs, len(labels), held, limit)
-                yield Layer.from_sums(in_blocks.pop(call), labels, tap_of[call], view, again)
+                yield Layer.from_sums(in_blocks.pop(call), labels, tap_of[call], at_call, again)
 
 
 def _read_again(
-    network: NetworkView,
+    network: ProbedNetwork,
     call: Call,
     outputs: dict[Call, Output],
     samples: int,
@@ -314,7 +314,7 @@ def _read_again(
 
 
 def _run_pass(
-    network: NetworkView, items: Sequence[_ChannelBlock], outputs: dict[Call, Output]
+    network: ProbedNetwork, items: Sequence[_ChannelBlock], outputs: dict[Call, Output]
 ) -> tuple[dict[_ChannelBlock, "_GrowingTensor"], Tensor]:
     """Run the model over all batches; return copies of the items' channels, and the labels."""
     wanted: dict[Call, list[_ChannelBlock]] = {}

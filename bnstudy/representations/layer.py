@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from bnstudy.representations.network import View
+from bnstudy.representations.network import NetworkAtCall
 from bnstudy.representations.precision import (
     FLOAT32,
     Precision,
@@ -19,7 +19,7 @@ from bnstudy.representations.sums import (
     BLOCK_NUMEL,
     CACHE_NUMEL,
     DISTANCE_ROWS,
-    MIN_CLEAR_RATIO,
+    MIN_RELIABLE_RATIO,
     Activity,
     Classes,
     ClassSums,
@@ -35,11 +35,15 @@ C = TypeVar("C", bound=ClassSums)
 Blocks = Iterable[tuple[Tensor, int]]
 
 NEIGHBOURS = 10
-ERROR_FACTOR = 4  # bound of the error of a squared distance, relative to resolution x error scale
-# If more than this fraction of pairs needs exact distances, inner products in float64 replace
-# differences.
+# Upper bound of the rounding error of a squared distance, in units of resolution x error scale.
+ERROR_FACTOR = 4
+# If more than this fraction of pairs needs exact distances, float64 inner products are used instead
+# of pairwise differences.
 MAX_PAIR_FRACTION = 1 / 32
 MAX_SPECTRAL_ERROR = 1e-4  # rounding error of the sum of the singular values, relative to the sum
+# Root mean square of the rounding errors of inner products, in units of their resolution, which
+# bounds a single error. The errors of many units average out.
+RMS_PRODUCT_ERROR = 1 / 16
 
 
 class Neighbours(NamedTuple):
@@ -60,12 +64,12 @@ class Layer:
     Intermediate results are computed on first use and cached, so that no two metrics pass over the
     activations for the same purpose or compute the same distances.
 
-    Distances between the activations as float32 have a relative error of about 1e-4 at any scale.
-    The only N x N x D product is that of the *residuals*, the differences between samples and
-    their class means (see `ClassSums`), which avoids cancellation in tight classes. If samples are
-    much closer to each other than to their class mean, rounding could still affect their distance,
-    and it is computed from their difference. If many pairs are that close, all inner products are
-    computed in float64. Typical layers need neither.
+    Distances between the activations, converted to float32, have a relative error of about 1e-4 at
+    any scale. The only N x N x D product is that of the *residuals*, the differences between
+    samples and their class means (see `ClassSums`), which avoids cancellation in tight classes. If
+    samples are much closer to each other than to their class mean, rounding could still affect
+    their distance, and it is computed from their difference. If many pairs are that close, all
+    inner products are computed in float64. Typical layers need neither.
 
     Activations on a device without float64, such as Apple's MPS, are copied to the CPU.
 
@@ -90,7 +94,7 @@ class Layer:
         activations: Tensor,
         labels: Tensor,
         tap: Tap | None = None,
-        network: View | None = None,
+        network: NetworkAtCall | None = None,
         precision: Precision = "float32",
     ) -> None:
         if len(activations) != len(labels) or activations.ndim < 2:
@@ -112,7 +116,7 @@ class Layer:
         sums: Iterable[Sums],
         labels: Tensor,
         tap: Tap | None,
-        network: View | None,
+        network: NetworkAtCall | None,
         read_again: Callable[[], Blocks] | None = None,
     ) -> "Layer":
         """Create a layer from accumulated sums, without holding its activations.
@@ -123,7 +127,7 @@ class Layer:
             tap: Place of the layer in its network.
             network: Network around the layer.
             read_again: Function that reads the activations again if the sums are not exact enough.
-                It yields blocks of channels, N x channels x positions, each with the number of its
+                It yields blocks of channels, N x channels x positions, each with the index of its
                 first channel.
         """
         layer = cls.__new__(cls)
@@ -137,7 +141,7 @@ class Layer:
         return layer
 
     def _initialize(
-        self, shape: Iterable[int], labels: Tensor, tap: Tap | None, network: View | None
+        self, shape: Iterable[int], labels: Tensor, tap: Tap | None, network: NetworkAtCall | None
     ) -> None:
         self.num_samples, self.num_channels, self.num_positions = shape
         self.labels = labels
@@ -157,14 +161,14 @@ class Layer:
 
     @property
     def can_read_activations(self) -> bool:
-        """True if the activations can be read again."""
+        """Whether the activations can be read again."""
         return self.activations is not None or self._read_again is not None
 
     def blocks(self) -> Iterator[tuple[Tensor, int]]:
-        """Yield the activations of a few channels at a time, and the number of the first one."""
-        held = [] if self.activations is None else [(self.activations, 0)]
+        """Yield the activations of a few channels at a time, and the index of the first one."""
+        in_memory = [] if self.activations is None else [(self.activations, 0)]
         at_once = max(1, BLOCK_NUMEL // (2 * max(1, self.num_samples * self.num_positions)))
-        for values, first in self._read_again() if self._read_again else held:
+        for values, first in self._read_again() if self._read_again else in_memory:
             for block in values.split(at_once, dim=1):
                 yield block, first
                 first += block.shape[1]
@@ -184,7 +188,8 @@ class Layer:
         """
         if not self.can_read_activations:
             return self._get_sums(kind)
-        kind = cast(type[C], Products) if Products in self._float64_sums else kind
+        if Products in self._float64_sums:
+            kind = cast(type[C], Products)  # Products are ClassSums too; reuse them
         if kind not in self._float64_sums:
             self._float64_sums[kind] = self._compute_sums(kind, dtype=torch.float64)
         return cast(C, self._float64_sums[kind])
@@ -280,7 +285,7 @@ class Layer:
     def precise_class_sums(self) -> ClassSums:
         """Same as `class_sums`, in float64 if class means are too close together for float32."""
         sums: ClassSums = self.class_sums
-        return sums if sums.are_means_clear else self.in_float64(ClassSums)
+        return sums if sums.are_means_reliable else self.in_float64(ClassSums)
 
     @property
     def products(self) -> Products:
@@ -289,13 +294,16 @@ class Layer:
 
     @property
     def product_precision(self) -> str | None:
-        """Multiplication of the residuals; None if they were not."""
+        """Name of the multiplication that computed the inner products of the residuals.
+
+        None if they were not computed.
+        """
         return self.products.multiplication.name if Products in self._sums else None
 
     @property
     def total_variance(self) -> float:
         """Mean squared distance to the mean of all samples, the trace of the covariance."""
-        between = self.class_sums.means_gram.diagonal() @ self.class_sizes.double()
+        between = self.class_sums.class_means_gram.diagonal() @ self.class_sizes.double()
         within = self.class_sums.residual_norms_squared.double().sum()
         return (between + within).item() / self.num_samples
 
@@ -319,25 +327,28 @@ class Layer:
     @cached_property
     def squared_distances(self) -> Tensor:
         """Squared distances between samples: float32, N x N, symmetric, 0 on the diagonal."""
-        squared, unclear = self.products.squared_distances()
-        if len(unclear) > self.num_samples and self._multiply_in_float32():
-            squared, unclear = self.products.squared_distances()
-        if self.can_read_activations and len(unclear):
-            rows, columns = unclear.unbind(1)
-            squared[rows, columns] = squared[columns, rows] = self._exact_squared_distances(
-                unclear
-            ).float()
+        squared, unreliable = self.products.squared_distances()
+        # A few unreliable distances are cheap to compute from differences. If there are many,
+        # products in float32, which are more precise, leave fewer of them.
+        if len(unreliable) > self.num_samples and self._multiply_in_float32():
+            squared, unreliable = self.products.squared_distances()
+        if self.can_read_activations and len(unreliable):
+            rows, columns = unreliable.unbind(1)
+            exact = self._exact_squared_distances(unreliable).float()
+            squared[rows, columns] = squared[columns, rows] = exact
         return squared
 
     def _exact_squared_distances(self, pairs: Tensor) -> Tensor:
         """Compute exact squared distances of some pairs of samples, i < j: float64."""
+        # Each pair of first duplicates is encoded as one integer, so that equal pairs are computed
+        # once.
         first = self._first_duplicates(pairs.unique())
         keys = (first[pairs].sort(1).values * pairs.new_tensor([self.num_samples, 1])).sum(1)
         keys, back = keys.unique(return_inverse=True)
         pairs = torch.stack([keys // self.num_samples, keys % self.num_samples], 1)
         if len(pairs) > MAX_PAIR_FRACTION * self.num_samples**2:
-            squared, is_unclear = self.in_float64(Products).squared_distances_between(pairs)
-            squared[is_unclear] = self._from_differences(pairs[is_unclear])
+            squared, is_unreliable = self.in_float64(Products).squared_distances_between(pairs)
+            squared[is_unreliable] = self._from_differences(pairs[is_unreliable])
         else:
             squared = self._from_differences(pairs)
         return squared[back]
@@ -367,8 +378,10 @@ class Layer:
         for block, _ in self.blocks():
             values = block.flatten(1)
             at_once = max(1, CACHE_NUMEL // values.shape[1])
-            for block, total in zip(pairs.split(at_once), squared.split(at_once), strict=True):
-                difference = values[block[:, 0]].float() - values[block[:, 1]].float()
+            chunks = zip(pairs.split(at_once), squared.split(at_once), strict=True)
+            for pair_chunk, total in chunks:
+                first, second = pair_chunk.unbind(1)
+                difference = values[first].float() - values[second].float()
                 total += difference.double().square_().sum(1)
         return squared
 
@@ -408,9 +421,10 @@ class Layer:
         rows = rows[:, None]
         scales = sums.error_scales
         scale = scales[rows, self.classes[columns]] + scales[columns, self.classes[rows]]
-        # Squared distances well below MIN_CLEAR_RATIO x resolution x scale are exact: they were
-        # computed from differences.
-        is_exact = squared < MIN_CLEAR_RATIO / 2 * sums.product_resolution * scale
+        # Squared distances below MIN_RELIABLE_RATIO x resolution x scale are exact, because they
+        # were computed from differences. Half of this limit is on the safe side where the limit was
+        # rounded differently there.
+        is_exact = squared < MIN_RELIABLE_RATIO / 2 * sums.product_resolution * scale
         error = torch.where(is_exact, 0, ERROR_FACTOR * sums.product_resolution * scale)
         error = error + torch.finfo(torch.float32).eps * squared
         return squared - error, squared + error
@@ -425,12 +439,12 @@ class Layer:
         Returns:
             Squared distances and indices of the 10 nearest other samples: R x 10.
         """
-        everyone = torch.arange(self.num_samples, device=rows.device)[None]
+        all_samples = torch.arange(self.num_samples, device=rows.device)[None]
         candidates = []
         for block, limit in zip(
             rows.split(DISTANCE_ROWS), limits.split(DISTANCE_ROWS), strict=True
         ):
-            lower, _ = self._bounds(block, everyone, self.squared_distances[block])
+            lower, _ = self._bounds(block, all_samples, self.squared_distances[block])
             near = (lower <= limit[:, None]).nonzero()
             candidates.append(torch.stack([block[near[:, 0]], near[:, 1]], 1))
         pairs = torch.cat(candidates)
@@ -481,8 +495,9 @@ class Layer:
             values = values.double()
             singular = values.clamp_min(0).sqrt()
             # Error of each root that follows from the error of its eigenvalue.
-            unsure = torch.minimum(error / (2 * singular), singular.new_tensor(error).sqrt())
-            if not unsure.sum() > MAX_SPECTRAL_ERROR * singular.sum():
+            root_errors = torch.minimum(error / (2 * singular), singular.new_tensor(error).sqrt())
+            # Written with `not`, so that NaN, such as 0 / 0 for a matrix of zeros, ends the loop.
+            if not root_errors.sum() > MAX_SPECTRAL_ERROR * singular.sum():
                 break
         # The activations are float32: eigenvalues below their resolution are noise.
         error = max(error, torch.finfo(torch.float32).eps ** 2 * values[-1].item())
@@ -507,13 +522,9 @@ class Layer:
             return
         gram = self.gram
         if sums.multiplication.resolution > sums.resolution:
-            # The errors of products average out over the units.
-            of_products = (
-                sums.multiplication.resolution
-                / 16
-                * float(torch.linalg.vector_norm(gram.diagonal()))
-            )
-            yield gram, of_products
+            norm = float(torch.linalg.vector_norm(gram.diagonal()))
+            product_error = RMS_PRODUCT_ERROR * sums.multiplication.resolution * norm
+            yield gram, product_error
             if self._multiply_in_float32():
                 sums = self.products
                 gram = sums.gram()

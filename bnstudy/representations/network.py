@@ -19,7 +19,7 @@ RELEASE_INTERVAL = 8  # batches between releases of memory, which take time
 LOGIT_TOLERANCE = 0.01  # relative to the spread of the logits over samples
 
 
-class NetworkView:
+class ProbedNetwork:
     """Network together with the samples that it is probed with.
 
     Args:
@@ -183,7 +183,7 @@ class NetworkView:
 
 
 @dataclass(frozen=True)
-class View:
+class NetworkAtCall:
     """Network as seen from one call, at which representations are read.
 
     Attributes:
@@ -191,7 +191,7 @@ class View:
         call: Call at which representations are read.
     """
 
-    network: NetworkView
+    network: ProbedNetwork
     call: Call
 
     @property

@@ -17,13 +17,17 @@ CACHE_NUMEL = 2**18  # values, small enough for the processor's cache
 DIAGONAL_ROWS = 125  # rows of a block on the diagonal, of which only the upper half is needed
 DISTANCE_ROWS = 1000  # rows of squared distances that are computed at once
 MIRROR_ROWS = 250  # rows that are mirrored at once
-# In units of resolution x error scale; smaller squared distances are computed from differences.
-MIN_CLEAR_RATIO = 1e4
-# Relative to the mean squared norm of a class's residuals:
+# Squared distances below this many resolutions x error scales are computed from differences.
+MIN_RELIABLE_RATIO = 1e4
+MIN_VARIANCE = 1e-27  # relative to the squared mean of a channel; rounding error below it
+
+# The next three are relative to the mean squared norm of a class's residuals.
 MAX_MEAN_RATIO = 25  # squared norm of a class mean that a single subtraction removes well enough
 MIN_DISTANCE_IN_FLOAT32 = 1e-8  # squared distance of class means; float64 is needed below it
 MIN_DISTANCE = 1e-12  # squared distance of class means; rounding error below it
-MIN_VARIANCE = 1e-27  # relative to the squared mean of a channel; rounding error below it
+
+# Columns of `Moments.channel_moments`.
+MEAN, VARIANCE, THIRD_MOMENT, FOURTH_MOMENT, SHARE_NOT_POSITIVE = range(5)
 
 
 class Classes:
@@ -67,7 +71,7 @@ class Sums:
 
         Args:
             activations: Activations of some channels: N x channels x positions.
-            first: Number of their first channel.
+            first: Index of their first channel.
         """
         at_once = max(1, BLOCK_NUMEL // max(1, len(activations) * activations.shape[2]))
         with in_float32(activations.device):
@@ -92,8 +96,11 @@ def _parts(block: Tensor) -> Iterator[Tensor]:
     return iter(block.split(max(1, CACHE_NUMEL // max(1, block[:1].numel()))))
 
 
-def _as_numbers(compare: Callable[..., Tensor], part: Tensor) -> Tensor:
-    """Compare with 0; return 1.0 or 0.0, which is several times faster than a bool."""
+def _compare_with_zero(compare: Callable[..., Tensor], part: Tensor) -> Tensor:
+    """Compare with 0; return 1.0 or 0.0.
+
+    Summing floats is several times faster than summing bools.
+    """
     return compare(part, 0, out=torch.empty_like(part))
 
 
@@ -101,18 +108,19 @@ class Activity(Sums):
     """Counts of zero activations, the largest activation, and a check for constant layers.
 
     Attributes:
-        zeros: Number of zero activations of each channel: int64, channels.
-        num_silent_samples: Number of samples on which a whole channel is 0: int64, channels.
-        dead_units: Number of units that are 0 on every sample.
+        num_zeros: Number of zero activations of each channel: int64, channels.
+        num_silent_samples: For each channel, number of samples on which all its units are 0: int64,
+            channels.
+        num_dead_units: Number of units that are 0 on every sample.
         largest: Largest absolute activation; NaN if an activation is NaN.
         is_constant: Whether all samples have the same representation.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
         super().__init__(shape, classes)
-        self.zeros = self._zeros(shape[1], dtype=torch.int64)
+        self.num_zeros = self._zeros(shape[1], dtype=torch.int64)
         self.num_silent_samples = self._zeros(shape[1], dtype=torch.int64)
-        self.dead_units = 0
+        self.num_dead_units = 0
         self.largest = 0.0
         self.is_constant = True
 
@@ -121,15 +129,15 @@ class Activity(Sums):
         low = high = block[:0].sum(0)  # minimum and maximum of each unit; 0 without samples
         first = True
         for part in _parts(block):
-            zeros = _as_numbers(torch.eq, part).sum(2, dtype=torch.float32)
-            self.zeros[channels] += zeros.sum(0).long()
+            zeros = _compare_with_zero(torch.eq, part).sum(2, dtype=torch.float32)
+            self.num_zeros[channels] += zeros.sum(0).long()
             self.num_silent_samples[channels] += (zeros == part.shape[2]).sum(0)
             smallest, largest = part.amin(0), part.amax(0)
             low = smallest if first else torch.minimum(low, smallest)
             high = largest if first else torch.maximum(high, largest)
             first = False
         self.is_constant = self.is_constant and bool((low == high).all())
-        self.dead_units += int(((low == 0) & (high == 0)).sum())
+        self.num_dead_units += int(((low == 0) & (high == 0)).sum())
         most = torch.maximum(-low, high).amax().float()
         self.largest = torch.maximum(most, most.new_tensor(self.largest)).item()
 
@@ -137,15 +145,18 @@ class Activity(Sums):
 class Moments(Sums):
     """Sums of powers, by sample, by unit and by channel.
 
-    They are computed in float64, because an offset or large values are too much for float32.
+    They are computed in float64, because an offset or large values would cost float32 its
+    precision.
 
     Attributes:
         absolute: Sum of the absolute activations of each sample: float64, N.
         squares: Sum of the squared activations of each sample: float64, N.
         lifetime: (mean |x|)^2 / mean x^2 over the samples of each unit; NaN if the unit is always
             0: float64, channels x positions.
-        channels: Mean, variance, third and fourth central moment, and share of values <= 0 of each
-            channel: float64, channels x 5. The variance of a constant channel is exactly 0.
+        channel_moments: Mean, variance, third and fourth central moment, and share of values <= 0
+            of each channel: float64, channels x 5, with the columns `MEAN`, `VARIANCE`,
+            `THIRD_MOMENT`, `FOURTH_MOMENT` and `SHARE_NOT_POSITIVE`. The variance of a constant
+            channel is exactly 0.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
@@ -153,37 +164,41 @@ class Moments(Sums):
         samples, channels, positions = shape
         self.absolute, self.squares = self._zeros(samples), self._zeros(samples)
         self.lifetime = self._zeros(channels, positions)
-        self.channels = self._zeros(channels, 5)
+        self.channel_moments = self._zeros(channels, 5)
 
     def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
         samples, count, positions = block.shape
-        of_unit, sums = self._zeros(2, count, positions), self._zeros(5, count)
+        unit_sums, sums = self._zeros(2, count, positions), self._zeros(5, count)
         start = 0
         for part in _parts(block):
             stop = start + len(part)
-            sums[4] += _as_numbers(torch.le, part).sum((0, 2), dtype=torch.float32)
+            sums[SHARE_NOT_POSITIVE] += _compare_with_zero(torch.le, part).sum(
+                (0, 2), dtype=torch.float32
+            )
             values = part.double()
-            sums[0] += values.sum((0, 2))
+            sums[MEAN] += values.sum((0, 2))
             square = values.square()
             size = values.abs_()
             self.absolute[start:stop] += size.sum((1, 2))
             self.squares[start:stop] += square.sum((1, 2))
-            of_unit[0] += size.sum(0)
-            of_unit[1] += square.sum(0)
+            unit_sums[0] += size.sum(0)
+            unit_sums[1] += square.sum(0)
             start = stop
-        mean = sums[0, :, None] / (samples * positions)
+        mean = sums[MEAN, :, None] / (samples * positions)
         for part in _parts(block):
             centred = part.double().sub_(mean)
             square = centred.square()
-            sums[1] += square.sum((0, 2))
-            sums[2] += centred.mul_(square).sum((0, 2))
-            sums[3] += square.square_().sum((0, 2))
+            sums[VARIANCE] += square.sum((0, 2))
+            sums[THIRD_MOMENT] += centred.mul_(square).sum((0, 2))
+            sums[FOURTH_MOMENT] += square.square_().sum((0, 2))
         sums /= samples * positions
-        sums[1:4] *= sums[1] > MIN_VARIANCE * sums[0].square()
-        lifetime = of_unit[0].square() / (samples * of_unit[1])
-        self.lifetime[channels] = lifetime.masked_fill(of_unit[1] == 0, torch.nan)
-        self.channels[channels] = sums.T
+        # The central moments of a channel are 0 if its variance is only rounding error.
+        varies = sums[VARIANCE] > MIN_VARIANCE * sums[MEAN].square()
+        sums[[VARIANCE, THIRD_MOMENT, FOURTH_MOMENT]] *= varies
+        lifetime = unit_sums[0].square() / (samples * unit_sums[1])
+        self.lifetime[channels] = lifetime.masked_fill(unit_sums[1] == 0, torch.nan)
+        self.channel_moments[channels] = sums.T
 
 
 class ClassSums(Sums):
@@ -207,16 +222,19 @@ class ClassSums(Sums):
         centred: Activations minus the mean of all samples: float32, N x D; None if D > N.
         centred_means: Class means minus the mean of all samples: float32, C x D.
         residual_norms_squared: Squared norms of the residuals, of type `dtype`: N.
-        residuals_dot_means: Inner products of residuals and centred class means: float64, N x C.
-        means_gram: Inner products of the centred class means: float64, C x C.
-        mean_norms: Norms of the centred class means; 0 if below the rounding error: float64, C.
-        mean_distances_squared: Squared distances of class means; 0 if below the rounding error:
-            float64, C x C.
-        are_means_clear: Whether the class means are far enough apart for float32.
-        residuals_dot_mean: Inner products of residuals and the mean of all samples: float64, N.
-        means_dot_mean: Inner products of centred class means and the mean of all samples: float64,
+        residuals_dot_class_means: Inner products of residuals and centred class means: float64,
+            N x C.
+        class_means_gram: Inner products of the centred class means: float64, C x C.
+        class_mean_norms: Norms of the centred class means; 0 if below the rounding error: float64,
             C.
-        mean_norm_squared: Squared norm of the mean of all samples.
+        class_mean_distances_squared: Squared distances of class means; 0 if below the rounding
+            error: float64, C x C.
+        are_means_reliable: Whether the class means are far enough apart for float32.
+        residuals_dot_global_mean: Inner products of residuals and the mean of all samples: float64,
+            N.
+        class_means_dot_global_mean: Inner products of centred class means and the mean of all
+            samples: float64, C.
+        global_mean_norm_squared: Squared norm of the mean of all samples.
     """
 
     def __init__(
@@ -233,15 +251,15 @@ class ClassSums(Sums):
             self.centred = self._zeros(samples, units, dtype=torch.float32)
         self.centred_means = self._zeros(count, units, dtype=torch.float32)
         self.residual_norms_squared = self._zeros(samples, dtype=dtype)
-        self.residuals_dot_means = self._zeros(samples, count)
-        self.means_gram = self._zeros(count, count)
-        self.mean_norms = self._zeros(count)
-        self.mean_distances_squared = self._zeros(count, count)
-        self._means_apart = self._zeros(count, count)
-        self.residuals_dot_mean = self._zeros(samples)
-        self.means_dot_mean = self._zeros(count)
-        self.mean_norm_squared = 0.0
-        self.are_means_clear = True
+        self.residuals_dot_class_means = self._zeros(samples, count)
+        self.class_means_gram = self._zeros(count, count)
+        self.class_mean_norms = self._zeros(count)
+        self.class_mean_distances_squared = self._zeros(count, count)
+        self._raw_class_mean_distances_squared = self._zeros(count, count)
+        self.residuals_dot_global_mean = self._zeros(samples)
+        self.class_means_dot_global_mean = self._zeros(count)
+        self.global_mean_norm_squared = 0.0
+        self.are_means_reliable = True
         self._membership = classes.membership.to(dtype)
         self._buffer = self._zeros(0, dtype=dtype)
 
@@ -253,27 +271,28 @@ class ClassSums(Sums):
     def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
         residuals, class_means, norms = self._residuals(block)
-        mean = self.classes.sizes.double() @ class_means / len(residuals)
-        means = class_means - mean
+        global_mean = self.classes.sizes.double() @ class_means / len(residuals)
+        means = class_means - global_mean
         units = slice(channels.start * self.shape[2], channels.stop * self.shape[2])
         self.centred_means[:, units] = means
         if self.centred is not None:
             self.centred[:, units] = torch.addmm(residuals, self._membership, means.to(self.dtype))
-        with_means = residuals @ torch.cat([means, mean[None]]).to(self.dtype).T
-        self.residuals_dot_means += with_means[:, :-1]
-        self.residuals_dot_mean += with_means[:, -1]
-        self.means_gram.addmm_(means, means.T)
-        self.means_dot_mean.addmv_(means, mean)
-        self.mean_norm_squared += mean.square().sum().item()
+        with_means = residuals @ torch.cat([means, global_mean[None]]).to(self.dtype).T
+        self.residuals_dot_class_means += with_means[:, :-1]
+        self.residuals_dot_global_mean += with_means[:, -1]
+        self.class_means_gram.addmm_(means, means.T)
+        self.class_means_dot_global_mean.addmv_(means, global_mean)
+        self.global_mean_norm_squared += global_mean.square().sum().item()
         self.residual_norms_squared += norms
         self._add_products(residuals)
 
     def _residuals(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return residuals, N x units, class means, float64, C x units, and squared norms, N.
 
-        Subtraction adds hardly any rounding error, but the computed mean has one. If a class is far
-        from 0, the residuals therefore keep a mean that is not negligible. It is added to the class
-        mean and subtracted from the residuals once more.
+        If class means are large compared with the residuals, their rounding errors leave the
+        residuals with a non-zero class mean. The means are then corrected twice: the block is
+        centred again with the first correction, and the remaining mean is subtracted from the
+        residuals.
         """
         values = self._copied(block)
         means = self._class_means(values)
@@ -285,10 +304,10 @@ class ClassSums(Sums):
             return residuals, means.double(), norms
         means += self._class_means(residuals)
         residuals = self._copied(block).addmm_(self._membership, means, alpha=-1)
-        left = self._class_means(residuals)
-        residuals.addmm_(self._membership, left, alpha=-1)
+        remainder = self._class_means(residuals)
+        residuals.addmm_(self._membership, remainder, alpha=-1)
         norms = torch.linalg.vector_norm(residuals, dim=1).square_()
-        return residuals, means.double() + left, norms
+        return residuals, means.double() + remainder, norms
 
     def _class_means(self, values: Tensor) -> Tensor:
         return self._membership.T @ values / self.classes.sizes[:, None]
@@ -306,35 +325,40 @@ class ClassSums(Sums):
     def finish(self) -> None:
         """Compute the distances between class means and release the working memory."""
         # Means and their products are float64, but the averaged values may be float32.
-        spread = self._class_means(self.residual_norms_squared[:, None]).squeeze(1).double()
-        squares = self.means_gram.diagonal()
-        rounding = MIN_DISTANCE * spread + 10 * torch.finfo(torch.float64).eps * squares
-        apart = squares[:, None] + squares - 2 * self.means_gram
-        # Kept without the threshold below, which can exceed the distances between samples.
-        self._means_apart = apart.clamp_min(0).fill_diagonal_(0)
-        is_zero = apart <= rounding[:, None] + rounding
-        self.mean_distances_squared = apart.masked_fill_(is_zero, 0).fill_diagonal_(0)
-        is_zero = squares <= rounding + MIN_DISTANCE * spread.mean()
-        self.mean_norms = squares.masked_fill(is_zero, 0).sqrt()
-        is_near = apart < MIN_DISTANCE_IN_FLOAT32 * (spread[:, None] + spread)
-        is_near |= squares < MIN_DISTANCE_IN_FLOAT32 * (spread + spread.mean())
-        self.are_means_clear = not bool(is_near.fill_diagonal_(False).any())
+        mean_squares = self._class_means(self.residual_norms_squared[:, None]).squeeze(1).double()
+        norms_squared = self.class_means_gram.diagonal()
+        rounding = MIN_DISTANCE * mean_squares + 10 * torch.finfo(torch.float64).eps * norms_squared
+        distances_squared = norms_squared[:, None] + norms_squared - 2 * self.class_means_gram
+        # Kept without the threshold applied below: that threshold can exceed the distances between
+        # samples.
+        self._raw_class_mean_distances_squared = distances_squared.clamp_min(0).fill_diagonal_(0)
+        is_zero = distances_squared <= rounding[:, None] + rounding
+        distances_squared = distances_squared.masked_fill_(is_zero, 0).fill_diagonal_(0)
+        self.class_mean_distances_squared = distances_squared
+        is_zero = norms_squared <= rounding + MIN_DISTANCE * mean_squares.mean()
+        self.class_mean_norms = norms_squared.masked_fill(is_zero, 0).sqrt()
+        is_near = distances_squared < MIN_DISTANCE_IN_FLOAT32 * (
+            mean_squares[:, None] + mean_squares
+        )
+        is_near |= norms_squared < MIN_DISTANCE_IN_FLOAT32 * (mean_squares + mean_squares.mean())
+        self.are_means_reliable = not bool(is_near.fill_diagonal_(False).any())
         self._buffer = self._zeros(0, dtype=self.dtype)
 
     @cached_property
     def cross_terms(self) -> Tensor:
         """Terms u_ib of the formula above: N x C, 0 if b is the sample's own class."""
-        own = self.residuals_dot_means.gather(1, self.classes.index[:, None])
-        apart = self._means_apart[self.classes.index]
-        return (2 * (own - self.residuals_dot_means) + apart / 2).to(self.dtype)
+        own = self.residuals_dot_class_means.gather(1, self.classes.index[:, None])
+        distances_squared = self._raw_class_mean_distances_squared[self.classes.index]
+        differences = own - self.residuals_dot_class_means
+        return (2 * differences + distances_squared / 2).to(self.dtype)
 
     @cached_property
     def error_scales(self) -> Tensor:
         """Terms v_ib whose sum v_ib + v_ja scales the rounding error of |x_i - x_j|^2: N x C."""
         own = self.classes.index[:, None]
-        squares = self.means_gram.diagonal()
+        squares = self.class_means_gram.diagonal()
         lengths = squares.sqrt()
-        between = self.mean_distances_squared[self.classes.index] / 2
+        between = self.class_mean_distances_squared[self.classes.index] / 2
         norms = self.residual_norms_squared[:, None]
         between += 2 * norms.sqrt() * (lengths[own] + lengths)
         return (norms + between.scatter_(1, own, 0)).to(self.dtype)
@@ -342,9 +366,9 @@ class ClassSums(Sums):
     @cached_property
     def squared_distances_to_means(self) -> Tensor:
         """Squared distances of samples to class means: float64, N x C."""
-        apart = self._means_apart[self.classes.index]
+        distances_squared = self._raw_class_mean_distances_squared[self.classes.index]
         norms = self.residual_norms_squared[:, None]
-        return (norms + self.cross_terms.double() + apart / 2).clamp_min_(0)
+        return (norms + self.cross_terms.double() + distances_squared / 2).clamp_min_(0)
 
 
 class Products(ClassSums):
@@ -359,7 +383,7 @@ class Products(ClassSums):
         multiplication: Kind of multiplication of the residuals.
 
     Attributes:
-        residuals: Inner products of the residuals, of type `dtype`: N x N, symmetric.
+        residuals_gram: Inner products of the residuals, of type `dtype`: N x N, symmetric.
         multiplication: Kind of multiplication of the residuals.
     """
 
@@ -371,7 +395,7 @@ class Products(ClassSums):
         multiplication: Multiplication = FLOAT32,
     ) -> None:
         super().__init__(shape, classes, dtype)
-        self.residuals = self._zeros(shape[0], shape[0], dtype=dtype)
+        self.residuals_gram = self._zeros(shape[0], shape[0], dtype=dtype)
         self.multiplication = multiplication
 
     @property
@@ -381,62 +405,75 @@ class Products(ClassSums):
 
     def _add_products(self, residuals: Tensor) -> None:
         # Only the diagonal and the upper triangle; `finish` mirrors them.
-        add_products(self.residuals, residuals, _upper, self.multiplication)
+        add_products(self.residuals_gram, residuals, _upper, self.multiplication)
 
     def finish(self) -> None:
         """Fill in the lower triangle and compute the results that depend on all blocks."""
-        mirror(self.residuals)
+        mirror(self.residuals_gram)
         if self.multiplication.splits:
-            # On the diagonal, the terms that are left out do not average out.
-            self.residuals.diagonal().copy_(self.residual_norms_squared)
-        self.residual_norms_squared = self.residuals.diagonal()
+            # The split multiplication omits the low x low terms. Off the diagonal their sum
+            # averages out; on it, use the exact norms.
+            self.residuals_gram.diagonal().copy_(self.residual_norms_squared)
+        self.residual_norms_squared = self.residuals_gram.diagonal()
         super().finish()
 
     def gram(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Compute the inner products of the centred samples: N x N, symmetric."""
-        half = self.residuals_dot_means + self.means_gram[self.classes.index] / 2
+        """Compute the inner products of the centred samples: N x N, symmetric.
+
+        With h_ib = r_i m_b + m_a m_b / 2, the inner product of samples i and j of the classes a and
+        b is r_i r_j + h_ib + h_ja.
+        """
+        half = self.residuals_dot_class_means + self.class_means_gram[self.classes.index] / 2
         half, membership = half.to(dtype), self.classes.membership.to(dtype)
+        # left @ right.T = h_ib + h_ja
         left, right = torch.cat([half, membership], 1), torch.cat([membership, half], 1)
-        return mirror(torch.addmm(self.residuals.to(dtype), left, right.T))
+        return mirror(torch.addmm(self.residuals_gram.to(dtype), left, right.T))
 
     def squared_distances(self) -> tuple[Tensor, Tensor]:
         """Compute the squared distances between samples.
 
         Returns:
             Squared distances: float32, N x N, symmetric, 0 on the diagonal; and the pairs i < j
-            whose distance is too small to be exact: int64, pairs x 2.
+            whose distance is unreliable, because it is too small: int64, pairs x 2.
         """
         norms, ones = self.residual_norms_squared[:, None], self._membership.new_ones(())
         ones = ones.expand_as(norms)
+        # left @ right.T = |r_i|^2 + |r_j|^2 + u_ib + u_ja
         left = torch.cat([self.cross_terms, self._membership, norms, ones], 1)
         right = torch.cat([self._membership, self.cross_terms, ones, norms], 1)
-        limit = MIN_CLEAR_RATIO * self.product_resolution * self.error_scales
-        limit_left = torch.cat([limit, self._membership], 1)
-        limit_right = torch.cat([self._membership, limit], 1)
-        squared = torch.empty_like(self.residuals, dtype=torch.float32)
-        unclear = []
+        # The limit of a pair is the sum of two terms: limit_terms_ib + limit_terms_ja.
+        limit_terms = MIN_RELIABLE_RATIO * self.product_resolution * self.error_scales
+        limit_left = torch.cat([limit_terms, self._membership], 1)
+        limit_right = torch.cat([self._membership, limit_terms], 1)
+        squared = torch.empty_like(self.residuals_gram, dtype=torch.float32)
+        unreliable = []
         for start in range(0, len(squared), DISTANCE_ROWS):
             rows, columns = slice(start, start + DISTANCE_ROWS), slice(start, None)
-            part = torch.addmm(self.residuals[rows, columns], left[rows], right[columns].T, beta=-2)
+            part = torch.addmm(
+                self.residuals_gram[rows, columns], left[rows], right[columns].T, beta=-2
+            )
             squared[rows, columns] = part.clamp_min_(0).fill_diagonal_(torch.inf)
-            # Rows above this bound of all limits, usually most rows, need no comparison by pair.
-            near = (part.amin(1) < 2 * limit.amax()).nonzero().squeeze(1)
+            # A limit is at most 2 * limit_terms.amax(); rows without a smaller entry, usually most,
+            # are skipped.
+            near = (part.amin(1) < 2 * limit_terms.amax()).nonzero().squeeze(1)
             pairs = (part[near] < limit_left[rows][near] @ limit_right[columns].T).nonzero()
             pairs = torch.stack([near[pairs[:, 0]], pairs[:, 1]], 1)
-            unclear.append(pairs[pairs[:, 0] < pairs[:, 1]] + start)
-        return mirror(squared).fill_diagonal_(0), torch.cat(unclear)
+            unreliable.append(pairs[pairs[:, 0] < pairs[:, 1]] + start)
+        return mirror(squared).fill_diagonal_(0), torch.cat(unreliable)
 
     def squared_distances_between(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute squared distances of some pairs; mark those that are too small to be exact."""
+        """Compute squared distances of some pairs; mark those that are too small to be reliable."""
         first, second = pairs.unbind(1)
         norms = self.residual_norms_squared
-        its, others = self.classes.index[first], self.classes.index[second]
-        squared = norms[first] + norms[second] - 2 * self.residuals[first, second]
+        first_classes, second_classes = self.classes.index[first], self.classes.index[second]
+        squared = norms[first] + norms[second] - 2 * self.residuals_gram[first, second]
         squared = (
-            squared + self.cross_terms[first, others] + self.cross_terms[second, its]
+            squared
+            + self.cross_terms[first, second_classes]
+            + self.cross_terms[second, first_classes]
         ).clamp_min_(0)
-        scale = self.error_scales[first, others] + self.error_scales[second, its]
-        return squared, squared < MIN_CLEAR_RATIO * self.product_resolution * scale
+        scale = self.error_scales[first, second_classes] + self.error_scales[second, first_classes]
+        return squared, squared < MIN_RELIABLE_RATIO * self.product_resolution * scale
 
 
 def mirror(matrix: Tensor) -> Tensor:

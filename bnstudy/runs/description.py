@@ -1,4 +1,4 @@
-"""Content of run.json: configuration, progress and result of a run, and their changes.
+"""Content of run.json: configuration, progress and result of a run, and methods to update them.
 
 Versions of bnstudy have added fields. A field that is missing from a file gets the default that
 matches the older version. A field that this version does not know is printed as a warning, and kept
@@ -47,7 +47,7 @@ CHANCE_DEVIATIONS = 3.1  # one-sided test at 0.001
 _printed_fields: set[str] = set()  # unknown fields that this process has printed
 
 
-class OtherVersion(NamedTuple):
+class RowsOfOtherVersion(NamedTuple):
     """Rows of the long table that were measured by another version of bnstudy.
 
     Attributes:
@@ -87,9 +87,9 @@ class RunDescription(Part):
         data: Facts about the data; None before they were loaded.
         target_sparsity: Regularizer's target for the share of zeros, by layer, if the target is the
             sparsity of another run; None otherwise.
-        callbacks: Names of the callbacks that every epoch was trained with.
+        callbacks: Names of the callbacks that were active in every epoch.
         measured_later: Measurements from checkpoints.
-        precisions: Ways in which representations were multiplied, by label of the layer.
+        precisions: Precisions of the matrix products, by layer label.
     """
 
     format: int = Field(default=1, ge=1, le=FORMAT)
@@ -129,10 +129,10 @@ class RunDescription(Part):
             choices: Chosen option of each configuration group.
             overrides: Overrides of the command line.
         """
-        mark = identity(config)
+        digest = identity(config)
         return cls(
-            identity=mark,
-            id=mark[:8],
+            identity=digest,
+            id=digest[:8],
             study=config["study"],
             cell=cell,
             choices=choices,
@@ -157,7 +157,7 @@ class RunDescription(Part):
 
         Raises:
             ValueError: The content is damaged, or not that of a run.json.
-            UserError: The content has the format of a later version of bnstudy.
+            UserError: The content was written by a newer version of bnstudy.
         """
         try:
             description = cls.model_validate_json(content)
@@ -166,24 +166,25 @@ class RunDescription(Part):
             for detail in error.errors(include_url=False):
                 if detail["loc"] == ("format",) and detail["type"] == "less_than_equal":
                     raise UserError(
-                        f"{path}: format {detail['input']} is of a later version of bnstudy; "
+                        f"{path}: format {detail['input']} was written by a newer bnstudy; "
                         f"bnstudy {__version__} reads formats up to {FORMAT}\n"
-                        "Install that version"
+                        "Install that newer version"
                     ) from None
             first = error.errors(include_url=False)[0]
             group = ["config"] if error.title == RecordedConfig.__name__ else []
-            place = ".".join(map(str, [*group, *first["loc"]]))
-            raise ValueError(": ".join(filter(None, [place, first["msg"]]))) from error
+            location = ".".join(map(str, [*group, *first["loc"]]))
+            raise ValueError(": ".join(filter(None, [location, first["msg"]]))) from error
         if description.status in FINISHED and description.final.epoch is None:
-            raise ValueError("final.epoch: missing, although the run has ended")
+            raise ValueError("final.epoch: missing, although the run is finished")
         unknown = dict.fromkeys(
             name for name in _unknown_fields(description) if name not in _printed_fields
         )
         if unknown:
             _printed_fields.update(unknown)
+            fields, are_kept = ("fields", "they are") if len(unknown) > 1 else ("field", "it is")
             console.print(
-                f"{path}: unknown field{'s' * (len(unknown) > 1)} {', '.join(unknown)}, perhaps of "
-                "another version of bnstudy; kept when the file is written again",
+                f"{path}: unknown {fields} {', '.join(unknown)}, perhaps written by another "
+                f"version of bnstudy; {are_kept} kept when the file is written again",
                 style="yellow",
             )
         return description
@@ -205,7 +206,7 @@ class RunDescription(Part):
 
     @property
     def matches_identity(self) -> bool:
-        """Whether the configuration is that of the identity, apart from removed credentials."""
+        """Whether the configuration hashes to the identity, or contains redacted credentials."""
         return identity(self.config) == self.identity or REMOVED in json.dumps(self.config)
 
     @property
@@ -218,8 +219,8 @@ class RunDescription(Part):
     def is_at_chance(self) -> bool:
         """Whether the final training accuracy is not above that of guessing.
 
-        Guessing is right with a share of 1/classes of the training samples. Accuracies of up to
-        `CHANCE_DEVIATIONS` standard deviations above it are not told apart from it.
+        Guessing is correct for 1/classes of the training samples. Accuracies up to
+        `CHANCE_DEVIATIONS` standard deviations above that count as guessing.
         """
         accuracy = self.final.numbers.get("train_accuracy")
         if accuracy is None or self.data is None or not self.data.classes or not self.data.train:
@@ -233,11 +234,13 @@ class RunDescription(Part):
         """Major and minor number of the bnstudy version that trained the last epochs."""
         return self._versions()[-1][0]
 
-    def other_versions(self) -> list[OtherVersion]:
+    def other_versions(self) -> list[RowsOfOtherVersion]:
         """List the rows of the long table that were not measured by `version`."""
-        rows = [OtherVersion(version, epochs) for version, epochs in self._versions() if epochs]
+        rows = [
+            RowsOfOtherVersion(version, epochs) for version, epochs in self._versions() if epochs
+        ]
         rows += [
-            OtherVersion(
+            RowsOfOtherVersion(
                 later.environment.version, later.epochs, later.metrics, later.splits, later.sites
             )
             for later in self.measured_later
@@ -283,7 +286,7 @@ class RunDescription(Part):
         self.attempts.pop()
         self.status, self.environment = status, environment
 
-    def note(
+    def update_progress(
         self,
         seconds: float,
         measure_seconds: float | None = None,
@@ -377,16 +380,16 @@ class RunDescription(Part):
             metrics: Configuration group `metrics` of the resumed run.
         """
         kept = self.config["metrics"]
-        # These options do not change the values at the epochs, or only by rounding.
-        same: dict[str, Any] = {
+        # These options change the values at the epochs by no more than rounding.
+        ignored: dict[str, Any] = {
             "names": [],
             "memory_budget": None,
             "precision": None,
             "at_steps": [],
             "folds": 0,
         }
-        alike = kept | same == metrics | same
-        names = [name for name in metrics["names"] if alike and name in kept["names"]]
+        is_comparable = kept | ignored == metrics | ignored
+        names = [name for name in metrics["names"] if is_comparable and name in kept["names"]]
         self.config["metrics"] = metrics | {"names": names}
 
     def add_directions(self, directions: Mapping[str, str | None]) -> None:
@@ -398,7 +401,7 @@ class RunDescription(Part):
         self.metrics = self.metrics | dict(directions)
 
     def add_precisions(self, precisions: Mapping[str, Collection[str]]) -> None:
-        """Add the ways in which representations were multiplied, by label of the layer."""
+        """Add precisions of the matrix products, by layer label."""
         self.precisions = self.precisions | {
             layer: sorted({*self.precisions.get(layer, ()), *found})
             for layer, found in precisions.items()
@@ -411,7 +414,7 @@ class RunDescription(Part):
     def _end(self, status: Status, seconds: float) -> None:
         attempt = self.attempts[-1]
         attempt.ended, attempt.status, self.status = _now(), status, status
-        self.note(seconds)
+        self.update_progress(seconds)
 
     def _versions(self) -> list[tuple[str, list[int]]]:
         """List the version of each attempt, in order, with the epochs that it trained."""
@@ -424,10 +427,10 @@ class RunDescription(Part):
         if last is None:
             last = self.config["trainer"]["max_epochs"]
         versions = []
-        for place, attempt in enumerate(attempts):
-            end = min(begins[place + 1 :], default=last + 1)  # a later attempt overwrites epochs
+        for index, attempt in enumerate(attempts):
+            end = min(begins[index + 1 :], default=last + 1)  # a later attempt overwrites epochs
             version = comparable_version(attempt.version or self.environment.version)
-            versions.append((version, list(range(begins[place], end))))
+            versions.append((version, list(range(begins[index], end))))
         return [(version, epochs) for version, epochs in versions if epochs] or versions[-1:]
 
 

@@ -30,7 +30,7 @@ from bnstudy.files import CANNOT_WRITE
 from bnstudy.terminal import console
 
 RENEWAL_INTERVAL = 5.0  # seconds
-RETRY_DELAYS = (0.1, 1.0, 5.0)  # seconds between attempts after an error that may pass
+RETRY_DELAYS = (0.1, 1.0, 5.0)  # seconds between attempts after an error that may be transient
 LEASE_FIELDS = {"machine": str, "host": str, "pid": int, "start": str}  # content of a lease
 STALE_AFTER = 60.0  # seconds without a renewal; network file systems show renewals with a delay
 
@@ -49,12 +49,12 @@ class Lease:
         path: File of the lease.
 
     Attributes:
-        lost: Whether another process has taken over the folder.
+        is_lost: Whether another process has taken over the folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lost = False
+        self.is_lost = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
         self._thread.start()
@@ -65,7 +65,7 @@ class Lease:
         Raises:
             CellInUse: Another process has taken over the folder.
         """
-        if self.lost or not self._renew():
+        if self.is_lost or not self._renew():
             raise CellInUse(
                 f"{self.path.parent}: another process took over this cell, as this one did not "
                 f"renew its lease for {STALE_AFTER:.0f} s; the other process continues the run"
@@ -81,17 +81,17 @@ class Lease:
     def _keep_renewing(self) -> None:
         while not self._done.wait(RENEWAL_INTERVAL):
             if not self._renew():
-                self.lost = True
+                self.is_lost = True
                 return
 
     def _renew(self) -> bool:
-        following = self.path.with_name(f".lease.{_number(self.path) + 1}")
+        next_lease = self.path.with_name(f".lease.{_number(self.path) + 1}")
         try:
             os.utime(self.path)
-            return not (following.exists() or _released_path(following).exists())
+            return not (next_lease.exists() or _released_path(next_lease).exists())
         except FileNotFoundError:
             return False
-        except OSError:  # an error that may pass: the next renewal will tell
+        except OSError:  # may be transient; the next renewal decides
             return True
 
 
@@ -138,8 +138,9 @@ def find_renewed(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) 
     while waiting and time.monotonic() - began < seconds:
         time.sleep(0.2)
         now = {lease: _read_modification_time(lease) for lease in waiting}
+        # Modification times: 0 is unreadable, compare later; None is released.
         renewed |= {lease for lease in waiting if now[lease] and now[lease] != first[lease] != 0}
-        waiting -= renewed | {lease for lease in waiting if now[lease] is None}  # released
+        waiting -= renewed | {lease for lease in waiting if now[lease] is None}
         first |= {lease: now[lease] for lease in waiting if first[lease] == 0}
     return renewed
 
@@ -149,8 +150,9 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
 
     Args:
         folders: Folders to examine.
-        seconds: Maximum time to watch leases held on other machines, all at the same time. A worker
-            whose lease was not renewed for less than `STALE_AFTER` may still be alive.
+        seconds: Maximum time to watch leases held on other machines, all at the same time. The
+            lease of a living worker can go without renewal for up to `STALE_AFTER`, so a shorter
+            watch may miss it.
     """
     working: set[Path] = set()
     unknown: dict[Path, Path] = {}
@@ -184,8 +186,9 @@ def _acquire(folder: Path) -> Path:
     if newest:
         alive = is_known_alive(_read(newest))
         if alive is None:
-            whose = _holder(newest) if _read(newest) else f"whoever holds {newest.name} (damaged)"
-            console.print(f"{folder}: watching for {STALE_AFTER:.0f} s whether {whose} is alive")
+            unknown = f"the unknown holder of {newest.name} (damaged file)"
+            holder = _holder(newest) if _read(newest) else unknown
+            console.print(f"{folder}: watching for {STALE_AFTER:.0f} s whether {holder} is alive")
             alive = bool(find_renewed([newest], STALE_AFTER))
         if alive:
             raise _in_use(folder, newest)
@@ -227,7 +230,7 @@ def _number(lease: Path) -> int:
 
 
 def _retry(action: Callable[[], T]) -> T:
-    """Try again after errors that may pass, such as ESTALE, EIO or ETIMEDOUT of a file server."""
+    """Try again after transient errors, such as ESTALE, EIO or ETIMEDOUT of a file server."""
     for pause in RETRY_DELAYS:
         try:
             return action()
@@ -245,9 +248,8 @@ def _released_path(lease: Path) -> Path:
 def _read_modification_time(lease: Path) -> int | None:
     """Return a lease's modification time in ns; None if released, 0 if it cannot be read now."""
     try:
-        with (
-            lease.open() as file
-        ):  # opening the file refreshes the attributes cached by a network file system
+        # Opening the file refreshes the attributes cached by a network file system.
+        with lease.open() as file:
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None

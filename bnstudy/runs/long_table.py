@@ -94,7 +94,7 @@ class LongTable:
         return find_damage(self.paths.part(epoch), SCHEMA)
 
     def epochs_trained(self) -> int:
-        """Return the latest recorded epoch of a run that has not ended; 0 before training."""
+        """Return the latest recorded epoch of an unfinished run; 0 before training."""
         return max(self.paths.parts(), default=0)
 
     def read(self) -> pa.Table:

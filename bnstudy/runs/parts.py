@@ -235,12 +235,12 @@ class RecordedConfig(Part):
 
 
 class Final(BaseModel):
-    """Numbers of the whole model after the last epoch; empty until the run has ended.
+    """Numbers of the whole model after the last epoch; empty until the run is finished.
 
     Each number is a field named `<split>_<metric>`; its value is None if it is not finite.
 
     Attributes:
-        epoch: Last epoch; None until the run has ended.
+        epoch: Last epoch; None until the run is finished.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)

@@ -1,7 +1,7 @@
 """Names of the files in a cell's folder.
 
     run.json                      identity, configuration, status, attempts, environment, timing
-    metrics.parquet               the long table, once the run has ended
+    metrics.parquet               the long table, once the run is finished
     metrics/epoch=0007.parquet    parts of the long table during training, one per measured epoch
     folds.parquet                 values of the last epoch on parts of the probe sets
     steps.parquet                 rows that were measured within epochs, as in the long table
@@ -54,7 +54,7 @@ class CellPaths:
 
     @property
     def table(self) -> Path:
-        """Long table of a run that has ended."""
+        """Long table of a finished run."""
         return self.folder / TABLE
 
     @property
@@ -97,7 +97,7 @@ class CellPaths:
 
     @property
     def previous_checkpoint(self) -> Path:
-        """Checkpoint of the epoch before the last; removed once the run has ended."""
+        """Checkpoint of the epoch before the last; removed once the run is finished."""
         return self._checkpoints_folder / "previous.ckpt"
 
     def checkpoint(self, epoch: int) -> Path:

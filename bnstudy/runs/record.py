@@ -30,8 +30,8 @@ class Record:
     Attributes:
         paths: Files of the cell.
         table: Long table of the run.
-        is_held: Whether `save` does nothing, so that the result of an earlier run stays until there
-            is something that replaces it.
+        is_saving_deferred: Whether `save` does nothing, so that the result of an earlier run stays
+            until there is something that replaces it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Record:
         self.paths = CellPaths(folder)
         self.description = description
         self.lease = lease
-        self.is_held = False
+        self.is_saving_deferred = False
         self._began = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,10 +110,10 @@ class Record:
         )
 
     def require_finished(self) -> None:
-        """Verify that the run has ended.
+        """Verify that the run is finished.
 
         Raises:
-            UserError: The run has not ended, or its table is damaged.
+            UserError: The run is not finished, or its table is damaged.
         """
         if not self.is_finished:
             reason = self.lost_table or f"{self.description.status}; train it to its end first"
@@ -145,7 +145,7 @@ class Record:
 
     @property
     def last_epoch(self) -> int:
-        """Last epoch of a run that has ended."""
+        """Last epoch of a finished run."""
         last = self.description.final.epoch
         assert last is not None  # `RunDescription.from_json` verifies it
         return last
@@ -209,14 +209,14 @@ class Record:
             else:
                 self.save()
 
-    def note(self, measure_seconds: float, diverged: bool) -> None:
+    def save_progress(self, measure_seconds: float, diverged: bool) -> None:
         """Save the progress of the running attempt, in case its process is killed.
 
         Args:
             measure_seconds: Time that was spent on measuring.
             diverged: Whether training has diverged.
         """
-        self.description.note(self._seconds(), measure_seconds, diverged)
+        self.description.update_progress(self._seconds(), measure_seconds, diverged)
         self.save()
 
     def has_parts(self, epochs: Iterable[int]) -> bool:
@@ -267,8 +267,8 @@ class Record:
         self.paths.set_aside(path, reason)
 
     def save(self) -> None:
-        """Write run.json, unless `is_held`."""
-        if not self.is_held:
+        """Write run.json, unless `is_saving_deferred`."""
+        if not self.is_saving_deferred:
             with self.replacing(self.paths.record) as temporary:
                 temporary.write_text(self.description.to_json())
 

@@ -73,7 +73,7 @@ class DepthNumbers(NamedTuple):
     """Numbers of each run.
 
     Attributes:
-        keys: Table of the columns, as of `load_columns`.
+        keys: Table of the columns, as returned by `load_columns`.
         values: Runs x columns.
     """
 
@@ -102,7 +102,7 @@ def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
 
     Returns:
-        Table as of `compute_effects`; empty if no metric that they need was measured.
+        Table as returned by `compute_effects`; empty if no metric that they need was measured.
     """
     keys, values = compute_depth_numbers(study)
     if keys.empty:

@@ -27,7 +27,7 @@ from bnstudy.study.inference import (
     spread,
 )
 from bnstudy.study.inference.columns import FloatArray, IntArray
-from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
+from bnstudy.study.inference.paired import MIN_PAIRS_FOR_TEST, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.matrix import (
     Mask,
     load_columns,
@@ -60,10 +60,14 @@ def compute_averages(
 
     Returns:
         One row per average, with the columns `by`, treatment, split, metric, layers, place,
-        place_index, site (and epoch or step); n, number of runs with a finite value; undefined,
-        number of the other runs; diverged, number of all these runs that diverged; mean; sd,
-        standard deviation with n - 1 degrees of freedom. The layers are those that all runs at the
-        point share (see `mark_shared_columns`). Columns without a value in any run have no row.
+        place_index, site (and epoch or step), and
+
+        - n: number of runs with a finite value; undefined: runs without a finite value; diverged:
+          diverged runs, with or without a value;
+        - mean; sd: standard deviation with n - 1 degrees of freedom.
+
+        The layers are those that all runs at the point share (see `mark_shared_columns`). Columns
+        without a value in any run have no row.
     """
     keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
@@ -108,14 +112,19 @@ def compute_effects(
           diverged: number of pairs with a diverged run;
         - baseline_mean, treatment_mean; difference: mean difference within pairs;
         - low, high, p, smallest_p, test: results of `paired_test`;
-        - p_adjusted: p adjusted for a family of tests, of all treatments and points: all metrics
-          and layers of one split; loss and accuracy of the whole model; numbers of callbacks in the
-          layers of one split; other numbers of the whole model. The method is max-T, or Holm's if
-          no comparison has enough pairs to flip; family: number of tests;
+        - p_adjusted: p adjusted for all tests of a family, by max-T, or by Holm's method if no
+          comparison has enough pairs to flip; family: number of tests in the family;
         - cohens_d, rank_biserial: effect sizes; NaN with fewer than 3 pairs;
-        - pairs_needed: number of pairs that would show such an effect;
-        - probability, probability_low, probability_high: of the whole model's numbers, the
-          probability that a run of the treatment has the larger value, and its interval.
+        - pairs_needed: number of pairs needed to detect a difference of this size;
+        - probability, probability_low, probability_high: probability that a run of the treatment
+          has the larger value, and its interval; NaN in layers.
+
+        Each family contains the tests of all treatments and points in one of
+
+        - all metrics in the layers of one split;
+        - loss and accuracy of the whole model;
+        - numbers of callbacks in the layers of one split;
+        - other numbers of the whole model.
 
         The layers are those that all runs at the point share (see `mark_shared_columns`).
     """
@@ -129,7 +138,7 @@ class PairedValues(NamedTuple):
     Attributes:
         treatment: Values of the treatment, pairs x columns of the keys.
         baseline: Values of the baseline, in the same shape.
-        pair_ids: Identity of each pair: the row of the baseline's run.
+        pair_ids: Number of each pair: the row of the baseline's run.
         facts: Further columns of the result.
     """
 
@@ -142,7 +151,7 @@ class PairedValues(NamedTuple):
 def read_pairs(
     study: StudyRuns, values: FloatArray, treatment_rows: IntArray, baseline_rows: IntArray
 ) -> PairedValues:
-    """Read the values of whole runs, for `compare_pairs`.
+    """Read the values of both runs of each pair from a table of all runs, for `compare_pairs`.
 
     Args:
         study: Study whose runs are comparable.
@@ -151,8 +160,8 @@ def read_pairs(
         baseline_rows: Row of the baseline's run, for each pair.
     """
     is_diverged = study.results["status"].to_numpy() == "diverged"
-    lost = is_diverged[treatment_rows] | is_diverged[baseline_rows]
-    facts = {"diverged": lost.sum()}
+    has_diverged_run = is_diverged[treatment_rows] | is_diverged[baseline_rows]
+    facts = {"diverged": has_diverged_run.sum()}
     return PairedValues(values[treatment_rows], values[baseline_rows], baseline_rows, facts)
 
 
@@ -173,11 +182,11 @@ def compare_pairs(
         by: Columns of `study.runs` at each of whose values the pairs are compared separately.
 
     Returns:
-        Table as of `compute_effects`, with the facts of each sample as columns.
+        Table as returned by `compute_effects`, with the facts of each sample as columns.
     """
     baseline = study.baseline(baseline)
     tables, samples = [], []
-    for identity, treatment_rows, baseline_rows, shared in iterate_comparisons(
+    for comparison_labels, treatment_rows, baseline_rows, shared in iterate_comparisons(
         study, keys, baseline, by
     ):
         sample = read(treatment_rows, baseline_rows)
@@ -189,9 +198,12 @@ def compare_pairs(
         is_whole = (keys["place_index"] == 0).to_numpy()[shared]
         if is_whole.any():
             points = study.results["grid"].to_numpy(dtype=str)[sample.pair_ids]
-            ends = probability_of_improvement(treated[:, is_whole], untreated[:, is_whole], points)
-            comparison.loc[is_whole, PROBABILITY_COLUMNS] = np.stack(ends, axis=1)
-        tables.append(keys[shared].reset_index(drop=True).assign(**identity).join(comparison))
+            estimates = probability_of_improvement(
+                treated[:, is_whole], untreated[:, is_whole], points
+            )
+            comparison.loc[is_whole, PROBABILITY_COLUMNS] = np.stack(estimates, axis=1)
+        labelled = keys[shared].reset_index(drop=True).assign(**comparison_labels)
+        tables.append(labelled.join(comparison))
         samples.append((differences, sample.pair_ids))
     if not tables:
         return pd.DataFrame()
@@ -212,25 +224,25 @@ def iterate_comparisons(
         by: Columns of `study.runs` at each of whose values the pairs are compared separately.
 
     Yields:
-        Point and treatments of the comparison, rows of the treatment's and the baseline's runs, and
-        a mask of the columns that all runs at the point share.
+        Labels of the comparison (point, treatment and baseline), rows of the treatment's and the
+        baseline's runs, and a mask of the columns that all runs at the point share.
     """
     shared: dict[int, Mask] = {}  # by row of the results
     for rows, columns in _group_points(study, keys, by):
         shared |= dict.fromkeys(rows.tolist(), columns)
     is_meaningful = mark_meaningful_columns(study, keys)
-    none = np.zeros(len(keys), dtype=bool)
+    no_columns = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         points = study.results.loc[matched.treatment, list(by)].reset_index(drop=True)
         for point, rows in _iterate_points(points):
-            identity = point | {"treatment": treatment, "baseline": baseline}
+            comparison_labels = point | {"treatment": treatment, "baseline": baseline}
             treatment_rows, baseline_rows = matched.treatment[rows], matched.baseline[rows]
-            columns = none
+            columns = no_columns
             if len(rows):
                 first, first_baseline = treatment_rows[0], baseline_rows[0]
                 columns = shared[first] & is_meaningful[first] & is_meaningful[first_baseline]
-            yield identity, treatment_rows, baseline_rows, columns
+            yield comparison_labels, treatment_rows, baseline_rows, columns
 
 
 def _group_points(
@@ -254,7 +266,7 @@ def _compare(treated: FloatArray, untreated: FloatArray, differences: FloatArray
     is_measured = ~(np.isnan(treated) & np.isnan(untreated)).all(axis=0)
     known = np.isfinite(differences)
     tests = paired_test(differences, noise=estimate_noise(treated, untreated))
-    is_enough = tests.n >= MIN_PAIRS
+    is_enough = tests.n >= MIN_PAIRS_FOR_TEST
     return pd.DataFrame(
         {
             "n": tests.n,
@@ -284,7 +296,7 @@ def _adjust(
 
     Args:
         tables: Comparisons of each treatment at each point.
-        samples: Differences of each table, pairs x rows of the table, and the pairs' identities.
+        samples: Differences of each table, pairs x rows of the table, and the pairs' numbers.
         metrics: Metrics of representations.
     """
     families = [_name_families(table, metrics) for table in tables]
@@ -293,28 +305,31 @@ def _adjust(
         table["family"] = 0
     for family in dict.fromkeys(np.concatenate(families)):
         members = [
-            np.flatnonzero((of_table == family) & table["p"].notna())
-            for of_table, table in zip(families, tables, strict=True)
+            np.flatnonzero((table_families == family) & table["p"].notna())
+            for table_families, table in zip(families, tables, strict=True)
         ]
         chosen = [table.iloc[rows] for table, rows in zip(tables, members, strict=True)]
         raw = [table["p"].to_numpy() for table in chosen]
         if max(table["n"].max() if len(table) else 0 for table in chosen) >= MIN_PAIRS_TO_FLIP:
             adjusted = max_t_adjusted(
                 [sample[:, rows] for (sample, _), rows in zip(samples, members, strict=True)],
-                [identities for _, identities in samples],
+                [pair_ids for _, pair_ids in samples],
             )
         else:
             ends = np.cumsum([len(part) for part in raw])[:-1]
             adjusted = np.split(holm(np.concatenate(raw)), ends)
         size = sum(map(len, members))
-        for table, rows, of_table, p in zip(tables, members, adjusted, raw, strict=True):
+        for table, rows, table_p_adjusted, p in zip(tables, members, adjusted, raw, strict=True):
             # With few pairs p is that of a t-test, which can be above the adjusted one.
-            table.loc[rows, "p_adjusted"] = np.maximum(of_table, p)
+            table.loc[rows, "p_adjusted"] = np.maximum(table_p_adjusted, p)
             table.loc[rows, "family"] = size
 
 
 def _name_families(table: pd.DataFrame, metrics: Sequence[str]) -> NDArray[np.object_]:
-    """Name each row's family; what callbacks record does not weaken the tests of other rows."""
+    """Name the family of each row.
+
+    The numbers of callbacks have families of their own, so that they do not enlarge the others.
+    """
     is_layer = table["place_index"] > 0
     names = table["split"].where(is_layer, "whole model")
     is_main = table["metric"].isin(metrics).where(is_layer, table["metric"].isin(PERFORMANCE))
@@ -352,7 +367,7 @@ def compute_effects_over_time(
             max_pairs_exact=MAX_PAIRS_EXACT_OVER_EPOCHS,
             num_flips=NUM_FLIPS_OVER_EPOCHS,
         )
-        lost = is_diverged[matched.treatment] | is_diverged[matched.baseline]
+        has_diverged_run = is_diverged[matched.treatment] | is_diverged[matched.baseline]
         is_expected = has_layers[matched.treatment] | has_layers[matched.baseline]
         tables.append(
             keys.assign(
@@ -360,7 +375,7 @@ def compute_effects_over_time(
                 baseline=baseline,
                 n=tests.n,
                 undefined=is_expected.sum(axis=0) - tests.n,
-                diverged=(is_expected & lost[:, None]).sum(axis=0),
+                diverged=(is_expected & has_diverged_run[:, None]).sum(axis=0),
                 difference=tests.difference,
                 low=tests.low,
                 high=tests.high,
@@ -373,7 +388,7 @@ def compute_effects_over_time(
 
 
 def compute_factors(
-    study: StudyRuns, baseline: str | None = None, *, of: Sequence[str] = ("depth", "width")
+    study: StudyRuns, baseline: str | None = None, *, factors: Sequence[str] = ("depth", "width")
 ) -> pd.DataFrame:
     """Test whether the treatment's effect depends on depth and width.
 
@@ -386,7 +401,7 @@ def compute_factors(
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        of: Columns of `study.runs`; those that do not vary are left out.
+        factors: Columns of `study.runs`; those that do not vary are left out.
 
     Returns:
         One row per term: treatment, baseline, split, metric, place, place_index, site, term (such
@@ -397,7 +412,7 @@ def compute_factors(
     baseline = study.baseline(baseline)
     keys, values = load_shared_columns(study)
     results = study.results
-    varying = [name for name in of if results[name].nunique() > 1]
+    varying = [name for name in factors if results[name].nunique() > 1]
     tables = []
     for treatment in study.treatments_without(baseline) if varying else []:
         matched = match_pairs(study, treatment, baseline)

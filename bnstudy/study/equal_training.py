@@ -1,7 +1,7 @@
-"""Comparison of runs where they are equally far trained, not after the same number of epochs.
+"""Comparison of runs at the same training loss or accuracy instead of the same epoch.
 
-At equal epochs, a treatment with which training is faster is also further trained, and each
-difference may come from that alone.
+After the same epochs, a treatment that trains faster is trained further, and each difference may
+come from that alone.
 """
 
 from typing import Literal, NamedTuple
@@ -21,12 +21,12 @@ CRITERIA: tuple[Criterion, Criterion] = ("loss", "accuracy")
 def compute_equal_training(
     study: StudyRuns, criterion: Criterion, baseline: str | None = None
 ) -> pd.DataFrame:
-    """Compute paired differences to a baseline where both runs of a pair are equally far trained.
+    """Compute paired differences to a baseline at equal training loss or accuracy.
 
     The two runs of a pair are compared at the larger of their two final training losses, or the
-    smaller of their final training accuracies: each where it first gets there. Loss and accuracy
-    are those of the training split's probe set. Between two measurements, all values are
-    interpolated linearly, at the place where the interpolated loss or accuracy is the common one.
+    smaller of their two final training accuracies, on the training split's probe set. Each run is
+    read where its curve first reaches that value, with all values interpolated linearly between
+    measurements.
 
     Args:
         study: Study whose runs are comparable.
@@ -34,11 +34,13 @@ def compute_equal_training(
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
 
     Returns:
-        Table as of `compute_effects`, without columns of whole splits, which are not known within
-        the training. Further columns: used and baseline_used, mean share of the steps of a run that
-        are before the comparison; diverged, pairs left out because a run diverged; apart, pairs
-        left out because one run begins where the other does not get, or has no such values. Empty
-        if the study has no probe loss.
+        Table as returned by `compute_effects`, without loss and accuracy on whole splits, which are
+        not measured during training. Empty if the study has no probe loss. Further columns:
+
+        - used, baseline_used: mean share of a run's training steps before the point of comparison;
+        - diverged: number of pairs left out because a run diverged;
+        - apart: number of pairs left out because no training loss (accuracy) is reached by both
+          runs after training has begun.
     """
     keys, values = load_columns(study, every="step")
     steps = keys["step"].unique()
@@ -47,52 +49,56 @@ def compute_equal_training(
     is_known = ~keys["metric"].isin(["loss", "accuracy"]).to_numpy()
     by_step = values.reshape(len(values), len(steps), len(keys))[:, :, is_known]
     keys = keys[is_known].reset_index(drop=True)
-    progress = np.flatnonzero(
+    criterion_column = np.flatnonzero(
         (keys["metric"] == f"probe_{criterion}")
         & (keys["split"] == "train")
         & (keys["place_index"] == 0)
     )
-    if not progress.size:
+    if not criterion_column.size:
         return pd.DataFrame()
-    # Accuracies get the sign of losses: smaller is further trained.
-    curves = by_step[:, :, progress[0]] * (1 if criterion == "loss" else -1)
+    # Accuracies are negated: smaller always means further trained.
+    curves = by_step[:, :, criterion_column[0]] * (1 if criterion == "loss" else -1)
     is_diverged = study.results["status"].to_numpy() == "diverged"
 
     def read(treatment_rows: IntArray, baseline_rows: IntArray) -> PairedValues:
-        lost = is_diverged[treatment_rows] | is_diverged[baseline_rows]
+        has_diverged_run = is_diverged[treatment_rows] | is_diverged[baseline_rows]
         kept: list[int] = []
         values_of_pairs: list[tuple[FloatArray, FloatArray]] = []
         shares: list[tuple[float, float]] = []
-        for row, other in zip(treatment_rows[~lost], baseline_rows[~lost], strict=True):
+        for row, other in zip(
+            treatment_rows[~has_diverged_run], baseline_rows[~has_diverged_run], strict=True
+        ):
             goal = max(_last(curves[row]), _last(curves[other]))
-            place, other_place = (_first_reached(curves[run], steps, goal) for run in (row, other))
-            if place is not None and other_place is not None:
+            point, other_point = (
+                _find_first_reached(curves[run], steps, goal) for run in (row, other)
+            )
+            if point is not None and other_point is not None:
                 kept.append(other)
-                shares.append((place.share, other_place.share))
+                shares.append((point.share, other_point.share))
                 values_of_pairs.append(
-                    (_value_at(by_step[row], place), _value_at(by_step[other], other_place))
+                    (_interpolate(by_step[row], point), _interpolate(by_step[other], other_point))
                 )
         sides = np.array(values_of_pairs).reshape(len(kept), 2, len(keys))
         used = np.mean(shares, axis=0) if shares else np.full(2, np.nan)
         facts = {
             "used": used[0],
             "baseline_used": used[1],
-            "diverged": lost.sum(),
-            "apart": len(treatment_rows) - lost.sum() - len(kept),
+            "diverged": has_diverged_run.sum(),
+            "apart": len(treatment_rows) - has_diverged_run.sum() - len(kept),
         }
         return PairedValues(sides[:, 0], sides[:, 1], np.array(kept, dtype=np.intp), facts)
 
     return compare_pairs(study, keys, read, baseline)
 
 
-class _Place(NamedTuple):
-    """Place in the training of a run.
+class _TrainingPoint(NamedTuple):
+    """Point in the training of a run, between two measurements or at the second of them.
 
     Attributes:
-        before: Number of the measurement before it.
-        after: Number of the measurement after it; the same if the place is at a measurement.
-        weight: Weight of the measurement after it.
-        share: Share of the run's steps that are before the place.
+        before: Index of the measurement before it.
+        after: Index of the measurement after it.
+        weight: Weight of the measurement after it; 1 if the point is at this measurement.
+        share: Share of the run's training steps before the point.
     """
 
     before: int
@@ -106,10 +112,10 @@ def _last(curve: FloatArray) -> float:
     return float(known[-1]) if known.size else np.nan
 
 
-def _first_reached(curve: FloatArray, steps: FloatArray, goal: float) -> _Place | None:
-    """Find where a falling curve first reaches a goal; None if it begins below it, or never does.
+def _find_first_reached(curve: FloatArray, steps: FloatArray, goal: float) -> _TrainingPoint | None:
+    """Find where a curve first falls to a goal.
 
-    A run that begins exactly at the goal has not been trained, and counts as beginning below it.
+    None if the curve starts at or below the goal, or never reaches it.
     """
     known = np.flatnonzero(np.isfinite(curve))
     reached = np.flatnonzero(curve[known] <= goal)
@@ -118,14 +124,14 @@ def _first_reached(curve: FloatArray, steps: FloatArray, goal: float) -> _Place 
     before, after = (int(known[reached[0] - back]) for back in (1, 0))
     weight = float((curve[before] - goal) / (curve[before] - curve[after]))
     step = steps[before] + weight * (steps[after] - steps[before])
-    return _Place(before, after, weight, float(step / steps[known[-1]]))
+    return _TrainingPoint(before, after, weight, float(step / steps[known[-1]]))
 
 
-def _value_at(values: FloatArray, place: _Place) -> FloatArray:
-    """Interpolate the values at a place: steps x columns -> columns."""
-    after: FloatArray = values[place.after]
-    if place.weight == 1:
+def _interpolate(values: FloatArray, point: _TrainingPoint) -> FloatArray:
+    """Interpolate the values at a point of the training: steps x columns -> columns."""
+    after: FloatArray = values[point.after]
+    if point.weight == 1:
         return after
-    before = values[place.before]
-    interpolated: FloatArray = (1 - place.weight) * before + place.weight * after
+    before = values[point.before]
+    interpolated: FloatArray = (1 - point.weight) * before + point.weight * after
     return interpolated

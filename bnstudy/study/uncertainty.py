@@ -1,4 +1,4 @@
-"""Effects with intervals over pairs and over the samples that are probed."""
+"""Effects with confidence intervals over pairs and probe samples."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from bnstudy.study.load.study_runs import StudyRuns
 
 
 def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
-    """Compute paired differences after the last epoch with intervals that carry both sources.
+    """Compute paired differences after the last epoch, with intervals over pairs and samples.
 
     Args:
         study: Study whose runs are comparable.
@@ -36,15 +36,15 @@ def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.Dat
     )
     by_fold = fold_values.reshape(len(values), len(folds), len(first))[:, :, fold_columns]
     tables: list[pd.DataFrame] = []
-    for identity, treated, untreated, shared in iterate_comparisons(study, keys, baseline):
+    for comparison_labels, treated, untreated, shared in iterate_comparisons(study, keys, baseline):
         differences = measured_differences(
             values[np.ix_(treated, shared)], values[np.ix_(untreated, shared)]
         )
-        of_folds = by_fold[treated][:, :, shared] - by_fold[untreated][:, :, shared]
-        known = np.isfinite(differences) & np.isfinite(of_folds).all(axis=1)
-        intervals = two_source_interval(differences, of_folds)
+        fold_differences = by_fold[treated][:, :, shared] - by_fold[untreated][:, :, shared]
+        known = np.isfinite(differences) & np.isfinite(fold_differences).all(axis=1)
+        intervals = two_source_interval(differences, fold_differences)
         table: pd.DataFrame = keys[shared].assign(
-            **identity,
+            **comparison_labels,
             n=known.sum(axis=0),
             difference=mean(np.where(known, differences, np.nan)),
             low=intervals.low,

@@ -59,26 +59,26 @@ def cells(
         override.get_key_element(): override
         for override in OverridesParser.create().parse_overrides(list(arguments))
     }
-    values = {key for key, axis in axes.items() if _is_plain_value(axis) and not is_group(key)}
+    value_keys = {key for key, axis in axes.items() if _is_plain_value(axis) and not is_group(key)}
     composed: dict[tuple[str, ...], _Composed] = {}
     for job in split_grid(axes.values()):
-        choice = tuple(override for override in job if _key(override) not in values)
-        if choice not in composed:
-            composed[choice] = _Composed(compose(job))
-        base = composed[choice]
-        own = [override for override in job if _key(override) in values]
-        if all(base.can_set(_key(override)) for override in own):
-            config = base.having(own)
+        other_overrides = tuple(override for override in job if _key(override) not in value_keys)
+        if other_overrides not in composed:
+            composed[other_overrides] = _Composed(compose(job))
+        base = composed[other_overrides]
+        value_overrides = [override for override in job if _key(override) in value_keys]
+        if all(base.can_set(_key(override)) for override in value_overrides):
+            config = base.replace_values(value_overrides)
         else:
-            config = _Composed(compose(job)).having([])
+            config = _Composed(compose(job)).replace_values([])
         yield Cell(tuple(job), config)
 
 
 def defer_to_jobs(words: Sequence[str]) -> list[str]:
-    """Turn overrides of keys in a swept group into axes with one value.
+    """Turn plain overrides inside a swept group into one-value axes.
 
-    Before a multirun, Hydra composes a configuration without its axes. There, the group has its
-    default option, which may lack the key.
+    Hydra first composes a configuration without axes. There, the group has its default option, in
+    which the key may not exist.
 
     Args:
         words: Words of a multirun's command line.
@@ -114,11 +114,11 @@ class _Composed:
     def __init__(self, cfg: DictConfig) -> None:
         self.own = without_hydra(cfg)
         self.hydra: Any = OmegaConf.masked_copy(cfg, "hydra")
-        with self._hydra():
+        with self._hydra_config():
             self.values = plain_values(self.own)
         raw: dict[str, Any] = OmegaConf.to_container(self.own, resolve=False)  # type: ignore[assignment]
-        self.names_itself = raw["cell"] == CELL_NAME
-        if self.names_itself:  # the name depends on the values that are set
+        self.has_default_name = raw["cell"] == CELL_NAME
+        if self.has_default_name:  # the name depends on the values that are set
             del raw["cell"]
         self.interpolations = dict(_interpolations(raw))
         OmegaConf.set_readonly(self.own, False)
@@ -130,21 +130,21 @@ class _Composed:
         node: Any = self.values
         for group in groups:
             node = node.get(group) if isinstance(node, dict) else None
-        of_hydra = any(
+        uses_hydra = any(
             "hydra:" in text.replace("hydra:runtime.choices", "")
             for text in self.interpolations.values()
         )
-        return isinstance(node, dict) and name in node and not of_hydra
+        return isinstance(node, dict) and name in node and not uses_hydra
 
-    def having(self, overrides: Sequence[str]) -> dict[str, Any]:
+    def replace_values(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Return a copy of the configuration with some values replaced.
 
         Args:
             overrides: Overrides of keys for which `can_set` is true; the same keys in each call.
         """
         values = {_key(override): _value(override) for override in overrides}
-        if following := self._following(values):
-            values |= self._interpolate(values, following)
+        if dependents := self._find_dependents(values):
+            values |= self._interpolate(values, dependents)
         # Copy only what changes: with thousands of cells, a deep copy would dominate the run time.
         config = {
             key: dict(option) if isinstance(option, dict) else option
@@ -158,29 +158,29 @@ class _Composed:
                 node = node[group]
             node[name] = value
         complete(config)
-        if self.names_itself:
+        if self.has_default_name:
             config["cell"] = cell_name(config)
         return config
 
-    def _following(self, keys: Iterable[str]) -> list[str]:
-        """List the keys whose values are interpolated from others, perhaps by way of more."""
-        following: list[str] = []
+    def _find_dependents(self, keys: Iterable[str]) -> list[str]:
+        """List the keys whose values are interpolated from others, directly or indirectly."""
+        dependents: list[str] = []
         names = [key.rpartition(".")[2] for key in keys]
         while names:
-            followed = [
+            found = [
                 key
                 for key, text in self.interpolations.items()
-                if key not in following and any(name in text for name in names)
+                if key not in dependents and any(name in text for name in names)
             ]
-            following += followed
-            names = [key.rpartition(".")[2] for key in followed]
-        return following
+            dependents += found
+            names = [key.rpartition(".")[2] for key in found]
+        return dependents
 
     def _interpolate(self, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """Return the interpolated values of some keys, after setting other values."""
         for key, value in values.items():
             OmegaConf.update(self.own, key, value, merge=False)
-        with self._hydra():
+        with self._hydra_config():
             interpolated = {key: OmegaConf.select(self.own, key) for key in keys}
         return {
             key: OmegaConf.to_container(value, resolve=True)
@@ -190,7 +190,7 @@ class _Composed:
         }
 
     @contextmanager
-    def _hydra(self) -> Iterator[None]:
+    def _hydra_config(self) -> Iterator[None]:
         """Let interpolations find Hydra's part of this configuration."""
         before = HydraConfig.instance().cfg
         HydraConfig.instance().cfg = self.hydra
@@ -220,7 +220,7 @@ def _value(override: str) -> Any:
 
 
 def _interpolations(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the key and the text of each interpolated value; of a list, those of the whole list."""
+    """Yield the key and text of each interpolated value; a list counts as one value."""
     match node:
         case dict():
             for name, value in node.items():

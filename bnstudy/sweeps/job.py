@@ -135,7 +135,7 @@ def run(cfg: DictConfig) -> Outcome:
 
 
 def print_result(record: Record) -> None:
-    """Print the status, the test accuracy and the last epoch of a run that has ended."""
+    """Print the status, the test accuracy and the last epoch of a finished run."""
     description = record.description
     accuracy = f"test accuracy {description.final.numbers['test_accuracy']:.2%}"
     console.print(

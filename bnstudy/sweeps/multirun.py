@@ -1,4 +1,4 @@
-"""Sweeps over a grid: launch the cells that are not complete, then report failures."""
+"""Sweeps over a grid: launch the cells that are not complete, then list unfinished ones."""
 
 import shlex
 from collections import Counter
@@ -47,33 +47,35 @@ Redo = Literal["failed", "diverged", "all"]
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Reason why a cell did not end after it was launched.
+class Unfinished:
+    """Reason why a cell of a sweep is not finished.
 
     Attributes:
-        kind: `failed` if the cell raised an error, `lost` if its worker died, `running elsewhere`
+        state: `failed` if the cell raised an error, `lost` if its worker died, `running elsewhere`
             if another process is working on it.
-        error: Error message, in one line.
+        reason: Error message or other reason, in one line.
         log: Log file with details; None if there is none.
     """
 
-    kind: Literal["failed", "lost", "running elsewhere"]
-    error: str
+    state: Literal["failed", "lost", "running elsewhere"]
+    reason: str
     log: Path | None = None
 
 
-ELSEWHERE = Failure("running elsewhere", "another process works in it")
-QUEUED = Failure("running elsewhere", "its detached job waits in the queue; scancel would end it")
+ELSEWHERE = Unfinished("running elsewhere", "another process works in it")
+QUEUED = Unfinished(
+    "running elsewhere", "its detached job waits in the queue; scancel would end it"
+)
 
 
 def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
-    """Run the cells of a grid that have not ended, then print the results of their studies.
+    """Run the unfinished cells of a grid, then print the results of their studies.
 
     Args:
         cells: Cells of the grid.
         launcher: Hydra launcher of any kind.
         redo: Cells to run again: those that failed too often (`failed`), those that diverged
-            (`diverged`), or all of them from the start (`all`); None for no cells.
+            (`diverged`), or all of them from the start (`all`); None: none of them.
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
@@ -86,13 +88,13 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     cells = list({cell.folder: cell for cell in cells}.values())
     records = [read_record(cell) for cell in cells]
     states = determine_states(cells, records)
-    redone = [redo is not None and _should_redo(state, redo) for state in states]
-    _check_data(cells, records, states, redone, redo, dry_run)
+    should_redo = [redo is not None and _should_redo(state, redo) for state in states]
+    _check_data(cells, records, states, should_redo, redo, dry_run)
     if redo in ("diverged", "all") and not dry_run:
-        _start_over([cell for cell, is_redone in zip(cells, redone, strict=True) if is_redone])
+        _start_over([cell for cell, is_redone in zip(cells, should_redo, strict=True) if is_redone])
     states = [
         _state_to_redo(cell, redo) if is_redone else state
-        for cell, state, is_redone in zip(cells, states, redone, strict=True)
+        for cell, state, is_redone in zip(cells, states, should_redo, strict=True)
     ]
     console.print(summary(states))
     _print_versions(
@@ -107,8 +109,8 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         _print_missing(missing.values(), [states[index] for index in missing])
         return
     if missing:
-        _announce(cells, launcher)
-    failures: dict[int, Failure] = {}
+        _write_plans(cells, launcher)
+    unfinished: dict[int, Unfinished] = {}
     if is_detached(launcher):
         if missing:
             submit(list(missing.values()), launcher)
@@ -116,38 +118,38 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
             print_next_steps(_studies(cells))
             return
     else:
-        failures = _run(missing, launcher)
+        unfinished = _run(missing, launcher)
     for index, state in enumerate(states):
         if state in ("queued", "running elsewhere") and not _is_finished(cells[index]):
-            failures[index] = QUEUED if state == "queued" else ELSEWHERE
-    _present(cells)
-    if failures:
-        _raise_failures(cells, failures)
+            unfinished[index] = QUEUED if state == "queued" else ELSEWHERE
+    _print_results(cells)
+    if unfinished:
+        _raise_unfinished(cells, unfinished)
 
 
 def _check_data(
     cells: Sequence[Cell],
     records: Sequence[Recorded],
     states: Sequence[State],
-    redone: Sequence[bool],
+    should_redo: Sequence[bool],
     redo: Redo | None,
     dry_run: bool,
 ) -> None:
-    """Verify, once for all cells and before results are removed, that the data are there.
+    """Verify, once for all cells and before results are removed, that the data are available.
 
     Raises:
         UserError: Data are missing, or have changed since a cell was trained.
     """
     check = DataCheck()
-    for cell, record, is_redone in zip(cells, records, redone, strict=True):
+    for cell, record, is_redone in zip(cells, records, should_redo, strict=True):
         if isinstance(record, Record) and (not is_redone or redo == "failed"):
             check.require_same(record, cell.config)
-    for cell, state, is_redone in zip(cells, states, redone, strict=True):
+    for cell, state, is_redone in zip(cells, states, should_redo, strict=True):
         if not dry_run and (is_redone or state in ("to resume", "to run")):
             check.require_there(cell.config)
 
 
-def _announce(cells: Sequence[Cell], launcher: Launcher) -> None:
+def _write_plans(cells: Sequence[Cell], launcher: Launcher) -> None:
     """Write the plan of each study, and print how to watch it if jobs run side by side."""
     for study in _studies(cells):
         write_plan(study, [cell for cell in cells if cell.folder.parent == study])
@@ -157,7 +159,7 @@ def _announce(cells: Sequence[Cell], launcher: Launcher) -> None:
             console.print(f"Progress: python -m bnstudy.sweep status {folder} --watch")
 
 
-def _present(cells: Sequence[Cell]) -> None:
+def _print_results(cells: Sequence[Cell]) -> None:
     """Print the table of each study that has runs, and make its page."""
     from bnstudy.study.present.report_files import print_page  # slow imports
     from bnstudy.study.present.terminal_table import print_table
@@ -179,9 +181,9 @@ def summary(states: Sequence[State]) -> str:
     always: tuple[State, ...] = ("to resume", "to run")
     shown: tuple[State, ...] = ("to measure", *always, "running elsewhere", "queued")
     parts += [f"{count[state]} {state}" for state in shown if count[state] or state in always]
-    if left := count["left alone"]:
+    if skipped := count["skipped"]:
         parts.append(
-            f"{left} left alone that failed {MAX_FAILURES} times (sweep.redo=failed runs them)"
+            f"{skipped} skipped after {MAX_FAILURES} failures (sweep.redo=failed runs them again)"
         )
     return ", ".join(parts)
 
@@ -191,9 +193,11 @@ def _print_versions(records: Sequence[Record]) -> None:
     versions = (record.description.version for record in records)
     count = Counter(version for version in versions if version != VERSION)
     for version, cells in sorted(count.items()):
+        were, they_are = ("was", "It is") if cells == 1 else ("were", "They are")
         console.print(
-            f"Complete cells of bnstudy {version}: {cells}; they are neither compared with those "
-            f"of {VERSION} nor measured again (sweep.redo=all trains them anew)",
+            f"{format_count(cells, 'complete cell')} {were} trained by bnstudy {version}. "
+            f"{they_are} not compared with those of {VERSION} and not measured again "
+            "(sweep.redo=all trains all cells again)",
             style="yellow",
         )
 
@@ -201,7 +205,7 @@ def _print_versions(records: Sequence[Record]) -> None:
 def _should_redo(state: State, redo: Redo) -> bool:
     match redo:
         case "failed":
-            return state == "left alone"
+            return state == "skipped"
         case "diverged":
             return state == "diverged"
         case "all":
@@ -249,19 +253,19 @@ def _print_missing(cells: Iterable[Cell], states: Sequence[State]) -> None:
         console.print(format_time_left(seconds))
 
 
-def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
-    """Launch cells, and launch those that lose their workers again.
+def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Unfinished]:
+    """Launch cells, and relaunch those whose worker died.
 
     Returns:
-        Failures by the cell's index in the grid.
+        Unfinished cells by their index in the grid.
     """
-    failures: dict[int, Failure] = {}
+    unfinished: dict[int, Unfinished] = {}
     todo = dict(cells)
     for launched in range(MAX_LAUNCHES):
         if not todo:
             break
         if launched:
-            console.print(f"Launched again, as their workers were lost: {len(todo)} cells")
+            console.print(f"Relaunching {format_count(len(todo), 'cell')} whose worker died")
         before = {index: _list_attempt_starts(cell) for index, cell in todo.items()}
         SweepProgress.total = len(todo)
         returns = _launch(launcher, list(todo.values()))
@@ -270,23 +274,23 @@ def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Failure]:
         )
         lost: dict[int, Cell] = {}
         for (index, cell), job, state in zip(todo.items(), returns, states, strict=True):
-            failures.pop(index, None)
-            if failure := _failure(cell, job, state):
-                failures[index] = failure
-                if failure.kind == "lost":
+            unfinished.pop(index, None)
+            if cause := _find_cause(cell, job, state):
+                unfinished[index] = cause
+                if cause.state == "lost":
                     lost[index] = cell
-        stopped = next((job for job in returns if isinstance(job, Exception)), None)
-        if stopped and before == {
+        launcher_error = next((job for job in returns if isinstance(job, Exception)), None)
+        if launcher_error and before == {
             index: _list_attempt_starts(cell) for index, cell in todo.items()
         }:
-            if explain(stopped):
-                raise stopped
-            reason = f"{type(stopped).__name__}: {stopped}".strip().splitlines()[-1]
+            if explain(launcher_error):
+                raise launcher_error
+            reason = f"{type(launcher_error).__name__}: {launcher_error}".strip().splitlines()[-1]
             raise UserError(  # no cell was started, so the launcher itself is at fault
-                f"The launcher has begun no cell ({reason})\nLook at its options with --cfg hydra"
-            ) from stopped
+                f"The launcher started no cell ({reason})\nCheck its options with --cfg hydra"
+            ) from launcher_error
         todo = lost
-    return failures
+    return unfinished
 
 
 def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | Exception]:
@@ -324,8 +328,8 @@ def _is_finished(cell: Cell) -> bool:
     return isinstance(record, Record) and record.is_finished
 
 
-def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | None:
-    """Return the failure of a launched cell; None if the cell has ended."""
+def _find_cause(cell: Cell, job: JobReturn | Exception, state: State) -> Unfinished | None:
+    """Return why a launched cell is not finished; None if it is finished."""
     if state in FINISHED:
         return None
     error = job if isinstance(job, Exception) else returned(job)
@@ -336,35 +340,34 @@ def _failure(cell: Cell, job: JobReturn | Exception, state: State) -> Failure | 
     mistake = explain(error)
     line = mistake or f"{type(error).__name__}: {error}".strip().splitlines()[-1]
     if isinstance(job, Exception) or isinstance(error, WorkerLost):
-        return Failure("lost", line, getattr(error, "log", None))
+        return Unfinished("lost", line, getattr(error, "log", None))
     log = CellPaths(cell.folder).log
-    return Failure("failed", line, log if mistake is None and log.exists() else None)
+    return Unfinished("failed", line, log if mistake is None and log.exists() else None)
 
 
-def _raise_failures(cells: Sequence[Cell], failures: dict[int, Failure]) -> None:
-    """Print a table of the cells that have not ended, and raise an error.
+def _raise_unfinished(cells: Sequence[Cell], unfinished: dict[int, Unfinished]) -> None:
+    """Print a table of the unfinished cells, and raise an error.
 
     Raises:
         UserError: Cells failed, lost their workers or still run elsewhere.
     """
-    causes = {(failure.kind, failure.error) for failure in failures.values()}
-    if len(failures) > 1 == len(causes) and not any(failure.log for failure in failures.values()):
-        ((kind, error),) = causes
-        if kind == "failed":  # the message says what to do
-            raise UserError(f"{len(failures)} of {len(cells)} cells failed:\n{error}")
+    causes = {(cell.state, cell.reason) for cell in unfinished.values()}
+    has_log = any(cell.log for cell in unfinished.values())
+    if len(unfinished) > 1 and len(causes) == 1 and not has_log:
+        ((state, reason),) = causes
+        if state == "failed":  # the message says what to do
+            raise UserError(f"{len(unfinished)} of {len(cells)} cells failed:\n{reason}")
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("cell", "", "error", "log"):
+    for column in ("cell", "state", "reason", "log"):
         table.add_column(column, overflow="fold")
-    for index, failure in sorted(failures.items()):
-        table.add_row(
-            cells[index].folder.name, failure.kind, failure.error, str(failure.log or "–")
-        )
+    for index, cell in sorted(unfinished.items()):
+        table.add_row(cells[index].folder.name, cell.state, cell.reason, str(cell.log or "–"))
     console.print(table)
-    count = Counter(failure.kind for failure in failures.values())
+    count = Counter(cell.state for cell in unfinished.values())
     elsewhere = count["running elsewhere"]
     counted = f"{count['failed']} failed, {count['lost']} lost their worker"
     counted += f", {elsewhere} still running elsewhere" if elsewhere else ""
     raise UserError(
-        f"{len(failures)} of {len(cells)} cells have not ended: {counted}\n"
+        f"{len(unfinished)} of {len(cells)} cells are not finished: {counted}\n"
         "Repeat the command to try them again"
     )

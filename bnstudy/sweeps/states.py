@@ -12,7 +12,7 @@ from bnstudy.sweeps.detached import queued
 from bnstudy.sweeps.grid import Cell
 from bnstudy.trained.measuring import missing_metrics
 
-MAX_FAILURES = 3  # per cell, before a sweep leaves it alone
+MAX_FAILURES = 3  # per cell, before a sweep skips it
 
 State = Literal[
     "complete",
@@ -23,7 +23,7 @@ State = Literal[
     "to run",
     "running elsewhere",
     "queued",  # its detached job has not begun, or is just beginning
-    "left alone",
+    "skipped",  # it failed too often
 ]
 FINISHED: tuple[State, ...] = ("complete", "diverged", "not measurable")
 MISSING: tuple[State, ...] = ("to measure", "to resume", "to run")
@@ -77,5 +77,5 @@ def _by_record(cell: Cell, record: Recorded) -> State:
                 return "to measure" if possible else "not measurable"
         return "diverged" if description.status == "diverged" else "complete"
     if description.status == "failed" and description.failures >= MAX_FAILURES:
-        return "left alone"
+        return "skipped"
     return "to resume" if record.paths.last_checkpoint.exists() else "to run"

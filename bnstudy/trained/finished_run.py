@@ -85,7 +85,7 @@ class FinishedRun:
             epoch: Epoch of the weights; None: the last epoch.
 
         Raises:
-            UserError: The run has not ended, or the weights of that epoch were not saved.
+            UserError: The run is not finished, or the weights of that epoch were not saved.
         """
         if not CellPaths(folder).record.exists():
             raise UserError(f"{folder}: no {RECORD} in it; give the folder of one run")
@@ -100,7 +100,7 @@ class FinishedRun:
             epoch: Epoch of the weights; None: the last epoch.
 
         Raises:
-            UserError: The run has not ended, or the weights of that epoch were not saved.
+            UserError: The run is not finished, or the weights of that epoch were not saved.
         """
         record.require_finished()
         kept = record.checkpoints()

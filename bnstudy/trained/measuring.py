@@ -31,7 +31,7 @@ def measure_missing(
     """Measure the metrics that are missing from a run's record, and print the outcome.
 
     Args:
-        record: Record of a run that has ended; results are saved after each epoch.
+        record: Record of a finished run; results are saved after each epoch.
         metrics: Configuration group `metrics`.
         data_folders: Current `root` and `cache` of the data, where they may have moved.
         splits: Splits whose probe sets are measured.
@@ -64,7 +64,7 @@ def missing_metrics(
     """Find the metrics that are missing from a run's record.
 
     Args:
-        record: Record of a run that has ended.
+        record: Record of a finished run.
         metrics: Configuration group `metrics`.
         splits: Splits whose probe sets are measured.
         epochs: Epochs to measure; None: multiples of `every_n_epochs` in `metrics`, and the last
@@ -92,7 +92,7 @@ def measure_checkpoints(
     """Measure epochs from their checkpoints, and add the results to the record epoch by epoch.
 
     Args:
-        record: Record of a run that has ended.
+        record: Record of a finished run.
         wanted: The (split, site, metric) to measure by epoch; each epoch has a checkpoint.
         metrics: Configuration group `metrics`, for memory budget and precision.
         data_folders: Current `root` and `cache` of the data, where they may have moved.
@@ -236,7 +236,7 @@ def measure_cell(
         progress: Function that is called with a description of the next step.
 
     Raises:
-        UserError: The run has not ended, or another process is working in the cell.
+        UserError: The run is not finished, or another process is working in the cell.
     """
     with Record.open(cell) as record:
         console.print(str(cell))
@@ -247,7 +247,7 @@ def measure_cell(
         print_trained_otherwise([], other)
         missing = measure_missing(record, metrics, data_folders, splits, epochs, progress)
         if not missing and not other:
-            console.print("  nothing is missing")
+            console.print("  all requested metrics are already recorded")
 
 
 def _begin_table_again(record: Record, metrics: dict[str, Any]) -> dict[str, Any]:

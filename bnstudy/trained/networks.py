@@ -1,6 +1,7 @@
 """Measurement of networks that are trained already, such as torchvision's published ones."""
 
 import hashlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +32,8 @@ from bnstudy.terms import PROBE_PERFORMANCE, SPLITS
 from bnstudy.training.own_run import Run, add_to_digest
 
 DEFAULT = "DEFAULT"
-PUBLISHED_CLASSES = 1000  # weights for so many classes are taken for those of ImageNet
-EPOCH = 1  # of all values: after training, however long that was
+IMAGENET_CLASSES = 1000  # weights with this many outputs are assumed to be ImageNet's
+RECORDED_EPOCH = 1  # the real number of epochs is unknown
 NORMS: dict[str, tuple[type[nn.Module], ...]] = {
     "batchnorm": (_BatchNorm, FrozenBatchNorm2d),
     "layernorm": (nn.LayerNorm,),
@@ -50,30 +51,30 @@ class TrainedNetwork:
 
     Attributes:
         name: Name on the command line, such as `torchvision:vgg16_bn`.
-        family: Name that networks which differ in their normalization have in common.
+        family: Name shared by networks that differ only in their normalization, such as vgg16.
         norm: Normalization, found from the layers' types.
-        network: Network.
-        weights: SHA-256 of all values of the weights.
-        transform: Preprocessing of the weights; None for that of the data.
-        preprocessing: Name of the preprocessing, and how to choose another.
+        module: Network.
+        weights_sha256: SHA-256 of all values of the weights.
+        transform: Preprocessing that the weights were trained with; None for that of the data.
+        preprocessing_note: Name of the preprocessing, and how to choose another.
     """
 
     name: str
     family: str
     norm: str
-    network: nn.Module
-    weights: str
+    module: nn.Module
+    weights_sha256: str
     transform: Transform | None = None
-    preprocessing: str = "that of the data"
+    preprocessing_note: str = "that of the data"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedNetwork:
     """A network with the data it is measured on.
 
     Attributes:
-        trained: Network.
-        data: Data, in the network's preprocessing.
+        trained: Network with its weights.
+        data: Data, with the network's preprocessing.
         taps: Layers, in the order of computation.
         is_classifier: Whether the outputs are the data's classes.
     """
@@ -100,7 +101,7 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
     for word in weights:
         if word != DEFAULT and word.partition("=")[0] not in known:
             raise UserError(
-                f"--weights {word}: it takes {DEFAULT}, or NAME=FILE with a name of "
+                f"--weights {word}: expected {DEFAULT}, or NAME=FILE where NAME is one of "
                 f"{', '.join(known)}"
             )
     loaded = []
@@ -109,7 +110,8 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
         load = _load_torchvision if home == "torchvision" else _load_own
         loaded.append(load(name, home, short, files.get(short), DEFAULT in weights))
     own = [network for network in loaded if not network.name.startswith("torchvision:")]
-    if len({network.norm for network in own}) == len(own):  # one network with several norms
+    # The user's networks all differ in norm: treat them as one family.
+    if len({network.norm for network in own}) == len(own):
         loaded = [
             replace(network, family=own[0].family) if network in own else network
             for network in loaded
@@ -118,13 +120,14 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
     for name, cell in zip(names, cells, strict=True):
         if cells.count(cell) > 1:
             raise UserError(
-                f"{name}: two networks of this command are {cell[0]} with norm={cell[1]}\n"
+                f"{name}: two networks have family {cell[0]} and norm {cell[1]}, so their runs "
+                "would share a folder\n"
                 "Measure them one by one, each in a study=NAME of its own"
             )
     return loaded
 
 
-def prepare(networks: Sequence[TrainedNetwork], config: dict[str, Any]) -> list[Prepared]:
+def prepare(networks: Sequence[TrainedNetwork], config: dict[str, Any]) -> list[PreparedNetwork]:
     """Load the data in each network's preprocessing, and find the layers that are measured.
 
     Args:
@@ -139,37 +142,34 @@ def prepare(networks: Sequence[TrainedNetwork], config: dict[str, Any]) -> list[
     data: dict[str, DataModule] = {}
     prepared = []
     for trained in networks:
-        if images is None:  # the user's own, which have their preprocessing
-            trained = replace(trained, transform=None, preprocessing="that of the data")
+        if images is None:  # the user's own data are already preprocessed
+            trained = replace(trained, transform=None, preprocessing_note="that of the data")
         key = repr(trained.transform)
         if key not in data:
             data[key] = whole
             if images is not None and trained.transform is not None:
                 data[key] = with_transform(images, trained.transform)
             data[key].setup()
-        console.print(f"{trained.name}: preprocessing is {trained.preprocessing}")
-        network = trained.network
-        if data[key].input_shape[0] == 1 and _num_input_channels(network) == 3:
-            network = nn.Sequential(OrderedDict(colour=GreyToColour(), network=network))
-        network = network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        prepared.append(_try_out(replace(trained, network=network), data[key], config["metrics"]))
+        console.print(f"{trained.name}: preprocessing is {trained.preprocessing_note}")
+        module = trained.module
+        if data[key].input_shape[0] == 1 and _num_input_channels(module) == 3:
+            module = nn.Sequential(OrderedDict(colour=GreyToColour(), network=module))
+        module = module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        prepared.append(_find_layers(replace(trained, module=module), data[key], config["metrics"]))
     return prepared
 
 
-def match_layers(prepared: Sequence[Prepared]) -> list[dict[Tap, str]]:
+def match_layers(networks: Sequence[PreparedNetwork]) -> list[dict[Tap, str]]:
     """Find names under which the layers of networks are compared, for each network.
 
     Layers keep their names if all networks have the same ones. Otherwise they are numbered at each
     site, as `layer01`: between VGG-16 with and without BatchNorm, names in `nn.Sequential` differ.
     """
-    if (
-        len({tuple((tap.layer, tap.site) for tap in network.taps) for network in prepared})
-        == 1
-        < len(prepared)
-    ):
-        return [{tap: tap.layer for tap in network.taps} for network in prepared]
+    layers = {tuple((tap.layer, tap.site) for tap in network.taps) for network in networks}
+    if len(networks) > 1 and len(layers) == 1:
+        return [{tap: tap.layer for tap in network.taps} for network in networks]
     names: list[dict[Tap, str]] = []
-    for network in prepared:
+    for network in networks:
         numbers = dict.fromkeys({tap.site for tap in network.taps}, 0)
         names.append({})
         for tap in network.taps:
@@ -181,7 +181,7 @@ def match_layers(prepared: Sequence[Prepared]) -> list[dict[Tap, str]]:
 
 
 def measure_network(
-    network: Prepared,
+    prepared: PreparedNetwork,
     names: Mapping[Tap, str],
     run: Run,
     metrics: dict[str, Any],
@@ -195,69 +195,71 @@ def measure_network(
     out if its outputs are not the data's classes.
 
     Args:
-        network: Network and data.
-        names: New names of its layers, of `match_layers`.
-        run: Run that it becomes.
+        prepared: Network and data.
+        names: New names of its layers, from `match_layers`.
+        run: Run that records the values.
         metrics: Configuration group `metrics`.
         overwrite: Whether to replace a run of other weights.
         progress: Function that is called with a description of the next step.
 
     Raises:
-        UserError: The run has ended, with other weights.
+        UserError: The run was measured with other weights.
     """
     names_of_metrics = [
         metric.name
         for metric in chosen(metrics["names"])
-        if network.is_classifier or "network" not in metric.needs
+        if prepared.is_classifier or "network" not in metric.needs
     ]
-    recorded = {} if overwrite else _recorded(network, run)
-    wanted = {
-        key: list(dict.fromkeys([*recorded.get(key, ()), *asked]))
-        for key, asked in (("names", names_of_metrics), ("sites", metrics["sites"]))
+    recorded = {} if overwrite else _read_recorded_metrics(prepared, run)
+    requested = {
+        key: list(dict.fromkeys([*recorded.get(key, ()), *new]))
+        for key, new in (("names", names_of_metrics), ("sites", metrics["sites"]))
     }
-    if recorded and all(wanted[key] == [*recorded[key]] for key in wanted):
-        console.print(f"{run.folder}: nothing is missing")
+    if recorded and all(requested[key] == [*recorded[key]] for key in requested):
+        console.print(f"{run.folder}: all requested metrics are already recorded")
         return
-    run.choices |= {"model": network.trained.name, "weights": network.trained.weights}
+    run.choices |= {"model": prepared.trained.name, "weights": prepared.trained.weights_sha256}
     run.overwrite = True
     callback = RepresentationMetrics(
-        {split: network.data.probe(split) for split in SPLITS},
-        wanted["names"],
-        wanted["sites"],
+        {split: prepared.data.probe(split) for split in SPLITS},
+        requested["names"],
+        requested["sites"],
         memory_budget=metrics["memory_budget"],
         precision=metrics["precision"],
         on_layer=progress,
-        calibration=network.data.calibration(),
+        calibration=prepared.data.calibration(),
     )
     labels = {(tap.layer, tap.site): name for tap, name in names.items()}
-    measured = callback.measure(network.trained.network, EPOCH, 0)
+    measured = callback.measure(prepared.trained.module, RECORDED_EPOCH, 0)
     with run:
-        run.note_data(network.data.facts())
+        run.note_data(prepared.data.facts())
         run.note_metrics(callback)
         rows = [
             row._replace(layer=labels.get((row.layer, row.site or ""), row.layer))
             for row in measured
-            if network.is_classifier or row.metric not in PROBE_PERFORMANCE
+            if prepared.is_classifier or row.metric not in PROBE_PERFORMANCE
         ]
-        run.write(EPOCH, rows, callback.seconds)
+        run.write(RECORDED_EPOCH, rows, callback.seconds)
 
 
-def make_run(network: TrainedNetwork, study: str, output_root: str) -> Run:
-    """Return the run of a study that a network becomes."""
+def make_run(trained: TrainedNetwork, study: str, output_root: str) -> Run:
+    """Create the run that records a network."""
     return Run(
         study,
-        norm=network.norm,
+        norm=trained.norm,
         seed=0,
-        axes={"model.name": network.family},
+        axes={"model.name": trained.family},
         output_root=output_root,
     )
 
 
-def _recorded(network: Prepared, run: Run) -> Mapping[str, Any]:
-    """Return the options of the metrics that a run has of the same data and probe sets, if any.
+def _read_recorded_metrics(prepared: PreparedNetwork, run: Run) -> Mapping[str, Any]:
+    """Return the recorded metric options of a run, if measured on the same data and probe sets.
+
+    Otherwise, the result is empty.
 
     Raises:
-        UserError: It has those of other weights.
+        UserError: The run was measured with other weights.
     """
     if not (run.folder / "run.json").exists():
         return {}
@@ -265,14 +267,14 @@ def _recorded(network: Prepared, run: Run) -> Mapping[str, Any]:
     if not record.is_finished:
         return {}
     description = record.description
-    if description.choices.get("weights") != network.trained.weights:
+    if description.choices.get("weights") != prepared.trained.weights_sha256:
         raise UserError(
             f"{run.folder}: {description.choices.get('model')} was measured with other weights\n"
             "Add --overwrite to replace it, or choose another study=NAME"
         )
-    facts, known = network.data.facts(), record.data
-    same = (known.sha256, known.probe) == (facts["sha256"], facts["probe"])
-    return description.config["metrics"] if same else {}
+    facts, known = prepared.data.facts(), record.data
+    is_same_data = (known.sha256, known.probe) == (facts["sha256"], facts["probe"])
+    return description.config["metrics"] if is_same_data else {}
 
 
 def _load_torchvision(
@@ -281,14 +283,16 @@ def _load_torchvision(
     try:
         known = models.get_model_weights(short)
     except (KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{name}: {first_line(error)}; torchvision.models lists them") from error
+        raise UserError(
+            f"{name}: {first_line(error)}; torchvision.models lists the names"
+        ) from error
     weights = known.DEFAULT
     if file is not None:
         state = _read_state(file)
-        same = [entry for entry in known if entry.url.endswith(f"/{Path(file).name}")]
-        weights = same[0] if same else weights
+        published_entries = [entry for entry in known if entry.url.endswith(f"/{Path(file).name}")]
+        weights = published_entries[0] if published_entries else weights
         matrices = [value for value in state.values() if value.ndim > 1]
-        classes = len(matrices[-1]) if matrices else PUBLISHED_CLASSES
+        classes = len(matrices[-1]) if matrices else IMAGENET_CLASSES
     elif published:
         try:
             state = weights.get_state_dict(
@@ -297,23 +301,27 @@ def _load_torchvision(
         except (OSError, RuntimeError, UnpicklingError) as error:
             raise UserError(
                 f"{name}: its weights cannot be downloaded or read ({first_line(error)})\n"
-                f"Bring the file {weights.url.rpartition('/')[2]}, and give --weights {short}=FILE"
+                f"Download {weights.url} on another machine, copy it here and pass --weights "
+                f"{short}=FILE"
             ) from error
-        classes = PUBLISHED_CLASSES
+        classes = IMAGENET_CLASSES
     else:
         raise UserError(f"{name}: no weights\nAdd --weights {DEFAULT}, or {short}=FILE")
     network = models.get_model(short, weights=None, num_classes=classes)
-    if classes == PUBLISHED_CLASSES and hasattr(network, "transform_input"):
+    if classes == IMAGENET_CLASSES and hasattr(network, "transform_input"):
         network.transform_input = True  # as torchvision sets it for its weights
-    _fill(network, state, name, file or DEFAULT)
+    _load_state(network, state, name, file or DEFAULT)
     family = short.removesuffix("_bn")
     trained = TrainedNetwork(name, family, _norm_of(network), network, _sha256(network))
-    if classes != PUBLISHED_CLASSES:
+    if classes != IMAGENET_CLASSES:
         return trained
     how = f"that of {weights}"
-    if file is not None and not same:
-        how += "; if the file's is another, take data of your own: data._target_=package.Data"
-    return replace(trained, transform=weights.transforms(), preprocessing=how)
+    if file is not None and not published_entries:
+        how += (
+            "; if this file needs other preprocessing, pass your own data: "
+            "data._target_=package.Data"
+        )
+    return replace(trained, transform=weights.transforms(), preprocessing_note=how)
 
 
 def _load_own(
@@ -323,17 +331,20 @@ def _load_own(
     if not isinstance(network, nn.Module):
         raise UserError(f"{name} makes a {type(network).__name__}, not a torch.nn.Module")
     if file is not None:
-        _fill(network, _read_state(file), name, file)
+        _load_state(network, _read_state(file), name, file)
     return TrainedNetwork(name, short, _norm_of(network), network, _sha256(network))
 
 
 def _read_state(file: str) -> dict[str, Any]:
     try:
-        content = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles, which are refused below
+            content = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"--weights {file}: {error.strerror}") from error
     except Exception as error:  # damaged files raise errors of many classes
         raise UserError(
-            f"--weights {file}: not a state dictionary that torch.load reads with "
-            f"weights_only=True ({first_line(error)})\nSave network.state_dict() with torch.save"
+            f"--weights {file}: not a state dictionary, which torch.load reads with "
+            "weights_only=True\nSave network.state_dict() with torch.save"
         ) from error
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, dict) else content
@@ -344,13 +355,13 @@ def _read_state(file: str) -> dict[str, Any]:
     return content
 
 
-def _fill(network: nn.Module, state: dict[str, Any], name: str, source: str) -> None:
+def _load_state(network: nn.Module, state: dict[str, Any], name: str, source: str) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{name}: {source} has not the weights of this network\n{reason}"
+            f"{name}: {source} does not contain the weights of this network\n{reason}"
         ) from error
 
 
@@ -374,18 +385,20 @@ def _num_input_channels(network: nn.Module) -> int | None:
     return next((part.in_channels for part in convolutions), None)
 
 
-def _try_out(trained: TrainedNetwork, data: DataModule, metrics: dict[str, Any]) -> Prepared:
+def _find_layers(
+    trained: TrainedNetwork, data: DataModule, metrics: dict[str, Any]
+) -> PreparedNetwork:
     """Find the layers of a network from one sample."""
     inputs, _ = next(iter(data.probe("test")))
-    place = next(trained.network.parameters())
-    sample = inputs[:1].to(place.device, place.dtype)
+    parameter = next(trained.module.parameters())
+    sample = inputs[:1].to(parameter.device, parameter.dtype)
     calls: list[Call] = []
 
     def note(call: Call, output: torch.Tensor) -> None:
         calls.append(call)
 
     try:
-        readable = Taps(trained.network, sites=metrics["sites"])
+        readable = Taps(trained.module, sites=metrics["sites"])
         with torch.no_grad(), readable.hooked(note) as run:
             output = run(sample)
     except (AssertionError, RuntimeError) as error:
@@ -396,4 +409,4 @@ def _try_out(trained: TrainedNetwork, data: DataModule, metrics: dict[str, Any])
         ) from error
     taps = sorted(readable.taps(calls).values(), key=lambda tap: tap.layer_index)
     is_classifier = isinstance(output, torch.Tensor) and output.shape == (1, data.num_classes)
-    return Prepared(trained, data, tuple(taps), is_classifier)
+    return PreparedNetwork(trained, data, tuple(taps), is_classifier)

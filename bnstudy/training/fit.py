@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn
 
-from bnstudy.adapters.lightning_internals import no_process_left
+from bnstudy.adapters.lightning_internals import end_child_processes_on_error
 from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
 from bnstudy.config.targets import require_trusted
 from bnstudy.data import DataModule
@@ -36,16 +36,16 @@ from bnstudy.training.processes import (
 )
 from bnstudy.training.twin import with_target_sparsity
 
-MAX_INITIAL_SHARE = 0.01  # weight of the initial values in running statistics without warning
+MAX_INITIAL_WEIGHT = 0.01  # a warning is printed if the initial 0 and 1 weigh more than this
 
 
-def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
-    """Train a cell to its end, from its last checkpoint or from the beginning.
+def fit(record: Record, config: dict[str, Any], progress_console: Console) -> None:
+    """Train a cell to its last epoch, from its last checkpoint or from the beginning.
 
     Args:
         record: Record of the run; an `Observer` in all but the first process of a distributed run.
         config: Resolved configuration.
-        terminal: Console that shows the progress.
+        progress_console: Console that shows the progress.
     """
     quieten_lightning()
     checkpoint, epochs_done = resume_point(record) or (None, None)
@@ -55,7 +55,8 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
             record.description.set_config(config)
         else:
             config = record.description.update_config(config)
-            # Resumed callbacks keep the options in the record, so their targets must be trusted.
+            # A resumed callback takes its options from run.json, so check their `_target_`s before
+            # instantiation.
             require_trusted(
                 {f"callbacks.{name}": options for name, options in config["callbacks"].items()}
             )
@@ -63,34 +64,39 @@ def fit(record: Record, config: dict[str, Any], terminal: Console) -> None:
         note_data(record, config, data.facts())
         require_samples_for_folds(data, config["metrics"])
         classifier = build_classifier(with_target_sparsity(record, config), data)
-        callbacks = make_callbacks(record, config, data, terminal)
+        callbacks = make_callbacks(record, config, data, progress_console)
         trainer = build_trainer(config, [OptionsCheck(config), *callbacks])
         data.require_batches(trainer.world_size)
         with open_loggers(config["logger"], record, resumed=checkpoint is not None) as loggers:
             trainer.loggers = loggers
-            with convert_trainer_errors(), ending_with_first_process(), no_process_left(trainer):
+            with (
+                convert_trainer_errors(),
+                ending_with_first_process(),
+                end_child_processes_on_error(trainer),
+            ):
                 if checkpoint is None:
                     evaluate_before_training(trainer, classifier, data)
                 trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
-                if not classifier.performance:  # training stopped before its last epoch
+                # If training stopped early, the final validation has not run.
+                if not classifier.performance:
                     trainer.validate(classifier, datamodule=data, verbose=False)
         attempt.diverged = bool(classifier.diverged)
         record.join_parts()
-        warn_of_few_batches(classifier.network, max(1, trainer.current_epoch))
+        warn_about_biased_statistics(classifier.network, max(1, trainer.current_epoch))
 
 
 def make_callbacks(
-    record: Record, config: dict[str, Any], data: DataModule, terminal: Console
+    record: Record, config: dict[str, Any], data: DataModule, progress_console: Console
 ) -> list[L.Callback]:
-    """Create the callbacks that measure, record and show a run, in the order of their calls.
+    """Create the callbacks that measure, record and show a run, in the order Lightning calls them.
 
     Args:
         record: Record of the run; the directions of the measured metrics are added.
         config: Resolved configuration.
         data: Data, already loaded.
-        terminal: Console that shows the progress.
+        progress_console: Console that shows the progress.
     """
-    progress = Progress(config["cell"], terminal)
+    progress = Progress(config["cell"], progress_console)
     metrics = RepresentationMetrics(
         {split: data.probe(split) for split in SPLITS},
         **config["metrics"],
@@ -111,27 +117,28 @@ def quieten_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Lightning 2.6 uses functions that torch 2.15 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    # The warning is about duplicated samples; here each process evaluates an exact share.
+    # Lightning warns that samples may be duplicated; here each process evaluates exactly its share.
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     # Shown if SLURM is installed but the run is not a SLURM job.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
 
 
-def warn_of_few_batches(network: nn.Module, epochs: int) -> None:
-    """Warn if initial values had more than 1 % of the weight in the first running statistics.
+def warn_about_biased_statistics(network: nn.Module, epochs: int) -> None:
+    """Warn if the running statistics were biased towards their initial values after one epoch.
 
-    The statistics are not corrected, because training does not depend on them.
+    The initial 0 and 1 may have a weight of up to `MAX_INITIAL_WEIGHT`. The statistics are not
+    corrected, because training does not depend on them.
 
     Args:
         network: Network after training.
         epochs: Number of trained epochs.
     """
-    share = initial_share(network, epochs)
-    if share > MAX_INITIAL_SHARE and is_first_process():
+    weight = initial_share(network, epochs)
+    if weight > MAX_INITIAL_WEIGHT and is_first_process():
         console.print(
             "norm.momentum: after the first epoch, the initial values (0 and 1) still had a weight "
-            f"of {share:.0%} in the running mean and variance; measurements at that epoch are "
+            f"of {weight:.0%} in the running mean and variance; measurements at that epoch are "
             "biased\nUse more batches per epoch (a smaller data.batch_size) or a larger "
             "norm.momentum",
             style="yellow",

@@ -32,27 +32,28 @@ from bnstudy.terms import EVALUATED_SPLITS, SPLITS
 from bnstudy.training.environment import environment
 
 KEY_OF_COLUMN = {column: key for key, column in COLUMN_OF_KEY.items()}  # depth: model.depth
-ARGUMENTS = ("norm", "norm.name", "seed")  # of `Run`, which axes cannot replace
+RESERVED_KEYS = ("norm", "norm.name", "seed")  # arguments of `Run`, not allowed as axes
 
 
 class Run:
     """Run of a study that the user's own code trains; a context manager.
 
     Inside the context the run's folder, `output_root/study/<cell>`, belongs to this process. Each
-    measurement is on the disk when `measure` or `log` returns. At the end the run is completed, or
-    diverged if a loss was not finite; after an error it is failed, after Ctrl+C interrupted. A run
-    that has not ended is begun anew by the next one with the same norm, seed and axes. One that has
-    ended stays until the run that replaces it has recorded a value.
+    measurement is on the disk when `measure` or `log` returns.
+
+    The status becomes completed, or diverged if a loss was not finite; failed after an error;
+    interrupted after Ctrl+C. A new `Run` with the same norm, seed and axes restarts an unfinished
+    run. With `overwrite`, a finished run is kept until its replacement has recorded a value.
 
     Args:
         study: Name of the study.
-        norm: Name of the normalization; runs that differ in it alone are pairs.
+        norm: Name of the normalization; two runs that differ only in it form a pair.
         seed: Seed of the run.
         axes: Other settings that the runs of the study differ in. `depth`, `width` and `lr` have
-            columns of their own; a key such as `optim.momentum` names its group, others are of the
-            group `model`.
+            columns of their own. `optim.momentum` is a key of the group `optim`; any other name
+            without a dot is a key of `model`.
         output_root: Folder of all studies.
-        overwrite: Whether to replace a run that has ended.
+        overwrite: Whether to replace a finished run.
 
     Raises:
         UserError: A name or value is not allowed.
@@ -65,7 +66,7 @@ class Run:
         ...     values = run.measure(network, probe, epoch=0, metrics=["unit_sparsity"])
         ...     run.log(epoch=0, test_accuracy=0.5)  # doctest: +ELLIPSIS
         /.../mine/none-seed0-...: completed
-        Report   python -m bnstudy.report /.../mine
+        To write the report: python -m bnstudy.report /.../mine
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Run:
         self.choices: dict[str, str | None] = {"model": "own", "data": "own"}
         self._contexts = ExitStack()
         self._record: Record | None = None
-        self._digests: dict[str, tuple[str, int]] = {}  # SHA-256 and samples by split
+        self._digests: dict[str, tuple[str, int]] = {}  # SHA-256 and number of samples, by split
         self._measure_seconds = 0.0
         self._diverged = False
         self._calibration: Probe | None = None  # batches of the training probe set
@@ -107,43 +108,44 @@ class Run:
         """Take the run's folder, and begin an attempt.
 
         Args:
-            epochs_done: Number of epochs after which training goes on; None: it begins anew.
-            measured: Result of `describe_measurement`; earlier epochs are kept if theirs is equal.
+            epochs_done: Number of epochs already trained; None to start from the beginning.
+            measured: Result of `describe_measurement`; earlier epochs are kept if they were
+                measured in the same way.
 
         Raises:
-            UserError: The run has ended, earlier epochs cannot be kept, or another process works in
-                the folder.
+            UserError: The run is finished, earlier epochs cannot be kept, or another process works
+                in the folder.
         """
         description = RunDescription.new(self.config, self.folder.name, self.choices, [])
         with ExitStack() as contexts:
             record = contexts.enter_context(Record.open(self.folder, description))
             if record.is_finished and not self.overwrite:
                 raise UserError(
-                    f"{self.folder} has ended: {record.description.status}\n"
+                    f"{self.folder}: the run is already finished ({record.description.status})\n"
                     "Pass overwrite=True to replace it, or choose another study"
                 )
             self._epochs_kept = epochs_done
             if epochs_done is not None and (record.is_finished or record.paths.parts()):
-                self._keep_if_same(record.description, measured or {})
-            record.is_held = record.is_finished
+                self._check_measurement(record.description, measured or {})
+            record.is_saving_deferred = record.is_finished
             if self._epochs_kept is None and record.description.attempts:
                 record.description.start_over()
-            contexts.callback(_tidy, record)
+            contexts.callback(_remove_parts_if_finished, record)
             self._attempt: Attempt = contexts.enter_context(
                 record.attempt(environment(self.folder.parent))
             )
             self._attempt.resumed_from_epoch = epochs_done
             record.description.set_config(self.config)
             record.description.choices = self.choices
-            if not record.is_held:
-                self._make_room(record)
+            if not record.is_saving_deferred:
+                self._remove_replaced_results(record)
             self._record, self._contexts = record, contexts.pop_all()
 
     def close(self, error: BaseException | None = None) -> None:
         """End the attempt, and release the folder.
 
         Args:
-            error: Error by which training ended; None if it came to its end.
+            error: Error that ended training; None if training finished.
 
         Raises:
             UserError: Nothing was measured or logged.
@@ -154,7 +156,7 @@ class Run:
         try:
             if error is not None:
                 raise error
-            if record.is_held or not record.paths.parts():
+            if record.is_saving_deferred or not record.paths.parts():
                 raise UserError(f"{self.folder}: nothing was measured or logged")
             self._attempt.diverged = self._diverged
             record.join_parts()
@@ -166,7 +168,7 @@ class Run:
             self._contexts.close()
             study = self.folder.parent
             console.print(f"{self.folder}: {record.description.status}")
-            console.print(f"Report   python -m bnstudy.report {study}")
+            console.print(f"To write the report: python -m bnstudy.report {study}")
 
     def measure(
         self,
@@ -188,13 +190,13 @@ class Run:
 
         Args:
             model: Network.
-            probe: Batches (inputs, labels), the same samples in the same order at every epoch; for
-                every run of the study, too.
-            epoch: Number of epochs trained before; 0: before training.
+            probe: Batches (inputs, labels): the same samples in the same order at every epoch and
+                in every run of the study.
+            epoch: Number of epochs trained so far; 0 before training.
             split: Split of the samples: `train` or `test`.
             metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
             sites: Sites of a layer: any of conv, norm, act and features.
-            step: Number of batches trained before.
+            step: Number of optimizer steps so far.
             memory_budget: Memory for activations and distances between samples, in GiB.
 
         Returns:
@@ -207,7 +209,7 @@ class Run:
         require_splits([split])
         epoch, step = _integer("epoch", epoch, MAX_EPOCH), _integer("step", step)
         probe = repeatable(probe)
-        self.note_data(self.identify_probe(split, probe))
+        self.note_data(self.check_probe(split, probe))
         if split != "train" and self._calibration is None and uncalibrated(model):
             raise UserError(
                 f"measure(split={split!r}): BatchNorm layers have not seen a batch yet\n"
@@ -234,13 +236,14 @@ class Run:
         """Record numbers of the whole model.
 
         Args:
-            epoch: Number of epochs trained before.
-            step: Number of batches trained before.
+            epoch: Number of epochs trained so far.
+            step: Number of optimizer steps so far.
             numbers: Numbers by `<split>_<metric>`, such as train_loss or test_accuracy. Accuracies
-                are shares from 0 to 1.
+                are from 0 to 1.
 
         Raises:
-            UserError: A name has no split, a value is not a number, or an accuracy not a share.
+            UserError: A name has no split, a value is not a single number, or an accuracy is not
+                from 0 to 1.
         """
         epoch, step = _integer("epoch", epoch, MAX_EPOCH), _integer("step", step)
         rows: list[Row] = []
@@ -248,25 +251,29 @@ class Run:
             split, _, metric = name.partition("_")
             try:
                 value = float(number)
-            except (RuntimeError, TypeError, ValueError) as error:  # of more than one number
-                raise UserError(f"log({name}={number!r}): a value is one number") from error
+            except (RuntimeError, TypeError, ValueError) as error:
+                # For example a tensor with several elements.
+                raise UserError(f"log({name}={number!r}): expected a single number") from error
             if split not in EVALUATED_SPLITS or not metric:
                 raise UserError(
-                    f"log({name}=...): a name is <split>_<metric>, such as train_loss or "
+                    f"log({name}=...): expected a name <split>_<metric>, such as train_loss or "
                     f"test_accuracy\nSplits are {', '.join(EVALUATED_SPLITS)}"
                 )
             if metric.endswith("accuracy") and not 0 <= value <= 1:
-                raise UserError(f"log({name}={value}): an accuracy is a share from 0 to 1")
+                raise UserError(f"log({name}={value}): expected an accuracy from 0 to 1")
             if metric not in ("loss", "accuracy"):
                 self._opened.description.add_directions({metric: None})
             rows += make_rows({metric: value}, None, epoch, step, split, f"{metric} is not finite")
         self.write(epoch, rows)
 
-    def identify_probe(self, split: str, probe: Probe) -> dict[str, Any]:
-        """Return facts about the samples that are measured, of all splits so far.
+    def check_probe(self, split: str, probe: Probe) -> dict[str, Any]:
+        """Verify that the samples of a split's probe set have not changed.
+
+        Returns:
+            SHA-256 and sizes of all probe sets so far, as fields of `DataFacts`.
 
         Raises:
-            UserError: They are not those of an earlier measurement.
+            UserError: The samples differ from those of an earlier measurement.
         """
         digest = _digest(probe)
         if self._digests.setdefault(split, digest) != digest:
@@ -297,25 +304,26 @@ class Run:
 
         Args:
             epoch: Epoch of the rows.
-            rows: Rows; those of the same number are replaced.
+            rows: Rows; each replaces a recorded row with the same epoch, step, split, layer, site
+                and metric.
             measure_seconds: Time spent on all measurements so far; None: unchanged.
         """
         record = self._opened
-        if record.is_held:
-            self._make_room(record)
+        if record.is_saving_deferred:
+            self._remove_replaced_results(record)
         if measure_seconds is not None:
             self._measure_seconds = measure_seconds
         self._diverged |= any(
             row.metric in ("loss", "probe_loss") and not isfinite(row.value) for row in rows
         )
         record.table.write_part(epoch, rows, add=record.paths.part(epoch).exists())
-        record.note(self._measure_seconds, self._diverged)
+        record.save_progress(self._measure_seconds, self._diverged)
 
-    def _keep_if_same(self, before: RunDescription, measured: Mapping[str, Any]) -> None:
-        """Keep the epochs before a resumed training, unless something else was measured in them.
+    def _check_measurement(self, before: RunDescription, measured: Mapping[str, Any]) -> None:
+        """Keep earlier epochs if they were measured with the same metrics, sites and probe sets.
 
         Raises:
-            UserError: Something else was measured, and `overwrite` is not set.
+            UserError: They were measured with others, and `overwrite` is not set.
         """
         metrics, data = before.config["metrics"], before.data
         sha256, probe = (data.sha256, data.probe) if data else (None, {})
@@ -323,17 +331,17 @@ class Run:
         for key, value in measured.items():
             if value != known[key] and not self.overwrite:
                 raise UserError(
-                    f"{self.folder}: {key}={value}, and {known[key]} until epoch "
-                    f"{self._epochs_kept}, after which training goes on\n"
+                    f"{self.folder}: {key} are {value}, but were {known[key]} up to epoch "
+                    f"{self._epochs_kept}, from which training resumes\n"
                     "Pass the same, pass overwrite=True to drop those epochs, or choose another "
                     "study"
                 )
         if measured != known:
             self._epochs_kept = None
 
-    def _make_room(self, record: Record) -> None:
-        """Remove what the run replaces: all results, or those after the epochs that are kept."""
-        record.is_held = False
+    def _remove_replaced_results(self, record: Record) -> None:
+        """Remove the results that the run replaces: all, or those after the epochs it keeps."""
+        record.is_saving_deferred = False
         record.save()
         if self._epochs_kept is None:
             record.paths.remove_results()
@@ -345,20 +353,20 @@ class Run:
     @property
     def _opened(self) -> Record:
         if self._record is None:
-            raise UserError("The run is not open: with bnstudy.Run(...) as run: ...")
+            raise UserError("The run is not open\nCall this inside `with bnstudy.Run(...) as run:`")
         return self._record
 
 
 def describe_measurement(
-    names: Sequence[str], sites: Sequence[str], sha256: str | None, probe: Mapping[str, int]
+    names: Sequence[str], sites: Sequence[str], sha256: str | None, probe_sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Describe what epochs are measured with, for comparison with others of the run."""
-    sizes = ", ".join(f"{count} of {split}" for split, count in sorted(probe.items()))
+    """Summarize a measurement's metrics, sites and probe sets, for comparison with another."""
+    sizes = ", ".join(f"{count} of {split}" for split, count in sorted(probe_sizes.items()))
     probes = f"{sizes} (SHA-256 {(sha256 or '')[:8]})"
     return {"metrics": sorted(names), "sites": sorted(sites), "probes": probes}
 
 
-def _tidy(record: Record) -> None:
+def _remove_parts_if_finished(record: Record) -> None:
     if record.is_finished:
         record.remove_parts()
 
@@ -368,8 +376,8 @@ def _configuration(
 ) -> dict[str, Any]:
     """Compose the configuration of a run of which only some settings are known.
 
-    It has the groups that every reader of records relies on; the number of epochs is not part of
-    it, so that the identity is what the user has said.
+    It has the groups that every reader of records relies on. The number of epochs is left out, so
+    that the identity depends only on what the user passed.
 
     Raises:
         UserError: A name or value is not allowed.
@@ -389,15 +397,15 @@ def _configuration(
         full = KEY_OF_COLUMN.get(key, key if "." in key else f"model.{key}")
         group, _, name = full.partition(".")
         value = _plain(value)
-        if key in ARGUMENTS:
+        if key in RESERVED_KEYS:
             raise UserError(
                 f"axes={{{key!r}: {value!r}}}: norm and seed are arguments of their own\n"
                 "Pass norm=NAME and seed=N; an axis is another setting, such as depth"
             )
         if group not in GROUPS or not isinstance(value, str | int | float | bool | None):
             raise UserError(
-                f"axes={{{key!r}: {value!r}}}: an axis is a name, or a key of "
-                f"{', '.join(GROUPS)} such as optim.momentum, with a number, text or truth value"
+                f"axes={{{key!r}: {value!r}}}: an axis is a plain name or a key of "
+                f"{', '.join(GROUPS)}; its value must be a number, a string or a bool"
             )
         config[group][name] = value
     config["cell"] = cell_name(config)
@@ -414,12 +422,12 @@ def metric_names(metrics: Sequence[str] | None) -> Sequence[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a scalar of numpy's or torch's to Python's."""
+    """Convert a NumPy or torch scalar to a Python scalar."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _integer(key: str, value: Any, limit: int = 2**63 - 1) -> int:
-    """Convert an integer of any kind, such as numpy's.
+    """Convert an integer of any type, such as NumPy's, to a Python integer.
 
     Raises:
         UserError: The value is not an integer from 0 to `limit`.
@@ -429,7 +437,7 @@ def _integer(key: str, value: Any, limit: int = 2**63 - 1) -> int:
     except TypeError:
         number = -1
     if not 0 <= number <= limit:
-        raise UserError(f"{key}={value} is not allowed; it takes an integer from 0 to {limit}")
+        raise UserError(f"{key}={value} is not allowed; expected an integer from 0 to {limit}")
     return number
 
 
@@ -437,7 +445,7 @@ def require_splits(splits: Iterable[str]) -> None:
     """Raise UserError if a split is not one that is measured."""
     for split in splits:
         if split not in SPLITS:
-            raise UserError(f"split={split} is not known; it takes {' or '.join(SPLITS)}")
+            raise UserError(f"split={split} is not known; expected {' or '.join(SPLITS)}")
 
 
 def repeatable(probe: Probe) -> Probe:
@@ -456,7 +464,7 @@ def _digest(probe: Probe) -> tuple[str, int]:
     """Compute the SHA-256 of a probe set, whatever its batch size, and count its samples."""
     digests, count = (hashlib.sha256(), hashlib.sha256()), 0
     for batch in probe:
-        as_pair(batch)  # explains what is not a pair
+        as_pair(batch)  # raises a UserError if the batch is not a pair
         inputs, labels = batch
         for digest, values in zip(digests, (inputs, torch.as_tensor(labels)), strict=True):
             for value in values:

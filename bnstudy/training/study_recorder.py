@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bnstudy.callbacks import RepresentationMetrics
+from bnstudy.callbacks.first_process import others_wait
 from bnstudy.callbacks.optimization import make_rows
-from bnstudy.callbacks.processes import others_wait
 from bnstudy.callbacks.representation_metrics import Probe
-from bnstudy.data.datasets import DatasetModule, Source
+from bnstudy.data.datasets import DatasetModule, SplitSource
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.classifier import count_losses
 from bnstudy.representations.capture import as_pair
@@ -30,7 +30,7 @@ from bnstudy.training.own_run import (
 )
 
 PROBE_SAMPLES = 2_000  # of each split, as in conf/train.yaml
-PASS_PROBES = "Pass probes={'train': batches, 'test': batches}, lists of (inputs, labels)"
+PROBES_ARGUMENT = "probes={'train': batches, 'test': batches}, lists of (inputs, labels)"
 
 
 class StudyRecorder(RepresentationMetrics):
@@ -38,23 +38,24 @@ class StudyRecorder(RepresentationMetrics):
 
     Layers are measured before training, at epoch ends and at the end, and recorded by a `Run`; the
     trainer's loggers get the values, too. At the end, loss and accuracy are computed in eval mode
-    if the module's output is one logit per class: of the trainer's whole training and validation
-    data, or of `probes` if these are given. If training goes on from a checkpoint, so does its run.
+    if the module's output is one logit per class. They are computed on the trainer's whole training
+    and validation data, or on `probes` if given. If training resumes from a checkpoint, its run
+    continues.
 
     Args:
         study: Name of the study.
-        norm: Name of the normalization; runs that differ in it alone are pairs.
+        norm: Name of the normalization; two runs that differ only in it form a pair.
         seed: Seed of the run.
         axes: Other settings that the runs differ in; see `Run`.
         probes: Batches (inputs, labels) of each split, `train` and `test`. None: at most 2,000
-            class-balanced samples of the trainer's training and of its validation data, each with
-            one draw of what is random in them, such as augmentation.
+            class-balanced samples of the trainer's training and of its validation data. Random
+            transforms are applied once, with a fixed seed.
         metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
         sites: Sites of a layer: any of conv, norm, act and features.
         every_n_epochs: Epochs between measurements; epoch 0 and the last are always measured.
         output_root: Folder of all studies.
-        overwrite: Whether to replace a run that has ended, or epochs before a resumed training that
-            were measured otherwise.
+        overwrite: Whether to replace a finished run, or the epochs before a checkpoint, if they
+            were measured differently.
 
     Raises:
         UserError: A name or value is not allowed.
@@ -80,21 +81,21 @@ class StudyRecorder(RepresentationMetrics):
         self.run = Run(
             study, norm=norm, seed=seed, axes=axes, output_root=output_root, overwrite=overwrite
         )
-        self._whole = self.probes
-        self._epoch = 0  # the latest that was measured
+        self._evaluation_batches = self.probes
+        self._last_measured_epoch = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the run, and measure before the first step, unless training is resumed."""
+        """Open the run; unless training is resumed, measure epoch 0."""
         data = None if self.probes else _data_of(trainer)
         if data is not None:
             self.probes = {split: data.probe(split) for split in SPLITS}
-            self._whole = {split: data.whole(split) for split in SPLITS}
+            self._evaluation_batches = {split: data.whole(split) for split in SPLITS}
             self.calibration = data.calibration()
         if trainer.is_global_zero:
             facts = data.facts() if data else {}
-            # Twice, as another pass may be of other samples.
+            # Check each probe set twice: a shuffled or augmented one differs in its second pass.
             for split, batches in () if data else [*self.probes.items()] * 2:
-                facts = self.run.identify_probe(split, batches)
+                facts = self.run.check_probe(split, batches)
             names = [*self.directions()]
             measured = describe_measurement(names, self.sites, facts["sha256"], facts["probe"])
             self.run.open(trainer.current_epoch if trainer.global_step else None, measured)
@@ -108,11 +109,11 @@ class StudyRecorder(RepresentationMetrics):
         with others_wait(trainer) as is_first:
             if is_first:
                 step = trainer.global_step
-                for split, batches in self._whole.items():
+                for split, batches in self._evaluation_batches.items():
                     values = _evaluate(pl_module, batches)
                     reason = "the loss is not finite"
-                    rows = make_rows(values, None, self._epoch, step, split, reason)
-                    self.run.write(self._epoch, rows)
+                    rows = make_rows(values, None, self._last_measured_epoch, step, split, reason)
+                    self.run.write(self._last_measured_epoch, rows)
                 self.run.close()
 
     def on_exception(
@@ -125,7 +126,7 @@ class StudyRecorder(RepresentationMetrics):
         self, trainer: L.Trainer, module: L.LightningModule, epoch: int
     ) -> dict[str, float]:
         values = super()._measure_and_log(trainer, module, epoch)
-        self._epoch = epoch
+        self._last_measured_epoch = epoch
         if trainer.is_global_zero:
             self.run.write(epoch, self.rows, self.seconds)
         return values
@@ -139,7 +140,7 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
             pairs of inputs and a label.
     """
     loaders = trainer.train_dataloader, trainer.val_dataloaders
-    sources: dict[EvaluatedSplit, Source] = {}
+    sources: dict[EvaluatedSplit, SplitSource] = {}
     probe = dict.fromkeys(SPLITS, PROBE_SAMPLES)
     name = "StudyRecorder: the trainer's data"
     try:
@@ -149,20 +150,23 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
             if not isinstance(loader, DataLoader):
                 problem = f"a {type(loader).__name__}, not one DataLoader"
                 if loader is None:
-                    problem = "there are none (Lightning leaves them out without validation_step)"
+                    problem = (
+                        "no DataLoader; Lightning skips validation loaders if the module has no "
+                        "validation_step"
+                    )
                 raise UserError(f"{name}: {split}: {problem}")
-            source = Source.from_data(loader.dataset, f"{name}: {split}")
+            source = SplitSource.from_data(loader.dataset, f"{name}: {split}")
             # The order of training stays the user's, whatever the sampler.
-            sources[split] = source.read_as(loader)
+            sources[split] = source.with_loader_options(loader)
         data = DatasetModule(sources, name, seed=0, probe=probe)
         data.setup()
     except UserError as error:
-        raise UserError(f"{first_line(error)}\n{PASS_PROBES}") from error
+        raise UserError(f"{first_line(error)}\nPass {PROBES_ARGUMENT}") from error
     for split in SPLITS:
         if sources[split].is_random():
             warnings.warn(
-                f"{name}: {split}: samples differ between two reads, as by augmentation; measured "
-                f"is one draw of each. For others: {PASS_PROBES}",
+                f"{name}: {split}: samples are random (for example augmented); one fixed draw of "
+                f"each is measured\nTo measure other samples, pass {PROBES_ARGUMENT}",
                 stacklevel=2,
             )
     return data

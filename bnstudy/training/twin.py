@@ -40,7 +40,7 @@ def with_target_sparsity(record: Record, config: dict[str, Any]) -> dict[str, An
 def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
     """Find the run of the same study that differs in its normalization and has no regularizer.
 
-    It has ended, has the same seed, and was trained on the same data by this version of bnstudy.
+    It is finished, has the same seed, and was trained on the same data by this version of bnstudy.
 
     Args:
         record: Record of the run; its data are already recorded.
@@ -48,7 +48,7 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
         norm: Normalization of the twin.
 
     Raises:
-        UserError: No such run has ended, or there are several.
+        UserError: No such run is finished, or there are several.
     """
     study = record.folder.parent
     twins = []
@@ -67,7 +67,7 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
         ):
             twins.append(candidate)
     if len(twins) != 1:
-        listed = ", ".join(str(twin.folder) for twin in twins) or "none that has ended"
+        listed = ", ".join(str(twin.folder) for twin in twins) or "none that is finished"
         raise UserError(
             f"regularizer.target={norm} needs one run of norm={norm} regularizer=none in {study}/, "
             f"otherwise the same, of the same images and bnstudy {VERSION}; there is: {listed}\n"
@@ -80,7 +80,7 @@ def final_sparsity(record: Record) -> dict[str, float]:
     """Read the share of zeros (unit_sparsity) on the training split after the last epoch, by layer.
 
     Args:
-        record: Record of a run that has ended.
+        record: Record of a finished run.
 
     Raises:
         UserError: The metric was not measured.

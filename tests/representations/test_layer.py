@@ -43,14 +43,14 @@ def test_what_metrics_share(
     close(layer.squared_distances, squared_distances(x, x))
     close(layer.class_sums.squared_distances_to_means, squared_distances(x, means(x, labels)))
     close(layer.class_sums.centred_means, means(x, labels) - x.mean(0), atol=1e-6)
-    close(layer.class_sums.means_gram, *[(m := means(x, labels) - x.mean(0)) @ m.T])
+    close(layer.class_sums.class_means_gram, *[(m := means(x, labels) - x.mean(0)) @ m.T])
     variation = centred.square().sum(1).mean().item()
     assert layer.total_variance == pytest.approx(variation, rel=1e-5)
     singular = torch.linalg.svdvals(centred)
     assert len(layer.spectrum) == min(count, x.shape[1])
     close(layer.spectrum, singular.square(), atol=1e-5 * singular[0].square().item())
     torch.testing.assert_close(layer.distances, layer.squared_distances.sqrt())
-    for matrix in (layer.products.residuals, layer.gram, layer.squared_distances):
+    for matrix in (layer.products.residuals_gram, layer.gram, layer.squared_distances):
         assert torch.equal(matrix, matrix.T)
     assert not layer.distances.diagonal().any()
 
@@ -141,12 +141,17 @@ def test_blocks_may_be_added_in_any_order(monkeypatch: pytest.MonkeyPatch) -> No
     sums.finish()
     expected = Layer(activations, labels).class_sums
     torch.testing.assert_close(sums.centred_means, expected.centred_means)
-    torch.testing.assert_close(sums.means_gram, expected.means_gram, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        sums.class_means_gram, expected.class_means_gram, rtol=1e-5, atol=1e-5
+    )
     monkeypatch.setattr("bnstudy.representations.sums.BLOCK_NUMEL", 70 * 25 * 2)
     blocks = Layer(activations, labels)
     torch.testing.assert_close(blocks.gram, Layer(activations, labels).gram)
     torch.testing.assert_close(
-        blocks.class_sums.residuals_dot_means, expected.residuals_dot_means, rtol=1e-4, atol=1e-4
+        blocks.class_sums.residuals_dot_class_means,
+        expected.residuals_dot_class_means,
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 

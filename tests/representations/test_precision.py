@@ -123,12 +123,12 @@ def test_a_layer_read_in_blocks_is_multiplied_in_the_same_way() -> None:
 @pytest.mark.parametrize("name", ["trained", "offset", "noise"])
 def test_products_are_exact_to_their_resolution(name: str) -> None:
     layer = Layer(case(name), LABELS, precision="bfloat16x3")
-    exact = in_float64(case(name)).products.residuals
+    exact = in_float64(case(name)).products.residuals_gram
     norms = exact.diagonal().sqrt()
-    errors = (layer.products.residuals - exact).abs() / (norms[:, None] * norms)
+    errors = (layer.products.residuals_gram - exact).abs() / (norms[:, None] * norms)
     assert 1e-8 < errors.max() < SPLIT.resolution
     assert errors.square().mean().sqrt() < SPLIT.resolution / 16
-    assert torch.equal(layer.products.residuals, layer.products.residuals.T)
+    assert torch.equal(layer.products.residuals_gram, layer.products.residuals_gram.T)
 
 
 def test_few_units_and_float32_are_not_split() -> None:

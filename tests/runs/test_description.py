@@ -90,10 +90,12 @@ def test_unknown_fields_are_kept_and_named_once(
 def test_a_later_format_is_refused_and_left_alone(run: RunDescription, tmp_path: Path) -> None:
     later = json.dumps(written(run) | {"format": 2, "attempts": "in another file"})
     (tmp_path / "run.json").write_text(later)
-    with pytest.raises(UserError, match=r"run\.json: format 2 is of a later version") as raised:
+    with pytest.raises(
+        UserError, match=r"run\.json: format 2 was written by a newer bnstudy"
+    ) as raised:
         Record.read(tmp_path)
     assert not isinstance(raised.value, DamagedFile)
-    with pytest.raises(UserError, match="later version"), Record.open(tmp_path, run):
+    with pytest.raises(UserError, match="written by a newer bnstudy"), Record.open(tmp_path, run):
         pass
     assert (tmp_path / "run.json").read_text() == later
     assert not list(tmp_path.glob("*.damaged"))
@@ -132,7 +134,7 @@ def test_an_attempt_that_completes(run: RunDescription) -> None:
     assert not attempt.has_trained
     attempt.resumed_from_epoch = None
     assert attempt.has_trained
-    run.note(2.0, 0.5, False)
+    run.update_progress(2.0, 0.5, False)
     assert not run.has_diverged
     run.finish(3.0)
     assert run.status == attempt.status == "completed"
@@ -145,7 +147,7 @@ def test_an_attempt_that_completes(run: RunDescription) -> None:
 
 def test_an_attempt_that_diverges(run: RunDescription) -> None:
     run.start_attempt(Environment())
-    run.note(1.0, 0.0, True)
+    run.update_progress(1.0, 0.0, True)
     assert run.has_diverged
     run.finish(2.0)
     assert run.status == run.attempts[0].status == "diverged"
@@ -153,7 +155,7 @@ def test_an_attempt_that_diverges(run: RunDescription) -> None:
 
 def test_attempts_that_fail_are_interrupted_or_killed(run: RunDescription) -> None:
     run.start_attempt(Environment())
-    run.note(1.0, 0.25, False)
+    run.update_progress(1.0, 0.25, False)
     run.fail(RuntimeError("out of memory"), 2.0)
     assert (run.status, run.failures) == ("failed", 1)
     assert run.attempts[0].error == "RuntimeError: out of memory"
@@ -165,7 +167,7 @@ def test_attempts_that_fail_are_interrupted_or_killed(run: RunDescription) -> No
     assert [one.status for one in run.attempts] == [
         "failed", "interrupted", "interrupted", "running",
     ]  # fmt: skip
-    run.note(4.0, 0.5)
+    run.update_progress(4.0, 0.5)
     assert run.timing.seconds == 2.0 + 3.0 + 0.0 + 4.0
     assert run.timing.measure_seconds == 0.75
 

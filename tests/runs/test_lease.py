@@ -212,7 +212,7 @@ def test_a_damaged_lease_is_named_and_taken_over(
     (tmp_path / ".lease.1").write_text(content)
     with hold_lease(tmp_path):
         assert (tmp_path / ".lease.2").exists()
-    assert "whoever holds .lease.1 (damaged) is alive" in capsys.readouterr().out
+    assert "the unknown holder of .lease.1 (damaged file) is alive" in capsys.readouterr().out
 
 
 def test_without_proc_a_process_is_known_by_its_start_as_well() -> None:

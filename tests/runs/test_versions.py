@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from bnstudy import __version__, measure
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.errors import UserError
-from bnstudy.runs.description import OtherVersion, RunDescription
+from bnstudy.runs.description import RowsOfOtherVersion, RunDescription
 from bnstudy.runs.parts import Environment
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION, comparable_version
@@ -53,11 +53,12 @@ def test_an_older_study_is_complete(kept: Path, command_line: CommandLine) -> No
     assert result.returncode == 0, result.stderr
     assert "8 of 8 cells complete, 0 to resume, 0 to run" in result.stdout
     assert (
-        f"Complete cells of bnstudy 0.1: 8; they are neither compared with those of {VERSION}"
-        in (result.stdout)
+        "8 complete cells were trained by bnstudy 0.1. They are not compared with those of "
+        f"{VERSION} and not measured again" in result.stdout
     )
     assert (
-        "Complete cells" not in command_line(*EIGHT, "sweep.redo=all", "sweep.dry_run=true").stdout
+        "trained by bnstudy"
+        not in command_line(*EIGHT, "sweep.redo=all", "sweep.dry_run=true").stdout
     )
     more = command_line(*EIGHT, "metrics=full")  # nothing is measured, and nothing fails
     assert more.returncode == 0, more.stderr
@@ -94,7 +95,7 @@ def test_an_interrupted_older_run_goes_on(kept: Path, command_line: CommandLine)
     assert run["attempts"][1]["resumed_from_epoch"] == 2
     record = Record.read(cell)
     assert record.description.version == VERSION
-    assert record.description.other_versions() == [OtherVersion("0.1", [0, 1, 2])]
+    assert record.description.other_versions() == [RowsOfOtherVersion("0.1", [0, 1, 2])]
 
 
 def record_of(attempts: list[dict[str, Any]], **facts: Any) -> Record:
@@ -158,8 +159,8 @@ def test_what_was_measured_later_by_another_version() -> None:
         ],
     )
     assert record.description.other_versions() == [
-        OtherVersion("0.1", [4], ["dunn"]),
-        OtherVersion("0.3", [4], ["dunn"], ["train"], ["act"]),
+        RowsOfOtherVersion("0.1", [4], ["dunn"]),
+        RowsOfOtherVersion("0.3", [4], ["dunn"], ["train"], ["act"]),
     ]
     with pytest.raises(UserError, match=r"trained by bnstudy 0\.1; with measurements"):
         record_of([attempt(None, None)]).require_this_version()

@@ -186,7 +186,7 @@ def test_numbers_of_callbacks_are_families_of_their_own(studies: Studies) -> Non
         "hessian_eigenvalue_1": [1],  # the standard error is not compared
     }
     text = "\n".join(compose_verdict(analysis))
-    assert "of 2 differences between" in text
+    assert "of the 2 differences between" in text
 
 
 def test_comparisons_with_few_pairs_among_others_with_enough(studies: Studies) -> None:

@@ -1,4 +1,4 @@
-"""Tests of intervals that carry the runs and the samples: coverage, and a planted study."""
+"""Tests of intervals over pairs and probe samples: coverage, and a planted study."""
 
 import itertools
 
@@ -24,10 +24,12 @@ def simulated(pairs: int, folds: int, samples: float, interaction: float) -> tup
     pairs share, and an interaction; the variances are those of means over all samples.
     """
     generator = np.random.default_rng(0)
-    of_pairs = generator.normal(size=(pairs, 1, STUDIES))
-    of_folds = generator.normal(scale=np.sqrt(samples * folds), size=(1, folds, STUDIES))
-    left = generator.normal(scale=np.sqrt(interaction * folds), size=(pairs, folds, STUDIES))
-    parts = of_pairs + of_folds + left
+    pair_effects = generator.normal(size=(pairs, 1, STUDIES))
+    fold_effects = generator.normal(scale=np.sqrt(samples * folds), size=(1, folds, STUDIES))
+    interactions = generator.normal(
+        scale=np.sqrt(interaction * folds), size=(pairs, folds, STUDIES)
+    )
+    parts = pair_effects + fold_effects + interactions
     found = two_source_interval(parts.mean(axis=1), parts)
     alone = two_source_interval(
         parts.mean(axis=1), np.broadcast_to(parts.mean(axis=1, keepdims=True), parts.shape)
@@ -44,7 +46,7 @@ def test_coverage(pairs: int, folds: int, samples: float, interaction: float) ->
     both, alone = simulated(pairs, folds, samples, interaction)
     assert 0.93 <= both <= 0.97
     if samples >= 0.5:
-        assert alone < 0.75  # the spread over pairs does not show what all pairs share
+        assert alone < 0.75  # the variance over pairs does not show what all pairs share
 
 
 def test_without_an_effect_of_the_samples_it_is_students_interval() -> None:

@@ -121,7 +121,7 @@ def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
     rewrite(cell, status="failed", attempts=[failed] * 3)
     result = command_line(*FOUR, "-m")
     assert result.returncode == 0
-    expected = "3 of 4 cells complete, 0 to resume, 0 to run, 1 left alone that failed 3 times"
+    expected = "3 of 4 cells complete, 0 to resume, 0 to run, 1 skipped after 3 failures"
     assert expected in result.stdout
     assert "sweep.redo=failed runs them" in result.stdout
     assert len(description(cell)["attempts"]) == 3
@@ -147,7 +147,7 @@ def test_failures_are_told_and_stop_nothing(
         result = command_line(*FOUR, "optim.lr=0.01,-1", "-m")
     assert result.returncode == 1
     assert "6 of 8 cells" not in result.stderr
-    assert "5 of 8 cells have not ended: 5 failed, 0 lost their worker" in result.stderr
+    assert "5 of 8 cells are not finished: 5 failed, 0 lost their worker" in result.stderr
     table = "".join(result.stdout.split())
     assert "optim.lr=-1isnotallowed" in table
     assert "itbroke" in table
@@ -198,7 +198,7 @@ def test_a_cell_of_another_process_is_let_be(study: Path, command_line: CommandL
         result = command_line(*FOUR, "-m")
     assert result.returncode == 1
     assert "3 of 4 cells complete, 0 to resume, 0 to run, 1 running elsewhere\n" in result.stdout
-    assert "1 of 4 cells have not ended" in result.stderr
+    assert "1 of 4 cells are not finished" in result.stderr
     assert "1 still running elsewhere" in result.stderr
     assert len(description(cell)["attempts"]) == 1
 

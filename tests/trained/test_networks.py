@@ -69,13 +69,13 @@ def test_a_pair_is_measured_at_matching_layers(command_line: CommandLine, tmp_pa
     assert "equal training" not in text
 
     again = command_line(*command, main=measure.main)
-    assert again.stdout.count("nothing is missing") == 2
+    assert again.stdout.count("all requested metrics are already recorded") == 2
     more = command_line(*command[:-2], "metrics.names=[hoyer]", "study=pair", main=measure.main)
     assert more.returncode == 0
     # What was measured before is kept, and other probe sets are measured again.
     assert {row["metric"] for row in rows(path.parent)} >= {"hoyer", "unit_sparsity"}
     other = command_line(*command, "probe.train=41", main=measure.main)
-    assert "nothing is missing" not in other.stdout
+    assert "all requested metrics are already recorded" not in other.stdout
     assert description(path.parent)["data"]["probe"]["train"] == 41
     assert {row["metric"] for row in rows(path.parent)} >= {"unit_sparsity"}
 
@@ -86,11 +86,11 @@ def test_weights_from_files(
     (one,) = load_networks(["torchvision:resnet18"], [f"resnet18={files['resnet18']}"])
     assert (one.family, one.norm, one.transform) == ("resnet18", "batchnorm", None)
     state = torch.load(files["resnet18"], weights_only=True)
-    assert all(torch.equal(state[name], value) for name, value in one.network.state_dict().items())
+    assert all(torch.equal(state[name], value) for name, value in one.module.state_dict().items())
     wrapped = {f"module.{name}": value for name, value in state.items()}
     torch.save({"state_dict": wrapped}, tmp_path / "wrapped.pt")
     (same,) = load_networks(["torchvision:resnet18"], [f"resnet18={tmp_path / 'wrapped.pt'}"])
-    assert same.weights == one.weights
+    assert same.weights_sha256 == one.weights_sha256
 
     name = "squeezenet1_1"
     command = ("network", f"torchvision:{name}", *OPTIONS, "--weights", "study=files")
@@ -108,14 +108,14 @@ def test_weights_from_files(
     [
         (["torchvision:vgg16"], "torchvision:vgg16: no weights\nAdd --weights DEFAULT"),
         (["torchvision:vgg17", "--weights", "DEFAULT"], "torchvision:vgg17: Unknown model"),
-        (["torchvision:vgg16", "--weights", "vgg11=x"], "--weights vgg11=x: it takes DEFAULT"),
+        (["torchvision:vgg16", "--weights", "vgg11=x"], "--weights vgg11=x: expected DEFAULT"),
         (
             ["torchvision:vgg16", "--weights", "vgg16=x.pt"],
-            "--weights x.pt: not a state dictionary",
+            "--weights x.pt: No such file or directory",
         ),
         ([f"{HERE}:nothing"], "nothing cannot be imported"),
         ([f"{HERE}:OPTIONS"], "is neither a class nor a function"),
-        ([f"{HERE}:plain", f"{HERE}:plain"], "two networks of this command are plain"),
+        ([f"{HERE}:plain", f"{HERE}:plain"], "two networks have family plain and norm"),
         ([f"{HERE}:plain", "seed=1"], "seed=1: networks that are trained already take data"),
     ],
 )
@@ -178,12 +178,12 @@ def test_preprocessing_is_told(
     tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "squeezenet1_1"
-    monkeypatch.setattr("bnstudy.trained.networks.PUBLISHED_CLASSES", 7)
+    monkeypatch.setattr("bnstudy.trained.networks.IMAGENET_CLASSES", 7)
     (other,) = load_networks([f"torchvision:{name}"], [f"{name}={files[name]}"])
-    assert other.preprocessing.startswith(
-        "that of SqueezeNet1_1_Weights.IMAGENET1K_V1; if the file's is another, take data of your"
+    assert other.preprocessing_note.startswith(
+        "that of SqueezeNet1_1_Weights.IMAGENET1K_V1; if this file needs other preprocessing"
     )
     weights = models.get_model_weights("resnet18").IMAGENET1K_V1
     published = Path(files["resnet18"]).rename(tmp_path / Path(weights.url).name)
     (known,) = load_networks(["torchvision:resnet18"], [f"resnet18={published}"])
-    assert known.preprocessing == "that of ResNet18_Weights.IMAGENET1K_V1"
+    assert known.preprocessing_note == "that of ResNet18_Weights.IMAGENET1K_V1"

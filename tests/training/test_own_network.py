@@ -161,6 +161,14 @@ def misspelt() -> Any:
     return {"train": samples(6), "val": samples(6), "test": samples(6)}
 
 
+def without_test() -> Any:
+    return {"train": samples(6), "tst": samples(6)}
+
+
+def raises() -> Any:
+    raise OSError("no such disk")
+
+
 class Mixup(Module):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return batch
@@ -298,7 +306,9 @@ def test_labels_are_those_of_the_samples() -> None:
         ("floats", "train: labels are torch.float32"),
         ("bytes_", "train: inputs are torch.uint8"),
         ("Plain", "missing a required argument: 'num_classes'"),
-        ("Lines", "is a Lines\nExpected: a LightningDataModule"),
+        ("Lines", "is of type Lines\nExpected: a LightningDataModule"),
+        ("without_test", "is of type dict with keys train, tst\nExpected"),
+        ("raises", r"raises: OSError: no such disk\nRaised in .*test_own_network.py, line \d+"),
     ],
 )
 def test_what_is_wrong_with_data(name: str, words: str) -> None:

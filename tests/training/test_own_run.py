@@ -82,7 +82,10 @@ def test_what_has_ended_is_replaced_only_if_asked(tmp_path: Path) -> None:
     with run() as diverging:
         diverging.log(epoch=1, train_loss=float("nan"))
     assert [one["status"] for one in description(diverging.folder)["attempts"]][-1] == "diverged"
-    with pytest.raises(UserError, match=r"has ended: diverged\nPass overwrite=True"), run():
+    with (
+        pytest.raises(UserError, match=r"already finished \(diverged\)\nPass overwrite=True"),
+        run(),
+    ):
         pass
     before = (cell / "run.json").read_text(), rows(cell)
     for error in (ZeroDivisionError(), KeyboardInterrupt(), None):
@@ -130,12 +133,12 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             run.measure(network(), [(X.flip(0), Y)], epoch=2, metrics=["unit_sparsity"])
         with pytest.raises(UserError, match=r"log\(loss=...\)"):
             run.log(epoch=1, loss=0.1)
-        with pytest.raises(UserError, match="a share from 0 to 1"):
+        with pytest.raises(UserError, match="expected an accuracy from 0 to 1"):
             run.log(epoch=1, test_accuracy=93.0)
         for epoch in (-1, 1.5, torch.tensor(2.0), 10**8):
-            with pytest.raises(UserError, match=r"epoch=.* is not allowed; it takes an integer"):
+            with pytest.raises(UserError, match=r"epoch=.* is not allowed; expected an integer"):
                 run.log(epoch=epoch, test_loss=1.0)  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="a value is one number"):
+        with pytest.raises(UserError, match="expected a single number"):
             run.log(epoch=1, test_loss=X)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="a batch is a dict of x, y"):
             run.measure(network(), [{"x": X, "y": Y}], epoch=1)  # type: ignore[list-item]

@@ -93,8 +93,14 @@ def test_a_lightning_training_makes_a_run_and_goes_on(tmp_path: Path) -> None:
         fit(tmp_path, fails=True, overwrite=True)
     batches = [(X[:45], Y[:45])]
     for options, words in (
-        ({"metrics": ["hoyer"]}, "metrics=\\['hoyer'\\], and \\['silhouette', 'unit_sparsity'\\]"),
-        ({"probes": {"train": batches}}, r"probes=45 of train .*, and 15 of test, 45 of train"),
+        (
+            {"metrics": ["hoyer"]},
+            "metrics are \\['hoyer'\\], but were \\['silhouette', 'unit_sparsity'\\]",
+        ),
+        (
+            {"probes": {"train": batches}},
+            r"probes are 45 of train .*, but were 15 of test, 45 of train",
+        ),
     ):
         with pytest.raises(UserError, match=words) as refused:
             fit(tmp_path, epochs=4, resume=tmp_path / "mine.ckpt", **options)
@@ -151,9 +157,9 @@ def test_the_data_of_any_trainer() -> None:
     train = TensorDataset(X, Y)
     sampler = BatchSampler(RandomSampler(train), 7, drop_last=True)
     found = _data_of(loaders(train, batch_sampler=sampler, num_workers=1))
-    assert (found.sources["train"].workers, len(found.labels["train"])) == (1, 60)
+    assert (found.sources["train"].num_workers, len(found.labels["train"])) == (1, 60)
     state = torch.get_rng_state()
-    with pytest.warns(UserWarning, match="train: samples differ between two reads.*probes={"):
+    with pytest.warns(UserWarning, match="train: samples are random .*\n.*pass probes={"):
         _data_of(loaders(Noisy(X, Y)))
     assert torch.equal(state, torch.get_rng_state())
     for wrong, words in (
@@ -168,7 +174,7 @@ def test_the_data_of_any_trainer() -> None:
         assert len(str(error.value).splitlines()) == 2
     without = loaders(train)
     without.val_dataloaders = None
-    with pytest.raises(UserError, match=r"test: there are none .*validation_step"):
+    with pytest.raises(UserError, match=r"test: no DataLoader; .*validation_step"):
         _data_of(without)
 
 

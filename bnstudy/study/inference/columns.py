@@ -21,7 +21,7 @@ def mean(values: FloatArray) -> FloatArray:
         values: Rows x columns.
 
     Returns:
-        One entry a column; NaN where no value is finite.
+        One entry per column; NaN where no value is finite.
 
     Examples:
         >>> mean(np.array([[1.0, np.nan], [3.0, np.nan]]))
@@ -42,7 +42,7 @@ def spread(values: FloatArray) -> FloatArray:
         values: Rows x columns.
 
     Returns:
-        One entry a column; NaN with fewer than two finite values.
+        One entry per column; NaN with fewer than two finite values.
 
     Examples:
         >>> spread(np.array([[1.0, 0.1], [3.0, 0.1], [np.nan, 0.1]]))

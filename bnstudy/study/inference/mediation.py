@@ -9,7 +9,7 @@ from bnstudy.study.inference.columns import FloatArray
 from bnstudy.study.inference.paired import CONFIDENCE, paired_test
 
 NUM_RESAMPLES = 2_000
-PAIRS_PER_PARAMETER = 2  # fewest, of the regression
+MIN_PAIRS_PER_PARAMETER = 2
 
 
 class Mediation(NamedTuple):
@@ -44,6 +44,19 @@ class Mediation(NamedTuple):
     share: float = np.nan
     share_low: float = np.nan
     share_high: float = np.nan
+
+
+def min_pairs_to_mediate(num_mediators: int = 1) -> int:
+    """Compute the minimum number of pairs of `mediate`: twice the parameters of the regression.
+
+    Args:
+        num_mediators: Number of mediators; the regression has an intercept and two slopes of each.
+
+    Examples:
+        >>> min_pairs_to_mediate(), min_pairs_to_mediate(2)
+        (6, 10)
+    """
+    return MIN_PAIRS_PER_PARAMETER * (1 + 2 * num_mediators)
 
 
 def mediate(
@@ -85,7 +98,7 @@ def mediate(
     sample = np.hstack([change[:, None], treated - untreated, (treated + untreated) / 2])
     sample = sample[np.isfinite(sample).all(axis=1)]
     n = len(sample)
-    if n < PAIRS_PER_PARAMETER * (1 + 2 * mediators):
+    if n < min_pairs_to_mediate(mediators):
         return Mediation(n)
     largest = np.abs(sample).max(axis=0)
     largest[largest == 0] = 1

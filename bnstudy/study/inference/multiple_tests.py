@@ -10,7 +10,7 @@ from bnstudy.study.inference.paired import MAX_PAIRS_EXACT, NUM_FLIPS, ROUNDING,
 
 def max_t_adjusted(
     differences: Sequence[FloatArray],
-    pairs: Sequence[IntArray] | None = None,
+    pair_ids: Sequence[IntArray] | None = None,
     *,
     max_pairs_exact: int = MAX_PAIRS_EXACT,
     num_flips: int = NUM_FLIPS,
@@ -24,9 +24,9 @@ def max_t_adjusted(
 
     Args:
         differences: Parts of the family, such as of each treatment, each pairs x comparisons.
-        pairs: Identity of each pair of each part; a pair has the same sign in all parts. None:
+        pair_ids: Number of each pair of each part; a pair has the same sign in all parts. None:
             the parts have the same pairs.
-        max_pairs_exact: Most pairs of the family all of whose flips are tried.
+        max_pairs_exact: Maximum number of pairs of the family for which all flips are used.
         num_flips: Number of random flips otherwise, with the identity.
 
     Returns:
@@ -37,12 +37,12 @@ def max_t_adjusted(
         >>> max_t_adjusted([several])
         [array([0.0625, 0.8125])]
     """
-    if pairs is None:
-        pairs = [np.arange(len(part)) for part in differences]
+    if pair_ids is None:
+        pair_ids = [np.arange(len(part)) for part in differences]
     known = [np.isfinite(part) for part in differences]
     has_value = [is_known.any(axis=1) for is_known in known]
-    identities, rows = np.unique(
-        np.concatenate([rows[has] for rows, has in zip(pairs, has_value, strict=True)]),
+    distinct_ids, rows = np.unique(
+        np.concatenate([rows[has] for rows, has in zip(pair_ids, has_value, strict=True)]),
         return_inverse=True,
     )
     make_rows = np.split(rows, np.cumsum([has.sum() for has in has_value])[:-1])
@@ -55,7 +55,7 @@ def max_t_adjusted(
     order = observed.argsort()
     reached = observed[order][:, None] * (1 - ROUNDING)
     as_extreme = np.zeros(len(observed))
-    flips = sign_flips(max(1, len(identities)), max_pairs_exact, num_flips)
+    flips = sign_flips(max(1, len(distinct_ids)), max_pairs_exact, num_flips)
     size = max(1, MAX_NUMBERS // max(1, len(observed), len(flips)))
     for start in range(0, flips.shape[1], size):
         signs = 1.0 - 2 * flips[:, start : start + size]

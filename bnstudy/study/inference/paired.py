@@ -18,10 +18,10 @@ from bnstudy.study.inference.columns import (
 )
 
 CONFIDENCE = 0.95
-MIN_PAIRS = 3  # for a test, an interval or an effect size
-MIN_PAIRS_TO_FLIP = 6  # with fewer, sign flips give no p of 0.05 or less
-MAX_PAIRS_EXACT = 16  # with more, flips are drawn at random
-NUM_FLIPS = 8_192  # at random; with a power of 2, as for all flips, no p is exactly 0.05
+MIN_PAIRS_FOR_TEST = 3  # also for an interval or an effect size
+MIN_PAIRS_TO_FLIP = 6  # with fewer pairs, no p is 0.05 or less
+MAX_PAIRS_EXACT = 16  # with more pairs, flips are drawn at random
+NUM_FLIPS = 8_192  # number of random flips; a power of 2, so that no p is exactly 0.05
 
 ROUNDING = 1e-12  # relative; sums that differ by less are equal
 SIGN_FLIPS, STUDENT_T = "sign flips", "Student's t"
@@ -77,15 +77,15 @@ def paired_test(
     Hartigan 1969, doi:10.1080/01621459.1969.10501057).
 
     If all differences are equal, the interval is that point, because every flip moves their mean
-    closer to 0; if all are 0, p is 1. With few pairs they have neither p nor interval, because no
-    spread can be estimated.
+    closer to 0; if all are 0, p is 1. With fewer than 6 pairs they have neither p nor interval,
+    because their standard deviation is 0.
 
     Args:
         differences: Pairs x comparisons.
         confidence: Confidence of the interval.
         noise: Largest absolute mean difference that counts as 0, a rounding error, per comparison;
             see `estimate_noise`.
-        min_pairs_to_flip: Fewest pairs that are tested by sign flips.
+        min_pairs_to_flip: Minimum number of pairs for sign flips.
         max_pairs_exact: Maximum number of pairs for which all flips are used.
         num_flips: Number of random flips otherwise, with the identity.
 
@@ -109,13 +109,14 @@ def paired_test(
     is_exact = is_flipped & (n <= max_pairs_exact)
     for rows, columns in patterns(known & is_exact):
         sample, flips = differences[np.ix_(rows, columns)], sign_flips(len(rows), max_pairs_exact)
-        results = _flipped(sample, flips, confidence, noise[columns])
+        results = _test_by_flips(sample, flips, confidence, noise[columns])
         low[columns], high[columns], p[columns] = results
-    drawn = np.flatnonzero(is_flipped & ~is_exact)
-    if drawn.size:
-        sample = differences[:, drawn]
+    random_columns = np.flatnonzero(is_flipped & ~is_exact)
+    if random_columns.size:
+        sample = differences[:, random_columns]
         flips = sign_flips(len(sample), max_pairs_exact, num_flips)
-        low[drawn], high[drawn], p[drawn] = _flipped(sample, flips, confidence, noise[drawn])
+        results = _test_by_flips(sample, flips, confidence, noise[random_columns])
+        low[random_columns], high[random_columns], p[random_columns] = results
     smallest = np.where(is_exact, 2.0 ** (1 - np.minimum(n, max_pairs_exact)), 1 / num_flips)
     return PairedTest(
         n,
@@ -129,7 +130,10 @@ def paired_test(
 
 
 def student_t(
-    differences: FloatArray, confidence: float = CONFIDENCE, *, min_pairs: int = MIN_PAIRS
+    differences: FloatArray,
+    confidence: float = CONFIDENCE,
+    *,
+    min_pairs: int = MIN_PAIRS_FOR_TEST,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the interval and p-value of Student's paired t-test for each comparison.
 
@@ -182,41 +186,41 @@ def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = 
     return flips
 
 
-def _flipped(
+def _test_by_flips(
     differences: FloatArray, flips: Flags, confidence: float, noise: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the interval and p-value of `paired_test` from given flips."""
     total = flips.shape[1]
     # A value is not rejected if it lies between the two means of at least this many flips: its p is
     # then above 1 - confidence.
-    fewest = int((1 - confidence) * total) + 1
+    min_flips = int((1 - confidence) * total) + 1
     zero = np.maximum(noise, ROUNDING * np.nanmax(np.abs(differences), axis=0))
     results = np.empty((3, differences.shape[1]))
     size = max(1, MAX_NUMBERS // total)
     for start in range(0, differences.shape[1], size):
         columns = slice(start, start + size)
         below, above = _subset_means(differences[:, columns], flips)
-        holds_0 = (below <= zero[columns, None]) & (above >= -zero[columns, None])
-        results[2, columns] = holds_0.sum(axis=1) / total
-        below.partition(fewest - 1, axis=1)
-        above.partition(total - fewest, axis=1)
-        results[0, columns] = below[:, fewest - 1]
-        results[1, columns] = above[:, total - fewest]
+        contains_0 = (below <= zero[columns, None]) & (above >= -zero[columns, None])
+        results[2, columns] = contains_0.sum(axis=1) / total
+        below.partition(min_flips - 1, axis=1)
+        above.partition(total - min_flips, axis=1)
+        results[0, columns] = below[:, min_flips - 1]
+        results[1, columns] = above[:, total - min_flips]
     low, high, p = results
-    for end in (low, high):  # treat the same means as 0 as p does
+    for end in (low, high):  # round to 0 the means that count as 0 for p
         end[np.abs(end) <= zero] = 0
     return low, high, p
 
 
 def _subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, FloatArray]:
-    """Compute the smaller and the larger mean of flipped and other pairs, comparisons x flips.
+    """Compute the mean of the flipped pairs and of the other pairs, comparisons x flips.
 
-    If one of them has no pairs, as with the identity, the means are -inf and inf: every value lies
-    between them.
+    The smaller of the two means is returned first, then the larger. If one of the two groups has no
+    pairs, as with the identity, the means are -inf and inf: every value lies between them.
     """
     known = np.isfinite(differences)
     values = np.where(known, differences, 0).T
-    masks, of_column = np.unique(known.T, axis=0, return_inverse=True)
+    masks, mask_of_column = np.unique(known.T, axis=0, return_inverse=True)
     sums = np.empty((len(values), flips.shape[1]))
     counts = np.empty((len(masks), flips.shape[1]))
     size = max(1, MAX_NUMBERS // len(flips))
@@ -227,7 +231,7 @@ def _subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, Fl
         counts[:, block] = masks @ flipped
     others = masks.sum(axis=1)[:, None] - counts
     if len(masks) > 1:
-        counts, others = counts[of_column], others[of_column]
+        counts, others = counts[mask_of_column], others[mask_of_column]
     with np.errstate(divide="ignore", invalid="ignore"):
         outside = (values.sum(axis=1)[:, None] - sums) / others
         inside = np.divide(sums, counts, out=sums)

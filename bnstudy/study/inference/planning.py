@@ -6,7 +6,7 @@ from scipy import special, stats
 
 from bnstudy.study.inference.columns import Flags, FloatArray
 from bnstudy.study.inference.effect_sizes import cohens_d
-from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST, MIN_PAIRS_TO_FLIP
 
 POWER = 0.8
 MAX_PAIRS = 1_000
@@ -16,7 +16,7 @@ NUM_RESAMPLES = 2_000
 def pairs_needed(
     differences: FloatArray, confidence: float = CONFIDENCE, power: float = POWER
 ) -> FloatArray:
-    """Compute the number of pairs that would show an effect of the observed size.
+    """Compute the number of pairs needed to detect an effect of the observed size.
 
     It is the smallest number with which Student's paired t-test, two-sided at the level
     1 - confidence, rejects with the given probability, if differences are normal with the observed
@@ -36,7 +36,7 @@ def pairs_needed(
         array([22.])
     """
     d = np.abs(cohens_d(differences))
-    d[np.isfinite(differences).sum(axis=0) < MIN_PAIRS] = np.nan
+    d[np.isfinite(differences).sum(axis=0) < MIN_PAIRS_FOR_TEST] = np.nan
     n = np.arange(MIN_PAIRS_TO_FLIP, MAX_PAIRS + 1)
     critical = stats.t.ppf((1 + confidence) / 2, n - 1)
     # The noncentrality at which the test statistic exceeds its critical value often enough.
@@ -96,7 +96,7 @@ def probability_of_improvement(
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled / len(rows_at_points), [tail, 1 - tail], axis=0)
     probability = observed[0] / len(rows_at_points)
-    has_no_interval = (low == high) | (min(map(len, rows_at_points)) < MIN_PAIRS)
+    has_no_interval = (low == high) | (min(map(len, rows_at_points)) < MIN_PAIRS_FOR_TEST)
     low, high = np.where(has_no_interval, np.nan, (low, high))
     return probability, low, high
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bnstudy.study.inference.columns import Flags, FloatArray, IntArray, group_rows, mean
-from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, paired_test
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST, paired_test
 
 MAX_RUNS = 200  # runs for conditional mutual information; of more, a sample is drawn
 NUM_SHUFFLES = 100
@@ -78,7 +78,7 @@ def granulated_kendall(
     seeds: NDArray[Any],
     confidence: float = CONFIDENCE,
     *,
-    min_groups: int = MIN_PAIRS,
+    min_groups: int = MIN_PAIRS_FOR_TEST,
 ) -> GranulatedKendall:
     """Compute the granulated Kendall coefficient (Jiang et al. 2020, arXiv 1912.02178, eq. 7).
 
@@ -91,7 +91,7 @@ def granulated_kendall(
         axes: Runs x axes.
         seeds: Seed of each run; runs are compared within a seed.
         confidence: Confidence of the interval.
-        min_groups: Fewest groups of runs that differ in one axis alone.
+        min_groups: Minimum number of groups of runs that differ in one axis alone.
 
     Returns:
         One entry for each metric; the coefficient is NaN with fewer groups, the interval with too
@@ -147,7 +147,7 @@ class MutualInformation(NamedTuple):
     """Conditional mutual information of each metric's order and the target's.
 
     Attributes:
-        share: Least share of the entropy of the target's order, in [0, 1], one entry a metric.
+        share: Least share of the entropy of the target's order, in [0, 1], one entry per metric.
         null: Quantile of the share of random orders.
     """
 

@@ -10,7 +10,7 @@ from bnstudy.study.generalization import choose_mediators
 from bnstudy.study.present.labels import label_of, layer_in_words
 from bnstudy.study.present.verdict.comparison import explain_missing_pairs
 from bnstudy.study.present.verdict.wording import (
-    LEVEL,
+    SIGNIFICANCE_LEVEL,
     direction_of,
     find_largest,
     find_results,
@@ -19,7 +19,7 @@ from bnstudy.study.present.verdict.wording import (
     key_of,
     result_of,
     select_known,
-    select_rows,
+    select_layers,
     select_test_accuracy,
     summarize_directions,
 )
@@ -89,7 +89,7 @@ def compose_cards(analysis: Analysis) -> list[Card]:
             rows = select_test_accuracy(table)
             findings = [_find("test accuracy", "accuracy", rows, results)]
             for family, metric in choose_mediators(study).items():
-                rows = list(select_rows(table, split="train", metric=metric))
+                rows = select_layers(table, "train", metric)
                 findings.append(_find(family, metric, rows, results))
         cards.append(Card(title, note, findings))
     return cards
@@ -117,7 +117,9 @@ def _find(
         direction = summarize_directions(rows)
         detail = f"{label_of(metric).words}, {layer_in_words(row.place)}"
     else:
-        direction = directions or ("not tested" if math.isnan(row.p) else "no clear difference")
+        direction = directions or (
+            "not tested" if math.isnan(row.p) else "no significant difference"
+        )
         detail = f"{row.treatment_mean:.3f} against {row.baseline_mean:.3f}"
     size = format_signed(row.difference) + format_interval(row.low, row.high)
     size = size.replace("-", "−")
@@ -138,7 +140,7 @@ def _describe_certainty(row: Any) -> str:
     p = f"p = {row.p:.2g}"
     if not math.isnan(row.p_adjusted):
         p += f", adjusted p = {row.p_adjusted:.2g}"
-    if row.p > LEVEL:
+    if row.p > SIGNIFICANCE_LEVEL:
         return f"not significant: {p}, {n}"
-    is_significant = math.isnan(row.p_adjusted) or row.p_adjusted <= LEVEL
+    is_significant = math.isnan(row.p_adjusted) or row.p_adjusted <= SIGNIFICANCE_LEVEL
     return f"{'significant' if is_significant else 'significant before adjustment only'}: {p}, {n}"

@@ -17,7 +17,7 @@ from bnstudy.errors import UserError
 from bnstudy.headline import CLUSTERING, FAMILIES, SPARSITY, choose_measured, in_words
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference.columns import FloatArray
-from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST
 from bnstudy.study.load.matrix import are_activations, load_shared_columns
 from bnstudy.study.present.drawing import MAX_PANELS, STYLE, choose_spread, draw_panels
 from bnstudy.study.present.embedding_figure import draw_embeddings
@@ -447,5 +447,7 @@ def _count_runs(table: pd.DataFrame) -> str:
 def _describe_intervals(table: pd.DataFrame) -> str:
     known = table["low"].notna().any()
     return (
-        f"{CONFIDENCE:.0%} intervals" if known else f"no intervals (fewer than {MIN_PAIRS} pairs)"
+        f"{CONFIDENCE:.0%} intervals"
+        if known
+        else f"no intervals (fewer than {MIN_PAIRS_FOR_TEST} pairs)"
     )

@@ -225,7 +225,9 @@ def test_copies_of_runs_count_once(pair: Studies) -> None:
     table = compute_effects(study)
     assert set(table["n"]) == {2}
     verdict = compose_verdict(Analysis(study))
-    assert "20 of 24 runs repeat others and are not counted again" in verdict[1]
+    assert (
+        "20 of 24 runs have the same settings or exactly the same values as another" in verdict[1]
+    )
     assert set(compute_relations(study)["n"]) == {4}
 
 

@@ -145,7 +145,7 @@ def test_a_card_says_direction_size_certainty_and_n(studies: Studies) -> None:
             "significant: p = 0.031, adjusted p = 0.031, 6 pairs",
         ),
         Finding(
-            *("clustering", "○", "no clear difference in 2 layers", "0 [0, 0]"),
+            *("clustering", "○", "no significant difference in 2 layers", "0 [0, 0]"),
             *(
                 "silhouette of the classes, block 2",
                 "not significant: p = 1, adjusted p = 1, 6 pairs",

@@ -14,6 +14,8 @@ from bnstudy.study.generalization import compute_mediation
 from bnstudy.study.load.matrix import load_shared_columns
 from bnstudy.study.present.labels import name_layer
 from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.present.verdict.comparison import describe_adjustment
+from bnstudy.study.present.verdict.explanation import describe_association
 from bnstudy.study.present.verdict.wording import format_place
 from bnstudy.study.study import load
 from tests.study.studies import Studies
@@ -38,21 +40,27 @@ def test_four_pairs_assume_normal_differences(studies: Studies) -> None:
     assert "in 4 pairs of runs (4 seeds). The two runs of a pair differ only in the norm." in text
     assert "With only 4 pairs, intervals and p-values come from Student's t-test, which" in text
     assert "An exact test needs at least 6 pairs: add 2 seeds for each norm." in text
-    assert "With BatchNorm, unit_sparsity is lower in 1 of 2 layers (block02). " in text
-    assert "is better than one with no normalization with probability" in text
+    assert (
+        "By single intervals, unit_sparsity is lower with BatchNorm in 1 of 2 layers (block02). "
+        in text
+    )
+    assert (
+        "Estimated probability that a run with BatchNorm has a higher test accuracy than one with "
+        "no normalization: 0." in text
+    )
     assert text.count(", Student's t.") == 2  # accuracy, and the layer
-    assert "too few pairs for a mediation analysis" in text
+    assert "too few pairs for a mediation analysis, which needs at least 6 pairs" in text
 
 
 def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
     add_pairs(studies, seeds=6, effect=-0.3)
     text = verdict(studies)
     assert "Student" not in text
-    assert "This difference remains significant after adjustment for 2 tests." in text
-    assert "6 pairs, p = 0.0312, adjusted p = 0.0312." in text
+    assert "After adjustment for 2 tests, this difference remains significant." in text
+    assert "6 pairs, p = 0.0312, adjusted p = 0.0312 (2 tests)." in text
     assert (
-        "Over all metrics and layers of the train split, 1 of 2 differences between BatchNorm and "
-        "no normalization has an adjusted p ≤ 0.05 (adjusted for 2 tests)." in text
+        "After adjustment for 2 tests (all metrics and layers of the train split), 1 of the 2 "
+        "differences between BatchNorm and no normalization is significant." in text
     )
 
 
@@ -131,9 +139,12 @@ def test_sentences_about_layers_are_about_their_activations(studies: Studies) ->
     places = keys.loc[keys["metric"] == "silhouette", "place"].tolist()
     assert places == ["block01", "block02", "classifier.features"]
     text = verdict(studies)
-    assert "With BatchNorm, silhouette is higher in 1 of 2 layers (block01)" in text
-    assert "is strongest in block01 (24 runs)" in text
-    assert "2 of 3 differences between BatchNorm and no normalization have an adjusted p" in text
+    assert (
+        "By single intervals, silhouette is higher with BatchNorm in 1 of 2 layers (block01)"
+        in text
+    )
+    assert "over 24 runs, the granulated Kendall coefficient of silhouette with test" in text
+    assert "2 of the 3 differences between BatchNorm and no normalization are significant" in text
     assert len(compute_mediation(study)) == 2
     pd.testing.assert_frame_equal(compute_mediation(study), compute_mediation(other))
     drawn = study.plot.layers("silhouette").axes[0].get_xticklabels()
@@ -213,8 +224,65 @@ def test_associations_of_identical_norms_are_over_the_grid(studies: Studies) -> 
         studies.add(norm, seed, f"optim.lr={rate}", layers=layers, accuracy=value, loss=value)
     text = verdict(studies)
     assert "The network probably ignores the norm." in text
-    assert "Granulated Kendall coefficient: +1.00" in text
-    assert "only the norm varies" not in text
+    assert "Kendall coefficient of silhouette with test accuracy is +1.00 in block01." in text
+    assert "differ only in the norm" not in text
+
+
+def test_layers_with_equally_strong_associations_are_all_named(studies: Studies) -> None:
+    for seed, norm in itertools.product(range(4), ("none", "batchnorm")):
+        change = 1 if norm == "batchnorm" else 0
+        silhouette = [-change, -2 * change, change if seed else -change, change]
+        layers = {"silhouette": [0.01 * seed + 0.1 * value for value in silhouette]}
+        studies.add(norm, seed, layers=layers, accuracy=0.8 + 0.1 * change + 0.001 * seed)
+    assert (
+        "Clustering and test accuracy: over 8 runs, the granulated Kendall coefficient of "
+        "silhouette with test accuracy (compared runs differ only in the norm) is -1.00 in block01 "
+        "and block02, +0.50 [-1.00, 1.00] in block03, +1.00 in block04. A coefficient without "
+        "brackets has no confidence interval. Kendall's tau over all runs is " in verdict(studies)
+    )
+
+
+def relation(number: int, granulated: float, tau: float, cmi: float) -> SimpleNamespace:
+    nan = float("nan")
+    ends = {"granulated_low": nan, "granulated_high": nan}
+    place = {"place": f"block{number:02d}", "place_index": number, "layers": 7}
+    coefficients = {"granulated": granulated, "tau": tau, "cmi": cmi, "cmi_null": 0.2}
+    return SimpleNamespace(metric="nc1", n=8, axes=2, **place, **ends, **coefficients)
+
+
+def test_of_many_layers_all_with_the_largest_coefficient_are_named() -> None:
+    rows = [
+        relation(number, granulated, tau=granulated / 2, cmi=0.1 * number)
+        for number, granulated in enumerate((0.1, -0.8, 0.2, 0.8, 0.3, -0.7, -0.8), start=1)
+    ]
+    assert describe_association(rows, is_norm_axis=True) == (
+        "over 8 runs, the granulated Kendall coefficient of nc1 with test accuracy is largest in "
+        "absolute value in 3 of 7 layers: -0.80 in block02 and block07, +0.80 in block04. A "
+        "coefficient without brackets has no confidence interval. Kendall's tau over all runs is "
+        "-0.40 in block02 and block07, +0.40 in block04. Conditional mutual information is above "
+        "the 95th percentile under random permutation in 2 of these 3 layers (block04: 0.400 > "
+        "0.200, block07: 0.700 > 0.200)."
+    )
+
+
+@pytest.mark.parametrize("remaining", [0, 1, 2, 3])
+def test_differences_that_remain_significant_are_named(remaining: int) -> None:
+    rows = [
+        SimpleNamespace(
+            place=f"block{number:02d}",
+            family=60,
+            p_adjusted=0.01 * number if number <= remaining else 0.3,
+        )
+        for number in (1, 2, 3)
+    ]
+    expected = (
+        "none of these differences is significant",
+        "only block01 remains significant (adjusted p = 0.01)",
+        "only block01 and block02 remain significant (largest adjusted p = 0.02)",
+        "all of these differences remain significant",
+    )
+    sentence = describe_adjustment(rows)
+    assert sentence == f" After adjustment for 60 tests, {expected[remaining]}."
 
 
 @pytest.mark.parametrize("norm", ["none", "batchnorm"])
@@ -256,8 +324,8 @@ def test_mediation_shares_are_described_as_associations(studies: Studies) -> Non
         studies.add(norm, seed, layers={"unit_sparsity": [sparsity]}, accuracy=accuracy)
     text = verdict(studies)
     assert (
-        "through sparsity (unit_sparsity). These shares describe associations; they are causal "
-        "only under the assumptions of mediation analysis." in text
+        "is mediated by sparsity (unit_sparsity). These shares describe associations; they are "
+        "causal only under the assumptions of mediation analysis." in text
     )
 
 
@@ -269,9 +337,12 @@ def test_networks_of_different_depth_are_compared_at_relative_depths(studies: St
         accuracy = generator.uniform()
         studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=accuracy)
     text = verdict(studies)
-    assert "With BatchNorm, silhouette is higher at 5 of 5 relative depths (depth 0 %, " in text
+    assert (
+        "By single intervals, silhouette is higher with BatchNorm at 5 of 5 relative depths (depth "
+        in text
+    )
     assert "The largest difference is at depth " in text
-    assert "among 5 relative depths, the rank" in text
+    assert "with test accuracy is " in text
 
 
 def test_layers_with_only_a_number_are_named() -> None:

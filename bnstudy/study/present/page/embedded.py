@@ -18,7 +18,7 @@ from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference import mean, spread
 from bnstudy.study.inference.columns import FloatArray
-from bnstudy.study.inference.paired import MIN_PAIRS, MIN_PAIRS_TO_FLIP
+from bnstudy.study.inference.paired import MIN_PAIRS_FOR_TEST, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.embedding_tables import find_runs_with_embeddings
 from bnstudy.study.load.matrix import KEYS, RELATIVE_DEPTHS, count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
@@ -93,7 +93,7 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         "baseline": in_words(analysis.baseline),
         "model": WHOLE_MODEL,
         "treatments": [in_words(treatment) for treatment in treatments],
-        "min_pairs": MIN_PAIRS,
+        "min_pairs": MIN_PAIRS_FOR_TEST,
         "min_pairs_to_flip": MIN_PAIRS_TO_FLIP,
         "directions": study.directions,
         "axes": axes,

@@ -434,7 +434,7 @@ function findingOf(series) {
     [points.filter((point) => point.low > 0), points.filter((point) => point.high < 0)];
   const found = [["higher", higher.length], ["lower", lower.length]]
     .filter(([, count]) => count).map(([direction, count]) => `${direction} in ${count}`);
-  return `${name}: ${found.length ? `${found.join(" and ")} of ${all}` : `no clear difference in ${all}`}`;
+  return `${name}: ${found.length ? `${found.join(" and ")} of ${all}` : `no significant difference in ${all}`}`;
 }
 
 function difference(metric) {

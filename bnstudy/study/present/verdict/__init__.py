@@ -1,4 +1,4 @@
-"""Verdict of a study: a few sentences that claim no more than its pairs allow."""
+"""Verdict of a study: sentences that claim no more than its pairs allow."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from bnstudy.study.present.verdict.training_and_depth import (
     describe_equal_training,
     describe_two_sources,
 )
-from bnstudy.study.present.verdict.wording import select_known
+from bnstudy.study.present.verdict.wording import SIGNIFICANCE_LEVEL, select_known
 from bnstudy.terms import format_count
 
 MAX_LISTED = 3  # repeated runs that are listed
@@ -29,7 +29,7 @@ def compose_verdict(analysis: Analysis) -> list[str]:
         analysis: Analysis of the study.
     """
     study, baseline = analysis.study, analysis.baseline
-    sentences = [f"{study.counts()}.", *_describe_left_out(study)]
+    sentences = [f"{study.counts()}.", *_describe_irregular_runs(study)]
     if len(study.treatments) < 2:
         return [
             *sentences,
@@ -39,7 +39,8 @@ def compose_verdict(analysis: Analysis) -> list[str]:
     if known["low"].notna().any():
         sentences.append(
             f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
-            "brackets."
+            f"brackets. A difference is significant if its p, or after adjustment its "
+            f"adjusted p, is at most {SIGNIFICANCE_LEVEL:.2g}."
         )
     for treatment in study.treatments_without(baseline):
         table = known[known["treatment"] == treatment]
@@ -54,7 +55,7 @@ def compose_verdict(analysis: Analysis) -> list[str]:
     ]
 
 
-def _describe_left_out(study: StudyRuns) -> Iterator[str]:
+def _describe_irregular_runs(study: StudyRuns) -> Iterator[str]:
     results = study.results
     for treatment, runs in results.groupby("treatment"):
         name = in_words(str(treatment))
@@ -75,10 +76,10 @@ def _describe_left_out(study: StudyRuns) -> Iterator[str]:
             for cell, original in repeated[["cell", "duplicate_of"]][:MAX_LISTED].to_numpy()
         ]
         more = f" and {count - len(listed)} more" * (count > len(listed))
-        verb = "repeats another run" if count == 1 else "repeat others"
+        has = "has" if count == 1 else "have"
         yield (
-            f"{count} of {len(study.runs)} runs {verb} and {_is(count)} not counted again: "
-            f"{', '.join(listed)}{more}."
+            f"{count} of {len(study.runs)} runs {has} the same settings or exactly the same values "
+            f"as another run and {_is(count)} not counted again: {', '.join(listed)}{more}."
         )
     if missing := len(study.runs) - len(results) - count:
         has = "has" if missing == 1 else "have"

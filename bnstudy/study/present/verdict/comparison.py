@@ -9,13 +9,18 @@ import pandas as pd
 from bnstudy.headline import in_words
 from bnstudy.study.confounders import describe_confounders
 from bnstudy.study.generalization import choose_mediators
-from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, MIN_PAIRS_TO_FLIP, STUDENT_T
+from bnstudy.study.inference.paired import (
+    CONFIDENCE,
+    MIN_PAIRS_FOR_TEST,
+    MIN_PAIRS_TO_FLIP,
+    STUDENT_T,
+)
 from bnstudy.study.inference.planning import MAX_PAIRS, POWER
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.labels import name_layer
 from bnstudy.study.present.verdict.wording import (
-    LEVEL,
+    SIGNIFICANCE_LEVEL,
     direction_of,
     find_largest,
     format_difference,
@@ -23,7 +28,8 @@ from bnstudy.study.present.verdict.wording import (
     format_place,
     format_places,
     format_signed,
-    select_rows,
+    join_words,
+    select_layers,
     select_test_accuracy,
 )
 from bnstudy.terms import format_count
@@ -63,7 +69,7 @@ def describe_comparison(
     )
     if few := _describe_few_pairs(n, points):
         yield few
-    elif (table["test"] == STUDENT_T).any():  # other pairs have no value
+    elif (table["test"] == STUDENT_T).any():  # some comparisons have fewer pairs with a value
         yield (
             f"Where fewer than {MIN_PAIRS_TO_FLIP} pairs have a value, intervals and p-values come "
             "from Student's t-test, which assumes normally distributed differences. An exact test "
@@ -75,14 +81,16 @@ def describe_comparison(
         yield (
             f"Test accuracy{on_probe} is {row.treatment_mean:.3f} with {name} and "
             f"{row.baseline_mean:.3f} with {other}. The difference is {format_difference(row)}."
-            f"{_describe_probability(row, name, other)}{_describe_next_study(row, points)}"
+            f"{_describe_probability(row, name, other)}{_describe_pairs_needed(row, points)}"
         )
     if not accuracy:
         yield f"Test accuracy cannot be compared: {NO_VALUES}."
     for metric in choose_mediators(study).values():
-        layers = list(select_rows(table, split="train", metric=metric))
+        layers = select_layers(table, "train", metric)
         yield from _describe_metric(name, metric, layers, points)
-    yield from _count_significant(table[table["metric"].isin([*study.directions])], name, other)
+    yield from _describe_significant_tests(
+        table[table["metric"].isin([*study.directions])], name, other
+    )
 
 
 def explain_missing_pairs(study: StudyRuns, treatment: str, baseline: str) -> str:
@@ -117,7 +125,7 @@ def _describe_few_pairs(n: int, points: int) -> str:
         f"An exact test needs at least {MIN_PAIRS_TO_FLIP} pairs: add "
         f"{format_count(more, 'seed')} for each norm."
     )
-    if n < MIN_PAIRS:
+    if n < MIN_PAIRS_FOR_TEST:
         return f"With only {pairs}, values are shown but not tested. {exact}"
     return (
         f"With only {pairs}, intervals and p-values come from Student's t-test, which assumes "
@@ -125,16 +133,16 @@ def _describe_few_pairs(n: int, points: int) -> str:
     )
 
 
-def _count_significant(table: pd.DataFrame, name: str, other: str) -> Iterator[str]:
+def _describe_significant_tests(table: pd.DataFrame, name: str, other: str) -> Iterator[str]:
     layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
     for split, tests in layers.groupby("split", sort=False):
         if (family := int(tests["family"].max())) > 1:
-            significant = int((tests["p_adjusted"] <= LEVEL).sum())
+            significant = int((tests["p_adjusted"] <= SIGNIFICANCE_LEVEL).sum())
+            treatments = "treatments, " if family > len(tests) else ""
             yield (
-                f"Over all metrics and layers of the {split} split, {significant} of {len(tests)} "
-                f"differences between {name} and {other} "
-                f"{'has' if significant == 1 else 'have'} an adjusted p ≤ {LEVEL:.2g} "
-                f"(adjusted for {family} tests)."
+                f"After adjustment for {family} tests (all {treatments}metrics and layers of the "
+                f"{split} split), {significant} of the {format_count(len(tests), 'difference')} "
+                f"between {name} and {other} {'is' if significant == 1 else 'are'} significant."
             )
 
 
@@ -156,66 +164,75 @@ def _describe_metric(
         )
         return
     for direction in ("higher", "lower"):
-        if clear := [row for row in tested if direction_of(row) == direction]:
-            largest = find_largest(clear)
+        if significant := [row for row in tested if direction_of(row) == direction]:
+            largest = find_largest(significant)
             yield (
-                f"With {treatment}, {metric} is {direction} "
-                f"{format_places(rows, f'{len(clear)} of ')} "
-                f"({', '.join(name_layer(row.place) for row in clear)}). The largest difference is "
-                f"{format_place(largest)}: {format_difference(largest)}.{_count_remaining(clear)}"
+                f"By single intervals, {metric} is {direction} with {treatment} "
+                f"{format_places(rows, f'{len(significant)} of ')} "
+                f"({', '.join(name_layer(row.place) for row in significant)}). The largest "
+                f"difference is {format_place(largest)}: {format_difference(largest)}."
+                f"{describe_adjustment(significant)}"
             )
     if not any(map(direction_of, tested)):
         largest = find_largest(tested)
         yield (
             f"{metric} does not differ significantly {format_places(rows, 'any of the ')}. The "
             f"largest difference is {format_place(largest)}: {format_difference(largest)}."
-            f"{_describe_next_study(largest, points)}"
+            f"{_describe_pairs_needed(largest, points)}"
         )
-        widest = max(tested, key=_compatible)
-        if math.isfinite(size := _compatible(widest)):
+        widest = max(tested, key=_largest_compatible)
+        if math.isfinite(size := _largest_compatible(widest)):
             yield (
-                f"Differences in {metric} of up to ±{size:.3g} ({format_place(widest)}) are still "
-                f"compatible with these pairs, at {CONFIDENCE:.0%} confidence."
+                f"At {CONFIDENCE:.0%} confidence, these pairs do not exclude differences in "
+                f"{metric} of up to ±{size:.3g} ({format_place(widest)})."
             )
 
 
-def _compatible(row: Any) -> float:
+def _largest_compatible(row: Any) -> float:
     """Return the largest size of a difference in the confidence interval; -inf without one."""
     size = max(abs(row.low), abs(row.high))
     return size if math.isfinite(size) else -math.inf
 
 
 def _describe_probability(row: Any, treatment: str, baseline: str) -> str:
-    if math.isnan(row.probability) or row.n < MIN_PAIRS:
+    if math.isnan(row.probability) or row.n < MIN_PAIRS_FOR_TEST:
         return ""
     return (
-        f" A run with {treatment} is better than one with {baseline} with probability "
-        f"{row.probability:.2f}{format_interval(row.probability_low, row.probability_high, '.2f')}."
+        f" Estimated probability that a run with {treatment} has a higher test accuracy than one "
+        f"with {baseline}: {row.probability:.2f}"
+        f"{format_interval(row.probability_low, row.probability_high, '.2f')}."
     )
 
 
-def _describe_next_study(row: Any, points: int) -> str:
-    """Describe how many seeds would show a difference that is not significant."""
-    if not row.p > LEVEL or math.isnan(row.pairs_needed):
+def _describe_pairs_needed(row: Any, points: int) -> str:
+    """Describe how many seeds are needed to detect a difference that is not significant."""
+    if not row.p > SIGNIFICANCE_LEVEL or math.isnan(row.pairs_needed):
         return ""
     if math.isinf(row.pairs_needed):
-        return f" To show a difference of this size, more than {MAX_PAIRS:,} pairs would be needed."
+        return f" To detect a difference of this size, more than {MAX_PAIRS:,} pairs are needed."
     seeds = math.ceil(row.pairs_needed / max(1, points))
     return (
-        f" To show a difference of this size with probability {POWER:.0%}, about "
-        f"{format_count(seeds, 'seed')} would be needed."
+        f" To detect a difference of this size with probability {POWER:.0%}, about "
+        f"{format_count(seeds, 'seed')} {'is' if seeds == 1 else 'are'} needed."
     )
 
 
-def _count_remaining(rows: Sequence[Any]) -> str:
-    """Describe how many of some significant differences are significant after adjustment."""
+def describe_adjustment(rows: Sequence[Any]) -> str:
+    """Describe which of some significant differences remain significant after adjustment."""
     if rows[0].family < 2:
         return ""
-    remaining = sum(row.p_adjusted <= LEVEL for row in rows)
+    remaining = [row for row in rows if row.p_adjusted <= SIGNIFICANCE_LEVEL]
     if len(rows) == 1:
-        sentence = f"This difference {'remains' if remaining else 'is not'}"
-    elif remaining in (0, len(rows)):
-        sentence = f"{'All' if remaining else 'None'} of these differences remain"
+        sentence = f"this difference {'remains' if remaining else 'is not'} significant"
+    elif not remaining:
+        sentence = "none of these differences is significant"
+    elif len(remaining) == len(rows):
+        sentence = "all of these differences remain significant"
     else:
-        sentence = f"{remaining} of these differences remain{'s' * (remaining == 1)}"
-    return f" {sentence} significant after adjustment for {rows[0].family} tests."
+        largest = "" if len(remaining) == 1 else "largest "
+        sentence = (
+            f"only {join_words([name_layer(row.place) for row in remaining])} "
+            f"remain{'s' * (len(remaining) == 1)} significant "
+            f"({largest}adjusted p = {max(row.p_adjusted for row in remaining):.3g})"
+        )
+    return f" After adjustment for {rows[0].family} tests, {sentence}."

@@ -1,24 +1,28 @@
 """Statements about what may explain differences in test accuracy."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from bnstudy.headline import in_words
 from bnstudy.study.generalization import MIN_RUNS, choose_mediators
+from bnstudy.study.inference.mediation import min_pairs_to_mediate
 from bnstudy.study.load.matrix import are_activations
 from bnstudy.study.load.study_runs import StudyRuns
+from bnstudy.study.present.labels import name_layer
 from bnstudy.study.present.verdict.wording import (
-    count_places,
     format_difference,
     format_interval,
-    format_place,
+    format_places,
     format_signed,
+    join_words,
     select_known,
-    select_rows,
+    select_whole_model,
 )
+
+MAX_LISTED_LAYERS = 6  # of more layers, only those with the strongest correlation are listed
 
 
 def describe_relations(
@@ -41,60 +45,112 @@ def describe_relations(
             f"have both values. This study has {accuracy['n'].max()}."
         )
     accuracy = accuracy.dropna(subset="granulated")
-    has_norms = len(study.treatments) - len(study.identical) > 1  # as an axis
+    is_norm_axis = len(study.treatments) - len(study.identical) > 1
     for family, metric in choose_mediators(study).items():
         rows: list[Any] = list(accuracy[accuracy["metric"] == metric].itertuples())
         if rows:
-            row = max(rows, key=lambda row: abs(row.granulated))
-            yield (
-                f"{family.capitalize()} and test accuracy: among {count_places(rows)}, the rank "
-                f"correlation of {metric} with test accuracy is strongest "
-                f"{format_place(row)} ({row.n} runs). "
-                f"{_describe_association(row, has_norms)}"
-            )
+            association = describe_association(rows, is_norm_axis=is_norm_axis)
+            yield f"{family.capitalize()} and test accuracy: {association}"
     yield from _describe_mediation(mediation)
 
 
-def _describe_association(row: Any, has_norms: bool) -> str:
-    """Describe the defined coefficients of a metric with test accuracy."""
-    ends = format_interval(row.granulated_low, row.granulated_high, ".2f") or " (no interval)"
-    alone = " (only the norm varies)" if has_norms and row.axes == 1 else ""
-    text = f"Granulated Kendall coefficient{alone}: {row.granulated:+.2f}{ends}"
-    if math.isfinite(row.tau):
-        text += f"; Kendall's tau: {row.tau:+.2f}"
-    if math.isfinite(row.cmi) and math.isfinite(row.cmi_null):
-        chance = "above" if row.cmi > row.cmi_null else "not above"
-        text += (
-            f"; conditional mutual information: {row.cmi:.3f}, {chance} the 95th percentile of "
-            f"random orders ({row.cmi_null:.3f})"
+def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
+    """Describe the correlation of a metric with test accuracy in each layer.
+
+    Of more than six layers, those with the largest absolute granulated coefficient are described;
+    layers whose coefficients are equal to two digits tie.
+
+    Args:
+        rows: Relations of the metric with test accuracy, one row per layer.
+        is_norm_axis: Whether the norm is one of the axes along which runs are compared.
+    """
+    listed = list(rows)
+    verb = "is"
+    if len(rows) > MAX_LISTED_LAYERS:
+        sizes = [f"{abs(row.granulated):.2f}" for row in rows]
+        listed = [row for row, size in zip(rows, sizes, strict=True) if size == max(sizes)]
+        verb = f"is largest in absolute value {format_places(rows, f'{len(listed)} of ')}:"
+    coefficients = [
+        f"{row.granulated:+z.2f}{format_interval(row.granulated_low, row.granulated_high, '.2f')}"
+        for row in listed
+    ]
+    axis = " (compared runs differ only in the norm)" if is_norm_axis and rows[0].axes == 1 else ""
+    text = (
+        f"over {_format_range([row.n for row in listed])} runs, the granulated Kendall coefficient "
+        f"of {rows[0].metric} with test accuracy{axis} {verb} {_list_places(listed, coefficients)}."
+    )
+    if not all(math.isfinite(row.granulated_low) for row in listed):
+        text += " A coefficient without brackets has no confidence interval."
+    if correlated := [row for row in listed if math.isfinite(row.tau)]:
+        taus = [f"{row.tau:+z.2f}" for row in correlated]
+        text += f" Kendall's tau over all runs is {_list_places(correlated, taus)}."
+    return text + _describe_information(listed)
+
+
+def _describe_information(rows: Sequence[Any]) -> str:
+    """Describe in which layers the conditional mutual information is above its random level."""
+    rows = [row for row in rows if math.isfinite(row.cmi) and math.isfinite(row.cmi_null)]
+    if not rows:
+        return ""
+    above = [row for row in rows if row.cmi > row.cmi_null]
+    percentile = "above the 95th percentile under random permutation"
+    if len(rows) == 1:
+        return (
+            f" Conditional mutual information is {rows[0].cmi:.3f}, {'' if above else 'not '}"
+            f"{percentile} ({rows[0].cmi_null:.3f})."
         )
-    return f"{text}."
+    values = ", ".join(
+        f"{name_layer(row.place)}: {row.cmi:.3f} > {row.cmi_null:.3f}" for row in above
+    )
+    places = format_places(rows, f"{len(above) or 'none'} of these ")
+    return (
+        f" Conditional mutual information is {percentile} {places}{f' ({values})' * bool(above)}."
+    )
+
+
+def _format_range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _list_places(rows: Sequence[Any], values: Sequence[str]) -> str:
+    """List values with their places; places with the same value are named together."""
+    places: dict[str, list[str]] = {}
+    for row, value in zip(rows, values, strict=True):
+        places.setdefault(value, []).append(name_layer(row.place))
+    preposition = "in" if rows[0].layers > 0 else "at"
+    return ", ".join(
+        f"{value} {preposition} {join_words(names)}" for value, names in places.items()
+    )
 
 
 def _describe_mediation(mediation: pd.DataFrame) -> Iterator[str]:
     if mediation.empty:
-        yield "There are too few pairs for a mediation analysis."
+        yield (
+            "There are too few pairs for a mediation analysis, which needs at least "
+            f"{min_pairs_to_mediate()} pairs that have all values."
+        )
         return
     shared = mediation.dropna(subset="share")
     shared = shared[shared["target"] == "test accuracy"]
     if shared.empty:
         yield (
-            "Mediation: the share of an effect on test accuracy that goes through a metric is not "
-            "estimated, because the interval of every total effect contains 0."
+            "Mediation: the share of an effect on test accuracy that is mediated by a metric is "
+            "not estimated, because the interval of every total effect contains 0."
         )
     for treatment, table in shared.groupby("treatment"):
-        singly: list[Any] = list(table[table["mediator"] != "both"].itertuples())
+        single_mediators: list[Any] = list(table[table["mediator"] != "both"].itertuples())
         parts = " and ".join(
-            f"{row.share:z.0%}{format_interval(row.share_low, row.share_high, 'z.0%')} goes "
-            f"through {row.mediator} ({row.metric})"
-            for row in singly
+            f"{row.share:z.0%}{format_interval(row.share_low, row.share_high, 'z.0%')} is "
+            f"mediated by {row.mediator} ({row.metric})"
+            for row in single_mediators
         )
-        unclear = all(row.share_low <= 0 <= row.share_high for row in singly)
-        alone = " Each metric is analysed separately." if len(singly) > 1 else ""
+        contain_0 = all(row.share_low <= 0 <= row.share_high for row in single_mediators)
+        separately = " Each metric is analysed separately." if len(single_mediators) > 1 else ""
         yield (
             f"Mediation: with {in_words(str(treatment))}, test accuracy changes by "
-            f"{table['total'].iloc[0]:+.4f}. Of this change, an estimated {parts}.{alone}"
-            f"{' Every interval contains 0.' if unclear else ''} These shares describe "
+            f"{table['total'].iloc[0]:+.4f}. Of this change, an estimated {parts}.{separately}"
+            f"{' Every interval contains 0.' if contain_0 else ''} These shares describe "
             "associations; they are causal only under the assumptions of mediation analysis."
         )
 
@@ -119,13 +175,13 @@ def describe_interventions(interventions: pd.DataFrame) -> Iterator[str]:
             .mean()
             .items()
         ]
-        changed = (
-            f" changes {' and '.join(changes)} (mean over {places})"
+        effect = (
+            f"compared with {other}, {name} changes {join_words(changes)} (mean over {places})"
             if changes
-            else " cannot be compared in any metric of layers"
+            else f"{name} shares no measured layer metric with {other}"
         )
-        for row in select_rows(table, split="test", metric="accuracy", place_index=0):
+        for row in select_whole_model(table, "test", "accuracy"):
             yield (
-                f"Intervention: compared with {other}, {name}{changed}. The difference in test "
-                f"accuracy is {format_difference(row)}."
+                f"Intervention: {effect}. The difference in test accuracy is "
+                f"{format_difference(row)}."
             )

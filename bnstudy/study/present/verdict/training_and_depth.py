@@ -8,16 +8,19 @@ import pandas as pd
 
 from bnstudy.headline import in_words
 from bnstudy.study.analysis import Analysis
+from bnstudy.study.depth import TUNNEL_SHARE
 from bnstudy.study.generalization import choose_mediators
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.present.verdict.wording import (
+    NOT_SIGNIFICANT,
     find_results,
     format_difference,
     format_place,
     join_words,
     key_of,
     select_known,
-    select_rows,
+    select_layers,
+    select_whole_model,
 )
 from bnstudy.terms import format_count
 
@@ -36,35 +39,37 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         table = select_known(table) if len(table) else table
         table = table[table["treatment"] == treatment] if len(table) else table
         if table.empty:
-            pairs = len(match_pairs(study, treatment, analysis.baseline).treatment)
-            if pairs and _has_curve(analysis, f"probe_{criterion}"):
-                yield (
-                    f"At equal training {criterion}, "
-                    f"{'the pair cannot' if pairs == 1 else f'none of {pairs} pairs can'} be "
-                    f"compared: a run diverged, or the two runs have no training {criterion} in "
-                    "common."
-                )
+            matched = match_pairs(study, treatment, analysis.baseline)
+            if len(matched.treatment) and _has_curve(analysis, f"probe_{criterion}"):
+                has_diverged = study.results["status"].to_numpy() == "diverged"
+                diverged = (has_diverged[matched.treatment] | has_diverged[matched.baseline]).sum()
+                pairs = len(matched.treatment)
+                none = "the pair is not" if pairs == 1 else f"none of {pairs} pairs is"
+                left_out = _count_left_out(criterion, diverged, pairs - diverged)
+                yield f"At equal training {criterion}, {none} compared: {left_out}."
             continue
         first: Any = next(table.itertuples())
-        left_out = [
-            f"{count} {reason}"
-            for count, reason in (
-                (first.diverged, "with a diverged run"),
-                (first.apart, f"without a common training {criterion}"),
-            )
-            if count
-        ]
-        without = f"; left out: {' and '.join(left_out)}" if left_out else ""
+        left_out = _count_left_out(criterion, first.diverged, first.apart)
+        without = f"; left out: {left_out}" if left_out else ""
         accuracy = "".join(
             f" The difference in test accuracy on the probe set is {format_difference(row)}."
-            for row in select_rows(table, split="test", metric="probe_accuracy", place_index=0)
+            for row in select_whole_model(table, "test", "probe_accuracy")
         )
         yield (
             f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
-            f"{without}), the runs are compared after {first.used:.0%} of the training with {name} "
-            f"and {first.baseline_used:.0%} of that with {in_words(analysis.baseline)}.{accuracy}"
+            f"{without}), runs with {name} reach the common training {criterion} after "
+            f"{first.used:.0%} of their steps on average, runs with {in_words(analysis.baseline)} "
+            f"after {first.baseline_used:.0%}.{accuracy}"
         )
         yield from _compare_results(criterion, effects, table, [*choose_mediators(study).values()])
+
+
+def _count_left_out(criterion: str, diverged: int, apart: int) -> str:
+    reasons = {
+        "with a diverged run": diverged,
+        f"without a common training {criterion}": apart,
+    }
+    return " and ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
 
 def _has_curve(analysis: Analysis, metric: str) -> bool:
@@ -77,33 +82,50 @@ def _compare_results(
     criterion: str, after_last_epoch: pd.DataFrame, at_equal: pd.DataFrame, metrics: Sequence[str]
 ) -> Iterator[str]:
     """Describe which single tests have another result than after the last epoch."""
-    before, now = find_results(after_last_epoch), find_results(at_equal)
-    described = [*select_rows(at_equal, split="test", metric="probe_accuracy", place_index=0)]
+    last_epoch, equal_training = find_results(after_last_epoch), find_results(at_equal)
+    compared = last_epoch.keys() & equal_training.keys()
+    described = select_whole_model(at_equal, "test", "probe_accuracy")
     for metric in metrics:
-        described += select_rows(at_equal, split="train", metric=metric)
-    described = [row for row in described if key_of(row) in before.keys() & now.keys()]
+        described += select_layers(at_equal, "train", metric)
+    described = [row for row in described if key_of(row) in compared]
     if not described:
         return
-    changed = []
+    outcomes = dict.fromkeys(_name_outcome(row) for row in described)
+    changed: dict[tuple[str, str], list[str]] = {}
     for row in described:
-        before_row, now_row = before[key_of(row)], now[key_of(row)]
-        if before_row != now_row:
-            on_probe = "" if row.place_index else " on the probe set"
-            changed.append(f"{_name(row)} ({before_row}, now {now_row}{on_probe})")
-    tested = dict.fromkeys(row.metric if row.place_index else _name(row) for row in described)
+        results = last_epoch[key_of(row)], equal_training[key_of(row)]
+        if results[0] != results[1]:
+            outcomes.pop(_name_outcome(row), None)
+            place = format_place(row) if row.place_index else "on the probe set"
+            changed.setdefault(results, []).append(f"{_name_outcome(row)} {place}")
+    sentences = [_describe_change(*results, names) for results, names in changed.items()]
+    if unchanged := [*outcomes]:
+        has = "has the same result" if len(unchanged) == 1 else "have the same results"
+        sentences.insert(0, f"{join_words(unchanged)} {has} as after the last epoch.")
     layers = [key_of(row) for row in at_equal.itertuples() if row.place_index]
-    layers = [key for key in layers if key in before.keys() & now.keys()]
+    layers = [key for key in layers if key in compared]
     yield (
-        f"At equal training {criterion}, single tests of {join_words([*tested])} have the same "
-        "results as after the last epoch"
-        f"{f', except for {join_words(changed)}' if changed else ''}. Over all metrics and layers, "
-        f"the results of {sum(before[key] != now[key] for key in layers)} of {len(layers)} single "
-        "tests change."
+        f"At equal training {criterion} and without adjustment for multiple tests, "
+        f"{sentences[0]} {''.join(f'{text[:1].upper()}{text[1:]} ' for text in sentences[1:])}"
+        "Over all metrics and layers, the results of "
+        f"{sum(last_epoch[key] != equal_training[key] for key in layers)} of {len(layers)} single "
+        "tests (higher, lower or not significant) change."
     )
 
 
-def _name(row: Any) -> str:
-    return f"{row.metric} {format_place(row)}" if row.place_index else "test accuracy"
+def _name_outcome(row: Any) -> str:
+    return row.metric if row.place_index else "test accuracy"
+
+
+def _describe_change(last_epoch: str, equal_training: str, names: Sequence[str]) -> str:
+    """Describe a change of result that some differences have in common."""
+    noun, verb = ("difference", "is") if len(names) == 1 else ("differences", "are")
+    differences = f"the {noun} in {join_words(names)}"
+    if equal_training == NOT_SIGNIFICANT:
+        return f"{differences} ({last_epoch} after the last epoch) {verb} no longer significant."
+    if last_epoch == NOT_SIGNIFICANT:
+        return f"{differences} ({equal_training}) {verb} significant only at equal training."
+    return f"{differences} ({last_epoch} after the last epoch) {verb} {equal_training}."
 
 
 def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
@@ -121,10 +143,10 @@ def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
     dominated = int((table["sample_share"] > 1 / 2).sum())
     excludes_0 = int(((table["low"] > 0) | (table["high"] < 0)).sum())
     yield (
-        "Two sources of uncertainty: with both the seeds and the probed samples counted, the "
-        f"intervals of {excludes_0} of {len(table)} differences between {in_words(treatment)} and "
-        f"the baseline exclude 0. The samples are the larger source for {dominated} of these "
-        f"{len(table)} differences, the seeds for {len(table) - dominated}."
+        "Two sources of uncertainty: if the uncertainty from the choice of probe samples is "
+        f"included, the intervals of {excludes_0} of {len(table)} differences between "
+        f"{in_words(treatment)} and the baseline exclude 0. The samples are the larger source for "
+        f"{dominated} of these {len(table)} differences, the seeds for {len(table) - dominated}."
     )
 
 
@@ -145,15 +167,17 @@ def describe_depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterat
     }
     if (slope := rows.get("separation_slope")) and (fit := rows.get("separation_r_squared")):
         yield (
-            f"Separation law: from layer to layer, the separation fuzziness is multiplied by "
+            "Separation law: separation fuzziness is the within-class spread relative to the "
+            "between-class spread. From layer to layer, it is multiplied by "
             f"{math.exp(slope.treatment_mean):.2f} with {name} (R² {fit.treatment_mean:.2f}) "
             f"and by {math.exp(slope.baseline_mean):.2f} with {other} "
-            f"(R² {fit.baseline_mean:.2f}). The difference in log slope is "
-            f"{format_difference(slope)}."
+            f"(R² {fit.baseline_mean:.2f}). The difference in the slope of its logarithm "
+            f"is {format_difference(slope)}."
         )
     if tunnel := rows.get("tunnel_start"):
         yield (
-            f"Tunnel: a linear probe first comes within 5 % of the last layer's at relative depth "
-            f"{tunnel.treatment_mean:.0%} with {name} and {tunnel.baseline_mean:.0%} with "
-            f"{other}. The difference is {format_difference(tunnel)}."
+            f"Tunnel: a linear probe first reaches {TUNNEL_SHARE:.0%} of the last layer's accuracy "
+            f"at relative depth {tunnel.treatment_mean:.0%} with {name} and "
+            f"{tunnel.baseline_mean:.0%} with {other}. The difference is "
+            f"{format_difference(tunnel)}."
         )

@@ -2,17 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS, STUDENT_T
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST, STUDENT_T
 from bnstudy.study.load.matrix import are_activations
 from bnstudy.study.present.labels import name_layer
 from bnstudy.terms import PROBE_PERFORMANCE, format_count
 
-LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significant difference
+SIGNIFICANCE_LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significant difference
+NOT_SIGNIFICANT = "not significant"
 
 
 def select_known(table: pd.DataFrame) -> pd.DataFrame:
@@ -20,19 +21,30 @@ def select_known(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(is_reported=are_activations(table)).dropna(subset="difference")
 
 
-def select_rows(table: pd.DataFrame, **values: object) -> Iterator[Any]:
-    """Yield the rows with given values; without a `place_index`, the reported layers in order."""
-    for column, value in values.items():
-        table = table[table[column] == value]
-    if "place_index" not in values:
-        table = table[table["is_reported"]].sort_values("place_index")
-    return table.itertuples(index=False)
+def select_whole_model(table: pd.DataFrame, split: str, metric: str) -> list[Any]:
+    """Select the row of a metric of the whole model; an empty list if there is none."""
+    table = table[table["place_index"] == 0]
+    return _select_metric(table, split, metric)
+
+
+def select_layers(table: pd.DataFrame, split: str, metric: str) -> list[Any]:
+    """Select the rows of a metric in the layers that sentences describe, in order of depth."""
+    table = table[table["is_reported"]].sort_values("place_index")
+    return _select_metric(table, split, metric)
+
+
+def _select_metric(table: pd.DataFrame, split: str, metric: str) -> list[Any]:
+    chosen = (table["split"] == split) & (table["metric"] == metric)
+    return list(table[chosen].itertuples(index=False))
 
 
 def select_test_accuracy(table: pd.DataFrame) -> list[Any]:
-    """Select the row of the test accuracy; the probe set's if no network was evaluated whole."""
+    """Select the row of the test accuracy.
+
+    It is that of the probe set if no network was evaluated on the whole test split.
+    """
     for metric in ("accuracy", "probe_accuracy"):
-        if rows := list(select_rows(table, split="test", metric=metric, place_index=0)):
+        if rows := select_whole_model(table, "test", metric):
             return rows
     return []
 
@@ -49,8 +61,8 @@ def key_of(row: Any) -> tuple[str, str, str]:
 
 
 def result_of(row: Any) -> str:
-    """Return the result of a single test: higher, lower or unclear."""
-    return direction_of(row) or "unclear"
+    """Return the result of a single test: higher, lower or not significant."""
+    return direction_of(row) or NOT_SIGNIFICANT
 
 
 def find_results(table: pd.DataFrame) -> dict[tuple[str, str, str], str]:
@@ -70,11 +82,13 @@ def format_difference(row: Any) -> str:
     text = f"{format_signed(row.difference)}{format_interval(row.low, row.high)}"
     n = format_count(row.n, "pair")
     if math.isnan(row.p):
-        # Equal differences have no spread that a test could use.
-        equal = " because all differences are equal" if row.n >= MIN_PAIRS else ""
+        # A test divides by the standard deviation, which is 0 for equal differences.
+        equal = " because all differences are equal" if row.n >= MIN_PAIRS_FOR_TEST else ""
         return f"{text}, {n}{undefined}, not tested{equal}"
     test = f", {STUDENT_T}" if row.test == STUDENT_T else ""
-    adjusted = "" if math.isnan(row.p_adjusted) else f", adjusted p = {row.p_adjusted:.3g}"
+    adjusted = ""
+    if not math.isnan(row.p_adjusted):
+        adjusted = f", adjusted p = {row.p_adjusted:.3g} ({format_count(row.family, 'test')})"
     return f"{text}, {n}{undefined}, p = {row.p:.3g}{adjusted}{test}"
 
 
@@ -100,10 +114,10 @@ def format_place(row: Any) -> str:
     return f"{'in' if row.layers > 0 else 'at'} {name_layer(row.place)}"
 
 
-def format_places(rows: Sequence[Any], some: str = "") -> str:
+def format_places(rows: Sequence[Any], prefix: str = "") -> str:
     """Format the number of places of rows, such as in 2 of 4 layers."""
     preposition = "in" if rows[0].layers > 0 else "at"
-    return f"{preposition} {some}{count_places(rows)}"
+    return f"{preposition} {prefix}{count_places(rows)}"
 
 
 def count_places(rows: Sequence[Any]) -> str:
@@ -122,5 +136,5 @@ def summarize_directions(rows: Sequence[Any]) -> str:
     directions = Counter(map(direction_of, rows))
     phrases = [f"{name} in {directions[name]}" for name in ("higher", "lower") if directions[name]]
     if not phrases:
-        return f"no clear difference {format_places(rows)}"
+        return f"no significant difference {format_places(rows)}"
     return f"{' and '.join(phrases)} of {count_places(rows)}"
