@@ -30,11 +30,8 @@ from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
-from bnstudy.trained.measuring import (
-    find_other_options,
-    measure_missing,
-    print_trained_otherwise,
-)
+from bnstudy.trained.measuring import measure_missing
+from bnstudy.trained.only_in_training import describe_missing_options, print_missing_options
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_on_signal
 from bnstudy.workers import end_with_parent, portable
@@ -130,7 +127,9 @@ def run(cfg: DictConfig) -> Outcome:
                     style="yellow",
                 )
             measure_missing(record, config["metrics"], config["data"])
-            print_unmeasured_options(record, config)
+            print_missing_options(
+                describe_missing_options(record, config["metrics"], config["callbacks"])
+            )
         return Outcome(record, trained, config["sweep"]["objective"])
 
 
@@ -142,27 +141,6 @@ def print_result(record: Record) -> None:
         f"{record.folder}: {description.status}, {accuracy} after "
         f"{format_count(description.final.epoch or 0, 'epoch')}"
     )
-
-
-def print_unmeasured_options(record: Record, config: dict[str, Any]) -> None:
-    """Print the requested options that measure only during training, and that a run lacks.
-
-    Args:
-        record: Record of the run.
-        config: Resolved configuration.
-    """
-    had = record.description.callbacks
-    kept = record.description.config.get("callbacks", {})
-    callbacks = config["callbacks"]
-    without = [name for name in callbacks if name not in had]
-    other = [
-        f"callbacks.{name}.{key}={kept[name][key]} instead of {value}"
-        for name, options in callbacks.items()
-        if name in had and name in kept
-        for key, value in options.items()
-        if key != "memory_budget" and kept[name].get(key, value) != value
-    ]
-    print_trained_otherwise(without, other + find_other_options(record, config["metrics"]))
 
 
 def print_former_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:

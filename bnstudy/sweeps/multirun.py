@@ -39,6 +39,10 @@ from bnstudy.sweeps.states import (
 )
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
+from bnstudy.trained.only_in_training import (
+    describe_missing_options,
+    print_missing_options_of_cells,
+)
 from bnstudy.training.data_check import DataCheck
 
 MAX_LAUNCHES = 3  # per cell; a worker can die each time, for example out of memory
@@ -97,12 +101,15 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         for cell, state, is_redone in zip(cells, states, should_redo, strict=True)
     ]
     console.print(summary(states))
-    _print_versions(
-        [
-            record
-            for record, state in zip(records, states, strict=True)
-            if isinstance(record, Record) and state in FINISHED
-        ]
+    finished = [
+        (record, cell.config)
+        for record, state, cell in zip(records, states, cells, strict=True)
+        if isinstance(record, Record) and state in FINISHED
+    ]
+    _print_versions([record for record, _ in finished])
+    print_missing_options_of_cells(
+        describe_missing_options(record, config["metrics"], config["callbacks"])
+        for record, config in finished
     )
     missing = {index: cells[index] for index, state in enumerate(states) if state in MISSING}
     if dry_run:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bnstudy.config.mistakes import explain
-from bnstudy.config.without_effect import ONLY_IN_TRAINING
 from bnstudy.runs.parts import MeasuredLater
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console, progress_bar
 from bnstudy.terms import SPLITS, Split
+from bnstudy.trained.only_in_training import describe_missing_options, print_missing_options
 from bnstudy.training.environment import environment
 
 # torch is imported in functions: bnstudy.train skips complete cells without importing it.
@@ -149,38 +149,6 @@ def measure_checkpoints(
         record.save()
 
 
-def find_other_options(record: Record, metrics: dict[str, Any]) -> list[str]:
-    """Describe requested options of metrics that act only during training, and that a run lacks.
-
-    Args:
-        record: Record of the run.
-        metrics: Requested configuration group `metrics`.
-    """
-    had = record.description.config["metrics"]
-    return [
-        f"metrics.{key}={had.get(key, default)} instead of {metrics[key]}"
-        for key, default in ONLY_IN_TRAINING.items()
-        if metrics[key] not in (default, had.get(key, default))
-    ]
-
-
-def print_trained_otherwise(without: Sequence[str], other: Sequence[str]) -> None:
-    """Print what a run was trained without, as far as it measures only during training.
-
-    Args:
-        without: Names of callbacks that it did not have.
-        other: Options that it had instead of the requested ones.
-    """
-    differences = [f"without callbacks={','.join(without)}"] if without else []
-    differences += [f"with {', '.join(other)}"] if other else []
-    if differences:
-        console.print(
-            f"  this run was trained {' and '.join(differences)}; these measure only during "
-            "training: choose another study=NAME to train it with the requested options",
-            style="yellow",
-        )
-
-
 def each_run(
     cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], what: str
 ) -> None:
@@ -243,8 +211,8 @@ def measure_cell(
         if record.lost_table:
             metrics = _begin_table_again(record, metrics)
         record.require_finished()
-        other = find_other_options(record, metrics)
-        print_trained_otherwise([], other)
+        other = describe_missing_options(record, metrics)
+        print_missing_options(other)
         missing = measure_missing(record, metrics, data_folders, splits, epochs, progress)
         if not missing and not other:
             console.print("  all requested metrics are already recorded")

@@ -222,6 +222,8 @@ def test_a_run_goes_on_with_the_options_that_it_began_with(
     options = description(only_cell(tmp_path / "multirun"))["config"]["callbacks"]
     assert options["loss_landscape"]["step_sizes"] == [0.1]
     assert "instead of" not in command_line(*arguments, f"{option}=[0.1]").stdout
+    sweep = command_line(*arguments, f"{option}=[0.5]", "-m").stdout
+    assert f"1 complete cell was {other}; these measure only during training" in sweep
 
 
 @pytest.mark.parametrize(
