@@ -73,6 +73,8 @@ def test_they_are_paired_and_shown(studies: Studies) -> None:
     text = "\n".join(compose_verdict(analysis))
     assert "is multiplied by 0.6" in text
     assert "at relative depth 67% with BatchNorm and 100% with no normalization" in text
+    rank = "the soft rank of the last layer (block04) is 2.5 with BatchNorm and 1 with no norm"
+    assert f"Before training, {rank}" in text
     page = render_page(analysis)
     assert "How far are classes separated in each layer?" in page
     assert "initial_orthogonality_gap" in page

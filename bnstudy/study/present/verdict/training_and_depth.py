@@ -11,6 +11,7 @@ from bnstudy.study.analysis import Analysis
 from bnstudy.study.depth import TUNNEL_SHARE
 from bnstudy.study.generalization import choose_mediators
 from bnstudy.study.load.pairs import match_pairs
+from bnstudy.study.present.labels import name_layer
 from bnstudy.study.present.verdict.wording import (
     NOT_SIGNIFICANT,
     find_results,
@@ -151,7 +152,7 @@ def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
 
 
 def describe_depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterator[str]:
-    """Describe the separation law and the start of the tunnel, on the training split.
+    """Describe the separation law, the tunnel and the rank before training, on the training split.
 
     Args:
         table: `Analysis.depth`.
@@ -180,4 +181,12 @@ def describe_depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterat
             f"at relative depth {tunnel.treatment_mean:.0%} with {name} and "
             f"{tunnel.baseline_mean:.0%} with {other}. The difference is "
             f"{format_difference(tunnel)}."
+        )
+    ranks = table[(table["metric"] == "initial_rank") & (table["n"] > 0)]
+    if len(ranks):
+        last: Any = next(ranks.sort_values("place_index", ascending=False).itertuples())
+        yield (
+            f"Before training, the soft rank of the last layer ({name_layer(last.place)}) is "
+            f"{last.treatment_mean:.3g} with {name} and {last.baseline_mean:.3g} with {other}. The "
+            f"difference is {format_difference(last)}."
         )
