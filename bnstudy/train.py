@@ -20,7 +20,7 @@ from bnstudy.training.processes import is_first_process
 def main() -> None:
     """Run the command line."""
     # With this variable Hydra raises its errors, so that `job` and `command_line` can explain them.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra accepts -m only before or after all overrides; here it may be anywhere.
     sys.argv[1:] = sorted(
         select_own_classes(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun")

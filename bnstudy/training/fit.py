@@ -11,6 +11,7 @@ from torch import nn
 
 from bnstudy.adapters.lightning_internals import end_child_processes_on_error
 from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
+from bnstudy.callbacks.optimization import OptimizationMetrics
 from bnstudy.config.targets import require_trusted
 from bnstudy.data import DataModule
 from bnstudy.representations.running_statistics import initial_share
@@ -104,9 +105,10 @@ def make_callbacks(
         calibration=data.calibration(),
     )
     record.description.add_directions(metrics.directions())
-    optimization = [instantiate(node) for node in config["callbacks"].values()]
-    recorder = Recorder(record, [metrics, *optimization], config["checkpoint_epochs"])
-    return [metrics, *optimization, recorder, progress]
+    added = [instantiate(node) for node in config["callbacks"].values()]
+    measuring = [callback for callback in added if isinstance(callback, OptimizationMetrics)]
+    recorder = Recorder(record, [metrics, *measuring], config["checkpoint_epochs"])
+    return [metrics, *added, recorder, progress]
 
 
 def quieten_lightning() -> None:

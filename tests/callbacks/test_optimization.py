@@ -297,3 +297,13 @@ def test_two_processes_find_the_same_as_one(
     assert values
     for key, value in values.items():
         assert value["ddp"] == pytest.approx(value["default"], rel=1e-2, abs=1e-4), key
+
+
+def test_any_callback_of_lightning_can_be_added(command_line: CommandLine, tmp_path: Path) -> None:
+    target = "lightning.pytorch.callbacks.Timer"
+    result = command_line(
+        *SMALL, "metrics=none", f"+callbacks.timer._target_={target}", "callbacks=[weight_norms]"
+    )
+    assert result.returncode == 0, result.stderr
+    recorded = description(only_cell(tmp_path / "multirun"))
+    assert set(recorded["config"]["callbacks"]) == {"timer", "weight_norms"}
