@@ -6,6 +6,7 @@ Processes that write figures only import Matplotlib, so that they start quickly.
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import matplotlib as mpl
 import numpy as np
@@ -80,6 +81,7 @@ def _save(figure: Figure, path: Path) -> list[str]:
     figure.set_layout_engine("none")  # keep the layout for all formats
     names = [f"{path.name}.{ending}" for ending in FORMATS]
     for name, ending in zip(names, FORMATS, strict=True):
-        with replacing(path.with_name(name)) as temporary:
+        with replacing(path.with_name(name)) as temporary, catch_warnings():
+            filterwarnings("ignore", message="Creating legend with loc")  # if a machine is busy
             figure.savefig(temporary, format=ending, dpi=300, metadata=WITHOUT_DATE[ending])
     return names
