@@ -63,6 +63,17 @@ class CannotWrite(UserError):
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `CannotWrite` for a path if the body fails to write it and the user can fix that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in CANNOT_WRITE:
+            raise CannotWrite(path, error) from error
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` if the body succeeds.
 
@@ -75,15 +86,12 @@ def replacing(path: Path) -> Iterator[Path]:
     # Not the process's number, which another host that shares the folder may have as well.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    except OSError as error:
-        if error.errno in CANNOT_WRITE:
-            raise CannotWrite(path, error) from error
-        raise
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

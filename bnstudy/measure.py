@@ -242,7 +242,7 @@ def measure_networks(arguments: Sequence[str]) -> None:
     words = [*options.words, *after]
     for name in names:
         if not all(name.partition(":")):
-            parser.error(f"{name}: it takes torchvision:NAME or package.module:function")
+            parser.error(f"{name}: expected torchvision:NAME or package.module:function")
     if not names:
         parser.error("name a network, such as torchvision:vgg16")
     config = compose_study([word for word in words if _is_override(word)])
@@ -408,7 +408,7 @@ def _selection(options: argparse.Namespace, data_folders: Mapping[str, Any]) -> 
 
 def _samples(text: str) -> int:
     if not text.isdecimal() or int(text) < MIN_SAMPLES:
-        raise argparse.ArgumentTypeError(f"{text}: it takes an integer of at least {MIN_SAMPLES}")
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least {MIN_SAMPLES}")
     return int(text)
 
 
@@ -418,7 +418,7 @@ def _gibibytes(text: str) -> float:
     except ValueError:
         budget = 0
     if not 0 < budget < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: it takes a number above 0")
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
     return budget
 
 
@@ -435,7 +435,7 @@ def _epochs(text: str) -> list[int]:
     try:
         return [int(epoch) for epoch in text.split(",")]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: it takes epochs such as 0,5") from error
+        raise argparse.ArgumentTypeError(f"{text}: expected epochs such as 0,5") from error
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.1 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: it takes a number of seconds of at least 0.1")
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of seconds of at least 0.1")
     return seconds
 
 

@@ -176,7 +176,7 @@ def test_a_budget_changes_no_number(command_line: CommandLine, tmp_path: Path) -
         ([STUDY, "metrics.sites=[output]"], ["metrics.sites", "conv, norm, act, features"]),
         ([STUDY, "metrics.memory_budget=0"], ["metrics.memory_budget=0", "above 0"]),
         ([STUDY, "seed=1"], ["seed=1", "only metrics=..."]),
-        ([STUDY, "--epochs", "last"], ["last: it takes epochs such as 0,5"]),
+        ([STUDY, "--epochs", "last"], ["last: expected epochs such as 0,5"]),
         (["metrics=full"], ["the folder of a run or of a study"]),
     ],
 )

@@ -41,7 +41,7 @@ def _explain(error: BaseException) -> str | None:
             case MissingConfigException(missing_cfg_file=str(missing), options=list(options)):
                 group, _, value = missing.rpartition("/")
                 extra = f"\nIt comes with pip install -e '.[{value}]'" * (value in EXTRAS)
-                return f"{group}={value} does not exist; it takes {', '.join(options)}{extra}"
+                return f"{group}={value} does not exist; expected {', '.join(options)}{extra}"
             case MissingConfigException(missing_cfg_file=str(missing)):  # an entry of a list
                 group, _, value = missing.rpartition("/")
                 options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))

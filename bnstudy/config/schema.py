@@ -600,5 +600,5 @@ def _explain(mistake: ErrorDetails) -> str:
                 "end of trainer.max_epochs, and is recorded at the end of each epoch"
             )
         case kind:
-            takes = mistake["msg"] if kind == NOT_ALLOWED else "keys, each with its value"
-            return f"{'.'.join(keys)}={mistake['input']} is not allowed; it takes {takes}"
+            expected = mistake["msg"] if kind == NOT_ALLOWED else "keys, each with its value"
+            return f"{'.'.join(keys)}={mistake['input']} is not allowed; expected {expected}"

@@ -301,7 +301,7 @@ class DataModule(L.LightningDataModule, ABC):
             name = self.class_names[int(present[sizes.argmin()])]
             raise UserError(
                 f"data.samples_per_class={samples_per_class}: the train split has {sizes.min()} "
-                f"samples of class {name}; it takes 1 to {sizes.min()}, or null for all"
+                f"samples of class {name}; expected 1 to {sizes.min()}, or null for all"
             )
         self.indices["train"] = self._choose("train", samples_per_class * len(present))
 

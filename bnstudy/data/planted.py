@@ -59,7 +59,7 @@ class PlantedGroups(ImageDataModule):
     ) -> None:
         if image_size is None:
             raise UserError(
-                "data.image_size=null is not allowed with data=planted: it takes an integer"
+                "data.image_size=null is not allowed with data=planted: expected an integer"
             )
         super().__init__(**options)
         self.classes = classes

@@ -104,7 +104,7 @@ class TorchvisionImages(ImageDataModule):
 
     def __init__(self, dataset: str, root: str, **options: Any) -> None:
         if dataset not in SOURCES:
-            raise UserError(f"data.dataset={dataset} is unknown; it takes {', '.join(SOURCES)}")
+            raise UserError(f"data.dataset={dataset} is unknown; expected {', '.join(SOURCES)}")
         super().__init__(**options)
         self.dataset = dataset
         self.root = root

@@ -43,7 +43,7 @@ class CNN(BlockStack):
             raise UserError(
                 f"model.depth={depth} has {stages} stages, each of which halves the image, but "
                 f"{height}x{width_of_image} images allow {possible}; "
-                f"it takes 1 to {possible * CONVOLUTIONS_PER_STAGE}"
+                f"expected 1 to {possible * CONVOLUTIONS_PER_STAGE}"
             )
         super().__init__(
             [int(width) * 2 ** (index // CONVOLUTIONS_PER_STAGE) for index in range(depth)],

@@ -42,7 +42,7 @@ def convnext(
     """
     blocks, rest = divmod(depth, sum(BLOCKS))
     if rest or not blocks:
-        raise UserError(f"model.depth={depth} is not allowed; model=convnext takes 6, 12, 18, ...")
+        raise UserError(f"model.depth={depth} is not allowed; expected 6, 12, 18, ...")
     channels = [scaled(number, width) for number in CHANNELS]
     counts = [blocks * number for number in BLOCKS]
     stages = [

@@ -124,7 +124,7 @@ def make_optimizer(
             "set optim.trainable=all"
         )
     if name not in OPTIMIZERS:
-        raise UserError(f"optim.name={name} is not known; it takes {', '.join(OPTIMIZERS)}")
+        raise UserError(f"optim.name={name} is not known; expected {', '.join(OPTIMIZERS)}")
     try:
         return OPTIMIZERS[name](_groups(parameters, recipe.decay_all), **options)
     except TypeError as error:

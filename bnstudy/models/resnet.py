@@ -109,7 +109,7 @@ class ResNet(nn.Sequential):
         if blocks < 1 or rest:
             nearest = max(blocks, 1) * 6 + 2
             raise UserError(
-                f"model.depth={depth} is not allowed; it takes 6n + 2, such as {nearest} or "
+                f"model.depth={depth} is not allowed; expected 6n + 2, such as {nearest} or "
                 f"{nearest + 6}"
             )
         if residual_init != "he" and not shortcuts:
@@ -126,7 +126,7 @@ class ResNet(nn.Sequential):
         channels, height, width_of_image = input_shape
         if min(height, width_of_image) < MIN_IMAGE_SIZE:
             raise UserError(
-                f"{height}x{width_of_image} images are too small for this network; it takes at "
+                f"{height}x{width_of_image} images are too small for this network; expected at "
                 f"least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}"
             )
         if (norm.name, norm.position) == ("instancenorm", "post"):

@@ -41,12 +41,12 @@ class VGG(BlockStack):
     ) -> None:
         if depth not in CONVOLUTIONS:
             allowed = ", ".join(map(str, CONVOLUTIONS))
-            raise UserError(f"model.depth={depth} is not allowed; model=vgg takes {allowed}")
+            raise UserError(f"model.depth={depth} is not allowed; expected {allowed} for model=vgg")
         _, height, width_of_image = input_shape
         if min(height, width_of_image) < MIN_IMAGE_SIZE:
             raise UserError(
                 f"{height}x{width_of_image} images are too small for model=vgg, which halves them "
-                f"five times; it takes at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}"
+                f"five times; expected at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}"
             )
         stages = CONVOLUTIONS[depth]
         super().__init__(

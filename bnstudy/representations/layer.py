@@ -207,10 +207,16 @@ class Layer:
         return sums
 
     def _multiply_in_float32(self) -> bool:
-        """Recompute `products` in float32 unless they already are; return whether recomputed."""
+        """Recompute `products` in float32 unless they already are; return whether recomputed.
+
+        What was computed from the former products is dropped, as its rounding errors are larger
+        than those that follow from the new ones.
+        """
         if self.products.multiplication == FLOAT32 or not self.can_read_activations:
             return False
         self._sums[Products] = self._compute_sums(Products, multiplication=FLOAT32)
+        for result in ("gram", "squared_distances"):
+            self.__dict__.pop(result, None)
         return True
 
     def release_activations(self) -> None:
@@ -526,8 +532,7 @@ class Layer:
             product_error = RMS_PRODUCT_ERROR * sums.multiplication.resolution * norm
             yield gram, product_error
             if self._multiply_in_float32():
-                sums = self.products
-                gram = sums.gram()
+                sums, gram = self.products, self.gram
         yield gram, error(gram.diagonal(), torch.float32)
         yield sums.gram(torch.float64), error(sums.residual_norms_squared, torch.float32)
         if self.can_read_activations:

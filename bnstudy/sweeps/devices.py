@@ -126,10 +126,10 @@ def make_slots(devices: Sequence[int | str] | None, per_device: int) -> list[Slo
         UserError: The options are not allowed, or a device is not there.
     """
     if devices is not None and not devices:
-        raise UserError("hydra.launcher.devices=[] is not allowed; it takes devices such as [0,1]")
+        raise UserError("hydra.launcher.devices=[] is not allowed; expected devices such as [0,1]")
     if per_device < 1:
         raise UserError(
-            f"hydra.launcher.per_device={per_device} is not allowed; it takes an integer of at "
+            f"hydra.launcher.per_device={per_device} is not allowed; expected an integer of at "
             "least 1"
         )
     from joblib import cpu_count  # those that this process may use

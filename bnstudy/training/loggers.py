@@ -170,5 +170,5 @@ def _mode() -> Mode:
         case None | "":
             pass
         case _:
-            raise UserError(f"WANDB_MODE={mode} is not known; it takes online, offline or disabled")
+            raise UserError(f"WANDB_MODE={mode} is not known; expected online, offline or disabled")
     return "online" if logged_in() else "offline"

@@ -46,7 +46,7 @@ def require_samples_for_folds(data: DataModule, metrics: dict[str, Any]) -> None
         most = f", or 2 to {smallest}" if smallest >= MIN_FOLDS else ""
         raise UserError(
             f"metrics.folds={folds}: each part takes a sample of every class, and {present}\n"
-            f"It takes 0{most}; a larger probe.{split} allows more where the split has more samples"
+            f"Expected 0{most}; a larger probe.{split} allows more where the split has more samples"
         )
     if folds * MIN_SAMPLES_TO_CLUSTER > smallest and is_first_process():
         console.print(

@@ -123,7 +123,7 @@ def test_a_value_that_is_not_allowed_is_refused(
     config: dict[str, Any], key: str, value: object, takes: str
 ) -> None:
     message = refusal(changed(config, key, value))
-    assert message.startswith(f"{key}={value} is not allowed; it takes {takes}")
+    assert message.startswith(f"{key}={value} is not allowed; expected {takes}")
     assert "\n" not in message
 
 

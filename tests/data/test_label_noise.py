@@ -46,7 +46,7 @@ def test_fewer_samples_of_each_class() -> None:
     assert set(few.indices["train"].tolist()) < set(more.indices["train"].tolist())
     assert set(few.probe_indices["train"].tolist()) <= set(few.indices["train"].tolist())
     assert few.facts()["train"] == 3 * few.num_classes
-    with pytest.raises(UserError, match=r"samples_per_class=100000: .* it takes 1 to \d+, or null"):
+    with pytest.raises(UserError, match=r"samples_per_class=100000: .* expected 1 to \d+, or null"):
         loaded(samples_per_class=100_000)
 
 

@@ -131,6 +131,20 @@ def test_products_are_exact_to_their_resolution(name: str) -> None:
     assert torch.equal(layer.products.residuals_gram, layer.products.residuals_gram.T)
 
 
+def test_neighbours_are_exact_whatever_was_computed_before() -> None:
+    """Samples that vary in 6 directions, with equal units, so that rounding errors add up."""
+    x = normal(500, 6, seed=1).repeat_interleave(200, 1)
+    exact = x.double()
+    distances = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distances.fill_diagonal_(torch.inf).topk(10, largest=False).indices.sort(1).values
+    layer = Layer(x, torch.zeros(len(x), dtype=torch.int64), precision="bfloat16x3")
+    _ = layer.squared_distances
+    assert layer.product_precision == "bfloat16x3"
+    _ = layer.spectrum
+    assert layer.product_precision == "float32"
+    assert torch.equal(layer.neighbours.indices.sort(1).values, nearest)
+
+
 def test_few_units_and_float32_are_not_split() -> None:
     cpu = torch.device("cpu")
     assert choose_multiplication("bfloat16x3", 1000, cpu) == SPLIT

@@ -275,7 +275,7 @@ def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) 
     result = command_line(*FOUR, "sweep.redo=some", "-m")
     assert result.returncode == 1
     assert (
-        result.stderr == "sweep.redo=some is not allowed; it takes failed, diverged, all, or null\n"
+        result.stderr == "sweep.redo=some is not allowed; expected failed, diverged, all, or null\n"
     )
     result = command_line(*QUICK, "sweep.redo=all")
     assert result.returncode == 1

@@ -153,8 +153,8 @@ def test_what_cannot_be_mapped_is_told(command_line: CommandLine, tmp_path: Path
         (("nowhere",), "nowhere: no run.json in it"),
         ((STUDY, "--epoch", "1"), "has the weights of epochs 0, 2"),
         ((STUDY, "--samples", "9999"), "the test split has 1000"),
-        ((STUDY, "--samples", "3"), "it takes an integer of at least 4"),
-        ((STUDY, "--memory-budget", "0"), "it takes a number above 0"),
+        ((STUDY, "--samples", "3"), "expected an integer of at least 4"),
+        ((STUDY, "--memory-budget", "0"), "expected a number above 0"),
         ((STUDY, "--memory-budget", "1e-4"), "is too small: measuring 1000 samples"),
     ):
         result = command_line("map", *arguments, main=measure.main)

@@ -190,7 +190,7 @@ class StudyRuns:
         if requested is not None and requested not in self.treatments:
             raise UserError(
                 f"baseline={requested} is not in {self.folder}; "
-                f"it takes {', '.join(self.treatments)}"
+                f"expected {', '.join(self.treatments)}"
             )
         return requested or self.treatments[0]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import bnstudy
 from bnstudy.errors import UserError
-from bnstudy.files import CannotWrite, replacing
+from bnstudy.files import replacing, writing
 from bnstudy.runs.paths import EMBEDDINGS, RECORD, TABLE
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.load.records import UNREADABLE
@@ -61,11 +61,9 @@ def write_report(
 
     output = output or folder / "report"
     inputs, parts, files = fingerprint(folder), _split_parts(StudyRuns.read(folder), output), []
-    try:
+    with writing(output):  # an error now, rather than in processes that draw
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWrite(output, error) from error
-    TemporaryFile(dir=output).close()  # raises an error now, rather than in processes that draw
+        TemporaryFile(dir=output).close()
     for study, place, apart in parts:
         analysis = Analysis(study, baseline)
         drawn = write_figures(draw_figures(analysis), place / "figures")
