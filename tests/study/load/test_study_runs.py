@@ -351,7 +351,7 @@ def test_the_baseline(studies: Studies) -> None:
     study = load(studies.folder)
     assert study.baseline() == "batchnorm"
     assert study.baseline("layernorm") == "layernorm"
-    with pytest.raises(UserError, match=r"baseline=none .* takes batchnorm, layernorm"):
+    with pytest.raises(UserError, match=r"baseline=none .* expected batchnorm, layernorm"):
         study.baseline("none")
 
 
