@@ -53,7 +53,7 @@ class RepresentationMetrics(L.Callback):
             measured.
         at_steps: Training steps after which to measure too, within an epoch; `log2` for the powers
             of 2 within the first epoch. Normalization layers then have the running statistics of
-            `calibration`, because their own still consist of initial values.
+            `calibration`, because early in training their own are close to the initial values.
         folds: Number of class-balanced parts of each probe set that are measured as well after the
             last epoch; 0 for none. Metrics of distances are computed from blocks of the Gram
             matrix, others from the activations if these are in memory; metrics that run the network
@@ -67,7 +67,7 @@ class RepresentationMetrics(L.Callback):
             classes; None for the probe set of the split `train`, or else the first probe set.
 
     Attributes:
-        rows: Rows of the latest measurement before or after an epoch.
+        rows: Rows of the latest measurement before training or after an epoch.
         step_rows: Rows measured within the latest epoch; their `epoch` is the number of completed
             epochs. They are not logged.
         fold_rows: (fold, row) of each value that was measured on one fold after the last epoch.
@@ -111,8 +111,9 @@ class RepresentationMetrics(L.Callback):
         self._is_last = False
         self.seconds = 0.0
         self.precisions: dict[str, set[str]] = {}
-        # The latest epoch, if it was not measured, or was measured without folds.
-        self._unmeasured_epoch: int | None = None
+        # The latest epoch, if it was not measured, or was measured without folds, and so has to be
+        # measured if training ends.
+        self._epoch_to_measure_at_end: int | None = None
         self._latest_step = -1  # the latest step within an epoch that was measured
         self._warned_reasons: set[str] = set()
 
@@ -122,7 +123,7 @@ class RepresentationMetrics(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure before the first step, unless the run is resumed."""
-        self._unmeasured_epoch, self._latest_step = None, -1
+        self._epoch_to_measure_at_end, self._latest_step = None, -1
         self._is_last, self.fold_rows = False, []
         if trainer.global_step == 0:
             self._measure_and_log(trainer, pl_module, epoch=0)
@@ -165,17 +166,17 @@ class RepresentationMetrics(L.Callback):
                 pl_module.log(name, values[name], logger=False, sync_dist=True)
             # If training stops early, this was the last epoch, and on_train_end measures it again
             # with folds.
-            self._unmeasured_epoch = epoch if self.folds and not self._is_last else None
+            self._epoch_to_measure_at_end = epoch if self.folds and not self._is_last else None
         else:
-            self._unmeasured_epoch = epoch
+            self._epoch_to_measure_at_end = epoch
         # With gradient accumulation, the next epoch begins at the same global step.
         self._latest_step = trainer.global_step
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the last epoch if it was not measured, or was measured without folds."""
-        if self._unmeasured_epoch is not None:
+        if self._epoch_to_measure_at_end is not None:
             self._is_last = True
-            self._measure_and_log(trainer, pl_module, self._unmeasured_epoch)
+            self._measure_and_log(trainer, pl_module, self._epoch_to_measure_at_end)
 
     def measure(self, module: nn.Module, epoch: int, step: int) -> list[Row]:
         """Compute every metric of every layer on every probe set."""

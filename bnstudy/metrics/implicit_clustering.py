@@ -103,7 +103,7 @@ def kmeans_ari(layer: Layer) -> float:
 
 
 def _best_k(layer: Layer) -> tuple[int, float]:
-    """Return the number of k-means clusters with the highest silhouette, and the latter."""
+    """Return the number of k-means clusters with the highest silhouette, and that silhouette."""
     if layer.num_samples <= 2:
         raise Undefined("there are fewer than 3 samples")
     most = min(MAX_CLUSTERS, layer.num_samples - 1)
@@ -152,7 +152,7 @@ def best_k(layer: Layer) -> float:
     source=f"k-means, k = 2 to {MAX_CLUSTERS}; Rousseeuw 1987",
 )
 def best_k_silhouette(layer: Layer) -> float:
-    """Highest silhouette of 2 to 30 k-means clusters."""
+    """Highest silhouette of k-means clusterings with 2 to 30 clusters."""
     return layer.shared(_best_k)[1]
 
 
@@ -164,7 +164,7 @@ def best_k_silhouette(layer: Layer) -> float:
     source="after Carbonnelle and De Vleeschouwer 2021",
 )
 def intraclass_silhouette(layer: Layer) -> float:
-    """Highest silhouette of 2 to 8 k-means clusters within a class, mean over classes.
+    """Highest silhouette of k-means with 2 to 8 clusters within a class, mean over classes.
 
     The value is high if classes split into groups. Classes with fewer than 3 samples, and classes
     whose samples are all the same, are left out.

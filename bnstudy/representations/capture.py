@@ -128,7 +128,7 @@ class _ChannelBlock:
 
 
 class _Pairs:
-    """Batches whose labels are int64, N."""
+    """Batches whose labels have type int64 and shape (N,)."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
@@ -175,7 +175,7 @@ def _inspect_first_batch(batches: _Pairs) -> tuple[int, Tensor]:
 
 
 def as_pair(batch: Any) -> Batch:
-    """Return a batch's inputs and its labels as int64, N.
+    """Return a batch's inputs and its labels, of type int64 and shape (N,).
 
     Raises:
         UserError: The batch is not a pair of a tensor and labels of classes.
@@ -228,22 +228,22 @@ def _split_channels(
 def _plan_passes(
     outputs: dict[Call, Output], samples: int, limit: float
 ) -> list[list[_ChannelBlock]]:
-    """Assign items to forward passes over the samples: first fit, largest item first."""
-    items: list[_ChannelBlock] = []
+    """Assign blocks of channels to forward passes over the samples: first fit, largest first."""
+    blocks: list[_ChannelBlock] = []
     for call, output in outputs.items():
-        items += _split_channels(call, output, samples, limit)
+        blocks += _split_channels(call, output, samples, limit)
     passes: list[list[_ChannelBlock]] = []
-    for item in sorted(items, key=lambda item: -item.bytes):
-        for held in passes:
-            if sum(other.bytes for other in held) + item.bytes <= limit:
-                held.append(item)
+    for block in sorted(blocks, key=lambda block: -block.bytes):
+        for together in passes:
+            if sum(other.bytes for other in together) + block.bytes <= limit:
+                together.append(block)
                 break
         else:
-            passes.append([item])
+            passes.append([block])
     order = {call: number for number, call in enumerate(outputs)}
-    for held in passes:
-        held.sort(key=lambda item: order[item.call])
-    return sorted(passes, key=lambda held: order[held[0].call])
+    for together in passes:
+        together.sort(key=lambda block: order[block.call])
+    return sorted(passes, key=lambda together: order[together[0].call])
 
 
 def _channel_bytes(output: Output) -> int:

@@ -356,8 +356,8 @@ class RunDescription(Part):
     def update_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """Update the configuration of a run that is resumed, so that it applies to all epochs.
 
-        Only metrics that both configurations name are kept. Each callback keeps its first options,
-        so that its numbers are comparable over all epochs.
+        Only metrics that both configurations name and measure alike are kept. Each callback keeps
+        its first options, so that its numbers are comparable over all epochs.
 
         Args:
             config: Resolved configuration.

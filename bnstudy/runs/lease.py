@@ -6,7 +6,8 @@ belongs to a dead worker, and the next worker takes over the folder.
 
 - Leases are numbered, `.lease.1`, `.lease.2`, ..., and only the newest one is valid. A worker takes
   over a folder by creating the file with the next number, exclusively: only one process succeeds.
-  Older files are kept, so that a slow worker cannot create a number that was already used.
+  Older files are kept, and released ones renamed, so that a slow worker notices that a number was
+  already used.
 - A worker *watches* a lease for `STALE_AFTER` seconds of its own clock to see whether it is
   renewed. Clocks of hosts are never compared, because they may differ or jump. A process on the
   same machine is looked up instead, which takes no time.
@@ -28,6 +29,7 @@ from typing import Any, Literal, TypeVar
 from bnstudy.errors import UserError
 from bnstudy.files import CANNOT_WRITE
 from bnstudy.terminal import console
+from bnstudy.terms import format_count
 
 RENEWAL_INTERVAL = 5.0  # seconds
 RETRY_DELAYS = (0.1, 1.0, 5.0)  # seconds between attempts after an error that may be transient
@@ -67,8 +69,9 @@ class Lease:
         """
         if self.is_lost or not self._renew():
             raise CellInUse(
-                f"{self.path.parent}: another process took over this cell, as this one did not "
-                f"renew its lease for {STALE_AFTER:.0f} s; the other process continues the run"
+                f"{self.path.parent}: this process no longer holds the cell, because its lease was "
+                f"not renewed for {STALE_AFTER:.0f} s and another process took over, or because "
+                "the folder was removed"
             )
 
     def release(self) -> None:
@@ -138,7 +141,7 @@ def find_renewed(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) 
     while waiting and time.monotonic() - began < seconds:
         time.sleep(0.2)
         now = {lease: _read_modification_time(lease) for lease in waiting}
-        # Modification times: 0 is unreadable, compare later; None is released.
+        # Modification times: 0 if unreadable now, to be compared later; None if released.
         renewed |= {lease for lease in waiting if now[lease] and now[lease] != first[lease] != 0}
         waiting -= renewed | {lease for lease in waiting if now[lease] is None}
         first |= {lease: now[lease] for lease in waiting if first[lease] == 0}
@@ -166,14 +169,14 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
                     unknown[lease] = folder
     if unknown:
         console.print(
-            f"Watching for {seconds:.0f} s whether workers on other machines are alive: "
-            f"{len(unknown)} cells"
+            f"Watching for {seconds:.0f} s whether the workers of "
+            f"{format_count(len(unknown), 'cell')}, on other machines or unknown, are alive"
         )
     return working | {unknown[lease] for lease in find_renewed(list(unknown), seconds)}
 
 
 def is_known_alive(worker: dict[str, Any]) -> bool | None:
-    """Check whether the worker of a lease is alive; None if it is on another machine."""
+    """Check whether the worker of a lease is alive; None if it is unknown or on another machine."""
     this_process = _this_process()
     if worker.get("machine") != this_process["machine"]:
         return None
@@ -201,7 +204,7 @@ def _acquire(folder: Path) -> Path:
         with file:
             json.dump(_this_process(), file)
             file.flush()
-            os.fsync(file.fileno())  # after a power failure, it would be an empty file
+            os.fsync(file.fileno())  # otherwise it could be empty after a power failure
         # Another process may have used and released this number.
         was_used = _retry(_released_path(path).exists)
     except OSError:

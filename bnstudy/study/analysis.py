@@ -34,7 +34,7 @@ class Analysis:
     Attributes:
         study: Study whose runs are comparable.
         baseline: Treatment that the others are compared with.
-        axes: Columns of `study.runs` at whose values effects are computed as well.
+        axes: Columns of `study.runs`; effects are also computed at each of their values.
 
     Raises:
         UserError: No run has ended, or there is no such treatment.

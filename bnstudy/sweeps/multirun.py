@@ -184,7 +184,9 @@ def summary(states: Sequence[State]) -> str:
     parts = [f"{complete} of {len(states)} cells complete"]
     parts[0] += f" ({count['diverged']} diverged)" if count["diverged"] else ""
     if count["not measurable"]:
-        parts[0] += f" ({count['not measurable']} without a checkpoint for all requested metrics)"
+        parts[0] += (
+            f" ({count['not measurable']} without checkpoints to measure the requested metrics)"
+        )
     always: tuple[State, ...] = ("to resume", "to run")
     shown: tuple[State, ...] = ("to measure", *always, "running elsewhere", "queued")
     parts += [f"{count[state]} {state}" for state in shown if count[state] or state in always]

@@ -15,7 +15,7 @@ from bnstudy.sweeps.grid import Cell
 
 
 class Planned(NamedTuple):
-    """Cell that a sweep is to run.
+    """Cell of a sweep's grid.
 
     Attributes:
         timing_key: Hash shared by cells with similar run times.

@@ -41,7 +41,9 @@ REPORT_PAGE = Path("report", "index.html")  # relative to the study's folder
 TIMEOUT = 30  # seconds per API request
 TIMEOUT_FACTOR = 10.0  # timeouts can be longer than in training, as nothing waits for a sync
 
-Outcome = Literal["uploaded", "already there", "not W&B's", "running", "damaged", "incomplete"]
+Outcome = Literal[
+    "uploaded", "already there", "not logged to W&B", "running", "damaged", "incomplete"
+]
 
 
 def sync(study: Path, project: str | None, entity: str | None) -> None:
@@ -140,7 +142,10 @@ def is_whole(run: "ServedRun | None", record: Record, status: str) -> bool:
 
 
 def _last_step(epochs: list[list[Row]], status: str) -> int:
-    """Compute W&B's step of a run's last row: the last epoch's, or the tables', one step later."""
+    """Compute W&B's step of a run's last row, that of the last epoch or that of the tables.
+
+    W&B's steps are twice the training steps, so that the tables come one step after the last epoch.
+    """
     if not epochs:
         return -1
     has_tables = status in FINISHED and any(
@@ -158,7 +163,7 @@ def _sync_cell(
         Outcome, and the path of the W&B run; None if there is no path to upload to.
     """
     if not (folders := CellPaths(cell).wandb_runs()):
-        return "not W&B's", None
+        return "not logged to W&B", None
     try:
         with Record.open(cell) as record:
             options = record.description.config.get("logger", {})

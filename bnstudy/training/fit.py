@@ -140,7 +140,7 @@ def warn_about_biased_statistics(network: nn.Module, epochs: int) -> None:
     if weight > MAX_INITIAL_WEIGHT and is_first_process():
         console.print(
             "norm.momentum: after the first epoch, the initial values (0 and 1) still had a weight "
-            f"of {weight:.0%} in the running mean and variance; measurements at that epoch are "
+            f"of {weight:.0%} in the running mean and variance; a measurement at that epoch is "
             "biased\nUse more batches per epoch (a smaller data.batch_size) or a larger "
             "norm.momentum",
             style="yellow",

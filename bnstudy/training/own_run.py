@@ -49,9 +49,9 @@ class Run:
         study: Name of the study.
         norm: Name of the normalization; two runs that differ only in it form a pair.
         seed: Seed of the run.
-        axes: Other settings that the runs of the study differ in. `depth`, `width` and `lr` have
-            columns of their own. `optim.momentum` is a key of the group `optim`; any other name
-            without a dot is a key of `model`.
+        axes: Other settings that the runs of the study differ in. `depth`, `width` and `lr` are
+            columns of the study's table of runs. `optim.momentum` is a key of the group `optim`;
+            any other name without a dot is a key of `model`.
         output_root: Folder of all studies.
         overwrite: Whether to replace a finished run.
 

@@ -184,7 +184,7 @@ def test_an_error_while_taking_a_folder_removes_no_lease_of_others(
 def test_who_was_taken_over_notices(tmp_path: Path) -> None:
     with hold_lease(tmp_path) as mine:
         (tmp_path / ".lease.2").write_text("{}")  # as another process does
-        with pytest.raises(CellInUse, match="another process took over this cell"):
+        with pytest.raises(CellInUse, match="this process no longer holds the cell"):
             mine.check()
     assert find_lease(tmp_path) == ({}, tmp_path / ".lease.2")
 

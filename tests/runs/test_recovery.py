@@ -251,7 +251,7 @@ def test_a_worker_that_was_taken_over_writes_nothing_more(
     monkeypatch.setattr(Recorder, "on_train_epoch_end", lose)
     result = command_line(*RUN)
     assert result.returncode == 1
-    assert "another process took over this cell" in result.stderr
+    assert "this process no longer holds the cell" in result.stderr
     cell = only_cell(tmp_path / "multirun")
     assert description(cell)["status"] == "running"  # the other one's now
     assert len(list((cell / "metrics").iterdir())) == 2

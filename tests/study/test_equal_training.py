@@ -84,14 +84,15 @@ def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> 
     assert equal["low"] < 0 < equal["high"]
     text = "\n".join(compose_verdict(analysis))
     assert (
-        "At equal training loss (6 pairs), runs with BatchNorm reach the common training loss "
-        "after 36% of their steps on average, runs with no normalization after 100%." in text
+        "At equal training loss (6 pairs), each run is compared where it first reaches the larger "
+        "of the two final training losses of its pair: runs with BatchNorm after 36% of their "
+        "steps on average, runs with no normalization after 100%." in text
     )
     assert (
         "At equal training accuracy and without adjustment for multiple tests, test accuracy has "
         "the same result as after the last epoch. The difference in silhouette in block01 (higher "
         "after the last epoch) is no longer significant. Over all metrics and layers, the results "
-        "of 1 of 1 single tests (higher, lower or not significant) change." in text
+        "of 1 of 1 tests (higher, lower or not significant) change." in text
     )
     page = render_page(analysis)
     assert "Paired differences at equal training loss and accuracy" in page
@@ -136,7 +137,10 @@ def test_a_study_without_any_common_loss_says_so(studies: Studies) -> None:
         add(studies, "batchnorm", seed, FAST, FAST)
         add(studies, "none", seed, [2.0, 2.5, 2.5, 2.5, 2.5, 2.5], FAST)
     text = "\n".join(compose_verdict(Analysis(load(studies.folder))))
-    words = "At equal training loss, none of 3 pairs is compared: 3 without a common training loss."
+    words = (
+        "At equal training loss, none of 3 pairs is compared: 3 without a training loss that both "
+        "runs reach."
+    )
     assert words in text
 
 

@@ -64,8 +64,9 @@ def paired_test(
     With 6 or more pairs, signs are flipped: under the null hypothesis, a difference d and -d are
     equally likely. p is the share of the sign flips whose mean is at least as far from 0 as the
     observed mean. With 6 to 16 pairs all flips are used; with more, 8,192 random flips, including
-    the identity. The only assumption is that the differences are distributed symmetrically about
-    their mean. The interval contains every value v for which the test of d - v does not reject.
+    the identity. It is assumed that pairs are independent, and that their differences are
+    distributed symmetrically about the mean. The interval contains every value v for which the test
+    of d - v does not reject.
 
     With 3 to 5 pairs, Student's t-test is used, which assumes normally distributed differences.
     With fewer pairs, nothing is tested.
@@ -76,9 +77,9 @@ def paired_test(
     two means, and the ends of the interval are quantiles of these means (subset means, as in
     Hartigan 1969, doi:10.1080/01621459.1969.10501057).
 
-    If all differences are equal, the interval is that point, because every flip moves their mean
-    closer to 0; if all are 0, p is 1. With fewer than 6 pairs they have neither p nor interval,
-    because their standard deviation is 0.
+    If all differences are equal to d, the interval is that point: for any other v, every flip moves
+    the mean of d - v closer to 0. If all are 0, p is 1. With fewer than 6 pairs, equal differences
+    have neither p nor interval, because their standard deviation is 0.
 
     Args:
         differences: Pairs x comparisons.

@@ -102,7 +102,7 @@ def _latex(
         caption += f"; runs of a pair also differ in {'; '.join(analysis.confounders)}"
     for treatment, runs in analysis.study.results.groupby("treatment"):
         if diverged := int((runs["status"] == "diverged").sum()):
-            caption += f"; {diverged} of {len(runs)} runs of {in_words(str(treatment))} diverged"
+            caption += f"; {diverged} of {len(runs)} runs with {in_words(str(treatment))} diverged"
     text: str = table.fillna("").to_latex(
         escape=True,
         multicolumn_format="c",

@@ -283,7 +283,7 @@ def test_what_went_wrong_is_on_it(studies: Studies) -> None:
     )
     html = render_page(Analysis(load(studies.folder)))
     assert "out of memory" in html
-    assert "1 of 2 runs of BatchNorm diverged" in html
+    assert "1 of 2 runs with BatchNorm diverged" in html
     assert "4 runs: 2 completed, 1 diverged, 1 failed" in html
 
 
@@ -365,7 +365,7 @@ def test_runs_at_chance_level_are_marked(studies: Studies) -> None:
         record.save()
     study = load(studies.folder)
     html = render_page(Analysis(study))
-    assert "2 of 3 runs of no normalization are at chance level" in html
+    assert "2 of 3 runs with no normalization are at chance level" in html
     assert list(study.runs["at_chance"]) == [True, True, False]
     assert html.count("its training accuracy is not clearly above chance") == 2
 

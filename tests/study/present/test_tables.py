@@ -81,7 +81,7 @@ def test_every_mean_has_its_n_and_what_diverged_is_told(studies: Studies) -> Non
     cells = [cell.strip(" \\") for cell in row.split("&")]
     assert cells[2:6] == [r"0.15 $\pm$ 0.129", "4", "0.2", "1 of 4"]
     assert cells[6:] == ["$-$0.2", "", "1 of 4"]
-    assert all("3 of 4 runs of no normalization diverged" in text for text in found.values())
+    assert all("3 of 4 runs with no normalization diverged" in text for text in found.values())
     assert all("nan" not in text for text in found.values())
 
 

@@ -41,8 +41,8 @@ def test_four_pairs_assume_normal_differences(studies: Studies) -> None:
     assert "With only 4 pairs, intervals and p-values come from Student's t-test, which" in text
     assert "An exact test needs at least 6 pairs: add 2 seeds for each norm." in text
     assert (
-        "By single intervals, unit_sparsity is lower with BatchNorm in 1 of 2 layers (block02). "
-        in text
+        "Without adjustment for multiple tests, unit_sparsity is lower with BatchNorm in 1 of 2 "
+        "layers (block02). " in text
     )
     assert (
         "Estimated probability that a run with BatchNorm has a higher test accuracy than one with "
@@ -140,8 +140,8 @@ def test_sentences_about_layers_are_about_their_activations(studies: Studies) ->
     assert places == ["block01", "block02", "classifier.features"]
     text = verdict(studies)
     assert (
-        "By single intervals, silhouette is higher with BatchNorm in 1 of 2 layers (block01)"
-        in text
+        "Without adjustment for multiple tests, silhouette is higher with BatchNorm in 1 of 2 "
+        "layers (block01)" in text
     )
     assert "over 24 runs, the granulated Kendall coefficient of silhouette with test" in text
     assert "2 of the 3 differences between BatchNorm and no normalization are significant" in text
@@ -206,7 +206,7 @@ def test_runs_without_results_are_counted(studies: Studies) -> None:
     studies.add("batchnorm", 2, status="failed")
     text = verdict(studies)
     assert "6 runs: 4 completed, 1 diverged, 1 failed." in text
-    assert "1 of 3 runs of no normalization diverged" in text
+    assert "1 of 3 runs with no normalization diverged" in text
     assert "1 of 6 runs has no results and is left out." in text
 
 
@@ -236,7 +236,7 @@ def test_layers_with_equally_strong_associations_are_all_named(studies: Studies)
         studies.add(norm, seed, layers=layers, accuracy=0.8 + 0.1 * change + 0.001 * seed)
     assert (
         "Clustering and test accuracy: over 8 runs, the granulated Kendall coefficient of "
-        "silhouette with test accuracy (compared runs differ only in the norm) is -1.00 in block01 "
+        "silhouette with test accuracy (between runs with different norms) is -1.00 in block01 "
         "and block02, +0.50 [-1.00, 1.00] in block03, +1.00 in block04. A coefficient without "
         "brackets has no confidence interval. Kendall's tau over all runs is " in verdict(studies)
     )
@@ -256,12 +256,12 @@ def test_of_many_layers_all_with_the_largest_coefficient_are_named() -> None:
         for number, granulated in enumerate((0.1, -0.8, 0.2, 0.8, 0.3, -0.7, -0.8), start=1)
     ]
     assert describe_association(rows, is_norm_axis=True) == (
-        "over 8 runs, the granulated Kendall coefficient of nc1 with test accuracy is largest in "
-        "absolute value in 3 of 7 layers: -0.80 in block02 and block07, +0.80 in block04. A "
-        "coefficient without brackets has no confidence interval. Kendall's tau over all runs is "
-        "-0.40 in block02 and block07, +0.40 in block04. Conditional mutual information is above "
-        "the 95th percentile under random permutation in 2 of these 3 layers (block04: 0.400 > "
-        "0.200, block07: 0.700 > 0.200)."
+        "over 8 runs, the granulated Kendall coefficient of nc1 with test accuracy is -0.80 in "
+        "block02 and block07, +0.80 in block04, and smaller in absolute value in the other 4 "
+        "layers. A coefficient without brackets has no confidence interval. Kendall's tau over all "
+        "runs is -0.40 in block02 and block07, +0.40 in block04. The conditional mutual "
+        "information of nc1 and test accuracy is above the 95th percentile under random "
+        "permutation in 2 of these 3 layers (block04: 0.400 > 0.200, block07: 0.700 > 0.200)."
     )
 
 
@@ -338,8 +338,8 @@ def test_networks_of_different_depth_are_compared_at_relative_depths(studies: St
         studies.add(norm, seed, f"model.depth={depth}", layers=layers, accuracy=accuracy)
     text = verdict(studies)
     assert (
-        "By single intervals, silhouette is higher with BatchNorm at 5 of 5 relative depths (depth "
-        in text
+        "Without adjustment for multiple tests, silhouette is higher with BatchNorm at 5 of 5 "
+        "relative depths (depth " in text
     )
     assert "The largest difference is at depth " in text
     assert "with test accuracy is " in text

@@ -39,8 +39,9 @@ def compose_verdict(analysis: Analysis) -> list[str]:
     if known["low"].notna().any():
         sentences.append(
             f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
-            f"brackets. A difference is significant if its p, or after adjustment its "
-            f"adjusted p, is at most {SIGNIFICANCE_LEVEL:.2g}."
+            "brackets. A difference is significant before adjustment if p, and after adjustment if "
+            f"adjusted p, is at most {SIGNIFICANCE_LEVEL:.2g}. p is adjusted for all tests of a "
+            "family: accuracy and loss, or the representations of one split."
         )
     for treatment in study.treatments_without(baseline):
         table = known[known["treatment"] == treatment]
@@ -61,13 +62,13 @@ def _describe_irregular_runs(study: StudyRuns) -> Iterator[str]:
         name = in_words(str(treatment))
         if diverged := int((runs["status"] == "diverged").sum()):
             yield (
-                f"{diverged} of {len(runs)} runs of {name} diverged. Diverged runs are "
+                f"{diverged} of {len(runs)} runs with {name} diverged. Diverged runs are "
                 "included wherever they have a value."
             )
         if stuck := int((runs["at_chance"] & (runs["status"] == "completed")).sum()):
             yield (
-                f"{stuck} of {len(runs)} runs of {name} {_is(stuck)} at chance level: the "
-                "training accuracy is not above that of guessing. They are included."
+                f"{stuck} of {len(runs)} runs with {name} {_is(stuck)} at chance level: the "
+                "training accuracy is not above that of guessing. Such runs are included."
             )
     repeated = study.runs[study.runs["duplicate_of"].notna()]
     if count := len(repeated):

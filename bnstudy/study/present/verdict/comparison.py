@@ -167,7 +167,7 @@ def _describe_metric(
         if significant := [row for row in tested if direction_of(row) == direction]:
             largest = find_largest(significant)
             yield (
-                f"By single intervals, {metric} is {direction} with {treatment} "
+                f"Without adjustment for multiple tests, {metric} is {direction} with {treatment} "
                 f"{format_places(rows, f'{len(significant)} of ')} "
                 f"({', '.join(name_layer(row.place) for row in significant)}). The largest "
                 f"difference is {format_place(largest)}: {format_difference(largest)}."

@@ -15,6 +15,7 @@ from bnstudy.study.present.labels import name_layer
 from bnstudy.study.present.verdict.wording import (
     format_difference,
     format_interval,
+    format_place,
     format_places,
     format_signed,
     join_words,
@@ -65,20 +66,24 @@ def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
         is_norm_axis: Whether the norm is one of the axes along which runs are compared.
     """
     listed = list(rows)
-    verb = "is"
     if len(rows) > MAX_LISTED_LAYERS:
         sizes = [f"{abs(row.granulated):.2f}" for row in rows]
         listed = [row for row, size in zip(rows, sizes, strict=True) if size == max(sizes)]
-        verb = f"is largest in absolute value {format_places(rows, f'{len(listed)} of ')}:"
+    others = [row for row in rows if row not in listed]
     coefficients = [
         f"{row.granulated:+z.2f}{format_interval(row.granulated_low, row.granulated_high, '.2f')}"
         for row in listed
     ]
-    axis = " (compared runs differ only in the norm)" if is_norm_axis and rows[0].axes == 1 else ""
+    axis = " (between runs with different norms)" if is_norm_axis and rows[0].axes == 1 else ""
     text = (
         f"over {_format_range([row.n for row in listed])} runs, the granulated Kendall coefficient "
-        f"of {rows[0].metric} with test accuracy{axis} {verb} {_list_places(listed, coefficients)}."
+        f"of {rows[0].metric} with test accuracy{axis} is {_list_places(listed, coefficients)}"
     )
+    if others:
+        several = len(others) > 1
+        places = format_places(others, "the other ") if several else format_place(others[0])
+        text += f", and smaller in absolute value {places}"
+    text += "."
     if not all(math.isfinite(row.granulated_low) for row in listed):
         text += " A coefficient without brackets has no confidence interval."
     if correlated := [row for row in listed if math.isfinite(row.tau)]:
@@ -94,18 +99,17 @@ def _describe_information(rows: Sequence[Any]) -> str:
         return ""
     above = [row for row in rows if row.cmi > row.cmi_null]
     percentile = "above the 95th percentile under random permutation"
+    information = f"The conditional mutual information of {rows[0].metric} and test accuracy"
     if len(rows) == 1:
         return (
-            f" Conditional mutual information is {rows[0].cmi:.3f}, {'' if above else 'not '}"
+            f" {information} is {rows[0].cmi:.3f}, {'' if above else 'not '}"
             f"{percentile} ({rows[0].cmi_null:.3f})."
         )
     values = ", ".join(
         f"{name_layer(row.place)}: {row.cmi:.3f} > {row.cmi_null:.3f}" for row in above
     )
     places = format_places(rows, f"{len(above) or 'none'} of these ")
-    return (
-        f" Conditional mutual information is {percentile} {places}{f' ({values})' * bool(above)}."
-    )
+    return f" {information} is {percentile} {places}{f' ({values})' * bool(above)}."
 
 
 def _format_range(numbers: Sequence[int]) -> str:

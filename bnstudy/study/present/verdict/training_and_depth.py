@@ -25,6 +25,12 @@ from bnstudy.study.present.verdict.wording import (
 )
 from bnstudy.terms import format_count
 
+# Values at which the two runs of a pair are compared, by criterion.
+COMMON_VALUES = {
+    "loss": "larger of the two final training losses",
+    "accuracy": "smaller of the two final training accuracies",
+}
+
 
 def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]:
     """Describe a treatment's differences at equal training loss and equal training accuracy.
@@ -58,9 +64,10 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         )
         yield (
             f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
-            f"{without}), runs with {name} reach the common training {criterion} after "
-            f"{first.used:.0%} of their steps on average, runs with {in_words(analysis.baseline)} "
-            f"after {first.baseline_used:.0%}.{accuracy}"
+            f"{without}), each run is compared where it first reaches the "
+            f"{COMMON_VALUES[criterion]} of its pair: runs with {name} after {first.used:.0%} of "
+            f"their steps on average, runs with {in_words(analysis.baseline)} after "
+            f"{first.baseline_used:.0%}.{accuracy}"
         )
         yield from _compare_results(criterion, effects, table, [*choose_mediators(study).values()])
 
@@ -68,7 +75,7 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
 def _count_left_out(criterion: str, diverged: int, apart: int) -> str:
     reasons = {
         "with a diverged run": diverged,
-        f"without a common training {criterion}": apart,
+        f"without a training {criterion} that both runs reach": apart,
     }
     return " and ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
@@ -82,7 +89,7 @@ def _has_curve(analysis: Analysis, metric: str) -> bool:
 def _compare_results(
     criterion: str, after_last_epoch: pd.DataFrame, at_equal: pd.DataFrame, metrics: Sequence[str]
 ) -> Iterator[str]:
-    """Describe which single tests have another result than after the last epoch."""
+    """Describe which tests have another result than after the last epoch."""
     last_epoch, equal_training = find_results(after_last_epoch), find_results(at_equal)
     compared = last_epoch.keys() & equal_training.keys()
     described = select_whole_model(at_equal, "test", "probe_accuracy")
@@ -109,8 +116,8 @@ def _compare_results(
         f"At equal training {criterion} and without adjustment for multiple tests, "
         f"{sentences[0]} {''.join(f'{text[:1].upper()}{text[1:]} ' for text in sentences[1:])}"
         "Over all metrics and layers, the results of "
-        f"{sum(last_epoch[key] != equal_training[key] for key in layers)} of {len(layers)} single "
-        "tests (higher, lower or not significant) change."
+        f"{sum(last_epoch[key] != equal_training[key] for key in layers)} of {len(layers)} tests "
+        "(higher, lower or not significant) change."
     )
 
 

@@ -61,12 +61,12 @@ def key_of(row: Any) -> tuple[str, str, str]:
 
 
 def result_of(row: Any) -> str:
-    """Return the result of a single test: higher, lower or not significant."""
+    """Return the result of a test without adjustment: higher, lower or not significant."""
     return direction_of(row) or NOT_SIGNIFICANT
 
 
 def find_results(table: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """Find the result of each single test, by `key_of`."""
+    """Find the result of each test without adjustment, by `key_of`."""
     tested = table[table["p"].notna()] if len(table) else table
     return {key_of(row): result_of(row) for row in tested.itertuples()}
 
