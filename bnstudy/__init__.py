@@ -2,7 +2,7 @@
 
 Use as a library: `capture` reads the layers of any network; `METRICS` and `evaluate` measure one
 layer, `SIMILARITIES` compare two; `recalibrate` computes the running statistics of BatchNorm layers
-in an untrained network; `StudyRecorder` (Lightning) and `Run` (any loop) make runs of a study from
+anew; `StudyRecorder` (Lightning) and `Run` (any loop) make runs of a study from
 your own training; `load` reads the runs of a study. docs/ describes the commands.
 """
 

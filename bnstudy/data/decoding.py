@@ -76,7 +76,7 @@ def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decode
 
 
 def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int, int]:
-    """Give all images of a file by `decode_files` 8 bits, and one channel or all of them three.
+    """Convert all images of a file by `decode_files` to 8 bits and one or three channels.
 
     Images have one channel if all are grey, and at least one is in a mode without colours. Those of
     16 bits are divided by a power of 2 that the largest value of all determines.

@@ -57,13 +57,13 @@ class Samples(Protocol):
 class DataModule(L.LightningDataModule, ABC):
     """Data module that makes the batches, probe sets and calibration batches of a run.
 
-    With the seed and the epoch, the order of the training samples is the same for every norm.
+    For a given seed and epoch, the order of the training samples is the same for every norm.
 
     Args:
         batch_size: Training samples in a batch, summed over the processes of a distributed run.
         seed: Seed; with the epoch it determines the order of the samples and the augmentation.
-        probe: Maximum number of samples of each split that are measured, all of a smaller split;
-            None for 5,000.
+        probe: Maximum number of samples of each split that are measured; None for 5,000. If a split
+            has fewer, all are measured.
         name: Name of the data in a run's identity, which does not contain the data set's path.
         validation: Share of each class of the training split that is held out as the validation
             split. All runs of a data set hold out the same samples, and the split `train` does not
@@ -209,7 +209,7 @@ class DataModule(L.LightningDataModule, ABC):
     def val_dataloader(self) -> list[Samples]:
         """Return the `evaluated_splits`, neither shuffled nor augmented.
 
-        With `limit_val_batches`, whose batches are the first ones, these are class-balanced.
+        With `limit_val_batches`, which takes only the first batches, these are class-balanced.
         """
         assert self.trainer is not None
         limit = self.trainer.limit_val_batches
@@ -295,7 +295,7 @@ class DataModule(L.LightningDataModule, ABC):
         }
 
     def _reduce(self, samples_per_class: int) -> None:
-        """Keep some training samples of each class; a larger number contains a smaller one's."""
+        """Keep some training samples of each class; of a larger number, they are a superset."""
         present, sizes = self._true_labels("train").unique(return_counts=True)
         if samples_per_class > sizes.min():
             name = self.class_names[int(present[sizes.argmin()])]

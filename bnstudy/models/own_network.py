@@ -106,7 +106,7 @@ def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> 
     if norm.position != "pre":
         raise UserError(
             f"norm.position={norm.position} is not possible with {name}: the norm has the "
-            f"position of the network's BatchNorm\nSet norm.position=pre, or: {advice}"
+            f"position of the layer that it replaces\nSet norm.position=pre, or: {advice}"
         )
     norms = [part for part in network.modules() if isinstance(part, _NORMS)]
     if not norms:

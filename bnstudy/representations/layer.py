@@ -37,12 +37,12 @@ Blocks = Iterable[tuple[Tensor, int]]
 NEIGHBOURS = 10
 # Upper bound of the rounding error of a squared distance, in units of resolution x error scale.
 ERROR_FACTOR = 4
-# If more than this fraction of pairs needs exact distances, float64 inner products are used instead
-# of pairwise differences.
+# If more pairs than this share of N x N need exact distances, float64 inner products are used
+# instead of pairwise differences.
 MAX_PAIR_FRACTION = 1 / 32
 MAX_SPECTRAL_ERROR = 1e-4  # rounding error of the sum of the singular values, relative to the sum
-# Root mean square of the rounding errors of inner products, in units of their resolution, which
-# bounds a single error. The errors of many units average out.
+# Root mean square of the rounding errors of inner products, relative to the bound of a single error
+# (the multiplication's resolution): errors average out over the units.
 RMS_PRODUCT_ERROR = 1 / 16
 
 
@@ -79,8 +79,8 @@ class Layer:
         labels: Integer class labels: N.
         tap: Place of the layer in its network.
         network: Network around the layer, for the metrics that use it.
-        precision: Precision of the operands of the N x N x D product: `float32`, or `auto` for the
-            fastest multiplication that is about as exact.
+        precision: Precision of the operands of the N x N x D product: `float32`; `auto` for the
+            fastest multiplication that is about as exact; or `bfloat16x3`, also where it is slower.
 
     Example:
         >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
@@ -209,8 +209,8 @@ class Layer:
     def _multiply_in_float32(self) -> bool:
         """Recompute `products` in float32 unless they already are; return whether recomputed.
 
-        What was computed from the former products is dropped, as its rounding errors are larger
-        than those that follow from the new ones.
+        The Gram matrix and the squared distances of the former products are dropped, because their
+        rounding errors are larger than those that follow from the new products.
         """
         if self.products.multiplication == FLOAT32 or not self.can_read_activations:
             return False
@@ -428,8 +428,8 @@ class Layer:
         scales = sums.error_scales
         scale = scales[rows, self.classes[columns]] + scales[columns, self.classes[rows]]
         # Squared distances below MIN_RELIABLE_RATIO x resolution x scale are exact, because they
-        # were computed from differences. Half of this limit is on the safe side where the limit was
-        # rounded differently there.
+        # were computed from differences. Half of this limit leaves a margin, as the limit may
+        # have been rounded differently there.
         is_exact = squared < MIN_RELIABLE_RATIO / 2 * sums.product_resolution * scale
         error = torch.where(is_exact, 0, ERROR_FACTOR * sums.product_resolution * scale)
         error = error + torch.finfo(torch.float32).eps * squared
@@ -465,7 +465,7 @@ class Layer:
     def spectrum(self) -> Tensor:
         """Eigenvalues of the centred Gram matrix, the largest first: float64, min(N, D).
 
-        If D < N, they are computed from the D x D scatter matrix. Eigenvalues below the rounding
+        If D <= N, they are computed from the D x D scatter matrix. Eigenvalues below the rounding
         error are set to 0.
         """
         (values,) = self._decomposed(lambda products: (torch.linalg.eigvalsh(products),))
@@ -510,7 +510,7 @@ class Layer:
         return [values.masked_fill(values < error, 0), *others]
 
     def _matrices(self) -> Iterator[tuple[Tensor, float]]:
-        """Yield the Gram matrix, or the scatter matrix if D < N, with increasing precision.
+        """Yield the Gram matrix, or the scatter matrix if D <= N, with increasing precision.
 
         Yields:
             Matrix, and the approximate error of its eigenvalues.

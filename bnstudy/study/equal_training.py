@@ -34,8 +34,8 @@ def compute_equal_training(
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
 
     Returns:
-        Table as returned by `compute_effects`, without loss and accuracy on whole splits, which are
-        not measured during training. Empty if the study has no probe loss. Further columns:
+        Table as returned by `compute_effects`, without loss and accuracy on whole splits, for which
+        most runs have no curve. Empty if the study has no probe loss. Further columns:
 
         - used, baseline_used: mean share of a run's training steps before the point of comparison;
         - diverged: number of pairs left out because a run diverged;
@@ -45,7 +45,7 @@ def compute_equal_training(
     keys, values = load_columns(study, every="step")
     steps = keys["step"].unique()
     keys = keys[keys["step"] == steps[0]].drop(columns="step").reset_index(drop=True)
-    # Whole splits are evaluated before training and after the last epoch alone.
+    # bnstudy.train evaluates whole splits only before training and after the last epoch.
     is_known = ~keys["metric"].isin(["loss", "accuracy"]).to_numpy()
     by_step = values.reshape(len(values), len(steps), len(keys))[:, :, is_known]
     keys = keys[is_known].reset_index(drop=True)

@@ -253,7 +253,7 @@ def split_axes(
 
     Args:
         arguments: Overrides of the command line. Choices are axes of the grid; intervals are
-            searched, and so are all keys of `params`.
+            searched, and so are the keys of `params` that have several values.
         params: Searched values by key.
 
     Returns:

@@ -152,7 +152,7 @@ def measure_checkpoints(
 def each_run(
     cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], what: str
 ) -> None:
-    """Process runs one after the other; print a mistake of the user's, and continue.
+    """Process runs one after the other; print a user's mistake, and continue.
 
     Args:
         cells: Folders of the runs.
@@ -219,7 +219,7 @@ def measure_cell(
 
 
 def _begin_table_again(record: Record, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Begin the lost table of a run again with its final numbers; each layer is still to measure.
+    """Recreate the lost table of a run with its final numbers; all layers must be measured again.
 
     Args:
         record: Record of a run that was trained to its end.

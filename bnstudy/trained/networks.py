@@ -76,7 +76,7 @@ class PreparedNetwork:
         trained: Network with its weights.
         data: Data, with the network's preprocessing.
         taps: Layers, in the order of computation.
-        is_classifier: Whether the outputs are the data's classes.
+        is_classifier: Whether the output is one logit for each class of the data.
     """
 
     trained: TrainedNetwork
@@ -89,7 +89,8 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
     """Load networks with their weights.
 
     Args:
-        names: `torchvision:NAME`, or `package.module:function` of a class or function.
+        names: `torchvision:NAME`, or `package.module:NAME` of a class or function that makes the
+            network.
         weights: `DEFAULT` for the weights that torchvision publishes; NAME=FILE for state
             dictionaries.
 
@@ -162,8 +163,9 @@ def prepare(networks: Sequence[TrainedNetwork], config: dict[str, Any]) -> list[
 def match_layers(networks: Sequence[PreparedNetwork]) -> list[dict[Tap, str]]:
     """Find names under which the layers of networks are compared, for each network.
 
-    Layers keep their names if all networks have the same ones. Otherwise they are numbered at each
-    site, as `layer01`: between VGG-16 with and without BatchNorm, names in `nn.Sequential` differ.
+    Layers keep their names if several networks all have the same ones. Otherwise they are numbered
+    at each site, as `layer01`: between VGG-16 with and without BatchNorm, names in `nn.Sequential`
+    differ.
     """
     layers = {tuple((tap.layer, tap.site) for tap in network.taps) for network in networks}
     if len(networks) > 1 and len(layers) == 1:

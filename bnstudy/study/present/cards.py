@@ -35,7 +35,7 @@ class Finding(NamedTuple):
         outcome: Test accuracy, sparsity or clustering.
         arrow: Symbol of its direction.
         direction: Where it is higher or lower.
-        size: Largest difference, with its interval.
+        size: Largest significant difference, or else the largest one, with its interval.
         detail: Metric and layer, or the two means.
         certainty: p-values, or why there are none, and the number of pairs.
     """
@@ -101,7 +101,7 @@ def _find(
     rows: Sequence[Any],
     at_equal_training: Mapping[str, Mapping[tuple[str, str, str], str]],
 ) -> Finding:
-    """Find the largest difference of an outcome.
+    """Find the largest significant difference of an outcome, or else the largest one.
 
     Args:
         outcome: Test accuracy, sparsity or clustering.

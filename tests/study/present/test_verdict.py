@@ -187,6 +187,39 @@ def test_a_difference_in_some_pairs_is_named_with_their_number(studies: Studies)
     assert f"Besides the norm, the runs of a pair differ in {expected}." in verdict(studies)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ("options of the norm", ("norm.momentum=0.5",)),
+        ("regularizer", ("regularizer=activation_l1",)),
+        ("norm and regularizer", ("norm=none", "regularizer=activation_l1")),
+    ],
+)
+def test_what_distinguishes_two_treatments_is_named(
+    studies: Studies, changed: str, words: tuple[str, ...]
+) -> None:
+    for seed in range(3):
+        layers = {"silhouette": [0.1 * seed]}
+        studies.add("batchnorm", seed, "norm.momentum=0.1", layers=layers)
+        layers = {"silhouette": [0.2 * seed + 0.1]}
+        studies.add(
+            "none" if "norm=none" in words else "batchnorm", seed, *words[-1:], layers=layers
+        )
+    assert f"The two runs of a pair differ only in the {changed}." in verdict(studies)
+
+
+def test_the_largest_difference_that_is_not_excluded_has_a_sign(studies: Studies) -> None:
+    for seed, difference in enumerate((-0.3, -0.2, 0.1, -0.1, 0.05, -0.25, -0.15, 0.02)):
+        studies.add("none", seed, layers={"silhouette": [0.1]})
+        studies.add("batchnorm", seed, layers={"silhouette": [0.1 + difference]})
+    row = Analysis(load(studies.folder)).overall_effects.set_index("metric").loc["silhouette"]
+    assert row["low"] < 0 < row["high"] < -row["low"]
+    assert (
+        "these pairs do not exclude a difference in silhouette as large as "
+        f"{row['low']:+.3g} (in block01)." in verdict(studies)
+    )
+
+
 def test_a_regularizer_of_another_strength_is_named(studies: Studies) -> None:
     for norm, strength in (("none", 0.1), ("batchnorm", 1)):
         words = ("regularizer=activation_l1", f"regularizer.strength={strength}")

@@ -33,15 +33,15 @@ def compose_verdict(analysis: Analysis) -> list[str]:
     if len(study.treatments) < 2:
         return [
             *sentences,
-            "There is nothing to compare, because all runs have the same norm and regularizer.",
+            "There is nothing to compare, because all runs with results have the same norm.",
         ]
     known = select_known(analysis.overall_effects)
     if known["low"].notna().any():
         sentences.append(
             f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
-            "brackets. A difference is significant before adjustment if p, and after adjustment if "
-            f"adjusted p, is at most {SIGNIFICANCE_LEVEL:.2g}. p is adjusted for all tests of a "
-            "family: accuracy and loss, or the representations of one split."
+            f"brackets. A difference is significant if p ≤ {SIGNIFICANCE_LEVEL:.2g}, and after "
+            f"adjustment if adjusted p ≤ {SIGNIFICANCE_LEVEL:.2g}. p is adjusted for all tests of "
+            "a family: accuracy and loss, or the representations of one split."
         )
     for treatment in study.treatments_without(baseline):
         table = known[known["treatment"] == treatment]

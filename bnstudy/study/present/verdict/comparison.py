@@ -112,8 +112,13 @@ def explain_missing_pairs(study: StudyRuns, treatment: str, baseline: str) -> st
 
 
 def _name_change(study: StudyRuns, treatment: str, baseline: str) -> str:
-    norms = study.results.groupby("treatment")["norm"].first()
-    return "norm" if norms[treatment] != norms[baseline] else "regularizer"
+    """Name what distinguishes two treatments: norm, regularizer, or only options of these."""
+    groups = ["norm", "regularizer"]
+    names = study.results.groupby("treatment")[groups].first()
+    if changed := [name for name in groups if names[name][treatment] != names[name][baseline]]:
+        return join_words(changed)
+    has_regularizer = names["regularizer"][treatment] != "none"
+    return f"options of the {'norm or regularizer' if has_regularizer else 'norm'}"
 
 
 def _describe_few_pairs(n: int, points: int) -> str:
@@ -181,10 +186,11 @@ def _describe_metric(
             f"{_describe_pairs_needed(largest, points)}"
         )
         widest = max(tested, key=_largest_compatible)
-        if math.isfinite(size := _largest_compatible(widest)):
+        if math.isfinite(_largest_compatible(widest)):
+            end = max(widest.low, widest.high, key=abs)
             yield (
-                f"At {CONFIDENCE:.0%} confidence, these pairs do not exclude differences in "
-                f"{metric} of up to ±{size:.3g} ({format_place(widest)})."
+                f"At {CONFIDENCE:.0%} confidence, these pairs do not exclude a difference in "
+                f"{metric} as large as {format_signed(end)} ({format_place(widest)})."
             )
 
 
