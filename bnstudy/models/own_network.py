@@ -102,7 +102,10 @@ def adapt(
 
 
 def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> None:
-    advice = "Let its constructor take `norm`, and make its layers by norm.layer(channels)"
+    advice = (
+        "Let its constructor take `norm`, and make its layers by norm.layer(channels), which "
+        "normalizes feature maps (N x C x H x W) only"
+    )
     if norm.position != "pre":
         raise UserError(
             f"norm.position={norm.position} is not possible with {name}: the norm has the "
@@ -139,5 +142,6 @@ def _run(network: nn.Module, name: str, input_shape: tuple[int, ...]) -> object:
         raise UserError(
             f"{name} does not take a batch of two {size} samples "
             f"({type(error).__name__}: {first_line(error)})\n"
-            "Let its constructor take input_shape, or choose other data"
+            "Let its constructor take input_shape, use norm.layer(channels) for feature maps "
+            "(N x C x H x W) only, or choose other data"
         ) from error
