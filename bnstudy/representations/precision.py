@@ -1,4 +1,4 @@
-"""Precision of matrix products: sums in float32, with the fastest operands that are exact enough.
+"""Matrix products with float32 sums, in the fastest operand precision that is accurate enough.
 
 Processors multiply numbers in bfloat16 several times faster than numbers in float32. A number in
 bfloat16 has only 8 significant bits, but the sum of two has 16: with x = high + low, the product
@@ -6,7 +6,8 @@ x y is high_x high_y + high_x low_y + low_x high_y to about 2^-17. Each of these
 in float32, in which they are summed (Henry, Tang and Heinecke 2019, arXiv 1904.06376). These
 operands are exact in TF32 as well, the precision of a GPU's tensor cores.
 
-With operands that are rounded to bfloat16 once, k-means of a trained layer finds other clusters.
+Operands that are merely rounded to bfloat16 are not accurate enough: k-means then finds other
+clusters in a trained layer.
 """
 
 import time
@@ -22,12 +23,12 @@ Precision = Literal["auto", "bfloat16x3", "float32"]
 
 MIN_UNITS = 1000  # with fewer units there is little to save
 CHUNK = 2**11  # units that are split at once
-TENSOR_CORES = (8, 0)  # compute capability from which GPUs multiply in TF32
-# Trial of the multiplications:
+MIN_TF32_CAPABILITY = (8, 0)  # compute capability from which GPUs multiply in TF32
+# Trial of split operands:
 MIN_SPEEDUP = 1.2
-NUM_TRIALS = 3
-TRIAL_SHAPE = (512, 4096)  # of the operand
-MAX_ERROR = 4e-6  # of a product, relative to the squared norm
+NUM_TRIALS = 4
+TRIAL_ROWS = {"cpu": 512, "cuda": 4096}
+TRIAL_UNITS = 4096
 
 BACKENDS: tuple[Any, ...] = (
     torch.backends.cuda.matmul,
@@ -46,7 +47,7 @@ class Multiplication(NamedTuple):
         name: Name in the record.
         settings: Precision of each of the `BACKENDS`.
         splits: Whether operands are split into sums of two numbers in bfloat16.
-        resolution: Largest relative error of a product.
+        resolution: Largest error of an inner product, relative to the squared norm of a row.
     """
 
     name: str
@@ -56,10 +57,6 @@ class Multiplication(NamedTuple):
 
 
 FLOAT32 = Multiplication("float32", FULL, False, torch.finfo(torch.float32).eps)
-# oneDNN may use bfloat16; where it does not, it can be faster than the default library.
-ONEDNN = Multiplication(
-    "float32 by oneDNN", ("ieee", "bf16", "ieee", "ieee"), False, FLOAT32.resolution
-)
 SPLIT = Multiplication("bfloat16x3", LOWER, True, 2**-17)
 
 
@@ -72,13 +69,13 @@ def in_float32(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def exact_operators() -> Iterator[None]:
-    """Multiply and convolve float32 in full, also on GPUs, which convolve in TF32 by default."""
+    """Multiply and convolve in full float32, also on GPUs, which convolve in TF32 by default."""
     with _set(FULL):
         yield
 
 
 def on_float64_device(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the CPU if its device has no float64, as Apple's MPS; else return it."""
+    """Copy a tensor to the CPU if its device has no float64 (Apple's MPS); else return it."""
     try:
         torch.zeros((), dtype=torch.float64, device=tensor.device)
     except (RuntimeError, TypeError):
@@ -90,8 +87,8 @@ def choose_multiplication(precision: Precision, units: int, device: torch.device
     """Choose the kind of multiplication for representations.
 
     Args:
-        precision: `auto` for the fastest; `bfloat16x3` also where it is slower.
-        units: Number of units.
+        precision: `auto` for the fastest, or `bfloat16x3` or `float32`.
+        units: Number of units; fewer than `MIN_UNITS` are always multiplied in float32.
         device: Device of the representations.
     """
     if precision == "float32" or units < MIN_UNITS:
@@ -109,18 +106,21 @@ def add_products(
 
     Args:
         totals: Matrix, N x N.
-        rows: N x units, of the same type.
+        rows: N x units, of the dtype of `totals`.
         tiles: Function that yields the rows and columns of the tiles for N.
         multiplication: Kind of multiplication.
     """
     with _set(multiplication.settings):
         for left, right in _split(rows) if multiplication.splits else [(rows, rows)]:
-            for across, down in tiles(len(rows)):
-                totals[across, down].addmm_(left[across], right[down].T)
+            for row_slice, column_slice in tiles(len(rows)):
+                totals[row_slice, column_slice].addmm_(left[row_slice], right[column_slice].T)
 
 
 def _split(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield operands that bfloat16 represents, whose products sum up to those of the rows."""
+    """Yield pairs of operands that bfloat16 represents exactly.
+
+    The sum of their products is that of the rows with themselves, to about 2^-17.
+    """
     for part in rows.split(CHUNK, dim=1):
         high = part.bfloat16().to(part.dtype)
         low = (part - high).bfloat16().to(part.dtype)
@@ -133,8 +133,9 @@ def _split(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def _set(settings: tuple[str, ...]) -> Iterator[None]:
     """Set the precision of float32 operators in `BACKENDS`.
 
-    torch's older functions, such as `torch.get_float32_matmul_precision`, raise where these options
-    have values that the older ones cannot express; the options always work.
+    These options are used because torch's older functions, such as
+    `torch.get_float32_matmul_precision`, raise an error if an option has a value that they cannot
+    express.
     """
     before = [_own_setting(backend) for backend in BACKENDS]
     try:
@@ -155,35 +156,40 @@ def _own_setting(backend: Any) -> str:
 
 @cache
 def _fastest(device: torch.device) -> Multiplication:
-    """Time the candidates; the fastest replaces float32 if it is clearly faster."""
-    if device.type == "cuda":
-        candidates = [SPLIT] if torch.cuda.get_device_capability(device) >= TENSOR_CORES else []
-    else:
-        has_units = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        candidates = [ONEDNN, SPLIT] if has_units else []
-    if not candidates:
+    """Choose split operands where a trial shows that they are faster and accurate; else float32.
+
+    They are tried on devices with matrix units for them. The speedup there is several-fold or
+    absent, so timing noise does not change the choice, and equal runs have equal results.
+    """
+    if not _has_matrix_units(device):
         return FLOAT32
-    operand = torch.randn(TRIAL_SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    operand = torch.randn(TRIAL_ROWS[device.type], TRIAL_UNITS, generator=generator).to(device)
     exact = operand.double() @ operand.double().T
-    seconds: dict[Multiplication, list[float]] = {
-        multiplication: [] for multiplication in (FLOAT32, *candidates)
-    }
-    for _ in range(NUM_TRIALS + 1):
+    error = (_multiply(operand, SPLIT) - exact).abs().max() / exact.diagonal().mean()
+    if not error <= SPLIT.resolution:
+        return FLOAT32
+    seconds: dict[Multiplication, list[float]] = {FLOAT32: [], SPLIT: []}
+    for _ in range(NUM_TRIALS):
         for multiplication, times in seconds.items():
-            found = torch.zeros_like(exact, dtype=operand.dtype)
-            _wait(device)
             started = time.perf_counter()
-            add_products(found, operand, _whole, multiplication)
+            _multiply(operand, multiplication)
             _wait(device)
             times.append(time.perf_counter() - started)
-            if (found - exact).abs().max() > MAX_ERROR * exact.diagonal().mean():
-                times[:] = [torch.inf]
-    least = {
-        multiplication: min(times[1:], default=torch.inf)
-        for multiplication, times in seconds.items()
-    }  # warm
-    best = min(candidates, key=least.__getitem__)
-    return best if MIN_SPEEDUP * least[best] < least[FLOAT32] else FLOAT32
+    return SPLIT if MIN_SPEEDUP * min(seconds[SPLIT]) < min(seconds[FLOAT32]) else FLOAT32
+
+
+def _has_matrix_units(device: torch.device) -> bool:
+    """Return whether a GPU multiplies in TF32, or a processor has AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= MIN_TF32_CAPABILITY
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def _multiply(operand: Tensor, multiplication: Multiplication) -> Tensor:
+    totals = operand.new_zeros(len(operand), len(operand))
+    add_products(totals, operand, _whole, multiplication)
+    return totals
 
 
 def _whole(size: int) -> Iterator[tuple[slice, slice]]:

@@ -1,7 +1,6 @@
 """Ways to multiply residuals, and the precision of torch's products."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,6 @@ from bnstudy.representations import Layer, capture
 from bnstudy.representations import precision as module
 from bnstudy.representations.precision import (
     FLOAT32,
-    ONEDNN,
     SPLIT,
     Multiplication,
     choose_multiplication,
@@ -156,52 +154,40 @@ def test_few_units_and_float32_are_not_split() -> None:
     assert layer.product_precision == "float32"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seconds", "chosen"),
+    ("has_units", "split_seconds", "rounds", "chosen"),
     [
-        ({FLOAT32: 3, ONEDNN: 2, SPLIT: 1}, SPLIT),
-        ({FLOAT32: 3, ONEDNN: 1, SPLIT: 2}, ONEDNN),
-        ({FLOAT32: 3, ONEDNN: 2.9, SPLIT: 2.8}, FLOAT32),
-        ({FLOAT32: 1, ONEDNN: 2, SPLIT: 3}, FLOAT32),
+        (True, 1, False, SPLIT),
+        (True, 1.9, False, FLOAT32),
+        (True, 1, True, FLOAT32),
+        (False, 1, False, FLOAT32),
     ],
+    ids=["faster", "hardly faster", "not exact", "no matrix units"],
 )
-def test_auto_takes_what_is_fastest_here(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[Multiplication, float], chosen: Multiplication
+def test_auto_splits_operands_only_where_that_is_faster_and_exact(
+    monkeypatch: pytest.MonkeyPatch,
+    has_units: bool,
+    split_seconds: float,
+    rounds: bool,
+    chosen: Multiplication,
 ) -> None:
+    seconds = {FLOAT32: 2, SPLIT: split_seconds}
     now, add_products = 0.0, module.add_products
 
-    def add_slowly(
+    def add_in_given_time(
         totals: Tensor, rows: Tensor, tiles: Any, multiplication: Multiplication
     ) -> None:
         nonlocal now
         now += seconds[multiplication]
+        if rounds:
+            rows = rows.bfloat16().float()
         add_products(totals, rows, tiles, multiplication)
 
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.setattr(module, "add_products", add_slowly)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units)
+    monkeypatch.setattr(module, "TRIAL_ROWS", {"cpu": 64})
+    monkeypatch.setattr(module, "add_products", add_in_given_time)
     monkeypatch.setattr(module.time, "perf_counter", lambda: now)
     assert module._fastest.__wrapped__(torch.device("cpu")) == chosen
-
-
-@pytest.mark.slow
-def test_auto_takes_no_way_that_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    add_products = module.add_products
-
-    def add_rounded(
-        totals: Tensor, rows: Tensor, tiles: Any, multiplication: Multiplication
-    ) -> None:
-        if (
-            multiplication != FLOAT32
-        ):  # as a processor does that rounds operands to bfloat16, in no time
-            totals += rows.bfloat16().float() @ rows.bfloat16().float().T
-        else:
-            add_products(totals, rows, tiles, multiplication)
-            time.sleep(0.5)
-
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.setattr(module, "add_products", add_rounded)
-    assert module._fastest.__wrapped__(torch.device("cpu")) == FLOAT32
 
 
 def state() -> tuple[str, ...]:
