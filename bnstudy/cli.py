@@ -25,8 +25,8 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
     Raises:
         SystemExit: The user made a mistake or pressed Ctrl+C.
     """
-    CannotWrite.otherwise = otherwise
     _ensure_home()
+    before, CannotWrite.otherwise = CannotWrite.otherwise, otherwise
     try:
         yield
     except KeyboardInterrupt:
@@ -36,6 +36,8 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
         if message is None:
             raise
         sys.exit(message)
+    finally:
+        CannotWrite.otherwise = before
 
 
 def _ensure_home() -> None:

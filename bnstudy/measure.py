@@ -448,7 +448,7 @@ def main() -> None:
                 measure_similarity(arguments)
         case ["network", *arguments]:
             again = "the same command measures what is missing"
-            with command_line(f"Interrupted; {again}", "output_root=FOLDER"):
+            with command_line(f"Interrupted; {again}"):
                 measure_networks(arguments)
         case ["map", *arguments]:
             again = "the same command continues with the interrupted run"
