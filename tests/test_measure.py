@@ -204,7 +204,7 @@ def test_a_run_that_cannot_be_measured_does_not_stop_the_others(
     with hold_lease(used):
         result = command_line(STUDY, "metrics.names=[hoyer]", main=measure.main)
     assert result.returncode == 1
-    assert "works in this cell" in result.stdout
+    assert "is working in this cell" in result.stdout
     assert "train it to its end first" in result.stdout
     assert "2 of 3 runs were not measured" in result.stderr
     assert {row["metric"] for row in make_rows(fine) if row["site"]} == {"hoyer"}

@@ -474,7 +474,7 @@ def test_a_second_process_neither_enters_nor_disturbs_a_cell(
         time.sleep(0.01)
     second = command_line(*SMALL, "metrics=none")
     assert second.returncode == 1
-    assert "works in this cell" in second.stderr
+    assert "is working in this cell" in second.stderr
     assert first.wait(timeout=120) == 0
     run = description(only_cell(tmp_path / "multirun"))
     assert run["status"] == "completed"

@@ -111,8 +111,8 @@ class RepresentationMetrics(L.Callback):
         self._is_last = False
         self.seconds = 0.0
         self.precisions: dict[str, set[str]] = {}
-        # The latest epoch, if it was not measured, or was measured without folds, and so has to be
-        # measured if training ends.
+        # The latest epoch, if it has to be measured again should training end now, because it was
+        # not measured, or was measured without folds.
         self._epoch_to_measure_at_end: int | None = None
         self._latest_step = -1  # the latest step within an epoch that was measured
         self._warned_reasons: set[str] = set()
@@ -140,13 +140,17 @@ class RepresentationMetrics(L.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Measure the step if it is due; the last of an epoch is left to `on_train_epoch_end`."""
+        """Measure the step if it is due and not the last of its epoch.
+
+        `on_train_epoch_end` measures after the last step if the epoch is due.
+        """
         step, epoch = trainer.global_step, trainer.current_epoch
         is_within = batch_idx + 1 < trainer.num_training_batches
         # With gradient accumulation, several batches share a global step, the first ones step 0.
         if is_within and step > max(0, self._latest_step) and self._is_due(step, epoch):
             self._latest_step = step
-            # New statistics for all layers: within an epoch, initial values still dominate theirs.
+            # Recalibrate all layers: early in training, running statistics are mostly the initial
+            # values.
             with recalibrated(pl_module, self.calibration), others_wait(trainer) as is_first:
                 if is_first:
                     self.step_rows += self.measure(pl_module, epoch, step)
@@ -182,7 +186,7 @@ class RepresentationMetrics(L.Callback):
         """Compute every metric of every layer on every probe set."""
         started = time.monotonic()
         rows: list[Row] = []
-        # Statistics only for layers that still have their initial ones.
+        # Calibrate only layers whose running statistics still have their initial values.
         with calibrated(module, self.calibration):
             for split, batches in self.probes.items():
                 rows += self._measure_split(module, split, batches, epoch, step)
@@ -204,7 +208,7 @@ class RepresentationMetrics(L.Callback):
         )
         for number, layer in enumerate(layers):
             if number == 0:
-                yield from _performance(layer, epoch, step, split)
+                yield from _measure_performance(layer, epoch, step, split)
             if not self.metrics:
                 return
             self.on_layer(f"measuring {layer.name}, {split}")
@@ -298,8 +302,8 @@ def _embed_gram(gram: Tensor, part: Tensor) -> Tensor:
     return points.float()
 
 
-def _performance(layer: Layer, epoch: int, step: int, split: str) -> list[Row]:
-    """Make the rows of loss and accuracy from the logits of the pass that read a layer."""
+def _measure_performance(layer: Layer, epoch: int, step: int, split: str) -> list[Row]:
+    """Make the rows of loss and accuracy from the logits of the pass that produced the layer."""
     logits = layer.network.logits if layer.network else None
     if logits is None:
         return []

@@ -1,8 +1,8 @@
 """Leases that limit a cell to one worker, on one host or several that share a file system.
 
 A worker holds the lease of its cell's folder: a file that names the process. A thread renews the
-lease by updating the file's modification time every few seconds. A lease that is no longer renewed
-belongs to a dead worker, and the next worker takes over the folder.
+lease by updating the file's modification time every few seconds. A worker whose lease is no longer
+renewed counts as dead, and the next worker takes over the folder.
 
 - Leases are numbered, `.lease.1`, `.lease.2`, ..., and only the newest one is valid. A worker takes
   over a folder by creating the file with the next number, exclusively: only one process succeeds.
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class CellInUse(UserError):
-    """Error: another process is working in the cell."""
+    """Error: another process is working in the cell, or its folder was removed."""
 
 
 class Lease:
@@ -51,7 +51,7 @@ class Lease:
         path: File of the lease.
 
     Attributes:
-        is_lost: Whether another process has taken over the folder.
+        is_lost: Whether another process has taken over the folder, or the folder was removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class Lease:
         """Verify that the lease is still held; call this before each write to the folder.
 
         Raises:
-            CellInUse: Another process has taken over the folder.
+            CellInUse: Another process has taken over the folder, or the folder was removed.
         """
         if self.is_lost or not self._renew():
             raise CellInUse(
@@ -141,7 +141,7 @@ def find_renewed(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) 
     while waiting and time.monotonic() - began < seconds:
         time.sleep(0.2)
         now = {lease: _read_modification_time(lease) for lease in waiting}
-        # Modification times: 0 if unreadable now, to be compared later; None if released.
+        # A time of 0: the file cannot be read now, compare later; None: the lease was released.
         renewed |= {lease for lease in waiting if now[lease] and now[lease] != first[lease] != 0}
         waiting -= renewed | {lease for lease in waiting if now[lease] is None}
         first |= {lease: now[lease] for lease in waiting if first[lease] == 0}
@@ -169,8 +169,8 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
                     unknown[lease] = folder
     if unknown:
         console.print(
-            f"Watching for {seconds:.0f} s whether the workers of "
-            f"{format_count(len(unknown), 'cell')}, on other machines or unknown, are alive"
+            f"Watching {format_count(len(unknown), 'cell')} for {seconds:.0f} s to see whether "
+            "their workers, which are unknown or on other machines, are alive"
         )
     return working | {unknown[lease] for lease in find_renewed(list(unknown), seconds)}
 
@@ -217,7 +217,7 @@ def _acquire(folder: Path) -> Path:
 
 
 def _newest(folder: Path) -> tuple[int, Path | None]:
-    """Return the newest lease's number, or 0, and its file, or None if it was released."""
+    """Return number and file of the newest lease; 0 if there is none, None if it was released."""
     leases = _retry(lambda: list(folder.glob(".lease.*")))
     newest = max(
         leases, key=lambda lease: (_number(lease), _released_path(lease) != lease), default=None
@@ -270,7 +270,7 @@ def _read(lease: Path) -> dict[str, Any]:
 
 
 def _in_use(folder: Path, lease: Path) -> CellInUse:
-    return CellInUse(f"{folder}: {_holder(lease)} works in this cell; wait for it, or stop it")
+    return CellInUse(f"{folder}: {_holder(lease)} is working in this cell; wait for it, or stop it")
 
 
 def _holder(lease: Path) -> str:

@@ -14,8 +14,8 @@ from bnstudy.sweeps.duration import timing_key
 from bnstudy.sweeps.grid import Cell
 
 
-class Planned(NamedTuple):
-    """Cell of a sweep's grid.
+class PlannedCell(NamedTuple):
+    """Entry of a plan: what is needed to estimate how long a cell takes.
 
     Attributes:
         timing_key: Hash shared by cells with similar run times.
@@ -26,28 +26,28 @@ class Planned(NamedTuple):
     epochs: int
 
 
-PLAN = TypeAdapter(dict[str, Planned])
+PLAN = TypeAdapter(dict[str, PlannedCell])
 
 
 def write_plan(study: Path, cells: Sequence[Cell]) -> None:
-    """Write the cells of a grid to the study's folder; the same grid overwrites its own plan.
+    """Write the cells of a grid to the study's folder; the same grid overwrites its plan.
 
     Args:
         study: Folder of the study.
         cells: Cells of the grid that belong to the study.
     """
     plan = {
-        cell.folder.name: Planned(timing_key(cell.config), cell.config["trainer"]["max_epochs"])
+        cell.folder.name: PlannedCell(timing_key(cell.config), cell.config["trainer"]["max_epochs"])
         for cell in cells
     }
-    mark = hashlib.sha256("\n".join(plan).encode()).hexdigest()[:16]
-    with replacing(study / ".sweeps" / f"{mark}.json") as temporary:
+    plan_id = hashlib.sha256("\n".join(plan).encode()).hexdigest()[:16]
+    with replacing(study / ".sweeps" / f"{plan_id}.json") as temporary:
         temporary.write_text(json.dumps(plan))
 
 
-def read_plans(study: Path) -> dict[str, Planned]:
-    """Read the planned cells of all sweeps over a study, by the name of the cell's folder."""
-    planned: dict[str, Planned] = {}
+def read_plans(study: Path) -> dict[str, PlannedCell]:
+    """Read the planned cells of all sweeps of a study, by the name of the cell's folder."""
+    planned: dict[str, PlannedCell] = {}
     for path in sorted((study / ".sweeps").glob("*.json")):
         # A damaged plan is ignored: plans are only used to display progress.
         with suppress(OSError, ValidationError):

@@ -162,5 +162,5 @@ def test_options_that_cannot_work_are_told(
     assert result.returncode == 1
     key = option.partition("=")[0]
     assert result.stderr.startswith(key.removesuffix(".test"))
-    assert f"takes {told}" in result.stderr
+    assert f"expected {told}" in result.stderr
     assert len(result.stderr.splitlines()) <= 2

@@ -78,7 +78,7 @@ def test_a_killed_workers_folder_is_free_at_once(tmp_path: Path) -> None:
     worker.start()
     while not find_lease(tmp_path / "cell"):
         time.sleep(0.01)
-    with pytest.raises(CellInUse, match=rf"process {worker.pid} on .* works in this cell"):
+    with pytest.raises(CellInUse, match=rf"process {worker.pid} on .* is working in this cell"):
         hold_lease(tmp_path / "cell").__enter__()
     assert worker.pid
     os.kill(worker.pid, signal.SIGKILL)

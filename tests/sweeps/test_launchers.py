@@ -61,4 +61,4 @@ def test_launchers_do_the_same(launcher: str, tmp_path: Path, command_line: Comm
         failing = command_line(*RUN, "hydra/launcher=joblib", "optim.lr=0.01,-1")
         assert failing.returncode == 1
         assert "2 of 4 cells complete" in failing.stdout
-        assert "2 of 4 cells are not finished: 2 failed" in failing.stderr
+        assert "2 of 4 cells failed:\noptim.lr=-1 is not allowed" in failing.stderr

@@ -27,7 +27,7 @@ def max_t_adjusted(
         pair_ids: Number of each pair of each part; a pair has the same sign in all parts. None:
             the parts have the same pairs.
         max_pairs_exact: Maximum number of pairs of the family for which all flips are used.
-        num_flips: Number of random flips otherwise, with the identity.
+        num_flips: Number of random flips otherwise, including the identity.
 
     Returns:
         Of each part, the adjusted p of each comparison; NaN where no pair has a value.

@@ -88,7 +88,7 @@ def paired_test(
             see `estimate_noise`.
         min_pairs_to_flip: Minimum number of pairs for sign flips.
         max_pairs_exact: Maximum number of pairs for which all flips are used.
-        num_flips: Number of random flips otherwise, with the identity.
+        num_flips: Number of random flips otherwise, including the identity.
 
     Returns:
         Arrays with one entry per comparison; NaN where there are too few pairs.

@@ -245,7 +245,7 @@ def test_of_one_pair_it_claims_nothing(studies: Studies) -> None:
     for norm, value in (("none", 0.1), ("batchnorm", 0.2)):
         studies.add(norm, layers={"silhouette": [value]}, accuracy=value)
     html = render_page(Analysis(load(studies.folder)))
-    assert "add 5 seeds for each norm" in html
+    assert "add 5 seeds for each treatment" in html
     assert "Rank correlations</h3>" not in html
     data = data_of(html)
     fields = data["effects"]["fields"]

@@ -39,7 +39,7 @@ def test_four_pairs_assume_normal_differences(studies: Studies) -> None:
     text = verdict(studies)
     assert "in 4 pairs of runs (4 seeds). The two runs of a pair differ only in the norm." in text
     assert "With only 4 pairs, intervals and p-values come from Student's t-test, which" in text
-    assert "An exact test needs at least 6 pairs: add 2 seeds for each norm." in text
+    assert "An exact test needs at least 6 pairs: add 2 seeds for each treatment." in text
     assert (
         "Without adjustment for multiple tests, unit_sparsity is lower with BatchNorm in 1 of 2 "
         "layers (block02). " in text
@@ -85,7 +85,7 @@ def test_one_or_two_pairs_support_no_claim(studies: Studies, seeds: int, more: s
     add_pairs(studies, seeds, effect=-0.3)
     text = verdict(studies)
     assert "values are shown but not tested" in text
-    assert f"at least 6 pairs: add {more} for each norm" in text
+    assert f"at least 6 pairs: add {more} for each treatment" in text
     assert "The difference in unit_sparsity ranges from -0." in text
     assert "Rank correlations of metrics with test accuracy need at least 5 runs" in text
     for claim in ("p =", "[", "higher", "lower", "the same way", "Kendall", "significant"):
@@ -97,6 +97,13 @@ def test_no_effect_is_reported_as_not_significant(studies: Studies) -> None:
     text = verdict(studies)
     assert "unit_sparsity does not differ significantly in any of the 2 layers" in text
     assert "the interval of every total effect contains 0" in text
+
+
+def test_a_single_layer_is_named(studies: Studies) -> None:
+    for seed, norm in itertools.product(range(4), ("none", "batchnorm")):
+        value = 0.5 + 0.01 * ((seed + (norm == "none")) % 2)
+        studies.add(norm, seed, layers={"unit_sparsity": [value]}, accuracy=0.8)
+    assert "unit_sparsity does not differ significantly in block01. The" in verdict(studies)
 
 
 @pytest.mark.slow

@@ -96,17 +96,18 @@ def describe_comparison(
 def explain_missing_pairs(study: StudyRuns, treatment: str, baseline: str) -> str:
     """Explain why a treatment is not compared with the baseline; "" if it is."""
     matched = match_pairs(study, treatment, baseline)
-    norms = f"{in_words(treatment)} and {in_words(baseline)}"
+    treatments = f"{in_words(treatment)} and {in_words(baseline)}"
     if matched.identical:
         return (
-            f"{norms} are not compared, because the two runs of every pair "
+            f"{treatments} are not compared, because the two runs of every pair "
             f"({format_count(matched.identical, 'pair')}) have identical values. The network "
             f"probably ignores the {_name_change(study, treatment, baseline)}."
         )
     if not len(matched.treatment):
         return (
-            f"{norms} are not compared, because they have no pair of runs. The two runs of a pair "
-            "share all settings except norm and regularizer."
+            f"{treatments} are not compared, because they have no pair of runs. The two runs of a "
+            "pair share the seed and all settings except the norm, the regularizer and options set "
+            "per norm."
         )
     return ""
 
@@ -128,7 +129,7 @@ def _describe_few_pairs(n: int, points: int) -> str:
     pairs, more = format_count(n, "pair"), math.ceil((MIN_PAIRS_TO_FLIP - n) / points)
     exact = (
         f"An exact test needs at least {MIN_PAIRS_TO_FLIP} pairs: add "
-        f"{format_count(more, 'seed')} for each norm."
+        f"{format_count(more, 'seed')} for each treatment."
     )
     if n < MIN_PAIRS_FOR_TEST:
         return f"With only {pairs}, values are shown but not tested. {exact}"
@@ -180,24 +181,25 @@ def _describe_metric(
             )
     if not any(map(direction_of, tested)):
         largest = find_largest(tested)
+        places = format_places(rows, "any of the ") if len(rows) > 1 else format_place(rows[0])
         yield (
-            f"{metric} does not differ significantly {format_places(rows, 'any of the ')}. The "
-            f"largest difference is {format_place(largest)}: {format_difference(largest)}."
+            f"{metric} does not differ significantly {places}. The largest difference is "
+            f"{format_place(largest)}: {format_difference(largest)}."
             f"{_describe_pairs_needed(largest, points)}"
         )
-        widest = max(tested, key=_largest_compatible)
-        if math.isfinite(_largest_compatible(widest)):
-            end = max(widest.low, widest.high, key=abs)
+        bounded = [row for row in tested if math.isfinite(row.low) and math.isfinite(row.high)]
+        if bounded:
+            farthest = max(bounded, key=lambda row: abs(_far_end(row)))
             yield (
                 f"At {CONFIDENCE:.0%} confidence, these pairs do not exclude a difference in "
-                f"{metric} as large as {format_signed(end)} ({format_place(widest)})."
+                f"{metric} as large as {format_signed(_far_end(farthest))} "
+                f"({format_place(farthest)})."
             )
 
 
-def _largest_compatible(row: Any) -> float:
-    """Return the largest size of a difference in the confidence interval; -inf without one."""
-    size = max(abs(row.low), abs(row.high))
-    return size if math.isfinite(size) else -math.inf
+def _far_end(row: Any) -> float:
+    """Return the end of the confidence interval that is farther from 0."""
+    return float(max(row.low, row.high, key=abs))
 
 
 def _describe_probability(row: Any, treatment: str, baseline: str) -> str:
