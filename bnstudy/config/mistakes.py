@@ -41,7 +41,9 @@ def _explain(error: BaseException) -> str | None:
             case MissingConfigException(missing_cfg_file=str(missing), options=list(options)):
                 group, _, value = missing.rpartition("/")
                 extra = f"\nIt comes with pip install -e '.[{value}]'" * (value in EXTRAS)
-                return f"{group}={value} does not exist; expected {', '.join(options)}{extra}"
+                near = difflib.get_close_matches(value, options)
+                like = f"; did you mean {' or '.join(near)}?" if near else ""
+                return f"{group}={value} does not exist; expected {', '.join(options)}{like}{extra}"
             case MissingConfigException(missing_cfg_file=str(missing)):  # an entry of a list
                 group, _, value = missing.rpartition("/")
                 options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
@@ -83,7 +85,7 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
         return f"{override}: {first_line(error)}"
     parent = error.parent_node
     allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
-    add = f", or add it to Lightning's with +{override}" if key.startswith("trainer.") else ""
+    add = f"\nTo add it to Lightning's, write +{override}" if key.startswith("trainer.") else ""
     return f"{override}: there is no such key; {hint(key.rpartition('.')[2], allowed)}{add}"
 
 
