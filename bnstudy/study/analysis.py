@@ -99,6 +99,15 @@ class Analysis:
             return []
         return sorted(map(int, self.study.results["depth"].unique()))
 
+    def find_depths(self, metric: str) -> list[int]:
+        """Find the depths at which a metric was measured in layers, on the training split."""
+        if not self.depths:
+            return []
+        means = self._averages_of_depths
+        is_there = (means["metric"] == metric) & (means["split"] == "train")
+        found = {*means.loc[is_there & (means["place_index"] > 0), "depth"]}
+        return [depth for depth in self.depths if depth in found]
+
     @cached_property
     def _averages_of_depths(self) -> pd.DataFrame:
         return compute_averages(self.study, by=["depth"])
@@ -133,7 +142,7 @@ class Analysis:
 
     @cached_property
     def _has_steps(self) -> bool:
-        count = "select (select count(distinct step) from steps) - count(distinct step) from rows"
+        count = "select (select count(*) from steps) - count(*) from rows"
         return bool(self.study.query(count).iloc[0, 0])
 
     @cached_property

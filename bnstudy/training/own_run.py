@@ -196,7 +196,7 @@ class Run:
             split: Split of the samples: `train` or `test`.
             metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
             sites: Sites of a layer: any of conv, norm, act and features.
-            step: Number of optimizer steps so far.
+            step: Number of optimizer steps so far; if it is always 0, epochs take its place.
             memory_budget: Memory for activations and distances between samples, in GiB.
 
         Returns:
@@ -237,7 +237,7 @@ class Run:
 
         Args:
             epoch: Number of epochs trained so far.
-            step: Number of optimizer steps so far.
+            step: Number of optimizer steps so far; if it is always 0, epochs take its place.
             numbers: Numbers by `<split>_<metric>`, such as train_loss or test_accuracy. Accuracies
                 are from 0 to 1.
 

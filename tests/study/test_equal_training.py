@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import bnstudy
 from bnstudy.runs.long_table import Row
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import compute_averages
@@ -105,6 +107,21 @@ def test_studies_without_a_probe_loss_have_no_such_comparison(studies: Studies) 
     analysis = Analysis(load(studies.folder))
     assert all(table.empty for table in analysis.equal_training.values())
     assert "equal training" not in "\n".join(compose_verdict(analysis))
+
+
+def test_runs_recorded_without_steps_are_compared_by_their_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for norm, losses in (("batchnorm", FAST), ("none", SLOW)):
+        with bnstudy.Run("mine", norm=norm, seed=0) as run:
+            for epoch, loss in enumerate(losses):
+                run.log(epoch=epoch, train_probe_loss=loss)
+    study = load("multirun/mine")
+    table = compute_equal_training(study, "loss")
+    assert table["used"].tolist() == pytest.approx([1.8 / 5])
+    assert table["baseline_used"].tolist() == [1]
+    assert Analysis(study).averages_by_step.empty  # nothing was measured within an epoch
 
 
 @pytest.mark.slow

@@ -111,8 +111,10 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, condition: str, has_st
     connection.execute(f"create table last as {LAST_COLUMNS} {last}")
     connection.execute(f"create table layers as {select_layers('last')}")
     connection.execute(f"create view final as {FINAL}")
+    # Epochs are the steps of runs that were recorded without steps.
     connection.execute(
-        "create view steps as select cell, step, split, layer, metric, value from rows "
+        "create view steps as "
+        "select cell, if(step = 0, epoch, step) as step, split, layer, metric, value from rows "
         f"{STEPS_OF_FILES if has_steps else ''}"
     )
 

@@ -130,7 +130,7 @@ class StudyRuns:
         - `layers`: cell, site, layer, position (from 1, among the layers of the site), layers
           (number at the site), relative_depth (0 for the first layer, 1 for the last);
         - `steps`: cell, step, split, layer, metric, value of `rows`, and of the measurements within
-          epochs;
+          epochs; the epoch is the step of runs that were recorded without steps;
         - `folds`: cell, fold, split, layer, metric, value on parts of the probe sets, after the
           last epoch;
         - `final`, the last epochs: the columns of both; values of the whole model have layer_index

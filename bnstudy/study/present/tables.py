@@ -62,7 +62,7 @@ def format_latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
     of_layers = {metric for split, metric in measured if split == "train"}
     for metric in choose_measured(METRICS, of_layers):
         yield f"layers-{metric}", _latex(analysis, (metric,), "train")
-        for depth in analysis.depths:
+        for depth in analysis.find_depths(metric):
             yield f"layers-{metric}-depth{depth}", _latex(analysis, (metric,), "train", depth)
 
 

@@ -1,5 +1,6 @@
 """The tables that a report writes."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.present import tables
+from bnstudy.study.present.figures import draw_figures
 from bnstudy.study.study import load
 from tests.study.studies import Studies
 
@@ -90,3 +92,33 @@ def test_without_a_second_norm_there_are_no_differences(studies: Studies) -> Non
     analysis = Analysis(load(studies.folder))
     assert set(tables.collect_tables(analysis)) == {"runs", "averages", "epochs"}
     assert all("difference" not in text for _, text in tables.format_latex_tables(analysis))
+
+
+@pytest.mark.parametrize("norms", [("none", "batchnorm"), ("batchnorm",)])
+def test_a_metric_that_was_measured_at_one_depth_only(
+    studies: Studies, norms: tuple[str, ...]
+) -> None:
+    """As after an interrupted measurement, or after another sweep with other metrics."""
+    for norm, seed, depth in itertools.product(("none", "batchnorm"), range(2), (2, 3)):
+        layers = {"unit_sparsity": [0.1 * seed] * depth}
+        if depth == 2 and norm in norms:
+            layers["silhouette"] = [0.1 + seed / 10, 0.2]
+        studies.add(norm, seed, f"model.depth={depth}", layers=layers)
+    analysis = Analysis(load(studies.folder))
+    found = dict(tables.format_latex_tables(analysis))
+    drawn = {name for name, _ in draw_figures(analysis)}
+    for names in (set(found), drawn):
+        assert {name for name in names if name.startswith("layers-silhouette")} == {
+            "layers-silhouette", "layers-silhouette-depth2"
+        }  # fmt: skip
+        assert {"layers-unit_sparsity-depth2", "layers-unit_sparsity-depth3"} <= names
+
+
+def test_layers_that_were_measured_on_the_test_split_only(studies: Studies) -> None:
+    studies.add("none", layers={"silhouette": [0.1]}, accuracy=0.5)
+    analysis = Analysis(load(studies.folder))
+    analysis.averages.loc[analysis.averages["place_index"] > 0, "split"] = "test"
+    assert {name for name, _ in draw_figures(analysis)} == {"performance"}
+    assert set(dict(tables.format_latex_tables(analysis))) == {
+        "performance-test", "performance-train"
+    }  # fmt: skip
