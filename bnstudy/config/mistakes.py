@@ -41,9 +41,8 @@ def _explain(error: BaseException) -> str | None:
             case MissingConfigException(missing_cfg_file=str(missing), options=list(options)):
                 group, _, value = missing.rpartition("/")
                 extra = f"\nIt comes with pip install -e '.[{value}]'" * (value in EXTRAS)
-                near = difflib.get_close_matches(value, options)
-                like = f"; did you mean {' or '.join(near)}?" if near else ""
-                return f"{group}={value} does not exist; expected {', '.join(options)}{like}{extra}"
+                allowed = "; ".join(filter(None, (", ".join(options), _suggest(value, options))))
+                return f"{group}={value} does not exist; expected {allowed}{extra}"
             case MissingConfigException(missing_cfg_file=str(missing)):  # an entry of a list
                 group, _, value = missing.rpartition("/")
                 options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
@@ -91,7 +90,10 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
 
 def hint(key: str, known: Sequence[str]) -> str:
     """Suggest similar keys for an unknown key, or else list the known keys."""
+    return _suggest(key, known) or f"there are {', '.join(known) or 'none'}"
+
+
+def _suggest(key: str, known: Sequence[str]) -> str:
+    """Suggest similar keys; "" if there are none."""
     near = difflib.get_close_matches(key, known)
-    return (
-        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
-    )
+    return f"did you mean {' or '.join(near)}?" if near else ""
