@@ -162,7 +162,7 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
     for folder in folders:
         if occupied := find_lease(folder):
             worker, lease = occupied
-            match is_known_alive(worker):
+            match is_alive(worker):
                 case True:
                     working.add(folder)
                 case None:
@@ -175,7 +175,7 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
     return working | {unknown[lease] for lease in find_renewed(list(unknown), seconds)}
 
 
-def is_known_alive(worker: dict[str, Any]) -> bool | None:
+def is_alive(worker: dict[str, Any]) -> bool | None:
     """Check whether the worker of a lease is alive; None if it is unknown or on another machine."""
     this_process = _this_process()
     if worker.get("machine") != this_process["machine"]:
@@ -187,7 +187,7 @@ def _acquire(folder: Path) -> Path:
     """Create the folder's next lease."""
     number, newest = _newest(folder)
     if newest:
-        alive = is_known_alive(_read(newest))
+        alive = is_alive(_read(newest))
         if alive is None:
             unknown = f"the unknown holder of {newest.name} (damaged file)"
             holder = _holder(newest) if _read(newest) else unknown

@@ -99,14 +99,15 @@ class Analysis:
             return []
         return sorted(map(int, self.study.results["depth"].unique()))
 
-    def find_depths(self, metric: str) -> list[int]:
-        """Find the depths at which a metric was measured in layers, on the training split."""
-        if not self.depths:
-            return []
-        means = self._averages_of_depths
-        is_there = (means["metric"] == metric) & (means["split"] == "train")
-        found = {*means.loc[is_there & (means["place_index"] > 0), "depth"]}
-        return [depth for depth in self.depths if depth in found]
+    @cached_property
+    def measured_depths(self) -> dict[str, list[int]]:
+        """Those of `depths` at which each metric of layers was measured on the training split."""
+        averages = self._averages_of_depths if self.depths else self.averages
+        in_layers = averages[(averages["place_index"] > 0) & (averages["split"] == "train")]
+        return {
+            str(metric): [depth for depth in self.depths if (rows["depth"] == depth).any()]
+            for metric, rows in in_layers.groupby("metric")
+        }
 
     @cached_property
     def _averages_of_depths(self) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from bnstudy.errors import UserError, first_line
-from bnstudy.runs.lease import STALE_AFTER, find_lease, is_known_alive
+from bnstudy.runs.lease import STALE_AFTER, find_lease, is_alive
 from bnstudy.runs.parts import Attempt
 from bnstudy.runs.paths import list_cells
 from bnstudy.runs.record import Record
@@ -166,7 +166,7 @@ def _running(folder: Path) -> tuple[str, float]:
     if occupied is None:
         return "interrupted", 0.0
     worker, lease = occupied
-    if is_known_alive(worker) is False:
+    if is_alive(worker) is False:
         return "interrupted", 0.0
     try:
         return "running", max(time.time() - lease.stat().st_mtime, 0.0)

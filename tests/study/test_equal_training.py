@@ -124,6 +124,17 @@ def test_runs_recorded_without_steps_are_compared_by_their_epochs(
     assert Analysis(study).averages_by_step.empty  # nothing was measured within an epoch
 
 
+def test_epochs_do_not_replace_single_steps_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with bnstudy.Run("mine", norm="none", seed=0) as run:
+        run.log(epoch=1, train_loss=2.0)
+        run.log(epoch=2, step=200, train_loss=1.0)
+    found = load("multirun/mine").query("select step, value from steps order by step")
+    assert found.values.tolist() == [[0, 2.0], [200, 1.0]]
+
+
 @pytest.mark.slow
 def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
     for norm, seed in itertools.product(("batchnorm", "none"), range(3)):

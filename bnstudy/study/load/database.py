@@ -112,9 +112,10 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, condition: str, has_st
     connection.execute(f"create table layers as {select_layers('last')}")
     connection.execute(f"create view final as {FINAL}")
     # Epochs are the steps of runs that were recorded without steps.
+    step = "if(max(step) over (partition by cell) = 0, epoch, step)"
     connection.execute(
         "create view steps as "
-        "select cell, if(step = 0, epoch, step) as step, split, layer, metric, value from rows "
+        f"select cell, {step} as step, split, layer, metric, value from rows "
         f"{STEPS_OF_FILES if has_steps else ''}"
     )
 

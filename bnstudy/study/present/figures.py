@@ -367,14 +367,12 @@ def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
         analysis: Analysis of the study.
     """
     plot = Plot(analysis)
-    averages = analysis.averages
-    of_layers = (averages["place_index"] > 0) & (averages["split"] == "train")
-    measured = set(averages.loc[of_layers, "metric"])
+    measured = analysis.measured_depths
     for family in FAMILIES.values():
         there = choose_measured(family, measured)
         for metric in there[:MAX_METRICS]:
             yield f"layers-{metric}", plot.layers(metric)
-            for depth in analysis.find_depths(metric):
+            for depth in measured[metric]:
                 yield f"layers-{metric}-depth{depth}", plot.layers(metric, depth=depth)
         for metric in there[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)

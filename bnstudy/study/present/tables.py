@@ -59,10 +59,9 @@ def format_latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
     for split in ("test", "train"):
         if not measured.isdisjoint({(split, "accuracy"), (split, "loss")}):
             yield f"performance-{split}", _latex(analysis, ("accuracy", "loss"), split)
-    of_layers = {metric for split, metric in measured if split == "train"}
-    for metric in choose_measured(METRICS, of_layers):
+    for metric in choose_measured(METRICS, analysis.measured_depths):
         yield f"layers-{metric}", _latex(analysis, (metric,), "train")
-        for depth in analysis.find_depths(metric):
+        for depth in analysis.measured_depths[metric]:
             yield f"layers-{metric}-depth{depth}", _latex(analysis, (metric,), "train", depth)
 
 
