@@ -14,6 +14,7 @@ from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
 from bnstudy.callbacks.optimization import OptimizationMetrics
 from bnstudy.config.targets import require_trusted
 from bnstudy.data import DataModule
+from bnstudy.representations.memory import retain_memory
 from bnstudy.representations.running_statistics import initial_share
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
@@ -49,6 +50,7 @@ def fit(record: Record, config: dict[str, Any], progress_console: Console) -> No
         progress_console: Console that shows the progress.
     """
     quieten_lightning()
+    retain_memory()
     checkpoint, epochs_done = resume_point(record) or (None, None)
     with record.attempt(environment(record.folder.parent)) as attempt, isolated_job():
         attempt.resumed_from_epoch = epochs_done

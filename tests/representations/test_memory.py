@@ -1,6 +1,8 @@
 """Reading of a network within a memory budget."""
 
 import math
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -197,3 +199,36 @@ def test_the_same_samples_are_recognized_however_they_are_divided(dtype: torch.d
         assert torch.equal(torch.cat([checksums(part) for part in images.split(size)]), whole)
     assert torch.equal(checksums(images.to(memory_format=torch.channels_last)), whole)
     assert (checksums(images.flip(3)) != whole).all()
+
+
+RETAIN = """
+import resource
+import torch
+from bnstudy.representations.memory import release_memory, retain_memory
+
+def faults(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(size)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+size = 10_000_000  # 40 MB
+default = faults(size)
+retain_memory()
+faults(size)
+print(default, faults(size), resident())
+release_memory()
+print(resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept_for_the_next_step_until_it_is_released() -> None:
+    run = subprocess.run([sys.executable, "-c", RETAIN], capture_output=True, text=True, check=True)
+    default, retained, before, after = map(int, run.stdout.split())
+    assert retained < default / 100
+    assert before - after > 35e6
