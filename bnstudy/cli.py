@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bnstudy.config.mistakes import explain
-from bnstudy.files import OTHER_FOLDER, CannotWrite
+from bnstudy.files import OTHER_FOLDER, CannotWrite, cannot_make_folder
 from bnstudy.terminal import console
 
 
@@ -25,6 +25,7 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
     Raises:
         SystemExit: The user made a mistake or pressed Ctrl+C.
     """
+    _require_working_folder()
     _ensure_home()
     before, CannotWrite.otherwise = CannotWrite.otherwise, otherwise
     try:
@@ -32,12 +33,22 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
     except KeyboardInterrupt:
         sys.exit(interrupted)
     except Exception as error:
+        if isinstance(error, OSError) and cannot_make_folder(error):  # of Hydra, for example
+            error = CannotWrite(error.filename, error)
         message = explain(error)
         if message is None:
             raise
         sys.exit(message)
     finally:
         CannotWrite.otherwise = before
+
+
+def _require_working_folder() -> None:
+    """End the process if its working folder was deleted, as relative paths have no meaning then."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        sys.exit("the working folder was deleted\nChange to an existing one with cd FOLDER")
 
 
 def _ensure_home() -> None:

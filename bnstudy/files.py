@@ -4,6 +4,7 @@ import errno
 import glob
 import os
 import secrets
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,13 +63,25 @@ class CannotWrite(UserError):
         )
 
 
+def cannot_make_folder(error: OSError) -> bool:
+    """Return whether an error was raised by making a folder.
+
+    The user can fix any such error, whatever its number: in /proc, for example, there is "no such
+    file" as the new folder.
+    """
+    return any(
+        frame.name in ("mkdir", "makedirs")
+        for frame in traceback.extract_tb(error.__traceback__)[-1:]
+    )
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise `CannotWrite` for a path if the body fails to write it and the user can fix that."""
     try:
         yield
     except OSError as error:
-        if error.errno in CANNOT_WRITE:
+        if error.errno in CANNOT_WRITE or cannot_make_folder(error):
             raise CannotWrite(path, error) from error
         raise
 

@@ -1,7 +1,8 @@
 """Terms that several packages share; this module imports nothing from bnstudy."""
 
+import difflib
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container
 from typing import Literal
 
 # Splits of every data set; representations are measured on both.
@@ -47,6 +48,22 @@ ZERO_METRICS = (
 def format_count(number: int, noun: str) -> str:
     """Format a number with its noun, such as 1 run or 2 runs."""
     return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def suggest(word: str, known: Collection[str], n: int = 3) -> str:
+    """Suggest similar known words, whatever their case, for an unknown one; "" if there are none.
+
+    Examples:
+        >>> suggest("cnn", ["CNN", "ResNet"])
+        'did you mean CNN?'
+        >>> suggest("cka", ["silhouette"])
+        ''
+    """
+    lower = {name.lower() for name in known}
+    near = difflib.get_close_matches(word.lower(), lower, n)
+    names = [name for match in near for name in known if name.lower() == match]
+    choice = " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+    return f"did you mean {choice}?" if names else ""
 
 
 def is_provided(target: object) -> bool:

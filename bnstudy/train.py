@@ -8,7 +8,7 @@ import hydra
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import select_own_classes
+from bnstudy.config.composition import require_one_option, select_own_classes
 from bnstudy.config.identity import START_TIME, register_resolvers
 from bnstudy.sweeps.grid import defer_to_jobs
 from bnstudy.sweeps.job import job
@@ -34,6 +34,7 @@ def main() -> None:
     # As a decorator it would replace `job`, which launchers could then not pickle.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     with command_line(128 + signal.SIGINT):
+        require_one_option(sys.argv[1:])
         try:
             hydra_main(job)()
         except KeyboardInterrupt:  # outside of a job: `job` handles those inside

@@ -172,7 +172,7 @@ def test_a_budget_changes_no_number(command_line: CommandLine, tmp_path: Path) -
     [
         (["nowhere"], ["nowhere: no run.json", "a run or of a study"]),
         ([STUDY, "metrics=most"], ["metrics=most", "default, fast, full"]),
-        ([STUDY, "metrics.names=[silhuette]"], ["silhuette; near: silhouette"]),
+        ([STUDY, "metrics.names=[silhuette]"], ["silhuette; did you mean silhouette"]),
         ([STUDY, "metrics.sites=[output]"], ["metrics.sites", "conv, norm, act, features"]),
         ([STUDY, "metrics.memory_budget=0"], ["metrics.memory_budget=0", "above 0"]),
         ([STUDY, "seed=1"], ["seed=1", "only metrics=..."]),

@@ -267,3 +267,7 @@ def test_a_place_that_cannot_be_written_is_told_with_this_commands_option(
     assert result.returncode == 1
     assert "--output FOLDER" in result.stderr
     assert "output_root" not in result.stderr
+    result = command_line(str(study.folder), "--output", "/proc/new", main=report.main)
+    assert result.returncode == 1
+    assert result.stderr.startswith("/proc/new: No such file or directory\n")
+    assert len(result.stderr.splitlines()) == 2

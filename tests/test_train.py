@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bnstudy import measure
+from bnstudy import measure, report, train
 from bnstudy.runs.long_table import SCHEMA
 from tests.conftest import DIVERGING, SMALL, CommandLine, description, only_cell
 
@@ -327,9 +327,11 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["data=cifar10", "data.root=."], ["CIFAR10", "data.root", "cifar-10-python.tar.gz"]),
         (["data=image_folder"], ["data.root is missing"]),
         (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere", "train/<class>/"]),
-        (["metrics.names=[silhouete]"], ["silhouete", "silhouette"]),
+        (["metrics.names=[silhouete]"], ["silhouete; did you mean silhouette"]),
+        (["metrics.names=[cka]"], ["no metric cka\n", "python -m bnstudy.metrics lists"]),
         (["norm=groupnorm", "norm.num_groups=3"], ["norm.num_groups=3", "16 channels"]),
         (["output_root=FILE"], ["FILE", "output_root=FOLDER"]),
+        (["output_root=/proc/new"], ["/proc/new", "output_root=FOLDER"]),
         (["study=a/b"], ["study=a/b", "folder"]),
         (["study=.."], ["study=..", "folder"]),
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
@@ -340,6 +342,11 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
         (["optim.nesterov=true", "optim.momentum=0", *SMALL], ["Nesterov", "optim.momentum=0"]),
         (["trainer.limit_val_batches=0.0001", *SMALL[-3:]], ["limit_val_batches", "Try at least"]),
         (["model._target_=nowhere.Net", *SMALL[2:]], ["nowhere.Net cannot be imported"]),
+        (["model._target_=bnstudy.models.CNNN", *SMALL[2:]], ["no CNNN; did you mean CNN"]),
+        (
+            ["+callbacks.mine._target_=bnstudy.callbacks.Hesian", *SMALL],
+            ["callbacks.mine._target_=bnstudy.callbacks.Hesian: ", "did you mean Hessian?"],
+        ),
         (["callbacks=[hesian]"], ["callbacks=[hesian]", "did you mean hessian?"]),
         (["study=", "-m"], ["study= is not allowed", "folder's name"]),
         (["output_root=", "-m"], ["output_root= is not allowed", "folder's path"]),
@@ -368,6 +375,28 @@ def test_a_mistake_is_told_in_two_lines(
     assert "interpolation" not in result.stderr
     assert "Error in call" not in result.stderr
     assert not list(tmp_path.glob("multirun/*"))
+
+
+def test_a_sweeps_folder_that_cannot_be_made_is_told(command_line: CommandLine) -> None:
+    result = command_line("output_root=/proc/new", "-m")
+    assert result.returncode == 1
+    assert result.stderr.startswith("/proc/new/")
+    assert "output_root=FOLDER" in result.stderr
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_deleted_working_folder_is_told(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (deleted := tmp_path / "deleted").mkdir()
+    monkeypatch.chdir(deleted)
+    deleted.rmdir()
+    for main in (train.main, report.main):
+        result = command_line("study", main=main)
+        assert result.returncode == 1
+        assert result.stderr.startswith("the working folder was deleted\n")
+        assert len(result.stderr.splitlines()) == 2
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.slow
@@ -565,6 +594,16 @@ def test_a_forgotten_multirun_is_told(sweep: str, command_line: CommandLine) -> 
         f"{sweep}: several values are a sweep, which bnstudy.train runs"
     )
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("norm=[batchnorm,none]",), ("norm=[batchnorm,none],none", "-m")]
+)
+def test_a_list_of_options_is_refused(words: tuple[str, ...], command_line: CommandLine) -> None:
+    result = command_line(*words)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"{words[0]}: expected one option\n")
+    assert len(result.stderr.splitlines()) == 2
 
 
 @pytest.mark.parametrize("words", [("",), ("norm=batchnorm,none", "", "-m")])

@@ -1,4 +1,4 @@
-"""Resolution of configurations to plain values, with open values filled in."""
+"""Command lines, and resolution of configurations to plain values with open values filled in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from bnstudy.config import CONFIG_FOLDER
 from bnstudy.errors import UserError
 from bnstudy.files import replacing
 from bnstudy.redaction import redact_values
@@ -41,6 +42,35 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
 
 
 OWN = "own"  # option of the groups `model` and `data` for classes of the user's
+
+
+def is_group(key: str) -> bool:
+    """Check whether a key is a config group of which one option is selected."""
+    return key != "callbacks" and (CONFIG_FOLDER / key).is_dir()
+
+
+def require_one_option(words: Sequence[str]) -> None:
+    """Refuse a list of options for a group of which one option is selected.
+
+    Args:
+        words: Words of the command line.
+
+    Raises:
+        UserError: A word sets such a group to a list.
+
+    Example:
+        >>> require_one_option(["norm=[batchnorm,none]"])
+        Traceback (most recent call last):
+        bnstudy.errors.UserError: norm=[batchnorm,none]: expected one option
+        For a run with each, write norm=batchnorm,none, and -m at the end of the command
+    """
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        if value.startswith("[") and is_group(group):
+            raise UserError(
+                f"{word}: expected one option\nFor a run with each, write "
+                f"{group}={value.strip('[]')}, and -m at the end of the command"
+            )
 
 
 def select_own_classes(words: Sequence[str]) -> list[str]:

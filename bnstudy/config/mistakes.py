@@ -1,6 +1,5 @@
 """Error messages for mistakes in a configuration."""
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -10,9 +9,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bnstudy.config import CONFIG_FOLDER
+from bnstudy.config.composition import is_group
 from bnstudy.errors import UserError, first_line
 from bnstudy.files import CANNOT_WRITE, CannotWrite
 from bnstudy.redaction import redact
+from bnstudy.terms import suggest
 
 # Hydra's messages about several values without -m.
 SEVERAL_VALUES = re.compile(
@@ -41,7 +42,7 @@ def _explain(error: BaseException) -> str | None:
             case MissingConfigException(missing_cfg_file=str(missing), options=list(options)):
                 group, _, value = missing.rpartition("/")
                 extra = f"\nIt comes with pip install -e '.[{value}]'" * (value in EXTRAS)
-                allowed = "; ".join(filter(None, (", ".join(options), _suggest(value, options))))
+                allowed = "; ".join(filter(None, (", ".join(options), suggest(value, options))))
                 return f"{group}={value} does not exist; expected {allowed}{extra}"
             case MissingConfigException(missing_cfg_file=str(missing)):  # an entry of a list
                 group, _, value = missing.rpartition("/")
@@ -58,9 +59,10 @@ def _explain(error: BaseException) -> str | None:
     if "" in sys.argv:
         return "an argument is empty, perhaps a shell variable that is not set; remove it"
     if sweep := SEVERAL_VALUES.match(str(error)):
+        is_list = "; a list is written in brackets, KEY=[...]"
         return (
-            f"{sweep[1]}: several values are a sweep, which bnstudy.train runs with -m at the end; "
-            "a list is written in brackets, KEY=[...]"
+            f"{sweep[1]}: several values are a sweep, which bnstudy.train runs with -m at the end"
+            f"{'' if is_group(sweep[1].partition('=')[0]) else is_list}"
         )
     return " ".join(str(error).split())
 
@@ -90,10 +92,4 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
 
 def hint(key: str, known: Sequence[str]) -> str:
     """Suggest similar keys for an unknown key, or else list the known keys."""
-    return _suggest(key, known) or f"there are {', '.join(known) or 'none'}"
-
-
-def _suggest(key: str, known: Sequence[str]) -> str:
-    """Suggest similar keys; "" if there are none."""
-    near = difflib.get_close_matches(key, known)
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    return suggest(key, known) or f"there are {', '.join(known) or 'none'}"

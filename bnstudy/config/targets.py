@@ -7,6 +7,8 @@ that the user has named on the command line of this process.
 
 import inspect
 import logging
+import pkgutil
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from traceback import extract_tb
 from typing import Any
@@ -16,8 +18,10 @@ from hydra.utils import get_object, instantiate
 
 from bnstudy.config.schema import Callbacks, Data, Model
 from bnstudy.errors import UserError, first_line
+from bnstudy.terms import suggest
 
 TARGET = "_target_"
+MAX_LISTED_NAMES = 5
 
 KNOWN: Mapping[str, Collection[str]] = {
     "model": Model.keys_of,
@@ -94,6 +98,8 @@ def _signature(group: str, target: str) -> inspect.Signature | None:
         function = get_object(target)
     except Exception as error:  # whatever its module raises
         cause = _first_cause(error)
+        if absent := _find_absent(target, cause):
+            raise UserError(f"{group}.{TARGET}={target}: {_explain_absent(*absent)}") from error
         todo = "Correct the name, or the error in its module"
         if isinstance(cause, ModuleNotFoundError):
             todo = "Run the command where Python finds that module, such as PYTHONPATH=FOLDER"
@@ -113,6 +119,47 @@ def _first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _find_absent(target: str, cause: BaseException) -> tuple[Any, str] | None:
+    """Return the module or class that was found, and the part of a target that it does not have.
+
+    Args:
+        target: Full name of a class or function.
+        cause: First cause of the failed import.
+
+    Returns:
+        None if the first module was not found, or if a module raised an error.
+    """
+    match cause:
+        case ModuleNotFoundError(name=str(path)) if f"{target}.".startswith(f"{path}."):
+            module, _, name = path.rpartition(".")
+            return (sys.modules[module], name) if module in sys.modules else None
+        case AttributeError(obj=type() as owner, name=str(name)) if name in target.split("."):
+            return owner, name
+    return None
+
+
+def _explain_absent(owner: Any, name: str) -> str:
+    """Explain that a module or class does not have a name, with the names that may be meant."""
+    kind, title = "module", owner.__name__
+    if isinstance(owner, type):
+        kind, title = "class", f"{owner.__module__}.{owner.__qualname__}"
+    package = title.partition(".")[0]
+    names = [
+        key
+        for key, value in inspect.getmembers(owner, callable)
+        if key[0] != "_" and str(getattr(value, "__module__", "")).startswith(package)
+    ]
+    modules = [module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", ()))]
+    known = [*names, *modules]
+    some = ", ".join(known[:MAX_LISTED_NAMES]) + ", ..." * (len(known) > MAX_LISTED_NAMES)
+    has = suggest(name, names) or suggest(name, modules)
+    has = has or f"it has {some or 'no classes or functions'}"
+    file = getattr(inspect.getmodule(owner), "__file__", None)
+    return (
+        f"the {kind} {title} has no {name}; {has}\nCorrect the name{f' ({file})' if file else ''}"
+    )
 
 
 def trust(targets: Iterable[str]) -> None:

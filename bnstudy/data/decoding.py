@@ -20,6 +20,7 @@ WHITE = 255
 
 # Remarks about images, printed once for a data set with the name of the first file.
 TRANSPARENT = "with transparency, shown on white"
+STRETCHED = "with another ratio of height to width, stretched"
 SEVERAL_FRAMES = "with several frames, of which the first is read"
 
 CHUNK = 500  # images that one task decodes, fewer if they are large
@@ -198,6 +199,8 @@ def _decode(path: Path, row: npt.NDArray[np.uint8]) -> Decoded:
     image, frames = _open(path)
     size = row.shape[1:]
     remarks: tuple[str, ...] = (SEVERAL_FRAMES,) if frames > 1 else ()
+    if abs(image.width * size[0] - image.height * size[1]) > max(image.size):
+        remarks += (STRETCHED,)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image)
         if image.format == "PPM":  # Pillow has already scaled the values to 16 bits

@@ -10,6 +10,7 @@ import torch
 from bnstudy.data.contents import Listing, absolute, list_images
 from bnstudy.data.decoding import (
     SEVERAL_FRAMES,
+    STRETCHED,
     TRANSPARENT,
     Decoded,
     decode_files,
@@ -130,7 +131,7 @@ class ImageFolder(ImageDataModule):
         copy.save((channels, *size), labels, tree.class_names)
 
     def _print_remarks(self, paths: Sequence[Path], decoded: Sequence[Decoded]) -> None:
-        for remark in (TRANSPARENT, SEVERAL_FRAMES):
+        for remark in (TRANSPARENT, SEVERAL_FRAMES, STRETCHED):
             if named := [
                 path for path, image in zip(paths, decoded, strict=True) if remark in image.remarks
             ]:

@@ -1,6 +1,5 @@
 """Registry of the metrics: declaration, evaluation and selection by name."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Literal, NamedTuple
 from bnstudy.errors import UserError
 from bnstudy.representations import Layer
 from bnstudy.representations.precision import in_float32
+from bnstudy.terms import suggest
 
 Direction = Literal["higher", "lower"]
 Invariance = Literal["rotation", "scale", "translation"]
@@ -193,13 +193,13 @@ def chosen(names: Iterable[str]) -> list[Metric]:
     """Look up metrics by name, without duplicates.
 
     Raises:
-        UserError: There is no metric of a name; the message lists similar names.
+        UserError: There is no metric of a name; the message suggests similar names.
     """
     for name in names:
         if name not in METRICS:
-            near = difflib.get_close_matches(str(name), METRICS) or sorted(METRICS)
+            near = suggest(str(name), METRICS)
             raise UserError(
-                f"metrics.names: there is no metric {name}; near: {', '.join(near)}\n"
+                f"metrics.names: there is no metric {name}{near and f'; {near}'}\n"
                 "python -m bnstudy.metrics lists all metrics; python -m bnstudy.measure similarity "
                 "computes those that compare two layers"
             )

@@ -1,7 +1,6 @@
 """torchvision's classifiers with exchangeable normalization layers."""
 
 import copy
-import difflib
 from collections import OrderedDict
 
 import torch
@@ -12,6 +11,7 @@ from torchvision.models.convnext import LayerNorm2d
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.normalization import Normalization
 from bnstudy.models.own_network import replace_norm_layers
+from bnstudy.terms import suggest
 
 
 class GreyToColour(nn.Module):
@@ -47,9 +47,11 @@ def torchvision_network(
     """
     names = models.list_models(module=models)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=5) or ["resnet18", "vgg11_bn"]
+        near = suggest(name, names, n=5)
         raise UserError(
-            f"model.name={name} is not one of torchvision's classifiers; near: {', '.join(near)}"
+            f"model.name={name} is not one of torchvision's classifiers; "
+            f"{near or 'expected a name such as resnet18 or vgg11_bn'}\n"
+            "torchvision.models.list_models(module=torchvision.models) lists them"
         )
     network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     replace_norms(network, name, norm)

@@ -1,6 +1,5 @@
 """Places in a network where representations are read, and hooks that read them."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from bnstudy.errors import UserError
 from bnstudy.representations.precision import exact_operators
-from bnstudy.terms import layer_label
+from bnstudy.terms import layer_label, suggest
 
 
 def _classes(*homes: ModuleType) -> tuple[type[nn.Module], ...]:
@@ -48,6 +47,7 @@ SITE_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
 }
 # Names of sigmoids in squeeze-and-excitation blocks, whose outputs scale other activations.
 GATES = ("gate", "scale_activation")
+MAX_LISTED_MODULES = 5  # in an error message
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Input of the last linear layer, for which neural collapse is defined.
 FEATURES = "features"
@@ -196,8 +196,11 @@ class Taps:
         """Raise NoSuchLayer if a pattern, given by the user as `key`, matches no module name."""
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in self.modules):
-                near = difflib.get_close_matches(pattern, self.modules) or list(self.modules)[:5]
-                raise NoSuchLayer(f"{key}: no module matches {pattern}; near: {', '.join(near)}")
+                some = [name for name in self.modules if name][:MAX_LISTED_MODULES]
+                more = ", ..." if len(some) < len(self.modules) else ""
+                near = suggest(pattern, self.modules)
+                names = near or f"the network has {', '.join(some)}{more}"
+                raise NoSuchLayer(f"{key}: no module matches {pattern}; {names}")
 
     def move_features(self, linear: str) -> None:
         """Read the site `features` at another linear layer, the last one that is called."""

@@ -376,7 +376,8 @@ def _raise_unfinished(cells: Sequence[Cell], unfinished: dict[int, Unfinished]) 
     elsewhere = count["running elsewhere"]
     counted = f"{count['failed']} failed, {count['lost']} lost their worker"
     counted += f", {elsewhere} still running elsewhere" if elsewhere else ""
+    repeat = "Remove the causes, then repeat" if count["failed"] else "Repeat"
     raise UserError(
         f"{len(unfinished)} of {len(cells)} cells are not finished: {counted}\n"
-        "Repeat the command to try them again"
+        f"{repeat} the command to try them again"
     )

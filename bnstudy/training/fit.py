@@ -5,14 +5,13 @@ import warnings
 from typing import Any
 
 import lightning as L
-from hydra.utils import instantiate
 from rich.console import Console
 from torch import nn
 
 from bnstudy.adapters.lightning_internals import end_child_processes_on_error
 from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
 from bnstudy.callbacks.optimization import OptimizationMetrics
-from bnstudy.config.targets import require_trusted
+from bnstudy.config.targets import make, require_trusted
 from bnstudy.data import DataModule
 from bnstudy.representations.memory import retain_memory
 from bnstudy.representations.running_statistics import initial_share
@@ -107,7 +106,7 @@ def make_callbacks(
         calibration=data.calibration(),
     )
     record.description.add_directions(metrics.directions())
-    added = [instantiate(node) for node in config["callbacks"].values()]
+    added = [make(f"callbacks.{name}", node) for name, node in config["callbacks"].items()]
     measuring = [callback for callback in added if isinstance(callback, OptimizationMetrics)]
     recorder = Recorder(record, [metrics, *measuring], config["checkpoint_epochs"])
     return [metrics, *added, recorder, progress]
@@ -125,6 +124,8 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     # Shown if SLURM is installed but the run is not a SLURM job.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
+    # The interval at which the loss of a step is logged counts the steps of all epochs here.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
 
 

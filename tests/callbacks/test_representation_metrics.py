@@ -211,7 +211,7 @@ def test_a_torchvision_network_is_measured() -> None:
 
 
 def test_an_unknown_metric_is_refused_at_once() -> None:
-    with pytest.raises(UserError, match="knn_purty; near: knn_purity"):
+    with pytest.raises(UserError, match="knn_purty; did you mean knn_purity"):
         RepresentationMetrics({}, ["knn_purty"])
 
 

@@ -1,11 +1,12 @@
 """Only what bnstudy provides, or the user has named, is called because a record names it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bnstudy.config import targets
-from bnstudy.config.targets import find_targets, require_trusted, trust
+from bnstudy.config.targets import find_targets, make, require_trusted, trust
 from bnstudy.errors import UserError
 
 CALL = {"_target_": "os.system", "_args_": ["true"]}
@@ -59,3 +60,39 @@ def test_what_the_user_names_is_trusted_by_its_whole_name() -> None:
     require_trusted({"model": own})
     with pytest.raises(UserError, match=r"mine\.Net\.os\.system"):
         require_trusted({"model": {"_target_": "mine.Net.os.system"}})
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("ownpack.nets.Nett", "the module ownpack.nets has no Nett; did you mean Net?"),
+        ("ownpack.nets.Nett.build", "the module ownpack.nets has no Nett; did you mean Net?"),
+        ("ownpack.nets.net", "the module ownpack.nets has no net; did you mean Net?"),
+        ("ownpack.nets.Xyzzy", "the module ownpack.nets has no Xyzzy; it has Net, build"),
+        ("ownpack.nest.Net", "the module ownpack has no nest; did you mean nets?"),
+        ("ownpack.Xyzzy", "the module ownpack has no Xyzzy; it has broken, needy, nets"),
+        ("ownpack.nets.Net.mak", "the class ownpack.nets.Net has no mak; did you mean make?"),
+        ("ownpak.nets.Net", "cannot be imported (ModuleNotFoundError: No module named 'ownpak')"),
+        ("ownpack.broken.Net", "cannot be imported (AttributeError: module 'math' has no"),
+        ("ownpack.needy.Net", "cannot be imported (ModuleNotFoundError: No module named 'absent'"),
+    ],
+)
+def test_a_misspelt_target_is_told_from_a_module_that_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, words: str
+) -> None:
+    (folder := tmp_path / "ownpack").mkdir()
+    for name, code in {
+        "__init__": "",
+        "broken": "import math\nmath.Net",
+        "needy": "import absent.part",
+        "nets": "from math import sqrt\nclass Net:\n    def make(self): ...\ndef build(): ...",
+    }.items():
+        (folder / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as raised:
+        make("data", {"_target_": target})
+    message = str(raised.value)
+    assert words in message
+    assert target in message
+    assert len(message.splitlines()) == 2
+    assert ("PYTHONPATH" in message) == ("ModuleNotFoundError" in message)

@@ -267,6 +267,19 @@ def test_an_orientation_is_applied(tree: Path) -> None:
     assert np.array_equal(image, np.rot90(upright, -1))
 
 
+@pytest.mark.parametrize(
+    ("size", "is_stretched"), [((24, 16), False), ((25, 17), False), ((24, 4), True)]
+)
+def test_an_image_that_is_stretched_is_reported(
+    tree: Path, capsys: Any, size: tuple[int, int], is_stretched: bool
+) -> None:
+    path = tree / "train" / "ant" / "other.png"
+    Image.new("RGB", size).save(path)
+    assert load(tree).data.images["train"].shape[2:] == (8, 12)
+    message = f"{path}: with another ratio of height to width, stretched"
+    assert (message in capsys.readouterr().out) == is_stretched
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB"])
 def test_what_is_transparent_is_white(tree: Path, capsys: Any, mode: str) -> None:
     ending = "tif" if mode == "PA" else "png"

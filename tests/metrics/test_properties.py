@@ -326,7 +326,7 @@ def test_a_metric_of_a_network_does_not_apply_to_a_layer_alone() -> None:
 
 
 def test_an_unknown_name_lists_the_near_ones() -> None:
-    with pytest.raises(UserError, match=r"davis_bouldin; near: .*davies_bouldin"):
+    with pytest.raises(UserError, match=r"davis_bouldin; did you mean .*davies_bouldin"):
         chosen(["silhouette", "davis_bouldin"])
 
 

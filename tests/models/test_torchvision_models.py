@@ -155,7 +155,12 @@ def test_every_convolution_and_activation_of_torchvisions_networks_is_read(
 @pytest.mark.parametrize(
     ("name", "norm", "words"),
     [
-        ("resnet81", "none", "resnet81 is not one of torchvision's classifiers; near: .*resnet18"),
+        (
+            "resnet81",
+            "none",
+            "resnet81 is not one of .*; did you mean .*resnet18",
+        ),
+        ("xyz", "none", "classifiers; expected a name such as resnet18 or vgg11_bn"),
         ("alexnet", "none", "alexnet has no normalization"),
         ("convnext_tiny", "evonorm_s0", "no activation follows the norms of model.name=convnext_"),
         ("densenet121", "groupnorm", "does not accept 28x28 images"),

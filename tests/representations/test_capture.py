@@ -98,8 +98,11 @@ def test_any_module_can_be_read() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((["blok02.act"], None), r"no module matches blok02.act; near: .*block02\.act"),
-        ((["block01.*", "xyz"], None), "no module matches xyz; near: block01"),
+        ((["blok02.act"], None), r"no module matches blok02.act; did you mean .*block02\.act"),
+        (
+            (["block01.*", "xyz"], None),
+            r"no module matches xyz; the network has block.*, \.\.\.$",
+        ),
         ((["pool02"], ["act"]), "no module of the network is at act"),
         ((None, ["nonsense"]), "no module of the network is at nonsense"),
     ],

@@ -240,7 +240,7 @@ def test_the_axis_can_be_given() -> None:
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
-        ({"atc": 1}, "channel_axis: no module matches atc; near: act"),
+        ({"atc": 1}, r"channel_axis: no module matches atc; did you mean act\?"),
         ({"act": 0}, r"channel_axis: 0 for act is not a channel axis of act, .*1 to 3"),
         ({"act": 4}, "channel_axis: 4 for act is not"),
         ({"act": -4}, "channel_axis: -4 for act is not"),

@@ -23,7 +23,7 @@ MIN_PAIRS_TO_FLIP = 6  # with fewer pairs, no p is 0.05 or less
 MAX_PAIRS_EXACT = 16  # with more pairs, flips are drawn at random
 NUM_FLIPS = 8_192  # number of random flips; a power of 2, so that no p is exactly 0.05
 
-ROUNDING = 1e-12  # relative; sums that differ by less are equal
+ROUNDING = 1e-12  # relative to the largest value; sums that differ by at most this are equal
 SIGN_FLIPS, STUDENT_T = "sign flips", "Student's t"
 
 
@@ -195,13 +195,12 @@ def _test_by_flips(
     # A value is not rejected if it lies between the two means of at least this many flips: its p is
     # then above 1 - confidence.
     min_flips = int((1 - confidence) * total) + 1
-    zero = np.maximum(noise, ROUNDING * np.nanmax(np.abs(differences), axis=0))
     results = np.empty((3, differences.shape[1]))
     size = max(1, MAX_NUMBERS // total)
     for start in range(0, differences.shape[1], size):
         columns = slice(start, start + size)
         below, above = _subset_means(differences[:, columns], flips)
-        contains_0 = (below <= zero[columns, None]) & (above >= -zero[columns, None])
+        contains_0 = (below <= noise[columns, None]) & (above >= -noise[columns, None])
         results[2, columns] = contains_0.sum(axis=1) / total
         below.partition(min_flips - 1, axis=1)
         above.partition(total - min_flips, axis=1)
@@ -209,7 +208,7 @@ def _test_by_flips(
         results[1, columns] = above[:, total - min_flips]
     low, high, p = results
     for end in (low, high):  # round to 0 the means that count as 0 for p
-        end[np.abs(end) <= zero] = 0
+        end[np.abs(end) <= noise] = 0
     return low, high, p
 
 
@@ -217,7 +216,8 @@ def _subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, Fl
     """Compute the mean of the flipped pairs and of the other pairs, comparisons x flips.
 
     The smaller of the two means is returned first, then the larger. If one of the two groups has no
-    pairs, as with the identity, the means are -inf and inf: every value lies between them.
+    pairs, as with the identity, the means are -inf and inf: every value lies between them. A mean
+    is 0 if flipping the signs of its pairs changes the sum over all pairs by a rounding error only.
     """
     known = np.isfinite(differences)
     values = np.where(known, differences, 0).T
@@ -233,9 +233,13 @@ def _subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, Fl
     others = masks.sum(axis=1)[:, None] - counts
     if len(masks) > 1:
         counts, others = counts[mask_of_column], others[mask_of_column]
+    other_sums = values.sum(axis=1)[:, None] - sums
+    error = ROUNDING / 2 * np.abs(values).max(axis=1)[:, None]  # flipping changes it by twice a sum
+    for either in (sums, other_sums):
+        either[np.abs(either) <= error] = 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        outside = (values.sum(axis=1)[:, None] - sums) / others
         inside = np.divide(sums, counts, out=sums)
+        outside = np.divide(other_sums, others, out=other_sums)
     below = np.minimum(inside, outside)
     above = np.maximum(inside, outside, out=outside)
     is_identity = (counts == 0) | (others == 0)

@@ -16,6 +16,7 @@ from bnstudy.study.present.verdict.wording import (
     find_results,
     format_interval,
     format_signed,
+    is_significant,
     key_of,
     result_of,
     select_known,
@@ -35,7 +36,8 @@ class Finding(NamedTuple):
         outcome: Test accuracy, sparsity or clustering.
         arrow: Symbol of its direction.
         direction: Where it is higher or lower.
-        size: Largest significant difference, or else the largest one, with its interval.
+        size: Largest significant difference, or else the largest one that is significant before
+            adjustment, or else the largest one, with its interval.
         detail: Metric and layer, or the two means.
         certainty: p-values, or why there are none, and the number of pairs.
     """
@@ -101,7 +103,7 @@ def _find(
     rows: Sequence[Any],
     at_equal_training: Mapping[str, Mapping[tuple[str, str, str], str]],
 ) -> Finding:
-    """Find the largest significant difference of an outcome, or else the largest one.
+    """Describe the differences in an outcome by one of them; see `Finding.size`.
 
     Args:
         outcome: Test accuracy, sparsity or clustering.
@@ -111,10 +113,14 @@ def _find(
     """
     if not rows:
         return Finding(outcome, "–", "not compared", "", "", "no pair has a value in both runs")
-    row = find_largest([row for row in rows if direction_of(row)] or rows)
+    before_adjustment = [row for row in rows if direction_of(row)]
+    significant = [row for row in before_adjustment if is_significant(row)]
+    row = find_largest(significant or before_adjustment or rows)
     directions = " ".join(sorted({direction_of(row) for row in rows} - {""}))
     if row.place_index:
         direction = summarize_directions(rows)
+        if len(before_adjustment) > len(significant) > 0:
+            direction += f", after adjustment in {len(significant)}"
         detail = f"{label_of(metric).words}, {layer_in_words(row.place)}"
     else:
         direction = directions or (
@@ -142,5 +148,5 @@ def _describe_certainty(row: Any) -> str:
         p += f", adjusted p = {row.p_adjusted:.2g}"
     if row.p > SIGNIFICANCE_LEVEL:
         return f"not significant: {p}, {n}"
-    is_significant = math.isnan(row.p_adjusted) or row.p_adjusted <= SIGNIFICANCE_LEVEL
-    return f"{'significant' if is_significant else 'significant before adjustment only'}: {p}, {n}"
+    before = "" if is_significant(row) else " before adjustment only"
+    return f"significant{before}: {p}, {n}"

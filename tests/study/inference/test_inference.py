@@ -92,6 +92,8 @@ any_values = st.lists(
 
 @given(st.one_of(few_values, any_values))
 @example([0, 0, 0, 0, 122071.0, 6.1e-05])  # the smallest value still breaks the ties
+@example([0, 0, 0, 0, 250002.0, 1e-06])
+@example([0, 0, 0, 0, 1.0, 4e-13])  # and here it does not
 @settings(max_examples=100, deadline=None)
 def test_interval_and_p_are_on_the_same_side_of_5_percent(values: list[float]) -> None:
     found = paired_test(column(*values))
@@ -106,7 +108,8 @@ def test_interval_and_p_are_on_the_same_side_of_5_percent(values: list[float]) -
     assert found.low[0] - rounding <= found.difference[0] <= found.high[0] + rounding
     if len(known) >= 6:
         scaled = np.array(known) / (max(map(abs, known)) or 1)
-        assert found.p[0] == pytest.approx(brute_force_p(scaled, ROUNDING), abs=0.04)
+        assert brute_force_p(scaled, 0.99 * ROUNDING) <= found.p[0]
+        assert found.p[0] <= brute_force_p(scaled, 1.01 * ROUNDING)
 
 
 @given(few_values.filter(lambda values: len(values) >= 6))

@@ -154,6 +154,24 @@ def test_a_card_says_direction_size_certainty_and_n(studies: Studies) -> None:
     ]
 
 
+def test_a_card_is_about_a_difference_that_is_significant_after_adjustment(
+    studies: Studies,
+) -> None:
+    for seed, norm in itertools.product(range(8), ("none", "batchnorm")):
+        change = (norm == "batchnorm") * (0.1 + seed / 100)
+        uncertain = (norm == "batchnorm") * {6: -0.1, 7: -0.3}.get(seed, 0.5)
+        none = [
+            0.5 + (norm == "batchnorm") * (-1) ** seed * (seed + layer) / 20 for layer in (1, 4)
+        ]
+        layers = {"unit_sparsity": [0.1 + change, 0.4 + uncertain, *none]}
+        studies.add(norm, seed, layers=layers, accuracy=0.7)
+    (card,) = compose_cards(Analysis(load(studies.folder)))
+    _, sparsity = card.findings
+    assert sparsity.direction == "higher in 2 of 4 layers, after adjustment in 1"
+    assert sparsity.detail == "share of zero activations, block 1"
+    assert sparsity.certainty.startswith("significant: p = 0.0078, adjusted p =")
+
+
 def test_cards_of_few_pairs_claim_nothing(studies: Studies) -> None:
     for norm, value in (("none", 0.1), ("batchnorm", 0.2), ("groupnorm", 0.3)):
         studies.add(norm, layers={"silhouette": [value]}, accuracy=value)

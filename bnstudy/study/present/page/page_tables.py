@@ -46,8 +46,8 @@ WORDS = {  # functions that put a column's values into words
     "treatment": in_words,
     "baseline": in_words,
     "metric": lambda metric: label_of(metric).words,
-    "p": lambda p: f"{p:.2g}" if p == p else "–",
-    "p_adjusted": lambda p: f"{p:.2g}" if p == p else "–",
+    "p": lambda p: f"{p:.3g}" if p == p else "–",
+    "p_adjusted": lambda p: f"{p:.3g}" if p == p else "–",
 }
 ENVIRONMENT = "commit dirty version torch python processor gpus threads host data data_sha256 probe"
 DIFFERENCE = "n baseline_mean treatment_mean difference low high p p_adjusted cohens_d"

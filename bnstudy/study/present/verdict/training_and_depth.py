@@ -133,7 +133,8 @@ def _describe_change(last_epoch: str, equal_training: str, names: Sequence[str])
         return f"{differences} ({last_epoch} after the last epoch) {verb} no longer significant."
     if last_epoch == NOT_SIGNIFICANT:
         return f"{differences} ({equal_training}) {verb} significant only at equal training."
-    return f"{differences} ({last_epoch} after the last epoch) {verb} {equal_training}."
+    verb = "has" if len(names) == 1 else "have"
+    return f"{differences} ({last_epoch} after the last epoch) {verb} the opposite sign."
 
 
 def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:

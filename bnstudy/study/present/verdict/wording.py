@@ -54,6 +54,12 @@ def direction_of(row: Any) -> str:
     return "higher" if row.low > 0 else "lower" if row.high < 0 else ""
 
 
+def is_significant(row: Any) -> bool:
+    """Check whether a difference is significant, after adjustment where there are several tests."""
+    p = row.p if math.isnan(row.p_adjusted) else row.p_adjusted
+    return bool(p <= SIGNIFICANCE_LEVEL)
+
+
 def key_of(row: Any) -> tuple[str, str, str]:
     """Return split, metric and place of a row; the probe set's accuracy counts as accuracy."""
     metric = row.metric.removeprefix("probe_") if row.metric in PROBE_PERFORMANCE else row.metric
