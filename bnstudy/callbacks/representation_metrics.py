@@ -206,9 +206,11 @@ class RepresentationMetrics(L.Callback):
             distances=any(metric.needs_products for metric in self.metrics),
             precision=self.precision,
         )
-        for number, layer in enumerate(layers):
-            if number == 0:
+        is_first = True
+        for layer in layers:  # not enumerated: `enumerate` would keep the previous layer
+            if is_first:
                 yield from _measure_performance(layer, epoch, step, split)
+                is_first = False
             if not self.metrics:
                 return
             self.on_layer(f"measuring {layer.name}, {split}")

@@ -6,6 +6,7 @@ from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 RETAINED = 2**28  # bytes
+MAX_MMAP_THRESHOLD = 2**25  # bytes; glibc before 2.35 accepts no more
 
 
 def retain_memory() -> None:
@@ -17,8 +18,9 @@ def retain_memory() -> None:
     process ends, because the default cannot be restored.
     """
     set_option = _find_in_glibc("mallopt")
-    if set_option is not None:
-        set_option(M_MMAP_THRESHOLD, RETAINED)
+    if set_option is not None and any(
+        set_option(M_MMAP_THRESHOLD, size) for size in (RETAINED, MAX_MMAP_THRESHOLD)
+    ):
         set_option(M_TRIM_THRESHOLD, RETAINED)
 
 

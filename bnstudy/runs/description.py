@@ -276,16 +276,6 @@ class RunDescription(Part):
         self.status = "running"
         return attempt
 
-    def withdraw_attempt(self, status: Status | None, environment: Environment) -> None:
-        """Remove the last attempt.
-
-        Args:
-            status: Status of the run before the attempt.
-            environment: Software and hardware of the previous attempt.
-        """
-        self.attempts.pop()
-        self.status, self.environment = status, environment
-
     def update_progress(
         self,
         seconds: float,

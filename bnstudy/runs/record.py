@@ -174,7 +174,8 @@ class Record:
     def attempt(self, environment: Environment) -> Iterator[Attempt]:
         """Record an attempt to build and train the run in the body, and its outcome.
 
-        If the body raises a UserError before training, the attempt is not recorded.
+        If the body raises a UserError before it has recorded an epoch, the description is again as
+        it was before the attempt.
 
         Args:
             environment: Software and hardware of this process.
@@ -182,18 +183,18 @@ class Record:
         Yields:
             Attempt, in which the body sets `resumed_from_epoch` and `diverged`.
         """
+        before = self.description.model_copy(deep=True)
         description = self.description
-        before = description.status, description.environment
         attempt = description.start_attempt(environment)
         self._began = time.monotonic()
         self.save()
         try:
             yield attempt
         except UserError as error:
-            if self.paths.parts():  # the error arose during training, such as a full disk
+            if attempt.diverged is None:  # a mistake in the command, the configuration or the data
+                self.description = before
+            else:  # arose during training, such as a full disk
                 description.fail(error, self._seconds())
-            else:
-                description.withdraw_attempt(*before)
             raise
         except Exception as error:
             description.fail(error, self._seconds())
@@ -204,7 +205,7 @@ class Record:
         else:
             description.finish(self._seconds())
         finally:
-            if description.status is None:  # the only attempt was withdrawn
+            if self.description.status is None:  # the only attempt was not recorded
                 self.paths.record.unlink()
             else:
                 self.save()

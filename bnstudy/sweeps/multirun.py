@@ -17,7 +17,7 @@ from bnstudy.adapters.hydra_internals import is_basic, returned
 from bnstudy.adapters.submitit_internals import WorkerLost, every_result, max_jobs
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.runs.lease import CellInUse
 from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import CellPaths, list_cells
@@ -231,7 +231,7 @@ def _start_over(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if not CellPaths(cell.folder).record.exists():
             continue
-        with suppress(CellInUse, UserError), Record.open(cell.folder) as record:
+        with suppress(CellInUse), Record.open(cell.folder) as record:
             record.start_over()
 
 
@@ -294,7 +294,7 @@ def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Unfinished]:
         }:
             if explain(launcher_error):
                 raise launcher_error
-            reason = f"{type(launcher_error).__name__}: {launcher_error}".strip().splitlines()[-1]
+            reason = f"{type(launcher_error).__name__}: {first_line(launcher_error)}"
             raise UserError(  # no cell was started, so the launcher itself is at fault
                 f"The launcher started no cell ({reason})\nCheck its options with --cfg hydra"
             ) from launcher_error
@@ -347,7 +347,7 @@ def _find_cause(cell: Cell, job: JobReturn | Exception, state: State) -> Unfinis
     if not isinstance(error, Exception):  # it returned normally, but its record is incomplete
         error = WorkerLost()
     mistake = explain(error)
-    line = mistake or f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+    line = mistake or f"{type(error).__name__}: {first_line(error)}"
     if isinstance(job, Exception) or isinstance(error, WorkerLost):
         return Unfinished("lost", line, getattr(error, "log", None))
     log = CellPaths(cell.folder).log

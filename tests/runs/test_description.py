@@ -181,14 +181,6 @@ def test_the_version_of_earlier_attempts_is_noted_before_the_environment_changes
     assert [one.version for one in run.attempts] == ["0.1", __version__]
 
 
-def test_an_attempt_is_withdrawn(run: RunDescription) -> None:
-    before = run.to_json()
-    environment = run.environment
-    run.start_attempt(Environment(python="3.14"))
-    run.withdraw_attempt(None, environment)
-    assert written(run) == json.loads(before) | {"environment": {}}
-
-
 def test_a_run_that_starts_over_keeps_its_attempts(run: RunDescription) -> None:
     run.start_attempt(Environment())
     run.data = module.DataFacts(sha256="b" * 64, train=10, test=5)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,32 @@ def test_a_mistake_of_the_users_does_not_undo_an_earlier_attempt(record: Record)
         raise UserError("no such data")
     assert stored(record)["status"] == "failed"
     assert len(record.description.attempts) == 1
+
+
+def _attempt(record: Record, body: Callable[[], object], error: BaseException) -> None:
+    with hold_lease(record.folder), record.attempt(Environment()):
+        body()
+        raise error
+
+
+def test_a_mistake_of_the_users_in_a_resumed_run_changes_nothing(record: Record) -> None:
+    def forget_callbacks_and_metrics() -> None:
+        record.description.update_config(record.description.config | {"callbacks": {}})
+        record.description.config["metrics"]["names"] = ["hoyer"]
+
+    with pytest.raises(KeyboardInterrupt):
+        _attempt(record, lambda: record.save_progress(0.1, diverged=False), KeyboardInterrupt())
+    before = stored(record)
+    for _ in range(3):
+        with pytest.raises(UserError, match="no such data"):
+            _attempt(record, forget_callbacks_and_metrics, UserError("no such data"))
+        assert stored(record) == before
+
+
+def test_a_users_mistake_during_training_is_a_failure(record: Record) -> None:
+    with pytest.raises(UserError, match="full disk"):
+        _attempt(record, lambda: record.save_progress(0.1, diverged=False), UserError("full disk"))
+    assert stored(record)["status"] == "failed"
 
 
 def _in_use(folder: Path) -> bool:
