@@ -59,7 +59,7 @@ def test_keys_without_a_name_are_removed(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "norm=batchnorm,none 'optim.lr={batchnorm:0.1,none:0.01}' seed=0",
+        "norm=batchnorm,none 'optim.lr={batchnorm:0.02,none:0.01}' seed=0",
         "data.root=/data/me@lab/images output_root=s3://bucket/x",
         "model.class_token=true model.tokens=12 tokenizer=x author=me",
         "the bearer of news; a token; SHA-256 " + "0" * 64,

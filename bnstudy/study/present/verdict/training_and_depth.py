@@ -62,11 +62,16 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
             f" The difference in test accuracy on the probe set is {format_difference(row)}."
             for row in select_whole_model(table, "test", "probe_accuracy")
         )
+        if not accuracy and _has_curve(analysis, "probe_accuracy", "test"):
+            accuracy = (
+                " There is no difference in test accuracy: in no pair was the probe set of the test "
+                "split measured at the epochs before and after these points in both runs."
+            )
         yield (
             f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
             f"{without}), each run is compared where it first reaches the "
             f"{COMMON_VALUES[criterion]} of its pair: runs with {name} after {first.used:.0%} of "
-            f"their steps on average, runs with {in_words(analysis.baseline)} after "
+            f"their training on average, runs with {in_words(analysis.baseline)} after "
             f"{first.baseline_used:.0%}.{accuracy}"
         )
         yield from _compare_results(criterion, effects, table, [*choose_mediators(study).values()])
@@ -80,10 +85,11 @@ def _count_left_out(criterion: str, diverged: int, apart: int) -> str:
     return " and ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
 
-def _has_curve(analysis: Analysis, metric: str) -> bool:
+def _has_curve(analysis: Analysis, metric: str, split: str = "train") -> bool:
     """Check whether a metric was measured at several epochs, not of trained networks alone."""
     averages = analysis.averages_by_epoch
-    return averages.loc[averages["metric"] == metric, "epoch"].nunique() > 1
+    chosen = (averages["metric"] == metric) & (averages["split"] == split)
+    return averages.loc[chosen, "epoch"].nunique() > 1
 
 
 def _compare_results(
