@@ -64,8 +64,8 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         )
         if not accuracy and _has_curve(analysis, "probe_accuracy", "test"):
             accuracy = (
-                " Test accuracy is not compared: in no pair was the test split's probe set measured "
-                "before and after these points in both runs."
+                " Test accuracy is not compared: in no pair was the probe set of the test split "
+                "measured before and after these points in both runs."
             )
         yield (
             f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
