@@ -30,7 +30,7 @@ from rich.progress import track
 
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
-from bnstudy.config.identity import folder_name, identity
+from bnstudy.config.identity import compute_identity, name_cell_folder
 from bnstudy.runs.long_table import SCHEMA, WHOLE_MODEL
 from bnstudy.runs.parquet_file import write_table
 
@@ -53,7 +53,7 @@ def make_study(folder: Path, seeds: int) -> int:
         config = copy.deepcopy(configs[norm]) | {"seed": seed}
         config["model"]["width"], config["optim"]["lr"] = width, rate
         config["cell"] = f"{norm}-width{width}-lr{rate}-seed{seed}"
-        cell = folder / folder_name(config)
+        cell = folder / name_cell_folder(config)
         cell.mkdir(parents=True)
         values, final = _values(norm, generator)
         table = keys.append_column("value", pa.array(values)).append_column(
@@ -104,7 +104,7 @@ def _values(norm: str, generator: np.random.Generator) -> tuple[np.ndarray, dict
 
 
 def _description(config: dict[str, Any], cell: Path, final: dict[str, float]) -> dict[str, Any]:
-    mark = identity(config)
+    mark = compute_identity(config)
     return {
         "identity": mark,
         "id": mark[:8],

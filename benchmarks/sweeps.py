@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bnstudy.config.identity import folder_name, identity
+from bnstudy.config.identity import compute_identity, name_cell_folder
 from bnstudy.runs.record import Record
 
 SMALL = ("model.depth=2", "model.width=8", "trainer.max_epochs=3", "logger=none", "metrics=fast")
@@ -51,10 +51,10 @@ def make_records(study: Path, seeds: int) -> None:
         for seed in range(1, seeds):
             config = trained.description.config | {"seed": seed}
             config["cell"] = config["cell"].replace("seed0", f"seed{seed}")
-            mark = identity(config)
+            mark = compute_identity(config)
             facts = {"identity": mark, "id": mark[:8], "config": config, "seed": seed}
             described = trained.description.model_copy(update=facts | {"cell": config["cell"]})
-            folder = study / folder_name(config)
+            folder = study / name_cell_folder(config)
             folder.mkdir()
             Record(folder, described).save()
             shutil.copy(trained.paths.table, folder)

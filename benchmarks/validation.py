@@ -62,9 +62,9 @@ def separation_law(folder: Path) -> str:
         # With PyTorch's initialization, two of three networks without norm stay near chance.
         *("model.initialization=he", "optim.lr=0.03", "probe.test=256"),
     )
-    from bnstudy.study.depth import compute_depth_numbers
+    from bnstudy.study.depth_profile import compute_profile_numbers
 
-    keys, values = compute_depth_numbers(study)
+    keys, values = compute_profile_numbers(study)
     found = []
     for name in ("separation_r_squared", "separation_slope"):
         column = keys[(keys["metric"] == name) & (keys["split"] == "train")].index[0]

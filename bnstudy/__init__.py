@@ -2,8 +2,8 @@
 
 Use as a library: `capture` reads the layers of any network; `METRICS` and `evaluate` measure one
 layer, `SIMILARITIES` compare two; `recalibrate` computes the running statistics of BatchNorm layers
-anew; `StudyRecorder` (Lightning) and `Run` (any loop) make runs of a study from
-your own training; `load` reads the runs of a study. docs/ describes the commands.
+anew; `StudyRecorder` (Lightning) and `Run` (any loop) record your own training as runs of a study;
+`load` reads the runs of a study. docs/ describes the commands.
 """
 
 from importlib import import_module

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bnstudy.config.mistakes import explain
-from bnstudy.files import OTHER_FOLDER, CannotWrite, cannot_make_folder
+from bnstudy.files import OTHER_FOLDER, CannotWrite
 from bnstudy.terminal import console
 
 
@@ -33,8 +33,6 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
     except KeyboardInterrupt:
         sys.exit(interrupted)
     except Exception as error:
-        if isinstance(error, OSError) and cannot_make_folder(error):  # of Hydra, for example
-            error = CannotWrite(error.filename, error)
         message = explain(error)
         if message is None:
             raise
@@ -44,7 +42,7 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
 
 
 def _require_working_folder() -> None:
-    """End the process if its working folder was deleted, as relative paths have no meaning then."""
+    """End the process if its working folder was deleted, because relative paths need one."""
     try:
         Path.cwd()
     except FileNotFoundError:

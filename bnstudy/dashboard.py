@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> None:
             from bnstudy.tracking import workspace
 
             study = options.study
-            measured = workspace.measured_in(study) if study else workspace.Measured()
+            measured = workspace.find_measured(study) if study else workspace.Measured()
             if options.json:
-                view = workspace.workspace(options.entity or "me", options.project, measured)
+                view = workspace.make_workspace(options.entity or "me", options.project, measured)
                 print(json.dumps(json.loads(view_spec(view)), indent=2))
             else:
                 console.print(workspace.push(options.project, options.entity, measured))

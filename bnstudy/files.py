@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from bnstudy.errors import UserError
 
-# Errors that the user can fix: permissions, disk space, a file where a folder should be.
+# Numbers of errors that the user can fix: permissions, disk space, a file in a folder's place.
 CANNOT_WRITE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -26,7 +26,6 @@ CANNOT_WRITE = {
     errno.EPERM,
     errno.EROFS,
 }
-
 
 # What else the user can do if a folder cannot be written.
 OTHER_FOLDER = (
@@ -63,25 +62,25 @@ class CannotWrite(UserError):
         )
 
 
-def cannot_make_folder(error: OSError) -> bool:
-    """Return whether an error was raised by making a folder.
+def is_write_error(error: OSError) -> bool:
+    """Return whether an error says that a path cannot be written, which the user can fix.
 
-    The user can fix any such error, whatever its number: in /proc, for example, there is "no such
-    file" as the new folder.
+    Any error of making a folder is one, whatever its number: in /proc, for example, the error
+    number is that of a missing file.
     """
-    return any(
-        frame.name in ("mkdir", "makedirs")
-        for frame in traceback.extract_tb(error.__traceback__)[-1:]
-    )
+    if error.errno in CANNOT_WRITE:
+        return True
+    raised_in = traceback.extract_tb(error.__traceback__)[-1:]
+    return any(frame.name in ("mkdir", "makedirs") for frame in raised_in)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise `CannotWrite` for a path if the body fails to write it and the user can fix that."""
+    """Turn a write error of the body into `CannotWrite` for a path."""
     try:
         yield
     except OSError as error:
-        if error.errno in CANNOT_WRITE or cannot_make_folder(error):
+        if is_write_error(error):
             raise CannotWrite(path, error) from error
         raise
 
@@ -96,7 +95,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         CannotWrite: The disk is full, or the folder is not writable.
     """
-    # Not the process's number, which another host that shares the folder may have as well.
+    # A process ID would not do: a process on another host that shares the folder may have the same.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with writing(path):
@@ -120,10 +119,10 @@ def remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file in the body, so that one of several processes at a time writes some files.
+    """Hold a lock file in the body, so that only one process at a time writes the same files.
 
-    If there can be no lock, in a folder that is read-only or another user's or on a file system
-    without locks, the body runs without it: the files may be there already.
+    Where no lock file can be made (a read-only folder, another user's folder, a file system without
+    locks), the body runs without a lock, because the files may exist already.
 
     Args:
         path: Lock file.
@@ -137,7 +136,7 @@ def locked(path: Path) -> Iterator[bool]:
     except NotImplementedError:  # raised by filelock for such a file system
         pass
     except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+        if not is_write_error(error):
             raise
     try:
         yield lock.is_locked

@@ -1,7 +1,7 @@
-"""Metrics that stand for a study's question, wherever there is room for few.
+"""Headline metrics of a study, in order of preference, and names of norms for readers.
 
-The verdict, the first figures, the table in the terminal, the LaTeX tables and W&B take them from
-here: of each family the first that was measured, or all that were measured, in this order.
+The verdict, the first figures, the table in the terminal, the LaTeX tables and W&B show these
+metrics: either the first of each family that was measured, or all that were measured.
 """
 
 from collections.abc import Container, Iterable
@@ -12,8 +12,8 @@ CLUSTERING = (
     "davies_bouldin",
 )
 
-# Norms by which sentences and figures call them; those that are missing keep their names.
-NORMS = {
+# Names of norms in sentences and figures; a norm that is missing here keeps its own name.
+NORM_NAMES = {
     "affine": "scale and shift alone",
     "batch_renorm": "Batch Renormalization",
     "batchnorm": "BatchNorm",
@@ -37,7 +37,7 @@ NORMS = {
 }
 
 FAMILIES = {"sparsity": SPARSITY, "clustering": CLUSTERING}
-METRICS = (*SPARSITY, *CLUSTERING)
+HEADLINE_METRICS = (*SPARSITY, *CLUSTERING)
 
 
 def in_words(treatment: str) -> str:
@@ -51,18 +51,18 @@ def in_words(treatment: str) -> str:
         ('no normalization + activation_l1', 'GroupNorm num_groups=2')
     """
     norm, space, rest = treatment.partition(" ")
-    return f"{NORMS.get(norm, norm)}{space}{rest}"
+    return f"{NORM_NAMES.get(norm, norm)}{space}{rest}"
 
 
 def choose_measured(metrics: Iterable[str], measured: Container[str]) -> list[str]:
     """Choose the metrics that were measured, in their order of preference.
 
     Args:
-        metrics: Metrics of a family, or `METRICS`.
+        metrics: Metrics of a family, or `HEADLINE_METRICS`.
         measured: Names of the metrics that were measured.
 
     Examples:
-        >>> choose_measured(METRICS, {"silhouette", "nc1", "unit_sparsity"})
+        >>> choose_measured(HEADLINE_METRICS, {"silhouette", "nc1", "unit_sparsity"})
         ['unit_sparsity', 'silhouette']
     """
     return [metric for metric in metrics if metric in measured]

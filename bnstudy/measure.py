@@ -19,9 +19,9 @@ from bnstudy.config.schema import validate
 from bnstudy.config.targets import trust
 from bnstudy.config.without_effect import ONLY_IN_TRAINING, refuse_without_effect
 from bnstudy.errors import UserError
-from bnstudy.runs.paths import runs_below
+from bnstudy.runs.paths import find_cells
 from bnstudy.terms import SITES, SPLITS
-from bnstudy.trained.measuring import each_run, measure_cell
+from bnstudy.trained.measuring import measure_cell, process_runs
 from bnstudy.trained.selection import MIN_SAMPLES, Selection
 
 HELP = """\
@@ -44,7 +44,7 @@ A run of your own network needs --trust with the name of its class: a record alo
 command run code that is not part of bnstudy.
 """
 
-# Keys of bnstudy.train by which data that have moved are found.
+# Overrides with the current folders of data that have moved.
 DATA_FOLDERS = ("data.root", "data.cache")
 
 SIMILARITY_HELP = """\
@@ -57,7 +57,7 @@ similarity of `python -m bnstudy.metrics`: layers of RUN_A x layers of RUN_B.
 Writes <metric>.csv, <metric>.svg, <metric>.png and similarity.json.
 """
 
-COPY = "copy the runs to a folder that can be written"
+COPY_ADVICE = "copy the runs to a folder that can be written"  # after an error of writing
 
 MAP_HELP = """\
 Embed the samples of finished runs in two dimensions, layer by layer: their first two principal
@@ -69,7 +69,6 @@ components, and UMAP if it is installed (pip install -e '.[umap]').
 Writes maps.parquet into each run's folder; bnstudy.report shows the embeddings. Existing ones are
 kept, or replaced if the epoch, split, number of samples or sites differ.
 """
-
 
 NETWORK_HELP = """\
 Measure networks that are trained already, and make a study of them. Networks that differ in their
@@ -83,14 +82,15 @@ normalization, such as vgg16 and vgg16_bn, are compared layer by layer.
 
 Options of the study are those of bnstudy.train: data=..., probe.test=500, metrics=full, study=NAME.
 Images are preprocessed as torchvision's weights ask for, if these have 1000 classes; otherwise as
-in bnstudy.train. Weights are read with weights_only. Values are those of epoch 1.
+in bnstudy.train. Weights are read with weights_only. All values are recorded as those of epoch 1.
 """
 
+# Groups and keys that `bnstudy.measure network` accepts.
 NETWORK_KEYS = ("data", "probe", "metrics", "study", "output_root")
 
 
 def measure(arguments: Sequence[str]) -> None:
-    """Measure runs and studies.
+    """Measure the metrics that are missing in runs and studies.
 
     An error of one run is printed, and the other runs are measured.
 
@@ -101,7 +101,7 @@ def measure(arguments: Sequence[str]) -> None:
         UserError: A folder has no runs, or an override is not allowed.
         SystemExit: An argument is invalid, or at least one run failed.
     """
-    parser = _parser("bnstudy.measure", HELP)
+    parser = _make_parser("bnstudy.measure", HELP)
     parser.add_argument(
         "words",
         nargs="+",
@@ -111,7 +111,7 @@ def measure(arguments: Sequence[str]) -> None:
     parser.add_argument("--split", choices=SPLITS, help="split to measure; default: all")
     parser.add_argument(
         "--epochs",
-        type=_epochs,
+        type=_parse_epochs,
         metavar="N,N",
         help="epochs to measure; 0 is before training; default: those of metrics.every_n_epochs",
     )
@@ -121,7 +121,7 @@ def measure(arguments: Sequence[str]) -> None:
     trust(options.trust)
     metrics = compose_metrics([word for word in options.words if _is_override(word)])
     folders = [Path(word) for word in options.words if not _is_override(word)]
-    cells = [cell for folder in folders for cell in runs_below(folder)]
+    cells = [cell for folder in folders for cell in find_cells(folder)]
     if not cells:
         parser.error("name the folder of a run or of a study")
     splits = [options.split] if options.split else SPLITS
@@ -129,11 +129,11 @@ def measure(arguments: Sequence[str]) -> None:
     def measure_one(cell: Path, progress: Callable[[str], None]) -> None:
         measure_cell(cell, metrics, data_folders, splits, options.epochs, progress)
 
-    each_run(cells, measure_one, "measured")
+    process_runs(cells, measure_one, "measured")
 
 
 def measure_similarity(arguments: Sequence[str]) -> None:
-    """Compare the layers of two runs.
+    """Compare the layers of two runs, or of one run among themselves.
 
     Args:
         arguments: Words of the command line.
@@ -141,7 +141,7 @@ def measure_similarity(arguments: Sequence[str]) -> None:
     Raises:
         UserError: A run cannot be compared.
     """
-    parser = _parser("bnstudy.measure similarity", SIMILARITY_HELP)
+    parser = _make_parser("bnstudy.measure similarity", SIMILARITY_HELP)
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of a run")
     parser.add_argument(
         "run_b", type=Path, metavar="RUN_B", nargs="?", help="folder of another run; default: RUN_A"
@@ -156,10 +156,10 @@ def measure_similarity(arguments: Sequence[str]) -> None:
     arguments, data_folders = split_data_folders(arguments)
     options = parser.parse_args(arguments)
     trust(options.trust)
-    from bnstudy.trained.layer_similarity import compare
+    from bnstudy.trained.layer_similarity import compare_runs
 
-    selection = _selection(options, data_folders)
-    compare(options.run_a, options.run_b, selection, options.epoch, options.output)
+    selection = _make_selection(options, data_folders)
+    compare_runs(options.run_a, options.run_b, selection, options.epoch, options.output)
 
 
 def measure_embeddings(arguments: Sequence[str]) -> None:
@@ -174,7 +174,7 @@ def measure_embeddings(arguments: Sequence[str]) -> None:
         UserError: A folder has no runs.
         SystemExit: An argument is invalid, or at least one run failed.
     """
-    parser = _parser("bnstudy.measure map", MAP_HELP)
+    parser = _make_parser("bnstudy.measure map", MAP_HELP)
     parser.add_argument(
         "folders",
         type=Path,
@@ -188,14 +188,13 @@ def measure_embeddings(arguments: Sequence[str]) -> None:
     trust(options.trust)
     from bnstudy.trained.embeddings import embed_run
 
-    cells = [cell for folder in options.folders for cell in runs_below(folder)]
-
-    selection = _selection(options, data_folders)
+    cells = [cell for folder in options.folders for cell in find_cells(folder)]
+    selection = _make_selection(options, data_folders)
 
     def embed_one(cell: Path, progress: Callable[[str], None]) -> None:
         embed_run(cell, selection, options.epoch, progress)
 
-    each_run(cells, embed_one, "mapped")
+    process_runs(cells, embed_one, "embedded")
 
 
 def measure_networks(arguments: Sequence[str]) -> None:
@@ -210,7 +209,7 @@ def measure_networks(arguments: Sequence[str]) -> None:
         UserError: A network, its weights or the data cannot be used.
         SystemExit: An argument is invalid, or at least one network failed.
     """
-    parser = _parser("bnstudy.measure network", NETWORK_HELP)
+    parser = _make_parser("bnstudy.measure network", NETWORK_HELP)
     parser.add_argument(
         "words",
         nargs="+",
@@ -230,16 +229,18 @@ def measure_networks(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     names = [word for word in options.words if not _is_override(word)]
-    # Overrides may also stand after --weights.
-    known = {name.rpartition(":")[2] for name in names}
+    # Overrides after --weights were read as weights, such as data=cifar10.
+    networks_with_weights = {name.rpartition(":")[2] for name in names}
     groups = {*GROUPS, *NETWORK_KEYS, "seed"}
-    after = [
+    misread = [
         word
         for word in options.weights
-        if "=" in word and _group_of(word) in groups and word.partition("=")[0] not in known
+        if "=" in word
+        and _group_of(word) in groups
+        and word.partition("=")[0] not in networks_with_weights
     ]
-    weights = [word for word in options.weights if word not in after]
-    words = [*options.words, *after]
+    weights = [word for word in options.weights if word not in misread]
+    words = [*options.words, *misread]
     for name in names:
         if not all(name.partition(":")):
             parser.error(f"{name}: expected torchvision:NAME or package.module:function")
@@ -251,37 +252,32 @@ def measure_networks(arguments: Sequence[str]) -> None:
         make_run,
         match_layers,
         measure_network,
-        prepare,
+        prepare_networks,
     )
 
     networks = load_networks(names, weights)
-    prepared = prepare(networks, config)
-    renamed = match_layers(prepared)
+    prepared = prepare_networks(networks, config)
+    layer_names = match_layers(prepared)
     runs = [make_run(network, config["study"], config["output_root"]) for network in networks]
-    cells = {run.folder: number for number, run in enumerate(runs)}
+    cells = [run.folder for run in runs]
 
     def measure_one(cell: Path, progress: Callable[[str], None]) -> None:
-        number = cells[cell]
+        i = cells.index(cell)
         measure_network(
-            prepared[number],
-            renamed[number],
-            runs[number],
-            config["metrics"],
-            options.overwrite,
-            progress,
+            prepared[i], layer_names[i], runs[i], config["metrics"], options.overwrite, progress
         )
 
-    each_run(list(cells), measure_one, "measured")
+    process_runs(cells, measure_one, "measured")
 
 
 def split_data_folders(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Split a command line into other words and the current folders of the data.
+    """Separate the current folders of the data from the other words of a command line.
 
     Args:
         arguments: Words of the command line, such as "data.root=FOLDER".
 
     Returns:
-        Words without these overrides; and their values by `root` and `cache`.
+        The other words; and the folders by `root` and `cache`.
 
     Raises:
         HydraException: An override cannot be parsed.
@@ -299,7 +295,7 @@ def split_data_folders(arguments: Sequence[str]) -> tuple[list[str], dict[str, A
 
 
 def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose the configuration group `metrics` from overrides as in bnstudy.train.
+    """Compose the configuration group `metrics` from overrides, as bnstudy.train does.
 
     Args:
         overrides: Words such as "metrics=full" and "metrics.names=[dunn]".
@@ -327,10 +323,13 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose data, probe set, metrics and study from overrides as in bnstudy.train.
+    """Compose data, probe set, metrics and study from overrides, as bnstudy.train does.
 
     Args:
         overrides: Words such as "data=cifar10" and "probe.test=500".
+
+    Returns:
+        Keys in `NETWORK_KEYS`, and `seed`. By default, the study is named after the data.
 
     Raises:
         UserError: An override is of another group, or a value is not allowed.
@@ -343,13 +342,13 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
             )
     require_one_option(overrides)
     register_resolvers()
+    overrides = select_own_classes(overrides)
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = compose("train", overrides=select_own_classes(overrides))
-    chosen = [word.partition("=")[2] for word in overrides if word.startswith("data=")]
+        cfg = compose("train", overrides=overrides)
+    data = [word.partition("=")[2] for word in overrides if word.startswith("data=")]
     if OmegaConf.is_interpolation(cfg, "study"):
-        cfg.study = f"{[*chosen, 'mnist5k'][0]}_networks"
-    keys = {key: cfg[key] for key in NETWORK_KEYS}
-    config = plain_values(OmegaConf.create(keys))
+        cfg.study = f"{[*data, 'mnist5k'][0]}_networks"
+    config = plain_values(OmegaConf.create({key: cfg[key] for key in NETWORK_KEYS}))
     validate(config)
     for key in ONLY_IN_TRAINING:
         if value := config["metrics"][key]:
@@ -360,7 +359,7 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
     return config | {"seed": 0}
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
+def _make_parser(name: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -375,7 +374,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--samples",
-        type=_samples,
+        type=_parse_samples,
         default=1000,
         metavar="N",
         help="number of samples; default: 1000",
@@ -385,7 +384,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory-budget",
-        type=_gibibytes,
+        type=_parse_gibibytes,
         metavar="GIB",
         help="as metrics.memory_budget; default: that of the run",
     )
@@ -402,19 +401,19 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _selection(options: argparse.Namespace, data_folders: Mapping[str, Any]) -> Selection:
+def _make_selection(options: argparse.Namespace, data_folders: Mapping[str, Any]) -> Selection:
     return Selection(
         options.split, options.samples, tuple(options.sites), options.memory_budget, data_folders
     )
 
 
-def _samples(text: str) -> int:
+def _parse_samples(text: str) -> int:
     if not text.isdecimal() or int(text) < MIN_SAMPLES:
         raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least {MIN_SAMPLES}")
     return int(text)
 
 
-def _gibibytes(text: str) -> float:
+def _parse_gibibytes(text: str) -> float:
     try:
         budget = float(text)
     except ValueError:
@@ -430,10 +429,11 @@ def _group_of(override: str) -> str:
 
 
 def _is_override(word: str) -> bool:
+    """Check whether a word is KEY=VALUE, and not the name of an existing file or folder."""
     return "=" in word and not Path(word).exists()
 
 
-def _epochs(text: str) -> list[int]:
+def _parse_epochs(text: str) -> list[int]:
     try:
         return [int(epoch) for epoch in text.split(",")]
     except ValueError as error:
@@ -454,11 +454,11 @@ def main() -> None:
                 measure_networks(arguments)
         case ["map", *arguments]:
             again = "the same command continues with the interrupted run"
-            with command_line(f"Interrupted; {again}", COPY):
+            with command_line(f"Interrupted; {again}", COPY_ADVICE):
                 measure_embeddings(arguments)
         case arguments:
             again = "the same command continues after the last measured epoch"
-            with command_line(f"Interrupted; {again}", COPY):
+            with command_line(f"Interrupted; {again}", COPY_ADVICE):
                 measure(arguments)
 
 

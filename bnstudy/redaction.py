@@ -12,8 +12,8 @@ _NAME = (
     r"|credentials?)"
 )
 _VALUE = r"""(?:(?:Bearer|Basic)\s+)?(?:\[removed\]|"[^"]*"|'[^']*'|[^\s"']+)"""
-_OF_NAMES = [
-    # Values of names such as logger.api_key, but not of options such as class_token=true, nor
+_NAMED_VALUES = [
+    # Values of names such as logger.api_key, but not of options such as class_token=true, and not
     # expressions in f-strings.
     (
         re.compile(
@@ -24,8 +24,9 @@ _OF_NAMES = [
     ),
     (re.compile(rf"(--?[\w-]*{_NAME}\s+)(?!-){_VALUE}", re.IGNORECASE), rf"\1{REMOVED}"),
 ]
-# Text in the source of a program, where `token = tokens[0]` is no credential: api_key: str = "...".
-_LITERALS_OF_NAMES = [
+# Quoted values in the source of a program, such as api_key: str = "..."; `token = tokens[0]` is no
+# credential.
+_NAMED_LITERALS = [
     (
         re.compile(
             rf"""({_NAME}["']?\]?\s*(?::[^=:"',]*=|[=:])\s*\w{{0,2}}(["']))(?:(?!\2).)+(?=\2)""",
@@ -35,7 +36,7 @@ _LITERALS_OF_NAMES = [
     )
 ]
 _LITERAL = re.compile(r"""(["'])(?:(?!\1).)*\1""")
-_ANYWHERE = [
+_UNNAMED_VALUES = [
     (re.compile(r"\b(Bearer\s+)[\w.~+/=-]{6,}"), rf"\1{REMOVED}"),
     # Users and passwords in URLs. Hydra escapes the colons of a value.
     (re.compile(r"""(\w\\?:\\?/\\?/)[^\s/"']+@"""), rf"\1{REMOVED}@"),
@@ -57,9 +58,10 @@ def redact(text: str, is_program: bool = False) -> str:
     """Remove what may be a credential from a text.
 
     Args:
-        text: Command line, message, log or source. Not a hash of 40 digits, which looks like a key
-            of W&B.
-        is_program: Whether values of names are expressions, of which only quoted text is removed.
+        text: Command line, message, log or source. Hashes of 40 hexadecimal digits in it are
+            removed too, because they look like keys of W&B.
+        is_program: Whether the text is the source of a program; then only quoted values of names
+            are removed, because others are expressions.
 
     Example:
         >>> redact("data.root=https://me:1234@host/data --api-key abc")
@@ -73,7 +75,7 @@ def redact(text: str, is_program: bool = False) -> str:
 def redact_values(values: Any) -> Any:
     """Remove what may be a credential from plain values, such as a configuration.
 
-    Hashes stay, because a network may be built from them.
+    Hashes of 40 digits are kept, because they may be the revision of a model.
 
     Args:
         values: Dictionaries, lists and other values, nested; not changed.
@@ -111,9 +113,10 @@ class RedactingFormatter(logging.Formatter):
 
 
 def _redact(text: str, is_program: bool = False) -> str:
-    if is_program:  # a text in it may be a command line
+    if is_program:  # a quoted text may be a command line
         text = _LITERAL.sub(lambda match: _redact(match[0]), text)
-    for pattern, replacement in (_LITERALS_OF_NAMES if is_program else _OF_NAMES) + _ANYWHERE:
+    named = _NAMED_LITERALS if is_program else _NAMED_VALUES
+    for pattern, replacement in named + _UNNAMED_VALUES:
         text = pattern.sub(replacement, text)
-    known = os.environ.get("WANDB_API_KEY")
-    return text.replace(known, REMOVED) if known else text
+    wandb_key = os.environ.get("WANDB_API_KEY")
+    return text.replace(wandb_key, REMOVED) if wandb_key else text

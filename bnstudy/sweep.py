@@ -18,23 +18,23 @@ Show the progress of the sweeps over a study, on any machine that can read the s
 """
 
 
-def status(study: Path, every: float | None) -> None:
+def print_status(study: Path, interval: float | None) -> None:
     """Print the progress of the sweeps over a study.
 
     Args:
         study: Folder of the study.
-        every: Interval in seconds at which the display is updated; None to print it once.
+        interval: Seconds between updates of the display; None to print it once.
 
     Raises:
         UserError: The folder contains no study.
     """
     console = Console(highlight=False, markup=False)
-    if every is None:
+    if interval is None:
         console.print(StudyStatus(study))
         return
     with Live(StudyStatus(study), console=console, auto_refresh=False) as live:
         while True:
-            time.sleep(every)
+            time.sleep(interval)
             live.update(StudyStatus(study), refresh=True)
 
 
@@ -44,13 +44,13 @@ def main() -> None:
         "bnstudy.sweep", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="status")
-    shown = commands.add_parser(
+    status = commands.add_parser(
         "status", help="show counts, running cells, failures and the remaining time"
     )
-    shown.add_argument("study", type=Path, metavar="STUDY_DIR")
-    shown.add_argument(
+    status.add_argument("study", type=Path, metavar="STUDY_DIR")
+    status.add_argument(
         "--watch",
-        type=_seconds,
+        type=_parse_seconds,
         nargs="?",
         const=2.0,
         metavar="SECONDS",
@@ -58,10 +58,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     with command_line(interrupted=0):
-        status(options.study, options.watch)
+        print_status(options.study, options.watch)
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:

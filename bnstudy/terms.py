@@ -13,18 +13,18 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 EvaluatedSplit = Literal["train", "validation", "test"]
 EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("train", "validation", "test")
 
-# Numbers of the whole model: of whole splits, before training and after the last epoch, and of the
-# probe sets, at each measured epoch.
+# Metrics of the whole model. `loss` and `accuracy` are those of whole splits, before training and
+# after the last epoch; those of the probe sets are measured at each measured epoch.
 PROBE_PERFORMANCE = ("probe_loss", "probe_accuracy")
 PERFORMANCE = ("loss", "accuracy", *PROBE_PERFORMANCE)
 
-# Standard errors, which are not compared.
+# Metrics that are standard errors of others; they are not compared between runs.
 STANDARD_ERRORS = ("hessian_trace_error",)
 
-# Begins the reason for which a metric that does not apply to a layer has no value.
+# Beginning of the reason why a metric has no value at a layer to which it does not apply.
 NOT_APPLICABLE = "does not apply: "
 
-# Groups and keys of options that may have a value of each norm, as {batchnorm: 0.1, none: 0.01}.
+# Options (group, key) that may have one value per norm, such as {batchnorm: 0.1, none: 0.01}.
 PER_NORM_OPTIONS = (
     ("optim", "lr"),
     ("optim", "adaptive_clipping"),
@@ -38,7 +38,7 @@ SITES = ("conv", "norm", "act", "features")
 # Norms that contain their own activation function; a ReLU follows all other norms.
 FUSED_NORMS = ("evonorm_b0", "evonorm_s0")
 
-# Metrics of the zeros that a ReLU makes, which say nothing of another activation function.
+# Metrics that count zero activations; they are meaningful only after a ReLU.
 ZERO_METRICS = (
     *("unit_sparsity", "channel_sparsity", "unit_sparsity_channel_std"),
     *("dead_channels", "dead_units"),
@@ -51,7 +51,7 @@ def format_count(number: int, noun: str) -> str:
 
 
 def suggest(word: str, known: Collection[str], n: int = 3) -> str:
-    """Suggest similar known words, whatever their case, for an unknown one; "" if there are none.
+    """Suggest known words that are similar to an unknown word, ignoring case; "" if none are.
 
     Examples:
         >>> suggest("cnn", ["CNN", "ResNet"])
@@ -59,9 +59,9 @@ def suggest(word: str, known: Collection[str], n: int = 3) -> str:
         >>> suggest("cka", ["silhouette"])
         ''
     """
-    lower = {name.lower() for name in known}
-    near = difflib.get_close_matches(word.lower(), lower, n)
-    names = [name for match in near for name in known if name.lower() == match]
+    lower_names = {name.lower() for name in known}
+    matches = difflib.get_close_matches(word.lower(), lower_names, n)
+    names = [name for match in matches for name in known if name.lower() == match]
     choice = " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
     return f"did you mean {choice}?" if names else ""
 
@@ -69,7 +69,7 @@ def suggest(word: str, known: Collection[str], n: int = 3) -> str:
 def is_provided(target: object) -> bool:
     """Check whether bnstudy provides the class that a `_target_` names.
 
-    The keys of a class of the user's own may have other meanings.
+    A user's own class may give other meanings to the same keys.
     """
     return str(target).startswith("bnstudy.")
 
@@ -86,11 +86,13 @@ def natural_key(text: str) -> list[str | float]:
 
 
 def choose_curve(metric: str, measured: Container[str]) -> str:
-    """Choose the name under which loss or accuracy is known at each epoch.
+    """Choose the metric that shows loss or accuracy at each epoch.
+
+    That is the probe set's, if it was measured; version 0.1 did not measure it.
 
     Args:
         metric: `loss` or `accuracy`.
-        measured: Names of the metrics that were measured. Runs of version 0.1 have no probe set's.
+        measured: Names of the metrics that were measured.
     """
     return f"probe_{metric}" if f"probe_{metric}" in measured else metric
 

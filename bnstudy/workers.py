@@ -8,50 +8,51 @@ import time
 from functools import cache
 
 POLL_INTERVAL = 1.0  # seconds
-GRACE_PERIOD = 60.0  # seconds for a run to stop in order
+GRACE_PERIOD = 60.0  # seconds for a run to end after SIGTERM
 
 
 @cache
 def end_with_parent() -> None:
-    """End this process soon after the one that started it; call this at the start of each task.
+    """End this worker process soon after its parent process ends.
 
-    If the parent is killed, joblib's workers would go on with their tasks, and then wait minutes
-    for more. In processes that are not workers the function does nothing.
+    Call this at the start of each task. Without it, joblib's workers continue their tasks after the
+    parent is killed, and then wait minutes for more. In processes that are not workers the function
+    does nothing.
     """
     if multiprocessing.parent_process() is not None:
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def portable(error: Exception) -> Exception:
-    """Return an error that another process can read.
+def make_picklable(error: Exception) -> Exception:
+    """Return an error that can be sent to another process.
 
-    An exception class whose constructor takes several arguments can often be pickled, but not read
-    back, which looks as if the process had been killed.
+    An exception class whose constructor takes several arguments can often be pickled, but not
+    unpickled. To the other process, that looks as if this one had been killed.
 
     Args:
         error: Error of a job.
 
     Returns:
-        The error itself; if it cannot be read back, one with the same class name and message.
+        The error itself; if it cannot be unpickled, one with the same class name and message.
 
     Example:
         >>> class CustomError(Exception):
         ...     def __init__(self, code, reason):
         ...         super().__init__(f"{reason} ({code})")
-        >>> portable(CustomError(3, "too cold"))
+        >>> make_picklable(CustomError(3, "too cold"))
         CustomError('too cold (3)')
     """
-    import cloudpickle  # as launchers do
+    import cloudpickle  # launchers use it too
 
     try:
         cloudpickle.loads(cloudpickle.dumps(error))
-    except Exception:  # whatever the class does
-        other: Exception = type(type(error).__name__, (RuntimeError,), {})(str(error))
-        return other
+    except Exception:  # the class may raise any error
+        substitute: Exception = type(type(error).__name__, (RuntimeError,), {})(str(error))
+        return substitute
     return error
 
 
-def _watch(parent: int) -> None:
+def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_INTERVAL)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -90,7 +90,7 @@ class Grid(Sweeper):
         from bnstudy.config.composition import plain_values
         from bnstudy.config.schema import validate
         from bnstudy.errors import UserError
-        from bnstudy.sweeps.grid import cells
+        from bnstudy.sweeps.grid import compose_cells
         from bnstudy.sweeps.multirun import sweep
 
         settings = plain_values(self.config.sweep)
@@ -102,7 +102,7 @@ class Grid(Sweeper):
                     "where studies lie with output_root=FOLDER study=NAME"
                 )
         loader = self.hydra_context.config_loader
-        grid = cells(
+        grid = compose_cells(
             [*(f"{key}={value}" for key, value in self.params.items()), *arguments],
             compose=lambda overrides: loader.load_sweep_config(self.config, list(overrides)),
             is_group=lambda key: bool(loader.get_group_options(key)),

@@ -226,6 +226,15 @@ def test_what_is_measured_only_during_training_is_told(command_line: CommandLine
     assert "only during training" not in without
 
 
+def test_trained_networks_on_own_data_have_a_study_of_their_own() -> None:
+    assert measure.compose_study([])["study"] == "mnist5k_networks"
+    assert measure.compose_study(["data=image_folder", "data.root=A"])["study"] == (
+        "image_folder_networks"
+    )
+    own = ["data._target_=mine.Data", "data.batch_size=16"]
+    assert measure.compose_study(own)["study"] == "own_networks"
+
+
 def test_trained_networks_have_no_folds(command_line: CommandLine) -> None:
     arguments = ("network", "torchvision:vgg16", "metrics.folds=4")
     result = command_line(*arguments, main=measure.main)

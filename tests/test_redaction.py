@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bnstudy.config.identity import identity
+from bnstudy.config.identity import compute_identity
 from bnstudy.redaction import RedactingFormatter, redact, redact_values
 from bnstudy.runs.description import RunDescription
 from tests.conftest import SMALL, CommandLine, description, only_cell
@@ -91,7 +91,7 @@ def test_the_identity_is_that_of_the_true_value() -> None:
     config = {"study": "s", "seed": 0, "callbacks": {}, "norm": {}, "optim": {}, "regularizer": {}}
     config |= {"model": {"token": SECRET}, "data": {}, "trainer": {}, "probe": {}}
     run = RunDescription.new(config, "c", {}, [f"model.token={SECRET}"])
-    assert run.identity == identity(config)
+    assert run.identity == compute_identity(config)
     assert SECRET not in run.to_json()
     assert json.loads(run.to_json())["config"]["model"] == {"token": "[removed]"}
     assert run.config == config  # the run itself goes on with the true value

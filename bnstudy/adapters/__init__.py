@@ -1,1 +1,1 @@
-"""What is used of other libraries' private parts, one file a library."""
+"""Access to private parts of other libraries, with one module for each library."""

@@ -12,26 +12,24 @@ from omegaconf import DictConfig
 
 
 def split_grid(axes: Iterable[Override]) -> list[list[str]]:
-    """List the jobs of a grid, each with its overrides, as Hydra's own sweeper does."""
+    """List the overrides of each job of a grid, as Hydra's own sweeper does."""
     jobs: list[list[str]] = BasicSweeper.split_arguments(list(axes), None)[0]
     return jobs
 
 
 def is_basic(launcher: Launcher) -> bool:
-    """Return whether a launcher runs jobs in this process, one after the other.
-
-    Hydra loads its plugins anew when it first looks for them, so that a class that was imported
-    before is another one.
-    """
+    """Return whether a launcher runs jobs in this process, one after the other."""
+    # Imported here: when Hydra first looks for its plugins, it loads their modules again. A class
+    # that was imported before would then differ from the launcher's class.
     from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
     return isinstance(launcher, BasicLauncher)
 
 
-def returned(job: JobReturn) -> Any:
+def get_result(job: JobReturn) -> Any:
     """Return what a job returned, or the exception that it raised.
 
-    `JobReturn.return_value` would raise that.
+    `JobReturn.return_value` would raise the exception.
     """
     return job._return_value
 
@@ -49,7 +47,7 @@ def execute_job(
     task: TaskFunction,
     state: dict[Any, Any],
 ) -> JobReturn:
-    """Run a job in a process that Hydra has not set up; its joblib launcher does that as well.
+    """Run a job in a process that Hydra has not set up, in the way of Hydra's joblib launcher.
 
     Args:
         number: Number of the job.

@@ -10,8 +10,9 @@ import lightning as L
 def end_child_processes_on_error(trainer: L.Trainer) -> Iterator[None]:
     """End the processes that the trainer has started if the body raises.
 
-    They would wait for this process in a collective until its time-out. Lightning's observer of
-    these processes kills this one if another has ended by an error; it ends with an empty list.
+    Otherwise they would wait for this process in a collective until its time-out. The list of
+    processes is then emptied, which ends Lightning's observer of them: it would kill this process
+    because another one has ended with an error.
 
     Args:
         trainer: Trainer that is used in the body.
@@ -19,9 +20,9 @@ def end_child_processes_on_error(trainer: L.Trainer) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        started = getattr(trainer.strategy.launcher, "procs", [])
-        for process in started:
+        processes = getattr(trainer.strategy.launcher, "procs", [])
+        for process in processes:
             process.kill()  # a signal that can be handled would wait for the collective's end
             process.wait()
-        started.clear()
+        processes.clear()
         raise

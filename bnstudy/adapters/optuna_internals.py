@@ -19,7 +19,7 @@ def make_space(overrides: Sequence[str]) -> Space:
     """Translate overrides such as `optim.lr=interval(0.01,1)` to Optuna's distributions by key.
 
     Raises:
-        ValueError: An interval is not a distribution, such as a logarithmic one from 0.
+        ValueError: Optuna does not allow an interval, such as a logarithmic one that begins at 0.
     """
     space: Space = create_params_from_overrides(list(overrides))[0]
     return space
@@ -30,9 +30,13 @@ def make_sampler(
 ) -> tuple[optuna.samplers.BaseSampler, list[dict[str, Any]] | None]:
     """Make the sampler of `hydra/sweeper/sampler`.
 
+    Args:
+        option: Instantiated option: a sampler, or a `partial` for `hydra/sweeper/sampler=grid`.
+        space: Distributions of the searched values, by key.
+
     Returns:
-        Sampler, and all points if it is a grid, otherwise None. The points of a grid are queued by
-        the search, as Optuna's `GridSampler` does not repeat a point whose trial failed.
+        Sampler, and all points of a grid; None for other samplers. The search queues the points of
+        a grid itself, because Optuna's `GridSampler` does not repeat a point whose trial failed.
     """
     if not isinstance(option, partial):
         return option, None

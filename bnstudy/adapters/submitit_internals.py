@@ -26,21 +26,26 @@ class WorkerLost(Exception):
     """The process of a job ended without a result.
 
     Attributes:
-        log: File with what it wrote; None where there is none.
+        log: File with the output of the process; None if there is none.
     """
 
     def __init__(self, log: Path | None = None) -> None:
-        super().__init__("the process ended without a word: killed, or out of memory")
+        super().__init__("the process ended without a result: killed, or out of memory")
         self.log = log
 
 
-def max_jobs(launcher: Launcher, jobs: int) -> int:
-    """Return how many of some jobs a launcher of any kind can be given at once."""
+def get_max_jobs(launcher: Launcher, jobs: int) -> int:
+    """Return the maximum number of jobs to pass to a launcher in one call.
+
+    Args:
+        launcher: Hydra launcher of any kind.
+        jobs: Number of jobs to launch in total.
+    """
     match getattr(launcher, "_EXECUTOR", None):
         case "slurm":
             return MAX_ARRAY_JOBS
-        case "local":  # starts all that it is given
-            from joblib import cpu_count  # here: a sweep begins without it
+        case "local":  # it starts all jobs of a call at the same time
+            from joblib import cpu_count  # slow import
 
             threads: int = launcher.params["cpus_per_task"]  # type: ignore[attr-defined]
             processors: int = cpu_count()
@@ -49,16 +54,16 @@ def max_jobs(launcher: Launcher, jobs: int) -> int:
 
 
 @contextmanager
-def every_result() -> Iterator[None]:
-    """Have submitit's launcher wait for every job.
+def collecting_every_result() -> Iterator[None]:
+    """Have submitit's launcher wait for every job, and return an error as the result of a lost job.
 
-    It collects the jobs' results in order, and raises at the first one that was lost while others
-    still run; a lost job's result is here its error.
+    By default, the launcher collects the results in order, and raises an error at the first lost
+    job while others still run.
     """
     try:
         from submitit import Job
         from submitit.core.utils import UncompletedJobError
-    except ImportError:  # no launcher of submitit's then
+    except ImportError:  # no submitit, so none of its launchers is used
         yield
         return
     results = Job.results
@@ -69,7 +74,7 @@ def every_result() -> Iterator[None]:
             return job_results
         except UncompletedJobError:
             error: Exception = WorkerLost(job.paths.stderr)
-        except Exception as raised:  # before or after our code: it could not be unpickled, say
+        except Exception as raised:  # outside bnstudy's code, for example while unpickling
             error = raised
         return [failed_job(error)]
 
@@ -87,11 +92,11 @@ def without_waiting() -> Iterator[None]:
 
 
 def requeue_handler() -> SignalHandler | None:
-    """Return the handler of SIGUSR2 by which submitit queues this job again; None outside of one.
+    """Return submitit's handler of SIGUSR2, which requeues this job; None outside a submitit job.
 
-    The cluster sends that signal when the job is out of time or has to make room.
+    The cluster sends that signal when the job runs out of time or is preempted.
     """
-    if "SUBMITIT_EXECUTOR" not in os.environ:  # possibly a system without that signal
+    if "SUBMITIT_EXECUTOR" not in os.environ:  # the system may not have that signal
         return None
     handler = signal.getsignal(signal.SIGUSR2)
     return handler if callable(handler) else None

@@ -1,9 +1,10 @@
 """Private parts of wandb and wandb-workspaces. Checked with wandb 0.31.0, wandb-workspaces 0.4.13.
 
-`run-ID.wandb`, in which W&B's SDK keeps all that a run has logged, is a log of protobuf messages in
-the format of LevelDB's logs: blocks of 32 KiB of chunks, each with a checksum (CRC-32), its length
-and its place in a message. A process that is killed may leave the last message unfinished; what
-comes before it is whole.
+W&B's SDK writes everything that a run logs to the file `run-ID.wandb`. It is a log of protobuf
+messages in the format of LevelDB's logs: blocks of 32 KiB that consist of chunks. Each chunk has a
+checksum (CRC-32), its length and its kind: a full message, or the first, a middle or the last chunk
+of a message. If a process is killed, the last message may be incomplete; all earlier ones are
+complete.
 """
 
 import struct
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("<4sHB")
 CHUNK = struct.Struct("<IHB")
 BLOCK = 32 * 1024
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds of chunks
 
 
 def without_launch() -> AbstractContextManager[Any]:
-    """Keep `wandb.init` from looking for W&B Launch, which imports modules for seconds."""
+    """Keep `wandb.init` from looking for W&B Launch, whose imports take seconds."""
     import wandb
 
     return patch.object(wandb.Run, "_detect_and_apply_job_inputs", lambda run: None, create=True)
@@ -39,7 +40,7 @@ def redacted_command_line() -> AbstractContextManager[Any]:
 
 
 def flush_settings(seconds: float) -> dict[str, Any]:
-    """Return settings: no list of requirements, rows written to the disk every so many seconds."""
+    """Return settings that write rows to the disk at an interval, and no list of requirements."""
     return {"x_save_requirements": False, "x_transaction_log_flush_interval": seconds}
 
 
@@ -47,7 +48,7 @@ QUIET_SETTINGS: dict[str, Any] = {"x_disable_stats": True, "x_save_requirements"
 
 
 def read_transaction_log(path: Path) -> Iterator[Any]:
-    """Read the records (`wandb_internal_pb2.Record`) of a run's log as far as it is whole."""
+    """Yield the records (`wandb_internal_pb2.Record`) of a run's log before any damage."""
     from wandb.proto import wandb_internal_pb2
 
     for message in _messages(path.read_bytes()):
@@ -55,23 +56,23 @@ def read_transaction_log(path: Path) -> Iterator[Any]:
 
 
 def _messages(raw: bytes) -> Iterator[bytes]:
-    """Yield the messages of a log, up to the first that is not whole."""
+    """Yield the messages of a log, up to the first one that is incomplete or damaged."""
     if len(raw) < HEADER.size or HEADER.unpack_from(raw)[0] != b":W&B":
         return
     position, message = HEADER.size, b""
     while position + CHUNK.size <= len(raw):
-        left = BLOCK - position % BLOCK
-        if left < CHUNK.size:  # too short for a chunk: filled with zeros
-            position += left
+        remaining = BLOCK - position % BLOCK
+        if remaining < CHUNK.size:  # too short for a chunk: filled with zeros
+            position += remaining
             continue
-        checksum, length, place = CHUNK.unpack_from(raw, position)
+        checksum, length, kind = CHUNK.unpack_from(raw, position)
         position += CHUNK.size
         content = raw[position : position + length]
-        if len(content) < length or zlib.crc32(bytes([place]) + content) != checksum:
+        if len(content) < length or zlib.crc32(bytes([kind]) + content) != checksum:
             return
         position += length
-        message = content if place in (FULL, FIRST) else message + content
-        if place in (FULL, LAST):
+        message = content if kind in (FULL, FIRST) else message + content
+        if kind in (FULL, LAST):
             yield message
 
 
@@ -82,7 +83,7 @@ def view_spec(view: "Workspace") -> str:
 
 
 def name_view(view: "Workspace", name: str) -> None:
-    """Give a workspace view a fixed name in its address; the view of that name is then updated.
+    """Give a workspace view a fixed name in its address, so that saving it updates that view.
 
     Raises:
         ValueError: The server has no such view yet, or no such project.

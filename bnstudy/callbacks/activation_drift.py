@@ -12,8 +12,8 @@ from bnstudy.callbacks.optimization import (
     calibrated_network,
     get_network,
     get_probe,
+    is_varying,
     make_rows,
-    varying,
 )
 from bnstudy.representations import Tap, capture
 from bnstudy.representations.sums import MEAN, VARIANCE
@@ -29,7 +29,7 @@ class _Channels(NamedTuple):
 
     @property
     def varies(self) -> Tensor:
-        return varying(self.mean, self.variance)
+        return is_varying(self.mean, self.variance)
 
     @property
     def is_finite(self) -> bool:
@@ -46,9 +46,9 @@ class ActivationDrift(OptimizationMetrics):
     - `mean_drift`: |m - m_before| / s_before, averaged over channels.
     - `std_drift`: |log(s / s_before)|, averaged over channels.
 
-    Epoch 1 is compared with the network before training, with running statistics of the training
-    data. Constant channels are excluded, because their standard deviation is 0. In a distributed
-    run the first process measures while the others wait.
+    Epoch 1 is compared with the network before training, which gets the running statistics of the
+    training data for this. Constant channels are excluded, because their standard deviation is 0.
+    In a distributed run the first process measures while the others wait.
 
     Args:
         memory_budget: Maximum memory of activations, in GiB.
@@ -62,7 +62,7 @@ class ActivationDrift(OptimizationMetrics):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the network that the first epoch is compared with.
 
-        In a resumed run these are the weights of the checkpoint.
+        In a resumed run it has the weights of the checkpoint.
         """
         with calibrated_network(trainer, pl_module), others_wait(trainer) as is_first:
             if is_first:

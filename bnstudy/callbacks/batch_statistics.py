@@ -15,8 +15,8 @@ from bnstudy.callbacks.optimization import (
     find_taps,
     get_network,
     get_probe,
+    is_varying,
     make_rows,
-    varying,
 )
 from bnstudy.models.classifier import is_correct
 from bnstudy.models.recalibration import recalibrate
@@ -29,9 +29,10 @@ from bnstudy.terms import SPLITS
 class BatchStatistics(OptimizationMetrics):
     """Errors of running statistics, and their effect on loss and accuracy.
 
-    Networks with layers that keep running statistics are measured before training, with running
-    statistics of the training data, and at the end of each epoch. The population is the probe set
-    of the training split; `recalibrate` computes its statistics in a copy of the network.
+    Only networks with layers that keep running statistics are measured: at the end of each epoch,
+    and before training with the running statistics of the training data. The population is the
+    probe set of the training split. `recalibrate` computes the population's statistics in a copy
+    of the network.
 
     For each layer with running statistics, averaged over the channels that vary in the population:
 
@@ -40,8 +41,9 @@ class BatchStatistics(OptimizationMetrics):
 
     For the whole model, on the probe set of each split, in eval mode:
 
-    - `recalibrated_loss`, `recalibrated_accuracy`: with the population's statistics. Those with the
-      running statistics are `probe_loss` and `probe_accuracy` of `RepresentationMetrics`.
+    - `recalibrated_loss`, `recalibrated_accuracy`: with the population's statistics. For
+      comparison, `probe_loss` and `probe_accuracy` of `RepresentationMetrics` are computed with the
+      running statistics.
     - `batch_statistics_loss`, `batch_statistics_accuracy`: with the statistics of each batch, as in
       training, in batches of the training's size.
 
@@ -69,8 +71,7 @@ class BatchStatistics(OptimizationMetrics):
             population = get_probe(trainer, "train")
             recalibrate(copy, population.mixed(population.size))
             recalibrated = with_running_statistics(copy)
-            inputs, _ = next(iter(population))
-            for name, tap in find_taps(network, layers, inputs[:1]).items():
+            for name, tap in find_taps(network, layers, population).items():
                 values, reason = _errors(layers[name], recalibrated[name])
                 rows += make_rows(values, tap, epoch, step, reason=reason)
             rows += self._performance(trainer, copy, "recalibrated", epoch)
@@ -84,10 +85,10 @@ class BatchStatistics(OptimizationMetrics):
     ) -> list[Row]:
         """Compute loss and accuracy on both probe sets, with the modules in their current modes."""
         rows = []
+        size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         share = slice(trainer.global_rank, None, trainer.world_size)
         parameter = next(network.parameters())
         for split in SPLITS:
-            size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
             sums = on_float64_device(torch.zeros(3, device=parameter.device)).double()
             for inputs, labels in get_probe(trainer, split).mixed(size):
                 with torch.no_grad():
@@ -104,20 +105,18 @@ class BatchStatistics(OptimizationMetrics):
 
 def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float], str]:
     """Compute the errors of a layer's running statistics, and the reason if they are NaN."""
-    means, variances = (
-        torch.stack(
-            [on_float64_device(getattr(module, name)).double() for module in (running, population)]
-        )
+    (mean, true_mean), (variance, true_variance) = (
+        [on_float64_device(getattr(layer, name)).double() for layer in (running, population)]
         for name in ("running_mean", "running_var")
     )
-    if not (means + variances).isfinite().all():
+    if not (mean + variance + true_mean + true_variance).isfinite().all():
         reason = "a statistic is not finite"
         return {"running_mean_error": nan, "running_variance_error": nan}, reason
-    kept = varying(means[1], variances[1])
-    mean = (means[0] - means[1]).abs() / variances[1].sqrt()
-    variance = (variances[0] / variances[1]).log().abs()
+    mean_errors = (mean - true_mean).abs() / true_variance.sqrt()
+    variance_errors = (variance / true_variance).log().abs()
+    varies = is_varying(true_mean, true_variance)
     values = {
-        "running_mean_error": mean[kept].mean().item(),
-        "running_variance_error": variance[kept].mean().item(),
+        "running_mean_error": mean_errors[varies].mean().item(),
+        "running_variance_error": variance_errors[varies].mean().item(),
     }
     return values, "no channel varies"

@@ -9,23 +9,21 @@ from torch.optim import Optimizer
 
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
-    find_taps,
+    find_taps_at,
+    find_weight_sites,
     get_network,
-    get_probe,
     make_rows,
 )
 from bnstudy.representations import Tap
 from bnstudy.representations.precision import on_float64_device
 
-SITES = {nn.Conv1d: "conv", nn.Conv2d: "conv", nn.Conv3d: "conv", nn.Linear: "linear"}
-
 
 class GradientNorms(OptimizationMetrics):
-    """Metric `gradient_norm`: L2 norm of a layer's weight gradient, averaged over an epoch's steps.
+    """Metric `gradient_norm`: L2 norm of a layer's weight gradient, averaged over measured steps.
 
-    It is measured for every convolution and linear layer whose weights are trained, at the sites
-    `conv` and `linear`. The gradient is that of the whole loss before clipping, averaged over the
-    processes of a distributed run and unscaled in mixed precision.
+    There is one value per epoch for every convolution and linear layer whose weights are trained,
+    at the sites `conv` and `linear`. The gradient is that of the whole loss before clipping,
+    averaged over the processes of a distributed run and unscaled in mixed precision.
 
     Args:
         every_n_steps: Interval n of the measured steps 0, n, 2n, ... of the training.
@@ -41,17 +39,7 @@ class GradientNorms(OptimizationMetrics):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the layers."""
         network = get_network(pl_module)
-        inputs, _ = next(iter(get_probe(trainer, "train")))
-        sites = {
-            name: site
-            for name, module in network.named_modules()
-            for kind, site in SITES.items()
-            if isinstance(module, kind)
-        }
-        self.taps = {
-            name: Tap(tap.layer_index, tap.layer, sites[name])
-            for name, tap in find_taps(network, sites, inputs[:1]).items()
-        }
+        self.taps = find_taps_at(trainer, network, find_weight_sites(network))
         self.weights = {
             name: module.weight for name, module in network.named_modules() if name in self.taps
         }
@@ -74,7 +62,7 @@ class GradientNorms(OptimizationMetrics):
                     self.norms[name].append(norm)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Average over the epoch's steps."""
+        """Average over the epoch's measured steps."""
         epoch = trainer.current_epoch + 1
         rows = []
         for name, tap in self.taps.items():

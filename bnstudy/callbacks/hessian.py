@@ -8,7 +8,7 @@ from typing import Literal
 import lightning as L
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,8 +28,8 @@ from bnstudy.representations.running_statistics import with_running_statistics
 TOLERANCE = 1e-3  # relative error of an eigenvalue
 
 
-class Curvature:
-    """Hessian of a loss with respect to some parameters, by products with vectors.
+class HessianOperator:
+    """Hessian of a loss with respect to some parameters, known by its products with vectors.
 
     Args:
         gradient: Gradient of the loss, one tensor for each parameter, with its graph.
@@ -43,13 +43,13 @@ class Curvature:
     def product(self, vector: Tensor) -> Tensor:
         """Multiply the Hessian with a vector of `size` numbers (Pearlmutter 1994)."""
         like = self.parameters[0]
-        parts = vector.to(like).split([parameter.numel() for parameter in self.parameters])
+        pieces = vector.to(like).split([parameter.numel() for parameter in self.parameters])
         # A constant slope, such as that of an unused parameter, has no graph.
         slopes, shaped = [], []
-        for slope, part, parameter in zip(self.gradient, parts, self.parameters, strict=True):
+        for slope, piece, parameter in zip(self.gradient, pieces, self.parameters, strict=True):
             if slope.requires_grad:
                 slopes.append(slope)
-                shaped.append(part.view_as(parameter))
+                shaped.append(piece.view_as(parameter))
         if not slopes:
             return torch.zeros_like(vector)
         products = torch.autograd.grad(
@@ -60,7 +60,8 @@ class Curvature:
     def largest_eigenvalues(self, count: int) -> list[float]:
         """Compute the (algebraically) largest eigenvalues by Lanczos' method, the largest first.
 
-        NaN where the method does not converge, or there are not so many parameters.
+        They are all NaN if the method does not converge. It finds at most `size` - 1 eigenvalues;
+        the others are NaN.
         """
 
         def multiply(vector: np.ndarray) -> np.ndarray:
@@ -73,8 +74,10 @@ class Curvature:
             converged = eigsh(
                 operator, possible, which="LA", v0=start, tol=TOLERANCE, return_eigenvectors=False
             )
-        except (ArpackNoConvergence, ValueError):
-            converged = np.array([])
+        except (ArpackError, ValueError):
+            # Only a Hessian of 0 maps a random vector to 0; Lanczos' method cannot start there.
+            is_zero = not multiply(start).any()
+            converged = np.zeros(possible if is_zero else 0)
         known = sorted(converged.tolist(), reverse=True)
         return [*known, *[float("nan")] * (count - len(known))]
 
@@ -97,9 +100,9 @@ class Hessian(OptimizationMetrics):
     """Curvature of the training loss (Yao et al. 2020, PyHessian, arXiv 1912.07145).
 
     It is measured for the whole model and, at the site `stage`, for the parameters of each of its
-    parts: before training, then every n-th epoch and after the last one. The loss is the
-    cross-entropy of class-balanced samples of the training split's probe set, without a
-    regularizer's penalty, as a function of the parameters that are trained. Metrics:
+    parts: before training, then every n-th epoch and epoch `trainer.max_epochs`. The loss is the
+    cross-entropy of class-balanced samples of the training split's probe set, without label
+    smoothing or a regularizer's penalty, as a function of the parameters that are trained. Metrics:
 
     - `hessian_eigenvalue_1`, `_2`, ...: the largest eigenvalues.
     - `hessian_trace`, `hessian_trace_error`: estimated trace and its standard error.
@@ -151,8 +154,8 @@ class Hessian(OptimizationMetrics):
             if self.batchnorm == "train":
                 for layer in with_running_statistics(network).values():
                     layer.train()
-            batches = zip(*get_probe(trainer, "train"), strict=True)
-            inputs, labels = (torch.cat(parts) for parts in batches)
+            probe = zip(*get_probe(trainer, "train"), strict=True)
+            inputs, labels = (torch.cat(tensors) for tensors in probe)
             chosen = choose_balanced(labels, min(self.num_samples, len(labels)))
             images = inputs[chosen].to(next(network.parameters()))
             labels = labels[chosen].to(images.device)
@@ -172,22 +175,30 @@ class Hessian(OptimizationMetrics):
                     for index, (name, part) in enumerate(find_stages(network).items())
                 ]
                 for tap, part in parts:
-                    values = self._values(part, gradients)
-                    rows += make_rows(
-                        values, tap, epoch, trainer.global_step, reason="a gradient is not finite"
-                    )
+                    values, reason = self._measure_part(part, gradients)
+                    rows += make_rows(values, tap, epoch, trainer.global_step, reason=reason)
         self.publish(trainer, epoch, rows)
 
-    def _values(self, part: nn.Module, gradients: dict[int, Tensor]) -> dict[str, float]:
+    def _measure_part(
+        self, part: nn.Module, gradients: dict[int, Tensor]
+    ) -> tuple[dict[str, float], str]:
+        """Compute the metrics of a part, and the reason if some are NaN.
+
+        Args:
+            part: Part of the network.
+            gradients: Gradient of the loss by the `id` of each trained parameter.
+        """
         parameters = [parameter for parameter in part.parameters() if id(parameter) in gradients]
         gradient = [gradients[id(parameter)] for parameter in parameters]
         names = [f"hessian_eigenvalue_{number + 1}" for number in range(self.num_eigenvalues)]
         names += ["hessian_trace", "hessian_trace_error"]
-        if not all(parameter.isfinite().all() for parameter in gradient):
-            return dict.fromkeys(names, float("nan"))
-        curvature = Curvature(gradient, parameters)
-        eigenvalues = curvature.largest_eigenvalues(self.num_eigenvalues)
-        return dict(zip(names, [*eigenvalues, *curvature.trace(self.num_probes)], strict=True))
+        if not all(slope.isfinite().all() for slope in gradient):
+            return dict.fromkeys(names, float("nan")), "a gradient is not finite"
+        hessian = HessianOperator(gradient, parameters)
+        eigenvalues = hessian.largest_eigenvalues(self.num_eigenvalues)
+        values = dict(zip(names, [*eigenvalues, *hessian.trace(self.num_probes)], strict=True))
+        reason = "Lanczos' method did not converge, there are too few parameters, "
+        return values, reason + "or the Hessian is not finite"
 
 
 def find_stages(network: nn.Module) -> dict[str, nn.Module]:

@@ -19,7 +19,7 @@ from bnstudy.representations.precision import on_float64_device
 Objective = Callable[[Sequence[Tensor]], tuple[float, Sequence[Tensor]]]
 
 
-def along_gradient(
+def measure_along_gradient(
     objective: Objective, parameters: Sequence[Tensor], step_sizes: Sequence[float]
 ) -> dict[str, float]:
     """Measure a loss L and its gradient g at p - size * g(p) for parameters p and several sizes.
@@ -49,8 +49,10 @@ def along_gradient(
         # Clones keep the memory format, which determines the values that dropout draws.
         steps = zip(parameters, gradient, strict=True)
         moved = [parameter.clone().sub_(slope, alpha=size) for parameter, slope in steps]
-        losses[index], slope_at_step = objective(moved)
-        changes[index] = _norm([a - b for a, b in zip(slope_at_step, gradient, strict=True)])
+        losses[index], gradient_there = objective(moved)
+        changes[index] = _norm(
+            [there - here for there, here in zip(gradient_there, gradient, strict=True)]
+        )
     length = _norm(gradient)
     measured = {
         "loss_range": losses.max() - losses.min(),
@@ -62,13 +64,14 @@ def along_gradient(
 
 
 class LossLandscape(OptimizationMetrics):
-    """Metrics of `along_gradient` on training batches before their steps, averaged over an epoch.
+    """Loss and gradient along gradient steps, averaged over an epoch's measured batches.
 
-    The loss is the batch's cross-entropy in training mode, without a regularizer's penalty, as a
-    function of the parameters that are trained. It is computed without autocast, whose rounding
-    errors would look like a rough loss. Layers such as dropout draw the same random numbers at all
-    step sizes. In a distributed run all processes take part, and loss and gradient are averages
-    over the processes.
+    The metrics are those of `measure_along_gradient`, on training batches before their steps. The
+    loss is the batch's cross-entropy in training mode, without label smoothing or a regularizer's
+    penalty, as a function of the parameters that are trained. It is computed without autocast,
+    whose rounding errors would look like a rough loss. Layers such as dropout draw the same random
+    numbers at all step sizes. In a distributed run all processes take part, and loss and gradient
+    are averages over the processes.
 
     The loggers also get the values of each measured batch, as `opt_step/<metric>`.
 
@@ -81,11 +84,11 @@ class LossLandscape(OptimizationMetrics):
         super().__init__()
         self.every_n_steps = every_n_steps
         self.step_sizes = step_sizes
-        self.probes: list[dict[str, float]] = []
+        self.batch_values: list[dict[str, float]] = []  # of each measured batch of the epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Discard the values of the previous epoch."""
-        self.probes = []
+        self.batch_values = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -98,59 +101,59 @@ class LossLandscape(OptimizationMetrics):
             parameter.detach() for parameter in network.parameters() if parameter.requires_grad
         ]
         with self.timed():
-            objective = _cross_entropy(network, batch, trainer)
-            probe = along_gradient(objective, trained, self.step_sizes)
-        self.probes.append(probe)
+            objective = _make_objective(network, batch, trainer)
+            values = measure_along_gradient(objective, trained, self.step_sizes)
+        self.batch_values.append(values)
         if trainer.is_global_zero:
-            values = {f"opt_step/{name}": value for name, value in probe.items()}
+            logged = {f"opt_step/{name}": value for name, value in values.items()}
             for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.global_step)
+                logger.log_metrics(logged, step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Average over the measured batches; an epoch without any has no rows."""
-        epoch, count = trainer.current_epoch + 1, len(self.probes)
+        epoch, count = trainer.current_epoch + 1, len(self.batch_values)
         rows = []
-        for name in self.probes[0] if self.probes else ():
-            values = [probe[name] for probe in self.probes]
-            without = sum(not isfinite(value) for value in values)
-            reason = f"{name} is not finite at {without} of {count} probes"
+        for name in self.batch_values[0] if self.batch_values else ():
+            values = [batch[name] for batch in self.batch_values]
+            num_undefined = sum(not isfinite(value) for value in values)
+            reason = f"{name} is not finite at {num_undefined} of {count} measured batches"
             mean = {name: sum(values) / count}
             rows += make_rows(mean, None, epoch, trainer.global_step, reason=reason)
         self.publish(trainer, epoch, rows)
 
 
-def _cross_entropy(network: nn.Module, batch: Batch, trainer: L.Trainer) -> Objective:
+def _make_objective(network: nn.Module, batch: Batch, trainer: L.Trainer) -> Objective:
     """Return the loss of a batch as a function of the parameters that require gradients."""
     images, labels = batch
     parameters = dict(network.named_parameters())
     names = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    mean = trainer.strategy.reduce
+    reduce = trainer.strategy.reduce
 
     def objective(trained: Sequence[Tensor]) -> tuple[float, Sequence[Tensor]]:
-        leaves = [one.detach().requires_grad_() for one in trained]
+        leaves = [parameter.detach().requires_grad_() for parameter in trained]
         state = {
             **{name: parameter.detach() for name, parameter in parameters.items()},
             **dict(zip(names, leaves, strict=True)),
             # Copies, because a forward pass in training mode changes running statistics.
             **{name: buffer.clone() for name, buffer in network.named_buffers()},
         }
-        with _same_random_numbers(images.device), torch.enable_grad():
+        with _restoring_random_state(images.device), torch.enable_grad():
             loss = functional.cross_entropy(functional_call(network, state, (images,)), labels)
         gradient = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        loss = mean(on_float64_device(loss.detach()).double(), reduce_op="mean")
-        return loss.item(), [mean(one, reduce_op="mean") for one in gradient]
+        loss = reduce(on_float64_device(loss.detach()).double(), reduce_op="mean")
+        return loss.item(), [reduce(slope, reduce_op="mean") for slope in gradient]
 
     return objective
 
 
 @contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Restore the random numbers of the CPU and of a device afterwards; layers draw from either."""
-    of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+def _restoring_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the random state of the CPU and of a device on exit; layers draw from either."""
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
-    if of_mps is not None:
-        torch.mps.set_rng_state(of_mps)
+    if mps_state is not None:
+        torch.mps.set_rng_state(mps_state)
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:

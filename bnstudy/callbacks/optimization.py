@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from math import isfinite, nan
 
 import lightning as L
@@ -21,18 +22,22 @@ from bnstudy.terms import Split
 # rounds.
 CONSTANT_TOLERANCE = 1e-8
 
+# Sites of the layers with weights, by type.
+WEIGHT_SITES = {nn.Conv1d: "conv", nn.Conv2d: "conv", nn.Conv3d: "conv", nn.Linear: "linear"}
+
 
 class OptimizationMetrics(L.Callback):
-    """Base of callbacks that measure a `Classifier` while it is trained on an `DataModule`.
+    """Base of callbacks that measure a `Classifier` while it is trained on a `DataModule`.
 
-    Measuring changes neither weights, gradients and running statistics nor torch's random numbers,
-    so that a run ends with the same weights as without it. The trainer's loggers get the values as
+    Measuring does not change weights, gradients, running statistics or torch's random numbers, so
+    that a run ends with the same weights as without it. The trainer's loggers get the values as
     `opt/<metric>` and `opt/<layer>/<metric>`, for sites other than act as
     `opt/<layer>.<site>/<metric>`, and for the test split as `opt/test/<metric>`.
 
     Attributes:
         rows: Rows of the latest measurement.
-        seconds: Total time of all measurements, in seconds.
+        seconds: Total time of all measurements, in seconds, without the calibration before the
+            first one.
     """
 
     def __init__(self) -> None:
@@ -82,7 +87,7 @@ def make_rows(
     return rows
 
 
-def varying(mean: Tensor, variance: Tensor) -> Tensor:
+def is_varying(mean: Tensor, variance: Tensor) -> Tensor:
     """Mark the channels that are not constant, from their means and variances."""
     return variance > CONSTANT_TOLERANCE * mean.square()
 
@@ -97,31 +102,50 @@ def calibrated_network(
     trainer: L.Trainer, module: L.LightningModule
 ) -> AbstractContextManager[None]:
     """Calibrate running statistics that no batch has updated yet, inside the context."""
-    return calibrated(get_network(module), _data_of(trainer).calibration())
+    return calibrated(get_network(module), _get_data(trainer).calibration())
 
 
 def get_probe(trainer: L.Trainer, split: Split) -> Samples:
     """Return the probe set of a split."""
-    return _data_of(trainer).probe(split)
+    return _get_data(trainer).probe(split)
 
 
-def _data_of(trainer: L.Trainer) -> DataModule:
+def _get_data(trainer: L.Trainer) -> DataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, DataModule)
     return data
 
 
-def find_taps(network: nn.Module, modules: Iterable[str], inputs: Tensor) -> dict[str, Tap]:
+def find_weight_sites(network: nn.Module) -> dict[str, str]:
+    """Return the site, conv or linear, of each convolution and linear layer, by module name."""
+    return {
+        name: site
+        for name, module in network.named_modules()
+        for kind, site in WEIGHT_SITES.items()
+        if isinstance(module, kind)
+    }
+
+
+def find_taps_at(
+    trainer: L.Trainer, network: nn.Module, sites: Mapping[str, str]
+) -> dict[str, Tap]:
+    """Find the layers of modules as `find_taps` does, with the given sites by module name."""
+    taps = find_taps(network, sites, get_probe(trainer, "train"))
+    return {name: replace(tap, site=sites[name]) for name, tap in taps.items()}
+
+
+def find_taps(network: nn.Module, modules: Iterable[str], batches: Samples) -> dict[str, Tap]:
     """Find the layer of each module that is called, in the order of computation.
 
     Args:
-        network: Network, which is run in eval mode and not changed.
+        network: Network. It is run on one sample in eval mode, and not changed.
         modules: Names of the modules. If one is called several times, the first call counts.
-        inputs: Inputs of the network; one sample is enough.
+        batches: Batches, of which the first sample is used.
 
     Returns:
         Taps by module name.
     """
+    inputs, _ = next(iter(batches))
     taps = Taps(network, layers=list(modules))
     calls: list[Call] = []
 
@@ -129,5 +153,5 @@ def find_taps(network: nn.Module, modules: Iterable[str], inputs: Tensor) -> dic
         calls.append(call)
 
     with torch.no_grad(), taps.hooked(note) as run:
-        run(inputs)
-    return {call.module: tap for call, tap in taps.taps(calls).items() if call.number == 1}
+        run(inputs[:1])
+    return {call.module: tap for call, tap in taps.make_taps(calls).items() if call.number == 1}

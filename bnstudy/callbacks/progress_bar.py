@@ -99,7 +99,7 @@ class Progress(L.Callback):
         self._show_numbers(trainer, "", trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the new loss and accuracy of the probe sets, unless there are those of all."""
+        """Show loss and accuracy of the probe sets, unless the whole splits were evaluated."""
         assert isinstance(pl_module, Classifier)
         if not pl_module.performance:
             callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -109,16 +109,16 @@ class Progress(L.Callback):
             self._show_numbers(trainer, "probe_", values)
 
     def _show_numbers(
-        self, trainer: L.Trainer, kind: str, values: Mapping[str, torch.Tensor | float]
+        self, trainer: L.Trainer, prefix: str, values: Mapping[str, torch.Tensor | float]
     ) -> None:
         accuracies = [
-            f"{split} {values[f'{split}/{kind}accuracy']:.2%}"
+            f"{split} {values[f'{split}/{prefix}accuracy']:.2%}"
             for split in EVALUATED_SPLITS
-            if f"{split}/{kind}accuracy" in values
+            if f"{split}/{prefix}accuracy" in values
         ]
         self.numbers = ""
         if accuracies:
-            name, loss = kind.replace("_", " "), values[f"train/{kind}loss"]
+            name, loss = prefix.replace("_", " "), values[f"train/{prefix}loss"]
             self.numbers = f" · {name}loss {loss:.3f} · accuracy {' '.join(accuracies)}"
         if trainer.is_global_zero and not self.console.is_terminal:
             epoch = trainer.current_epoch + (trainer.state.fn == "fit")

@@ -30,8 +30,8 @@ class Recorder(L.Callback):
     """Callback that writes each epoch's part of the long table, then the checkpoint to resume from.
 
     It also sends loss and accuracy to the trainer's loggers, as `<split>/loss` and
-    `<split>/accuracy`. Whole splits are evaluated before training and after the last epoch alone;
-    at the other epochs the measurements contain loss and accuracy of the probe sets.
+    `<split>/accuracy`. Whole splits are evaluated only before training and after the last epoch. At
+    the other epochs only loss and accuracy of the probe sets are known, from the measurements.
 
     The part is written before the checkpoint, so that every checkpoint's epochs have been recorded.
     A run that is killed between the two writes trains the epoch again and overwrites its part.
@@ -52,7 +52,7 @@ class Recorder(L.Callback):
         self.measurements = measurements
         self.checkpoint_epochs = checkpoint_epochs
         self.performance: dict[tuple[EvaluatedSplit, str], float] = {}
-        self._recorded: int | None = None  # the latest epoch
+        self._recorded_epoch: int | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the last epoch be the only one with validation.
@@ -66,8 +66,8 @@ class Recorder(L.Callback):
         """Store loss and accuracy; after a training that stopped early, record them at once."""
         assert isinstance(pl_module, Classifier)
         self.performance = dict(pl_module.performance)
-        if self._recorded is not None and trainer.state.fn == "validate":
-            self._record(trainer, pl_module, self._recorded)
+        if self._recorded_epoch is not None and trainer.state.fn == "validate":
+            self._record(trainer, pl_module, self._recorded_epoch)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the measurements before the first step."""
@@ -98,7 +98,7 @@ class Recorder(L.Callback):
                 for row in measurement.rows
                 if row.epoch == epoch
             ]
-            self.record.table.write_part(epoch, rows, add=epoch == self._recorded)
+            self.record.table.write_part(epoch, rows, add=epoch == self._recorded_epoch)
             for measurement in self.measurements:
                 if isinstance(measurement, RepresentationMetrics):
                     self.record.description.add_precisions(measurement.precisions)
@@ -114,7 +114,7 @@ class Recorder(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": epoch}, step=step)
                 logger.save()  # before the checkpoint: a resumed run does not log this epoch again
-        self.performance, self._recorded = {}, epoch
+        self.performance, self._recorded_epoch = {}, epoch
 
     def _keep_weights(self, trainer: L.Trainer, epoch: int) -> None:
         if self.checkpoint_epochs == "all" or epoch in self.checkpoint_epochs:

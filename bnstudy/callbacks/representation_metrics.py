@@ -17,14 +17,12 @@ from bnstudy.data.batches import balanced_folds
 from bnstudy.data.module import CALIBRATION_BATCH
 from bnstudy.metrics import Metric, Value, chosen, evaluate
 from bnstudy.models import calibrated, recalibrated
-from bnstudy.models.classifier import count_losses
+from bnstudy.models.classifier import sum_performance
 from bnstudy.representations import Layer, capture
 from bnstudy.representations.network import Batch
 from bnstudy.representations.precision import Precision
 from bnstudy.runs.long_table import Row
 from bnstudy.terms import NOT_APPLICABLE, PROBE_PERFORMANCE
-
-Probe = Iterable[Batch]
 
 
 class RepresentationMetrics(L.Callback):
@@ -71,7 +69,8 @@ class RepresentationMetrics(L.Callback):
         step_rows: Rows measured within the latest epoch; their `epoch` is the number of completed
             epochs. They are not logged.
         fold_rows: (fold, row) of each value that was measured on one fold after the last epoch.
-        seconds: Total time of all measurements, in seconds.
+        seconds: Total time of the calls of `measure`, in seconds. During training it does not
+            include the calibration before a measurement.
         precisions: Precisions of the matrix products, by layer label.
 
     Raises:
@@ -80,7 +79,7 @@ class RepresentationMetrics(L.Callback):
 
     def __init__(
         self,
-        probes: Mapping[str, Probe],
+        probes: Mapping[str, Iterable[Batch]],
         names: Sequence[str],
         sites: Sequence[str] = ("act",),
         every_n_epochs: int = 1,
@@ -90,7 +89,7 @@ class RepresentationMetrics(L.Callback):
         channel_axis: Mapping[str, int] | None = None,
         precision: Precision = "auto",
         on_layer: Callable[[str], None] = lambda message: None,
-        calibration: Probe | None = None,
+        calibration: Iterable[Batch] | None = None,
     ) -> None:
         self.probes = probes
         if calibration is None and probes:
@@ -108,13 +107,13 @@ class RepresentationMetrics(L.Callback):
         self.rows: list[Row] = []
         self.step_rows: list[Row] = []
         self.fold_rows: list[tuple[int, Row]] = []
-        self._is_last = False
+        self._is_last_epoch = False
         self.seconds = 0.0
         self.precisions: dict[str, set[str]] = {}
-        # The latest epoch, if it has to be measured again should training end now, because it was
-        # not measured, or was measured without folds.
+        # The latest epoch, if `on_train_end` has to measure it, because it was not measured or only
+        # without folds.
         self._epoch_to_measure_at_end: int | None = None
-        self._latest_step = -1  # the latest step within an epoch that was measured
+        self._latest_step = -1  # latest step that was measured within an epoch, or ended an epoch
         self._warned_reasons: set[str] = set()
 
     def directions(self) -> dict[str, str | None]:
@@ -124,7 +123,7 @@ class RepresentationMetrics(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure before the first step, unless the run is resumed."""
         self._epoch_to_measure_at_end, self._latest_step = None, -1
-        self._is_last, self.fold_rows = False, []
+        self._is_last_epoch, self.fold_rows = False, []
         if trainer.global_step == 0:
             self._measure_and_log(trainer, pl_module, epoch=0)
 
@@ -164,13 +163,15 @@ class RepresentationMetrics(L.Callback):
         """Measure the epoch if it is due."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
-            self._is_last = epoch == trainer.max_epochs
+            self._is_last_epoch = epoch == trainer.max_epochs
             values = self._measure_and_log(trainer, pl_module, epoch)
             for name in values.keys() & self._monitored():
                 pl_module.log(name, values[name], logger=False, sync_dist=True)
             # If training stops early, this was the last epoch, and on_train_end measures it again
             # with folds.
-            self._epoch_to_measure_at_end = epoch if self.folds and not self._is_last else None
+            self._epoch_to_measure_at_end = (
+                epoch if self.folds and not self._is_last_epoch else None
+            )
         else:
             self._epoch_to_measure_at_end = epoch
         # With gradient accumulation, the next epoch begins at the same global step.
@@ -179,14 +180,24 @@ class RepresentationMetrics(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the last epoch if it was not measured, or was measured without folds."""
         if self._epoch_to_measure_at_end is not None:
-            self._is_last = True
+            self._is_last_epoch = True
             self._measure_and_log(trainer, pl_module, self._epoch_to_measure_at_end)
 
     def measure(self, module: nn.Module, epoch: int, step: int) -> list[Row]:
-        """Compute every metric of every layer on every probe set."""
+        """Compute every metric of every layer on every probe set.
+
+        Args:
+            module: Network, which is not changed.
+            epoch: Number of epochs trained before the measurement, for the rows.
+            step: Number of steps trained before the measurement, for the rows.
+
+        Returns:
+            Rows of the long table: those of the split `train` first, and of each split the layers
+            in the order of computation.
+        """
         started = time.monotonic()
         rows: list[Row] = []
-        # Calibrate only layers whose running statistics still have their initial values.
+        # For callers of `measure` alone: during training the layers have already been calibrated.
         with calibrated(module, self.calibration):
             for split, batches in self.probes.items():
                 rows += self._measure_split(module, split, batches, epoch, step)
@@ -194,7 +205,7 @@ class RepresentationMetrics(L.Callback):
         return sorted(rows, key=lambda row: (row.split != "train", row.layer_index))
 
     def _measure_split(
-        self, module: nn.Module, split: str, batches: Probe, epoch: int, step: int
+        self, module: nn.Module, split: str, batches: Iterable[Batch], epoch: int, step: int
     ) -> Iterator[Row]:
         self.on_layer(f"reading representations, {split}")
         layers = capture(
@@ -223,19 +234,19 @@ class RepresentationMetrics(L.Callback):
         """Compute every metric of a layer and, after the last epoch, of folds of its samples."""
         tap = layer.tap
         assert tap is not None
-        where = (epoch, step, split, tap.layer_index, tap.layer, tap.site)
+        position = (epoch, step, split, tap.layer_index, tap.layer, tap.site)
         values = evaluate(self.metrics, layer)
         self._warn_undefined(values, f"{tap.layer} at epoch {epoch}")
-        if self.folds and self._is_last:
+
+        def make_row(name: str, value: Value) -> Row:
+            number, reason, is_applicable = value
+            prefix = "" if is_applicable else NOT_APPLICABLE
+            return Row(*position, name, number, reason and f"{prefix}{reason}")
+
+        if self.folds and self._is_last_epoch:
             for fold, fold_values in enumerate(_evaluate_folds(layer, self.metrics, self.folds)):
-                self.fold_rows += [
-                    (fold, Row(*where, name, number, reason))
-                    for name, (number, reason, _) in fold_values.items()
-                ]
-        return [
-            Row(*where, name, number, reason if is_applicable else f"{NOT_APPLICABLE}{reason}")
-            for name, (number, reason, is_applicable) in values.items()
-        ]
+                self.fold_rows += [(fold, make_row(*item)) for item in fold_values.items()]
+        return [make_row(*item) for item in values.items()]
 
     def _warn_undefined(self, values: Mapping[str, Value], where: str) -> None:
         """Warn of metrics that should have a value and have none, once for each reason."""
@@ -309,7 +320,7 @@ def _measure_performance(layer: Layer, epoch: int, step: int, split: str) -> lis
     logits = layer.network.logits if layer.network else None
     if logits is None:
         return []
-    loss, correct, count = count_losses(logits, layer.labels).tolist()
+    loss, correct, count = sum_performance(logits, layer.labels).tolist()
     values = dict(zip(PROBE_PERFORMANCE, (loss / count, correct / count), strict=True))
     return make_rows(values, None, epoch, step, split)
 
@@ -321,7 +332,7 @@ class _MergedBatches:
     A smaller remainder is left out, unless it is all there is.
     """
 
-    batches: Probe
+    batches: Iterable[Batch]
 
     def __iter__(self) -> Iterator[Batch]:
         collected: list[Batch] = []

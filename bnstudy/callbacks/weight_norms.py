@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from bnstudy.callbacks.gradient_norms import SITES
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
-    find_taps,
+    find_taps_at,
+    find_weight_sites,
     get_network,
-    get_probe,
     make_rows,
 )
 from bnstudy.representations import Tap
@@ -23,16 +22,17 @@ from bnstudy.representations.taps import Taps
 class WeightNorms(OptimizationMetrics):
     """L2 norms of each layer's parameters, before training and at the end of each epoch.
 
-    Of convolutions and linear layers, at the sites `conv` and `linear`:
+    Convolutions and linear layers, at the sites `conv` and `linear`:
 
     - `weight_norm`: norm of the weights w.
-    - `effective_lr`: learning rate of the last step / |w|^2 with SGD, or / |w| with Adam and AdamW,
-      whose steps do not grow with the gradient. It says how fast the direction of weights changes
-      that a norm makes scale-invariant (van Laarhoven 2017, arXiv 1706.05350); where no norm
-      follows, it says nothing.
+    - `effective_lr`: learning rate of the last step (before training, of the first step), divided
+      by |w|^2 with SGD, or by |w| with Adam and AdamW, whose steps do not grow with the gradient.
+      If a normalization layer follows, the scale of w has no effect, and the effective learning
+      rate determines how fast the direction of w changes (van Laarhoven 2017, arXiv 1706.05350).
+      Otherwise it has no such meaning.
 
-    Of normalization layers with a scale and a shift, at the site `norm`: `gamma_norm` and
-    `beta_norm`.
+    Normalization layers, at the site `norm`: `gamma_norm` of the scale and `beta_norm` of the
+    shift, if they have them.
     """
 
     def __init__(self) -> None:
@@ -43,18 +43,9 @@ class WeightNorms(OptimizationMetrics):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the layers, and measure before the first step unless the run is resumed."""
         network = get_network(pl_module)
-        sites = {
-            name: site
-            for name, module in network.named_modules()
-            for kind, site in SITES.items()
-            if isinstance(module, kind)
-        }
+        sites = find_weight_sites(network)
         sites |= {name: "norm" for name, site in Taps(network).site_of.items() if site == "norm"}
-        inputs, _ = next(iter(get_probe(trainer, "train")))
-        self.taps = {
-            name: Tap(tap.layer_index, tap.layer, sites[name])
-            for name, tap in find_taps(network, sites, inputs[:1]).items()
-        }
+        self.taps = find_taps_at(trainer, network, sites)
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
         if trainer.global_step == 0:
             self._measure(trainer, network, epoch=0)
@@ -79,8 +70,8 @@ class WeightNorms(OptimizationMetrics):
                 if tap.site == "norm":
                     parameters = {"gamma_norm": weight, "beta_norm": bias}
                     values = {
-                        key: _norm(parameter)
-                        for key, parameter in parameters.items()
+                        metric: _norm(parameter)
+                        for metric, parameter in parameters.items()
                         if parameter is not None
                     }
                 elif weight is not None:

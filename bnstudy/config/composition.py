@@ -1,4 +1,4 @@
-"""Command lines, and resolution of configurations to plain values with open values filled in."""
+"""Preparation of command lines for Hydra, and conversion of configurations to plain values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from bnstudy.terms import PER_NORM_OPTIONS
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Convert a composed configuration to plain values and fill in open values with `complete`.
+    """Convert a composed configuration to plain values, and complete them with `complete`.
 
     Args:
         cfg: Composed configuration, without Hydra's own part.
 
     Raises:
-        UserError: A value is missing, possibly only for this run's norm.
+        UserError: A value is missing, or an option has no value for this run's norm.
     """
     config = plain_values(cfg)
     complete(config)
@@ -41,7 +41,7 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
 
 
-OWN = "own"  # option of the groups `model` and `data` for classes of the user's
+OWN = "own"  # option of the groups `model` and `data` for the user's classes
 
 
 def is_group(key: str) -> bool:
@@ -50,13 +50,15 @@ def is_group(key: str) -> bool:
 
 
 def require_one_option(words: Sequence[str]) -> None:
-    """Refuse a list of options for a group of which one option is selected.
+    """Raise an error if the command line sets a config group to a list of options.
+
+    Only `callbacks` takes a list.
 
     Args:
         words: Words of the command line.
 
     Raises:
-        UserError: A word sets such a group to a list.
+        UserError: A word sets another group to a list.
 
     Example:
         >>> require_one_option(["norm=[batchnorm,none]"])
@@ -74,10 +76,10 @@ def require_one_option(words: Sequence[str]) -> None:
 
 
 def select_own_classes(words: Sequence[str]) -> list[str]:
-    """Choose the option `own` of a group whose `_target_` a command line sets without an option.
+    """Select the option `own` of each group for which the command line sets only `_target_`.
 
-    The keys of the group's default option are those of another class. Those of the class that is
-    named are added to the group.
+    The keys of the group's default option belong to another class, so they would be wrong. The keys
+    that the command line sets are added to the empty group with `++`.
 
     Args:
         words: Words of the command line.
@@ -99,7 +101,7 @@ FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def redact_files(folder: Path) -> None:
-    """Remove credentials from the YAML files of a folder, such as Hydra's."""
+    """Remove credentials from the YAML files in a folder, such as Hydra's .hydra folder."""
     for path in folder.glob("*.yaml"):
         content = yaml.load(path.read_text(), FAST_LOADER)
         if (redacted := redact_values(content)) != content:
@@ -108,7 +110,7 @@ def redact_files(folder: Path) -> None:
 
 
 def complete(config: dict[str, Any]) -> None:
-    """Replace open values by those that the run uses.
+    """Change and add values, so that the configuration contains what the run uses.
 
     An option with one value per norm gets the value of this run's norm. A network without an
     `initialization` gets `own`. Names that Hydra reads as integers become text.

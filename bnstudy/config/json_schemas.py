@@ -1,8 +1,8 @@
 """JSON schemas of the configuration files, for completion and validation in editors.
 
-`python -m bnstudy.config.json_schemas` writes them to docs/schema/: one for each group, and
-config.json for files that set keys of several groups. A comment at the top of each file in conf/
-refers to its schema, in the syntax of `yaml-language-server`.
+`python -m bnstudy.config.json_schemas` writes them to docs/schema/: one for each group that has
+files, and config.json for files that set keys of several groups. A comment at the top of each file
+in conf/ refers to its schema, in the syntax of `yaml-language-server`.
 """
 
 import json
@@ -19,7 +19,7 @@ DRAFT = "http://json-schema.org/draft-07/schema#"  # best supported by yaml-lang
 
 Schema = dict[str, Any]
 
-_DEFAULTS = {"description": "Hydra's list of files to begin with.", "type": "array"}
+_DEFAULTS_LIST = {"description": "Hydra's list of files to begin with.", "type": "array"}
 _HYDRA = {"description": "Hydra's own configuration.", "type": "object"}
 _OPEN = {
     "description": "Interpolation such as ${seed}, or ??? for a value that has to be given.",
@@ -39,51 +39,53 @@ def json_schemas() -> dict[str, Schema]:
     """
     config = Config.model_json_schema()
     definitions: dict[str, Schema] = config.pop("$defs")
-    groups = dict(_groups(Config))
-    for group, model in groups.items():
+    groups = dict(_find_groups(Config))
+    for model in groups.values():
         definition = definitions[model.__name__]
         if issubclass(model, ChosenGroup):
-            definition["allOf"] = _conditions(model, list(definition["properties"]))
-        for key in (key for each, key in PER_NORM_OPTIONS if each == group):
-            value = definition["properties"][key]
-            one = _alternatives(value)
-            each = {**one[0]} if len(one) == 1 else {"anyOf": one}
-            value["anyOf"] = [*one, {"type": "object", "additionalProperties": each}]
+            definition["allOf"] = _restrict_keys(model, list(definition["properties"]))
+    for group, key in PER_NORM_OPTIONS:
+        value = definitions[groups[group].__name__]["properties"][key]
+        alternatives = _list_alternatives(value)
+        per_norm = {"type": "object", "additionalProperties": {"anyOf": alternatives}}
+        value["anyOf"] = [*alternatives, per_norm]
     for definition in (config, *definitions.values()):
         definition.pop("title")
         definition.pop("required", None)
         properties = definition["properties"].items()
-        definition["properties"] = {key: _or_open(value) for key, value in properties}
+        definition["properties"] = {key: _allow_open(value) for key, value in properties}
     definitions["Open"] = _OPEN
     config["properties"]["hydra"] = _HYDRA
-    contents = {group: definitions[groups[group].__name__] for group in groups if _has_file(group)}
+    contents = {
+        group: definitions[model.__name__] for group, model in groups.items() if _has_files(group)
+    }
     return {
-        name: _file_schema(content, definitions)
+        name: _make_file_schema(content, definitions)
         for name, content in {**contents, "config": config}.items()
     }
 
 
-def write() -> None:
+def write_json_schemas() -> None:
     """Write the JSON schemas to docs/schema/."""
     SCHEMA_FOLDER.mkdir(parents=True, exist_ok=True)
     for name, schema in json_schemas().items():
         (SCHEMA_FOLDER / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n")
 
 
-def _groups(model: type[Group]) -> Iterator[tuple[str, type[Group]]]:
+def _find_groups(model: type[Group]) -> Iterator[tuple[str, type[Group]]]:
     """Yield the keys and models of all groups inside a group, at any depth."""
     for key, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
             yield key, field.annotation
-            yield from _groups(field.annotation)
+            yield from _find_groups(field.annotation)
 
 
-def _has_file(group: str) -> bool:
+def _has_files(group: str) -> bool:
     return (CONFIG_FOLDER / group).is_dir()
 
 
-def _conditions(model: type[ChosenGroup], keys: list[str]) -> list[Schema]:
-    """Make the conditions that restrict the keys to those of the choice, if one is made."""
+def _restrict_keys(model: type[ChosenGroup], keys: list[str]) -> list[Schema]:
+    """Make the conditions that allow only the keys of the choice, or all keys if none is made."""
     chosen_by = model.chosen_by
     conditions: list[Schema] = [
         {
@@ -92,43 +94,45 @@ def _conditions(model: type[ChosenGroup], keys: list[str]) -> list[Schema]:
         }
         for choice, known in model.keys_of.items()
     ]
-    without = {"not": {"required": [chosen_by]}}
-    return [*conditions, {"if": without, "then": {"propertyNames": {"enum": [*keys, "defaults"]}}}]
+    no_choice = {"not": {"required": [chosen_by]}}
+    all_keys = {"propertyNames": {"enum": [*keys, "defaults"]}}
+    return [*conditions, {"if": no_choice, "then": all_keys}]
 
 
-def _alternatives(value: Schema) -> list[Schema]:
-    words = ("title", "description")
-    alone = {key: content for key, content in value.items() if key not in words}
-    found: list[Schema] = value.get("anyOf", [alone])
-    return found
+def _list_alternatives(value: Schema) -> list[Schema]:
+    """List the schemas of which a value must match one, without their title and description."""
+    texts = ("title", "description")
+    single = {key: content for key, content in value.items() if key not in texts}
+    alternatives: list[Schema] = value.get("anyOf", [single])
+    return alternatives
 
 
-def _or_open(value: Schema) -> Schema:
+def _allow_open(value: Schema) -> Schema:
     """Extend the schema of a value, and of the values it contains, to allow open values."""
-    alternatives = _alternatives(value)
+    alternatives = _list_alternatives(value)
     for alternative in alternatives:
-        for part in {"items", "additionalProperties"} & alternative.keys():
-            alternative[part] = _or_open(alternative[part])
+        for key in {"items", "additionalProperties"} & alternative.keys():
+            alternative[key] = _allow_open(alternative[key])
     about = {"description": value["description"]} if "description" in value else {}
     return {**about, "anyOf": [*alternatives, {"$ref": "#/$defs/Open"}]}
 
 
-def _file_schema(content: Schema, definitions: Mapping[str, Schema]) -> Schema:
+def _make_file_schema(content: Schema, definitions: Mapping[str, Schema]) -> Schema:
     """Make the schema of a file from the schema of its content."""
-    properties = {"defaults": _DEFAULTS, **content["properties"]}
-    needed = _needed(content, definitions)
+    properties = {"defaults": _DEFAULTS_LIST, **content["properties"]}
+    needed = _find_definitions(content, definitions)
     return {"$schema": DRAFT, **content, "properties": properties, "$defs": needed}
 
 
-def _needed(schema: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
+def _find_definitions(schema: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
     """Find the definitions that a schema refers to, directly or through other definitions."""
     text = json.dumps(schema)
     needed: dict[str, Schema] = {}
     for name, definition in definitions.items():
         if f'"#/$defs/{name}"' in text:
-            needed |= {name: definition, **_needed(definition, definitions)}
+            needed |= {name: definition, **_find_definitions(definition, definitions)}
     return needed
 
 
 if __name__ == "__main__":
-    write()
+    write_json_schemas()

@@ -11,7 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import is_group
 from bnstudy.errors import UserError, first_line
-from bnstudy.files import CANNOT_WRITE, CannotWrite
+from bnstudy.files import CannotWrite, is_write_error
 from bnstudy.redaction import redact
 from bnstudy.terms import suggest
 
@@ -50,20 +50,19 @@ def _explain(error: BaseException) -> str | None:
                 return f"{group}=[{value}]: there is no {value}; {hint(value, options)}"
             case OmegaConfBaseException(full_key=str(key)) if key:
                 return _explain_key(key, cause)
-            case OSError(filename=str(path), errno=number) if number in CANNOT_WRITE:
-                return str(CannotWrite(path, cause))
-            case OSError(errno=number) if number in CANNOT_WRITE:
-                return str(CannotWrite("the output folder", cause))
+            case OSError(filename=path) if is_write_error(cause):
+                return str(CannotWrite(path or "the output folder", cause))
     if not isinstance(error, HydraException):
         return None
     if "" in sys.argv:
         return "an argument is empty, perhaps a shell variable that is not set; remove it"
     if sweep := SEVERAL_VALUES.match(str(error)):
-        is_list = "; a list is written in brackets, KEY=[...]"
-        return (
+        message = (
             f"{sweep[1]}: several values are a sweep, which bnstudy.train runs with -m at the end"
-            f"{'' if is_group(sweep[1].partition('=')[0]) else is_list}"
         )
+        if is_group(sweep[1].partition("=")[0]):
+            return message
+        return f"{message}; a list is written in brackets, KEY=[...]"
     return " ".join(str(error).split())
 
 

@@ -13,12 +13,13 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from bnstudy.config.mistakes import hint
 from bnstudy.config.values import (
     NOT_ALLOWED,
+    AtLeastTwo,
     Boolean,
     Count,
-    Finite,
+    Expected,
+    FiniteNotNegative,
     FolderName,
     FolderPath,
-    Fraction,
     Index,
     NotNegative,
     Number,
@@ -27,9 +28,8 @@ from bnstudy.config.values import (
     OptionalCount,
     OptionalText,
     Positive,
-    Several,
-    Share,
-    Takes,
+    PositiveShare,
+    ShareBelowOne,
     Text,
 )
 from bnstudy.errors import UserError
@@ -43,7 +43,7 @@ INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
 # Arguments of Lightning's Trainer that bnstudy sets itself: a run trains to the end of its last
 # epoch; it is measured and recorded at the end of each epoch, and evaluated after the last one.
-FIXED = (
+FIXED_TRAINER_KEYS = (
     "barebones",
     "callbacks",
     "check_val_every_n_epoch",
@@ -66,13 +66,13 @@ FIXED = (
 
 
 class Group(BaseModel):
-    """Configuration group. All of its keys are optional; unknown keys are errors."""
+    """Configuration group. `validate` allows keys to be missing; unknown keys are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def known_keys(cls, values: Mapping[str, Any]) -> Collection[str] | None:
-        """Find the keys that are allowed in a group with given values; None if any key is."""
+        """List the keys that are allowed in a group with given values; None if any key is."""
         if cls.model_config["extra"] == "allow":
             return None
         return [field.alias or name for name, field in cls.model_fields.items()]
@@ -93,8 +93,9 @@ class ChosenGroup(Group, extra="allow"):
 
     Attributes:
         chosen_by: Key that determines the others: `name` or `_target_`. A `_target_` can also be a
-            class or function of the user; then any key is allowed, and fields are still validated.
-        keys_of: Other keys for each choice that bnstudy provides.
+            class or function of the user; then any key is allowed, and the values of known keys are
+            still validated.
+        keys_of: Other keys of each choice that bnstudy provides.
     """
 
     chosen_by: ClassVar[str]
@@ -102,9 +103,9 @@ class ChosenGroup(Group, extra="allow"):
 
     @classmethod
     def known_keys(cls, values: Mapping[str, Any]) -> Collection[str] | None:
-        """Find the keys of the choice; None if the choice is a class or function of the user."""
-        chosen = values.get(cls.chosen_by)
-        keys = cls.keys_of.get(chosen) if isinstance(chosen, str) else None
+        """List the keys of the choice; None if bnstudy does not provide the choice."""
+        choice = values.get(cls.chosen_by)
+        keys = cls.keys_of.get(choice) if isinstance(choice, str) else None
         return None if keys is None else {cls.chosen_by, *keys}
 
 
@@ -174,15 +175,15 @@ class Norm(ChosenGroup):
     """Kind of normalization."""
     eps: Positive
     """Constant added to the variance."""
-    momentum: Share  # at 0 the running statistics would stay 0 and 1
+    momentum: PositiveShare  # at 0 the running statistics would stay 0 and 1
     """Weight of a batch in the running statistics."""
     num_groups: Count
     """Groups of channels, each normalized by itself."""
-    ghost_size: Several
+    ghost_size: AtLeastTwo
     """Maximum number of samples in a part of the batch."""
     alpha: Positive
     """Initial scale of the input of dyt and derf."""
-    r_max: Annotated[float, Field(ge=1), Takes("a number of at least 1")]
+    r_max: Annotated[float, Field(ge=1), Expected("a number of at least 1")]
     """Final limit of batch_renorm's factor r."""
     d_max: NotNegative
     """Final limit of batch_renorm's shift d."""
@@ -210,10 +211,11 @@ class Regularizer(ChosenGroup):
     """Kind of regularizer."""
     strength: NotNegative
     """Factor of the term."""
-    layers: Annotated[list[str], Field(min_length=1), Takes(_LAYERS)]
+    layers: Annotated[list[str], Field(min_length=1), Expected(_LAYERS)]
     """Layers that it reads, by name or pattern."""
     target: Annotated[
-        str | Annotated[float, Field(ge=0, le=1)], Takes("a share from 0 to 1, or a norm's name")
+        str | Annotated[float, Field(ge=0, le=1)],
+        Expected("a share from 0 to 1, or a norm's name"),
     ]
     """Share of zeros, or the norm whose run with the same seed gives the share of each layer."""
 
@@ -239,27 +241,27 @@ class Optim(ChosenGroup):
     """Kind of optimizer."""
     lr: Positive
     """Learning rate."""
-    momentum: Fraction
+    momentum: ShareBelowOne
     """Momentum of sgd."""
     betas: Annotated[
-        list[Fraction],
+        list[ShareBelowOne],
         Field(min_length=2, max_length=2),
-        Takes("two numbers from 0 to below 1, such as [0.9,0.999]"),
+        Expected("two numbers from 0 to below 1, such as [0.9,0.999]"),
     ]
     """Decay of the two running means of adam and adamw."""
     weight_decay: NotNegative
-    """Factor by which the weights are multiplied and added to their gradient."""
+    """Coefficient of weight decay; adamw decouples it from the gradient."""
     schedule: Annotated[str, OneOf(*SCHEDULES)]
-    """Schedule of the learning rate; cosine: decay to 0, updated at each step; step: milestones."""
-    milestones: Annotated[list[Count], Takes("a list of epochs such as [100,150]")]
-    """Epochs at which the schedule step multiplies the learning rate by gamma."""
+    """Schedule of the learning rate; cosine: decay to 0 at each step; step: drops at milestones."""
+    milestones: Annotated[list[Count], Expected("a list of epochs such as [100,150]")]
+    """Epochs at which schedule=step multiplies the learning rate by gamma."""
     gamma: Positive
     """Factor of the learning rate at each milestone."""
     warmup_epochs: NotNegative
     """Epochs in which the learning rate rises linearly."""
-    label_smoothing: Fraction
+    label_smoothing: ShareBelowOne
     """Share of the target that is spread over all classes in training."""
-    adaptive_clipping: Annotated[Positive | None, Takes("a number above 0, or null")]
+    adaptive_clipping: Annotated[Positive | None, Expected("a number above 0, or null")]
     """Maximum norm of a unit's gradient relative to that of its weights; null: no clipping."""
     decay_all: Boolean
     """Whether weight decay also acts on biases and on the parameters of norms."""
@@ -314,7 +316,7 @@ class Data(ChosenGroup):
     """Folder of the decoded copy."""
     name: OptionalText
     """Name that stands for the data in a run's identity."""
-    batch_size: Several  # BatchNorm cannot normalize one sample
+    batch_size: AtLeastTwo  # BatchNorm cannot normalize one sample
     """Samples in a training step, over all processes of a distributed run."""
     flip: Boolean
     """Whether half of the training images are mirrored."""
@@ -322,23 +324,23 @@ class Data(ChosenGroup):
     """Maximum shift of the training images, in pixels."""
     fill: Annotated[str, OneOf(*FILLS)]
     """Border of shifted images: the mean colour, black, or the mirrored image (reflect)."""
-    validation: Fraction
+    validation: ShareBelowOne
     """Share of the training split that is held out as the validation split."""
-    label_noise: Annotated[float, Field(ge=0, le=1), Takes("a share from 0 to 1")]
+    label_noise: Annotated[float, Field(ge=0, le=1), Expected("a share from 0 to 1")]
     """Share of the training samples that get the label of another class."""
     samples_per_class: OptionalCount
     """Training samples of each class; null: all."""
     image_size: OptionalCount
     """Height and width; null: those of the first training image."""
-    classes: Several
+    classes: AtLeastTwo
     """Number of classes."""
     groups_per_class: Count
     """Groups inside each class."""
     samples_per_group: Annotated[
-        dict[Split, Count], Takes("an integer of at least 1 for train and one for test")
+        dict[Split, Count], Expected("an integer of at least 1 for train and one for test")
     ]
     """Samples of a group in each split."""
-    noise: Finite
+    noise: FiniteNotNegative
     """Standard deviation of a pixel around its group's prototype."""
     channels: Count
     """Channels of an image."""
@@ -347,7 +349,9 @@ class Data(ChosenGroup):
 class Trainer(Group, extra="allow"):
     """Arguments of `lightning.pytorch.Trainer`, and `compile`."""
 
-    model_config = ConfigDict(json_schema_extra={"propertyNames": {"not": {"enum": [*FIXED]}}})
+    model_config = ConfigDict(
+        json_schema_extra={"propertyNames": {"not": {"enum": [*FIXED_TRAINER_KEYS]}}}
+    )
 
     target: Text = Field(alias="_target_")
     """Trainer's class."""
@@ -355,7 +359,7 @@ class Trainer(Group, extra="allow"):
     """Epochs of training."""
     devices: Annotated[  # auto and -1 depend on the machine
         Count | Annotated[list[Index], Field(min_length=1)],
-        Takes("a number of devices of at least 1, or a list of them such as [0,2]"),
+        Expected("a number of devices of at least 1, or a list of them such as [0,2]"),
     ]
     """Number of devices, or list of their indices."""
     limit_train_batches: Positive
@@ -368,7 +372,7 @@ class Trainer(Group, extra="allow"):
     @model_validator(mode="before")
     @classmethod
     def _refuse_fixed_keys(cls, values: Any) -> Any:
-        for key in FIXED:
+        for key in FIXED_TRAINER_KEYS:
             if isinstance(values, dict) and key in values:
                 raise PydanticCustomError("fixed_key", "cannot be set", {"key": key})
         return values
@@ -420,9 +424,9 @@ class Hessian(Callback):
     """Epochs between measurements; epoch 0 and the last epoch are always measured."""
     num_eigenvalues: Count
     """Number of the largest eigenvalues."""
-    num_probes: Several
+    num_probes: AtLeastTwo
     """Number of random vectors for the trace."""
-    num_samples: Several
+    num_samples: AtLeastTwo
     """Maximum number of training samples."""
     batchnorm: Annotated[str, OneOf("eval", "train")]
     """Statistics of BatchNorm: the running ones (eval), or those of the samples (train)."""
@@ -438,7 +442,7 @@ class LossLandscape(Callback):
     step_sizes: Annotated[
         list[Positive],
         Field(min_length=1),
-        Takes("a list of numbers above 0, such as [0.01,0.1]"),
+        Expected("a list of numbers above 0, such as [0.01,0.1]"),
     ]
     """Lengths of the steps along the gradient."""
 
@@ -474,14 +478,14 @@ class Logger(ChosenGroup):
     """Function that makes the logger."""
     project: Annotated[
         Annotated[str, Field(pattern=r"^[^/\\#?%:]{1,128}$")] | None,
-        Takes("a name of at most 128 characters, without / \\ # ? % :, or null"),
+        Expected("a name of at most 128 characters, without / \\ # ? % :, or null"),
     ]
     """W&B's project."""
     entity: OptionalText
     """W&B's user or team; null: the default one."""
     mode: Annotated[
         Annotated[str, OneOf("online", "offline", "disabled")] | None,
-        Takes("online, offline, disabled, or null"),
+        Expected("online, offline, disabled, or null"),
     ]
     """Mode of W&B; null: online if the user is logged in."""
     checkpoint: Boolean
@@ -491,22 +495,22 @@ class Logger(ChosenGroup):
 class Metrics(Group):
     """Measurements of the layers' representations."""
 
-    names: Annotated[list[str], Takes("a list of metrics' names")]
+    names: Annotated[list[str], Expected("a list of metrics' names")]
     """Names of metrics, as listed by `python -m bnstudy.metrics`."""
     sites: Annotated[
         list[Annotated[str, OneOf(*SITES)]],
         Field(min_length=1),
-        Takes(f"a list of {', '.join(SITES)}, such as [act]"),
+        Expected(f"a list of {', '.join(SITES)}, such as [act]"),
     ]
     """Sites in a block to measure; features: the input of the last linear layer."""
     every_n_epochs: Count
     """Epochs between measurements; epoch 0 and the last epoch are always measured."""
     at_steps: Annotated[
         Annotated[str, OneOf("log2")] | list[Count],
-        Takes("a list of steps such as [1,2,4,8], which begin at 1, or log2"),
+        Expected("a list of steps such as [1,2,4,8], which begin at 1, or log2"),
     ]
     """Training steps after which to measure too; log2: the powers of 2 within the first epoch."""
-    folds: Annotated[Literal[0] | Several, Takes("0, or an integer of at least 2")]
+    folds: Annotated[Literal[0] | AtLeastTwo, Expected("0, or an integer of at least 2")]
     """Parts of the probe set that are also measured after the last epoch; 0: none."""
     memory_budget: Positive
     """Memory limit for activations and distances between samples, in GiB."""
@@ -528,7 +532,7 @@ class Sweep(Group):
 
     redo: Annotated[
         Annotated[str, OneOf("failed", "diverged", "all")] | None,
-        Takes("failed, diverged, all, or null"),
+        Expected("failed, diverged, all, or null"),
     ]
     """Cells to run again."""
     dry_run: Boolean
@@ -563,7 +567,7 @@ class Config(Group):
     probe: Probe
     checkpoint_epochs: Annotated[
         Annotated[str, OneOf("all")] | list[Index],
-        Takes("a list of epochs such as [0,5,10], or all"),
+        Expected("a list of epochs such as [0,5,10], or all"),
     ]
     """Epochs whose weights are kept in addition to those of the last epoch."""
 
@@ -571,7 +575,7 @@ class Config(Group):
 def validate(config: dict[str, Any]) -> None:
     """Check the keys and values of a resolved configuration, or of some of its groups.
 
-    Missing groups and keys are not errors, as they have defaults elsewhere.
+    Missing groups and keys are not errors, because their defaults are elsewhere.
 
     Args:
         config: Plain values; not changed.

@@ -1,8 +1,8 @@
-"""Classes and functions that a configuration names: their call, and those a record may name.
+"""Calls of the classes and functions that a configuration names by `_target_`.
 
-A record may come from anyone, and Hydra calls whatever a `_target_` names. Of a record's
-configuration, only the targets that bnstudy provides are called, each in its own group, and those
-that the user has named on the command line of this process.
+A record may come from anyone, and Hydra calls whatever a `_target_` names. Therefore, only two
+kinds of targets in a record's configuration are called: those that bnstudy provides, each in its
+own group, and those that the user has named on the command line of this process.
 """
 
 import inspect
@@ -23,7 +23,8 @@ from bnstudy.terms import suggest
 TARGET = "_target_"
 MAX_LISTED_NAMES = 5
 
-KNOWN: Mapping[str, Collection[str]] = {
+# Targets that bnstudy provides, by configuration group.
+PROVIDED_TARGETS: Mapping[str, Collection[str]] = {
     "model": Model.keys_of,
     "data": Data.keys_of,
     **{
@@ -38,7 +39,7 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 _trusted: set[str] = set()
 
 
-def make(group: str, node: Mapping[str, Any], **arguments: Any) -> Any:
+def instantiate_group(group: str, node: Mapping[str, Any], **arguments: Any) -> Any:
     """Call the class or function that a configuration group names, with the group's other keys.
 
     Args:
@@ -47,19 +48,19 @@ def make(group: str, node: Mapping[str, Any], **arguments: Any) -> Any:
         arguments: Further arguments.
 
     Raises:
-        UserError: It cannot be imported, does not take these arguments, or raised an error.
+        UserError: The target cannot be imported, does not take these arguments, or raised an error.
     """
     target = node[TARGET]
-    signature = _signature(group, target)
-    keys = {key: value for key, value in node.items() if not _is_hydras(key)}
+    signature = _load_signature(group, target)
+    keys = {key: value for key, value in node.items() if not _is_hydra_key(key)}
     if signature and "_args_" not in node:
         try:
             signature.bind(**{**keys, **arguments})
         except TypeError as error:
-            takes = ", ".join(name for name in signature.parameters if name not in arguments)
+            names = ", ".join(name for name in signature.parameters if name not in arguments)
             raise UserError(
                 f"{group}.{TARGET}={target}: {error}\n"
-                f"It takes {takes or 'no keys'}; set each with {group}.KEY=VALUE"
+                f"It takes {names or 'no keys'}; set each with {group}.KEY=VALUE"
             ) from error
     try:
         return instantiate(dict(node), **arguments)
@@ -76,7 +77,9 @@ def make(group: str, node: Mapping[str, Any], **arguments: Any) -> Any:
         ) from error
 
 
-def accepted(group: str, target: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def select_accepted_arguments(
+    group: str, target: str, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """Select the arguments that a class or function names in its signature.
 
     Args:
@@ -84,28 +87,32 @@ def accepted(group: str, target: str, arguments: Mapping[str, Any]) -> dict[str,
         target: Full name of the class or function.
         arguments: Arguments by name.
 
+    Returns:
+        Selected arguments; all of them if Python cannot read the signature.
+
     Raises:
-        UserError: It cannot be imported.
+        UserError: The target cannot be imported.
     """
-    signature = _signature(group, target)
+    signature = _load_signature(group, target)
     names = signature.parameters if signature else arguments
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def _signature(group: str, target: str) -> inspect.Signature | None:
-    """Return the signature of a class or function; None if it has none that Python knows."""
+def _load_signature(group: str, target: str) -> inspect.Signature | None:
+    """Import a class or function, and return its signature; None if Python cannot read it."""
     try:
         function = get_object(target)
-    except Exception as error:  # whatever its module raises
-        cause = _first_cause(error)
-        if absent := _find_absent(target, cause):
-            raise UserError(f"{group}.{TARGET}={target}: {_explain_absent(*absent)}") from error
-        todo = "Correct the name, or the error in its module"
+    except Exception as error:  # its module may raise any error
+        cause = _find_root_cause(error)
+        if missing := _find_missing_name(target, cause):
+            explanation = _explain_missing_name(*missing)
+            raise UserError(f"{group}.{TARGET}={target}: {explanation}") from error
+        advice = "Correct the name, or the error in its module"
         if isinstance(cause, ModuleNotFoundError):
-            todo = "Run the command where Python finds that module, such as PYTHONPATH=FOLDER"
+            advice = "Run the command where Python finds that module, such as PYTHONPATH=FOLDER"
         raise UserError(
-            f"{group}.{TARGET}: {target} cannot be imported "
-            f"({type(cause).__name__}: {first_line(cause)})\n{todo}"
+            f"{group}.{TARGET}={target} cannot be imported "
+            f"({type(cause).__name__}: {first_line(cause)})\n{advice}"
         ) from error
     if not callable(function):
         raise UserError(f"{group}.{TARGET}={target} is neither a class nor a function")
@@ -115,21 +122,22 @@ def _signature(group: str, target: str) -> inspect.Signature | None:
         return None
 
 
-def _first_cause(error: BaseException) -> BaseException:
+def _find_root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
-def _find_absent(target: str, cause: BaseException) -> tuple[Any, str] | None:
-    """Return the module or class that was found, and the part of a target that it does not have.
+def _find_missing_name(target: str, cause: BaseException) -> tuple[Any, str] | None:
+    """Find the part of a target's name that does not exist.
 
     Args:
         target: Full name of a class or function.
-        cause: First cause of the failed import.
+        cause: Root cause of the failed import.
 
     Returns:
-        None if the first module was not found, or if a module raised an error.
+        Module or class that was found, and the name that it does not have; None if the first module
+        was not found, or if a module raised an error.
     """
     match cause:
         case ModuleNotFoundError(name=str(path)) if f"{target}.".startswith(f"{path}."):
@@ -140,8 +148,8 @@ def _find_absent(target: str, cause: BaseException) -> tuple[Any, str] | None:
     return None
 
 
-def _explain_absent(owner: Any, name: str) -> str:
-    """Explain that a module or class does not have a name, with the names that may be meant."""
+def _explain_missing_name(owner: Any, name: str) -> str:
+    """Explain that a module or class lacks a name, and suggest similar names or list some."""
     kind, title = "module", owner.__name__
     if isinstance(owner, type):
         kind, title = "class", f"{owner.__module__}.{owner.__qualname__}"
@@ -153,12 +161,12 @@ def _explain_absent(owner: Any, name: str) -> str:
     ]
     modules = [module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", ()))]
     known = [*names, *modules]
-    some = ", ".join(known[:MAX_LISTED_NAMES]) + ", ..." * (len(known) > MAX_LISTED_NAMES)
-    has = suggest(name, names) or suggest(name, modules)
-    has = has or f"it has {some or 'no classes or functions'}"
+    listed = ", ".join(known[:MAX_LISTED_NAMES]) + ", ..." * (len(known) > MAX_LISTED_NAMES)
+    suggestion = suggest(name, names) or suggest(name, modules)
+    hint = suggestion or f"it has {listed or 'no classes or functions'}"
     file = getattr(inspect.getmodule(owner), "__file__", None)
     return (
-        f"the {kind} {title} has no {name}; {has}\nCorrect the name{f' ({file})' if file else ''}"
+        f"the {kind} {title} has no {name}; {hint}\nCorrect the name{f' ({file})' if file else ''}"
     )
 
 
@@ -166,8 +174,8 @@ def trust(targets: Iterable[str]) -> None:
     """Allow records to name some classes and functions, until the end of this process.
 
     Args:
-        targets: Full names, such as `mypackage.nets.Net`. The name of a module would allow all that
-            the module has imported.
+        targets: Full names of classes and functions, such as `mypackage.nets.Net`. Each allows
+            only itself: a module would allow all that it has imported.
     """
     _trusted.update(targets)
 
@@ -186,47 +194,49 @@ def find_targets(node: Any) -> Iterator[str]:
 
 
 def require_trusted(groups: Mapping[str, Any]) -> None:
-    """Verify that a record's configuration names only targets that are known or trusted.
+    """Verify that a record's configuration names only targets that are provided or trusted.
 
     Args:
         groups: Configuration groups by name, such as `model` or `callbacks.gradient_norms`.
 
     Raises:
-        UserError: It names another target, has options of Hydra's for calling a known target, or
-            has interpolations, which a resolved configuration does not have.
+        UserError: The configuration names another target, has one of Hydra's keys for calls, such
+            as `_partial_`, where the target is not trusted, or has an interpolation, which a
+            resolved configuration cannot have.
     """
     for name, group in groups.items():
-        _require(group, name, KNOWN.get(name, ()))
+        _require_trusted(group, name, PROVIDED_TARGETS.get(name, ()))
 
 
-def _require(node: Any, place: str, known: Collection[str] = ()) -> None:
+def _require_trusted(node: Any, path: str, provided: Collection[str] = ()) -> None:
     match node:
         case dict():
             target = node.get(TARGET)
-            trusted = isinstance(target, str) and target in _trusted
-            if TARGET in node and not trusted and not (isinstance(target, str) and target in known):
+            is_trusted = isinstance(target, str) and target in _trusted
+            is_provided = isinstance(target, str) and target in provided
+            if TARGET in node and not is_trusted and not is_provided:
                 raise UserError(
-                    f"{place}.{TARGET}={target}: a record's configuration does not run code that "
+                    f"{path}.{TARGET}={target}: a record's configuration does not run code that "
                     "this command does not name\n"
                     f"If you know that code, and trust the record, add --trust {target}"
                 )
             for key, value in node.items():
-                if not trusted and key != TARGET and _is_hydras(key):
+                if not is_trusted and key != TARGET and _is_hydra_key(key):
                     raise UserError(
-                        f"{place}.{key}={value}: no run of bnstudy records such a key\n"
+                        f"{path}.{key}={value}: no run of bnstudy records such a key\n"
                         "The record was not written by bnstudy; do not use it"
                     )
-                _require(value, f"{place}.{key}")
+                _require_trusted(value, f"{path}.{key}")
         case list():
-            for number, value in enumerate(node):
-                _require(value, f"{place}.{number}")
+            for index, value in enumerate(node):
+                _require_trusted(value, f"{path}.{index}")
         case str() if "${" in node:
             raise UserError(
-                f"{place}={node}: a record has values, and no ${{...}} to be filled in here\n"
+                f"{path}={node}: a record has values, and no ${{...}} to be filled in here\n"
                 "The record was not written by bnstudy; do not use it"
             )
 
 
-def _is_hydras(key: str) -> bool:
-    """Return whether Hydra gives a meaning to a key, as to _partial_ and _args_."""
+def _is_hydra_key(key: str) -> bool:
+    """Check whether a key is one of Hydra's for calls, such as `_target_` and `_partial_`."""
     return key.startswith("_") and key.endswith("_")

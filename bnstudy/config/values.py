@@ -10,10 +10,13 @@ NOT_ALLOWED = "not_allowed"  # type of errors whose message describes the allowe
 
 
 @dataclass(frozen=True)
-class Takes:
-    """Annotation that describes the values of a type in the error message for any other value.
+class Expected:
+    """Annotation with a description of the allowed values, which is the message of the error.
 
     The error refers to the whole value, for example to a list if one of its items is wrong.
+
+    Attributes:
+        words: Allowed values; the user reads "expected <words>".
     """
 
     words: str
@@ -22,7 +25,7 @@ class Takes:
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         """Build the validation schema; called by pydantic."""
-        return _named(handler(source), self.words)
+        return _with_error_message(handler(source), self.words)
 
 
 class OneOf:
@@ -35,32 +38,35 @@ class OneOf:
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         """Build the validation schema; called by pydantic."""
-        return _named(core_schema.literal_schema(list(self.options)), ", ".join(self.options))
+        schema = core_schema.literal_schema(list(self.options))
+        return _with_error_message(schema, ", ".join(self.options))
 
 
-def _named(schema: CoreSchema, words: str) -> CoreSchema:
+def _with_error_message(schema: CoreSchema, words: str) -> CoreSchema:
     return core_schema.custom_error_schema(schema, NOT_ALLOWED, custom_error_message=words)
 
 
-Boolean = Annotated[bool, Takes("true or false")]
-OptionalBoolean = Annotated[bool | None, Takes("true, false or null")]
-Text = Annotated[str, Takes("text")]
-OptionalText = Annotated[str | None, Takes("text, or null")]
+Boolean = Annotated[bool, Expected("true or false")]
+OptionalBoolean = Annotated[bool | None, Expected("true, false or null")]
+Text = Annotated[str, Expected("text")]
+OptionalText = Annotated[str | None, Expected("text, or null")]
 FolderName = Annotated[
     str,
     Field(pattern=r"^[^./%][^/%]*$"),  # submitit replaces %j and the like in paths
-    Takes("a folder's name, without / and % and not beginning with a dot"),
+    Expected("a folder's name, without / and % and not beginning with a dot"),
 ]
-FolderPath = Annotated[str, Field(min_length=1), Takes("a folder's path")]
+FolderPath = Annotated[str, Field(min_length=1), Expected("a folder's path")]
 
-Index = Annotated[int, Field(ge=0), Takes("an integer of at least 0")]
-Count = Annotated[int, Field(ge=1), Takes("an integer of at least 1")]
-OptionalCount = Annotated[Count | None, Takes("an integer of at least 1, or null")]
-Several = Annotated[int, Field(ge=2), Takes("an integer of at least 2")]
+Index = Annotated[int, Field(ge=0), Expected("an integer of at least 0")]
+Count = Annotated[int, Field(ge=1), Expected("an integer of at least 1")]
+OptionalCount = Annotated[Count | None, Expected("an integer of at least 1, or null")]
+AtLeastTwo = Annotated[int, Field(ge=2), Expected("an integer of at least 2")]
 
-Number = Annotated[float, Takes("a number")]
-NotNegative = Annotated[float, Field(ge=0), Takes("a number of at least 0")]
-Finite = Annotated[float, Field(ge=0, allow_inf_nan=False), Takes("a finite number of at least 0")]
-Positive = Annotated[float, Field(gt=0), Takes("a number above 0")]
-Share = Annotated[float, Field(gt=0, le=1), Takes("a number above 0, at most 1")]
-Fraction = Annotated[float, Field(ge=0, lt=1), Takes("a number from 0 to below 1")]
+Number = Annotated[float, Expected("a number")]
+NotNegative = Annotated[float, Field(ge=0), Expected("a number of at least 0")]
+FiniteNotNegative = Annotated[
+    float, Field(ge=0, allow_inf_nan=False), Expected("a finite number of at least 0")
+]
+Positive = Annotated[float, Field(gt=0), Expected("a number above 0")]
+PositiveShare = Annotated[float, Field(gt=0, le=1), Expected("a number above 0, at most 1")]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1), Expected("a number from 0 to below 1")]

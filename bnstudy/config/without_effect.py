@@ -1,7 +1,7 @@
-"""Options of a configuration that have no effect beside its other options.
+"""Options of a configuration that have no effect in combination with its other options.
 
-An option without effect in any run is refused. One whose effect depends on the length of the
-training, or on an option that a study may vary, is named in a warning: an experiment that
+A combination that cannot have an effect in any run is an error. If the effect depends on the length
+of the training, or on an option that a study may vary, there is only a warning. An experiment that
 `debug=fast` shortens should still run, and so should the cell of a sweep over `data.shift=0,4` that
 has no border to fill.
 """
@@ -13,7 +13,7 @@ from bnstudy.config.targets import TARGET
 from bnstudy.errors import UserError
 from bnstudy.terms import is_provided
 
-DEFAULT_GAMMA = 0.1  # of the configuration files
+DEFAULT_GAMMA = 0.1  # value of optim.gamma in conf/
 
 # Options of metrics that act only during training, and their values without effect.
 ONLY_IN_TRAINING: dict[str, Any] = {"at_steps": [], "folds": 0}
@@ -29,7 +29,7 @@ DEPENDENT = (
 
 
 def refuse_without_effect(config: dict[str, Any]) -> None:
-    """Refuse options that would have no effect, whatever the data.
+    """Raise an error if an option cannot have an effect in any run.
 
     Args:
         config: Configuration of a run, or some of its groups, with allowed keys and values.
@@ -47,7 +47,7 @@ def refuse_without_effect(config: dict[str, Any]) -> None:
 
 
 def find_without_effect(config: dict[str, Any], steps_per_epoch: int) -> Iterator[str]:
-    """Describe options of a run that will have no effect, or not the whole one.
+    """Describe options of a run that will have no effect, or only a part of it.
 
     Args:
         config: Resolved configuration.
@@ -62,15 +62,18 @@ def find_without_effect(config: dict[str, Any], steps_per_epoch: int) -> Iterato
             continue
         group, _, name = other.partition(".")
         if name not in config[group] and other != "trainer.gradient_clip_val":
-            continue  # the library's default
-        value, through = _get(config, key), _get(config, other)
-        if value not in (None, neutral) and not through:
-            yield f"{key}={_text(value)} has no effect with {other}={_text(through)}"
-    schedule, gamma = (_get(config, f"optim.{key}") for key in ("schedule", "gamma"))
+            continue  # the default of the library applies, which need not be 0
+        value, other_value = _get_option(config, key), _get_option(config, other)
+        if value not in (None, neutral) and not other_value:
+            yield (
+                f"{key}={_format_value(value)} has no effect with "
+                f"{other}={_format_value(other_value)}"
+            )
+    schedule, gamma = config["optim"].get("schedule"), config["optim"].get("gamma")
     if schedule != "step" and gamma not in (None, DEFAULT_GAMMA):
         yield (
-            f"optim.gamma={gamma} has no effect with optim.schedule={_text(schedule)}: only step "
-            "multiplies the learning rate by it"
+            f"optim.gamma={gamma} has no effect with optim.schedule={_format_value(schedule)}: "
+            "only step multiplies the learning rate by it"
         )
     yield from _find_beyond_training(config, steps_per_epoch)
 
@@ -124,12 +127,12 @@ def _find_unmeasured_steps(
         )
 
 
-def _get(config: dict[str, Any], key: str) -> Any:
+def _get_option(config: dict[str, Any], key: str) -> Any:
     group, _, name = key.partition(".")
     return config[group].get(name)
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """Format a value as on the command line."""
     if value is None:
         return "null"

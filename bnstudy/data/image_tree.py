@@ -1,4 +1,8 @@
-"""Search for image files in one folder per class, with the rules of torchvision's ImageFolder."""
+"""Search for image files in one folder per class.
+
+As in torchvision's ImageFolder, a file name extension marks an image, and symbolic links are
+followed. Unlike there, hidden files, and class folders without images, are ignored.
+"""
 
 import errno
 import os
@@ -16,7 +20,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # made by macOS's archives and Synology's servers
 MAX_LISTED_NAMES = 3
 
-Ignored = dict[str, list[str]]  # names or extensions of files and folders, by reason
+# Names of ignored files and folders by reason. Files that are not images are listed by extension.
+Ignored = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class ImageTree:
 
     Attributes:
         root: Absolute path.
-        files: Image files by split and class, sorted. Names of classes are in Unicode's form NFC:
-            macOS writes the same name in another form.
+        files: Image files by split and class, in the order of their paths. Names of classes are in
+            Unicode's form NFC, because macOS may store the same name in another form.
         ignored: Names of ignored files and folders, by reason.
     """
 
@@ -42,12 +47,12 @@ class ImageTree:
             root: Absolute path.
 
         Raises:
-            UserError: A folder cannot be read, or contains a link to nothing or a name that is not
-                UTF-8.
+            UserError: A folder cannot be read, or contains an entry that is neither a file nor a
+                folder, such as a link to nothing, or a name that is not UTF-8.
         """
         ignored: Ignored = defaultdict(list)
         try:
-            files = {split: _classes(root / split, ignored) for split in SPLITS}
+            files = {split: _find_classes(root / split, ignored) for split in SPLITS}
         except OSError as error:
             raise UserError(
                 f"{error.filename}: cannot be read ({error.strerror})\n"
@@ -65,25 +70,25 @@ class ImageTree:
         return list(self.files["train"])
 
     def labels(self, split: Split) -> list[int]:
-        """Return the labels of `paths`."""
-        number = {name: label for label, name in enumerate(self.class_names)}
-        return [number[name] for name, files in self.files[split].items() for _ in files]
+        """Return the labels of the files that `paths` lists."""
+        label_of = {name: label for label, name in enumerate(self.class_names)}
+        return [label_of[name] for name, files in self.files[split].items() for _ in files]
 
     def format_ignored(self) -> str:
         """Format the number of ignored files and folders by reason; empty if there are none."""
         return ", ".join(
-            f"{len(names)} {reason} ({_abbreviated(sorted(set(names)))})"
+            f"{len(names)} {reason} ({_abbreviate(sorted(set(names)))})"
             for reason, names in sorted(self.ignored.items())
         )
 
 
-def _classes(folder: Path, ignored: Ignored) -> dict[str, list[Path]]:
+def _find_classes(folder: Path, ignored: Ignored) -> dict[str, list[Path]]:
     """Find the image files of a split by class; class folders without images are ignored."""
     classes: dict[str, list[Path]] = {}
     if folder.is_dir():
-        for entry in _visible(folder, ignored):
+        for entry in _list_visible(folder, ignored):
             if entry.is_dir():
-                if images := sorted(_images(Path(entry.path), [folder.resolve()], ignored)):
+                if images := sorted(_find_images(Path(entry.path), [folder.resolve()], ignored)):
                     classes.setdefault(unicodedata.normalize("NFC", entry.name), []).extend(images)
                 else:
                     ignored["class folders without images"].append(entry.name)
@@ -94,7 +99,7 @@ def _classes(folder: Path, ignored: Ignored) -> dict[str, list[Path]]:
     return classes
 
 
-def _images(folder: Path, above: list[Path], ignored: Ignored) -> Iterator[Path]:
+def _find_images(folder: Path, above: list[Path], ignored: Ignored) -> Iterator[Path]:
     """Find the image files in a folder and its subfolders, following symbolic links.
 
     Args:
@@ -106,17 +111,17 @@ def _images(folder: Path, above: list[Path], ignored: Ignored) -> Iterator[Path]
     if resolved in above:
         ignored["links to a folder above them"].append(folder.name)
         return
-    for entry in _visible(folder, ignored):
+    for entry in _list_visible(folder, ignored):
         if entry.is_dir():
-            yield from _images(Path(entry.path), [*above, resolved], ignored)
+            yield from _find_images(Path(entry.path), [*above, resolved], ignored)
         elif _is_image(entry.name):
             yield Path(entry.path)
         else:
             _ignore_type(entry.name, ignored)
 
 
-def _visible(folder: Path, ignored: Ignored) -> list[os.DirEntry[str]]:
-    """List the entries of a folder that are not hidden, sorted by name.
+def _list_visible(folder: Path, ignored: Ignored) -> list[os.DirEntry[str]]:
+    """List the entries of a folder that are not hidden, sorted by name; ignore the others.
 
     Raises:
         OSError: An entry is neither a file nor a folder, such as a link to nothing.
@@ -148,6 +153,6 @@ def _ignore_type(name: str, ignored: Ignored) -> None:
     ignored["files that are not images"].append(Path(name).suffix or name)
 
 
-def _abbreviated(names: list[str]) -> str:
+def _abbreviate(names: list[str]) -> str:
     more = ["..."] if len(names) > MAX_LISTED_NAMES else []
     return ", ".join([*names[:MAX_LISTED_NAMES], *more])

@@ -1,4 +1,4 @@
-"""Data set of images in memory."""
+"""Images and labels of a data set, in memory or mapped from a file."""
 
 import hashlib
 import math
@@ -37,20 +37,26 @@ class Images:
         for split in SPLITS:
             images, labels = self.images[split], self.labels[split]
             if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-                raise ValueError(f"{split} images: {images.dtype} {tuple(images.shape)}")
+                raise ValueError(
+                    f"{split} images are {images.dtype} {tuple(images.shape)}; "
+                    "expected uint8, N x C x H x W, N > 0"
+                )
             if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-                raise ValueError(f"{split} labels: {labels.dtype} {tuple(labels.shape)}")
+                raise ValueError(
+                    f"{split} labels are {labels.dtype} {tuple(labels.shape)}; "
+                    f"expected int64, {len(images)}"
+                )
             if labels.min() < 0 or labels.max() >= len(self.class_names):
-                raise ValueError(f"{split} labels are not all below {len(self.class_names)}")
+                raise ValueError(
+                    f"{split} labels are not all from 0 to {len(self.class_names) - 1}, the number "
+                    "of class names - 1"
+                )
         if self.images["train"].shape[1:] != self.images["test"].shape[1:]:
             raise ValueError("training and test images differ in shape")
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of all pixels and labels, in hexadecimal; computed once."""
-        return self._sha256
-
     @cached_property
-    def _sha256(self) -> str:
+    def sha256(self) -> str:
+        """SHA-256 of all pixels and labels, in hexadecimal."""
         digest = hashlib.sha256()
         for split in SPLITS:
             for values in (self.images[split], self.labels[split]):
@@ -83,13 +89,13 @@ class Images:
 
 @dataclass(frozen=True)
 class MappedImages:
-    """Copy of a data set's images on the disk, mapped into memory instead of read.
+    """Copy of a data set's images on the disk, which is mapped into memory.
 
-    The operating system reads the pages that are used, and processes of one machine share them.
+    The processes of one machine share the mapped memory, which the operating system can free.
 
     Attributes:
-        facts: File of the labels, class names, shape and SHA-256 (npz). The pixels are beside it:
-            uint8, N x C x H x W, training images first.
+        facts: File of the labels, class names, shape and SHA-256 (npz). The file of the pixels is
+            next to it: uint8, N x C x H x W, training images first.
     """
 
     facts: Path
@@ -102,12 +108,12 @@ class MappedImages:
     def save(
         self, shape: tuple[int, int, int], labels: dict[Split, Tensor], class_names: Sequence[str]
     ) -> None:
-        """Write the facts, atomically, next to pixels that are there already.
+        """Write the facts, atomically; the file of the pixels must exist.
 
         Args:
             shape: Channels, height and width of an image.
-            labels: Labels by split.
-            class_names: Names of the classes.
+            labels: Labels by split, int64.
+            class_names: Names of the classes, in the order of the labels.
         """
         images = self._map(shape, labels, class_names)
         arrays: dict[str, Any] = {f"{split}_labels": labels[split].numpy() for split in SPLITS}
@@ -116,12 +122,12 @@ class MappedImages:
                 file,
                 shape=np.array(shape),
                 class_names=np.array(class_names),
-                sha256=np.array(images.fingerprint()),
+                sha256=np.array(images.sha256),
                 **arrays,
             )
 
     def load(self) -> Images | None:
-        """Map the pixels; None if a file does not exist or is damaged, by its size and SHA-256."""
+        """Map the pixels, and verify their SHA-256; None if a file does not exist or is damaged."""
         try:
             with self.facts.open("rb") as file, np.load(file) as content:
                 labels: dict[Split, Tensor] = {
@@ -129,7 +135,7 @@ class MappedImages:
                 }
                 shape = tuple(map(int, content["shape"]))
                 images = self._map(shape, labels, tuple(map(str, content["class_names"])))
-                return images if images.fingerprint() == str(content["sha256"]) else None
+                return images if images.sha256 == str(content["sha256"]) else None
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return None
 
@@ -140,21 +146,21 @@ class MappedImages:
         size = sum(counts) * math.prod(shape)
         if self.pixels.stat().st_size != size:
             raise ValueError(f"{self.pixels} has another size than {size}")
-        # Not shared: a change would be this process's own, and not written.
+        # Not shared: if this process changed a pixel, the file would stay as it is.
         mapped = torch.from_file(str(self.pixels), shared=False, size=size, dtype=torch.uint8)
-        parts = mapped.reshape(-1, *shape).split(counts)
-        return Images(dict(zip(SPLITS, parts, strict=True)), labels, tuple(class_names))
+        by_split = zip(SPLITS, mapped.reshape(-1, *shape).split(counts), strict=True)
+        return Images(dict(by_split), labels, tuple(class_names))
 
 
-def existing_folder(key: str, value: str) -> Path:
-    """Create the folder of a configuration key if it does not exist, and return its absolute path.
+def make_folder(key: str, value: str) -> Path:
+    """Make the folder that a configuration key names, unless it exists; return its absolute path.
 
     Args:
         key: Key of the configuration, for the error message.
         value: Value of the key.
 
     Raises:
-        UserError: The path is a file, or the folder cannot be created.
+        UserError: The path is a file, or the folder cannot be made.
     """
     folder = absolute(value)
     try:

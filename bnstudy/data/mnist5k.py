@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 
-from bnstudy.data.contents import Listing, list_mnist5k
-from bnstudy.data.images import Images, existing_folder
+from bnstudy.data.contents import FilesIdentity, identify_mnist5k
+from bnstudy.data.images import Images, make_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.files import locked
 from bnstudy.randomness import generator_for
+from bnstudy.terms import Split
 
-TRAIN_PER_CLASS = 400  # of 500; the other 100 are the test split
+TRAIN_PER_CLASS = 400  # training samples, of 500; the other 100 are the test split
 
 
 class MNIST5k(ImageDataModule):
@@ -25,7 +26,7 @@ class MNIST5k(ImageDataModule):
 
     def load(self) -> Images:
         """Read the parsed copy, or create it."""
-        path = existing_folder("data.root", self.root) / "mnist5k.npz"
+        path = make_folder("data.root", self.root) / "mnist5k.npz"
         with locked(path.with_suffix(".lock")):
             images = Images.load(path)
             if images is None:
@@ -33,9 +34,9 @@ class MNIST5k(ImageDataModule):
                 images.save(path)
         return images
 
-    def listing(self) -> Listing | None:
-        """Return the state of the parsed copy."""
-        return list_mnist5k(self.root)
+    def files_identity(self) -> FilesIdentity | None:
+        """Return the identity of the parsed copy; None if it does not exist."""
+        return identify_mnist5k(self.root)
 
 
 def _parse() -> Images:
@@ -53,9 +54,9 @@ def _parse() -> Images:
         members = members[torch.randperm(len(members), generator=generator)]
         train.append(members[:TRAIN_PER_CLASS])
         test.append(members[TRAIN_PER_CLASS:])
-    rows = {"train": torch.cat(train), "test": torch.cat(test)}
+    rows: dict[Split, torch.Tensor] = {"train": torch.cat(train), "test": torch.cat(test)}
     return Images(
-        {split: images[rows[split]] for split in rows},  # type: ignore[misc]
-        {split: labels[rows[split]] for split in rows},  # type: ignore[misc]
+        {split: images[rows[split]] for split in rows},
+        {split: labels[rows[split]] for split in rows},
         tuple(map(str, range(10))),
     )

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bnstudy.batching import MIN_SAMPLES
+from bnstudy.batching import MIN_BATCH_SIZE
 from bnstudy.data.batches import (
     Augment,
     Batches,
@@ -18,7 +18,7 @@ from bnstudy.data.batches import (
     choose_balanced,
     choose_stratified,
 )
-from bnstudy.data.contents import Listing
+from bnstudy.data.contents import FilesIdentity
 from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
@@ -29,19 +29,14 @@ PAPER_PROBE_SAMPLES = 5_000
 EVALUATION_BATCH = 250
 MAX_CALIBRATION_SAMPLES = 5_000
 CALIBRATION_BATCH = 250
-MAX_SHARE_OF_DEVICE = (
-    0.3  # of a GPU's free memory, for the images of a split; larger ones stay on the CPU
-)
+# Share of a GPU's free memory that the images of a split may take; larger ones stay on the CPU.
+MAX_SHARE_OF_DEVICE = 0.3
 
 Shuffle = Callable[[], torch.Generator]
 
 
 class Samples(Protocol):
-    """Iterable over the batches of some samples, such as `bnstudy.data.batches.Batches`.
-
-    Attributes:
-        size: Samples in a batch.
-    """
+    """Iterable over the batches of some samples, such as `bnstudy.data.batches.Batches`."""
 
     @property
     def size(self) -> int:
@@ -57,13 +52,13 @@ class Samples(Protocol):
 class DataModule(L.LightningDataModule, ABC):
     """Data module that makes the batches, probe sets and calibration batches of a run.
 
-    For a given seed and epoch, the order of the training samples is the same for every norm.
+    The order of the training samples depends on the seed and the epoch alone, whatever the norm.
 
     Args:
         batch_size: Training samples in a batch, summed over the processes of a distributed run.
         seed: Seed; with the epoch it determines the order of the samples and the augmentation.
-        probe: Maximum number of samples of each split that are measured; None for 5,000. If a split
-            has fewer, all are measured.
+        probe: Size of the probe set of each split; None for 5,000. If a split has fewer samples,
+            its probe set has all of them.
         name: Name of the data in a run's identity, which does not contain the data set's path.
         validation: Share of each class of the training split that is held out as the validation
             split. All runs of a data set hold out the same samples, and the split `train` does not
@@ -72,9 +67,9 @@ class DataModule(L.LightningDataModule, ABC):
 
     Attributes:
         true_labels: Labels of the splits as they were loaded, by which samples are chosen.
-        labels: Labels that the batches have.
-        indices: Indices of each split's samples; those of held-out samples refer to the training
-            split as it was loaded.
+        labels: Labels that the batches have, of the same samples; they differ by label noise.
+        indices: Indices of each split's samples in the split as it was loaded; those of held-out
+            samples are indices in the training split.
         probe_indices: Indices of the probe sets' samples by split, as in `indices`.
     """
 
@@ -107,11 +102,11 @@ class DataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def read_sha256(self) -> str:
-        """Load the data set, and compute a SHA-256 by which other data are recognized."""
+        """Load the data set, and compute a SHA-256 that identifies its content."""
 
     @abstractmethod
     def _load_once(self) -> dict[EvaluatedSplit, Tensor]:
-        """Load the data set, unless that was done before; return the labels of its splits."""
+        """Load the data set, unless it is loaded already; return the labels of its splits."""
 
     @abstractmethod
     def _batches(
@@ -135,10 +130,11 @@ class DataModule(L.LightningDataModule, ABC):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the data set, once.
+        """Load the data set and choose the samples of splits and probe sets, once.
 
         Raises:
-            UserError: The data set cannot be loaded, or is too small for the validation split.
+            UserError: The data set cannot be loaded, or is too small for `validation` or
+                `samples_per_class`.
         """
         if hasattr(self, "probe_indices"):
             return
@@ -148,7 +144,7 @@ class DataModule(L.LightningDataModule, ABC):
         if self.validation:
             self._hold_out()
         if self.samples_per_class is not None:
-            self._reduce(self.samples_per_class)
+            self._keep_per_class(self.samples_per_class)
         self.probe_indices = {split: self._choose_probe(split) for split in SPLITS}
 
     @property
@@ -181,17 +177,17 @@ class DataModule(L.LightningDataModule, ABC):
         Raises:
             UserError: The batch size or the training split is too small.
         """
-        smallest, present = MIN_SAMPLES * num_processes, len(self.indices["train"])
-        shared = f" with {num_processes} processes" if num_processes > 1 else ""
-        if self.batch_size < smallest:
+        required, num_samples = MIN_BATCH_SIZE * num_processes, len(self.indices["train"])
+        processes = f" with {num_processes} processes" if num_processes > 1 else ""
+        if self.batch_size < required:
             raise UserError(
                 f"data.batch_size={self.batch_size} is too small: every process needs "
-                f"{MIN_SAMPLES} samples of a batch\nSet it to at least {smallest}{shared}"
+                f"{MIN_BATCH_SIZE} samples of a batch\nSet it to at least {required}{processes}"
             )
-        if present < smallest:
+        if num_samples < required:
             raise UserError(
-                f"data: the train split has {format_count(present, 'sample')}; training{shared} "
-                f"takes at least {smallest}"
+                f"data: the train split has {format_count(num_samples, 'sample')}; "
+                f"training{processes} takes at least {required}"
             )
 
     def train_dataloader(self) -> Samples:
@@ -209,7 +205,7 @@ class DataModule(L.LightningDataModule, ABC):
     def val_dataloader(self) -> list[Samples]:
         """Return the `evaluated_splits`, neither shuffled nor augmented.
 
-        With `limit_val_batches`, which takes only the first batches, these are class-balanced.
+        If `limit_val_batches` takes only the first batches, these are class-balanced.
         """
         assert self.trainer is not None
         limit = self.trainer.limit_val_batches
@@ -235,34 +231,36 @@ class DataModule(L.LightningDataModule, ABC):
     def calibration(self) -> Iterable[Batch]:
         """Return the training samples that determine running statistics before training.
 
-        These are at most 5,000 class-balanced samples in shuffled batches of 250, the same for
-        every run of a data set, whatever its norm and its probe set.
+        These are at most 5,000 class-balanced samples in shuffled batches of at least 250, if there
+        are so many. They do not depend on the seed, the norm or the probe set.
         """
         chosen = self._choose("train", MAX_CALIBRATION_SAMPLES)
         return self._batches("train", chosen, CALIBRATION_BATCH).mixed(CALIBRATION_BATCH)
 
     def mislabel(self, share: float) -> None:
-        """Give a share of the training samples the labels of other classes, in `labels`."""
+        """Give a share of the training samples the labels of other classes, in `self.labels`."""
         rows = self.indices["train"]
         wrong = add_label_noise(self.labels["train"][rows], share, self.num_classes)
         self.labels["train"] = self.labels["train"].index_copy(0, rows, wrong)
 
     def _source(self, split: EvaluatedSplit) -> EvaluatedSplit:
-        """Return the split that a split's `indices` refer to."""
+        """Return the loaded split in which a split's samples have their `indices`."""
         return split if split in self.labels else "train"
 
     def _true_labels(self, split: EvaluatedSplit) -> Tensor:
         return self.true_labels[self._source(split)][self.indices[split]]
 
     def _rows(self, split: EvaluatedSplit) -> Tensor | None:
-        """Return a split's indices; None if they are all of the split as it was loaded."""
+        """Return a split's indices; None for all samples of the split as it was loaded."""
         rows = self.indices[split]
         return None if len(rows) == len(self.labels[self._source(split)]) else rows
 
     def _balanced(self, split: EvaluatedSplit) -> Tensor:
+        """Return a split's indices in the order of `balanced_order`."""
         return self.indices[split][balanced_order(self._true_labels(split))]
 
     def _choose(self, split: EvaluatedSplit, count: int) -> Tensor:
+        """Return the indices of `count` class-balanced samples of a split, or of all it has."""
         labels = self._true_labels(split)
         return self.indices[split][choose_balanced(labels, min(count, len(labels)))]
 
@@ -278,8 +276,8 @@ class DataModule(L.LightningDataModule, ABC):
             )
         labels = self.true_labels["train"]
         held_out = choose_stratified(labels, self.validation)
-        present, sizes = labels.unique(return_counts=True)
-        smallest = present[sizes.argmin()]  # if any class is too small, this one is
+        classes, sizes = labels.unique(return_counts=True)
+        smallest = classes[sizes.argmin()]  # if any class is too small, this one is
         count, size = int(held_out[labels == smallest].sum()), int(sizes.min())
         if not 0 < count < size:
             shares = f"from {1 / size:.3g} to {1 - 1 / size:.3g}, or 0 for none"
@@ -294,34 +292,34 @@ class DataModule(L.LightningDataModule, ABC):
             "validation": torch.nonzero(held_out).flatten(),
         }
 
-    def _reduce(self, samples_per_class: int) -> None:
-        """Keep some training samples of each class; of a larger number, they are a superset."""
-        present, sizes = self._true_labels("train").unique(return_counts=True)
+    def _keep_per_class(self, samples_per_class: int) -> None:
+        """Keep some training samples of each class; a larger number keeps these and others."""
+        classes, sizes = self._true_labels("train").unique(return_counts=True)
         if samples_per_class > sizes.min():
-            name = self.class_names[int(present[sizes.argmin()])]
+            name = self.class_names[int(classes[sizes.argmin()])]
             raise UserError(
                 f"data.samples_per_class={samples_per_class}: the train split has {sizes.min()} "
                 f"samples of class {name}; expected 1 to {sizes.min()}, or null for all"
             )
-        self.indices["train"] = self._choose("train", samples_per_class * len(present))
+        self.indices["train"] = self._choose("train", samples_per_class * len(classes))
 
 
 class ImageDataModule(DataModule):
     """Data module that keeps uint8 images in memory and makes batches on the training device.
 
-    A subclass reads or generates the images in `load`.
+    A subclass defines `load`, which reads or generates the images.
 
     Args:
         flip: Whether to mirror each training image with probability 1/2.
         shift: Maximum number of pixels by which training images are moved.
         fill: Border of moved images: mean (colour of the training images), black, or reflect.
-        label_noise: Share of the training samples, without those held out, that get the label of
-            another class. All runs of a data set have the same wrong labels. Training, evaluation
-            and probe set use them.
+        label_noise: Share of the training samples, after `validation` and `samples_per_class`, that
+            get the label of another class. The wrong labels do not depend on the seed. Training,
+            evaluation and probe set use them.
         options: Options of `DataModule`.
 
     Attributes:
-        data: The whole data set, after loading.
+        data: The whole data set with its true labels, after `setup`.
         normalize: Standardization by the images of the split `train`, after `setup`.
     """
 
@@ -336,7 +334,7 @@ class ImageDataModule(DataModule):
         super().__init__(**options)
         self.augment = Augment(flip, shift, fill)
         self.label_noise = label_noise
-        self._copies: dict[tuple[torch.device, Split], Tensor] = {}  # of images, on devices
+        self._images_on: dict[tuple[torch.device, Split], Tensor] = {}
 
     @abstractmethod
     def load(self) -> Images:
@@ -347,10 +345,11 @@ class ImageDataModule(DataModule):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the data set, once.
+        """Load the data set, choose samples, and determine normalization and label noise, once.
 
         Raises:
-            UserError: The data set cannot be loaded, or is too small for the validation split.
+            UserError: The data set cannot be loaded, or is too small for `validation` or
+                `samples_per_class`.
         """
         if not hasattr(self, "normalize"):
             super().setup(stage)
@@ -359,15 +358,15 @@ class ImageDataModule(DataModule):
                 self.mislabel(self.label_noise)
 
     def read_sha256(self) -> str:
-        """Compute the SHA-256 of all pixels and labels, and note it for `bnstudy.data.contents`."""
+        """Compute the SHA-256 of all pixels and labels, and write it to the note of the files."""
         self._load_once()
-        sha256 = self.data.fingerprint()
-        if listing := self.listing():
-            listing.write_note(sha256)
+        sha256 = self.data.sha256
+        if identity := self.files_identity():
+            identity.write_note(sha256)
         return sha256
 
-    def listing(self) -> Listing | None:
-        """Return the state of the files that `load` reads; None if there are none."""
+    def files_identity(self) -> FilesIdentity | None:
+        """Return the identity of the files that `load` reads; None if there are none."""
         return None
 
     @property
@@ -421,10 +420,10 @@ class ImageDataModule(DataModule):
 
     def _copy_to(self, device: torch.device, split: Split) -> Tensor:
         """Return a split's images, copied to the device once if it has memory for them."""
-        if (device, split) not in self._copies:
+        if (device, split) not in self._images_on:
             images = self.data.images[split]
-            self._copies[device, split] = images.to(device) if _fits(images, device) else images
-        return self._copies[device, split]
+            self._images_on[device, split] = images.to(device) if _fits(images, device) else images
+        return self._images_on[device, split]
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

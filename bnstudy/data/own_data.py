@@ -1,4 +1,7 @@
-"""Data of the user's own: any LightningDataModule, or a pair of torch data sets."""
+"""Construction of data from a configuration: a data set of bnstudy's, or data of the user's own.
+
+The user's own data are a LightningDataModule, or torch data sets for the splits.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +12,15 @@ from hydra.utils import get_object
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
-from bnstudy.config.targets import TARGET, accepted, make
-from bnstudy.data.datasets import EXPECTED, DatasetModule, SplitSource, seeded
+from bnstudy.config.targets import TARGET, instantiate_group, select_accepted_arguments
+from bnstudy.data.datasets import EXPECTED, DatasetModule, SplitSource, global_seed
 from bnstudy.data.module import DataModule, ImageDataModule
 from bnstudy.errors import UserError
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit
 
-OWN_KEYS = ("batch_size", "name", "validation")  # keys of bnstudy's, whatever the target is
+# Keys of bnstudy's that the group `data` has for every target. A target gets those that its
+# signature names.
+SHARED_KEYS = ("batch_size", "name", "validation")
 # Hooks of a LightningDataModule that would change batches after they are made.
 BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
 
@@ -26,23 +31,24 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
     Args:
         options: Configuration group `data`, resolved.
         seed: Seed of the run.
-        probe: Maximum number of measured samples by split.
+        probe: Size of the probe set by split; see `DataModule`.
 
     Raises:
         UserError: The target cannot be imported or called, or does not return data.
     """
     target = options[TARGET]
     if _is_image_module(target):
-        images: ImageDataModule = make("data", options, seed=seed, probe=probe)
+        images: ImageDataModule = instantiate_group("data", options, seed=seed, probe=probe)
         return images
-    given = {key: value for key, value in options.items() if key not in OWN_KEYS}
-    shared = {key: options[key] for key in OWN_KEYS if key in options}
+    own = {key: value for key, value in options.items() if key not in SHARED_KEYS}
+    shared = {key: options[key] for key in SHARED_KEYS if key in options}
     name = f"data.{TARGET}={target}"
-    # Whatever the norm and the process, random parts such as those of `random_split` are the same.
-    with seeded(0):
-        parts = _parts(make("data", given, **accepted("data", target, shared)), name)
+    # Random choices, such as those of `random_split`, are the same in all runs and processes.
+    with global_seed(0):
+        accepted = select_accepted_arguments("data", target, shared)
+        by_split = _find_splits(instantiate_group("data", own, **accepted), name)
     sources = {
-        split: SplitSource.from_data(part, f"{name}: {split}") for split, part in parts.items()
+        split: SplitSource.from_data(data, f"{name}: {split}") for split, data in by_split.items()
     }
     return DatasetModule(
         sources,
@@ -58,15 +64,15 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
 def _is_image_module(target: str) -> bool:
     try:
         data_class = get_object(target)
-    except Exception:  # `make` explains it
+    except Exception:  # `instantiate_group` raises it again, with an explanation
         return False
     return isinstance(data_class, type) and issubclass(data_class, ImageDataModule)
 
 
-def _parts(data: Any, name: str) -> dict[EvaluatedSplit, Any]:
+def _find_splits(data: Any, name: str) -> dict[EvaluatedSplit, Any]:
     """Return the data loader or data set of each split."""
     if isinstance(data, L.LightningDataModule):
-        return _loaders(data, name)
+        return _find_loaders(data, name)
     if isinstance(data, Mapping) and {*data} >= {*SPLITS}:
         if unknown := {*data} - {*EVALUATED_SPLITS}:
             raise UserError(
@@ -80,10 +86,10 @@ def _parts(data: Any, name: str) -> dict[EvaluatedSplit, Any]:
     raise UserError(f"{name} is of type {type(data).__name__}{keys}\n{EXPECTED}")
 
 
-def _loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, Any]:
-    """Return the data loaders of a module, by the split that they are here.
+def _find_loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, Any]:
+    """Return the data loader of each split.
 
-    Without a test loader, the module's validation loader is the split `test`.
+    If the module has no test loader, its validation loader is that of the split `test`.
     """
     for hook in BATCH_HOOKS:
         if is_overridden(hook, module, L.LightningDataModule):
@@ -113,6 +119,6 @@ def _loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, A
 
 def _class_names(dataset: Dataset[Any]) -> Sequence[str]:
     names = getattr(dataset, "classes", None)
-    if not isinstance(names, list | tuple | np.ndarray):  # such as their number
+    if not isinstance(names, list | tuple | np.ndarray):  # may be the number of classes
         return ()
     return [str(name) for name in names]

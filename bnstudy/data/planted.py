@@ -14,7 +14,7 @@ from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 from bnstudy.terms import SPLITS, Split
 
-COARSE_SIZE = 3  # height and width of a prototype before upsampling; small values are smooth
+COARSE_SIZE = 3  # height and width of a prototype before upsampling; the smaller, the smoother
 GREY = 127.5  # mean of the pixels
 CONTRAST = 40  # approximate standard deviation of the pixels, so that few are clipped to 0 or 255
 
@@ -24,8 +24,8 @@ class PlantedGroups(ImageDataModule):
 
     Every group has a prototype, a smooth random pattern, and its samples are the prototype plus
     independent noise on every pixel. Two groups of one class are as different as groups of two
-    classes. The images depend on these options alone, and do not depend on the run's seed. With
-    more classes or groups, existing prototypes keep their patterns.
+    classes. The images depend on the following arguments, but not on the run's seed. If classes or
+    groups are added, the existing prototypes keep their patterns.
 
     Args:
         classes: Number of classes, at least 2.
@@ -42,7 +42,7 @@ class PlantedGroups(ImageDataModule):
             x groups_per_class - 1; the groups of class c begin at c x groups_per_class.
 
     Raises:
-        UserError: The image size is None.
+        UserError: `image_size` is None.
     """
 
     groups: dict[Split, Tensor]
@@ -72,7 +72,11 @@ class PlantedGroups(ImageDataModule):
     def load(self) -> Images:
         """Generate the prototypes, then the samples of both splits, sorted by group."""
         count = self.classes * self.groups_per_class
-        prototypes = [self._prototype(*divmod(n, self.groups_per_class)) for n in range(count)]
+        prototypes = [
+            self._prototype(label, group)
+            for label in range(self.classes)
+            for group in range(self.groups_per_class)
+        ]
         self.groups = {
             split: torch.arange(count).repeat_interleave(self.samples_per_group[split])
             for split in SPLITS
@@ -110,6 +114,6 @@ class PlantedGroups(ImageDataModule):
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     """Draw standard normal numbers in float64.
 
-    Processors differ in the last bits, which in float64 are too small to change a pixel.
+    Processors differ in the last bits of the numbers; in float64 these hardly ever change a pixel.
     """
     return torch.randn(shape, generator=generator, dtype=torch.float64)

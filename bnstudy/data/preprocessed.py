@@ -1,4 +1,4 @@
-"""Images with another preprocessing, for networks that were trained with it."""
+"""Images with the preprocessing that a network was trained with."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,16 @@ from bnstudy.terms import SPLITS, Split
 def with_transform(data: ImageDataModule, transform: Callable[[Any], Any]) -> DatasetModule:
     """Give images another preprocessing.
 
-    Files of an image folder are read one by one, in their own size, when they are needed.
+    Files of an image folder are read one by one, in their own size, when they are needed. The
+    decoded copy is neither made nor used.
 
     Args:
-        data: Images; those of a folder are not decoded for this.
-        transform: Function of an RGB image of Pillow's, or uint8 C x H x W, that returns a tensor.
+        data: Images.
+        transform: Function that returns a tensor. Its argument is an RGB image of Pillow's if the
+            images are files, otherwise a uint8 tensor 3 x H x W.
 
     Returns:
-        The same samples, splits, labels and classes, loaded.
+        Data with the same samples, splits, labels and classes, after `setup`.
     """
     images: Mapping[Split, Tensor | Sequence[Path]]
     if isinstance(data, ImageFolder):
@@ -41,7 +43,7 @@ def with_transform(data: ImageDataModule, transform: Callable[[Any], Any]) -> Da
     def source(split: Split, labels: Tensor) -> SplitSource:
         return SplitSource(_Transformed(images[split], labels, transform))
 
-    made = DatasetModule(
+    module = DatasetModule(
         {split: source(split, labels[split]) for split in SPLITS},
         "data",
         class_names,
@@ -51,16 +53,17 @@ def with_transform(data: ImageDataModule, transform: Callable[[Any], Any]) -> Da
         seed=data.seed,
         probe=data.probe_samples,
     )
-    made.setup()
+    module.setup()
     if data.label_noise:
-        made.mislabel(data.label_noise)
-        made.sources = {**made.sources, "train": source("train", made.labels["train"])}
-    return made
+        module.mislabel(data.label_noise)
+        # Batches take their labels from the source.
+        module.sources = {**module.sources, "train": source("train", module.labels["train"])}
+    return module
 
 
 @dataclass(frozen=True)
 class _Transformed(Dataset[Any]):
-    """Images, in memory or in files, with a preprocessing of their own."""
+    """Data set of images, in memory or in files, that are preprocessed by a function."""
 
     images: Tensor | Sequence[Path]
     labels: Tensor

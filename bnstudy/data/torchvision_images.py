@@ -18,11 +18,11 @@ from torchvision import datasets
 
 from bnstudy.data.contents import (
     TORCHVISION_FILES,
-    Listing,
-    list_torchvision,
-    torchvision_files,
+    FilesIdentity,
+    identify_torchvision,
+    list_torchvision_files,
 )
-from bnstudy.data.images import Images, existing_folder
+from bnstudy.data.images import Images, make_folder
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
 from bnstudy.files import locked, replacing
@@ -43,49 +43,49 @@ class Source:
     Attributes:
         expected: Description of the expected files, for error messages.
         sizes: Number of images of each split.
-        of_split: Function from a split to the keyword argument that selects it.
-        channels: Axis of the channels in the attribute `data`; None if there is no such axis.
-        labels: Name of the attribute with the labels.
+        split_argument: Function that returns the keyword argument that selects a split.
+        channel_axis: Axis of the channels in the attribute `data`; None if there is no such axis.
+        labels_attribute: Name of the attribute with the labels.
     """
 
     expected: str
     sizes: Mapping[Split, int]
-    of_split: Callable[[Split], dict[str, Any]] = lambda split: {"train": split == "train"}
-    channels: int | None = None
-    labels: str = "targets"
+    split_argument: Callable[[Split], dict[str, Any]] = lambda split: {"train": split == "train"}
+    channel_axis: int | None = None
+    labels_attribute: str = "targets"
 
 
-def _like_mnist(name: str) -> Source:
+def _mnist_source(name: str) -> Source:
     return Source(
         expected=f"{name}/raw/ with {', '.join(IDX_FILES)} (.gz or unpacked)",
         sizes={"train": 60_000, "test": 10_000},
     )
 
 
-def _like_cifar(name: str) -> Source:
+def _cifar_source(name: str) -> Source:
     archive, folder = TORCHVISION_FILES[name]
     return Source(
         expected=f"{archive}, or the folder {folder} unpacked from it",
         sizes={"train": 50_000, "test": 10_000},
-        channels=3,
+        channel_axis=3,
     )
 
 
 SOURCES = {
-    "MNIST": _like_mnist("MNIST"),
-    "FashionMNIST": _like_mnist("FashionMNIST"),
-    "KMNIST": _like_mnist("KMNIST"),
-    "CIFAR10": _like_cifar("CIFAR10"),
-    "CIFAR100": _like_cifar("CIFAR100"),
+    "MNIST": _mnist_source("MNIST"),
+    "FashionMNIST": _mnist_source("FashionMNIST"),
+    "KMNIST": _mnist_source("KMNIST"),
+    "CIFAR10": _cifar_source("CIFAR10"),
+    "CIFAR100": _cifar_source("CIFAR100"),
     "SVHN": Source(
         expected="train_32x32.mat and test_32x32.mat",
         sizes={"train": 73_257, "test": 26_032},
-        of_split=lambda split: {"split": split},
-        channels=1,
-        labels="labels",
+        split_argument=lambda split: {"split": split},
+        channel_axis=1,
+        labels_attribute="labels",
     ),
 }
-CIFAR_FOLDERS = {  # by archive
+CIFAR_FOLDERS = {  # folder that an archive contains, by the archive's name
     TORCHVISION_FILES[name][0]: TORCHVISION_FILES[name][1] for name in ("CIFAR10", "CIFAR100")
 }
 DIGITS = tuple(map(str, range(10)))  # class names of SVHN, which torchvision does not provide
@@ -112,63 +112,74 @@ class TorchvisionImages(ImageDataModule):
     def load(self) -> Images:
         """Read both splits, after downloading files that do not exist."""
         source = SOURCES[self.dataset]
-        root = existing_folder("data.root", self.root)
+        root = make_folder("data.root", self.root)
         with locked(root / f".{self.dataset}.lock"), _unpacked(self.dataset, root) as folder:
             splits = {split: self._read_split(source, folder, split) for split in SPLITS}
         return Images(
-            {split: _channels_first(splits[split].data, source.channels) for split in SPLITS},
-            {split: torch.as_tensor(getattr(splits[split], source.labels)) for split in SPLITS},
+            {split: _channels_first(splits[split].data, source.channel_axis) for split in SPLITS},
+            {
+                split: torch.as_tensor(getattr(splits[split], source.labels_attribute))
+                for split in SPLITS
+            },
             tuple(getattr(splits["train"], "classes", DIGITS)),
         )
 
-    def listing(self) -> Listing | None:
-        """Return the state of the files below `root`."""
-        return list_torchvision(self.dataset, self.root)
+    def files_identity(self) -> FilesIdentity | None:
+        """Return the identity of the data set's files below `root`; None if there are none."""
+        return identify_torchvision(self.dataset, self.root)
 
     def _read_split(self, source: Source, folder: Path, split: Split) -> Any:
-        dataset = partial(getattr(datasets, self.dataset), folder, **source.of_split(split))
+        """Read a split, after downloading files that do not exist.
+
+        Raises:
+            UserError: The files cannot be read or downloaded, or are damaged.
+        """
+        dataset_class = getattr(datasets, self.dataset)
+        read = partial(dataset_class, folder, **source.split_argument(split))
         try:
             try:
-                data = dataset(download=False)
+                dataset = read(download=False)
             except RuntimeError as error:
                 if "download=True" not in str(error):  # torchvision's message for missing files
                     raise
-                data = dataset(download=True)
+                dataset = read(download=True)
         except READ_ERRORS as error:
-            is_there = bool(torchvision_files(self.dataset, folder))
-            if is_there and isinstance(error, PermissionError):
+            has_files = bool(list_torchvision_files(self.dataset, folder))
+            if has_files and isinstance(error, PermissionError):
                 raise UserError(
                     f"data {self.dataset}: {error.filename} cannot be read ({error.strerror})\n"
                     "Make it readable, or set data.root to another folder"
                 ) from error
             reason = " ".join(str(error).split()) or type(error).__name__
-            state = "damaged" if is_there else "not there"
+            state = "damaged" if has_files else "not there"
             raise UserError(
                 f"data {self.dataset}: {state} in data.root={self.root}, and could not be "
                 f"downloaded ({reason})\n"
                 f"Expected in that folder: {source.expected}"
             ) from error
-        if len(data) != source.sizes[split]:
+        if len(dataset) != source.sizes[split]:
             raise UserError(
                 f"data {self.dataset}: damaged in data.root={self.root}, the {split} split has "
-                f"{len(data):,} images and not {source.sizes[split]:,}\n"
+                f"{len(dataset):,} images and not {source.sizes[split]:,}\n"
                 f"Expected in that folder: {source.expected}"
             )
-        return data
+        return dataset
 
 
 @contextmanager
 def _unpacked(dataset: str, root: Path) -> Iterator[Path]:
     """Unpack the archives of a data set, and yield the folder to read it from.
 
-    torchvision takes an archive by its checksum alone, and the same content may be packed in other
-    ways. What is unpacked here is verified afterwards, by torchvision and by the number of images.
+    torchvision accepts an archive only with the checksum that it knows, but the same content may
+    have been packed in another way. The unpacked files are verified afterwards, by torchvision and
+    by the number of images.
 
     Args:
         dataset: Name of the data set.
-        root: Root of the data set; if it is read-only, the yielded folder is a temporary one.
+        root: Root of the data set. If it is read-only, a temporary folder is yielded, with links to
+            its files.
     """
-    files = torchvision_files(dataset, root)
+    files = list_torchvision_files(dataset, root)
     folders = {root, *(file.parent for file in files)}
     if not files or all(os.access(folder, os.W_OK) for folder in folders):
         _unpack(files)
@@ -184,7 +195,7 @@ def _unpacked(dataset: str, root: Path) -> Iterator[Path]:
 
 
 def _unpack(files: list[Path]) -> None:
-    """Unpack archives next to them, unless that was done before; damaged ones are left."""
+    """Unpack each archive among files into its folder, unless it is unpacked or damaged."""
     for packed in files:
         with suppress(*READ_ERRORS):
             if packed.stem in IDX_FILES and not packed.with_suffix("").exists():
@@ -201,14 +212,14 @@ def _unpack(files: list[Path]) -> None:
                         Path(temporary, folder).rename(packed.parent / folder)
 
 
-def _channels_first(images: Any, channels: int | None) -> torch.Tensor:
+def _channels_first(images: Any, channel_axis: int | None) -> torch.Tensor:
     """Convert images to N x C x H x W.
 
     Args:
         images: Images, N x H x W or with an axis of channels.
-        channels: Axis of the channels; None if there is none.
+        channel_axis: Axis of the channels; None if there is none.
     """
     pixels: torch.Tensor = torch.as_tensor(images)
-    if channels is None:
+    if channel_axis is None:
         return pixels.unsqueeze(1)
-    return pixels.movedim(channels, 1).contiguous()
+    return pixels.movedim(channel_axis, 1).contiguous()

@@ -15,30 +15,23 @@ from bnstudy.config import CONFIG_FOLDER
 from bnstudy.metrics import METRICS, SIMILARITIES, Similarity
 from bnstudy.metrics.registry import Declaration
 
-WIDTH = 160  # columns that are used even if the terminal is narrower
+MAX_WIDTH = 160  # columns that the table may take in a narrower terminal
 SETS = ("default", "fast", "paper")  # the set full has all metrics
 
 
-def table() -> Table:
+def make_table() -> Table:
     """Create the table of all metrics: properties, sets, definition and source."""
     sets = {name: OmegaConf.load(CONFIG_FOLDER / "metrics" / f"{name}.yaml").names for name in SETS}
-    shown = Table(box=box.SIMPLE_HEAD)
-    for column in (
-        "metric",
-        "better",
-        "range",
-        "invariant",
-        "needs",
-        "sets",
-        "definition and source",
-    ):
-        shown.add_column(column, no_wrap=column in ("metric", "range", "invariant"))
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("metric", "better", "range", "invariant", "needs", "sets"):
+        table.add_column(column, no_wrap=column in ("metric", "range", "invariant"))
+    table.add_column("definition and source")
     declared: list[Declaration] = [*METRICS.values(), *SIMILARITIES.values()]
     for family, members in groupby(declared, key=lambda entry: entry.family):
-        shown.add_section()
-        shown.add_row(f"[bold]{family}")
+        table.add_section()
+        table.add_row(f"[bold]{family}")
         for entry in members:
-            shown.add_row(
+            table.add_row(
                 entry.name,
                 entry.direction or "",
                 f"{format_bound(entry.bounds[0])} to {format_bound(entry.bounds[1])}",
@@ -46,13 +39,14 @@ def table() -> Table:
                 ", ".join(sorted(entry.needs)),
                 ", ".join(name for name in SETS if entry.name in sets[name]),
                 Text.assemble(
-                    f"{entry.description.rstrip('.')}{_properties(entry)}\n", (entry.source, "dim")
+                    f"{entry.description.rstrip('.')}{_format_properties(entry)}\n",
+                    (entry.source, "dim"),
                 ),
             )
-    return shown
+    return table
 
 
-def _properties(entry: Declaration) -> str:
+def _format_properties(entry: Declaration) -> str:
     if not isinstance(entry, Similarity):
         return ""
     return "; symmetric" * entry.is_symmetric + "; a metric" * entry.is_metric
@@ -68,10 +62,10 @@ def main() -> None:
     argparse.ArgumentParser(
         "bnstudy.metrics", description="Print a table of all metrics."
     ).parse_args()
-    console, shown = Console(), table()
+    console, table = Console(), make_table()
     # The table stays legible in a narrow terminal, or without one.
-    least = Measurement.get(console, console.options.update(max_width=1000), shown).maximum
-    Console(width=max(console.width, min(least, WIDTH))).print(shown)
+    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, min(width, MAX_WIDTH))).print(table)
     console.print(
         "Invariant to: R rotation, S scale, T translation of the representations.\n"
         "Select a set with metrics=default, fast, paper or full (all except similarity), or single "

@@ -38,13 +38,13 @@ def variance(layer: Layer) -> float:
     return layer.moments.channel_moments[:, VARIANCE].mean().item()
 
 
-def _varying(layer: Layer) -> Tensor:
+def _varying_channels(layer: Layer) -> Tensor:
     """Return the moments of the channels that vary: float64, channels x 5."""
     moments = layer.moments.channel_moments
-    varying = moments[moments[:, VARIANCE] > 0]
-    if not len(varying):
+    moments = moments[moments[:, VARIANCE] > 0]
+    if not len(moments):
         raise Undefined("no channel varies")
-    return varying
+    return moments
 
 
 @metric(
@@ -55,7 +55,7 @@ def _varying(layer: Layer) -> Tensor:
 )
 def skewness(layer: Layer) -> float:
     """Skewness of each channel's activations, averaged over the channels that vary."""
-    moments = layer.shared(_varying)
+    moments = layer.shared(_varying_channels)
     return (moments[:, THIRD_MOMENT] / moments[:, VARIANCE] ** 1.5).mean().item()
 
 
@@ -67,7 +67,7 @@ def skewness(layer: Layer) -> float:
 )
 def kurtosis(layer: Layer) -> float:
     """Excess kurtosis of each channel's activations, averaged over the channels that vary."""
-    moments = layer.shared(_varying)
+    moments = layer.shared(_varying_channels)
     return (moments[:, FOURTH_MOMENT] / moments[:, VARIANCE] ** 2 - 3).mean().item()
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bnstudy.metrics.registry import ROTATION_SCALE_TRANSLATION, Need, Undefined, metric
 from bnstudy.representations import Layer
-from bnstudy.representations.layer import NEIGHBOURS
+from bnstudy.representations.layer import NUM_NEIGHBOURS
 
-MIN_SQUARE = 1e-36  # smallest square that float32 represents with full precision
+MIN_DISPERSION = 1e-36  # smaller sums of squares may have underflowed float32
 NEEDS: tuple[Need, ...] = ("classes", "distances")
 
 
@@ -48,9 +48,13 @@ def _distance_sums(layer: Layer) -> Tensor:
 
 
 def _within_dispersion(layer: Layer) -> float:
-    """Sum the squared distances of the samples to their class means."""
+    """Sum the squared distances of the samples to their class means.
+
+    Raises:
+        Undefined: No class has any spread.
+    """
     dispersion: float = layer.class_sums.residual_norms_squared.double().sum().item()
-    if dispersion < MIN_SQUARE:
+    if dispersion < MIN_DISPERSION:
         raise Undefined("no class has any spread: the index is infinite")
     return dispersion
 
@@ -163,7 +167,7 @@ def within_between_ratio(layer: Layer) -> float:
 )
 def knn_purity(layer: Layer) -> float:
     """Share of a sample's 10 nearest neighbours that are of its class, mean over samples."""
-    if layer.num_samples <= NEIGHBOURS:
-        raise Undefined(f"there are fewer than {NEIGHBOURS + 1} samples")
+    if layer.num_samples <= NUM_NEIGHBOURS:
+        raise Undefined(f"there are fewer than {NUM_NEIGHBOURS + 1} samples")
     same = layer.classes[layer.neighbours.indices] == layer.classes[:, None]
     return same.double().mean().item()

@@ -88,35 +88,36 @@ def soft_rank(layer: Layer) -> float:
     return total**2 / squares
 
 
-def _ratios(layer: Layer) -> Tensor:
+def _log_ratios(layer: Layer) -> Tensor:
     """Return the sorted logs of second / first neighbour distances of the samples: float64."""
     if layer.num_samples < 3:
         raise Undefined("there are fewer than 3 samples")
     nearest = layer.neighbours.squared_distances[:, :2].double()
     nearest = nearest[nearest[:, 0] > 0]  # duplicates have no ratio
-    ratios = (nearest[:, 1] / nearest[:, 0]).log() / 2
-    ratios = ratios.sort().values
-    if not ratios[: int(KEPT_FRACTION * len(ratios))].any():
+    log_ratios = (nearest[:, 1] / nearest[:, 0]).log() / 2  # halved, as the distances are squared
+    log_ratios = log_ratios.sort().values
+    if not log_ratios[: int(KEPT_FRACTION * len(log_ratios))].any():
         raise Undefined("too few samples have neighbours at different distances")
-    return ratios
+    return log_ratios
 
 
-def two_nn(ratios: Tensor) -> Tensor:
+def two_nn(log_ratios: Tensor) -> Tensor:
     """Estimate the intrinsic dimension with TwoNN.
 
     The estimate is the slope of the line through the origin that is fitted to -log(1 - F(mu)) over
-    log mu, where F is the empirical distribution of mu. The largest tenth of mu is left out.
+    log mu, where mu is the ratio of a sample's distances to its second and first neighbour, and F
+    is the empirical distribution of mu. The largest tenth of mu is left out.
 
     Args:
-        ratios: Values of log mu, sorted along the last dimension: ... x N.
+        log_ratios: Values of log mu, sorted along the last dimension: ... x N.
 
     Returns:
         Intrinsic dimension: float64, ...
     """
-    count = ratios.shape[-1]
+    count = log_ratios.shape[-1]
     kept = int(KEPT_FRACTION * count)
-    rank = torch.arange(1, kept + 1, dtype=torch.float64, device=ratios.device)
-    x, y = ratios[..., :kept], -torch.log1p(-rank / count)
+    rank = torch.arange(1, kept + 1, dtype=torch.float64, device=log_ratios.device)
+    x, y = log_ratios[..., :kept], -torch.log1p(-rank / count)
     return (x * y).sum(-1) / x.square().sum(-1)
 
 
@@ -129,7 +130,7 @@ def two_nn(ratios: Tensor) -> Tensor:
 )
 def intrinsic_dimension(layer: Layer) -> float:
     """Intrinsic dimension by TwoNN, from the distances to the two nearest neighbours."""
-    return two_nn(layer.shared(_ratios)).item()
+    return two_nn(layer.shared(_log_ratios)).item()
 
 
 @metric(
@@ -141,11 +142,12 @@ def intrinsic_dimension(layer: Layer) -> float:
 )
 def intrinsic_dimension_error(layer: Layer) -> float:
     """Standard error of the intrinsic dimension, by bootstrap over the samples."""
-    ratios = layer.shared(_ratios)
+    log_ratios = layer.shared(_log_ratios)
+    count = len(log_ratios)
     draws = torch.randint(
-        len(ratios), (NUM_RESAMPLES, len(ratios)), generator=generator_for("bootstrap", "TwoNN")
+        count, (NUM_RESAMPLES, count), generator=generator_for("bootstrap", "TwoNN")
     )
-    dimensions = two_nn(ratios[draws.sort(1).values.to(ratios.device)])
+    dimensions = two_nn(log_ratios[draws.sort(1).values.to(log_ratios.device)])
     if not dimensions.isfinite().all():
         raise Undefined("too few samples have neighbours at different distances")
     return dimensions.std().item()
@@ -160,15 +162,15 @@ def intrinsic_dimension_error(layer: Layer) -> float:
 )
 def anisotropy(layer: Layer) -> float:
     """Mean cosine similarity of two samples, without samples that are all 0."""
-    squares = layer.moments.squares
-    active = squares > 0
-    count = int(active.sum())
+    squared_norms = layer.moments.squared_norms
+    is_active = squared_norms > 0
+    count = int(is_active.sum())
     if count < 2:
         raise Undefined("fewer than 2 samples have activations other than 0")
-    weights = torch.where(active, squares, 1).rsqrt() * active
+    weights = torch.where(is_active, squared_norms, 1).rsqrt() * is_active  # 1 / norm, or 0
     if layer.can_read_activations and _cosine_error(layer, weights) > MAX_COSINE_ERROR:
-        parts = (weights @ block.flatten(1).double() for block, _ in layer.blocks())
-        total = sum(part.square().sum().item() for part in parts)
+        unit_sums = (weights @ block.flatten(1).double() for block, _ in layer.blocks())
+        total = sum(sums.square().sum().item() for sums in unit_sums)
     else:
         total = _sum_of_cosines(layer.products, weights)
     mean = (total - count) / (count * (count - 1))
@@ -176,7 +178,12 @@ def anisotropy(layer: Layer) -> float:
 
 
 def _cosine_error(layer: Layer, weights: Tensor) -> float:
-    """Estimate the rounding error of the mean cosine; it is large if samples are near 0."""
+    """Estimate the rounding error of the mean cosine; it is large if samples are near 0.
+
+    Args:
+        layer: Representations of N samples.
+        weights: 1 / norm of each sample; 0 for a sample that is all 0: float64, N.
+    """
     sums = layer.products
     norms = sums.residual_norms_squared.double().sqrt()
     norms = norms + sums.class_means_gram.diagonal().sqrt()[layer.classes]
@@ -185,13 +192,13 @@ def _cosine_error(layer: Layer, weights: Tensor) -> float:
 
 
 def _sum_of_cosines(sums: Products, weights: Tensor) -> float:
-    """Sum x_i x_j w_i w_j over all i and j, including i = j, with x = residual + means."""
+    """Sum x_i x_j w_i w_j over all i and j, including i = j, from the products of the residuals."""
     classes = sums.classes.index
     within = weights @ (sums.residuals_gram @ weights.to(sums.dtype)).double()
-    half = sums.residuals_dot_class_means + sums.class_means_gram[classes] / 2
-    by_class = weights.new_zeros(half.shape[1]).index_add_(0, classes, weights)
+    terms = sums.residuals_dot_class_means + sums.class_means_gram[classes] / 2  # see Products.gram
+    by_class = weights.new_zeros(terms.shape[1]).index_add_(0, classes, weights)
     with_mean = sums.residuals_dot_global_mean + sums.class_means_dot_global_mean[classes]
-    total = within + 2 * (weights @ half) @ by_class
+    total = within + 2 * (weights @ terms) @ by_class
     total = total + 2 * weights.sum() * (weights @ with_mean)
     return (total + weights.sum() ** 2 * sums.global_mean_norm_squared).item()
 
@@ -204,7 +211,7 @@ def _sum_of_cosines(sums: Products, weights: Tensor) -> float:
 )
 def norm_mean(layer: Layer) -> float:
     """Mean Euclidean norm of the samples."""
-    return layer.moments.squares.sqrt().mean().item()
+    return layer.moments.squared_norms.sqrt().mean().item()
 
 
 @metric(
@@ -215,7 +222,7 @@ def norm_mean(layer: Layer) -> float:
 )
 def norm_cv(layer: Layer) -> float:
     """Coefficient of variation of the Euclidean norms of the samples."""
-    norms = layer.moments.squares.sqrt()
+    norms = layer.moments.squared_norms.sqrt()
     if not norms.any():
         raise Undefined("every sample's activations are 0")
     return (norms.std(correction=0) / norms.mean()).item()

@@ -20,7 +20,7 @@ from bnstudy.representations import Layer
 NUM_RESTARTS = 5
 NUM_RESTARTS_PER_K = 3  # if many numbers of clusters are tried
 MAX_CLUSTERS = 30
-MAX_CLUSTERS_WITHIN_CLASS = 8  # clusters within a class
+MAX_CLUSTERS_WITHIN_CLASS = 8
 
 
 def _contingency(layer: Layer) -> Tensor:
@@ -106,24 +106,24 @@ def _best_k(layer: Layer) -> tuple[int, float]:
     """Return the number of k-means clusters with the highest silhouette, and that silhouette."""
     if layer.num_samples <= 2:
         raise Undefined("there are fewer than 3 samples")
-    most = min(MAX_CLUSTERS, layer.num_samples - 1)
-    return best_number_of_clusters(layer.squared_distances, layer.distances, most)
+    max_clusters = min(MAX_CLUSTERS, layer.num_samples - 1)
+    return best_number_of_clusters(layer.squared_distances, layer.distances, max_clusters)
 
 
 def best_number_of_clusters(
-    squared_distances: Tensor, distances: Tensor, most: int
+    squared_distances: Tensor, distances: Tensor, max_clusters: int
 ) -> tuple[int, float]:
     """Find the number of k-means clusters with the highest silhouette.
 
     Args:
         squared_distances: Squared distances between N samples: N x N, not all 0.
         distances: Distances between the samples: N x N.
-        most: Largest number of clusters to try, less than N. The smallest is 2.
+        max_clusters: Largest number of clusters to try, less than N. The smallest is 2.
 
     Returns:
         Number of clusters, and their silhouette.
     """
-    ks = range(2, most + 1)
+    ks = range(2, max_clusters + 1)
     clusterings = kmeans(squared_distances, ks, NUM_RESTARTS_PER_K)
     members = [one_hot(assignment, k) for k, assignment in zip(ks, clusterings, strict=True)]
     sums = (distances @ torch.cat(members, 1).to(distances.dtype)).split(list(ks), dim=1)
@@ -174,8 +174,8 @@ def intraclass_silhouette(layer: Layer) -> float:
         members = (layer.classes == number).nonzero().flatten()
         inside = layer.squared_distances[members][:, members]
         if size > 2 and inside.any():
-            most = min(MAX_CLUSTERS_WITHIN_CLASS, size - 1)
-            scores.append(best_number_of_clusters(inside, inside.sqrt(), most)[1])
+            max_clusters = min(MAX_CLUSTERS_WITHIN_CLASS, size - 1)
+            scores.append(best_number_of_clusters(inside, inside.sqrt(), max_clusters)[1])
     if not scores:
         raise Undefined("no class has 3 samples that are not all the same")
     return sum(scores) / len(scores)

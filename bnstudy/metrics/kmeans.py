@@ -17,7 +17,7 @@ from torch.nn.functional import embedding_bag
 from bnstudy.randomness import generator_for
 
 MAX_ITERATIONS = 100
-MAX_CACHED = 2**20  # values that stay in the processor's cache
+CACHE_NUMEL = 2**20  # values, small enough for the processor's cache
 
 
 def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[Tensor]:
@@ -39,7 +39,7 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
     """
     generator = generator_for("k-means")
     initial = torch.stack(  # clusters by nearest centre: ks x restarts x N
-        [_plus_plus(squared_distances, max(ks), generator) for _ in range(restarts)], 1
+        [_choose_centres(squared_distances, max(ks), generator) for _ in range(restarts)], 1
     )
     results = []
     for group in _group(ks, restarts * len(squared_distances)):
@@ -50,11 +50,18 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
     return results
 
 
-def _group(ks: Sequence[int], times: int) -> Iterator[list[int]]:
-    """Yield groups of consecutive ks, each of which fits into the processor's cache."""
+def _group(ks: Sequence[int], numel: int) -> Iterator[list[int]]:
+    """Yield groups of consecutive ks that are small enough for the processor's cache.
+
+    The clusterings of a group are stored with as many clusters as its largest k.
+
+    Args:
+        ks: Numbers of clusters.
+        numel: Number of values per clustering and cluster.
+    """
     group: list[int] = []
     for k in ks:
-        if group and (len(group) + 1) * k * times > MAX_CACHED:
+        if group and (len(group) + 1) * k * numel > CACHE_NUMEL:
             yield group
             group = []
         group.append(k)
@@ -80,8 +87,8 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
     clusters = clusters.clone()
     start, sample = torch.ones_like(clusters).nonzero(as_tuple=True)
     bags = start * k + clusters.flatten()
-    # Sums of each sample's distances to the samples of each cluster: (starts x k) x N.
-    sums = _sums_of_rows(squared_distances, sample, bags, len(clusters) * k)
+    # Sums of each sample's squared distances to the samples of each cluster: (starts x k) x N.
+    sums = _sum_rows(squared_distances, sample, bags, len(clusters) * k)
     for iteration in range(MAX_ITERATIONS):
         sums_by_start = sums.unflatten(0, (-1, k))
         sizes = sums.new_zeros(len(clusters), k)
@@ -91,53 +98,53 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
         # An empty cluster is infinitely far away.
         offset = torch.where(sizes > 0, -spread, math.inf)
         to_means = (sums_by_start / sizes.clamp_min(1)[:, :, None]).add_(offset[:, :, None])
-        least = to_means.amin(1)  # much faster than argmin, needed only for moved samples
-        moved = to_means.gather(1, clusters[:, None]).squeeze(1) > least
-        start, sample = moved.nonzero(as_tuple=True)
+        nearest = to_means.amin(1)  # much faster than argmin, needed only for moved samples
+        is_moved = to_means.gather(1, clusters[:, None]).squeeze(1) > nearest
+        start, sample = is_moved.nonzero(as_tuple=True)
         before = clusters[start, sample]
         after = to_means[start, :, sample].argmin(1)
         clusters[start, sample] = after
-        done = ~moved.any(1) | (iteration == MAX_ITERATIONS - 1)
-        if done.any():
-            final[active[done]] = clusters[done]
-            spreads[active[done]] = least[done].double().sum(1)
-            if done.all():
+        is_done = ~is_moved.any(1) | (iteration == MAX_ITERATIONS - 1)
+        if is_done.any():
+            final[active[is_done]] = clusters[is_done]
+            spreads[active[is_done]] = nearest[is_done].double().sum(1)
+            if is_done.all():
                 break
-            active, clusters = active[~done], clusters[~done]
-            sums = sums_by_start[~done].flatten(0, 1)
-            start = (~done).cumsum(0)[start] - 1
+            active, clusters = active[~is_done], clusters[~is_done]
+            sums = sums_by_start[~is_done].flatten(0, 1)
+            start = (~is_done).cumsum(0)[start] - 1
         # Update the sums for the moved samples only.
         bags = start * k
-        sums += _sums_of_rows(squared_distances, sample, bags + after, len(sums))
-        sums -= _sums_of_rows(squared_distances, sample, bags + before, len(sums))
+        sums += _sum_rows(squared_distances, sample, bags + after, len(sums))
+        sums -= _sum_rows(squared_distances, sample, bags + before, len(sums))
     return final, spreads
 
 
-def _sums_of_rows(matrix: Tensor, rows: Tensor, bags: Tensor, count: int) -> Tensor:
+def _sum_rows(matrix: Tensor, rows: Tensor, bags: Tensor, count: int) -> Tensor:
     """Sum the rows in each of `count` bags: count x columns."""
     order = bags.argsort()
     first = torch.searchsorted(bags[order], torch.arange(count, device=bags.device))
     return embedding_bag(rows[order], matrix, first, mode="sum")
 
 
-def _plus_plus(squared_distances: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def _choose_centres(squared_distances: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Choose k centres by greedy k-means++, each as the best of a few random candidates.
 
     Returns:
-        Nearest of the first 1, 2, ..., k centres to each sample: int64, k x N.
+        Number of the nearest of the first 1, 2, ..., k centres to each sample: int64, k x N.
     """
     count = len(squared_distances)
-    candidates = 2 + int(math.log(k))
+    num_candidates = 2 + int(math.log(k))
     # Draw on the CPU, so that the numbers are the same on every device.
-    draws = torch.rand(k, candidates, generator=generator, dtype=torch.float64)
+    draws = torch.rand(k, num_candidates, generator=generator, dtype=torch.float64)
     draws = draws.to(squared_distances.device)
     nearest = squared_distances.new_zeros(k, count, dtype=torch.int64)
-    closest = squared_distances[(draws[0, 0] * count).long()]
+    to_nearest = squared_distances[(draws[0, 0] * count).long()]  # squared distances
     for number in range(1, k):
-        total = closest.double().cumsum(0)
-        drawn = torch.searchsorted(total, draws[number] * total[-1]).clamp_max(count - 1)
-        improved = torch.minimum(closest, squared_distances[drawn])
-        best = improved[improved.double().sum(1).argmin()]
-        nearest[number] = torch.where(best < closest, number, nearest[number - 1])
-        closest = best
+        total = to_nearest.double().cumsum(0)
+        candidates = torch.searchsorted(total, draws[number] * total[-1]).clamp_max(count - 1)
+        with_candidate = torch.minimum(to_nearest, squared_distances[candidates])
+        best = with_candidate[with_candidate.double().sum(1).argmin()]
+        nearest[number] = torch.where(best < to_nearest, number, nearest[number - 1])
+        to_nearest = best
     return nearest

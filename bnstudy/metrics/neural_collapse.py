@@ -20,8 +20,12 @@ MAX_ERROR = 1e-3  # relative rounding error of the residuals along the eigenvect
 PAPYAN = "Papyan, Han and Donoho 2020, doi 10.1073/pnas.2015509117"
 
 
-def _norms(layer: Layer) -> Tensor:
-    """Return the norms of the centred class means: float64, C."""
+def _class_mean_norms(layer: Layer) -> Tensor:
+    """Return the norms of the centred class means: float64, C.
+
+    Raises:
+        Undefined: All class means are the same.
+    """
     norms = layer.precise_class_sums.class_mean_norms
     if not norms.any():
         raise Undefined("all class means are the same")
@@ -41,7 +45,7 @@ def nc1(layer: Layer) -> float:
     S_B = M^T W M, where M are the centred class means and W are the shares of the classes. Its
     pseudoinverse acts within the span of the class means, so C x C products are sufficient.
     """
-    layer.shared(_norms)
+    layer.shared(_class_mean_norms)  # raises Undefined if all class means are the same
     trace, is_exact = _trace(layer, layer.precise_class_sums)
     if not is_exact:
         trace, _ = _trace(layer, layer.in_float64(ClassSums))
@@ -49,7 +53,7 @@ def nc1(layer: Layer) -> float:
 
 
 def _trace(layer: Layer, sums: ClassSums) -> tuple[float, bool]:
-    """Compute tr(S_W S_B^+), and check that its rounding error is small.
+    """Compute tr(S_W S_B^+); return it and whether its rounding error is small.
 
     With S_B = B^T B, B = sqrt(W) M, the trace is the mean over samples of |V^T B r / L|^2, where r
     are the residuals, V the eigenvectors of B B^T and L its eigenvalues. Eigenvalues of 0 are left
@@ -65,9 +69,9 @@ def _trace(layer: Layer, sums: ClassSums) -> tuple[float, bool]:
     values, vectors = values[is_positive], vectors[:, is_positive]
     along = (sums.residuals_dot_class_means * weights) @ vectors / values
     trace = float(along.square().sum(1).mean())
-    error = float((sums.resolution / values).square().sum()) * within * largest
-    is_whole = len(values) == min(layer.num_classes - 1, layer.num_units)
-    return trace, is_whole and error <= MAX_ERROR**2 * trace
+    squared_error = float((sums.resolution / values).square().sum()) * within * largest
+    has_full_rank = len(values) == min(layer.num_classes - 1, layer.num_units)
+    return trace, has_full_rank and squared_error <= MAX_ERROR**2 * trace
 
 
 @metric(
@@ -79,7 +83,7 @@ def _trace(layer: Layer, sums: ClassSums) -> tuple[float, bool]:
 )
 def nc2_norm(layer: Layer) -> float:
     """Coefficient of variation of the norms of the centred class means; 0 if they are equal."""
-    norms = layer.shared(_norms)
+    norms = layer.shared(_class_mean_norms)
     return (norms.std(correction=0) / norms.mean()).item()
 
 
@@ -92,7 +96,7 @@ def nc2_norm(layer: Layer) -> float:
 )
 def nc2_angle(layer: Layer) -> float:
     """Mean over pairs of centred class means of |cos + 1 / (C - 1)|; 0 if they form a simplex."""
-    norms, count = layer.shared(_norms), layer.num_classes
+    norms, count = layer.shared(_class_mean_norms), layer.num_classes
     if not norms.all():
         raise Undefined("a class mean is the mean of all samples")
     cosines = layer.precise_class_sums.class_means_gram / norms / norms[:, None]
@@ -122,7 +126,7 @@ def nc3(layer: Layer) -> float:
         raise NotApplicable(
             "the last linear layer reads only a part of the representation at a time"
         )
-    layer.shared(_norms)
+    layer.shared(_class_mean_norms)  # raises Undefined if all class means are the same
     means, weights = layer.precise_class_sums.centred_means.double(), weights.double()
     difference = weights / torch.linalg.norm(weights) - means / torch.linalg.norm(means)
     return float(torch.linalg.norm(difference))

@@ -12,7 +12,11 @@ JIANG = "Jiang et al. 2019, arXiv 1810.00113"
 
 
 def _classifier_at(layer: Layer) -> NetworkAtCall:
-    """Return the network around a layer; it must be a classifier of the samples' classes."""
+    """Return the network around a layer.
+
+    Raises:
+        NotApplicable: The network is unknown, or does not classify the samples.
+    """
     if layer.network is None or layer.network.logits is None:
         raise NotApplicable("the network's output is not one logit per class")
     return layer.network

@@ -16,7 +16,7 @@ Need = Literal["classes", "variation", "products", "distances", "network"]
 
 ROTATION_SCALE_TRANSLATION: tuple[Invariance, ...] = ("rotation", "scale", "translation")
 # Range of the largest activation in which sums of squares neither overflow nor underflow float32.
-REPRESENTABLE = (1e-12, 1e12)
+REPRESENTABLE_RANGE = (1e-12, 1e12)
 MIN_VARIANCE = 1e-30  # mean squared distance to the mean; smaller ones underflow float32
 
 
@@ -35,8 +35,8 @@ class Declaration:
     Attributes:
         name: Name in the records.
         family: Name of the module that defines it, with spaces.
-        direction: Values that mean better clusters or more similar layers, higher or lower; None if
-            neither is better.
+        direction: Whether higher or lower values mean better separated classes, a more robust
+            classifier or more similar layers; None if neither does.
         bounds: Smallest and largest possible value.
         invariant_to: Transformations of the representations that do not change the value: any
             rotation (orthogonal map, such as a permutation of the units), any positive scale, any
@@ -146,25 +146,25 @@ def evaluate(metrics: Iterable[Metric], layer: Layer) -> dict[str, Value]:
     values = {}
     # Metrics that need products come first: the pass that computes them also computes the sums that
     # the other metrics need.
-    for each in sorted(metrics, key=lambda each: not each.needs_products):
+    for declared in sorted(metrics, key=lambda declared: not declared.needs_products):
         try:
-            check(each.needs, layer)
+            check_needs(declared.needs, layer)
             with in_float32(layer.labels.device):
-                number = each.function(layer)
+                number = declared.function(layer)
             if not math.isfinite(number):
                 raise Undefined("the result is not finite")
-            values[each.name] = Value(number)
+            values[declared.name] = Value(number)
         except Undefined as reason:
-            applicable = not isinstance(reason, NotApplicable)
-            values[each.name] = Value(math.nan, str(reason), applicable)
-    return {each.name: values[each.name] for each in metrics}
+            is_applicable = not isinstance(reason, NotApplicable)
+            values[declared.name] = Value(math.nan, str(reason), is_applicable)
+    return {declared.name: values[declared.name] for declared in metrics}
 
 
-def check(needs: Iterable[Need], layer: Layer) -> None:
-    """Check that a layer meets the given needs and has finite activations.
+def check_needs(needs: Iterable[Need], layer: Layer) -> None:
+    """Check that a layer has samples and finite activations and meets the given needs.
 
     Raises:
-        Undefined: A need is not met; the message says which.
+        Undefined: One of these conditions is not met; the message says which.
     """
     needs = set(needs)
     if layer.num_samples == 0:
@@ -179,7 +179,7 @@ def check(needs: Iterable[Need], layer: Layer) -> None:
     if needs & {"variation", "distances"} and layer.activity.is_constant:
         raise Undefined("all samples have the same representation")
     if needs & {"variation", "products", "distances"}:
-        low, high = REPRESENTABLE
+        low, high = REPRESENTABLE_RANGE
         if largest and not low < largest < high:
             raise Undefined(f"powers of activations up to {largest:.0e} exceed float32")
     if needs & {"variation", "distances"}:
@@ -197,9 +197,9 @@ def chosen(names: Iterable[str]) -> list[Metric]:
     """
     for name in names:
         if name not in METRICS:
-            near = suggest(str(name), METRICS)
+            advice = suggest(str(name), METRICS)
             raise UserError(
-                f"metrics.names: there is no metric {name}{near and f'; {near}'}\n"
+                f"metrics.names: there is no metric {name}{advice and f'; {advice}'}\n"
                 "python -m bnstudy.metrics lists all metrics; python -m bnstudy.measure similarity "
                 "computes those that compare two layers"
             )

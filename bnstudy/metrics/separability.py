@@ -47,17 +47,17 @@ def linear_probe(layer: Layer) -> float:
 
 def _hat_of_gram(gram: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """Compute H y and the diagonal of H = G (G + p I)^-1 = I - p (G + p I)^-1, for centred data."""
-    inverse = _inverse(gram, penalty)
+    inverse = _invert(gram, penalty)
     return targets - penalty * (inverse @ targets), 1 - penalty * inverse.diagonal()
 
 
 def _hat_of_units(centred: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """Compute H y and the diagonal of H = X (X^T X + p I)^-1 X^T, for centred data X."""
-    half = centred @ _inverse(centred.T @ centred, penalty)
-    return half @ (centred.T @ targets), (half * centred).sum(1)
+    weights = centred @ _invert(centred.T @ centred, penalty)
+    return weights @ (centred.T @ targets), (weights * centred).sum(1)
 
 
-def _inverse(products: Tensor, penalty: float) -> Tensor:
+def _invert(products: Tensor, penalty: float) -> Tensor:
     """Compute (P + p I)^-1 for a positive semidefinite matrix P."""
     regularized = products.clone()
     regularized.diagonal().add_(penalty)

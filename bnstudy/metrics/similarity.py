@@ -22,13 +22,13 @@ from bnstudy.metrics.registry import (
     Direction,
     Invariance,
     Undefined,
-    check,
+    check_needs,
 )
 from bnstudy.representations import Layer
 from bnstudy.representations.precision import in_float32
 
 ADVICE = "read both from a DataLoader with shuffle=False"
-STRIP = 500  # rows that are summed at once
+STRIP_ROWS = 500  # rows of a matrix whose products are summed at once
 
 
 class DifferentSamples(UserError, ValueError):
@@ -59,7 +59,7 @@ class Similarity(Declaration):
         _require_same_samples(first, second)
         try:
             for layer in (first, second):
-                check(self.needs, layer)
+                check_needs(self.needs, layer)
             with in_float32(first.labels.device):
                 return self.function(first, second)
         except Undefined:
@@ -69,28 +69,31 @@ class Similarity(Declaration):
 def _require_same_samples(first: Layer, second: Layer) -> None:
     """Raise DifferentSamples if labels or inputs show that samples differ or are reordered.
 
-    Different inputs are allowed if no input occurs in both layers, because two networks may read
-    the same images with different scaling or normalization.
+    Inputs at the same position may differ, because two networks may read the same images with
+    different scaling or normalization. If they differ, but the first one occurs elsewhere in the
+    second layer, the samples are reordered.
     """
     if first.num_samples != second.num_samples:
         raise DifferentSamples(
             f"the layers have {first.num_samples} samples and {second.num_samples}; a similarity "
             "compares the same samples in the same order"
         )
-    differing = int((first.labels.cpu() != second.labels.cpu()).sum())
-    if differing:
+    num_differing = int((first.labels.cpu() != second.labels.cpu()).sum())
+    if num_differing:
         raise DifferentSamples(
-            f"the layers' labels differ at {differing} of {first.num_samples} samples: a "
+            f"the layers' labels differ at {num_differing} of {first.num_samples} samples: a "
             f"similarity compares the same samples in the same order; {ADVICE}"
         )
-    sums = [layer.network.checksums if layer.network else None for layer in (first, second)]
-    if sums[0] is None or sums[1] is None:
+    inputs, others = [
+        layer.network.checksums if layer.network else None for layer in (first, second)
+    ]
+    if inputs is None or others is None:
         return
-    moved = int(((sums[0] != sums[1]) & torch.isin(sums[0], sums[1])).sum())
-    if moved:
+    num_moved = int(((inputs != others) & torch.isin(inputs, others)).sum())
+    if num_moved:
         raise DifferentSamples(
-            f"{moved} of {first.num_samples} samples have another position in the second layer: a "
-            f"similarity compares the same samples in the same order; {ADVICE}"
+            f"{num_moved} of {first.num_samples} samples have another position in the second "
+            f"layer: a similarity compares the same samples in the same order; {ADVICE}"
         )
 
 
@@ -131,18 +134,22 @@ def similarity(
     return declare
 
 
-def _inner(first: Tensor, second: Tensor) -> float:
-    """Sum the products of two matrices' entries in float64."""
-    strips = zip(first.split(STRIP), second.split(STRIP), strict=True)
+def _sum_products(first: Tensor, second: Tensor) -> float:
+    """Sum the products of two matrices' entries in float64: their Frobenius inner product."""
+    strips = zip(first.split(STRIP_ROWS), second.split(STRIP_ROWS), strict=True)
     return sum(float((a.double() * b).sum()) for a, b in strips)
 
 
 def _hsic(first: Layer, second: Layer) -> float:
-    """Compute |X^T Y|^2 of the centred representations, from the units if both have few."""
+    """Compute |X^T Y|^2 of the centred representations.
+
+    It is computed from the products of units if both layers have at most as many units as samples,
+    else from the products of samples: it is the inner product of the Gram matrices.
+    """
     x, y = first.products.centred, second.products.centred
     if x is not None and y is not None:
         return float((x.T @ y).double().square().sum())
-    return _inner(first.gram, second.gram)
+    return _sum_products(first.gram, second.gram)
 
 
 def _self_hsic(layer: Layer) -> float:
@@ -168,13 +175,13 @@ def _unbiased_hsic(first: Layer, second: Layer) -> float:
     n = first.num_samples
     if n < 4:
         raise Undefined("there are fewer than 4 samples")
-    k, m = first.gram.diagonal().double(), second.gram.diagonal().double()
-    # Inner product of the matrices without their diagonals.
-    inner = _inner(first.gram, second.gram) - (k @ m).item()
-    rows = first.gram.sum(1, dtype=torch.float64) - k
-    others = second.gram.sum(1, dtype=torch.float64) - m
-    sums = (rows.sum() * others.sum() / ((n - 1) * (n - 2))).item()
-    return inner + sums - 2 / (n - 2) * (rows @ others).item()
+    # The equation is about the Gram matrices without their diagonals.
+    diagonal, other_diagonal = first.gram.diagonal().double(), second.gram.diagonal().double()
+    inner = _sum_products(first.gram, second.gram) - (diagonal @ other_diagonal).item()
+    rows = first.gram.sum(1, dtype=torch.float64) - diagonal
+    other_rows = second.gram.sum(1, dtype=torch.float64) - other_diagonal
+    totals = (rows.sum() * other_rows.sum() / ((n - 1) * (n - 2))).item()
+    return inner + totals - 2 / (n - 2) * (rows @ other_rows).item()
 
 
 def _self_unbiased_hsic(layer: Layer) -> float:

@@ -60,10 +60,11 @@ def _concentration(layer: Layer) -> Tensor:
     if layer.num_units == 1:
         raise Undefined("there is only one unit")
     moments = layer.moments
-    active = moments.squares > 0
+    active = moments.squared_norms > 0
     if not active.any():
         raise Undefined("every sample's activations are 0")
-    return moments.absolute[active].square() / (layer.num_units * moments.squares[active])
+    squares = moments.absolute_sums[active].square()
+    return squares / (layer.num_units * moments.squared_norms[active])
 
 
 @metric(
@@ -100,8 +101,8 @@ def lifetime_sparseness(layer: Layer) -> float:
     """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / N) of a unit's samples, mean over live units."""
     if layer.num_samples == 1:
         raise Undefined("there is only one sample")
-    lifetime = layer.moments.lifetime
-    alive = lifetime[~torch.isnan(lifetime)]
-    if not len(alive):
+    concentration = layer.moments.lifetime_concentration
+    of_live_units = concentration[~torch.isnan(concentration)]
+    if not len(of_live_units):
         raise Undefined("every sample's activations are 0")
-    return ((1 - alive) / (1 - 1 / layer.num_samples)).mean().item()
+    return ((1 - of_live_units) / (1 - 1 / layer.num_samples)).mean().item()

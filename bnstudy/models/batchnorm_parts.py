@@ -1,8 +1,8 @@
 """Variants of BatchNorm, each of which keeps or changes one part of it.
 
 The original is that of Ioffe and Szegedy 2015, arXiv 1502.03167. Every variant learns a scale and a
-shift for each channel and keeps running statistics; parameters and buffers have the same names as
-those of torch's BatchNorm. The variants are not subclasses of torch's BatchNorm, because
+shift for each channel and has running statistics; these parameters and buffers have the same names
+as those of torch's BatchNorm. The variants are not subclasses of torch's BatchNorm, because
 `SyncBatchNorm.convert_sync_batchnorm` would replace them by the complete BatchNorm.
 """
 
@@ -16,7 +16,14 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class _BatchStatistics(_NormBase):
-    """Base of layers that use batch statistics in training and running statistics otherwise."""
+    """Base of layers that use batch statistics in training and running statistics otherwise.
+
+    Args:
+        num_channels: Channels.
+        synchronized: Whether batch statistics are those of all processes of a distributed run.
+        eps: Constant added to variances.
+        momentum: Weight of a batch in the running statistics; None for an average of all batches.
+    """
 
     def __init__(
         self, num_channels: int, synchronized: bool, eps: float = 1e-5, momentum: float = 0.1
@@ -25,9 +32,10 @@ class _BatchStatistics(_NormBase):
         self.synchronized = synchronized
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each channel's mean and biased variance (float32, C) for x, N x C x H x W.
+        """Return each channel's mean and variance, C, to normalize x, N x C x H x W.
 
-        In training, the statistics are those of x, and the running statistics are updated.
+        In training, these are the mean and the biased variance of x, and the running statistics are
+        updated. Otherwise they are the running statistics, whose variance is unbiased.
         """
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -38,7 +46,7 @@ class _BatchStatistics(_NormBase):
         if self.synchronized and distributed.is_initialized():
             variance, mean, count = _combine_processes(variance, mean, count)
         with torch.no_grad():
-            factor = _averaging_factor(self)
+            factor = _count_batch(self)
             self.running_mean.lerp_(mean.to(self.running_mean), factor)
             unbiased = variance * count / max(count - 1, 1)
             self.running_var.lerp_(unbiased.to(self.running_var), factor)
@@ -69,10 +77,13 @@ class BatchRenorm(_BatchStatistics):
     """Batch renormalization (Ioffe 2017, arXiv 1702.03275).
 
     In training y = weight * ((x - mean) / std * r + d) + bias, with the mean and standard deviation
-    of the batch. r and d, through which no gradient flows, correct these to the running ones from
-    before the batch: r = std / running std, within 1 / r_max to r_max, and d = (mean - running
-    mean) / running std, within -d_max to d_max. As in the paper the limits are widened gradually,
-    from those of BatchNorm (1 and 0); here linearly, over the first `ramp_batches` batches.
+    of the batch. r is std / running std, clipped to [1 / r_max, r_max]; d is (mean - running mean)
+    / running std, clipped to [-d_max, d_max]. The running statistics are those before the batch,
+    and no gradient flows through r and d. Without clipping, x would be normalized by the running
+    statistics.
+
+    As in the paper, the limits are widened gradually, from those of BatchNorm (1 and 0). Here they
+    grow linearly over the first `ramp_batches` batches.
 
     Args:
         num_channels: Channels.
@@ -101,7 +112,8 @@ class BatchRenorm(_BatchStatistics):
         """Normalize x, N x C x H x W; shape and type are kept."""
         scale: Tensor = self.weight
         shift: Tensor = self.bias
-        # `recalibrate` sets the momentum to None; the running statistics then mean nothing yet.
+        # While `recalibrate` averages the running statistics (its momentum is None), x is
+        # normalized by those of the batch alone.
         if self.training and self.momentum is not None:
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -122,9 +134,9 @@ class BatchRenorm(_BatchStatistics):
 class EvoNormB0(_BatchStatistics):
     """EvoNorm-B0 (Liu et al. 2020, arXiv 2004.02967), which contains its activation function.
 
-    y = weight * x / max(std of the batch, v * x + std of the sample) + bias. Both standard
-    deviations are of each channel; that of the sample is over its positions. v has one value a
-    channel, initially 1. In evaluation the running variance replaces that of the batch.
+    y = weight * x / max(std of the batch, v * x + std of the sample) + bias. Each channel has its
+    own standard deviations; that of the sample is over its positions. The parameter v has one value
+    a channel, initially 1. In evaluation the running variance replaces that of the batch.
     """
 
     def __init__(
@@ -135,19 +147,19 @@ class EvoNormB0(_BatchStatistics):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize and activate x, N x C x H x W; shape and type are kept."""
-        _, of_batch = self.statistics(x)
-        of_sample = x.float().var((2, 3), correction=0, keepdim=True)
-        left = _by_channel((of_batch + self.eps).sqrt())
-        right = _by_channel(self.v) * x + (of_sample + self.eps).sqrt()
-        y = x / torch.maximum(left, right)
+        _, batch_variance = self.statistics(x)
+        sample_variance = x.float().var((2, 3), correction=0, keepdim=True)
+        batch_std = _by_channel((batch_variance + self.eps).sqrt())
+        sample_std = (sample_variance + self.eps).sqrt()
+        y = x / torch.maximum(batch_std, _by_channel(self.v) * x + sample_std)
         return (y * _by_channel(self.weight) + _by_channel(self.bias)).to(x.dtype)
 
 
 class FrozenBatchNorm(_NormBase):
     """BatchNorm with fixed statistics, in training as in evaluation.
 
-    `bnstudy.models.recalibrate` sets the statistics before training. To do so it sets `momentum` to
-    None; only then does the layer normalize by batch statistics and average them.
+    `bnstudy.models.recalibrate` sets the statistics before training. Meanwhile it sets `momentum`
+    to None; only then does the layer normalize by batch statistics, and average them.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
@@ -162,8 +174,9 @@ class GhostBatchNorm(_NormBase):
     """BatchNorm over parts of a batch (Hoffer, Hubara and Soudry 2017, arXiv 1705.08741).
 
     In training, a batch is split into the smallest number of nearly equal parts that have at most
-    `ghost_size` samples, or one more where a part would have a single sample, whose variance is 0.
-    Each part is normalized by its own statistics and updates the running statistics.
+    `ghost_size` samples. Parts may have one sample more if one of them would otherwise have a
+    single sample. Each part is normalized by its own statistics, and updates the running
+    statistics.
     """
 
     def __init__(
@@ -188,12 +201,12 @@ def _batch_norm(layer: _NormBase, x: Tensor, batch_statistics: bool) -> Tensor:
         layer.weight,
         layer.bias,
         training=batch_statistics,
-        momentum=_averaging_factor(layer) if batch_statistics else 0.0,
+        momentum=_count_batch(layer) if batch_statistics else 0.0,
         eps=layer.eps,
     )
 
 
-def _averaging_factor(layer: _NormBase) -> float:
+def _count_batch(layer: _NormBase) -> float:
     """Count a batch, and return its weight in the running statistics.
 
     With a momentum of None, all batches have the same weight.
@@ -206,6 +219,7 @@ def _averaging_factor(layer: _NormBase) -> float:
 
 
 def _by_channel(values: Tensor) -> Tensor:
+    """Reshape one value a channel to C x 1 x 1."""
     return values[:, None, None]
 
 
@@ -214,7 +228,7 @@ def _combine_processes(
 ) -> tuple[Tensor, Tensor, float]:
     """Return the statistics over the samples of all processes, whose counts may differ."""
     sums = all_reduce(torch.cat([mean * count, mean.new_tensor([count])]))
-    total = sums[-1]
-    mean_of_all = sums[:-1] / total
-    squared = all_reduce((variance + (mean - mean_of_all).square()) * count)
-    return squared / total, mean_of_all, total.item()
+    total_count = sums[-1]
+    total_mean = sums[:-1] / total_count
+    squares = all_reduce((variance + (mean - total_mean).square()) * count)
+    return squares / total_count, total_mean, total_count.item()

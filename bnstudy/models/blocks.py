@@ -11,10 +11,10 @@ from bnstudy.models.normalization import Normalization
 class ConvBlock(nn.Module):
     """A 3x3 convolution, normalization and a ReLU, named `conv`, `norm` and `act` for every norm.
 
-    With a norm that contains its activation function, an identity is in the place of the ReLU.
+    If the norm contains its activation function, an identity replaces the ReLU.
 
     The convolution has a bias with every norm, so that all variants have the same weights. The bias
-    has no effect if the norm subtracts the mean.
+    has no effect if a norm that subtracts each channel's mean follows directly.
     """
 
     def __init__(
@@ -31,7 +31,8 @@ class ConvBlock(nn.Module):
 
         Args:
             x: Input.
-            shortcut: Summand before the ReLU, in the shape of the output; None for no shortcut.
+            shortcut: Tensor to add before the ReLU, in the shape of the output; None for no
+                shortcut.
         """
         x = self.conv(x)
         if self.position == "pre":
@@ -47,7 +48,7 @@ class BlockStack(nn.Sequential):
 
     Args:
         channels: Output channels of each block.
-        pool_after: Numbers, from 1, of the blocks that a pooling follows.
+        pool_after: Numbers, from 1, of the blocks after which there is a pooling.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
         norm: Factory of the normalization layers.
@@ -77,6 +78,6 @@ class BlockStack(nn.Sequential):
         super().__init__(layers)
 
 
-def scaled(channels: int, multiplier: float) -> int:
-    """Multiply a number of channels and round it, to at least 1."""
+def scale_channels(channels: int, multiplier: float) -> int:
+    """Multiply a number of channels, and round it to an integer of at least 1."""
     return max(1, round(channels * multiplier))

@@ -1,5 +1,7 @@
 """Convolutional network with adjustable depth and width."""
 
+from math import ceil
+
 from bnstudy.errors import UserError
 from bnstudy.models.blocks import BlockStack
 from bnstudy.models.normalization import Normalization
@@ -37,13 +39,13 @@ class CNN(BlockStack):
                 f"model.width={width}: not an integer; for model=cnn it is a number of channels"
             )
         _, height, width_of_image = input_shape
-        stages = -(-depth // CONVOLUTIONS_PER_STAGE)
-        possible = min(height, width_of_image).bit_length() - 1
-        if stages > possible:  # some norms cannot normalize 1x1 feature maps
+        stages = ceil(depth / CONVOLUTIONS_PER_STAGE)
+        max_stages = min(height, width_of_image).bit_length() - 1
+        if stages > max_stages:  # some norms cannot normalize 1x1 feature maps
             raise UserError(
                 f"model.depth={depth} has {stages} stages, each of which halves the image, but "
-                f"{height}x{width_of_image} images allow {possible}; "
-                f"expected 1 to {possible * CONVOLUTIONS_PER_STAGE}"
+                f"{height}x{width_of_image} images allow {max_stages}; "
+                f"expected 1 to {max_stages * CONVOLUTIONS_PER_STAGE}"
             )
         super().__init__(
             [int(width) * 2 ** (index // CONVOLUTIONS_PER_STAGE) for index in range(depth)],

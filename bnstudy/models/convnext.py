@@ -4,12 +4,12 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from bnstudy.errors import UserError
-from bnstudy.models.blocks import scaled
+from bnstudy.models.blocks import scale_channels
 from bnstudy.models.normalization import Normalization
 from bnstudy.models.torchvision_models import check_input_size, replace_norms
 
-CHANNELS = (96, 192, 384, 768)  # per stage, of ConvNeXt-T
-BLOCKS = (1, 1, 3, 1)  # per stage, relative
+CHANNELS = (96, 192, 384, 768)  # of each stage of ConvNeXt-T
+BLOCKS = (1, 1, 3, 1)  # relative number of blocks of each stage
 PATCH_SIZE = 2
 
 
@@ -29,7 +29,7 @@ def convnext(
     the paper's.
 
     Args:
-        depth: Number of blocks, a multiple of 6; 18 for that of ConvNeXt-T.
+        depth: Number of blocks, a multiple of 6; 18 for ConvNeXt-T's.
         width: Factor of the channels of all layers; 1 for ConvNeXt-T's 96, 192, 384 and 768.
         layer_scale: Initial factor of each channel of the branches; the paper's is 1e-6.
         input_shape: Channels, height and width of an image.
@@ -43,10 +43,11 @@ def convnext(
     blocks, rest = divmod(depth, sum(BLOCKS))
     if rest or not blocks:
         raise UserError(f"model.depth={depth} is not allowed; expected 6, 12, 18, ...")
-    channels = [scaled(number, width) for number in CHANNELS]
-    counts = [blocks * number for number in BLOCKS]
+    channels = [scale_channels(count, width) for count in CHANNELS]
+    stage_blocks = [blocks * count for count in BLOCKS]
     stages = [
-        CNBlockConfig(*stage) for stage in zip(channels, [*channels[1:], None], counts, strict=True)
+        CNBlockConfig(*stage)
+        for stage in zip(channels, [*channels[1:], None], stage_blocks, strict=True)
     ]
     network = ConvNeXt(stages, 0.0, layer_scale, num_classes)
     stem = nn.Conv2d(input_shape[0], channels[0], PATCH_SIZE, PATCH_SIZE)

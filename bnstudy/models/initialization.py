@@ -32,11 +32,12 @@ def _orthogonal(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> Non
 
 
 def _next_activation(layer: nn.Conv2d | nn.Linear) -> Literal["relu", "linear"]:
-    """Return the activation function that follows a layer."""
+    """Return the activation function that is assumed to follow a layer."""
     return "relu" if isinstance(layer, nn.Conv2d) else "linear"
 
 
-WEIGHTS: dict[str, Draw] = {
+# Functions that draw the weights of a layer, by scheme.
+SCHEMES: dict[str, Draw] = {
     "torch": _torch,
     "he": _he,
     "xavier": _xavier,
@@ -46,11 +47,11 @@ WEIGHTS: dict[str, Draw] = {
 
 @torch.no_grad()
 def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
-    """Initialize every convolution and linear layer, from the seed and the layer's name alone.
+    """Initialize every 2-D convolution and linear layer, from the seed and the layer's name alone.
 
-    Networks whose layers have the same names and shapes get the same weights, bit for bit.
-    Normalization layers keep torch's scale 1 and shift 0. With every scheme, the residual branches
-    of a `ResNet` are then scaled as its `residual_init` requires.
+    Networks whose layers have the same names and shapes get the same weights, bit for bit. All
+    other parameters, such as those of normalization layers, keep their values. With every scheme,
+    the residual branches of a `ResNet` are then scaled as its `residual_init` requires.
 
     Args:
         network: Network, changed in place.
@@ -64,13 +65,13 @@ def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
               0.
             - `orthogonal`: Saxe, McClelland and Ganguli 2014 (arXiv 1312.6120); orthogonal, times
               sqrt(2) before a ReLU; biases 0.
-            - `own`: weights that the network's constructor drew (see `seeded`).
+            - `own`: weights that the network's constructor drew are kept (see `seeded`).
     """
     scales = network.initial_scales() if isinstance(network, ResNet) else {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             if scheme != "own":
-                WEIGHTS[scheme](module, generator_for(seed, "weights", name))
+                SCHEMES[scheme](module, generator_for(seed, "weights", name))
                 if module.bias is not None:
                     bound = 1 / sqrt(module.weight[0].numel()) if scheme == "torch" else 0.0
                     generator = generator_for(seed, "biases", name)
@@ -82,10 +83,10 @@ def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's random numbers inside the context, and restore their state afterwards.
+    """Seed torch's CPU generator inside the context, and restore its state afterwards.
 
-    A network that is constructed inside gets weights that depend on the seed alone. Normalization
-    layers draw no random numbers, so that they do not change the other layers' weights.
+    A network that is constructed inside gets weights that depend on the seed alone. They do not
+    depend on the norm, because normalization layers draw no random numbers.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed, "network").initial_seed())

@@ -1,4 +1,4 @@
-"""Normalization layers that torch does not have."""
+"""Normalization layers that torch does not have, and modules that some norms need around them."""
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,9 @@ class FilterResponseNorm(ChannelAffine):
     """Filter response normalization (Singh and Krishnan 2020, arXiv 1911.09737).
 
     Each channel of each sample is divided by its root mean square, then scaled and shifted. A ReLU
-    follows instead of their thresholded linear unit, max(y, threshold) = ReLU(y - threshold) +
-    threshold: the shift of this layer and the bias of the next have the same effect as the learned
-    threshold.
+    follows instead of the paper's thresholded linear unit, max(y, threshold) = ReLU(y - threshold)
+    + threshold. The shift of this layer and the bias of the next one have the effect of the learned
+    threshold, except where the next one pads with zeros.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
@@ -88,8 +88,8 @@ class DynamicErf(ChannelAffine):
 
     Args:
         num_channels: Channels, each with its own weight (initially 1) and bias (initially 0).
-        alpha: Initial value of the scale that all channels share; the paper's is 0.5. They also
-            share the shift, which is initially 0.
+        alpha: Initial value of the scale that all channels share; the paper's is 0.5. All channels
+            also share `shift`, which is initially 0.
     """
 
     def __init__(self, num_channels: int, alpha: float = 0.5) -> None:
@@ -118,13 +118,13 @@ class EvoNormS0(ChannelAffine):
         """Normalize and activate x, N x C x H x W; shape and type are kept."""
         groups = x.float().unflatten(1, (self.num_groups, -1))
         variance = groups.var((2, 3, 4), correction=0)
-        by_channel = (variance + self.eps).rsqrt().repeat_interleave(groups.shape[2], dim=1)
+        inverse_std = (variance + self.eps).rsqrt().repeat_interleave(groups.shape[2], dim=1)
         activated = x * torch.sigmoid(self.v[:, None, None] * x)
-        return super().forward((activated * by_channel[:, :, None, None]).to(x.dtype))
+        return super().forward((activated * inverse_std[:, :, None, None]).to(x.dtype))
 
 
 class ChannelsLast(nn.Module):
-    """A norm of N x C x H x W activations, for activations whose channels are at the last axis.
+    """A norm of N x C x H x W activations, applied to activations whose last axis is the channels.
 
     Args:
         norm: Layer that normalizes N x C x H x W.
@@ -138,9 +138,9 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x, N x ... x C; shape and type are kept."""
-        first = x.movedim(-1, 1)
-        y: Tensor = self.norm(first if x.ndim == 4 else first.reshape(*first.shape[:2], -1, 1))
-        return y.reshape(first.shape).movedim(1, -1)
+        moved = x.movedim(-1, 1)
+        y: Tensor = self.norm(moved if x.ndim == 4 else moved.reshape(*moved.shape[:2], -1, 1))
+        return y.reshape(moved.shape).movedim(1, -1)
 
 
 class FusedActivation(nn.Identity):
@@ -153,7 +153,7 @@ class WeightStandardizedConv2d(nn.Conv2d):
     """A convolution with standardized weights (Qiao et al. 2019, arXiv 1903.10520).
 
     The weights of each output channel have mean 0 and variance 1 over input channels and positions.
-    The parameter `weight` is the weight before standardization.
+    The parameter `weight` contains the weights before standardization.
     """
 
     EPS = 1e-5

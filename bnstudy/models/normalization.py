@@ -36,8 +36,8 @@ class Normalization:
     Args:
         name: Name of a file in conf/norm.
         position: Position of the layer in a block: before (`pre`) or after (`post`) the activation.
-        synchronized: Whether norms that are not torch's compute batch statistics over all processes
-            of a distributed run.
+        synchronized: Whether norms of bnstudy's that use statistics of the whole batch compute them
+            over all processes of a distributed run. Lightning synchronizes torch's BatchNorm.
         options: Other keys of that file.
     """
 
@@ -56,7 +56,7 @@ class Normalization:
 
     @property
     def has_activation(self) -> bool:
-        """Whether the layers contain the activation function that would follow them."""
+        """Whether the layers contain an activation function, which replaces the ReLU after them."""
         return self.name in FUSED_NORMS
 
     def activation(self) -> nn.Module:
@@ -69,7 +69,7 @@ class Normalization:
         For `none` the layer is an identity module, so that module names are the same for all norms.
 
         Raises:
-            UserError: The options do not fit the number of channels.
+            UserError: The name is unknown, or the options do not fit the number of channels.
         """
         options = self.options
         match self.name:

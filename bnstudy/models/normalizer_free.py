@@ -10,7 +10,7 @@ BRANCH_SCALE = 0.2  # alpha of the paper
 
 
 class GainedReLU(nn.ReLU):
-    """ReLU times the gain that keeps the variance of normally distributed values.
+    """ReLU times the gain that keeps the variance of normally distributed values with mean 0.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -24,13 +24,14 @@ class GainedReLU(nn.ReLU):
 
 
 class ScaledStandardizedConv2d(nn.Conv2d):
-    """A convolution with scaled weight standardization (ibid., equation 1) and a learned gain.
+    """A convolution with scaled weight standardization (equation 1) and a learned gain.
 
-    The weights of each output channel have mean 0 and variance 1 / fan-in, times a gain that is
-    initially 1. The parameter `weight` is the weight before standardization.
+    The weights of each output channel are standardized to mean 0 and variance 1 / fan-in, then
+    multiplied by a gain that is initially 1. The parameter `weight` contains the weights before
+    standardization.
     """
 
-    EPS = 1e-4  # smallest variance of a channel's weights, times fan-in; of the authors' code
+    EPS = 1e-4  # minimum of variance times fan-in; from the authors' code
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int = 1, kernel_size: int = 3
@@ -63,7 +64,7 @@ class ActivatedConv(nn.Module):
 
 
 class ShortcutConv(ScaledStandardizedConv2d):
-    """Convolution of a shortcut, which is not a layer: networks with a norm have none there."""
+    """Convolution of a shortcut. Its site is not `conv`: networks with a norm have none there."""
 
     site = "output"
 
@@ -71,10 +72,10 @@ class ShortcutConv(ScaledStandardizedConv2d):
 class NormalizerFreeBlock(nn.Module):
     """Residual block h + alpha * skip_gain * f(h / beta), where beta^2 is the variance of h.
 
-    `skip_gain` is learned and initially 0 (SkipInit). The variance is not measured but predicted:
-    each block adds alpha^2, and a block that halves the image sets it to 1 before. The shortcut of
-    such a block is a strided 1x1 convolution of the activated h / beta, with scaled weight
-    standardization. All other shortcuts are the identity.
+    `skip_gain` is learned and initially 0 (SkipInit). The variance is not measured but predicted.
+    Each block adds alpha^2 to it; a block that halves the image first resets it to 1. The shortcut
+    of such a block is not h but a strided 1x1 convolution of the activated h / beta, with scaled
+    weight standardization.
 
     Args:
         in_channels: Channels of the input.
@@ -99,8 +100,9 @@ class NormalizerFreeBlock(nn.Module):
         activated = self.first.act(x / self.beta)
         branch = self.second(self.first.conv(activated))
         if self.shortcut is not None:
-            # The same as a stride of the convolution. With that, its backward pass on a CPU writes
-            # out of bounds if there are fewer than 8 channels (oneDNN's issue 6035).
+            # Slicing replaces the stride of the convolution: on a CPU, the backward pass of a
+            # strided 1x1 convolution of fewer than 8 channels writes out of bounds (oneDNN's issue
+            # 6035).
             x = self.shortcut(activated[:, :, :: self.stride, :: self.stride])
         output: Tensor = x + BRANCH_SCALE * self.skip_gain * branch
         return output

@@ -34,13 +34,15 @@ class Recipe:
         schedule: `constant`, `cosine` (to 0 at the end of the training) or `step`.
         milestones: Epochs at which `step` multiplies the learning rate by `gamma`.
         gamma: Factor of `step`.
-        warmup_epochs: Epochs in which the learning rate rises linearly from (nearly) 0.
+        warmup_epochs: Epochs at the start in which the learning rate rises linearly from nearly 0.
         label_smoothing: Share of the target that is spread over all classes, in training only.
         adaptive_clipping: Maximum norm of a unit's gradient relative to the norm of its weights;
             None for no clipping.
-        trainable: `all`, or `norm` to train only the normalization layers' parameters (Frankle,
-            Schwab and Morcos 2021, arXiv 2003.00152).
-        decay_all: Whether weight decay also acts on biases and on the parameters of norms.
+        trainable: `all`, or `norm` to freeze 2-D convolutions and linear layers, so that in most
+            networks only the normalization layers' parameters are trained (Frankle, Schwab and
+            Morcos 2021, arXiv 2003.00152).
+        decay_all: Whether weight decay also acts on vectors and scalars, such as biases and the
+            parameters of norms.
     """
 
     schedule: str = "constant"
@@ -81,21 +83,21 @@ class Recipe:
         """
         per_epoch = steps / epochs
         warmup = min(round(self.warmup_epochs * per_epoch), steps)
-        after: LRScheduler
+        after_warmup: LRScheduler
         match self.schedule:
             case "cosine":
-                after = CosineAnnealingLR(optimizer, T_max=max(steps - warmup, 1))
+                after_warmup = CosineAnnealingLR(optimizer, T_max=max(steps - warmup, 1))
             case "step":
                 milestone_steps = [round(epoch * per_epoch) - warmup for epoch in self.milestones]
-                after = MultiStepLR(optimizer, milestone_steps, self.gamma)
+                after_warmup = MultiStepLR(optimizer, milestone_steps, self.gamma)
             case _ if warmup:
-                after = ConstantLR(optimizer, factor=1)
+                after_warmup = ConstantLR(optimizer, factor=1)
             case _:
                 return None
         if not warmup:
-            return after
+            return after_warmup
         rising = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-        return SequentialLR(optimizer, [rising, after], milestones=[warmup])
+        return SequentialLR(optimizer, [rising, after_warmup], milestones=[warmup])
 
 
 def make_optimizer(
@@ -118,6 +120,8 @@ def make_optimizer(
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.requires_grad_(False)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters and recipe.trainable == "all":
+        raise UserError("the network has no parameters to train; set requires_grad of some to True")
     if not parameters:
         raise UserError(
             "optim.trainable=norm: this norm has no parameters to train; choose another norm, or "
@@ -135,29 +139,29 @@ def make_optimizer(
 
 
 def _groups(parameters: list[nn.Parameter], decay_all: bool) -> list[Any]:
-    """Separate vectors and scalars, such as biases and the parameters of norms, from weights."""
+    """Exempt vectors and scalars, such as biases and parameters of norms, from weight decay."""
     if decay_all:
         return list(parameters)
-    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = {"params": weights}, {"params": others, "weight_decay": 0.0}
-    return [group for group, some in zip(groups, (weights, others), strict=True) if some]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 @torch.no_grad()
 def clip_adaptively(network: nn.Module, clipping: float) -> None:
     """Clip gradients relative to the weights (Brock et al. 2021, arXiv 2102.06171, equation 3).
 
-    The gradient of a unit (the weights of an output channel, or a whole vector) is shortened to
-    `clipping` times the norm of the unit's weights, which counts as at least 0.001. The last linear
-    layer is not clipped, as in the paper.
+    A unit is the weights of one output channel, or a whole vector. The norm of its gradient is
+    limited to `clipping` times the norm of its weights, which counts as at least 0.001. The last
+    linear layer is not clipped, as in the paper.
 
-    Unlike in the paper, the gains of SkipInit are not clipped either: they are initially 0, so that
-    at most 0.001 times `clipping` would be left of their gradients.
+    Unlike in the paper, the gains of SkipInit are not clipped either. They are initially 0, so that
+    their gradients would be limited to 0.001 times `clipping`.
 
     Args:
         network: Network with gradients, which are changed in place.
-        clipping: Maximum norm of a gradient relative to that of its weights.
+        clipping: Maximum norm of a unit's gradient relative to the norm of its weights.
     """
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     unclipped = set(linear[-1].parameters()) if linear else set()
@@ -166,12 +170,13 @@ def clip_adaptively(network: nn.Module, clipping: float) -> None:
     }
     for weight in network.parameters():
         if weight.grad is not None and weight not in unclipped:
-            largest = clipping * _unit_norms(weight).clamp_min(MIN_WEIGHT_NORM)
-            norms = _unit_norms(weight.grad)
-            weight.grad.mul_((largest / norms.clamp_min(1e-6)).clamp_max(1))
+            max_norms = clipping * _unit_norms(weight).clamp_min(MIN_WEIGHT_NORM)
+            norms = _unit_norms(weight.grad).clamp_min(1e-6)  # no division by 0
+            weight.grad.mul_((max_norms / norms).clamp_max(1))
 
 
 def _unit_norms(values: Tensor) -> Tensor:
+    """Return the norm of each unit, in a shape that can be broadcast to that of the values."""
     dims: Iterable[int] = range(1, values.ndim) if values.ndim > 1 else range(values.ndim)
     norms: Tensor = torch.linalg.vector_norm(values, dim=tuple(dims), keepdim=True)
     return norms

@@ -1,4 +1,4 @@
-"""Networks of the user's own: their norms are replaced, and what cannot be used is explained."""
+"""Replacement of a network's norms by the chosen norm, and checks of networks of the user's own."""
 
 import copy
 
@@ -15,46 +15,45 @@ from bnstudy.representations.taps import ACTIVATIONS
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Arguments of a convolution that its replacement has as well.
-CONVOLUTION = (
+CONVOLUTION_ARGUMENTS = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
     "padding_mode",
 )  # fmt: skip
 
 
 def replace_norm_layers(parent: nn.Module, norm: Normalization) -> None:
-    """Replace each norm and each convolution below a module by those of the chosen norm.
+    """Replace each norm and each convolution inside a module by those of the chosen norm.
 
-    Norms are BatchNorm of images, and LayerNorm over channels.
-
-    Other layers and the weights of convolutions are kept. Modules that change their input in place
-    no longer do so. With a norm that contains its activation function, the activation functions of
-    modules that have a BatchNorm are replaced too.
+    The norms that are replaced are BatchNorm2d, and LayerNorm over channels. The weights of
+    convolutions and all other layers are kept. Modules that change their input in place no longer
+    do so. If the chosen norm contains its activation function, this also replaces each activation
+    function that has the same parent module as a BatchNorm2d.
 
     Args:
         parent: Network, changed in place.
         norm: Factory of the normalization layers.
     """
     is_fused = norm.has_activation and any(
-        isinstance(part, nn.BatchNorm2d) for part in parent.children()
+        isinstance(child, nn.BatchNorm2d) for child in parent.children()
     )
-    for name, part in parent.named_children():
-        if getattr(part, "inplace", False):  # a regularizer reads the input
-            part.inplace = False  # type: ignore[assignment]
-        if isinstance(part, nn.BatchNorm2d):
-            setattr(parent, name, norm.layer(part.num_features))
-        elif isinstance(part, nn.LayerNorm):  # a LayerNorm2d is one too
-            (num_channels,) = part.normalized_shape
+    for name, child in parent.named_children():
+        if getattr(child, "inplace", False):  # a regularizer reads the input
+            child.inplace = False  # type: ignore[assignment]
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(parent, name, norm.layer(child.num_features))
+        elif isinstance(child, nn.LayerNorm):  # the base class of LayerNorm2d
+            (num_channels,) = child.normalized_shape
             layer = norm.layer(num_channels)
-            setattr(parent, name, layer if isinstance(part, LayerNorm2d) else ChannelsLast(layer))
-        elif is_fused and isinstance(part, ACTIVATIONS):
+            setattr(parent, name, layer if isinstance(child, LayerNorm2d) else ChannelsLast(layer))
+        elif is_fused and isinstance(child, ACTIVATIONS):
             setattr(parent, name, norm.activation())
-        elif type(part) is nn.Conv2d:
-            arguments = {key: getattr(part, key) for key in CONVOLUTION}
-            convolution = norm.convolution(**arguments, bias=part.bias is not None)
-            convolution.load_state_dict(part.state_dict())  # keep the initial weights
+        elif type(child) is nn.Conv2d:
+            arguments = {key: getattr(child, key) for key in CONVOLUTION_ARGUMENTS}
+            convolution = norm.convolution(**arguments, bias=child.bias is not None)
+            convolution.load_state_dict(child.state_dict())  # keep the initial weights
             setattr(parent, name, convolution)
         else:
-            replace_norm_layers(part, norm)
+            replace_norm_layers(child, norm)
 
 
 def adapt(
@@ -75,16 +74,16 @@ def adapt(
         num_classes: Length of the output.
 
     Raises:
-        UserError: It is not a module, has no norm that can be replaced, or does not map
-            samples to one logit per class.
+        UserError: The network is not a module, its norms cannot be replaced by the chosen one, or
+            it does not map samples to one logit per class.
     """
     if not isinstance(network, nn.Module):
         raise UserError(
             f"{name} makes a {type(network).__name__}, not a torch.nn.Module\n"
             "Name a class of a network, or a function that returns one"
         )
-    if any(isinstance(part, LazyModuleMixin) for part in network.modules()):
-        _run(network.eval(), name, input_shape)
+    if any(isinstance(module, LazyModuleMixin) for module in network.modules()):
+        _run(network.eval(), name, input_shape)  # the first pass creates lazy parameters
     if norm is not None:
         _require_replaceable(network, name, norm)
         replace_norm_layers(network, norm)
@@ -96,7 +95,8 @@ def adapt(
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
                 f"{name}: its output for 2 samples is {shape}, expected (2, {num_classes}), one "
-                f"logit for each class\nLet its constructor take num_classes, or set its key for it"
+                "logit for each class\n"
+                "Let its constructor take num_classes, or set the key that determines its outputs"
             )
     network.train()
 
@@ -111,26 +111,26 @@ def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> 
             f"norm.position={norm.position} is not possible with {name}: the norm has the "
             f"position of the layer that it replaces\nSet norm.position=pre, or: {advice}"
         )
-    norms = [part for part in network.modules() if isinstance(part, _NORMS)]
+    norms = [module for module in network.modules() if isinstance(module, _NORMS)]
     if not norms:
         raise UserError(
             f"{name} takes no `norm`, and has neither BatchNorm nor LayerNorm to replace\n{advice}"
         )
-    if others := {type(part).__name__ for part in norms if not _is_replaceable(part)}:
+    if others := {type(module).__name__ for module in norms if not _is_replaceable(module)}:
         raise UserError(
             f"{name}: only nn.BatchNorm2d and nn.LayerNorm over channels are replaced, and it has "
             f"{', '.join(sorted(others))}\n{advice}"
         )
-    if norm.has_activation and not any(isinstance(part, nn.BatchNorm2d) for part in norms):
+    if norm.has_activation and not any(isinstance(module, nn.BatchNorm2d) for module in norms):
         raise UserError(
-            f"norm={norm.name} contains its activation function, but none follows each LayerNorm "
-            f"of {name}\nChoose another norm, or: {advice}"
+            f"norm={norm.name} contains its activation function, but no activation function "
+            f"follows each LayerNorm of {name}\nChoose another norm, or: {advice}"
         )
 
 
-def _is_replaceable(part: nn.Module) -> bool:
-    is_over_channels = isinstance(part, nn.LayerNorm) and len(part.normalized_shape) == 1
-    return is_over_channels or type(part) is nn.BatchNorm2d
+def _is_replaceable(module: nn.Module) -> bool:
+    is_over_channels = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+    return is_over_channels or type(module) is nn.BatchNorm2d
 
 
 def _run(network: nn.Module, name: str, input_shape: tuple[int, ...]) -> object:

@@ -22,9 +22,9 @@ def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Set all running statistics to the averages of the batch statistics at the current weights.
 
     Each layer normalizes a batch by the batch's statistics, as in training, and averages them. All
-    batches have the same weight, so they should have one size and each contain all classes. Layers
-    that are not called in eval mode keep their statistics. All other layers, such as dropout, are
-    in eval mode meanwhile; afterwards every module is in the mode that it was in.
+    batches have the same weight, so they should have the same size, and each should contain all
+    classes. All other layers, such as dropout, are in eval mode meanwhile. Layers that are not
+    called in eval mode keep their statistics. Afterwards every module is in its previous mode.
 
     `torch.optim.swa_utils.update_bn` does the same for torch's BatchNorm layers only, and puts the
     whole network in training mode: dropout would change the statistics.
@@ -35,7 +35,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
         batches: Batches (inputs, labels).
 
     Raises:
-        ValueError: There are no batches.
+        ValueError: There are no batches, and the network has running statistics.
     """
     layers = with_running_statistics(network).values()
     if not _average(network, layers, batches) and layers:
@@ -74,10 +74,11 @@ def calibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
 
 @contextmanager
 def recalibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
-    """Recalibrate a network inside the context, as `calibrated` does for an untrained one.
+    """Recalibrate a network inside the context; see `recalibrate`.
 
     After the first batches of training, the running statistics still consist mostly of their
-    initial values. Layers with fixed statistics keep them.
+    initial values. On exit they are restored, as by `calibrated`. A `FrozenBatchNorm` keeps its
+    statistics.
 
     Args:
         network: Network, called with the inputs of each batch, on the network's device and in its
@@ -112,12 +113,12 @@ def _average(network: nn.Module, layers: Collection[_NormBase], batches: Iterabl
     Returns:
         Number of batches.
     """
-    place = next((layer.running_mean for layer in layers), None)
-    if place is None:
+    any_mean = next((layer.running_mean for layer in layers), None)
+    if any_mean is None:
         return 0
-    parameter = next(network.parameters(), place)
+    parameter = next(network.parameters(), any_mean)  # has the network's device and type
     saved = {layer: _buffers(layer) for layer in layers}
-    number = 0
+    num_batches = 0
     with ExitStack() as stack:
         stack.enter_context(exact_operators())
         for module in network.modules():
@@ -129,16 +130,16 @@ def _average(network: nn.Module, layers: Collection[_NormBase], batches: Iterabl
             layer.momentum = None  # a plain average over batches
             layer.train()
         with torch.no_grad():
-            for number, (inputs, _) in enumerate(batches, start=1):
+            for num_batches, (inputs, _) in enumerate(batches, start=1):
                 for layer in layers:
-                    if isinstance(layer, _InstanceNorm):  # treats None as 0
-                        layer.momentum = 1 / number
+                    if isinstance(layer, _InstanceNorm):  # treats a momentum of None as 0
+                        layer.momentum = 1 / num_batches
                 dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
                 network(inputs.to(parameter.device, dtype))
     for layer in layers:
         if is_initial(layer):  # not called in eval mode, such as in an auxiliary classifier
             _restore(layer, saved[layer])
-    return number
+    return num_batches
 
 
 def _buffers(layer: _NormBase) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Regularizers that change representations directly, by a penalty added to the loss.
 
 A correlation of sparsity or clustering with generalization does not show that one causes the other.
-These regularizers intervene: they change sparsity or clustering, and nothing else of the training.
+These regularizers intervene: they change sparsity or clustering, and the rest of the training
+procedure stays the same.
 """
 
 import fnmatch
@@ -46,6 +47,9 @@ class Regularizer(nn.Module, ABC):
         strength: Factor of the penalty.
         layers: Shell-style patterns of layers' names.
 
+    Attributes:
+        layers: Names of the layers that match.
+
     Raises:
         UserError: A pattern matches no layer.
     """
@@ -70,7 +74,7 @@ class Regularizer(nn.Module, ABC):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Observe the network's forward pass inside the context, which `self(labels)` needs."""
+        """Observe the forward pass inside the context, in which `forward` must be called too."""
         self._seen = []
         try:
             yield
@@ -78,13 +82,13 @@ class Regularizer(nn.Module, ABC):
             self._seen = None
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Return the scalar to add to the loss of a batch with these labels (int64, N)."""
+        """Return the scalar to add to the loss of the observed batch; labels are int64, N."""
         assert self._seen is not None
         return self.strength * self.penalty(self._seen, labels)
 
     @abstractmethod
     def penalty(self, activations: Sequence[Activation], labels: Tensor) -> Tensor:
-        """Compute the penalty, a scalar, from the activations of a batch with labels N."""
+        """Compute the penalty, a scalar, from the activations of a batch and its labels, N."""
 
     def _hook(self, layer: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -130,9 +134,11 @@ class Cluster(Regularizer):
 class TargetSparsity(Regularizer):
     """Constraint that moves each layer's share of zeros to a target, by the method of multipliers.
 
-    With the gap g between a layer's share of zeros and its target, the penalty is m g + g^2 / 2.
-    After each batch the layer's multiplier m grows by a fraction of g, until the gap is 0 on
-    average (Hestenes 1969, doi 10.1007/BF00927673, with one gradient step for each minimization).
+    The gap g is a layer's share of zeros minus its target. The penalty is m g + g^2 / 2, summed
+    over layers. After each batch the layer's multiplier m grows by a fraction of g, until the gap
+    is 0 on average (Hestenes 1969, doi 10.1007/BF00927673, with one gradient step for each
+    minimization).
+
     The share is exact in the forward pass. In the backward pass a sigmoid replaces the step
     function (a straight-through estimator: Bengio, Leonard and Courville 2013, arXiv 1308.3432).
     Inactive units therefore get a gradient and can become active again, unlike with an L1 penalty.
@@ -141,8 +147,7 @@ class TargetSparsity(Regularizer):
         network: Network whose activation functions are observed by forward hooks.
         strength: Factor of the penalty.
         layers: Shell-style patterns of layers' names.
-        target: Share of zeros from 0 to 1, one for all layers or one for each layer's name in the
-            record.
+        target: Share of zeros from 0 to 1, one for all layers or one for each `Activation.name`.
     """
 
     multipliers: Tensor
@@ -166,8 +171,9 @@ class TargetSparsity(Regularizer):
                 self.target[activation.name] if isinstance(self.target, Mapping) else self.target
             )
             gaps[activation.layer].append(_share_of_zeros(activation) - target)
-        gap = torch.stack([torch.stack(of_layer).mean() for of_layer in gaps.values()])
-        # The gap over all processes of a distributed run, which averages their gradients.
+        gap = torch.stack([torch.stack(layer_gaps).mean() for layer_gaps in gaps.values()])
+        # The value becomes that over all processes; the gradient stays that of this process,
+        # because a distributed run averages gradients.
         gap = gap + (_mean_of_processes(gap.detach()) - gap.detach())
         penalty = self.multipliers.clone() @ gap + gap.square().sum() / 2
         self.multipliers += MULTIPLIER_RATE * gap.detach()
@@ -184,8 +190,8 @@ def _mean_of_processes(values: Tensor) -> Tensor:
 
 def _share_of_zeros(activation: Activation) -> Tensor:
     before = activation.before.float()
-    size = before.detach().square().mean().sqrt().clamp_min(torch.finfo(before.dtype).tiny)
-    smooth = torch.sigmoid(-before / (SURROGATE_WIDTH * size)).mean()
+    scale = before.detach().square().mean().sqrt().clamp_min(torch.finfo(before.dtype).tiny)
+    smooth = torch.sigmoid(-before / (SURROGATE_WIDTH * scale)).mean()
     exact = (activation.after == 0).float().mean()
     return smooth + (exact - smooth).detach()
 
@@ -197,7 +203,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 }
 
 
-def regularizer(network: nn.Module, name: str, **options: Any) -> Regularizer | None:
+def make_regularizer(network: nn.Module, name: str, **options: Any) -> Regularizer | None:
     """Create the regularizer of a network; None for the name `none`.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bnstudy.errors import UserError
-from bnstudy.models.blocks import ConvBlock, scaled
+from bnstudy.models.blocks import ConvBlock, scale_channels
 from bnstudy.models.normalization import Normalization
 from bnstudy.models.normalizer_free import (
     BRANCH_SCALE,
@@ -19,7 +19,8 @@ from bnstudy.models.normalizer_free import (
 CHANNELS = (16, 32, 64)  # per stage
 CONVOLUTIONS_PER_BLOCK = 2
 MIN_IMAGE_SIZE = 5  # the last stage then has 2x2 feature maps; some norms cannot normalize 1x1
-# Standardized weights of 1 input are 0, and those of 2 inputs are opposite numbers.
+# The standardized weights of a 1x1 convolution of 1 channel are 0; those of 2 channels are opposite
+# numbers.
 MIN_STANDARDIZED_CHANNELS = 3
 
 ResidualInit = Literal["he", "zero", "fixup"]
@@ -80,17 +81,17 @@ class ResNet(nn.Sequential):
             convolutions' biases replace the scalar biases of rule 3, and its multipliers are
             omitted).
         normalizer_free: Whether the network is the normalizer-free one of Brock, De and Smith 2021
-            (arXiv 2101.08692): activations before convolutions, weights that are standardized,
-            branches that are scaled, and a 1x1 convolution in the shortcuts that halve the image;
-            see `NormalizerFreeBlock`. All other convolutions have the same names and initial
-            weights as without this option, and as many activations are read.
+            (arXiv 2101.08692): activations before convolutions, standardized weights, scaled
+            branches, and a 1x1 convolution in each shortcut that halves the image; see
+            `NormalizerFreeBlock`. All other convolutions have the same names and initial weights
+            (before standardization) as without this option. The number of activations is the same.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
         norm: Factory of the normalization layers.
 
     Raises:
-        UserError: The depth is not 6n + 2, the images or the width are too small, options do not
-            fit each other, or the output would be the same for all images.
+        UserError: The depth is not 6n + 2, the images or the width are too small, options cannot be
+            combined, or the output would be the same for all images.
     """
 
     def __init__(
@@ -120,10 +121,10 @@ class ResNet(nn.Sequential):
         if normalizer_free and (norm.name != "none" or residual_init != "he" or not shortcuts):
             raise UserError(
                 "model.normalizer_free=true needs norm=none, model.residual_init=he and shortcuts; "
-                f"here are norm={norm.name} and model.residual_init={residual_init}\n"
+                f"given are norm={norm.name} and model.residual_init={residual_init}\n"
                 "Give each norm its own value: 'model.normalizer_free={batchnorm:false,none:true}'"
             )
-        channels, height, width_of_image = input_shape
+        image_channels, height, width_of_image = input_shape
         if min(height, width_of_image) < MIN_IMAGE_SIZE:
             raise UserError(
                 f"{height}x{width_of_image} images are too small for this network; expected at "
@@ -136,7 +137,7 @@ class ResNet(nn.Sequential):
                 "norm.position=pre"
             )
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        stem = scaled(CHANNELS[0], width)
+        stem = scale_channels(CHANNELS[0], width)
         if normalizer_free and stem < MIN_STANDARDIZED_CHANNELS:
             raise UserError(
                 f"model.width={width} is too small for model.normalizer_free=true: with fewer than "
@@ -144,16 +145,16 @@ class ResNet(nn.Sequential):
                 "convolutions are all 0 or all alike; set model.width to at least 0.2"
             )
         layers["stem"] = (
-            nn.Sequential(OrderedDict(conv=ScaledStandardizedConv2d(channels, stem)))
+            nn.Sequential(OrderedDict(conv=ScaledStandardizedConv2d(image_channels, stem)))
             if normalizer_free
-            else ConvBlock(channels, stem, norm)
+            else ConvBlock(image_channels, stem, norm)
         )
         channels, variance = stem, 1.0
         for stage, stage_channels in enumerate(CHANNELS, start=1):
             stage_blocks: OrderedDict[str, nn.Module] = OrderedDict()
             for number in range(1, blocks + 1):
                 stride = 2 if stage > 1 and number == 1 else 1
-                out_channels = scaled(stage_channels, width)
+                out_channels = scale_channels(stage_channels, width)
                 stage_blocks[f"block{number:02d}"] = (
                     NormalizerFreeBlock(channels, out_channels, stride, variance)
                     if normalizer_free
@@ -168,17 +169,16 @@ class ResNet(nn.Sequential):
         layers["flatten"] = nn.Flatten()
         layers["classifier"] = nn.Linear(channels, num_classes)
         super().__init__(layers)
-        self.num_branches = len(CHANNELS) * blocks
         self.residual_init = residual_init
 
     def initial_scales(self) -> dict[str, float]:
         """Return the factors of the initial weights that are not 1, by layer name."""
         if self.residual_init == "he":
             return {}
-        branches = [name for name, part in self.named_modules() if isinstance(part, ResidualBlock)]
-        scales = {f"{name}.second.conv": 0.0 for name in branches}
+        blocks = [name for name, part in self.named_modules() if isinstance(part, ResidualBlock)]
+        scales = {f"{name}.second.conv": 0.0 for name in blocks}
         if self.residual_init == "fixup":
             # L^(-1/(2m - 2)) for L branches of m = 2 convolutions
-            first = self.num_branches ** (-1 / (2 * CONVOLUTIONS_PER_BLOCK - 2))
-            scales |= {f"{name}.first.conv": first for name in branches} | {"classifier": 0.0}
+            first = len(blocks) ** (-1 / (2 * CONVOLUTIONS_PER_BLOCK - 2))
+            scales |= {f"{name}.first.conv": first for name in blocks} | {"classifier": 0.0}
         return scales

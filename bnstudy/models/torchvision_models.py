@@ -28,11 +28,13 @@ def torchvision_network(
     """Create an untrained classifier of torchvision's whose norms are replaced by the chosen norm.
 
     The network's own norms are BatchNorm, or LayerNorm over the channels as in ConvNeXt, Swin and
-    vision transformers, for which norm=layernorm_channels is torchvision's.
+    vision transformers. In networks with LayerNorm, norm=layernorm_channels is torchvision's norm.
 
     As in torchvision, most convolutions have no bias. With `norm=none` such a layer cannot shift
-    its activations; `norm=affine` can, without normalizing them. A norm that contains its
-    activation function replaces BatchNorms that no activation follows as well.
+    its activations; with `norm=affine` it can, without normalizing them.
+
+    A norm that contains its activation function replaces every BatchNorm, even one that no
+    activation function follows.
 
     Args:
         name: Name in `torchvision.models.list_models()`, such as resnet18.
@@ -42,8 +44,8 @@ def torchvision_network(
         norm: Factory of the normalization layers.
 
     Raises:
-        UserError: The name is unknown, the network has no norm, the chosen one is not possible
-            there, or the network does not accept images of this size.
+        UserError: The name is unknown, the network has no norm, the chosen norm is not possible in
+            it, or the network does not accept images of this size.
     """
     names = models.list_models(module=models)
     if name not in names:
@@ -70,20 +72,20 @@ def replace_norms(network: nn.Module, name: str, norm: Normalization) -> None:
         norm: Factory of the normalization layers.
 
     Raises:
-        UserError: The network has no norm, or the chosen one is not possible there.
+        UserError: The network has no norm, or the chosen norm is not possible in it.
     """
     if norm.position != "pre":
         raise UserError(
             f"norm.position={norm.position} is not possible with model.name={name}: the norm has "
             "the position of torchvision's norm; set norm.position=pre"
         )
-    kinds = {type(part) for part in network.modules()}
-    if not kinds & {nn.BatchNorm2d, nn.LayerNorm, LayerNorm2d}:
+    types = {type(module) for module in network.modules()}
+    if not types & {nn.BatchNorm2d, nn.LayerNorm, LayerNorm2d}:
         raise UserError(
             f"model.name={name} has no normalization that could be replaced; choose another, such "
             "as resnet18, vgg16_bn, densenet121, mobilenet_v2 or convnext_tiny"
         )
-    if norm.has_activation and nn.BatchNorm2d not in kinds:
+    if norm.has_activation and nn.BatchNorm2d not in types:
         raise UserError(
             f"norm={norm.name} contains its activation function, but no activation follows the "
             f"norms of model.name={name}; choose another norm"
@@ -94,7 +96,13 @@ def replace_norms(network: nn.Module, name: str, norm: Normalization) -> None:
 def check_input_size(
     network: nn.Module, name: str, input_shape: tuple[int, int, int], norm: Normalization
 ) -> None:
-    """Run a copy of the network on the meta device, which checks shapes without computing.
+    """Verify that a network accepts images, by a pass on the meta device, which computes no values.
+
+    Args:
+        network: Network; a copy of it is run.
+        name: Name of the network, for the error message.
+        input_shape: Channels, height and width of an image.
+        norm: Factory of the normalization layers, for the error message.
 
     Raises:
         UserError: The network does not accept such images, or its output is not one tensor.

@@ -3,10 +3,11 @@
 from itertools import accumulate
 
 from bnstudy.errors import UserError
-from bnstudy.models.blocks import BlockStack, scaled
+from bnstudy.models.blocks import BlockStack, scale_channels
 from bnstudy.models.normalization import Normalization
 
-CHANNELS = (64, 128, 256, 512, 512)  # per stage
+CHANNELS = (64, 128, 256, 512, 512)  # of each stage
+# Number of convolutions of each stage, by depth.
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 MIN_IMAGE_SIZE = 17  # the last stage then has 2x2 feature maps; some norms cannot normalize 1x1
 
@@ -51,7 +52,7 @@ class VGG(BlockStack):
         stages = CONVOLUTIONS[depth]
         super().__init__(
             [
-                scaled(channels, width)
+                scale_channels(channels, width)
                 for channels, count in zip(CHANNELS, stages, strict=True)
                 for _ in range(count)
             ],

@@ -73,7 +73,8 @@ def capture(
         channel_axis: Channel axis of the output of modules, by shell-style pattern of module names,
             such as `{"blocks.*": -1}`. It replaces the axis that is found automatically.
         memory_budget: Memory for activations and the distances between samples, in GiB.
-        distances: Whether the metrics to compute need the distances between samples.
+        distances: Whether the metrics to compute need products or distances of pairs of samples.
+            If not, a layer that is read in blocks has none.
         precision: Precision of the products of representations, as for `Layer`.
 
     Yields:
@@ -93,42 +94,42 @@ def capture(
         >>> [layer.activations.shape for layer in capture(network, batches)]
         [torch.Size([8, 4, 16])]
     """
-    batches = _Pairs(batches if _has_length(batches) else list(batches))
+    batches = _CheckedBatches(batches if _has_length(batches) else list(batches))
     taps = Taps(model, layers, sites)
-    samples, first = _inspect_first_batch(batches)
-    outputs, sizes = try_out(taps, first, channel_axis or {})
+    max_samples, first_inputs = _inspect_first_batch(batches)
+    outputs, sample_bytes = try_out(taps, first_inputs, channel_axis or {})
     # Memory that does not depend on the layer: matrices and working memory.
-    fixed = NUM_MATRICES * 4 * samples**2 * distances + 2 * 4 * BLOCK_NUMEL
-    smallest = samples * max(map(_channel_bytes, outputs.values()))
+    fixed_bytes = NUM_MATRICES * 4 * max_samples**2 * distances + 2 * 4 * BLOCK_NUMEL
+    min_block_bytes = max_samples * max(map(_channel_bytes, outputs.values()))
     budget = memory_budget * GIBIBYTE
-    if budget < fixed + smallest:
+    if budget < fixed_bytes + min_block_bytes:
         raise UserError(
-            f"memory_budget={memory_budget} (GiB) is too small: measuring {samples} samples "
-            f"needs at least {(fixed + smallest) / GIBIBYTE:.2f} GiB\n"
+            f"memory_budget={memory_budget} (GiB) is too small: measuring {max_samples} samples "
+            f"needs at least {(fixed_bytes + min_block_bytes) / GIBIBYTE:.2f} GiB\n"
             "Increase metrics.memory_budget (--memory-budget for map and similarity), or measure "
             "fewer samples"
         )
     network = ProbedNetwork(
         taps,
-        _SmallBatches(batches, max(1, int(budget * MAX_FORWARD_FRACTION / max(sizes)))),
+        _SmallBatches(batches, int(budget * MAX_FORWARD_FRACTION / max(sample_bytes))),
         # A pass with gradients holds the activations of all layers and their gradients.
-        _SmallBatches(batches, max(1, int(budget * MAX_BACKWARD_FRACTION / (3 * sum(sizes))))),
+        _SmallBatches(batches, int(budget * MAX_BACKWARD_FRACTION / (3 * sum(sample_bytes)))),
     )
-    return _read(network, outputs, samples, budget - fixed, distances, precision)
+    return _read(network, outputs, max_samples, budget - fixed_bytes, distances, precision)
 
 
 @dataclass(frozen=True)
 class _ChannelBlock:
-    """Channels of a call's output that are held in memory together."""
+    """Channels `start` to `stop` - 1 of a call's output, which are held in memory together."""
 
     call: Call
-    first: int
-    last: int
-    bytes: int
+    start: int
+    stop: int
+    num_bytes: int
 
 
-class _Pairs:
-    """Batches whose labels have type int64 and shape (N,)."""
+class _CheckedBatches:
+    """Batches as pairs of inputs and labels of type int64 and shape (N,)."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
@@ -147,15 +148,15 @@ class _Pairs:
 
 
 class _SmallBatches:
-    """Batches split into smaller ones, so that a forward pass takes little memory."""
+    """Batches split into smaller ones, so that a pass takes little memory."""
 
-    def __init__(self, batches: Iterable[Batch], rows: int) -> None:
+    def __init__(self, batches: Iterable[Batch], max_samples: int) -> None:
         self.batches = batches
-        self.rows = rows
+        self.max_samples = max(1, max_samples)
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, labels in self.batches:
-            sizes = batch_sizes(len(labels), self.rows)
+            sizes = batch_sizes(len(labels), self.max_samples)
             yield from zip(inputs.split(sizes), labels.split(sizes), strict=True)
 
 
@@ -166,7 +167,7 @@ def _has_length(batches: Iterable[Batch]) -> bool:
         return False
 
 
-def _inspect_first_batch(batches: _Pairs) -> tuple[int, Tensor]:
+def _inspect_first_batch(batches: _CheckedBatches) -> tuple[int, Tensor]:
     """Return an upper bound of the number of samples, and the inputs of the first batch."""
     inputs, labels = next(iter(batches), (None, ()))
     if inputs is None or not len(labels):
@@ -181,10 +182,10 @@ def as_pair(batch: Any) -> Batch:
         UserError: The batch is not a pair of a tensor and labels of classes.
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-        parts = f" of {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
-        parts = f" of {len(batch)} parts" if isinstance(batch, list | tuple) else parts
+        contents = f" of {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
+        contents = f" of {len(batch)} parts" if isinstance(batch, list | tuple) else contents
         raise UserError(
-            f"batches: a batch is a {type(batch).__name__}{parts}, expected (inputs, labels)\n"
+            f"batches: a batch is a {type(batch).__name__}{contents}, expected (inputs, labels)\n"
             "Pass a list of such pairs, for example [(batch[0], batch[1]) for batch in batches]"
         )
     inputs, given = batch
@@ -194,14 +195,14 @@ def as_pair(batch: Any) -> Batch:
         labels = torch.empty(0)
     if labels.ndim == 2 and labels.shape[1] > 1 and _is_one_hot(labels):
         labels = labels.argmax(1)
-    whole = labels.long()
-    has_fractions = labels.is_floating_point() and bool((whole != labels).any())
+    integers = labels.long()
+    has_fractions = labels.is_floating_point() and bool((integers != labels).any())
     if has_fractions or labels.squeeze().ndim > 1 or labels.numel() != len(inputs):
         raise UserError(
             f"batches: the labels of {len(inputs)} samples are {_describe(given)}\n"
             f"Expected one class for each sample: {len(inputs)} integers, or as many one-hot rows"
         )
-    return inputs, whole.flatten()
+    return inputs, integers.flatten()
 
 
 def _is_one_hot(labels: Tensor) -> bool:
@@ -215,87 +216,98 @@ def _describe(labels: Any) -> str:
 
 
 def _split_channels(
-    call: Call, output: Output, samples: int, limit: float
+    call: Call, output: Output, samples: int, max_bytes: float
 ) -> Iterator[_ChannelBlock]:
-    """Yield all channels of a call's output, in groups that take at most `limit` bytes."""
-    channel = samples * _channel_bytes(output)
-    at_once = min(output.channels, int(limit // channel))
-    for first in range(0, output.channels, at_once):
-        last = min(first + at_once, output.channels)
-        yield _ChannelBlock(call, first, last, (last - first) * channel)
+    """Yield all channels of a call's output, in blocks of at most `max_bytes`."""
+    channel_bytes = samples * _channel_bytes(output)
+    num_channels = min(output.channels, int(max_bytes // channel_bytes))
+    for start in range(0, output.channels, num_channels):
+        stop = min(start + num_channels, output.channels)
+        yield _ChannelBlock(call, start, stop, (stop - start) * channel_bytes)
 
 
 def _plan_passes(
-    outputs: dict[Call, Output], samples: int, limit: float
+    outputs: dict[Call, Output], samples: int, max_bytes: float
 ) -> list[list[_ChannelBlock]]:
     """Assign blocks of channels to forward passes over the samples: first fit, largest first."""
     blocks: list[_ChannelBlock] = []
     for call, output in outputs.items():
-        blocks += _split_channels(call, output, samples, limit)
+        blocks += _split_channels(call, output, samples, max_bytes)
     passes: list[list[_ChannelBlock]] = []
-    for block in sorted(blocks, key=lambda block: -block.bytes):
-        for together in passes:
-            if sum(other.bytes for other in together) + block.bytes <= limit:
-                together.append(block)
+    for block in sorted(blocks, key=lambda block: -block.num_bytes):
+        for planned in passes:
+            if sum(other.num_bytes for other in planned) + block.num_bytes <= max_bytes:
+                planned.append(block)
                 break
         else:
             passes.append([block])
     order = {call: number for number, call in enumerate(outputs)}
-    for together in passes:
-        together.sort(key=lambda block: order[block.call])
-    return sorted(passes, key=lambda together: order[together[0].call])
+    for planned in passes:
+        planned.sort(key=lambda block: order[block.call])
+    return sorted(passes, key=lambda planned: order[planned[0].call])
 
 
 def _channel_bytes(output: Output) -> int:
-    return output.positions * _held_as(output.dtype).itemsize
+    """Return the size of a channel in memory, in bytes per sample."""
+    return output.positions * _stored_dtype(output.dtype).itemsize
 
 
-def _held_as(dtype: torch.dtype) -> torch.dtype:
+def _stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which activations are held in memory: float32 instead of float64."""
     return torch.float32 if dtype == torch.float64 else dtype
 
 
 def _read(
     network: ProbedNetwork,
     outputs: dict[Call, Output],
-    samples: int,
-    limit: float,
+    max_samples: int,
+    max_bytes: float,
     distances: bool,
     precision: Precision,
 ) -> Iterator[Layer]:
-    tap_of = network.taps.taps(list(outputs))
+    """Yield the layers, each as soon as all its channels have been read.
+
+    Args:
+        network: Network and its samples.
+        outputs: Outputs to read, by call.
+        max_samples: Upper bound of the number of samples.
+        max_bytes: Memory for activations.
+        distances: Whether the metrics need products or distances of pairs of samples.
+        precision: Precision of the products.
+    """
+    tap_of = network.taps.make_taps(list(outputs))
     unread = {call: output.channels for call, output in outputs.items()}
-    in_blocks: dict[Call, list[Sums]] = {}
-    for items in _plan_passes(outputs, samples, limit):
+    sums_of: dict[Call, list[Sums]] = {}  # of layers that are read in several blocks
+    for blocks in _plan_passes(outputs, max_samples, max_bytes):
         release_memory()
-        held, labels = _run_pass(network, items, outputs)
+        held, labels = _run_pass(network, blocks, outputs)
         release_memory()
-        for item in items:
-            call, output = item.call, outputs[item.call]
-            at_call = NetworkAtCall(network, item.call)
-            if item.last - item.first == output.channels:
-                yield Layer(held.pop(item).tensor(), labels, tap_of[call], at_call, precision)
+        for block in blocks:
+            call, output = block.call, outputs[block.call]
+            at_call = NetworkAtCall(network, call)
+            if block.stop - block.start == output.channels:
+                yield Layer(held.pop(block).tensor(), labels, tap_of[call], at_call, precision)
                 continue
-            shape = (len(labels), output.channels, output.positions)
-            if call not in in_blocks:
+            if call not in sums_of:
+                shape = (len(labels), output.channels, output.positions)
                 classes = Classes(labels)
                 units = output.channels * output.positions
                 multiplication = choose_multiplication(precision, units, labels.device)
-                in_blocks[call] = [
+                sums_of[call] = [
                     Activity(shape, classes),
                     Moments(shape, classes),
                     Products(shape, classes, multiplication=multiplication)
                     if distances
                     else ClassSums(shape, classes),
                 ]
-            sums = in_blocks[call]
-            values = held.pop(item).tensor()
-            for accumulator in sums:
-                accumulator.add_all(values, item.first)
-            del values
-            unread[call] -= item.last - item.first
+            values = held.pop(block).tensor()
+            for sums in sums_of[call]:
+                sums.add_all(values, block.start)
+            del values, sums
+            unread[call] -= block.stop - block.start
             if not unread[call]:
-                again = partial(_read_again, network, call, outputs, len(labels), held, limit)
-                yield Layer.from_sums(in_blocks.pop(call), labels, tap_of[call], at_call, again)
+                again = partial(_read_again, network, call, outputs, len(labels), held, max_bytes)
+                yield Layer.from_sums(sums_of.pop(call), labels, tap_of[call], at_call, again)
 
 
 def _read_again(
@@ -304,35 +316,42 @@ def _read_again(
     outputs: dict[Call, Output],
     samples: int,
     held: dict[_ChannelBlock, "_GrowingTensor"],
-    limit: float,
+    max_bytes: float,
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yield a call's output in blocks of channels that fit next to the items already held."""
-    free = limit - sum(item.bytes for item in held)
-    for item in _split_channels(call, outputs[call], samples, free):
-        rows, _ = _run_pass(network, [item], outputs)
-        yield rows.pop(item).tensor(), item.first
+    """Yield a call's output in blocks of channels that fit next to the blocks already held.
+
+    Yields:
+        Activations of a block: N x channels x positions; and the index of its first channel.
+    """
+    free = max_bytes - sum(block.num_bytes for block in held)
+    for block in _split_channels(call, outputs[call], samples, free):
+        read, _ = _run_pass(network, [block], outputs)
+        yield read.pop(block).tensor(), block.start
 
 
 def _run_pass(
-    network: ProbedNetwork, items: Sequence[_ChannelBlock], outputs: dict[Call, Output]
+    network: ProbedNetwork, blocks: Sequence[_ChannelBlock], outputs: dict[Call, Output]
 ) -> tuple[dict[_ChannelBlock, "_GrowingTensor"], Tensor]:
-    """Run the model over all batches; return copies of the items' channels, and the labels."""
-    wanted: dict[Call, list[_ChannelBlock]] = {}
-    for item in items:
-        wanted.setdefault(item.call, []).append(item)
+    """Run the model over all batches; return copies of the blocks' channels, and the labels.
+
+    The logits and the checksums of the samples are recorded in `network`.
+    """
+    blocks_of: dict[Call, list[_ChannelBlock]] = {}
+    for block in blocks:
+        blocks_of.setdefault(block.call, []).append(block)
     held: dict[_ChannelBlock, _GrowingTensor] = {}
     all_labels: list[Tensor] = []
     checksums: list[Tensor] = []
     logits: list[Tensor] = []
 
     def keep(call: Call, output: Tensor) -> None:
-        for item in wanted.get(call, ()):
-            part = output.movedim(outputs[call].channel_axis, 1)[:, item.first : item.last]
+        for block in blocks_of.get(call, ()):
+            part = output.movedim(outputs[call].channel_axis, 1)[:, block.start : block.stop]
             part = part.flatten(2) if part.ndim > 2 else part.unsqueeze(2)
-            part = on_float64_device(part.to(_held_as(part.dtype)))
-            if item not in held:
-                held[item] = _GrowingTensor(part, item.bytes)
-            held[item].append(part)
+            part = on_float64_device(part.to(_stored_dtype(part.dtype)))
+            if block not in held:
+                held[block] = _GrowingTensor(part, block.num_bytes)
+            held[block].append(part)
 
     with torch.no_grad(), network.taps.hooked(keep) as run:
         for inputs, labels in network.batches:
@@ -358,11 +377,16 @@ def _checksums(inputs: Tensor) -> Tensor:
 
 
 class _GrowingTensor:
-    """Tensor that grows batch by batch; `size` is its initial capacity in bytes."""
+    """Tensor of the shape and type of a batch that grows batch by batch.
 
-    def __init__(self, batch: Tensor, size: int) -> None:
+    Args:
+        batch: Example of a batch; it is not appended.
+        num_bytes: Initial capacity.
+    """
+
+    def __init__(self, batch: Tensor, num_bytes: int) -> None:
         self.count = 0
-        rows = max(1, size // (batch[:1].numel() * batch.element_size()))
+        rows = max(1, num_bytes // (batch[:1].numel() * batch.element_size()))
         self.buffer = batch.new_empty(rows, *batch.shape[1:])
 
     def append(self, batch: Tensor) -> None:

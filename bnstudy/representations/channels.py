@@ -19,15 +19,17 @@ RESHAPES = {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"}
 class ChannelAxes(TorchFunctionMode):
     """Context that follows the channels through every torch function called in it.
 
-    Convolutions return the channels at axis 1, linear layers at the last axis. Permuting and
-    reshaping move the channel axis. Any other function keeps the channel axis of its inputs. If the
-    channel axis of the input of layer normalization is unknown, and it normalizes over one axis,
-    that axis becomes the channel axis.
+    The output of a convolution, BatchNorm, InstanceNorm or GroupNorm has its channels at axis 1,
+    the output of a linear layer, an embedding or a recurrent layer at the last axis. Permuting and
+    reshaping move the channel axis. Any other function keeps the channel axis of its inputs. If
+    LayerNorm or RMSNorm normalizes over one axis, and the channel axis of its input is unknown, the
+    normalized axis becomes the channel axis.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # None: the channels can no longer be followed, for example after a split into heads.
+        # Channel axis of each tensor; None if the channels can no longer be followed, for example
+        # after a split into heads.
         self._axes = WeakTensorKeyDictionary()
 
     def axis_of(self, tensor: Tensor) -> int:
@@ -37,7 +39,7 @@ class ChannelAxes(TorchFunctionMode):
 
     def inherit(self, output: Tensor, inputs: Iterable[Any]) -> None:
         """Assign the channel axis of the inputs to an output whose channel axis is unknown."""
-        if output not in self._axes and (axis := self._inherited(output, inputs)) is not None:
+        if output not in self._axes and (axis := self._inherit_axis(output, inputs)) is not None:
             self._axes[output] = axis
 
     def __torch_function__(
@@ -52,12 +54,12 @@ class ChannelAxes(TorchFunctionMode):
         result = func(*args, **kwargs)
         inputs = [*args, *kwargs.values()]
         for output in _tensors([result]):
-            axis = self._axis(func, args, kwargs, output)
+            axis = self._find_axis(func, args, kwargs, output)
             if axis is not None or any(tensor in self._axes for tensor in _tensors(inputs)):
                 self._axes[output] = axis
         return result
 
-    def _axis(
+    def _find_axis(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> int | None:
         name = function_name(func)
@@ -78,30 +80,34 @@ class ChannelAxes(TorchFunctionMode):
             moved = list(func(source.new_empty(sizes), *args[1:], **kwargs).shape).index(2)
             return moved or None  # axis 0 is that of the samples
         if name in RESHAPES and source is not None:
-            return self._reshaped(source, output)
-        axis = self._inherited(output, [*args, *kwargs.values()])
+            return self._follow_reshape(source, output)
+        axis = self._inherit_axis(output, [*args, *kwargs.values()])
         if axis is None and name in NORMS:
-            sizes = args[1] if len(args) > 1 else kwargs.get("normalized_shape", ())
-            return output.ndim - 1 if len(sizes) == 1 else None
+            normalized = args[1] if len(args) > 1 else kwargs.get("normalized_shape", ())
+            return output.ndim - 1 if len(normalized) == 1 else None
         return axis
 
-    def _inherited(self, output: Tensor, inputs: Iterable[Any]) -> int | None:
+    def _inherit_axis(self, output: Tensor, inputs: Iterable[Any]) -> int | None:
         axes = (self._axes.get(tensor) for tensor in _tensors(inputs) if tensor.ndim == output.ndim)
         return next((axis for axis in axes if axis is not None), None)
 
-    def _reshaped(self, source: Tensor, output: Tensor) -> int | None:
-        """Return the axis of the same size that is preceded by as many elements as before."""
+    def _follow_reshape(self, source: Tensor, output: Tensor) -> int | None:
+        """Find the channel axis after reshaping.
+
+        It has as many entries as before, and the axes ahead of it as many entries together as
+        before.
+        """
         before = self._axes.get(source)
         if before is None:
             return None
         sizes, channels = output.shape, source.shape[before]
         ahead = math.prod(source.shape[:before])
-        found = (
+        axes = (
             axis
             for axis in range(1, len(sizes))
             if sizes[axis] == channels and math.prod(sizes[:axis]) == ahead
         )
-        return next(found, None)
+        return next(axes, None)
 
 
 def function_name(func: Any) -> str:

@@ -34,7 +34,7 @@ S = TypeVar("S", bound=Sums)
 C = TypeVar("C", bound=ClassSums)
 Blocks = Iterable[tuple[Tensor, int]]
 
-NEIGHBOURS = 10
+NUM_NEIGHBOURS = 10
 # Upper bound of the rounding error of a squared distance, in units of resolution x error scale.
 ERROR_FACTOR = 4
 # If more pairs than this share of N x N need exact distances, float64 inner products are used
@@ -161,7 +161,7 @@ class Layer:
 
     @property
     def can_read_activations(self) -> bool:
-        """Whether the activations can be read again."""
+        """Whether the activations are in memory or can be read again."""
         return self.activations is not None or self._read_again is not None
 
     def blocks(self) -> Iterator[tuple[Tensor, int]]:
@@ -209,14 +209,15 @@ class Layer:
     def _multiply_in_float32(self) -> bool:
         """Recompute `products` in float32 unless they already are; return whether recomputed.
 
-        The Gram matrix and the squared distances of the former products are dropped, because their
-        rounding errors are larger than those that follow from the new products.
+        The Gram matrix and the squared distances of the former products are dropped, because
+        `_compute_bounds` and `_compute_matrices` assume the smaller rounding errors of the new
+        products.
         """
         if self.products.multiplication == FLOAT32 or not self.can_read_activations:
             return False
         self._sums[Products] = self._compute_sums(Products, multiplication=FLOAT32)
-        for result in ("gram", "squared_distances"):
-            self.__dict__.pop(result, None)
+        for name in ("gram", "squared_distances"):
+            self.__dict__.pop(name, None)
         return True
 
     def release_activations(self) -> None:
@@ -346,21 +347,21 @@ class Layer:
 
     def _exact_squared_distances(self, pairs: Tensor) -> Tensor:
         """Compute exact squared distances of some pairs of samples, i < j: float64."""
-        # Each pair of first duplicates is encoded as one integer, so that equal pairs are computed
-        # once.
-        first = self._first_duplicates(pairs.unique())
-        keys = (first[pairs].sort(1).values * pairs.new_tensor([self.num_samples, 1])).sum(1)
-        keys, back = keys.unique(return_inverse=True)
-        pairs = torch.stack([keys // self.num_samples, keys % self.num_samples], 1)
+        # Each sample is replaced by the first one with the same activations, and each pair is then
+        # encoded as one integer, so that the distance of equal pairs is computed once.
+        first = self._find_first_duplicates(pairs.unique())
+        codes = (first[pairs].sort(1).values * pairs.new_tensor([self.num_samples, 1])).sum(1)
+        codes, inverse = codes.unique(return_inverse=True)
+        pairs = torch.stack([codes // self.num_samples, codes % self.num_samples], 1)
         if len(pairs) > MAX_PAIR_FRACTION * self.num_samples**2:
             squared, is_unreliable = self.in_float64(Products).squared_distances_between(pairs)
-            squared[is_unreliable] = self._from_differences(pairs[is_unreliable])
+            squared[is_unreliable] = self._square_differences(pairs[is_unreliable])
         else:
-            squared = self._from_differences(pairs)
-        return squared[back]
+            squared = self._square_differences(pairs)
+        return squared[inverse]
 
-    def _first_duplicates(self, samples: Tensor) -> Tensor:
-        """Return the index of the first sample with the same activations: int64, N.
+    def _find_first_duplicates(self, samples: Tensor) -> Tensor:
+        """Find the first sample with the same activations as each sample: int64, N.
 
         Args:
             samples: Indices of the samples to compare; every other sample gets its own index.
@@ -372,11 +373,11 @@ class Layer:
             group = (group * len(samples) + within_block).unique(return_inverse=True)[1]
         first = torch.full_like(samples, self.num_samples)
         first.scatter_reduce_(0, group, samples, "amin")
-        duplicates = torch.arange(self.num_samples, device=samples.device)
-        duplicates[samples] = first[group]
-        return duplicates
+        first_duplicates = torch.arange(self.num_samples, device=samples.device)
+        first_duplicates[samples] = first[group]
+        return first_duplicates
 
-    def _from_differences(self, pairs: Tensor) -> Tensor:
+    def _square_differences(self, pairs: Tensor) -> Tensor:
         """Compute squared distances of some pairs of samples from their differences: float64."""
         squared = torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)
         if not len(pairs):
@@ -400,22 +401,26 @@ class Layer:
     def neighbours(self) -> Neighbours:
         """Nearest 10 other samples of each sample; all others if there are fewer."""
         others = self.num_samples - 1
-        count = min(NEIGHBOURS, others)
+        count = min(NUM_NEIGHBOURS, others)
         matrix = self.squared_distances.fill_diagonal_(torch.inf)  # restored below; saves a copy
         try:
-            squared, indices = matrix.topk(min(NEIGHBOURS + 1, others), largest=False)
+            squared, indices = matrix.topk(min(NUM_NEIGHBOURS + 1, others), largest=False)
             if self.can_read_activations and count < others:
                 rows = torch.arange(self.num_samples, device=indices.device)
-                lower, upper = self._bounds(rows, indices, squared)
+                lower, upper = self._compute_bounds(rows, indices, squared)
                 limits = upper[:, :count].amax(1)
                 rows = rows[lower[:, count:].amin(1) < limits]
                 if len(rows):
-                    squared[rows, :count], indices[rows, :count] = self._nearest(rows, limits[rows])
+                    squared[rows, :count], indices[rows, :count] = self._find_nearest(
+                        rows, limits[rows]
+                    )
         finally:
             matrix.fill_diagonal_(0)
         return Neighbours(squared[:, :count], indices[:, :count])
 
-    def _bounds(self, rows: Tensor, columns: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
+    def _compute_bounds(
+        self, rows: Tensor, columns: Tensor, squared: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return lower and upper bounds of squared distances, given their rounding errors.
 
         Args:
@@ -435,12 +440,12 @@ class Layer:
         error = error + torch.finfo(torch.float32).eps * squared
         return squared - error, squared + error
 
-    def _nearest(self, rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+    def _find_nearest(self, rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Find the nearest other samples of some samples with exact squared distances.
 
         Args:
             rows: Indices of R samples.
-            limits: Upper bounds of the squared distances to search: R.
+            limits: Upper bounds of the samples' squared distances to their 10th neighbour: R.
 
         Returns:
             Squared distances and indices of the 10 nearest other samples: R x 10.
@@ -450,7 +455,7 @@ class Layer:
         for block, limit in zip(
             rows.split(DISTANCE_ROWS), limits.split(DISTANCE_ROWS), strict=True
         ):
-            lower, _ = self._bounds(block, all_samples, self.squared_distances[block])
+            lower, _ = self._compute_bounds(block, all_samples, self.squared_distances[block])
             near = (lower <= limit[:, None]).nonzero()
             candidates.append(torch.stack([block[near[:, 0]], near[:, 1]], 1))
         pairs = torch.cat(candidates)
@@ -458,7 +463,7 @@ class Layer:
         order = squared.argsort(stable=True)
         order = order[pairs[order, 0].argsort(stable=True)]
         first = torch.searchsorted(pairs[order, 0], rows)
-        chosen = order[first[:, None] + torch.arange(NEIGHBOURS, device=rows.device)]
+        chosen = order[first[:, None] + torch.arange(NUM_NEIGHBOURS, device=rows.device)]
         return squared[chosen].float(), pairs[chosen, 1]
 
     @cached_property
@@ -468,7 +473,7 @@ class Layer:
         If D <= N, they are computed from the D x D scatter matrix. Eigenvalues below the rounding
         error are set to 0.
         """
-        (values,) = self._decomposed(lambda products: (torch.linalg.eigvalsh(products),))
+        (values,) = self._decompose(lambda products: (torch.linalg.eigvalsh(products),))
         return values.flip(0)
 
     @cached_property
@@ -477,11 +482,11 @@ class Layer:
         centred = self.products.centred
         if centred is not None:
             return centred.double()
-        values, vectors = self._decomposed(torch.linalg.eigh)
+        values, vectors = self._decompose(torch.linalg.eigh)
         is_positive = values > 0
         return vectors[:, is_positive].double() * values[is_positive].sqrt()
 
-    def _decomposed(self, decompose: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+    def _decompose(self, decompose: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         """Decompose the Gram or scatter matrix with the precision that its spectrum requires.
 
         Rounding affects the square roots of small eigenvalues most. If it could change the sum of
@@ -495,9 +500,9 @@ class Layer:
         Returns:
             Eigenvalues in float64, with those below the rounding error set to 0; further results.
         """
-        for products, error in self._matrices():
-            values, *others = decompose(products)
-            del products
+        for matrix, error in self._compute_matrices():
+            values, *others = decompose(matrix)
+            del matrix
             values = values.double()
             singular = values.clamp_min(0).sqrt()
             # Error of each root that follows from the error of its eigenvalue.
@@ -509,14 +514,14 @@ class Layer:
         error = max(error, torch.finfo(torch.float32).eps ** 2 * values[-1].item())
         return [values.masked_fill(values < error, 0), *others]
 
-    def _matrices(self) -> Iterator[tuple[Tensor, float]]:
+    def _compute_matrices(self) -> Iterator[tuple[Tensor, float]]:
         """Yield the Gram matrix, or the scatter matrix if D <= N, with increasing precision.
 
         Yields:
             Matrix, and the approximate error of its eigenvalues.
         """
 
-        def error(squares: Tensor, dtype: torch.dtype) -> float:
+        def estimate_error(squares: Tensor, dtype: torch.dtype) -> float:
             return torch.finfo(dtype).eps * float(torch.linalg.vector_norm(squares.double()))
 
         sums = self.products
@@ -524,17 +529,17 @@ class Layer:
             for dtype in (torch.float32, torch.float64):
                 centred = sums.centred.to(dtype)
                 products = centred.T @ centred
-                yield products, error(products.diagonal(), dtype)
+                yield products, estimate_error(products.diagonal(), dtype)
             return
         gram = self.gram
         if sums.multiplication.resolution > sums.resolution:
             norm = float(torch.linalg.vector_norm(gram.diagonal()))
-            product_error = RMS_PRODUCT_ERROR * sums.multiplication.resolution * norm
-            yield gram, product_error
+            yield gram, RMS_PRODUCT_ERROR * sums.multiplication.resolution * norm
             if self._multiply_in_float32():
                 sums, gram = self.products, self.gram
-        yield gram, error(gram.diagonal(), torch.float32)
-        yield sums.gram(torch.float64), error(sums.residual_norms_squared, torch.float32)
+        yield gram, estimate_error(gram.diagonal(), torch.float32)
+        error = estimate_error(sums.residual_norms_squared, torch.float32)
+        yield sums.gram(torch.float64), error
         if self.can_read_activations:
             products = self.in_float64(Products).gram(torch.float64)
-            yield products, error(products.diagonal(), torch.float64)
+            yield products, estimate_error(products.diagonal(), torch.float64)

@@ -12,12 +12,13 @@ MAX_MMAP_THRESHOLD = 2**25  # bytes; glibc before 2.35 accepts no more
 def retain_memory() -> None:
     """Let the C library keep freed memory for the next training step.
 
-    By default, glibc returns tensors of more than 32 MiB and the free end of the heap to the
-    operating system, so that each step waits for new pages. Afterwards, it keeps tensors and an end
-    of the heap of up to `RETAINED` bytes until `release_memory` is called. This lasts until the
-    process ends, because the default cannot be restored.
+    By default, glibc returns freed tensors of more than 32 MiB and the free end of the heap to the
+    operating system, so that each step waits for new pages. After this call, glibc keeps freed
+    tensors, and a free end of the heap, of up to `RETAINED` bytes each until `release_memory` is
+    called. This lasts until the process ends, because the default cannot be restored.
     """
     set_option = _find_in_glibc("mallopt")
+    # mallopt returns 0 for a value that it does not accept.
     if set_option is not None and any(
         set_option(M_MMAP_THRESHOLD, size) for size in (RETAINED, MAX_MMAP_THRESHOLD)
     ):
@@ -27,8 +28,8 @@ def retain_memory() -> None:
 def release_memory() -> None:
     """Return freed memory to the operating system if the C library retains it.
 
-    glibc keeps the gaps between tensors of about a megabyte: after a few hundred small batches, the
-    heap is many times larger than the memory in use.
+    glibc keeps the gaps that freed tensors of about a megabyte leave in the heap: after a few
+    hundred small batches, the heap is many times larger than the memory in use.
     """
     trim = _find_in_glibc("malloc_trim")
     if trim is not None:
@@ -37,6 +38,7 @@ def release_memory() -> None:
 
 def _find_in_glibc(name: str) -> Any:
     """Return a function of glibc; None where another C library is used."""
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+    if sys.platform != "linux":
         return None
-    return getattr(ctypes.CDLL(None), name)
+    library = ctypes.CDLL(None)
+    return getattr(library, name) if hasattr(library, "gnu_get_libc_version") else None

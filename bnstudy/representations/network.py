@@ -83,35 +83,35 @@ class ProbedNetwork:
                 own = labels.to(logits.device).clone()[:, None]
                 others = logits.scatter(1, own, -torch.inf).amax(1)
                 gaps = logits.gather(1, own).squeeze(1) - others
-                at = list(kept.values())
+                outputs = list(kept.values())
                 if gaps.requires_grad:
-                    gradients = torch.autograd.grad(gaps.sum(), at, materialize_grads=True)
+                    gradients = torch.autograd.grad(gaps.sum(), outputs, materialize_grads=True)
                 else:  # the logits depend on none of these calls
-                    gradients = tuple(map(torch.zeros_like, at))
+                    gradients = tuple(map(torch.zeros_like, outputs))
             gaps, logits = on_float64_device(gaps.detach()).double(), on_float64_device(logits)
             for call, gradient in zip(kept, map(on_float64_device, gradients), strict=True):
                 dims = list(range(1, gradient.ndim))
                 slope = torch.linalg.vector_norm(gradient, dim=dims, dtype=torch.float64)
                 margin = torch.where(slope == 0, torch.inf, gaps / slope)
-                known = logits.isfinite().all(1) & slope.isfinite()
-                margins.setdefault(call, []).append(margin.masked_fill(~known, torch.nan))
-            del kept, at, logits, others, gaps, gradients, gradient
+                is_finite = logits.isfinite().all(1) & slope.isfinite()
+                margins.setdefault(call, []).append(margin.masked_fill(~is_finite, torch.nan))
+            del kept, outputs, logits, others, gaps, gradients, gradient
             if number % RELEASE_INTERVAL == 0:
                 release_memory()
-        return {call: torch.cat(parts) for call, parts in margins.items()}
+        return {call: torch.cat(of_batches) for call, of_batches in margins.items()}
 
     def mixed_accuracy(self, at: Call) -> float:
         """Compute the accuracy after pairs of same-class representations are averaged at a call.
 
         Consecutive samples of a class form a pair, and the rest of the network runs on the average.
-        Shortcuts around the call keep the values of each sample. The result is NaN if no class has
-        two samples.
+        Shortcuts that bypass the call keep the values of each sample; then the accuracy counts both
+        samples of a pair. The result is NaN if no class has two samples.
         """
         if self._mixed_accuracies is not None:
             return self._mixed_accuracies[at]
         correct = count = 0
-        for inputs, labels in _pairs(self.batches):
-            correct += _correct(self._mixed_at(at, inputs), labels)
+        for inputs, labels in _sort_into_pairs(self.batches):
+            correct += _count_correct(self._mix_at(at, inputs), labels)
             count += len(labels)
         return correct / count if count else torch.nan
 
@@ -120,31 +120,31 @@ class ProbedNetwork:
         """Accuracies by call, computed in one pass; None if the network does not allow that."""
         correct: Counter[Call] = Counter()
         count = 0
-        for number, (inputs, labels) in enumerate(_pairs(self.small_batches), start=1):
+        for number, (inputs, labels) in enumerate(_sort_into_pairs(self.small_batches), 1):
             if number == 1 and not self._can_mix_together(inputs[:NUM_TRIAL_SAMPLES]):
                 return None
-            for call, logits in self._mixed_everywhere(inputs).items():
-                correct[call] += _correct(logits, labels[::2])
+            for call, logits in self._mix_everywhere(inputs).items():
+                correct[call] += _count_correct(logits, labels[::2])
             count += len(labels) // 2
             if number % RELEASE_INTERVAL == 0:
                 release_memory()
         return {call: correct[call] / count for call in correct} or None
 
-    def _mixed_at(self, at: Call, inputs: Tensor) -> Tensor:
+    def _mix_at(self, at: Call, inputs: Tensor) -> Tensor:
         """Compute logits of N inputs after averaging consecutive pairs at a call: N x classes."""
 
         def mix(call: Call, output: Tensor) -> Tensor | None:
             if call != at:
                 return None
-            instead = torch.empty_like(output)
-            instead[0::2] = instead[1::2] = _mixed(output)
-            return instead
+            mixed = torch.empty_like(output)
+            mixed[0::2] = mixed[1::2] = _average_pairs(output)
+            return mixed
 
         with torch.no_grad(), self.taps.hooked(mix) as run:
             logits: Tensor = run(inputs)
         return logits
 
-    def _mixed_everywhere(self, inputs: Tensor) -> dict[Call, Tensor]:
+    def _mix_everywhere(self, inputs: Tensor) -> dict[Call, Tensor]:
         """Compute logits of the averaged pairs of N inputs, by call: N/2 x classes each.
 
         At each call, the averages of the pairs are appended to the batch, after the samples and the
@@ -160,7 +160,7 @@ class ProbedNetwork:
             calls.append(call)
             if len(output) != (len(calls) + 1) * pairs:
                 raise RuntimeError(f"the input of {call.module} bypasses an earlier call")
-            return torch.cat([output, _mixed(output[: 2 * pairs])])
+            return torch.cat([output, _average_pairs(output[: 2 * pairs])])
 
         with torch.no_grad(), self.taps.hooked(mix) as run:
             logits: Tensor = run(inputs)
@@ -171,11 +171,11 @@ class ProbedNetwork:
     def _can_mix_together(self, inputs: Tensor) -> bool:
         """Return True if mixing at all calls at once gives the same logits as at each alone."""
         try:
-            together = self._mixed_everywhere(inputs)
+            together = self._mix_everywhere(inputs)
         except Exception:  # a network may fail in any way if the batch grows
             return False
         for call, logits in together.items():
-            alone = self._mixed_at(call, inputs)[::2]
+            alone = self._mix_at(call, inputs)[::2]
             spread = (alone.amax(0) - alone.amin(0)).amax()
             if not (logits - alone).abs().amax() <= LOGIT_TOLERANCE * spread:
                 return False
@@ -216,7 +216,7 @@ class NetworkAtCall:
 
     @property
     def classifier_weights(self) -> Tensor | None:
-        """Weights of the last linear layer, classes x D; None unless its input is read."""
+        """Weights of the last linear layer, classes x D; None if the call is not at its input."""
         taps = self.network.taps
         module = taps.modules[self.call.module]
         is_features = taps.places[self.call.module][1] == FEATURES
@@ -224,12 +224,12 @@ class NetworkAtCall:
         return on_float64_device(module.weight.detach()) if is_read else None
 
 
-def _mixed(output: Tensor) -> Tensor:
+def _average_pairs(output: Tensor) -> Tensor:
     """Average consecutive pairs of samples."""
     return (output[0::2] + output[1::2]) / 2  # slicing keeps the memory format
 
 
-def _correct(logits: Tensor, labels: Tensor) -> int:
+def _count_correct(logits: Tensor, labels: Tensor) -> int:
     """Count correct predictions; a prediction from logits that are not finite is wrong."""
     is_right = logits.argmax(1) == labels.to(logits.device)
     return int((is_right & logits.isfinite().all(1)).sum())
@@ -245,11 +245,11 @@ def is_logits(output: object, labels: Tensor) -> bool:
     )
 
 
-def _pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the samples reordered so that consecutive pairs belong to the same class.
+def _sort_into_pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the samples reordered so that samples 2i and 2i + 1 of a batch are of the same class.
 
-    A sample without a partner in its batch is carried over to the next batch, and left out if it
-    has none in the last batch either.
+    A sample without a partner in its batch is carried over to the next batch. Samples that have no
+    partner after the last batch are left out.
     """
     waiting: Batch | None = None
     for inputs, labels in batches:
@@ -257,10 +257,10 @@ def _pairs(batches: Iterable[Batch]) -> Iterator[Batch]:
             inputs, labels = torch.cat([waiting[0], inputs]), torch.cat([waiting[1], labels])
         order = labels.argsort(stable=True)
         _, sizes = labels[order].unique_consecutive(return_counts=True)
-        last = sizes.cumsum(0) - 1
-        alone = torch.zeros_like(order, dtype=torch.bool)
-        alone[last[sizes % 2 == 1]] = True
-        waiting = inputs[order[alone]], labels[order[alone]]
-        paired = order[~alone]
+        last = sizes.cumsum(0) - 1  # last sample of each class
+        is_alone = torch.zeros_like(order, dtype=torch.bool)
+        is_alone[last[sizes % 2 == 1]] = True
+        waiting = inputs[order[is_alone]], labels[order[is_alone]]
+        paired = order[~is_alone]
         if len(paired):
             yield inputs[paired], labels[paired]

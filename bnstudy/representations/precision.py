@@ -22,7 +22,7 @@ from torch import Tensor
 Precision = Literal["auto", "bfloat16x3", "float32"]
 
 MIN_UNITS = 1000  # with fewer units there is little to save
-CHUNK = 2**11  # units that are split at once
+CHUNK_UNITS = 2**11  # units that are split at once
 MIN_TF32_CAPABILITY = (8, 0)  # compute capability from which GPUs multiply in TF32
 # Trial of split operands:
 MIN_SPEEDUP = 1.2
@@ -36,8 +36,9 @@ BACKENDS: tuple[Any, ...] = (
     torch.backends.cudnn.conv,  # type: ignore[attr-defined]
     torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
 )
-FULL = ("ieee", "ieee", "ieee", "ieee")
-LOWER = ("tf32", "bf16", "ieee", "ieee")
+# Precision of each of the backends.
+FULL_PRECISION = ("ieee", "ieee", "ieee", "ieee")
+LOWER_PRECISION = ("tf32", "bf16", "ieee", "ieee")
 
 
 class Multiplication(NamedTuple):
@@ -56,8 +57,8 @@ class Multiplication(NamedTuple):
     resolution: float
 
 
-FLOAT32 = Multiplication("float32", FULL, False, torch.finfo(torch.float32).eps)
-SPLIT = Multiplication("bfloat16x3", LOWER, True, 2**-17)
+FLOAT32 = Multiplication("float32", FULL_PRECISION, False, torch.finfo(torch.float32).eps)
+SPLIT = Multiplication("bfloat16x3", LOWER_PRECISION, True, 2**-17)
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def in_float32(device: torch.device) -> Iterator[None]:
 @contextmanager
 def exact_operators() -> Iterator[None]:
     """Multiply and convolve in full float32, also on GPUs, which convolve in TF32 by default."""
-    with _set(FULL):
+    with _set_precision(FULL_PRECISION):
         yield
 
 
@@ -107,10 +108,10 @@ def add_products(
     Args:
         totals: Matrix, N x N.
         rows: N x units, of the dtype of `totals`.
-        tiles: Function that yields the rows and columns of the tiles for N.
+        tiles: Function that yields the rows and columns of the tiles, given N.
         multiplication: Kind of multiplication.
     """
-    with _set(multiplication.settings):
+    with _set_precision(multiplication.settings):
         for left, right in _split(rows) if multiplication.splits else [(rows, rows)]:
             for row_slice, column_slice in tiles(len(rows)):
                 totals[row_slice, column_slice].addmm_(left[row_slice], right[column_slice].T)
@@ -119,9 +120,9 @@ def add_products(
 def _split(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pairs of operands that bfloat16 represents exactly.
 
-    The sum of their products is that of the rows with themselves, to about 2^-17.
+    The sum of their products is the product of the rows with themselves, to about 2^-17.
     """
-    for part in rows.split(CHUNK, dim=1):
+    for part in rows.split(CHUNK_UNITS, dim=1):
         high = part.bfloat16().to(part.dtype)
         low = (part - high).bfloat16().to(part.dtype)
         yield high, high
@@ -130,36 +131,41 @@ def _split(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @contextmanager
-def _set(settings: tuple[str, ...]) -> Iterator[None]:
+def _set_precision(settings: tuple[str, ...]) -> Iterator[None]:
     """Set the precision of float32 operators in `BACKENDS`.
 
     These options are used because torch's older functions, such as
     `torch.get_float32_matmul_precision`, raise an error if an option has a value that they cannot
     express.
     """
-    before = [_own_setting(backend) for backend in BACKENDS]
+    before = [_reset_precision(backend) for backend in BACKENDS]
     try:
         for backend, setting in zip(BACKENDS, settings, strict=True):
             backend.fp32_precision = setting
         yield
     finally:
-        for backend, own in zip(BACKENDS, before, strict=True):
-            backend.fp32_precision = own
+        for backend, setting in zip(BACKENDS, before, strict=True):
+            backend.fp32_precision = setting
 
 
-def _own_setting(backend: Any) -> str:
-    """Return a backend's own setting, "none" if it inherits that of `torch.backends`."""
-    own: str = backend.fp32_precision
+def _reset_precision(backend: Any) -> str:
+    """Set a backend to "none", which inherits the setting of `torch.backends`.
+
+    Returns:
+        Former setting; "none" if it is equal to the inherited one.
+    """
+    setting: str = backend.fp32_precision
     backend.fp32_precision = "none"
-    return "none" if backend.fp32_precision == own else own
+    return "none" if backend.fp32_precision == setting else setting
 
 
 @cache
 def _fastest(device: torch.device) -> Multiplication:
     """Choose split operands where a trial shows that they are faster and accurate; else float32.
 
-    They are tried on devices with matrix units for them. The speedup there is several-fold or
-    absent, so timing noise does not change the choice, and equal runs have equal results.
+    They are tried only on devices with matrix units for their precision. There they are either
+    several times as fast or no faster, so timing noise does not change the choice, and equal runs
+    have equal results.
     """
     if not _has_matrix_units(device):
         return FLOAT32

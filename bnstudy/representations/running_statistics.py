@@ -36,8 +36,9 @@ def uncalibrated(network: nn.Module) -> dict[str, _NormBase]:
 def initial_share(network: nn.Module, epochs: int) -> float:
     """Return the weight of the initial 0 and 1 in the running statistics after the first epoch.
 
-    Each batch moves the statistics by `momentum` towards its own. After n batches, the initial
-    values have the weight (1 - momentum)^n. The maximum over the layers is returned.
+    Each batch replaces the fraction `momentum` of the running statistics by its own statistics.
+    After n batches, the initial values have the weight (1 - momentum)^n. The maximum over the
+    layers is returned; layers without a momentum or a number of batches are left out.
 
     Args:
         network: Network after training.

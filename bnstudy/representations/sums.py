@@ -73,9 +73,9 @@ class Sums:
             activations: Activations of some channels: N x channels x positions.
             first: Index of their first channel.
         """
-        at_once = max(1, BLOCK_NUMEL // max(1, len(activations) * activations.shape[2]))
+        num_channels = max(1, BLOCK_NUMEL // max(1, len(activations) * activations.shape[2]))
         with in_float32(activations.device):
-            for block in activations.split(at_once, dim=1):
+            for block in activations.split(num_channels, dim=1):
                 block = block.float() if block.dtype == torch.float64 else block
                 self.add(block, slice(first, first + block.shape[1]))
                 first += block.shape[1]
@@ -91,13 +91,15 @@ class Sums:
         return torch.zeros(*size, dtype=dtype, device=self.classes.index.device)
 
 
-def _parts(block: Tensor) -> Iterator[Tensor]:
-    """Split a block into parts of a few samples."""
-    return iter(block.split(max(1, CACHE_NUMEL // max(1, block[:1].numel()))))
+def _split_samples(block: Tensor) -> tuple[Tensor, ...]:
+    """Split a block into parts of a few samples, each of which fits into the processor's cache."""
+    num_samples = max(1, CACHE_NUMEL // max(1, block[:1].numel()))
+    parts: tuple[Tensor, ...] = block.split(num_samples)
+    return parts
 
 
 def _compare_with_zero(compare: Callable[..., Tensor], part: Tensor) -> Tensor:
-    """Compare with 0; return 1.0 or 0.0.
+    """Compare each activation with 0; return 1.0 for true and 0.0 for false.
 
     Summing floats is several times faster than summing bools.
     """
@@ -126,20 +128,18 @@ class Activity(Sums):
 
     def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
-        low = high = block[:0].sum(0)  # minimum and maximum of each unit; 0 without samples
-        first = True
-        for part in _parts(block):
+        lowest = highest = block[0]  # of each unit, over the samples
+        for part in _split_samples(block):
             zeros = _compare_with_zero(torch.eq, part).sum(2, dtype=torch.float32)
             self.num_zeros[channels] += zeros.sum(0).long()
             self.num_silent_samples[channels] += (zeros == part.shape[2]).sum(0)
-            smallest, largest = part.amin(0), part.amax(0)
-            low = smallest if first else torch.minimum(low, smallest)
-            high = largest if first else torch.maximum(high, largest)
-            first = False
-        self.is_constant = self.is_constant and bool((low == high).all())
-        self.num_dead_units += int(((low == 0) & (high == 0)).sum())
-        most = torch.maximum(-low, high).amax().float()
-        self.largest = torch.maximum(most, most.new_tensor(self.largest)).item()
+            lowest = torch.minimum(lowest, part.amin(0))
+            highest = torch.maximum(highest, part.amax(0))
+        self.is_constant = self.is_constant and bool((lowest == highest).all())
+        self.num_dead_units += int(((lowest == 0) & (highest == 0)).sum())
+        largest = torch.maximum(-lowest, highest).amax().float()
+        # Not Python's `max`, which would ignore NaN.
+        self.largest = torch.maximum(largest, largest.new_tensor(self.largest)).item()
 
 
 class Moments(Sums):
@@ -149,10 +149,10 @@ class Moments(Sums):
     precision.
 
     Attributes:
-        absolute: Sum of the absolute activations of each sample: float64, N.
-        squares: Sum of the squared activations of each sample: float64, N.
-        lifetime: (mean |x|)^2 / mean x^2 over the samples of each unit; NaN if the unit is always
-            0: float64, channels x positions.
+        absolute_sums: Sum of the absolute activations of each sample: float64, N.
+        squared_norms: Sum of the squared activations of each sample: float64, N.
+        lifetime_concentration: (mean |x|)^2 / mean x^2 over the samples of each unit; NaN if the
+            unit is always 0: float64, channels x positions.
         channel_moments: Mean, variance, third and fourth central moment, and share of values <= 0
             of each channel: float64, channels x 5, with the columns `MEAN`, `VARIANCE`,
             `THIRD_MOMENT`, `FOURTH_MOMENT` and `SHARE_NOT_POSITIVE`. The variance of a constant
@@ -162,8 +162,8 @@ class Moments(Sums):
     def __init__(self, shape: tuple[int, int, int], classes: Classes) -> None:
         super().__init__(shape, classes)
         samples, channels, positions = shape
-        self.absolute, self.squares = self._zeros(samples), self._zeros(samples)
-        self.lifetime = self._zeros(channels, positions)
+        self.absolute_sums, self.squared_norms = self._zeros(samples), self._zeros(samples)
+        self.lifetime_concentration = self._zeros(channels, positions)
         self.channel_moments = self._zeros(channels, 5)
 
     def add(self, block: Tensor, channels: slice) -> None:
@@ -171,33 +171,34 @@ class Moments(Sums):
         samples, count, positions = block.shape
         unit_sums, sums = self._zeros(2, count, positions), self._zeros(5, count)
         start = 0
-        for part in _parts(block):
+        for part in _split_samples(block):
             stop = start + len(part)
             sums[SHARE_NOT_POSITIVE] += _compare_with_zero(torch.le, part).sum(
                 (0, 2), dtype=torch.float32
             )
             values = part.double()
             sums[MEAN] += values.sum((0, 2))
-            square = values.square()
-            size = values.abs_()
-            self.absolute[start:stop] += size.sum((1, 2))
-            self.squares[start:stop] += square.sum((1, 2))
-            unit_sums[0] += size.sum(0)
-            unit_sums[1] += square.sum(0)
+            squares = values.square()
+            absolute = values.abs_()
+            self.absolute_sums[start:stop] += absolute.sum((1, 2))
+            self.squared_norms[start:stop] += squares.sum((1, 2))
+            unit_sums[0] += absolute.sum(0)
+            unit_sums[1] += squares.sum(0)
             start = stop
         mean = sums[MEAN, :, None] / (samples * positions)
-        for part in _parts(block):
+        for part in _split_samples(block):
             centred = part.double().sub_(mean)
-            square = centred.square()
-            sums[VARIANCE] += square.sum((0, 2))
-            sums[THIRD_MOMENT] += centred.mul_(square).sum((0, 2))
-            sums[FOURTH_MOMENT] += square.square_().sum((0, 2))
+            squares = centred.square()
+            sums[VARIANCE] += squares.sum((0, 2))
+            sums[THIRD_MOMENT] += centred.mul_(squares).sum((0, 2))
+            sums[FOURTH_MOMENT] += squares.square_().sum((0, 2))
         sums /= samples * positions
         # The central moments of a channel are 0 if its variance is only rounding error.
-        varies = sums[VARIANCE] > MIN_VARIANCE * sums[MEAN].square()
-        sums[[VARIANCE, THIRD_MOMENT, FOURTH_MOMENT]] *= varies
-        lifetime = unit_sums[0].square() / (samples * unit_sums[1])
-        self.lifetime[channels] = lifetime.masked_fill(unit_sums[1] == 0, torch.nan)
+        has_variance = sums[VARIANCE] > MIN_VARIANCE * sums[MEAN].square()
+        sums[[VARIANCE, THIRD_MOMENT, FOURTH_MOMENT]] *= has_variance
+        concentration = unit_sums[0].square() / (samples * unit_sums[1])
+        concentration = concentration.masked_fill(unit_sums[1] == 0, torch.nan)
+        self.lifetime_concentration[channels] = concentration
         self.channel_moments[channels] = sums.T
 
 
@@ -244,20 +245,20 @@ class ClassSums(Sums):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(shape, classes)
-        samples, count, units = shape[0], len(classes.sizes), shape[1] * shape[2]
+        samples, num_classes, units = shape[0], len(classes.sizes), shape[1] * shape[2]
         self.dtype = dtype
         self.centred: Tensor | None = None
         if units <= samples:
             self.centred = self._zeros(samples, units, dtype=torch.float32)
-        self.centred_means = self._zeros(count, units, dtype=torch.float32)
+        self.centred_means = self._zeros(num_classes, units, dtype=torch.float32)
         self.residual_norms_squared = self._zeros(samples, dtype=dtype)
-        self.residuals_dot_class_means = self._zeros(samples, count)
-        self.class_means_gram = self._zeros(count, count)
-        self.class_mean_norms = self._zeros(count)
-        self.class_mean_distances_squared = self._zeros(count, count)
-        self._raw_class_mean_distances_squared = self._zeros(count, count)
+        self.residuals_dot_class_means = self._zeros(samples, num_classes)
+        self.class_means_gram = self._zeros(num_classes, num_classes)
+        self.class_mean_norms = self._zeros(num_classes)
+        self.class_mean_distances_squared = self._zeros(num_classes, num_classes)
+        self._raw_class_mean_distances_squared = self._zeros(num_classes, num_classes)
         self.residuals_dot_global_mean = self._zeros(samples)
-        self.class_means_dot_global_mean = self._zeros(count)
+        self.class_means_dot_global_mean = self._zeros(num_classes)
         self.global_mean_norm_squared = 0.0
         self.are_means_reliable = True
         self._membership = classes.membership.to(dtype)
@@ -270,52 +271,55 @@ class ClassSums(Sums):
 
     def add(self, block: Tensor, channels: slice) -> None:
         """Add one block."""
-        residuals, class_means, norms = self._residuals(block)
+        residuals, class_means, norms_squared = self._subtract_class_means(block)
         global_mean = self.classes.sizes.double() @ class_means / len(residuals)
         means = class_means - global_mean
         units = slice(channels.start * self.shape[2], channels.stop * self.shape[2])
         self.centred_means[:, units] = means
         if self.centred is not None:
             self.centred[:, units] = torch.addmm(residuals, self._membership, means.to(self.dtype))
-        with_means = residuals @ torch.cat([means, global_mean[None]]).to(self.dtype).T
-        self.residuals_dot_class_means += with_means[:, :-1]
-        self.residuals_dot_global_mean += with_means[:, -1]
+        dot_means = residuals @ torch.cat([means, global_mean[None]]).to(self.dtype).T
+        self.residuals_dot_class_means += dot_means[:, :-1]
+        self.residuals_dot_global_mean += dot_means[:, -1]
         self.class_means_gram.addmm_(means, means.T)
         self.class_means_dot_global_mean.addmv_(means, global_mean)
         self.global_mean_norm_squared += global_mean.square().sum().item()
-        self.residual_norms_squared += norms
+        self.residual_norms_squared += norms_squared
         self._add_products(residuals)
 
-    def _residuals(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return residuals, N x units, class means, float64, C x units, and squared norms, N.
+    def _subtract_class_means(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Subtract the class means from a block.
 
         If class means are large compared with the residuals, their rounding errors leave the
         residuals with a non-zero class mean. The means are then corrected twice: the block is
         centred again with the first correction, and the remaining mean is subtracted from the
         residuals.
-        """
-        values = self._copied(block)
-        means = self._class_means(values)
-        residuals = values.addmm_(self._membership, means, alpha=-1)
-        norms = torch.linalg.vector_norm(residuals, dim=1).square_()
-        if (
-            means.square().sum(1) <= MAX_MEAN_RATIO * self._class_means(norms[:, None]).squeeze(1)
-        ).all():
-            return residuals, means.double(), norms
-        means += self._class_means(residuals)
-        residuals = self._copied(block).addmm_(self._membership, means, alpha=-1)
-        remainder = self._class_means(residuals)
-        residuals.addmm_(self._membership, remainder, alpha=-1)
-        norms = torch.linalg.vector_norm(residuals, dim=1).square_()
-        return residuals, means.double() + remainder, norms
 
-    def _class_means(self, values: Tensor) -> Tensor:
+        Returns:
+            Residuals: N x units; class means: float64, C x units; squared norms of the residuals:
+            N.
+        """
+        values = self._copy_to_buffer(block)
+        means = self._average_by_class(values)
+        residuals = values.addmm_(self._membership, means, alpha=-1)
+        norms_squared = torch.linalg.vector_norm(residuals, dim=1).square_()
+        mean_squares = self._average_by_class(norms_squared[:, None]).squeeze(1)
+        if (means.square().sum(1) <= MAX_MEAN_RATIO * mean_squares).all():
+            return residuals, means.double(), norms_squared
+        means += self._average_by_class(residuals)
+        residuals = self._copy_to_buffer(block).addmm_(self._membership, means, alpha=-1)
+        remainder = self._average_by_class(residuals)
+        residuals.addmm_(self._membership, remainder, alpha=-1)
+        norms_squared = torch.linalg.vector_norm(residuals, dim=1).square_()
+        return residuals, means.double() + remainder, norms_squared
+
+    def _average_by_class(self, values: Tensor) -> Tensor:
         return self._membership.T @ values / self.classes.sizes[:, None]
 
     def _add_products(self, residuals: Tensor) -> None:
-        """Add the products of a block's residuals, N x units, with each other, if needed."""
+        """Add the inner products of a block's residuals, N x units; overridden by `Products`."""
 
-    def _copied(self, block: Tensor) -> Tensor:
+    def _copy_to_buffer(self, block: Tensor) -> Tensor:
         """Copy a block as N x units into a buffer that is reused for the next block."""
         if self._buffer.numel() < block.numel():
             self._buffer = self._buffer.new_empty(block.numel())
@@ -325,11 +329,12 @@ class ClassSums(Sums):
     def finish(self) -> None:
         """Compute the distances between class means and release the working memory."""
         # Means and their products are float64, but the averaged values may be float32.
-        mean_squares = self._class_means(self.residual_norms_squared[:, None]).squeeze(1).double()
+        mean_squares = self._average_by_class(self.residual_norms_squared[:, None])
+        mean_squares = mean_squares.squeeze(1).double()
         norms_squared = self.class_means_gram.diagonal()
         rounding = MIN_DISTANCE * mean_squares + 10 * torch.finfo(torch.float64).eps * norms_squared
         distances_squared = norms_squared[:, None] + norms_squared - 2 * self.class_means_gram
-        # Kept without the threshold applied below: that threshold can exceed the distances between
+        # Kept without the threshold that is applied below, which can exceed the distances between
         # samples.
         self._raw_class_mean_distances_squared = distances_squared.clamp_min(0).fill_diagonal_(0)
         is_zero = distances_squared <= rounding[:, None] + rounding
@@ -356,25 +361,24 @@ class ClassSums(Sums):
     def error_scales(self) -> Tensor:
         """Terms v_ib whose sum v_ib + v_ja scales the rounding error of |x_i - x_j|^2: N x C."""
         own = self.classes.index[:, None]
-        squares = self.class_means_gram.diagonal()
-        lengths = squares.sqrt()
+        mean_norms = self.class_means_gram.diagonal().sqrt()
         between = self.class_mean_distances_squared[self.classes.index] / 2
-        norms = self.residual_norms_squared[:, None]
-        between += 2 * norms.sqrt() * (lengths[own] + lengths)
-        return (norms + between.scatter_(1, own, 0)).to(self.dtype)
+        norms_squared = self.residual_norms_squared[:, None]
+        between += 2 * norms_squared.sqrt() * (mean_norms[own] + mean_norms)
+        return (norms_squared + between.scatter_(1, own, 0)).to(self.dtype)
 
     @cached_property
     def squared_distances_to_means(self) -> Tensor:
         """Squared distances of samples to class means: float64, N x C."""
         distances_squared = self._raw_class_mean_distances_squared[self.classes.index]
-        norms = self.residual_norms_squared[:, None]
-        return (norms + self.cross_terms.double() + distances_squared / 2).clamp_min_(0)
+        norms_squared = self.residual_norms_squared[:, None]
+        return (norms_squared + self.cross_terms.double() + distances_squared / 2).clamp_min_(0)
 
 
 class Products(ClassSums):
     """Class means and residuals, with the inner products of all residuals.
 
-    This is the only N x N x D product of a layer.
+    These inner products are the only N x N x D product of a layer.
 
     Args:
         shape: Numbers of samples, of channels, and of positions per channel.
@@ -400,7 +404,7 @@ class Products(ClassSums):
 
     @property
     def product_resolution(self) -> float:
-        """Resolution of the inner products of the residuals."""
+        """Largest error of an inner product, relative to the squared norm of a residual."""
         return self.resolution if self.dtype == torch.float64 else self.multiplication.resolution
 
     def _add_products(self, residuals: Tensor) -> None:
@@ -423,10 +427,10 @@ class Products(ClassSums):
         With h_ib = r_i m_b + m_a m_b / 2, the inner product of samples i and j of the classes a and
         b is r_i r_j + h_ib + h_ja.
         """
-        half = self.residuals_dot_class_means + self.class_means_gram[self.classes.index] / 2
-        half, membership = half.to(dtype), self.classes.membership.to(dtype)
+        terms = self.residuals_dot_class_means + self.class_means_gram[self.classes.index] / 2
+        terms, membership = terms.to(dtype), self.classes.membership.to(dtype)
         # left @ right.T = h_ib + h_ja
-        left, right = torch.cat([half, membership], 1), torch.cat([membership, half], 1)
+        left, right = torch.cat([terms, membership], 1), torch.cat([membership, terms], 1)
         return mirror(torch.addmm(self.residuals_gram.to(dtype), left, right.T))
 
     def squared_distances(self) -> tuple[Tensor, Tensor]:
@@ -436,11 +440,11 @@ class Products(ClassSums):
             Squared distances: float32, N x N, symmetric, 0 on the diagonal; and the pairs i < j
             whose distance is unreliable, because it is too small: int64, pairs x 2.
         """
-        norms, ones = self.residual_norms_squared[:, None], self._membership.new_ones(())
-        ones = ones.expand_as(norms)
+        norms_squared = self.residual_norms_squared[:, None]
+        ones = torch.ones_like(norms_squared)
         # left @ right.T = |r_i|^2 + |r_j|^2 + u_ib + u_ja
-        left = torch.cat([self.cross_terms, self._membership, norms, ones], 1)
-        right = torch.cat([self._membership, self.cross_terms, ones, norms], 1)
+        left = torch.cat([self.cross_terms, self._membership, norms_squared, ones], 1)
+        right = torch.cat([self._membership, self.cross_terms, ones, norms_squared], 1)
         # The limit of a pair is the sum of two terms: limit_terms_ib + limit_terms_ja.
         limit_terms = MIN_RELIABLE_RATIO * self.product_resolution * self.error_scales
         limit_left = torch.cat([limit_terms, self._membership], 1)
@@ -453,8 +457,8 @@ class Products(ClassSums):
                 self.residuals_gram[rows, columns], left[rows], right[columns].T, beta=-2
             )
             squared[rows, columns] = part.clamp_min_(0).fill_diagonal_(torch.inf)
-            # A limit is at most 2 * limit_terms.amax(); rows without a smaller entry, usually most,
-            # are skipped.
+            # No limit exceeds 2 * limit_terms.amax(). Rows without an entry below that, usually
+            # most rows, are skipped.
             near = (part.amin(1) < 2 * limit_terms.amax()).nonzero().squeeze(1)
             pairs = (part[near] < limit_left[rows][near] @ limit_right[columns].T).nonzero()
             pairs = torch.stack([near[pairs[:, 0]], pairs[:, 1]], 1)
@@ -462,11 +466,20 @@ class Products(ClassSums):
         return mirror(squared).fill_diagonal_(0), torch.cat(unreliable)
 
     def squared_distances_between(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute squared distances of some pairs; mark those that are too small to be reliable."""
+        """Compute the squared distances of some pairs of samples.
+
+        Args:
+            pairs: Indices of the samples of each pair: int64, pairs x 2.
+
+        Returns:
+            Squared distances, of type `dtype`: pairs; and whether each of them is too small to be
+            reliable: bool, pairs.
+        """
         first, second = pairs.unbind(1)
-        norms = self.residual_norms_squared
+        norms_squared = self.residual_norms_squared
         first_classes, second_classes = self.classes.index[first], self.classes.index[second]
-        squared = norms[first] + norms[second] - 2 * self.residuals_gram[first, second]
+        squared = norms_squared[first] + norms_squared[second]
+        squared -= 2 * self.residuals_gram[first, second]
         squared = (
             squared
             + self.cross_terms[first, second_classes]
@@ -479,7 +492,8 @@ class Products(ClassSums):
 def mirror(matrix: Tensor) -> Tensor:
     """Copy the upper triangle of a square matrix to the lower one, in place.
 
-    Depending on the processor, a matrix product may be rounded differently at (i, j) and (j, i).
+    This makes a product of a matrix with its transpose symmetric: depending on the processor, it
+    may be rounded differently at (i, j) and (j, i).
     """
     for start in range(0, len(matrix), MIRROR_ROWS):
         rows, later = slice(start, start + MIRROR_ROWS), slice(start + MIRROR_ROWS, None)

@@ -19,7 +19,7 @@ from bnstudy.representations.precision import exact_operators
 from bnstudy.terms import layer_label, suggest
 
 
-def _classes(*homes: ModuleType) -> tuple[type[nn.Module], ...]:
+def _find_types(*homes: ModuleType) -> tuple[type[nn.Module], ...]:
     """Return the module classes that the given torch modules define."""
     return tuple(
         kind
@@ -31,18 +31,13 @@ def _classes(*homes: ModuleType) -> tuple[type[nn.Module], ...]:
     )
 
 
-# Attention, and functions that return probabilities.
-NO_ACTIVATIONS = (
-    nn.MultiheadAttention,
-    nn.Softmin,
-    nn.Softmax,
-    nn.Softmax2d,
-    nn.LogSoftmax,
-)
-ACTIVATIONS = tuple(kind for kind in _classes(activation) if kind not in NO_ACTIVATIONS)
+# Other modules that torch defines with the activation functions: attention, and functions that
+# return probabilities.
+NO_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmin, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
+ACTIVATIONS = tuple(kind for kind in _find_types(activation) if kind not in NO_ACTIVATIONS)
 SITE_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
-    "conv": _classes(conv),
-    "norm": (*_classes(batchnorm, instancenorm, normalization), FrozenBatchNorm2d),
+    "conv": _find_types(conv),
+    "norm": (*_find_types(batchnorm, instancenorm, normalization), FrozenBatchNorm2d),
     "act": ACTIVATIONS,
 }
 # Names of sigmoids in squeeze-and-excitation blocks, whose outputs scale other activations.
@@ -108,7 +103,8 @@ class Taps:
        squeeze-and-excitation blocks do not count as activation functions, because their outputs are
        weights of other activations.
     3. The last part of its name, if that is `conv`, `norm` or `act`. A module with submodules must
-       also be a wrapper of a single activation or normalization, such as `x * sigmoid(x)`.
+       also be a wrapper, such as `x * sigmoid(x)`: not an `nn.Sequential` or another container of
+       torch, without convolutions, and without modules at other sites.
 
     The site `features` is the input of the last linear layer.
 
@@ -131,34 +127,40 @@ class Taps:
         layers: Sequence[str] | None = None,
         sites: Sequence[str] | None = None,
     ) -> None:
-        self.model = _unwrapped(model)
+        self.model = _unwrap(model)
         self.modules = {
-            _clean(name): module
+            _clean_name(name): module
             for name, module in self.model.named_modules(remove_duplicate=False)
             if name
         }
         self.linear = [
             name for name, module in self.modules.items() if isinstance(module, nn.Linear)
         ]
-        self.site_of = self._sites()
+        self.site_of = self._find_sites()
         if layers is None and sites is None:
             sites = ["act"]
         self.layers = layers
         self.sites = sites
-        self.places = self._places(layers, sites)
-        everywhere = self._places(layers, (*SITE_TYPES, FEATURES) if layers is None else None)
+        self.places = self._find_places(layers, sites)
+        # The prefix that the layers at all sites have in common is left out of the layers' names,
+        # so that a name does not depend on the selected sites.
+        everywhere = self._find_places(layers, (*SITE_TYPES, FEATURES) if layers is None else None)
         names = [layer for layer, _ in (everywhere | self.places).values()]
         if layers is None or FEATURES in (sites or ()):
             names += self.linear  # any of them may be called last
         parents = [name.split(".")[:-1] for name in names]
-        same = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
-        self.shared = len(list(same))  # number of leading name parts that all layers share
+        prefix = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+        self.num_prefix_parts = len(list(prefix))
 
-    def _sites(self) -> dict[str, str]:
-        """Return each module's site by name; `OUTPUT` for a part of a module at the same site."""
+    def _find_sites(self) -> dict[str, str]:
+        """Return each module's site by name.
+
+        The site is `OUTPUT` for gates, for parametrizations, and for a part of a module that is at
+        the same site.
+        """
         sites: dict[str, str] = {}
         for name, module in self.modules.items():
-            site = _site(name, module)
+            site = _find_site(name, module)
             parts = name.split(".")
             parents = [".".join(parts[:end]) for end in range(1, len(parts))]
             is_gate = parts[-1] in GATES and isinstance(module, nn.Sigmoid | nn.Hardsigmoid)
@@ -169,17 +171,18 @@ class Taps:
             sites[name] = OUTPUT if is_part or is_gate else site
         return sites
 
-    def _places(
+    def _find_places(
         self, layers: Sequence[str] | None, sites: Sequence[str] | None
     ) -> dict[str, tuple[str, str]]:
         """Return the layer name and the site of each module that is read, by module name."""
-        self.require(layers or (), "layers")
+        self.require_matches(layers or (), "layers")
         places: dict[str, tuple[str, str]] = {}
         for name, module in self.modules.items():
             if layers is None or any(fnmatchcase(name, pattern) for pattern in layers):
                 site = self.site_of[name]
-                known = any(module is self.modules[other] for other in places)  # under another name
-                if (sites is None or site in sites) and not known:
+                # A module may have several names.
+                is_known = any(module is self.modules[other] for other in places)
+                if (sites is None or site in sites) and not is_known:
                     block, _, last = name.rpartition(".")
                     places[name] = (block if block and last == site else name, site)
         if sites is not None and FEATURES in sites and self.linear:
@@ -192,23 +195,25 @@ class Taps:
             )
         return places
 
-    def require(self, patterns: Iterable[str], key: str) -> None:
+    def require_matches(self, patterns: Iterable[str], key: str) -> None:
         """Raise NoSuchLayer if a pattern, given by the user as `key`, matches no module name."""
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in self.modules):
-                some = [name for name in self.modules if name][:MAX_LISTED_MODULES]
-                more = ", ..." if len(some) < len(self.modules) else ""
-                near = suggest(pattern, self.modules)
-                names = near or f"the network has {', '.join(some)}{more}"
-                raise NoSuchLayer(f"{key}: no module matches {pattern}; {names}")
+                listed = list(self.modules)[:MAX_LISTED_MODULES]
+                more = ", ..." if len(listed) < len(self.modules) else ""
+                advice = suggest(pattern, self.modules)
+                advice = advice or f"the network has {', '.join(listed)}{more}"
+                raise NoSuchLayer(f"{key}: no module matches {pattern}; {advice}")
 
     def move_features(self, linear: str) -> None:
         """Read the site `features` at another linear layer, the last one that is called."""
-        self.places = {name: at for name, at in self.places.items() if at[1] != FEATURES}
+        self.places = {
+            name: (layer, site) for name, (layer, site) in self.places.items() if site != FEATURES
+        }
         self.places[linear] = (linear, FEATURES)
 
-    def taps(self, calls: Sequence[Call]) -> dict[Call, Tap]:
-        """Return the taps of the calls of a forward pass, given in order of computation."""
+    def make_taps(self, calls: Sequence[Call]) -> dict[Call, Tap]:
+        """Create the taps of the calls of a forward pass, given in order of computation."""
         names = self.layer_names()
         indices: dict[str, int] = {}
         taps = {}
@@ -221,7 +226,7 @@ class Taps:
     def layer_names(self) -> dict[str, str]:
         """Return the layer name of each module that is read, without the common prefix."""
         return {
-            module: ".".join(layer.split(".")[self.shared :])
+            module: ".".join(layer.split(".")[self.num_prefix_parts :])
             for module, (layer, _) in self.places.items()
         }
 
@@ -265,23 +270,27 @@ class Taps:
         with ExitStack() as stack:
             run = stack.enter_context(self.evaluating())
             for name, (_, site) in self.places.items():
-                at = _hook_of(name, site, numbers, hook)
+                module_hook = _make_module_hook(name, site, numbers, hook)
                 module = self.modules[name]
                 if site == FEATURES:
-                    handle = module.register_forward_pre_hook(at)
+                    handle = module.register_forward_pre_hook(module_hook)
                 else:
-                    handle = module.register_forward_hook(at)
+                    handle = module.register_forward_hook(module_hook)
                 stack.callback(handle.remove)
 
-            def run_anew(inputs: Tensor) -> Any:
+            def run_and_count(inputs: Tensor) -> Any:
                 numbers.clear()
                 return run(inputs)
 
-            yield run_anew
+            yield run_and_count
 
 
-def _hook_of(name: str, site: str, numbers: dict[str, int], hook: Hook) -> Callable[..., Any]:
-    def at(module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Any:
+def _make_module_hook(
+    name: str, site: str, numbers: dict[str, int], hook: Hook
+) -> Callable[..., Any]:
+    """Create the hook of a module, which counts its calls in `numbers` and calls `hook`."""
+
+    def module_hook(module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Any:
         value = inputs[0] if site == FEATURES else output
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -289,33 +298,33 @@ def _hook_of(name: str, site: str, numbers: dict[str, int], hook: Hook) -> Calla
                 "layers=[...], or select a module inside it"
             )
         numbers[name] = numbers.get(name, 0) + 1
-        instead = hook(Call(name, numbers[name]), value)
-        if instead is None:
+        replacement = hook(Call(name, numbers[name]), value)
+        if replacement is None:
             return None
-        return (instead, *inputs[1:]) if site == FEATURES else instead
+        return (replacement, *inputs[1:]) if site == FEATURES else replacement
 
-    return at
+    return module_hook
 
 
-def _site(name: str, module: nn.Module) -> str:
+def _find_site(name: str, module: nn.Module) -> str:
     """Return a module's site by its attribute, its type or its name, in this order."""
-    if (site := _known_site(module)) is not None:
+    if (site := _find_declared_site(module)) is not None:
         return site
     last = name.rpartition(".")[2]
-    inside = {_known_site(part) for part in module.modules()} - {None}
+    inside = {_find_declared_site(part) for part in module.modules()} - {None}
     is_leaf = next(module.children(), None) is None
     is_wrapper = not isinstance(module, CONTAINERS) and inside <= {last} - {"conv"}
     return last if last in SITE_TYPES and (is_leaf or is_wrapper) else OUTPUT
 
 
-def _known_site(module: nn.Module) -> str | None:
+def _find_declared_site(module: nn.Module) -> str | None:
     """Return a module's site by its attribute or its type; None if neither has one."""
     if (declared := getattr(module, "site", None)) in {*SITE_TYPES, OUTPUT}:
         return str(declared)
     return next((site for site, types in SITE_TYPES.items() if isinstance(module, types)), None)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _unwrap(model: nn.Module) -> nn.Module:
     """Return a network without the wrappers that compile it or run it in parallel."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -326,7 +335,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _clean(name: str) -> str:
+def _clean_name(name: str) -> str:
     """Return a module's name without the parts that `torch.compile` adds."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 

@@ -25,11 +25,11 @@ from bnstudy.representations.taps import (
     Taps,
 )
 
-SAMPLES = 2  # with 1 sample, an output with a constant batch size of 1 would look valid
-MAX_LISTED = 5
-WEIGHTED = (*SITE_TYPES["conv"], *SITE_TYPES["norm"], nn.Linear)
-FUNCTIONS = {kind.__name__.lower() for kind in ACTIVATIONS}
-CLASS_ENDINGS = (*FUNCTIONS, "swish", "activation")
+NUM_SAMPLES = 2  # with 1 sample, an output with a constant batch size of 1 would look valid
+MAX_LISTED = 5  # names in a warning
+WEIGHTED_TYPES = (*SITE_TYPES["conv"], *SITE_TYPES["norm"], nn.Linear)
+FUNCTION_NAMES = {kind.__name__.lower() for kind in ACTIVATIONS}  # without underscores
+CLASS_ENDINGS = (*FUNCTION_NAMES, "swish", "activation")
 _reported: WeakSet[nn.Module] = WeakSet()
 
 
@@ -53,7 +53,7 @@ class Output:
 def try_out(
     taps: Taps, inputs: Tensor, channel_axis: Mapping[str, int]
 ) -> tuple[dict[Call, Output], list[int]]:
-    """Run a network on one sample to determine which modules are read and how.
+    """Run a network on copies of one sample to determine which modules are read and how.
 
     A module that was selected by its site but cannot be read is left out. A warning, issued once
     per network, lists such modules and activation functions that are not modules. Another warning
@@ -67,17 +67,17 @@ def try_out(
             the axis follows from the functions that the network calls.
 
     Returns:
-        Outputs by call, in the order of computation; and the size of every module's output in bytes
-        per sample.
+        Outputs by call, in the order of computation; and the sizes of the outputs of all modules,
+        in bytes per sample.
 
     Raises:
         NoSuchLayer: A pattern matches no module name.
         TypeError: The output of a module selected by its name is not a tensor with one row per
             sample.
         UserError: An output does not have the given channel axis.
-        ValueError: The network calls none of the selected modules.
+        ValueError: None of the selected modules is called and has an output that can be read.
     """
-    taps.require(channel_axis, "channel_axis")
+    taps.require_matches(channel_axis, "channel_axis")
     trial = _Trial(taps, channel_axis)
     with ExitStack() as stack:
         run = stack.enter_context(taps.evaluating())
@@ -88,16 +88,16 @@ def try_out(
             ):
                 stack.callback(handle.remove)
         with torch.no_grad(), trial:
-            run(torch.cat([inputs[:1]] * SAMPLES))
-    if names := [name for name, at in uncalibrated(taps.model).items() if at in trial.called]:
+            run(torch.cat([inputs[:1]] * NUM_SAMPLES))
+    if names := [name for name, layer in uncalibrated(taps.model).items() if layer in trial.called]:
         warnings.warn(
             f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: the running mean and "
             "variance are still 0 and 1, so the layer normalizes nothing in eval mode\n"
             "Train the network first, or set them with bnstudy.recalibrate(network, batches)",
             stacklevel=3,
         )
-    outputs = trial.settle()
-    problems = "; ".join(trial.problems(outputs))
+    outputs = trial.finish()
+    problems = "; ".join(trial.list_problems(outputs))
     if trial.reads_all_activations and (trial.functions or trial.lookalikes):
         problems += f"\n{ACTIVATION_ADVICE}"
     if not outputs:
@@ -109,15 +109,16 @@ def try_out(
 
 
 class _Trial(ChannelAxes):
-    """Observer of a forward pass of `SAMPLES` samples.
+    """Observer of a forward pass of `NUM_SAMPLES` samples.
 
     Attributes:
         names: Name of each module under which it is read.
         called: Modules that the forward pass calls.
-        sample_bytes: Size of every module's output, in bytes per sample.
+        sample_bytes: Sizes of the outputs of all modules, in bytes per sample, and a 1, so that
+            their maximum is defined and not 0.
         unreadable: Reasons why outputs cannot be read, by name of the module that is left out.
-        functions: Number of calls of activation functions outside of modules at the sites `act` and
-            `norm`, by name of the function and class of the calling module.
+        functions: Number of calls of activation functions outside of lookalikes and of modules at
+            the sites `act` and `norm`, by name of the function and class of the calling module.
         lookalikes: Classes that are named like an activation function, by name of a module at no
             site.
     """
@@ -138,7 +139,7 @@ class _Trial(ChannelAxes):
         self._outputs: dict[tuple[Call, str], Output] = {}  # by call and site
         self._reasons: dict[tuple[str, str], str] = {}  # why it cannot be read, by name and site
         self._last_linear: str | None = None
-        self._running: list[nn.Module] = [taps.model]
+        self._running: list[nn.Module] = [taps.model]  # modules being called, the innermost last
 
     def __torch_function__(
         self,
@@ -147,10 +148,10 @@ class _Trial(ChannelAxes):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a torch function, and count activation functions outside of such modules."""
+        """Call a torch function; count activation functions that no module stands for."""
         result = super().__torch_function__(func, types, args, kwargs)
         name = function_name(func).strip("_")
-        if name.replace("_", "") in FUNCTIONS and _unreadable(result) is None:
+        if name.replace("_", "") in FUNCTION_NAMES and _explain_unreadable(result) is None:
             innermost = self._running[-1]
             is_in_module = isinstance(innermost, ACTIVATIONS) or any(
                 self.taps.site_of[self.names[module]] in ("act", "norm")
@@ -166,7 +167,7 @@ class _Trial(ChannelAxes):
             type(module).__name__.lower().endswith(CLASS_ENDINGS)
             and self.taps.site_of[self.names[module]] == OUTPUT
             and not isinstance(module, ACTIVATIONS)  # a gate
-            and not any(isinstance(part, WEIGHTED) for part in module.modules())
+            and not any(isinstance(part, WEIGHTED_TYPES) for part in module.modules())
         )
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -177,20 +178,20 @@ class _Trial(ChannelAxes):
             self.lookalikes[self.names[module]] = type(module).__name__
         if FEATURES in self.sites and isinstance(module, nn.Linear) and inputs:
             self._last_linear = self.names[module]
-            self._note(self._last_linear, FEATURES, inputs[0])
+            self._record_output(self._last_linear, FEATURES, inputs[0])
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Record the end of a module's call, and its output."""
         self._running.pop()
         if isinstance(output, Tensor):
-            self.sample_bytes.append(output.numel() * output.element_size() // SAMPLES)
+            self.sample_bytes.append(output.numel() * output.element_size() // NUM_SAMPLES)
             self.inherit(output, inputs)
         name = self.names[module]
         if name in self.taps.places and (site := self.taps.places[name][1]) != FEATURES:
-            self._note(name, site, output)
+            self._record_output(name, site, output)
 
-    def _note(self, name: str, site: str, value: Any) -> None:
-        if (reason := _unreadable(value)) is not None:
+    def _record_output(self, name: str, site: str, value: Any) -> None:
+        if (reason := _explain_unreadable(value)) is not None:
             if self.taps.sites is None:
                 raise TypeError(
                     f"{name} {reason}; exclude it with layers=[...], or select a module inside it"
@@ -199,25 +200,25 @@ class _Trial(ChannelAxes):
             is_constant = isinstance(value, Tensor) and value.shape[:1] == (1,)
             self._reasons[name, site] = "" if is_constant else reason
             return
-        number = 1 + sum((call.module, at) == (name, site) for call, at in self._outputs)
-        axis = self._axis_of(name, site, value)
+        number = 1 + sum((call.module, other) == (name, site) for call, other in self._outputs)
+        axis = self._choose_axis(name, site, value)
         channels = value.shape[axis]
         positions = value[0].numel() // max(1, channels)
         self._outputs[Call(name, number), site] = Output(channels, positions, value.dtype, axis)
 
-    def _axis_of(self, name: str, site: str, value: Tensor) -> int:
+    def _choose_axis(self, name: str, site: str, value: Tensor) -> int:
         for pattern, axis in self.channel_axis.items():
             if fnmatchcase(name, pattern):
                 if axis == 0 or not -value.ndim < axis < value.ndim:
                     raise UserError(
                         f"channel_axis: {axis} for {pattern} is not a channel axis of {name}, "
-                        f"which returns shape {tuple(value.shape)} for {SAMPLES} samples; "
+                        f"which returns shape {tuple(value.shape)} for {NUM_SAMPLES} samples; "
                         f"choose 1 to {value.ndim - 1}, or -1 for the last axis"
                     )
                 return axis % value.ndim
         return value.ndim - 1 if site == FEATURES else self.axis_of(value)
 
-    def settle(self) -> dict[Call, Output]:
+    def finish(self) -> dict[Call, Output]:
         """Remove what cannot be read from the taps; return the outputs to read, by call."""
         if self._last_linear is not None:
             self.taps.move_features(self._last_linear)
@@ -233,7 +234,7 @@ class _Trial(ChannelAxes):
             if sites.get(call.module) == site
         }
 
-    def problems(self, outputs: Mapping[Call, Output]) -> list[str]:
+    def list_problems(self, outputs: Mapping[Call, Output]) -> list[str]:
         """List what is not measured, and why."""
         problems = []
         if self.reads_all_activations and self.functions:
@@ -245,22 +246,22 @@ class _Trial(ChannelAxes):
             modules = [f"{name} ({kind})" for name, kind in self.lookalikes.items()]
             problems.append(f"modules of unknown classes: {_format_list(modules)}")
         called = {call.module for call in outputs}
-        if idle := [name for name in self.taps.places if name not in called]:
-            problems.append(f"modules that are not called in eval mode: {_format_list(idle)}")
+        if uncalled := [name for name in self.taps.places if name not in called]:
+            problems.append(f"modules that are not called in eval mode: {_format_list(uncalled)}")
         if self.unreadable:
             reasons = [f"{name} {reason}" for name, reason in self.unreadable.items()]
             problems.append(_format_list(reasons))
         return problems
 
 
-def _unreadable(value: Any) -> str | None:
+def _explain_unreadable(value: Any) -> str | None:
     """Return the reason why an output cannot be read; None if it has one row per sample."""
     if not isinstance(value, Tensor):
         return f"returns a {type(value).__name__}, expected a tensor"
-    if value.ndim < 2 or len(value) != SAMPLES:
+    if value.ndim < 2 or len(value) != NUM_SAMPLES:
         return (
-            f"returns shape {tuple(value.shape)} for {SAMPLES} samples, expected ({SAMPLES}, "
-            "channels, ...)"
+            f"returns shape {tuple(value.shape)} for {NUM_SAMPLES} samples, "
+            f"expected ({NUM_SAMPLES}, channels, ...)"
         )
     return None
 

@@ -14,13 +14,10 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from pydantic import (
-    Field,
-    ValidationError,
-)
+from pydantic import Field, ValidationError
 
 from bnstudy import __version__
-from bnstudy.config.identity import identity
+from bnstudy.config.identity import compute_identity
 from bnstudy.errors import UserError
 from bnstudy.redaction import REMOVED, redact_values
 from bnstudy.runs.parts import (
@@ -129,7 +126,7 @@ class RunDescription(Part):
             choices: Chosen option of each configuration group.
             overrides: Overrides of the command line.
         """
-        digest = identity(config)
+        digest = compute_identity(config)
         return cls(
             identity=digest,
             id=digest[:8],
@@ -190,7 +187,7 @@ class RunDescription(Part):
         return description
 
     def to_json(self) -> str:
-        """Return the content as JSON, with the fields that were read from a file or set since.
+        """Return the content as JSON, without fields that were neither read from a file nor set.
 
         Credentials in the configuration, the command line and error messages are removed.
         """
@@ -200,14 +197,17 @@ class RunDescription(Part):
         return json.dumps(content, indent=2) + "\n"
 
     @property
-    def failures(self) -> int:
+    def num_failures(self) -> int:
         """Number of attempts that failed."""
         return sum(attempt.status == "failed" for attempt in self.attempts)
 
     @property
     def matches_identity(self) -> bool:
-        """Whether the configuration hashes to the identity, or contains redacted credentials."""
-        return identity(self.config) == self.identity or REMOVED in json.dumps(self.config)
+        """Whether the configuration hashes to the identity.
+
+        It is also true if credentials were removed from the configuration, which changes its hash.
+        """
+        return compute_identity(self.config) == self.identity or REMOVED in json.dumps(self.config)
 
     @property
     def has_diverged(self) -> bool:
@@ -257,7 +257,7 @@ class RunDescription(Part):
         for earlier in self.attempts:
             if earlier.status == "running":  # its process was killed
                 earlier.status = "interrupted"
-            # Version 0.1 recorded it only in the environment, which is replaced below.
+            # Version 0.1 recorded its version only in the environment, which is replaced below.
             if earlier.version is None:
                 earlier.version = self.environment.version
         attempt = Attempt(
@@ -383,7 +383,7 @@ class RunDescription(Part):
         self.config["metrics"] = metrics | {"names": names}
 
     def add_directions(self, directions: Mapping[str, str | None]) -> None:
-        """Add measured metrics.
+        """Add measured metrics with their directions.
 
         Args:
             directions: Direction of each metric: higher, lower, or None.
@@ -407,8 +407,12 @@ class RunDescription(Part):
         self.update_progress(seconds)
 
     def _versions(self) -> list[tuple[str, list[int]]]:
-        """List the version of each attempt, in order, with the epochs that it trained."""
-        attempts = [attempt for attempt in self.attempts if attempt.has_trained]
+        """List the version of each attempt, in order, with the epochs that it trained.
+
+        Epochs that a later attempt trained again are not listed, nor are attempts without epochs,
+        except the last attempt if no epochs are left.
+        """
+        attempts = [attempt for attempt in self.attempts if attempt.has_chosen_start]
         if not attempts:
             return [(self.environment.version, [])]
         resumed = [attempt.resumed_from_epoch for attempt in attempts]

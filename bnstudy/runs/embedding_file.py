@@ -38,5 +38,5 @@ def read_embedding_file(path: Path) -> pa.Table:
         FileNotFoundError: The file does not exist.
         DamagedFile: The file is damaged, or has other columns.
     """
-    again = "Remove it, and make it again with python -m bnstudy.measure map"
-    return read_table(path, EMBEDDINGS_SCHEMA, advice=again)
+    advice = "Remove it, and make it again with python -m bnstudy.measure map"
+    return read_table(path, EMBEDDINGS_SCHEMA, advice=advice)

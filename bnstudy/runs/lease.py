@@ -118,7 +118,10 @@ def hold_lease(folder: Path) -> Iterator[Lease]:
 
 
 def find_lease(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """Return the worker that holds a folder's lease, dead or alive, and the lease; None if free."""
+    """Return the worker that holds a folder's lease, and the lease's file; None if nobody does.
+
+    The worker may be dead: see `is_alive`.
+    """
     newest = _newest(folder)[1]
     return (_read(newest), newest) if newest else None
 
@@ -189,8 +192,7 @@ def _acquire(folder: Path) -> Path:
     if newest:
         alive = is_alive(_read(newest))
         if alive is None:
-            unknown = f"the unknown holder of {newest.name} (damaged file)"
-            holder = _holder(newest) if _read(newest) else unknown
+            holder = _describe_holder(newest, f"the unknown holder of {newest.name} (damaged file)")
             console.print(f"{folder}: watching for {STALE_AFTER:.0f} s whether {holder} is alive")
             alive = bool(find_renewed([newest], STALE_AFTER))
         if alive:
@@ -263,19 +265,20 @@ def _read_modification_time(lease: Path) -> int | None:
 def _read(lease: Path) -> dict[str, Any]:
     try:
         content = json.loads(lease.read_text())
-        known = all(isinstance(content[key], kind) for key, kind in LEASE_FIELDS.items())
+        is_valid = all(isinstance(content[key], kind) for key, kind in LEASE_FIELDS.items())
     except (KeyError, OSError, TypeError, ValueError):  # damaged, just being released or written
         return {}
-    return content if known else {}
+    return content if is_valid else {}
 
 
 def _in_use(folder: Path, lease: Path) -> CellInUse:
-    return CellInUse(f"{folder}: {_holder(lease)} is working in this cell; wait for it, or stop it")
+    holder = _describe_holder(lease, "another process")
+    return CellInUse(f"{folder}: {holder} is working in this cell; wait for it, or stop it")
 
 
-def _holder(lease: Path) -> str:
+def _describe_holder(lease: Path, unknown: str) -> str:
     worker = _read(lease)
-    return f"process {worker['pid']} on {worker['host']}" if worker else "another process"
+    return f"process {worker['pid']} on {worker['host']}" if worker else unknown
 
 
 @cache

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import product
 from math import isfinite, nan
 from pathlib import Path
 from typing import NamedTuple
@@ -85,11 +86,11 @@ class LongTable:
         self.paths = paths
         self._replace = replace
 
-    def damage(self) -> str | None:
+    def find_damage(self) -> str | None:
         """Describe the damage of the whole table; None if it is intact."""
         return find_damage(self.paths.table, SCHEMA)
 
-    def part_damage(self, epoch: int) -> str | None:
+    def find_part_damage(self, epoch: int) -> str | None:
         """Describe the damage of an epoch's part; None if it is intact."""
         return find_damage(self.paths.part(epoch), SCHEMA)
 
@@ -134,14 +135,14 @@ class LongTable:
         rows = read_table(self.paths.table, SCHEMA).filter(chosen).to_pylist()
         return {row["layer"]: row["value"] for row in rows}
 
-    def missing(
+    def find_missing(
         self,
         names: Sequence[str],
         sites: Sequence[str],
         epochs: Iterable[int],
         splits: Sequence[str] = SPLITS,
     ) -> dict[int, set[tuple[str, str, str]]]:
-        """Find the requested (split, site, metric) that are not in the table, by epoch.
+        """Find the requested combinations of split, site and metric that the table lacks, by epoch.
 
         Args:
             names: Names of the metrics.
@@ -150,20 +151,17 @@ class LongTable:
             splits: Splits of the data.
         """
         present = self.measured_keys()
-        absent = {
-            epoch: {
-                (split, site, name)
-                for split in splits
-                for site in sites
-                for name in names
-                if (epoch, split, site, name) not in present
-            }
-            for epoch in epochs
+        requested = set(product(splits, sites, names))
+        missing = {
+            epoch: {key for key in requested if (epoch, *key) not in present} for epoch in epochs
         }
-        return {epoch: absent_metrics for epoch, absent_metrics in absent.items() if absent_metrics}
+        return {epoch: keys for epoch, keys in missing.items() if keys}
 
     def measured_keys(self) -> set[tuple[int, str, str | None, str]]:
-        """List the (epoch, split, site, metric) in the whole table; the model has no site."""
+        """List the combinations (epoch, split, site, metric) in the whole table.
+
+        The site is None for numbers of the whole model.
+        """
         keys = read_table(self.paths.table, SCHEMA, ["epoch", "split", "site", "metric"])
         return {tuple(row.values()) for row in keys.to_pylist()}
 
@@ -177,11 +175,13 @@ class LongTable:
         """
         path = self.paths.part(epoch)
         before = [Row(**row) for row in read_table(path, SCHEMA).to_pylist()] if add else []
-        numbers = {row[:-2]: row for row in [*before, *rows]}
-        self._write(path, _table(numbers.values()))
+        row_of_key = {row[:-2]: row for row in [*before, *rows]}
+        self._write(path, _table(row_of_key.values()))
 
     def add_steps(self, epoch: int, rows: Iterable[Row]) -> None:
         """Write the rows that were measured within an epoch, after those of earlier epochs.
+
+        Recorded rows of the same epoch and later ones are removed.
 
         Args:
             epoch: Epoch in which the steps are, from 0.
@@ -193,12 +193,16 @@ class LongTable:
         self._write(path, pa.concat_tables([earlier, _table(rows)]))
 
     def write_folds(self, folds: Iterable[tuple[int, Row]]) -> None:
-        """Write the values of the last epoch on parts of the probe sets, each with its number."""
+        """Write the values of the last epoch on parts of the probe sets.
+
+        Args:
+            folds: Number of the part, and a value measured on it.
+        """
         rows = [{"fold": fold, **row._asdict()} for fold, row in folds]
         self._write(self.paths.folds, pa.Table.from_pylist(rows, schema=FOLDS_SCHEMA))
 
     def join_parts(self) -> Final:
-        """Write the whole table from its parts.
+        """Write the whole table from its parts, which are kept.
 
         Returns:
             Numbers of the whole model after the last epoch.
@@ -206,14 +210,14 @@ class LongTable:
         table = pa.concat_tables(read_table(path, SCHEMA) for path in self.paths.parts().values())
         self._write(self.paths.table, table)
         last = table.filter(pc.field("epoch") == pc.max(table["epoch"])).to_pylist()
-        return final_numbers([Row(**row) for row in last])
+        return extract_final_numbers([Row(**row) for row in last])
 
     def write_final(self, final: Final, step: int) -> None:
-        """Write a whole table of the final numbers alone.
+        """Write a whole table that contains only the final numbers.
 
         Args:
             final: Final numbers of the run.
-            step: Number of batches trained before them.
+            step: Number of batches trained in total.
         """
         assert final.epoch is not None
         rows = []
@@ -225,8 +229,8 @@ class LongTable:
             rows.append(Row(final.epoch, step, split, -1, WHOLE_MODEL, None, metric, value, reason))
         self._write(self.paths.table, _table(rows))
 
-    def take_apart(self) -> None:
-        """Split the whole table into its parts, for a run that is resumed."""
+    def split_into_parts(self) -> None:
+        """Split the whole table into its parts, from which a run resumes, and remove it."""
         table = read_table(self.paths.table, SCHEMA)
         for epoch in pc.unique(table["epoch"]).to_pylist():
             self._write(self.paths.part(epoch), table.filter(pc.field("epoch") == epoch))
@@ -242,18 +246,17 @@ class LongTable:
             write_table(table, temporary)
 
 
-def final_numbers(rows: Sequence[Row]) -> Final:
-    """Extract the numbers of the whole model after the last epoch, of whole splits.
+def extract_final_numbers(rows: Sequence[Row]) -> Final:
+    """Extract the numbers of the whole model, on whole splits, after the last epoch.
 
     Args:
         rows: Rows of the long table, among them those of the last epoch.
     """
     last = max(row.epoch for row in rows)
-    whole = [row for row in rows if row.layer_index == -1]
     numbers = {
         f"{row.split}_{row.metric}": row.value if isfinite(row.value) else None
-        for row in whole
-        if row.epoch == last and row.metric not in PROBE_PERFORMANCE
+        for row in rows
+        if row.layer_index == -1 and row.epoch == last and row.metric not in PROBE_PERFORMANCE
     }
     return Final.model_validate({"epoch": last} | numbers)
 

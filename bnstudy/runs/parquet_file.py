@@ -1,10 +1,10 @@
 """Parquet files with a checksum of all their bytes, so that no flipped bit is taken for a number.
 
-Parquet's own checksums cover the data of a page, but neither its header nor the file's footer,
-whose statistics decide which rows DuckDB reads; and DuckDB does not verify them. A CRC-32 of the
-whole file therefore stands in the footer's metadata, calculated with zeros in its own place. To
-verify it takes a seventh of the time in which pyarrow reads a footer. Files of earlier versions,
-which have none, are decoded instead.
+Parquet's own checksums cover only the data of a page, and DuckDB does not verify them. They do not
+cover the header of a page and the footer of the file, whose statistics decide which rows DuckDB
+reads. The footer's metadata therefore contain a CRC-32 of the whole file, which is calculated with
+zeros in place of its own digits. Verifying it takes a seventh of the time in which pyarrow reads a
+footer. Files of earlier versions have no such checksum, and are decoded to find damage.
 """
 
 import zlib
@@ -21,18 +21,16 @@ KEY = b"bnstudy.crc32"  # key of the checksum in the file's metadata
 MARK = KEY + b":"  # beginning of its value; 8 hexadecimal digits follow
 ZEROS = b"0" * 8
 
-OTHER_COLUMNS = "it has other columns"
-
-AGAIN = "Remove it, and run the command again that made it: bnstudy.train or bnstudy.measure"
+ADVICE = "Remove it, and run the command again that made it: bnstudy.train or bnstudy.measure"
 
 
 def write_table(table: pa.Table, path: Path, metadata: Mapping[bytes, bytes] = {}) -> None:
     """Write a table, with the checksum of the file.
 
     Args:
-        table: Table; its own metadata are not written.
+        table: Table; the metadata of its schema are not written.
         path: File to write.
-        metadata: Metadata of the table.
+        metadata: Metadata to write.
     """
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata(metadata)
@@ -40,8 +38,8 @@ def write_table(table: pa.Table, path: Path, metadata: Mapping[bytes, bytes] = {
         writer.write_table(table)
         writer.add_key_value_metadata({KEY: MARK + ZEROS})
     content = bytearray(sink.getvalue())
-    place = content.rindex(MARK) + len(MARK)
-    content[place : place + len(ZEROS)] = b"%08x" % zlib.crc32(content)
+    begin = content.rindex(MARK) + len(MARK)
+    content[begin : begin + len(ZEROS)] = b"%08x" % zlib.crc32(content)
     path.write_bytes(content)
 
 
@@ -49,7 +47,7 @@ def read_table(
     path: Path,
     schema: pa.Schema,
     columns: Sequence[str] | None = None,
-    advice: str = AGAIN,
+    advice: str = ADVICE,
 ) -> pa.Table:
     """Read a table, after verifying the checksum of the file.
 
@@ -69,7 +67,7 @@ def read_table(
     """
     try:
         content = path.read_bytes()
-        if _has_checksum(content) is False:
+        if _matches_checksum(content) is False:
             raise ValueError("wrong checksum")
         return _decode(content, schema, columns)
     except (FileNotFoundError, PermissionError):
@@ -81,7 +79,7 @@ def read_table(
 def find_damage(path: Path, schema: pa.Schema) -> str | None:
     """Describe the damage of a file; None if it is intact.
 
-    A process reads a file once, as long as the file's size and time do not change.
+    A process reads a file once, and again only if its inode, size or modification time has changed.
 
     Args:
         path: File to check.
@@ -99,7 +97,7 @@ def find_damage(path: Path, schema: pa.Schema) -> str | None:
 @lru_cache(maxsize=1 << 16)
 def _find_damage(path: Path, schema: pa.Schema, state: tuple[int, ...]) -> str | None:
     content = path.read_bytes()
-    match _has_checksum(content):
+    match _matches_checksum(content):
         case True:
             return None
         case False:
@@ -111,19 +109,19 @@ def _find_damage(path: Path, schema: pa.Schema, state: tuple[int, ...]) -> str |
     return None
 
 
-def _has_checksum(content: bytes) -> bool | None:
-    """Compare a file's content with its checksum; None if it has none."""
-    place = content.rfind(MARK)
-    if place < 0:
+def _matches_checksum(content: bytes) -> bool | None:
+    """Compare a file's content with the checksum in it; None if there is no checksum."""
+    mark = content.rfind(MARK)
+    if mark < 0:
         return None
-    begin = place + len(MARK)
+    begin = mark + len(MARK)
     end = begin + len(ZEROS)
     checksum = zlib.crc32(content[end:], zlib.crc32(ZEROS, zlib.crc32(content[:begin])))
     return content[begin:end] == b"%08x" % checksum
 
 
 def _decode(content: bytes, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    # From memory, because pyarrow takes names of folders such as epoch=3 for columns.
+    # From memory, because pyarrow would take a folder's name such as epoch=3 for a column.
     table = pq.read_table(
         pa.BufferReader(content), columns=columns, page_checksum_verification=True
     )

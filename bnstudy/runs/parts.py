@@ -54,7 +54,7 @@ class Attempt(Part):
         version: Version of bnstudy; None: that of the run's environment (bnstudy 0.1).
         slurm: SLURM job; None outside of SLURM.
         resumed_from_epoch: Number of epochs trained before the attempt; None: it started from the
-            beginning. Not set until the attempt has chosen: see `has_trained`.
+            beginning. The field is set when the attempt chooses: see `has_chosen_start`.
         wandb_id: Id of the W&B run; None without one.
         seconds: Duration of the attempt.
         measure_seconds: Part of the duration that was spent on measuring.
@@ -77,8 +77,8 @@ class Attempt(Part):
     error: str | None = None
 
     @property
-    def has_trained(self) -> bool:
-        """Whether the attempt has chosen to resume from a checkpoint or to start anew."""
+    def has_chosen_start(self) -> bool:
+        """Whether the attempt has chosen to resume from a checkpoint or to start over."""
         return "resumed_from_epoch" in self.model_fields_set
 
 

@@ -150,17 +150,14 @@ class CellPaths:
         if after is None:
             shutil.rmtree(self._parts_folder, ignore_errors=True)
             return
-        kept = {self.part(epoch) for epoch in range(after + 1)}
-        for path in self.parts().values():
-            if path not in kept:
+        for epoch, path in self.parts().items():
+            if epoch > after:
                 path.unlink()
 
     def remove_results(self) -> None:
         """Remove all measurements, embeddings and checkpoints."""
-        self.table.unlink(missing_ok=True)
-        self.embeddings.unlink(missing_ok=True)
-        self.steps.unlink(missing_ok=True)
-        self.folds.unlink(missing_ok=True)
+        for path in (self.table, self.embeddings, self.steps, self.folds):
+            path.unlink(missing_ok=True)
         shutil.rmtree(self._checkpoints_folder, ignore_errors=True)
         self.remove_parts()
 
@@ -179,7 +176,7 @@ class CellPaths:
 
 
 def _by_epoch(paths: Iterable[Path]) -> dict[int, Path]:
-    return {int(path.stem.partition("=")[2]): path for path in sorted(paths)}
+    return dict(sorted((int(path.stem.partition("=")[2]), path) for path in paths))
 
 
 def list_cells(study: Path) -> list[Path]:
@@ -187,7 +184,7 @@ def list_cells(study: Path) -> list[Path]:
     return sorted(path.parent for path in study.glob(f"*/{RECORD}"))
 
 
-def runs_below(folder: Path) -> list[Path]:
+def find_cells(folder: Path) -> list[Path]:
     """List the cells in a study's folder, or the folder itself if it is a cell.
 
     Raises:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from bnstudy.errors import DamagedFile, UserError
 from bnstudy.files import replacing
@@ -30,8 +30,8 @@ class Record:
     Attributes:
         paths: Files of the cell.
         table: Long table of the run.
-        is_saving_deferred: Whether `save` does nothing, so that the result of an earlier run stays
-            until there is something that replaces it.
+        has_unreplaced_result: Whether the folder still has the result of an earlier, finished run,
+            which this run will replace with its first number. Until then, `save` does nothing.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Record:
         self.paths = CellPaths(folder)
         self.description = description
         self.lease = lease
-        self.is_saving_deferred = False
+        self.has_unreplaced_result = False
         self._began = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,12 +96,15 @@ class Record:
     @property
     def is_finished(self) -> bool:
         """Whether the run has been trained to its end and its table is intact."""
-        return self.description.status in FINISHED and self.table.damage() is None
+        return self.description.status in FINISHED and self.table.find_damage() is None
 
-    @property
-    def lost_table(self) -> str | None:
-        """Damage of the table of a run that was trained to its end, and how to recreate it."""
-        if self.description.status not in FINISHED or (damage := self.table.damage()) is None:
+    def describe_table_damage(self) -> str | None:
+        """Describe the damage of a run's table and how to recreate it.
+
+        Returns:
+            Description; None if the table is intact, or if the run was not trained to its end.
+        """
+        if self.description.status not in FINISHED or (damage := self.table.find_damage()) is None:
             return None
         state = f"damaged ({damage})" if self.paths.table.exists() else "not there"
         return (
@@ -116,7 +119,8 @@ class Record:
             UserError: The run is not finished, or its table is damaged.
         """
         if not self.is_finished:
-            reason = self.lost_table or f"{self.description.status}; train it to its end first"
+            unfinished = f"{self.description.status}; train it to its end first"
+            reason = self.describe_table_damage() or unfinished
             raise UserError(f"{self.folder}: {reason}")
 
     @property
@@ -164,9 +168,8 @@ class Record:
     def checkpoints(self) -> dict[int, Path]:
         """Find the saved weights by epoch, including those of the last epoch."""
         kept = self.paths.checkpoints()
-        if (
-            self.is_finished and self.paths.last_checkpoint.exists()
-        ):  # absent if another training loop trained the run
+        # The user's own training loop saves no last.ckpt.
+        if self.is_finished and self.paths.last_checkpoint.exists():
             kept.setdefault(self.last_epoch, self.paths.last_checkpoint)
         return kept
 
@@ -174,8 +177,8 @@ class Record:
     def attempt(self, environment: Environment) -> Iterator[Attempt]:
         """Record an attempt to build and train the run in the body, and its outcome.
 
-        If the body raises a UserError before it has recorded an epoch, the description is again as
-        it was before the attempt.
+        If the body raises a UserError before it has recorded an epoch, the attempt is not recorded,
+        and the description is restored.
 
         Args:
             environment: Software and hardware of this process.
@@ -220,35 +223,35 @@ class Record:
         self.description.update_progress(self._seconds(), measure_seconds, diverged)
         self.save()
 
-    def has_parts(self, epochs: Iterable[int]) -> bool:
-        """Check whether the parts of some epochs exist, and rename damaged ones."""
-        missing = False
-        for epoch in epochs:
-            if damage := self.table.part_damage(epoch):
+    def verify_parts(self, epochs: Iterable[int]) -> bool:
+        """Rename the damaged parts of some epochs; return whether all parts are intact."""
+        damages = {epoch: self.table.find_part_damage(epoch) for epoch in epochs}
+        for epoch, damage in damages.items():
+            if damage:
                 self.set_aside(self.paths.part(epoch), damage)
-                missing = True
-        return not missing
+        return not any(damages.values())
 
     def join_parts(self) -> None:
         """Write the long table from its parts, and set the final numbers from its last epoch."""
         self.description.final = self.table.join_parts()
 
-    def begin_table_again(self, step: int) -> None:
-        """Replace a lost table by one that contains only the final numbers, from run.json.
+    def recreate_table(self, step: int) -> None:
+        """Replace a missing or damaged table by one that contains only the final numbers.
 
-        A damaged file is renamed. What was measured after training is lost with it.
+        They are read from run.json. A damaged file is renamed. Measurements from checkpoints are
+        removed from the description, because their rows are lost.
 
         Args:
             step: Total number of training batches.
         """
-        if (damage := self.table.damage()) is not None:
+        if (damage := self.table.find_damage()) is not None:
             self.set_aside(self.paths.table, damage)
         self.table.write_final(self.description.final, step)
         self.description.measured_later = []
         self.save()
 
-    def remove_parts(self) -> None:
-        """Remove files that are not needed after the end of the run: parts, previous checkpoint."""
+    def remove_intermediate_files(self) -> None:
+        """Remove the table's parts and the previous checkpoint of a finished run."""
         self.paths.remove_parts()
         self.paths.previous_checkpoint.unlink(missing_ok=True)
 
@@ -268,8 +271,8 @@ class Record:
         self.paths.set_aside(path, reason)
 
     def save(self) -> None:
-        """Write run.json, unless `is_saving_deferred`."""
-        if not self.is_saving_deferred:
+        """Write run.json, unless `has_unreplaced_result` is true."""
+        if not self.has_unreplaced_result:
             with self.replacing(self.paths.record) as temporary:
                 temporary.write_text(self.description.to_json())
 
@@ -304,19 +307,22 @@ class Record:
         return record
 
     def _repair_table(self) -> None:
-        """Make the table's files match the status: parts before the end, the whole table after."""
-        if self.description.status is None:  # there may be a table without its run.json
-            damage = self.table.damage()
-            if damage is None:
-                self.table.take_apart()
-            else:
-                self.set_aside(self.paths.table, damage)
-        elif self.description.status in FINISHED and (damage := self.table.damage()):
+        """Make the table's files match the status: parts before the end, the whole table after.
+
+        A damaged table is renamed. If run.json was lost, the status is None; an intact table is
+        then split into its parts, from which the run resumes.
+        """
+        is_new = self.description.status is None
+        if not is_new and self.description.status not in FINISHED:
+            return
+        if damage := self.table.find_damage():
             self.set_aside(self.paths.table, damage)
+        elif is_new:
+            self.table.split_into_parts()
 
 
 class Observer(Record):
-    """Read-only record for all but the first process of a distributed run."""
+    """Record for all but the first process of a distributed run, which write no file."""
 
     @classmethod
     @contextmanager
@@ -345,15 +351,20 @@ class Observer(Record):
     def set_aside(self, path: Path, reason: str) -> None:
         """Do nothing; the first process renames damaged files."""
 
-    def save(self) -> None:
-        """Do nothing; the first process writes run.json."""
+    def replacing(self, path: Path) -> NoReturn:
+        """Refuse to write a file.
+
+        Raises:
+            RuntimeError: Always; a write by this process is a bug.
+        """
+        raise RuntimeError(f"{path}: only the first process of a run writes its files")
 
 
 def remove_unused_folder(folder: Path, root: Path) -> None:
-    """Remove the files of Hydra and the leases of a cell that has no record.
+    """Remove Hydra's files and the leases of a cell that has no record.
 
-    The folder and its parents below the root are removed as well if they are empty then, with the
-    patches of a study without cells.
+    If the study has no cells, its patches are removed. The folder and its parents below the root
+    are removed if they are then empty.
 
     Args:
         folder: Folder that Hydra created for the cell.

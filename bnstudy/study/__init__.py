@@ -1,1 +1,1 @@
-"""From many records to tables: reads what lies on disk, knows nothing of torch."""
+"""Analysis of a study: reads the records of its runs from disk; never imports torch."""

@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 
 from bnstudy.study.confounders import describe_confounders
-from bnstudy.study.depth import compute_depth, compute_initial_layers
+from bnstudy.study.depth_profile import compute_initial_layers, compute_profile_effects
 from bnstudy.study.effects import (
     compute_averages,
     compute_effects,
@@ -19,9 +19,9 @@ from bnstudy.study.load.design import COLUMN_OF_KEY
 from bnstudy.study.load.embedding_tables import read_embeddings
 from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
-from bnstudy.study.uncertainty import compute_two_sources
+from bnstudy.study.uncertainty import compute_two_source_intervals
 
-MAX_AXES = 3  # effects are also computed at each value of these axes, and each combination
+MAX_AXES = 3  # axes at whose values, and combinations of values, effects are also computed
 
 
 class Analysis:
@@ -49,12 +49,11 @@ class Analysis:
     @cached_property
     def confounders(self) -> list[str]:
         """Differences within pairs besides the norm, one text per treatment that has any."""
-        others = self.study.treatments_without(self.baseline)
-        return [
-            text
-            for name in others
-            if (text := describe_confounders(self.study, name, self.baseline))
-        ]
+        texts = (
+            describe_confounders(self.study, treatment, self.baseline)
+            for treatment in self.study.treatments_without(self.baseline)
+        )
+        return [text for text in texts if text]
 
     @cached_property
     def averages(self) -> pd.DataFrame:
@@ -63,7 +62,7 @@ class Analysis:
 
     @cached_property
     def averages_at_points(self) -> pd.DataFrame:
-        """Averages at each point of the axes."""
+        """Averages over the runs at each point of the grid that `axes` form."""
         return compute_averages(self.study, by=self.axes)
 
     @cached_property
@@ -91,21 +90,24 @@ class Analysis:
         )
 
     @cached_property
-    def depths(self) -> list[int]:
+    def mixed_depths(self) -> list[int]:
         """Depths of the networks if their numbers of layers differ; otherwise empty."""
         keys = load_columns(self.study)[0]
-        is_mixed = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
-        if not is_mixed or "depth" not in self.axes:
+        has_relative_depths = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
+        if not has_relative_depths or "depth" not in self.axes:
             return []
         return sorted(map(int, self.study.results["depth"].unique()))
 
     @cached_property
-    def measured_depths(self) -> dict[str, list[int]]:
-        """Those of `depths` at which each metric of layers was measured on the training split."""
-        averages = self._averages_of_depths if self.depths else self.averages
+    def depths_by_metric(self) -> dict[str, list[int]]:
+        """Depths of `mixed_depths` at which a metric of layers was measured on the training split.
+
+        The keys are all metrics of layers; without mixed depths, the lists are empty.
+        """
+        averages = self._averages_of_depths if self.mixed_depths else self.averages
         in_layers = averages[(averages["place_index"] > 0) & (averages["split"] == "train")]
         return {
-            str(metric): [depth for depth in self.depths if (rows["depth"] == depth).any()]
+            str(metric): [depth for depth in self.mixed_depths if (rows["depth"] == depth).any()]
             for metric, rows in in_layers.groupby("metric")
         }
 
@@ -114,19 +116,19 @@ class Analysis:
         return compute_averages(self.study, by=["depth"])
 
     def select_depth(self, depth: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Select averages and effects of networks of one depth, whatever else they differ in.
+        """Select averages and effects of networks of one depth, over all values of the other axes.
 
         Args:
-            depth: One of `depths`.
+            depth: One of `mixed_depths`.
         """
-        means, effects = self._averages_of_depths, self.effects
-        others = [axis for axis in self.axes if axis != "depth"]
-        alone = effects[others].isna().all(axis=1)
-        return means[means["depth"] == depth], effects[(effects["depth"] == depth) & alone]
+        averages, effects = self._averages_of_depths, self.effects
+        other_axes = [axis for axis in self.axes if axis != "depth"]
+        is_selected = (effects["depth"] == depth) & effects[other_axes].isna().all(axis=1)
+        return averages[averages["depth"] == depth], effects[is_selected]
 
     @cached_property
     def effects_by_epoch(self) -> pd.DataFrame:
-        """Differences at each epoch; see `compute_effects_over_time`."""
+        """Effects at each epoch; see `compute_effects_over_time`."""
         return compute_effects_over_time(self.study, self.baseline)
 
     @cached_property
@@ -136,25 +138,26 @@ class Analysis:
 
     @cached_property
     def effects_by_step(self) -> pd.DataFrame:
-        """Differences at each measured step; empty if none is within an epoch."""
+        """Effects at each measured step; empty if none is within an epoch."""
         if not self._has_steps:
             return pd.DataFrame()
         return compute_effects_over_time(self.study, self.baseline, every="step")
 
     @cached_property
     def _has_steps(self) -> bool:
-        count = "select (select count(*) from steps) - count(*) from rows"
-        return bool(self.study.query(count).iloc[0, 0])
+        # `steps` contains all values of `rows`, and those that were measured within epochs.
+        difference = "select (select count(*) from steps) - count(*) from rows"
+        return bool(self.study.query(difference).iloc[0, 0])
 
     @cached_property
     def equal_training(self) -> dict[str, pd.DataFrame]:
-        """Effects at equal training loss and accuracy; see `compute_equal_training`."""
+        """Effects at equal training loss and at equal accuracy; see `compute_equal_training`."""
         return {name: compute_equal_training(self.study, name, self.baseline) for name in CRITERIA}
 
     @cached_property
-    def depth(self) -> pd.DataFrame:
-        """Effects on numbers over the depth of the networks; see `compute_depth`."""
-        return compute_depth(self.study, self.baseline)
+    def profile_effects(self) -> pd.DataFrame:
+        """Effects on the numbers of depth profiles; see `compute_profile_effects`."""
+        return compute_profile_effects(self.study, self.baseline)
 
     @cached_property
     def initial_layers(self) -> pd.DataFrame:
@@ -162,9 +165,9 @@ class Analysis:
         return compute_initial_layers(self.study)
 
     @cached_property
-    def two_sources(self) -> pd.DataFrame:
-        """Effects with intervals over pairs and samples; see `compute_two_sources`."""
-        return compute_two_sources(self.study, self.baseline)
+    def two_source_intervals(self) -> pd.DataFrame:
+        """Effects with intervals over pairs and samples; see `compute_two_source_intervals`."""
+        return compute_two_source_intervals(self.study, self.baseline)
 
     @cached_property
     def factors(self) -> pd.DataFrame:
@@ -193,16 +196,16 @@ class Analysis:
 
 
 def choose_axes(study: StudyRuns) -> tuple[str, ...]:
-    """Choose up to three axes of the grid that vary: depth, width, the learning rate, then others.
+    """Choose up to three axes of the grid that vary; depth, width and learning rate come first.
 
     Args:
         study: Study whose runs are comparable.
     """
     columns = [COLUMN_OF_KEY.get(key, key) for key in study.design.grid]
-    first = [name for name in COLUMN_OF_KEY.values() if name in columns]
+    preferred = [name for name in COLUMN_OF_KEY.values() if name in columns]
     varying = [
         name
-        for name in dict.fromkeys([*first, *columns])
+        for name in dict.fromkeys([*preferred, *columns])
         if study.results[name].nunique() > 1 and study.results[name].notna().all()
     ]
     return tuple(varying[:MAX_AXES])

@@ -7,7 +7,7 @@ from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terms import FUSED_NORMS
 
-WORDS = {
+SETTING_NAMES = {
     "optim.lr": "learning rate",
     "optim.adaptive_clipping": "adaptive gradient clipping",
     "model.residual_init": "residual initialization",
@@ -29,43 +29,56 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
         baseline: Treatment to compare with.
 
     Returns:
-        Words such as "learning rate (0.1 with BatchNorm, 0.01 with GroupNorm)"; empty if the runs
+        Text such as "learning rate (0.1 with BatchNorm, 0.01 with GroupNorm)"; empty if the runs
         differ in nothing else.
     """
     cells = study.results["cell"]
     matched = match_pairs(study, treatment, baseline)
-    named = {"norm.name", "regularizer.name", *study.design.options}
+    treatment_keys = {"norm.name", "regularizer.name", *study.design.options}
     counts: dict[str, Counter[tuple[str, str]]] = {}
-    for pair in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
-        settings, baseline_settings = (study.settings[cell] for cell in pair)
+    for cell, baseline_cell in zip(cells[matched.treatment], cells[matched.baseline], strict=True):
+        settings, baseline_settings = study.settings[cell], study.settings[baseline_cell]
         for key in sorted(
-            settings.keys() & baseline_settings.keys() - named,
-            key=lambda key: (key not in WORDS, key),
+            settings.keys() & baseline_settings.keys() - treatment_keys,
+            key=lambda key: (key not in SETTING_NAMES, key),
         ):
-            values = settings[key], baseline_settings[key]
-            if values[0] != values[1]:
-                counts.setdefault(key, Counter())[str(values[0]), str(values[1])] += 1
+            value, baseline_value = settings[key], baseline_settings[key]
+            if value != baseline_value:
+                counts.setdefault(key, Counter())[str(value), str(baseline_value)] += 1
     texts = [
-        _describe(key, values, treatment, baseline, len(matched.treatment))
-        for key, values in counts.items()
+        _describe_setting(key, counts_of_key, treatment, baseline, len(matched.treatment))
+        for key, counts_of_key in counts.items()
     ]
     norms = study.results.groupby("treatment")["norm"].first()
     is_fused = {name: norms[name] in FUSED_NORMS for name in (treatment, baseline)}
     if any(is_fused.values()):
-        names = (
+        activations = (
             f"{'that of the norm' if is_fused[name] else 'ReLU'} with {in_words(name)}"
             for name in (treatment, baseline)
         )
-        texts.append(f"activation function ({', '.join(names)}; counts of zeros are not compared)")
+        texts.append(
+            f"activation function ({', '.join(activations)}; counts of zeros are not compared)"
+        )
     return " and ".join(texts)
 
 
-def _describe(
-    key: str, values: Counter[tuple[str, str]], treatment: str, baseline: str, n: int
+def _describe_setting(
+    key: str, counts: Counter[tuple[str, str]], treatment: str, baseline: str, num_pairs: int
 ) -> str:
-    of_treatment, of_baseline = (
-        " or ".join(dict.fromkeys(side)) for side in zip(*values, strict=True)
+    """Describe the values of a setting in the pairs that differ in it.
+
+    Args:
+        key: Key of the setting.
+        counts: Number of pairs by value of the treatment's run and value of the baseline's run.
+        treatment: Treatment.
+        baseline: Treatment to compare with.
+        num_pairs: Number of all pairs.
+    """
+    values, baseline_values = (
+        " or ".join(dict.fromkeys(side)) for side in zip(*counts, strict=True)
     )
-    share = f"; in {values.total()} of {n} pairs" if values.total() < n else ""
-    name, other = in_words(treatment), in_words(baseline)
-    return f"{WORDS.get(key, key)} ({of_treatment} with {name}, {of_baseline} with {other}{share})"
+    share = f"; in {counts.total()} of {num_pairs} pairs" if counts.total() < num_pairs else ""
+    return (
+        f"{SETTING_NAMES.get(key, key)} ({values} with {in_words(treatment)}, "
+        f"{baseline_values} with {in_words(baseline)}{share})"
+    )

@@ -40,7 +40,7 @@ from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terms import PERFORMANCE
 
-# Limits that keep the time of the many intervals over epochs to seconds.
+# The intervals at all epochs are many; with these limits they take seconds.
 MAX_PAIRS_EXACT_OVER_EPOCHS = 12
 NUM_FLIPS_OVER_EPOCHS = 2_048
 
@@ -54,16 +54,17 @@ def compute_averages(
 
     Args:
         study: Study whose runs are comparable.
-        every: Compute averages at each epoch, or at each measured step, within epochs too; None:
-            after the last epoch of each run.
-        by: Columns of `study.runs`, such as depth, at whose values averages are computed.
+        every: Compute averages at each epoch, or at each measured step, including those within
+            epochs; None: after the last epoch of each run.
+        by: Columns of `study.runs`, such as depth; averages are computed at each point of the grid
+            that they form.
 
     Returns:
         One row per average, with the columns `by`, treatment, split, metric, layers, place,
         place_index, site (and epoch or step), and
 
-        - n: number of runs with a finite value; undefined: runs without a finite value; diverged:
-          diverged runs, with or without a value;
+        - n: number of runs with a finite value; undefined: number of runs without one; diverged:
+          number of diverged runs, with or without a value;
         - mean; sd: standard deviation with n - 1 degrees of freedom.
 
         The layers are those that all runs at the point share (see `mark_shared_columns`). Columns
@@ -101,8 +102,8 @@ def compute_effects(
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        by: Columns of `study.runs`, such as depth, at each of whose values the pairs are compared
-            separately.
+        by: Columns of `study.runs`, such as depth; the pairs are compared separately at each point
+            of the grid that they form.
 
     Returns:
         One row per comparison, with the columns `by`, treatment, baseline, split, metric, layers,
@@ -113,7 +114,8 @@ def compute_effects(
         - baseline_mean, treatment_mean; difference: mean difference within pairs;
         - low, high, p, smallest_p, test: results of `paired_test`;
         - p_adjusted: p adjusted for all tests of a family, by max-T, or by Holm's method if no
-          comparison has enough pairs to flip; family: number of tests in the family;
+          comparison has enough pairs for sign flips; at least p; family: number of tests in the
+          family;
         - cohens_d, rank_biserial: effect sizes; NaN with fewer than 3 pairs;
         - pairs_needed: number of pairs needed to detect a difference of this size;
         - probability, probability_low, probability_high: probability that a run of the treatment
@@ -139,7 +141,7 @@ class PairedValues(NamedTuple):
         treatment: Values of the treatment, pairs x columns of the keys.
         baseline: Values of the baseline, in the same shape.
         pair_ids: Number of each pair: the row of the baseline's run.
-        facts: Further columns of the result.
+        facts: Further columns of the result, with one value for all comparisons of these pairs.
     """
 
     treatment: FloatArray
@@ -177,34 +179,36 @@ def compare_pairs(
     Args:
         study: Study whose runs are comparable.
         keys: Table of the columns, from `load_columns`.
-        read: Function from the rows of the treatment's and the baseline's runs to their values.
+        read: Function that reads the values of pairs, from the rows of the treatment's runs and
+            the rows of the baseline's runs.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        by: Columns of `study.runs` at each of whose values the pairs are compared separately.
+        by: Columns of `study.runs`; the pairs are compared separately at each point of the grid
+            that they form.
 
     Returns:
-        Table as returned by `compute_effects`, with the facts of each sample as columns.
+        Table as returned by `compute_effects`, with `PairedValues.facts` as further columns.
     """
     baseline = study.baseline(baseline)
     tables, samples = [], []
     for comparison_labels, treatment_rows, baseline_rows, shared in iterate_comparisons(
         study, keys, baseline, by
     ):
-        sample = read(treatment_rows, baseline_rows)
-        if not len(sample.pair_ids):
+        paired = read(treatment_rows, baseline_rows)
+        if not len(paired.pair_ids):
             shared = np.zeros_like(shared)  # nothing to compare
-        treated, untreated = sample.treatment[:, shared], sample.baseline[:, shared]
+        treated, untreated = paired.treatment[:, shared], paired.baseline[:, shared]
         differences = measured_differences(treated, untreated)
-        comparison = _compare(treated, untreated, differences).assign(**sample.facts)
+        comparison = _compare(treated, untreated, differences).assign(**paired.facts)
         is_whole = (keys["place_index"] == 0).to_numpy()[shared]
         if is_whole.any():
-            points = study.results["grid"].to_numpy(dtype=str)[sample.pair_ids]
+            points = study.results["grid"].to_numpy(dtype=str)[paired.pair_ids]
             estimates = probability_of_improvement(
                 treated[:, is_whole], untreated[:, is_whole], points
             )
             comparison.loc[is_whole, PROBABILITY_COLUMNS] = np.stack(estimates, axis=1)
         labelled = keys[shared].reset_index(drop=True).assign(**comparison_labels)
         tables.append(labelled.join(comparison))
-        samples.append((differences, sample.pair_ids))
+        samples.append((differences, paired.pair_ids))
     if not tables:
         return pd.DataFrame()
     _adjust(tables, samples, list(study.directions))
@@ -221,15 +225,16 @@ def iterate_comparisons(
         study: Study whose runs are comparable.
         keys: Table of the columns, from `load_columns`.
         baseline: Treatment to compare with.
-        by: Columns of `study.runs` at each of whose values the pairs are compared separately.
+        by: Columns of `study.runs`; the pairs are compared separately at each point of the grid
+            that they form.
 
     Yields:
         Labels of the comparison (point, treatment and baseline), rows of the treatment's and the
         baseline's runs, and a mask of the columns that all runs at the point share.
     """
-    shared: dict[int, Mask] = {}  # by row of the results
+    shared_by_row: dict[int, Mask] = {}
     for rows, columns in _group_points(study, keys, by):
-        shared |= dict.fromkeys(rows.tolist(), columns)
+        shared_by_row |= dict.fromkeys(rows.tolist(), columns)
     is_meaningful = mark_meaningful_columns(study, keys)
     no_columns = np.zeros(len(keys), dtype=bool)
     for treatment in study.treatments_without(baseline):
@@ -240,8 +245,9 @@ def iterate_comparisons(
             treatment_rows, baseline_rows = matched.treatment[rows], matched.baseline[rows]
             columns = no_columns
             if len(rows):
-                first, first_baseline = treatment_rows[0], baseline_rows[0]
-                columns = shared[first] & is_meaningful[first] & is_meaningful[first_baseline]
+                # The masks are the same for all runs of a treatment at a point.
+                row, baseline_row = treatment_rows[0], baseline_rows[0]
+                columns = shared_by_row[row] & is_meaningful[row] & is_meaningful[baseline_row]
             yield comparison_labels, treatment_rows, baseline_rows, columns
 
 
@@ -292,10 +298,10 @@ def _adjust(
     samples: Sequence[tuple[FloatArray, IntArray]],
     metrics: Sequence[str],
 ) -> None:
-    """Add p_adjusted and family to the tables of comparisons.
+    """Add the columns p_adjusted and family to the tables of comparisons.
 
     Args:
-        tables: Comparisons of each treatment at each point.
+        tables: Comparisons of each treatment at each point; they are changed in place.
         samples: Differences of each table, pairs x rows of the table, and the pairs' numbers.
         metrics: Metrics of representations.
     """
@@ -308,27 +314,28 @@ def _adjust(
             np.flatnonzero((table_families == family) & table["p"].notna())
             for table_families, table in zip(families, tables, strict=True)
         ]
-        chosen = [table.iloc[rows] for table, rows in zip(tables, members, strict=True)]
-        raw = [table["p"].to_numpy() for table in chosen]
-        if max(table["n"].max() if len(table) else 0 for table in chosen) >= MIN_PAIRS_TO_FLIP:
+        tests = [table.iloc[rows] for table, rows in zip(tables, members, strict=True)]
+        raw = [table["p"].to_numpy() for table in tests]
+        if max(table["n"].max() if len(table) else 0 for table in tests) >= MIN_PAIRS_TO_FLIP:
             adjusted = max_t_adjusted(
                 [sample[:, rows] for (sample, _), rows in zip(samples, members, strict=True)],
                 [pair_ids for _, pair_ids in samples],
             )
         else:
-            ends = np.cumsum([len(part) for part in raw])[:-1]
+            ends = np.cumsum([len(p) for p in raw])[:-1]
             adjusted = np.split(holm(np.concatenate(raw)), ends)
-        size = sum(map(len, members))
+        family_size = sum(map(len, members))
         for table, rows, table_p_adjusted, p in zip(tables, members, adjusted, raw, strict=True):
-            # With few pairs p is that of a t-test, which can be above the adjusted one.
+            # With few pairs, p comes from a t-test and can be above the adjusted p of sign flips.
             table.loc[rows, "p_adjusted"] = np.maximum(table_p_adjusted, p)
-            table.loc[rows, "family"] = size
+            table.loc[rows, "family"] = family_size
 
 
 def _name_families(table: pd.DataFrame, metrics: Sequence[str]) -> NDArray[np.object_]:
     """Name the family of each row.
 
-    The numbers of callbacks have families of their own, so that they do not enlarge the others.
+    The numbers that callbacks record have families of their own, so that they do not enlarge the
+    families of metrics and performance.
     """
     is_layer = table["place_index"] > 0
     names = table["split"].where(is_layer, "whole model")
@@ -344,18 +351,18 @@ def compute_effects_over_time(
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        every: Compute them at each epoch, or at each measured step, within epochs too.
+        every: Compute them at each epoch, or at each measured step, including those within epochs.
 
     Returns:
         One row per comparison: treatment, baseline, split, metric, layers, place, place_index, site
         and epoch (or step), for all columns of `load_columns`; n, undefined, diverged, difference,
-        low and high as in `compute_effects`, with at most 2,048 flips. The intervals hold for
-        single epochs, not for the whole curve.
+        low and high as in `compute_effects`, but with 2,048 random flips if there are more than 12
+        pairs. Each interval holds for a single epoch or step, not for the whole curve.
     """
     baseline = study.baseline(baseline)
     keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
-    has_layers = mark_network_columns(study, keys)
+    is_expected = mark_network_columns(study, keys)
     tables = []
     for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
@@ -368,14 +375,14 @@ def compute_effects_over_time(
             num_flips=NUM_FLIPS_OVER_EPOCHS,
         )
         has_diverged_run = is_diverged[matched.treatment] | is_diverged[matched.baseline]
-        is_expected = has_layers[matched.treatment] | has_layers[matched.baseline]
+        is_in_pair = is_expected[matched.treatment] | is_expected[matched.baseline]
         tables.append(
             keys.assign(
                 treatment=treatment,
                 baseline=baseline,
                 n=tests.n,
-                undefined=is_expected.sum(axis=0) - tests.n,
-                diverged=(is_expected & has_diverged_run[:, None]).sum(axis=0),
+                undefined=is_in_pair.sum(axis=0) - tests.n,
+                diverged=(is_in_pair & has_diverged_run[:, None]).sum(axis=0),
                 difference=tests.difference,
                 low=tests.low,
                 high=tests.high,
@@ -392,9 +399,9 @@ def compute_factors(
 ) -> pd.DataFrame:
     """Test whether the treatment's effect depends on depth and width.
 
-    The treatment varies within pairs, depth and width between them. The interaction of treatment
-    and depth is therefore a main effect of depth on the differences within pairs, and the
-    interaction of all three is an interaction of depth and width on these differences. These are
+    The treatment varies within pairs; depth and width vary between pairs. The interaction of
+    treatment and depth is therefore a main effect of depth on the differences within pairs, and the
+    interaction of all three is an interaction of depth and width in these differences. These are
     the tests of a mixed model with one intercept per pair; see
     `bnstudy.study.inference.analysis_of_variance`.
 
@@ -406,8 +413,8 @@ def compute_factors(
     Returns:
         One row per term: treatment, baseline, split, metric, place, place_index, site, term (such
         as "treatment x depth"), n (pairs), f, df, df_residual, eta_squared (partial), p (at least
-        1/1000), and p_adjusted, by Holm's method for the tests of that term and split. Comparisons
-        without residual degrees of freedom, such as those with one seed, have no row.
+        1/1000), and p_adjusted, by Holm's method over all tests of the same term and split.
+        Comparisons without residual degrees of freedom, such as those with one seed, have no row.
     """
     baseline = study.baseline(baseline)
     keys, values = load_shared_columns(study)
@@ -418,19 +425,19 @@ def compute_factors(
         matched = match_pairs(study, treatment, baseline)
         differences = measured_differences(values[matched.treatment], values[matched.baseline])
         levels = results.loc[matched.treatment, varying].astype(str).to_numpy()
-        for component in analysis_of_variance(differences, levels):
-            names = sorted(varying[factor] for factor in component.term)
+        for test in analysis_of_variance(differences, levels):
+            names = sorted(varying[factor] for factor in test.term)
             tables.append(
-                keys.loc[component.columns].assign(
+                keys.loc[test.columns].assign(
                     treatment=treatment,
                     baseline=baseline,
                     term=" x ".join(["treatment", *names]),
-                    n=component.n,
-                    f=component.f,
-                    df=component.df,
-                    df_residual=component.df_residual,
-                    eta_squared=component.eta_squared,
-                    p=component.p,
+                    n=test.n,
+                    f=test.f,
+                    df=test.df,
+                    df_residual=test.df_residual,
+                    eta_squared=test.eta_squared,
+                    p=test.p,
                 )
             )
     if not tables:

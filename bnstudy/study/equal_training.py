@@ -1,7 +1,7 @@
 """Comparison of runs at the same training loss or accuracy instead of the same epoch.
 
-After the same epochs, a treatment that trains faster is trained further, and each difference may
-come from that alone.
+After the same number of epochs, the treatment that trains faster is trained further, and each
+difference may come from that alone.
 """
 
 from typing import Literal, NamedTuple
@@ -35,9 +35,11 @@ def compute_equal_training(
 
     Returns:
         Table as returned by `compute_effects`, without loss and accuracy on whole splits, for which
-        most runs have no curve. Empty if the study has no probe loss. Further columns:
+        most runs have no curve. Empty if the study has no probe loss (accuracy) on the training
+        split. Further columns:
 
-        - used, baseline_used: mean share of a run's training steps before the point of comparison;
+        - used, baseline_used: mean share of a run's training steps before the point of comparison,
+          for the treatment and for the baseline;
         - diverged: number of pairs left out because a run diverged;
         - apart: number of pairs left out because no training loss (accuracy) is reached by both
           runs after training has begun.
@@ -46,9 +48,9 @@ def compute_equal_training(
     steps = keys["step"].unique()
     keys = keys[keys["step"] == steps[0]].drop(columns="step").reset_index(drop=True)
     # bnstudy.train evaluates whole splits only before training and after the last epoch.
-    is_known = ~keys["metric"].isin(["loss", "accuracy"]).to_numpy()
-    by_step = values.reshape(len(values), len(steps), len(keys))[:, :, is_known]
-    keys = keys[is_known].reset_index(drop=True)
+    has_curve = ~keys["metric"].isin(["loss", "accuracy"]).to_numpy()
+    by_step = values.reshape(len(values), len(steps), len(keys))[:, :, has_curve]
+    keys = keys[has_curve].reset_index(drop=True)
     criterion_column = np.flatnonzero(
         (keys["metric"] == f"probe_{criterion}")
         & (keys["split"] == "train")
@@ -56,29 +58,31 @@ def compute_equal_training(
     )
     if not criterion_column.size:
         return pd.DataFrame()
-    # Accuracies are negated: smaller always means further trained.
+    # Accuracies are negated, so that a smaller value always means further trained.
     curves = by_step[:, :, criterion_column[0]] * (1 if criterion == "loss" else -1)
     is_diverged = study.results["status"].to_numpy() == "diverged"
 
     def read(treatment_rows: IntArray, baseline_rows: IntArray) -> PairedValues:
         has_diverged_run = is_diverged[treatment_rows] | is_diverged[baseline_rows]
-        kept: list[int] = []
+        kept: list[int] = []  # rows of the baseline's runs
         values_of_pairs: list[tuple[FloatArray, FloatArray]] = []
         shares: list[tuple[float, float]] = []
-        for row, other in zip(
+        for row, baseline_row in zip(
             treatment_rows[~has_diverged_run], baseline_rows[~has_diverged_run], strict=True
         ):
-            goal = max(_last(curves[row]), _last(curves[other]))
-            point, other_point = (
-                _find_first_reached(curves[run], steps, goal) for run in (row, other)
-            )
-            if point is not None and other_point is not None:
-                kept.append(other)
-                shares.append((point.share, other_point.share))
+            goal = max(_find_last(curves[row]), _find_last(curves[baseline_row]))
+            point = _find_first_reached(curves[row], steps, goal)
+            baseline_point = _find_first_reached(curves[baseline_row], steps, goal)
+            if point is not None and baseline_point is not None:
+                kept.append(baseline_row)
+                shares.append((point.share, baseline_point.share))
                 values_of_pairs.append(
-                    (_interpolate(by_step[row], point), _interpolate(by_step[other], other_point))
+                    (
+                        _interpolate(by_step[row], point),
+                        _interpolate(by_step[baseline_row], baseline_point),
+                    )
                 )
-        sides = np.array(values_of_pairs).reshape(len(kept), 2, len(keys))
+        paired = np.array(values_of_pairs).reshape(len(kept), 2, len(keys))
         used = np.mean(shares, axis=0) if shares else np.full(2, np.nan)
         facts = {
             "used": used[0],
@@ -86,7 +90,7 @@ def compute_equal_training(
             "diverged": has_diverged_run.sum(),
             "apart": len(treatment_rows) - has_diverged_run.sum() - len(kept),
         }
-        return PairedValues(sides[:, 0], sides[:, 1], np.array(kept, dtype=np.intp), facts)
+        return PairedValues(paired[:, 0], paired[:, 1], np.array(kept, dtype=np.intp), facts)
 
     return compare_pairs(study, keys, read, baseline)
 
@@ -95,9 +99,9 @@ class _TrainingPoint(NamedTuple):
     """Point in the training of a run, between two measurements or at the second of them.
 
     Attributes:
-        before: Index of the measurement before it.
-        after: Index of the measurement after it.
-        weight: Weight of the measurement after it; 1 if the point is at this measurement.
+        before: Index of the first measurement.
+        after: Index of the second measurement.
+        weight: Weight of the second measurement in the interpolation; 1 if the point is there.
         share: Share of the run's training steps before the point.
     """
 
@@ -107,21 +111,19 @@ class _TrainingPoint(NamedTuple):
     share: float
 
 
-def _last(curve: FloatArray) -> float:
+def _find_last(curve: FloatArray) -> float:
+    """Find the last finite value of a curve; NaN if it has none."""
     known = curve[np.isfinite(curve)]
     return float(known[-1]) if known.size else np.nan
 
 
 def _find_first_reached(curve: FloatArray, steps: FloatArray, goal: float) -> _TrainingPoint | None:
-    """Find where a curve first falls to a goal.
-
-    None if the curve starts at or below the goal, or never reaches it.
-    """
+    """Find where a curve first falls to a goal; None if it starts at or below it, or never does."""
     known = np.flatnonzero(np.isfinite(curve))
     reached = np.flatnonzero(curve[known] <= goal)
     if not reached.size or reached[0] == 0:
         return None
-    before, after = (int(known[reached[0] - back]) for back in (1, 0))
+    before, after = int(known[reached[0] - 1]), int(known[reached[0]])
     weight = float((curve[before] - goal) / (curve[before] - curve[after]))
     step = steps[before] + weight * (steps[after] - steps[before])
     return _TrainingPoint(before, after, weight, float(step / steps[known[-1]]))

@@ -25,7 +25,7 @@ from bnstudy.study.load.matrix import average_layers, load_shared_columns
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 
-TARGETS = ("test accuracy", "generalization gap")  # gap: train minus test accuracy
+TARGETS = ("test accuracy", "generalization gap")  # gap: training accuracy minus test accuracy
 
 MIN_RUNS = 5  # for a correlation; with fewer, Kendall's tau cannot reach p = 0.05
 COEFFICIENTS = [
@@ -46,7 +46,7 @@ ASSUMPTIONS = (
 
 
 def compute_targets(study: StudyRuns) -> pd.DataFrame:
-    """Compute test accuracy and generalization gap of each row of `study.results`."""
+    """Compute test accuracy and generalization gap for each row of `study.results`."""
     train, test = (
         study.results[name].to_numpy(float) for name in ("train_accuracy", "test_accuracy")
     )
@@ -62,8 +62,8 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
 
     Returns:
         One row for each split, metric, place (place_index, site) and target ("test accuracy",
-        "generalization gap"), with n, the number of runs that have both values, and (NaN with fewer
-        than 5 runs)
+        "generalization gap"), with n, the number of runs that have both values, and the following
+        columns, which are NaN if n is below 5 (axes excepted):
 
         - tau: Kendall's tau-b over all pairs of runs; tau_p: its p-value, which treats runs with
           the same seed or point of the grid as independent and is therefore too small;
@@ -71,12 +71,14 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
           mean over the study's axes (treatment and grid) of tau among runs that differ only in this
           axis; granulated_low, granulated_high: its interval over seeds (see `paired_test`); axes:
           number of axes;
-        - cmi: mutual information of the two orders divided by the entropy of the target's order
-          (ibid., eq. 9 to 11), in [0, 1]: the minimum over conditioning sets of at most two axes.
-          Of more than 200 runs, 200 are drawn at random;
+        - cmi: conditional mutual information of the two orders divided by the conditional entropy
+          of the target's order (ibid., eq. 9 to 11), in [0, 1]: the minimum over conditioning sets
+          of at most two axes. Of more than 200 runs, 200 are drawn at random;
           cmi_null: 95th percentile of cmi over 100 random orders, which is above 0.
+
+        Empty with fewer than two runs or without metrics of layers.
     """
-    # Only one of several treatments with identical runs is included.
+    # Of several treatments with identical values, only the first is included.
     results = study.results[~study.results["treatment"].isin(study.identical)]
     keys, values = load_shared_columns(study)
     layers = np.flatnonzero(keys["place_index"] > 0)
@@ -88,16 +90,16 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
     for key in study.design.grid:
         axes[key] = results[COLUMN_OF_KEY.get(key, key)].astype(str)
     axes = axes.loc[:, axes.nunique() > 1]
-    goals, levels = compute_targets(study).loc[results.index], axes.to_numpy()
+    targets, levels = compute_targets(study).loc[results.index], axes.to_numpy()
     tables = []
-    for name in TARGETS:
-        goal = goals[name].to_numpy(float)
+    for target in TARGETS:
+        goal = targets[target].to_numpy(float)
         granulated = granulated_kendall(metrics, goal, levels, results["seed"].to_numpy())
         information = conditional_mutual_information(metrics, goal, levels)
         over_all = kendall(metrics, goal)
         n = np.isfinite(metrics + goal[:, None]).sum(axis=0)
         table = keys.loc[layers].assign(
-            target=name,
+            target=target,
             n=n,
             tau=over_all.tau,
             tau_p=over_all.p,
@@ -114,9 +116,17 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
 
 
 def choose_mediators(study: StudyRuns) -> dict[str, str]:
-    """Choose one metric for each family of the headline.
+    """Choose a metric for each family of the headline.
 
-    It is the first metric that was measured on the training split, preferably of activations.
+    It is the family's first metric that was measured on activations of the training split, or, if
+    there is none, its first metric that was measured at another site. Families without a measured
+    metric are left out.
+
+    Args:
+        study: Study whose runs are comparable.
+
+    Returns:
+        Name of the metric, by name of the family.
     """
     measured = study.query(
         "select distinct metric, site from final where layer_index >= 0 and split = 'train'"
@@ -135,35 +145,35 @@ def compute_mediation(
 ) -> pd.DataFrame:
     """Compute the part of a treatment's effect on generalization that may go through a metric.
 
-    The value of a metric is its mean over the layers' activations, on the training split's probe
-    set. `bnstudy.study.inference.mediate` describes the computation, `ASSUMPTIONS` the assumptions.
+    The value of a metric is that of `average_layers`. `bnstudy.study.inference.mediate` describes
+    the computation, `ASSUMPTIONS` the assumptions.
 
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        through: Metrics by name of the mediator; None: `choose_mediators`.
+        through: Metrics by name of the mediator; None: those of `choose_mediators`.
 
     Returns:
-        One row for each treatment, target and mediator (and "both", together): metric, n; total,
-        indirect and direct effect, each with _low and _high; share, indirect / total, with
-        share_low and share_high, NaN if the interval of the total effect contains 0. Fewer pairs
-        than twice the regression's parameters have no row.
+        One row for each treatment, target and mediator, and for the mediator "both", which is all
+        of them together: metric, n; total, indirect and direct effect, each with _low and _high;
+        share, indirect / total, with share_low and share_high, NaN if the interval of the total
+        effect contains 0. Treatments with fewer pairs than `min_pairs_to_mediate` have no row.
     """
     baseline = study.baseline(baseline)
     through = choose_mediators(study) if through is None else through
-    of_metric = {name: average_layers(study, metric) for name, metric in through.items()}
-    routes: list[tuple[str, list[str]]] = [(name, [name]) for name in through]
+    means = {mediator: average_layers(study, metric) for mediator, metric in through.items()}
+    mediator_sets = {mediator: [mediator] for mediator in through}
     if len(through) > 1:
-        routes.append(("both", list(through)))
+        mediator_sets["both"] = list(through)
     rows = []
     for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
         for target, goal in compute_targets(study).items():
-            values_of = goal.to_numpy()[:, None]
-            change = measured_differences(values_of[matched.treatment], values_of[matched.baseline])
-            for name, route in routes:
-                metric = np.stack([of_metric[mediator] for mediator in route], axis=1)
-                treated, untreated = metric[matched.treatment], metric[matched.baseline]
+            goals = goal.to_numpy()[:, None]
+            change = measured_differences(goals[matched.treatment], goals[matched.baseline])
+            for name, mediators in mediator_sets.items():
+                values = np.stack([means[mediator] for mediator in mediators], axis=1)
+                treated, untreated = values[matched.treatment], values[matched.baseline]
                 mediation = mediate(change[:, 0], treated, untreated)
                 if math.isnan(mediation.total):
                     continue
@@ -173,7 +183,7 @@ def compute_mediation(
                         "baseline": baseline,
                         "target": target,
                         "mediator": name,
-                        "metric": " + ".join(through[mediator] for mediator in route),
+                        "metric": " + ".join(through[mediator] for mediator in mediators),
                         **mediation._asdict(),
                     }
                 )

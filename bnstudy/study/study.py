@@ -1,4 +1,4 @@
-"""Study as a library object: runs, values, paired differences and figures."""
+"""Study as a library object, and `load`, which reads it from disk."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -29,7 +29,7 @@ class Study(StudyRuns):
 
         Args:
             names: Names of metrics, `accuracy` or `loss`; without names: all.
-            split: Split of the samples; None: all splits.
+            split: Split that the values were measured on; None: all splits.
             every_epoch: Select all epochs instead of each run's last epoch.
 
         Returns:
@@ -69,7 +69,11 @@ class Study(StudyRuns):
 
         Args:
             baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-            by: Columns of `runs`, such as depth, at each of whose values pairs are compared.
+            by: Columns of `runs`, such as depth; the pairs are compared separately at each point of
+                the grid that they form.
+
+        Returns:
+            Table as returned by `bnstudy.study.effects.compute_effects`.
         """
         return compute_effects(self, baseline, by=by)
 
@@ -80,17 +84,17 @@ class Study(StudyRuns):
 
 
 def load(folder: Path | str) -> Study:
-    """Read a study; print which runs are left out because files of theirs are damaged.
+    """Read a study, and print which runs are left out because of damaged files.
 
     Args:
         folder: Folder of the study, such as multirun/mnist5k_cnn.
 
     Raises:
-        UserError: There are no runs in it.
+        UserError: It contains no run whose record can be read.
     """
     study = Study.read(folder)
     runs = study.runs
-    lost = ~runs["ended"] & runs["status"].isin([*FINISHED, UNREADABLE])
-    for cell, remark in runs.loc[lost, ["cell", "remark"]].to_numpy().tolist():
+    is_damaged = ~runs["ended"] & runs["status"].isin([*FINISHED, UNREADABLE])
+    for cell, remark in runs.loc[is_damaged, ["cell", "remark"]].to_numpy().tolist():
         console.print(f"{cell} is left out: {remark}", style="yellow")
     return study

@@ -1,4 +1,4 @@
-"""Effects with confidence intervals over pairs and probe samples."""
+"""Effects with confidence intervals that account for variation over pairs and probe samples."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 
 
-def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
+def compute_two_source_intervals(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
     """Compute paired differences after the last epoch, with intervals over pairs and samples.
 
     Args:
@@ -20,8 +20,9 @@ def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.Dat
 
     Returns:
         One row per comparison whose runs have folds (`metrics.folds`): treatment, baseline, split,
-        metric, layers, place, place_index, site; n, pairs with values on all samples and folds;
-        difference; low, high and sample_share of `two_source_interval`. Empty without folds.
+        metric, layers, place, place_index, site; n, the number of pairs with values on all samples
+        and on each fold; difference; low, high and sample_share of `two_source_interval`. Empty
+        without folds.
     """
     baseline = study.baseline(baseline)
     if study.query("select 1 from folds limit 1").empty:
@@ -29,6 +30,7 @@ def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.Dat
     keys, values = load_columns(study)
     fold_keys, fold_values = load_columns(study, every="fold")
     folds = fold_keys["fold"].unique()
+    # The folds have more columns: probe_loss and probe_accuracy, which `keys` may leave out.
     names = ["split", "metric", "site", "layers", "place_index"]
     first = fold_keys[fold_keys["fold"] == folds[0]].reset_index(drop=True)
     fold_columns = pd.MultiIndex.from_frame(first[names]).get_indexer(
@@ -36,11 +38,15 @@ def compute_two_sources(study: StudyRuns, baseline: str | None = None) -> pd.Dat
     )
     by_fold = fold_values.reshape(len(values), len(folds), len(first))[:, :, fold_columns]
     tables: list[pd.DataFrame] = []
-    for comparison_labels, treated, untreated, shared in iterate_comparisons(study, keys, baseline):
+    for comparison_labels, treatment_rows, baseline_rows, shared in iterate_comparisons(
+        study, keys, baseline
+    ):
         differences = measured_differences(
-            values[np.ix_(treated, shared)], values[np.ix_(untreated, shared)]
+            values[np.ix_(treatment_rows, shared)], values[np.ix_(baseline_rows, shared)]
         )
-        fold_differences = by_fold[treated][:, :, shared] - by_fold[untreated][:, :, shared]
+        fold_differences = (
+            by_fold[treatment_rows][:, :, shared] - by_fold[baseline_rows][:, :, shared]
+        )
         known = np.isfinite(differences) & np.isfinite(fold_differences).all(axis=1)
         intervals = two_source_interval(differences, fold_differences)
         table: pd.DataFrame = keys[shared].assign(

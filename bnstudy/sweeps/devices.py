@@ -23,9 +23,10 @@ CORES_PER_PROCESS = 4  # on a machine without a GPU
 
 
 class Slot:
-    """Place for one process at a time, on one device.
+    """Slot for one worker process on one device.
 
-    Its process stays for the next job, which saves the imports; one that was killed is replaced.
+    The process runs one job after the other, so that modules are imported only once. If it is
+    killed, a new process replaces it.
 
     Args:
         device: Value of CUDA_VISIBLE_DEVICES; None: the environment's own.
@@ -37,7 +38,11 @@ class Slot:
         self._pool = self._start()
 
     def run(self, call: Callable[[], JobReturn]) -> JobReturn:
-        """Run a function in the process; return its result, or a `WorkerLost` if it was killed."""
+        """Run a function in the process.
+
+        Returns:
+            Result of the function; a `WorkerLost` as a failed job if the process was killed.
+        """
         try:
             pickled = self._pool.submit(_call, cloudpickle.dumps(call)).result()
         except BrokenProcessPool:
@@ -50,12 +55,15 @@ class Slot:
         return result
 
     def close(self) -> None:
-        """End the process once it has no job any more."""
+        """End the process after its current job."""
         self._pool.shutdown(cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            1, get_context("spawn"), initializer=_pin, initargs=(self.device, self.threads)
+            1,
+            get_context("spawn"),
+            initializer=_set_environment,
+            initargs=(self.device, self.threads),
         )
 
 
@@ -82,16 +90,20 @@ def launch(
         UserError: The options are not allowed.
     """
     Path(launcher.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # type: ignore[attr-defined]
-    of_hydra = launcher.hydra_context, launcher.config, launcher.task_function  # type: ignore[attr-defined]
+    context, config, task = launcher.hydra_context, launcher.config, launcher.task_function  # type: ignore[attr-defined]
     calls = [
-        partial(execute_job, number, list(job), *of_hydra, Singleton.get_state())
+        partial(execute_job, number, list(job), context, config, task, Singleton.get_state())
         for number, job in enumerate(jobs, start=first)
     ]
     return run_all(calls, make_slots(devices, per_device)[: len(jobs)])
 
 
 def run_all(calls: Sequence[Callable[[], JobReturn]], slots: Sequence[Slot]) -> list[JobReturn]:
-    """Run functions in the processes of some slots, and end the processes."""
+    """Run functions in the processes of slots, then end the processes.
+
+    Returns:
+        Result of each function.
+    """
     free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
     for slot in slots:
         free.put(slot)
@@ -113,9 +125,9 @@ def run_all(calls: Sequence[Callable[[], JobReturn]], slots: Sequence[Slot]) -> 
 
 
 def make_slots(devices: Sequence[int | str] | None, per_device: int) -> list[Slot]:
-    """Make the places for processes, among which the cores are divided.
+    """Make the slots for processes, and divide the cores among them.
 
-    On a machine without a GPU there is one for each four cores.
+    On a machine without a GPU there is one slot for every `CORES_PER_PROCESS` cores.
 
     Args:
         devices: Numbers of GPUs among those that this process may use, or their names as in
@@ -132,30 +144,30 @@ def make_slots(devices: Sequence[int | str] | None, per_device: int) -> list[Slo
             f"hydra.launcher.per_device={per_device} is not allowed; expected an integer of at "
             "least 1"
         )
-    from joblib import cpu_count  # those that this process may use
+    from joblib import cpu_count  # slow import
 
-    cores: int = cpu_count()
-    names: list[str | None] = [*(_gpus() if devices is None else _find(devices))]
+    cores: int = cpu_count()  # those that this process may use
+    names: list[str | None] = [*(_list_gpus() if devices is None else _find_devices(devices))]
     if not names:
         names = [None] * max(1, cores // CORES_PER_PROCESS)
-    places = names * per_device  # each device gets its first job before any gets its second
-    return [Slot(device, max(1, cores // len(places))) for device in places]
+    names *= per_device  # each device gets its first job before any gets its second
+    return [Slot(name, max(1, cores // len(names))) for name in names]
 
 
-def _find(devices: Sequence[int | str]) -> list[str]:
-    """Return the names of devices in CUDA_VISIBLE_DEVICES.
+def _find_devices(devices: Sequence[int | str]) -> list[str]:
+    """Return the names of devices as CUDA_VISIBLE_DEVICES names them.
 
-    On a machine without a GPU they may be made up, to try a sweep out.
+    On a machine without a GPU, any device is accepted, so that a sweep can be tried out there.
 
     Raises:
         UserError: A device is not there.
     """
-    limit, visible = os.environ.get(VISIBLE_DEVICES), _gpus()
+    limit, visible = os.environ.get(VISIBLE_DEVICES), _list_gpus()
     if limit is None and not visible:
         return [str(device) for device in devices]
     known = {name: name for name in visible if not name.isdecimal()}
     known |= {str(number): name for number, name in enumerate(visible)}
-    if limit is None:  # its drivers know further names, of GPUs and of their parts
+    if limit is None:  # the driver also knows GPUs and their MIG instances by their UUIDs
         known |= {
             str(device): str(device)
             for device in devices
@@ -172,8 +184,8 @@ def _find(devices: Sequence[int | str]) -> list[str]:
     return [known[str(device)] for device in devices]
 
 
-def _gpus() -> Sequence[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+def _list_gpus() -> Sequence[str]:
+    """List the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if (visible := os.environ.get(VISIBLE_DEVICES)) is not None:
         names = [name.strip() for name in visible.split(",")]
         return [name for name in names if name and name != "-1"]
@@ -182,14 +194,15 @@ def _gpus() -> Sequence[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _pin(device: str | None, threads: int) -> None:
-    """Prepare a process before it imports torch."""
+def _set_environment(device: str | None, threads: int) -> None:
+    """Set a process's device and threads, before it imports torch."""
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if device is not None:
         os.environ[VISIBLE_DEVICES] = device
 
 
 def _call(pickled: bytes) -> bytes:
+    """Run a pickled function in the process of a slot, and pickle its result."""
     call: Callable[[], JobReturn] = cloudpickle.loads(pickled)
     result: bytes = cloudpickle.dumps(call())
     return result

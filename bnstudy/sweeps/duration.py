@@ -1,4 +1,4 @@
-"""Estimates of how long cells take, based on the cells that have already been timed."""
+"""Estimates of how long cells take, based on the cells that are already finished."""
 
 import hashlib
 import json
@@ -6,42 +6,48 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
-from bnstudy.config.identity import essence
+from bnstudy.config.identity import select_identity_options
 from bnstudy.runs.record import Record
 
 # Prefixes of the keys that hardly change how long an epoch takes.
 KEYS_WITHOUT_EFFECT_ON_TIME = ("seed", "norm.", "optim.", "trainer.max_epochs")
 
 
-class Timing:
-    """Seconds per epoch, including the measurements, averaged over the cells timed so far.
+class DurationEstimator:
+    """Estimator of how long cells take, from the seconds per epoch of finished runs.
+
+    The seconds per epoch include the measurements.
 
     Args:
         records: Records of runs; only finished runs are used.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.of_kind: dict[str, list[float]] = defaultdict(list)
+        self.seconds_per_epoch: dict[str, list[float]] = defaultdict(list)  # by timing key
         for record in records:
             seconds = record.description.timing.seconds
             epochs = record.description.final.epoch
             if record.is_finished and epochs and seconds:
-                self.of_kind[timing_key(record.description.config)].append(seconds / epochs)
+                key = timing_key(record.description.config)
+                self.seconds_per_epoch[key].append(seconds / epochs)
 
-    def seconds(self, timing_key: str, epochs: int) -> float | None:
-        """Estimate the time for a number of epochs from cells with one key, or else all cells.
+    def estimate(self, timing_key: str, epochs: int) -> float | None:
+        """Estimate the time for a number of epochs.
+
+        The estimate is the mean over the runs with the same key; over all runs if there are none.
 
         Args:
             timing_key: Key of the cell, from `timing_key`.
             epochs: Number of epochs to train.
 
         Returns:
-            Time in seconds; None if no cell has been timed yet.
+            Time in seconds; None if no run is finished yet.
         """
-        everything = [seconds for alike in self.of_kind.values() for seconds in alike]
-        if known := self.of_kind.get(timing_key) or everything:
+        everything = [*chain.from_iterable(self.seconds_per_epoch.values())]
+        if known := self.seconds_per_epoch.get(timing_key) or everything:
             return statistics.fmean(known) * epochs
         return None
 
@@ -54,7 +60,7 @@ def timing_key(config: dict[str, Any]) -> str:
     """
     values = {
         key: options
-        for key, options in essence(config).items()
+        for key, options in select_identity_options(config).items()
         if not key.startswith(KEYS_WITHOUT_EFFECT_ON_TIME)
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

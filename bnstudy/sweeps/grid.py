@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnstudy.adapters.hydra_internals import split_grid
 from bnstudy.config.composition import complete, plain_values
-from bnstudy.config.identity import CELL_NAME, cell_name, folder_name, without_hydra
+from bnstudy.config.identity import CELL_NAME, copy_without_hydra, name_cell, name_cell_folder
 
 Compose = Callable[[Sequence[str]], DictConfig]
 
@@ -35,17 +35,17 @@ class Cell:
     @cached_property
     def folder(self) -> Path:
         """Folder of the cell's record; it may not exist yet."""
-        return Path(self.config["output_root"], self.config["study"], folder_name(self.config))
+        return Path(self.config["output_root"], self.config["study"], name_cell_folder(self.config))
 
 
-def cells(
+def compose_cells(
     arguments: Sequence[str], compose: Compose, is_group: Callable[[str], bool]
 ) -> Iterator[Cell]:
     """Yield the cells of the grid that a multirun's arguments span.
 
     Hydra takes about 50 ms to compose a configuration. This is therefore done once for each
-    combination of configuration groups. Axes with plain values, such as the seed, are then set in
-    the composed configuration, and values that are interpolated from them are filled in again.
+    combination of configuration groups. Plain values, such as the seed, are then set in the
+    composed configuration, and the values that are interpolated from them are computed again.
 
     Args:
         arguments: Overrides, as on the command line; the last one for a key takes precedence.
@@ -75,10 +75,10 @@ def cells(
 
 
 def defer_to_jobs(words: Sequence[str]) -> list[str]:
-    """Turn plain overrides inside a swept group into one-value axes.
+    """Turn plain overrides of keys in a swept group into axes with one value.
 
-    Hydra first composes a configuration without axes. There, the group has its default option, in
-    which the key may not exist.
+    Hydra first composes a configuration without the axes. In it, the group has its default option,
+    which may lack the key.
 
     Args:
         words: Words of a multirun's command line.
@@ -102,8 +102,8 @@ def defer_to_jobs(words: Sequence[str]) -> list[str]:
         if override is None or override.is_sweep_override():
             return word
         key, _, value = word.partition("=")
-        in_swept = any(key.startswith(f"{group}.") for group in swept)
-        return f"{key}=choice({value})" if in_swept and value else word
+        is_in_swept_group = any(key.startswith(f"{group}.") for group in swept)
+        return f"{key}=choice({value})" if is_in_swept_group and value else word
 
     return [defer(word) for word in words]
 
@@ -112,17 +112,17 @@ class _Composed:
     """Composed configuration in which plain values can be replaced without Hydra."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.own = without_hydra(cfg)
+        self.config = copy_without_hydra(cfg)
         self.hydra: Any = OmegaConf.masked_copy(cfg, "hydra")
         with self._hydra_config():
-            self.values = plain_values(self.own)
-        raw: dict[str, Any] = OmegaConf.to_container(self.own, resolve=False)  # type: ignore[assignment]
+            self.values = plain_values(self.config)
+        raw: dict[str, Any] = OmegaConf.to_container(self.config, resolve=False)  # type: ignore[assignment]
         self.has_default_name = raw["cell"] == CELL_NAME
         if self.has_default_name:  # the name depends on the values that are set
             del raw["cell"]
         self.interpolations = dict(_interpolations(raw))
-        OmegaConf.set_readonly(self.own, False)
-        OmegaConf.set_struct(self.own, False)
+        OmegaConf.set_readonly(self.config, False)
+        OmegaConf.set_struct(self.config, False)
 
     def can_set(self, key: str) -> bool:
         """Return whether an override of the key can be applied without Hydra."""
@@ -159,11 +159,15 @@ class _Composed:
             node[name] = value
         complete(config)
         if self.has_default_name:
-            config["cell"] = cell_name(config)
+            config["cell"] = name_cell(config)
         return config
 
     def _find_dependents(self, keys: Iterable[str]) -> list[str]:
-        """List the keys whose values are interpolated from others, directly or indirectly."""
+        """List the keys whose values may be interpolated from given keys, directly or indirectly.
+
+        A key counts as dependent if its text contains the last part of a given key. This finds more
+        keys than necessary, which costs time and changes no value.
+        """
         dependents: list[str] = []
         names = [key.rpartition(".")[2] for key in keys]
         while names:
@@ -179,9 +183,9 @@ class _Composed:
     def _interpolate(self, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """Return the interpolated values of some keys, after setting other values."""
         for key, value in values.items():
-            OmegaConf.update(self.own, key, value, merge=False)
+            OmegaConf.update(self.config, key, value, merge=False)
         with self._hydra_config():
-            interpolated = {key: OmegaConf.select(self.own, key) for key in keys}
+            interpolated = {key: OmegaConf.select(self.config, key) for key in keys}
         return {
             key: OmegaConf.to_container(value, resolve=True)
             if OmegaConf.is_config(value)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from bnstudy.config.composition import redact_files, resolve
-from bnstudy.config.identity import folder_name
+from bnstudy.config.identity import name_cell_folder
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import find_targets, trust
@@ -34,7 +34,7 @@ from bnstudy.trained.measuring import measure_missing
 from bnstudy.trained.only_in_training import describe_missing_options, print_missing_options
 from bnstudy.training.data_check import DataCheck
 from bnstudy.training.processes import is_first_process, stopping_on_signal
-from bnstudy.workers import end_with_parent, portable
+from bnstudy.workers import end_with_parent, make_picklable
 
 # torch and Lightning are imported in functions: the imports take seconds, and complete cells are
 # skipped without them.
@@ -46,12 +46,12 @@ class Outcome:
 
     Attributes:
         record: Record of the run.
-        trained: Whether the job trained; False if the cell was complete before.
+        has_trained: Whether the job trained; False if the cell was complete before.
         objective: Name of the final number, in the record, that a search optimizes.
     """
 
     record: Record
-    trained: bool
+    has_trained: bool
     objective: str
 
     def __float__(self) -> float:
@@ -73,10 +73,11 @@ class Outcome:
         return value
 
     def __str__(self) -> str:
-        """Format the objective, or the status of a run without it."""
-        is_worst = float(self) == worst_value(self.objective)
-        description = self.record.description
-        return str(description.status) if is_worst else f"{self.objective}={float(self):.4f}"
+        """Format the objective; if it has the worst possible value, the status of the run."""
+        value = float(self)
+        if value == worst_value(self.objective):
+            return str(self.record.description.status)
+        return f"{self.objective}={value:.4f}"
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -95,30 +96,31 @@ def run(cfg: DictConfig) -> Outcome:
     refuse_without_effect(config)
     trust(find_targets(config))  # a record that this command resumes may name the same classes
     job = HydraConfig.get()
-    folder, first = cell_folder(), is_first_process()
-    if first:
+    folder, is_first = cell_folder(), is_first_process()
+    if is_first:
         redact_files(folder / ".hydra")
-    single = job.mode is RunMode.RUN
-    if single and first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
+    is_single_run = job.mode is RunMode.RUN
+    if is_single_run and is_first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
         raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
     choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
     description = RunDescription.new(config, folder.name, choices, overrides)
-    with (Record if first else Observer).open(folder, description) as record:
-        trained = not record.is_finished
-        if not trained and first:
-            DataCheck().require_same(record, config)
-        if trained:
-            if first and not record.description.attempts:
+    with (Record if is_first else Observer).open(folder, description) as record:
+        should_train = not record.is_finished
+        if should_train:
+            if is_first and not record.description.attempts:
                 print_former_default(folder, config, overrides)
-            # With several workers, a line for each epoch replaces the progress line: redrawn lines
-            # would overwrite each other.
-            alone = single or SweepProgress.total > 0
+            # Workers that run side by side print a line for each epoch instead of a progress line:
+            # redrawn lines would overwrite each other.
+            is_alone = is_single_run or SweepProgress.total > 0
             lines = Console(force_terminal=False, highlight=False, markup=False, soft_wrap=True)
             from bnstudy.training.fit import fit
 
-            fit(record, config, console if alone else lines)
-        if first:
-            record.remove_parts()  # also those of a run that was killed after writing its table
+            fit(record, config, console if is_alone else lines)
+        elif is_first:
+            DataCheck().require_same(record, config)
+        if is_first:
+            # The run may have been killed after writing its table.
+            record.remove_intermediate_files()
             print_result(record)
             if (version := record.description.version) != VERSION:
                 console.print(
@@ -130,7 +132,7 @@ def run(cfg: DictConfig) -> Outcome:
             print_missing_options(
                 describe_missing_options(record, config["metrics"], config["callbacks"])
             )
-        return Outcome(record, trained, config["sweep"]["objective"])
+        return Outcome(record, should_train, config["sweep"]["objective"])
 
 
 def print_result(record: Record) -> None:
@@ -144,14 +146,17 @@ def print_result(record: Record) -> None:
 
 
 def print_former_default(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Print how to continue a run of these overrides that had the former default of `probe`.
+    """Print how to continue a run that was trained with the former default of `probe`.
+
+    Nothing is printed if there is no such run with otherwise the same configuration, or if an
+    override sets `probe`.
 
     Args:
         folder: Folder of the new cell.
         config: Resolved configuration.
         overrides: Overrides of the job.
     """
-    earlier = folder.with_name(folder_name(config | {"probe": {"train": None, "test": None}}))
+    earlier = folder.with_name(name_cell_folder(config | {"probe": {"train": None, "test": None}}))
     if earlier.exists() and not any(word.startswith("probe") for word in overrides):
         console.print(
             f"{earlier} was trained before the default of probe changed to 2000; to continue that "
@@ -186,10 +191,13 @@ def job(cfg: DictConfig) -> Outcome:
                 sys.exit(message)  # Hydra would add a hint to a raised error
         else:
             reason = message or f"{type(error).__name__}: {error}"
-            what = "Running elsewhere" if isinstance(error, CellInUse) else "Failed"
-            console.print(f"{what}: {reason}", style="red")
+            state = "Running elsewhere" if isinstance(error, CellInUse) else "Failed"
+            console.print(f"{state}: {reason}", style="red")
         release_locals(error)
-        if HydraConfig.get().mode is RunMode.MULTIRUN and (other := portable(error)) is not error:
+        if (
+            HydraConfig.get().mode is RunMode.MULTIRUN
+            and (other := make_picklable(error)) is not error
+        ):
             raise other from None
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -205,10 +213,12 @@ def job(cfg: DictConfig) -> Outcome:
 
 
 def release_locals(error: BaseException | None) -> None:
-    """Clear the local variables that an error refers to, as Hydra keeps errors until a sweep ends.
+    """Clear the local variables in the traceback of an error and of its causes.
+
+    Hydra keeps errors until the sweep ends, and with them their local variables, such as a network.
 
     Args:
-        error: Error, whose causes are cleared as well.
+        error: Error of a job.
     """
     cleared: set[BaseException] = set()  # an error can be the context of its own cause
     while error is not None and error not in cleared:

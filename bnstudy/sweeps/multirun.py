@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from hydra.plugins.launcher import Launcher
 from rich import box
 from rich.table import Table
 
-from bnstudy.adapters.hydra_internals import is_basic, returned
-from bnstudy.adapters.submitit_internals import WorkerLost, every_result, max_jobs
+from bnstudy.adapters.hydra_internals import get_result, is_basic
+from bnstudy.adapters.submitit_internals import WorkerLost, collecting_every_result, get_max_jobs
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError, first_line
@@ -24,14 +24,14 @@ from bnstudy.runs.paths import CellPaths, list_cells
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.detached import is_detached, print_next_steps, submit
-from bnstudy.sweeps.duration import Timing, format_time_left, timing_key
+from bnstudy.sweeps.duration import DurationEstimator, format_time_left, timing_key
 from bnstudy.sweeps.grid import Cell
 from bnstudy.sweeps.plan import write_plan
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.states import (
-    FINISHED,
+    COMPLETE_STATES,
     MAX_FAILURES,
-    MISSING,
+    STATES_TO_LAUNCH,
     Recorded,
     State,
     determine_states,
@@ -50,26 +50,41 @@ MAX_LAUNCHES = 3  # per cell; a worker can die each time, for example out of mem
 Redo = Literal["failed", "diverged", "all"]
 
 
+@dataclass
+class _SweepCell:
+    """Cell of a sweep with its record and state before any cell is launched.
+
+    Attributes:
+        cell: Cell of the grid.
+        record: Record of the cell, as `read_record` returns it.
+        state: State of the cell; if `should_redo`, the state after its results were removed.
+        should_redo: Whether the option `redo` selects the cell.
+    """
+
+    cell: Cell
+    record: Recorded
+    state: State
+    should_redo: bool
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """Reason why a cell of a sweep is not finished.
 
     Attributes:
         state: `failed` if the cell raised an error, `lost` if its worker died, `running elsewhere`
-            if another process is working on it.
-        reason: Error message or other reason, in one line.
+            if another process is working on it, `queued` if its detached job has not begun.
+        reason: Error message, in one or two lines, or other reason.
         log: Log file with details; None if there is none.
     """
 
-    state: Literal["failed", "lost", "running elsewhere"]
+    state: Literal["failed", "lost", "running elsewhere", "queued"]
     reason: str
     log: Path | None = None
 
 
 ELSEWHERE = Unfinished("running elsewhere", "another process works in it")
-QUEUED = Unfinished(
-    "running elsewhere", "its detached job waits in the queue; scancel would end it"
-)
+QUEUED = Unfinished("queued", "its detached job waits in the queue; scancel would end it")
 
 
 def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
@@ -83,77 +98,80 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
-        UserError: Cells failed, lost their workers or still run elsewhere, the data are missing or
-            have changed since a cell was trained, or the name of a study is not allowed.
+        UserError: Cells are not finished, the data are missing or have changed since a cell was
+            trained, or the name of a study is not allowed.
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
         validate({"study": study, "output_root": root})  # else Hydra would write elsewhere
     # Different overrides can result in the same configuration.
     cells = list({cell.folder: cell for cell in cells}.values())
-    records = [read_record(cell) for cell in cells]
-    states = determine_states(cells, records)
-    should_redo = [redo is not None and _should_redo(state, redo) for state in states]
-    _check_data(cells, records, states, should_redo, redo, dry_run)
-    if redo in ("diverged", "all") and not dry_run:
-        _start_over([cell for cell, is_redone in zip(cells, should_redo, strict=True) if is_redone])
-    states = [
-        _state_to_redo(cell, redo) if is_redone else state
-        for cell, state, is_redone in zip(cells, states, should_redo, strict=True)
+    sweep_cells = _read_cells(cells, redo)
+    _check_data(sweep_cells, redo, dry_run)
+    for entry in sweep_cells:
+        if entry.should_redo:
+            if redo in ("diverged", "all") and not dry_run:
+                _start_over(entry.cell)
+            entry.state = _state_to_redo(entry.cell, redo)
+    states = [entry.state for entry in sweep_cells]
+    console.print(format_summary(states))
+    complete = [
+        (entry.record, entry.cell.config)
+        for entry in sweep_cells
+        if isinstance(entry.record, Record) and entry.state in COMPLETE_STATES
     ]
-    console.print(summary(states))
-    finished = [
-        (record, cell.config)
-        for record, state, cell in zip(records, states, cells, strict=True)
-        if isinstance(record, Record) and state in FINISHED
-    ]
-    _print_versions([record for record, _ in finished])
+    _print_versions([record for record, _ in complete])
     print_missing_options_of_cells(
         describe_missing_options(record, config["metrics"], config["callbacks"])
-        for record, config in finished
+        for record, config in complete
     )
-    missing = {index: cells[index] for index, state in enumerate(states) if state in MISSING}
     if dry_run:
-        _print_missing(missing.values(), [states[index] for index in missing])
+        _print_dry_run(sweep_cells)
         return
-    if missing:
+    to_launch = [entry.cell for entry in sweep_cells if entry.state in STATES_TO_LAUNCH]
+    if to_launch:
         _write_plans(cells, launcher)
-    unfinished: dict[int, Unfinished] = {}
+    unfinished: dict[Path, Unfinished] = {}
     if is_detached(launcher):
-        if missing:
-            submit(list(missing.values()), launcher)
-        if missing or {"queued", "running elsewhere"} & set(states):
+        if to_launch:
+            submit(to_launch, launcher)
+        if to_launch or {"queued", "running elsewhere"} & set(states):
             print_next_steps(_studies(cells))
             return
     else:
-        unfinished = _run(missing, launcher)
-    for index, state in enumerate(states):
-        if state in ("queued", "running elsewhere") and not _is_finished(cells[index]):
-            unfinished[index] = QUEUED if state == "queued" else ELSEWHERE
+        unfinished = _run(to_launch, launcher)
+    causes = {"queued": QUEUED, "running elsewhere": ELSEWHERE}
+    for cell, state in zip(cells, states, strict=True):
+        if state in causes and not _is_finished(cell):
+            unfinished[cell.folder] = causes[state]
     _print_results(cells)
     if unfinished:
         _raise_unfinished(cells, unfinished)
 
 
-def _check_data(
-    cells: Sequence[Cell],
-    records: Sequence[Recorded],
-    states: Sequence[State],
-    should_redo: Sequence[bool],
-    redo: Redo | None,
-    dry_run: bool,
-) -> None:
+def _read_cells(cells: Sequence[Cell], redo: Redo | None) -> list[_SweepCell]:
+    """Read the records of cells, and determine their states."""
+    records = [read_record(cell) for cell in cells]
+    return [
+        _SweepCell(cell, record, state, _should_redo(state, redo))
+        for cell, record, state in zip(
+            cells, records, determine_states(cells, records), strict=True
+        )
+    ]
+
+
+def _check_data(cells: Sequence[_SweepCell], redo: Redo | None, dry_run: bool) -> None:
     """Verify, once for all cells and before results are removed, that the data are available.
 
     Raises:
         UserError: Data are missing, or have changed since a cell was trained.
     """
     check = DataCheck()
-    for cell, record, is_redone in zip(cells, records, should_redo, strict=True):
-        if isinstance(record, Record) and (not is_redone or redo == "failed"):
-            check.require_same(record, cell.config)
-    for cell, state, is_redone in zip(cells, states, should_redo, strict=True):
-        if not dry_run and (is_redone or state in ("to resume", "to run")):
-            check.require_there(cell.config)
+    for entry in cells:
+        if isinstance(entry.record, Record) and (not entry.should_redo or redo == "failed"):
+            check.require_same(entry.record, entry.cell.config)
+    for entry in cells:
+        if not dry_run and (entry.should_redo or entry.state in ("to resume", "to run")):
+            check.require_data(entry.cell.config)
 
 
 def _write_plans(cells: Sequence[Cell], launcher: Launcher) -> None:
@@ -177,18 +195,19 @@ def _print_results(cells: Sequence[Cell]) -> None:
             print_page(study)
 
 
-def summary(states: Sequence[State]) -> str:
+def format_summary(states: Sequence[State]) -> str:
     """Format the number of cells in each state as one sentence."""
     count = Counter(states)
-    complete = sum(count[state] for state in FINISHED)
-    parts = [f"{complete} of {len(states)} cells complete"]
-    parts[0] += f" ({count['diverged']} diverged)" if count["diverged"] else ""
+    complete = f"{sum(count[state] for state in COMPLETE_STATES)} of {len(states)} cells complete"
+    if count["diverged"]:
+        complete += f" ({count['diverged']} diverged)"
     if count["not measurable"]:
-        parts[0] += (
+        complete += (
             f" ({count['not measurable']} without checkpoints to measure the requested metrics)"
         )
     always: tuple[State, ...] = ("to resume", "to run")
     shown: tuple[State, ...] = ("to measure", *always, "running elsewhere", "queued")
+    parts = [complete]
     parts += [f"{count[state]} {state}" for state in shown if count[state] or state in always]
     if skipped := count["skipped"]:
         parts.append(
@@ -201,18 +220,20 @@ def _print_versions(records: Sequence[Record]) -> None:
     """Print a warning for each other version of bnstudy that has trained complete cells."""
     versions = (record.description.version for record in records)
     count = Counter(version for version in versions if version != VERSION)
-    for version, cells in sorted(count.items()):
-        were, they_are = ("was", "It is") if cells == 1 else ("were", "They are")
+    for version, num_cells in sorted(count.items()):
+        were, they_are = ("was", "It is") if num_cells == 1 else ("were", "They are")
         console.print(
-            f"{format_count(cells, 'complete cell')} {were} trained by bnstudy {version}. "
+            f"{format_count(num_cells, 'complete cell')} {were} trained by bnstudy {version}. "
             f"{they_are} not compared with those of {VERSION} and not measured again "
             "(sweep.redo=all trains all cells again)",
             style="yellow",
         )
 
 
-def _should_redo(state: State, redo: Redo) -> bool:
+def _should_redo(state: State, redo: Redo | None) -> bool:
     match redo:
+        case None:
+            return False
         case "failed":
             return state == "skipped"
         case "diverged":
@@ -227,10 +248,9 @@ def _state_to_redo(cell: Cell, redo: Redo | None) -> State:
     return "to resume" if resumes else "to run"
 
 
-def _start_over(cells: Sequence[Cell]) -> None:
-    for cell in cells:
-        if not CellPaths(cell.folder).record.exists():
-            continue
+def _start_over(cell: Cell) -> None:
+    """Remove the results of a cell, unless another process is working in it."""
+    if CellPaths(cell.folder).record.exists():
         with suppress(CellInUse), Record.open(cell.folder) as record:
             record.start_over()
 
@@ -239,66 +259,65 @@ def _studies(cells: Sequence[Cell]) -> list[Path]:
     return sorted({cell.folder.parent for cell in cells})
 
 
-def _print_missing(cells: Iterable[Cell], states: Sequence[State]) -> None:
+def _print_dry_run(cells: Sequence[_SweepCell]) -> None:
     """Print the cells that a sweep would run and the estimated time."""
-    cells = list(cells)
+    to_launch = [entry for entry in cells if entry.state in STATES_TO_LAUNCH]
     records = []
-    for study in _studies(cells):
+    for study in _studies([entry.cell for entry in to_launch]):
         for folder in list_cells(study):
             with suppress(UserError):
                 records.append(Record.read(folder))
-    timing = Timing(records)
+    estimator = DurationEstimator(records)
     seconds = []
-    for cell, state in zip(cells, states, strict=True):
+    for entry in to_launch:
+        cell, state = entry.cell, entry.state
         if state == "to measure":
             console.print(f"  {state:<10} {cell.folder}  from checkpoints, no training")
             continue
         epochs = cell.config["trainer"]["max_epochs"]
         if state == "to resume":
             epochs -= LongTable(CellPaths(cell.folder)).epochs_trained()
-        seconds.append(timing.seconds(timing_key(cell.config), epochs))
+        seconds.append(estimator.estimate(timing_key(cell.config), epochs))
         console.print(f"  {state:<10} {cell.folder}  {format_count(epochs, 'epoch')}")
     if seconds:
         console.print(format_time_left(seconds))
 
 
-def _run(cells: dict[int, Cell], launcher: Launcher) -> dict[int, Unfinished]:
+def _run(cells: Sequence[Cell], launcher: Launcher) -> dict[Path, Unfinished]:
     """Launch cells, and relaunch those whose worker died.
 
     Returns:
-        Unfinished cells by their index in the grid.
+        Reason for each cell that is not finished, by the cell's folder.
+
+    Raises:
+        UserError: The launcher started no cell.
     """
-    unfinished: dict[int, Unfinished] = {}
-    todo = dict(cells)
+    unfinished: dict[Path, Unfinished] = {}
     for launched in range(MAX_LAUNCHES):
-        if not todo:
+        if not cells:
             break
         if launched:
-            console.print(f"Relaunching {format_count(len(todo), 'cell')} whose worker died")
-        before = {index: _list_attempt_starts(cell) for index, cell in todo.items()}
-        SweepProgress.total = len(todo)
-        returns = _launch(launcher, list(todo.values()))
-        states = determine_states(
-            list(todo.values()), [read_record(cell) for cell in todo.values()]
-        )
-        lost: dict[int, Cell] = {}
-        for (index, cell), job, state in zip(todo.items(), returns, states, strict=True):
-            unfinished.pop(index, None)
+            console.print(f"Relaunching {format_count(len(cells), 'cell')} whose worker died")
+        starts_before = [_list_attempt_starts(cell) for cell in cells]
+        SweepProgress.total = len(cells)
+        returns = _launch(launcher, cells)
+        states = determine_states(cells, [read_record(cell) for cell in cells])
+        lost: list[Cell] = []
+        for cell, job, state in zip(cells, returns, states, strict=True):
+            unfinished.pop(cell.folder, None)
             if cause := _find_cause(cell, job, state):
-                unfinished[index] = cause
+                unfinished[cell.folder] = cause
                 if cause.state == "lost":
-                    lost[index] = cell
+                    lost.append(cell)
         launcher_error = next((job for job in returns if isinstance(job, Exception)), None)
-        if launcher_error and before == {
-            index: _list_attempt_starts(cell) for index, cell in todo.items()
-        }:
+        if launcher_error and starts_before == [_list_attempt_starts(cell) for cell in cells]:
             if explain(launcher_error):
                 raise launcher_error
             reason = f"{type(launcher_error).__name__}: {first_line(launcher_error)}"
             raise UserError(  # no cell was started, so the launcher itself is at fault
                 f"The launcher started no cell ({reason})\nCheck its options with --cfg hydra"
             ) from launcher_error
-        todo = lost
+        cells = lost
     return unfinished
 
 
@@ -306,14 +325,14 @@ def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | E
     """Launch jobs and wait for all of them.
 
     Returns:
-        Result of each job; the launcher's error for jobs without a result of their own.
+        Result of each job; the launcher's error for jobs that have no result because of it.
     """
-    size = max_jobs(launcher, len(cells))
+    size = get_max_jobs(launcher, len(cells))
     returns: list[JobReturn | Exception] = []
     for first in range(0, len(cells), size):
         jobs = [list(cell.overrides) for cell in cells[first : first + size]]
         try:
-            with every_result():
+            with collecting_every_result():
                 returns += launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:
             returns += [error] * len(jobs)
@@ -339,29 +358,33 @@ def _is_finished(cell: Cell) -> bool:
 
 def _find_cause(cell: Cell, job: JobReturn | Exception, state: State) -> Unfinished | None:
     """Return why a launched cell is not finished; None if it is finished."""
-    if state in FINISHED:
+    if state in COMPLETE_STATES:
         return None
-    error = job if isinstance(job, Exception) else returned(job)
+    error = job if isinstance(job, Exception) else get_result(job)
     if state == "running elsewhere" or isinstance(error, CellInUse):
         return ELSEWHERE
     if not isinstance(error, Exception):  # it returned normally, but its record is incomplete
         error = WorkerLost()
     mistake = explain(error)
-    line = mistake or f"{type(error).__name__}: {first_line(error)}"
+    reason = mistake or f"{type(error).__name__}: {first_line(error)}"
     if isinstance(job, Exception) or isinstance(error, WorkerLost):
-        return Unfinished("lost", line, getattr(error, "log", None))
+        return Unfinished("lost", reason, getattr(error, "log", None))
     log = CellPaths(cell.folder).log
-    return Unfinished("failed", line, log if mistake is None and log.exists() else None)
+    return Unfinished("failed", reason, log if mistake is None and log.exists() else None)
 
 
-def _raise_unfinished(cells: Sequence[Cell], unfinished: dict[int, Unfinished]) -> None:
+def _raise_unfinished(cells: Sequence[Cell], unfinished: dict[Path, Unfinished]) -> None:
     """Print a table of the unfinished cells, and raise an error.
 
+    Args:
+        cells: Cells of the sweep.
+        unfinished: Reason for each cell that is not finished, by the cell's folder.
+
     Raises:
-        UserError: Cells failed, lost their workers or still run elsewhere.
+        UserError: Always.
     """
-    causes = {(cell.state, cell.reason) for cell in unfinished.values()}
-    has_log = any(cell.log for cell in unfinished.values())
+    causes = {(cause.state, cause.reason) for cause in unfinished.values()}
+    has_log = any(cause.log for cause in unfinished.values())
     if len(unfinished) > 1 and len(causes) == 1 and not has_log:
         ((state, reason),) = causes
         if state == "failed":  # the message says what to do
@@ -369,13 +392,14 @@ def _raise_unfinished(cells: Sequence[Cell], unfinished: dict[int, Unfinished]) 
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("cell", "state", "reason", "log"):
         table.add_column(column, overflow="fold")
-    for index, cell in sorted(unfinished.items()):
-        table.add_row(cells[index].folder.name, cell.state, cell.reason, str(cell.log or "–"))
+    for cell in cells:
+        if cause := unfinished.get(cell.folder):
+            table.add_row(cell.folder.name, cause.state, cause.reason, str(cause.log or "–"))
     console.print(table)
-    count = Counter(cell.state for cell in unfinished.values())
-    elsewhere = count["running elsewhere"]
+    count = Counter(cause.state for cause in unfinished.values())
     counted = f"{count['failed']} failed, {count['lost']} lost their worker"
-    counted += f", {elsewhere} still running elsewhere" if elsewhere else ""
+    for state in ("running elsewhere", "queued"):
+        counted += f", {count[state]} still {state}" if count[state] else ""
     repeat = "Remove the causes, then repeat" if count["failed"] else "Repeat"
     raise UserError(
         f"{len(unfinished)} of {len(cells)} cells are not finished: {counted}\n"

@@ -15,7 +15,7 @@ from bnstudy.sweeps.grid import Cell
 
 
 class PlannedCell(NamedTuple):
-    """Entry of a plan: what is needed to estimate how long a cell takes.
+    """Entry of a plan, from which the time that a cell takes is estimated.
 
     Attributes:
         timing_key: Hash shared by cells with similar run times.

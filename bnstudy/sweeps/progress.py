@@ -9,7 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from bnstudy.adapters.hydra_internals import returned
+from bnstudy.adapters.hydra_internals import get_result
 from bnstudy.redaction import redact
 
 
@@ -42,5 +42,5 @@ class SweepProgress(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Store how long the job took if it trained a cell."""
         self.finished += 1
-        if getattr(returned(job_return), "trained", False):
+        if getattr(get_result(job_return), "has_trained", False):
             self.seconds.append(time.monotonic() - self.started)

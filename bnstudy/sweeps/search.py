@@ -17,11 +17,11 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.utils import get_method
 from omegaconf import DictConfig
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from rich import box
 from rich.table import Table
 
-from bnstudy.adapters.hydra_internals import returned, split_grid
+from bnstudy.adapters.hydra_internals import get_result, split_grid
 from bnstudy.adapters.optuna_internals import Space, make_sampler, make_space
 from bnstudy.config.composition import plain_values
 from bnstudy.config.schema import validate
@@ -80,7 +80,7 @@ def search(
     settings = plain_values(config.sweep)
     validate({"sweep": settings})
     objective = settings["objective"]
-    _check(settings, config)
+    _require_searchable(settings, config)
     points, searched = split_axes(arguments, params)
     if not searched:
         raise UserError("hydra/sweeper=optuna: nothing to search; try optim.lr=interval(0.001,1)")
@@ -93,9 +93,10 @@ def search(
     folder = Path(names["output_root"], names["study"])
     storage = options["storage"] or f"sqlite:///{folder}/search.db"
     sampler, grid = make_sampler(options["sampler"], space)
-    wanted = n_trials if grid is None else min(n_trials, len(grid))
+    if grid is not None:
+        n_trials = min(n_trials, len(grid))
     optuna.logging.set_verbosity(logging.ERROR)
-    failed = 0
+    num_failed = 0
     studies = []
     with _open_claims(folder / ".searches") as claims:
         for point in points:
@@ -109,15 +110,17 @@ def search(
                 )
                 study.set_user_attr("point", point.name)
                 claims.retry_unfinished(study)
-            done = _count(study, TrialState.COMPLETE)
-            console.print(f"{point.name}: {done} of {wanted} trials complete")
-            search_here = _Search(study, point, space, grid, wanted, claims, config, launcher)
-            failed += search_here.run(options)
+            num_complete = _count(study, TrialState.COMPLETE)
+            console.print(f"{point.name}: {num_complete} of {n_trials} trials complete")
+            point_search = _Search(study, point, space, grid, n_trials, claims, config, launcher)
+            num_failed += point_search.run(options)
             studies.append(study)
-    _show(studies, objective, list(space))
-    if failed:
-        many = format_count(failed, "trial")
-        raise UserError(f"{many} failed; see their {LOG}; repeat the command to try again")
+    _print_best(studies, objective, list(space))
+    if num_failed:
+        raise UserError(
+            f"{format_count(num_failed, 'trial')} failed; see their {LOG}; repeat the command to "
+            "try again"
+        )
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,11 @@ class _Search:
         Returns:
             Number of trials that failed. This call does not repeat them.
         """
-        budget = self.n_trials - _count(self.study, TrialState.COMPLETE)
+        num_missing = self.n_trials - _count(self.study, TrialState.COMPLETE)
         launched = failed = 0
-        while trials := self.claims.claim_trials(self, min(options["n_jobs"], budget - launched)):
+        while trials := self.claims.claim_trials(
+            self, min(options["n_jobs"], num_missing - launched)
+        ):
             for trial in trials:
                 values = " ".join(f"{key}={_format(value)}" for key, value in trial.params.items())
                 console.print(f"Trial {trial.number}: {values}")
@@ -163,7 +168,7 @@ class _Search:
             job_returns: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=launched)
             errors = []
             for trial, job_return in zip(trials, job_returns, strict=True):
-                outcome = returned(job_return)
+                outcome = get_result(job_return)
                 if isinstance(outcome, Exception):
                     self.study.tell(trial, state=TrialState.FAIL)
                     errors.append(outcome)
@@ -190,7 +195,8 @@ class _TrialClaims:
     """Claims of trials by processes that search in the same study folder.
 
     Args:
-        folder: Folder of this process, which holds its lease; those of the others are beside it.
+        folder: Folder of this process, which holds the folder's lease. The folders of the other
+            processes are in the same parent folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -201,7 +207,8 @@ class _TrialClaims:
         """Claim at most `limit` missing trials, so that no other process runs them."""
         study = search.study
         with self.lock:
-            if not self._has_all_claims(study):  # a seeded sampler would repeat others' values
+            if not self._has_all_claims(study):
+                # Otherwise a seeded sampler would repeat the values of other processes.
                 study.sampler.reseed_rng()
             missing = search.n_trials - _count(study, *TAKEN)
             trials = []
@@ -213,9 +220,12 @@ class _TrialClaims:
         return trials
 
     def _has_all_claims(self, study: optuna.Study) -> bool:
-        trials = study.get_trials(deepcopy=False)
+        """Check whether this process has claimed every trial of a study."""
         claims = study.user_attrs
-        return all(claims.get(_claim_attribute(t.number)) == self.folder.name for t in trials)
+        return all(
+            claims.get(_claim_attribute(trial.number)) == self.folder.name
+            for trial in study.get_trials(deepcopy=False)
+        )
 
     def retry_unfinished(self, study: optuna.Study) -> None:
         """Queue trials that a dead process did not finish, so that their cells resume first."""
@@ -232,18 +242,18 @@ class _TrialClaims:
 
 @contextmanager
 def _open_claims(folder: Path) -> Iterator[_TrialClaims]:
-    """Yield claims of this process, and hold a lease, so that others know it is alive.
+    """Yield the claims of this process, and hold a lease that shows the others that it is alive.
 
     Args:
-        folder: Folder of the processes that search in a study.
+        folder: Folder for all processes that search in a study.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(prefix="process-", dir=folder))
+    process_folder = Path(tempfile.mkdtemp(prefix="process-", dir=folder))
     try:
-        with hold_lease(own):
-            yield _TrialClaims(own)
+        with hold_lease(process_folder):
+            yield _TrialClaims(process_folder)
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(process_folder, ignore_errors=True)
 
 
 def split_axes(
@@ -284,7 +294,12 @@ def _direction(objective: str) -> Literal["minimize", "maximize"]:
     return "minimize" if objective.endswith("_loss") else "maximize"
 
 
-def _check(settings: dict[str, Any], config: DictConfig) -> None:
+def _require_searchable(settings: dict[str, Any], config: DictConfig) -> None:
+    """Verify that the configuration group `sweep` and the data allow a search.
+
+    Raises:
+        UserError: They do not.
+    """
     if settings["dry_run"] or settings["redo"]:
         raise UserError("sweep.dry_run and sweep.redo are for a grid, not for hydra/sweeper=optuna")
     objective: str = settings["objective"]
@@ -296,11 +311,18 @@ def _check(settings: dict[str, Any], config: DictConfig) -> None:
 
 
 def _may_have_validation(data: DictConfig) -> bool:
-    """Check for a validation split; data of the user's own may have one, which a run finds out."""
+    """Check whether there may be a validation split; the user's own data may always have one."""
     return not is_provided(data[TARGET]) or bool(data.validation)
 
 
-def _show(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) -> None:
+def _print_best(studies: Sequence[optuna.Study], objective: str, keys: Sequence[str]) -> None:
+    """Print a table with the best trial of each search.
+
+    Args:
+        studies: Optuna's studies, one for each search.
+        objective: Name of the optimized number.
+        keys: Keys of the searched values.
+    """
     table = Table("search", *keys, objective, "trials", box=box.SIMPLE_HEAD)
     for study in studies:
         complete = study.get_trials(states=(TrialState.COMPLETE,))
@@ -319,17 +341,15 @@ def _count(study: optuna.Study, *states: TrialState) -> int:
 
 
 def _next_point(study: optuna.Study, grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the missing point of a grid that was tried least often."""
+    """Return the missing point of a grid that was tried least often; missing points must exist."""
     trials = study.get_trials(deepcopy=False)
-    taken = [trial.params for trial in trials if trial.state in TAKEN]
 
-    def count(point: dict[str, Any]) -> int:
-        return sum(point.items() <= trial.params.items() for trial in trials)
+    def count(point: dict[str, Any], counted: Sequence[FrozenTrial]) -> int:
+        return sum(point.items() <= trial.params.items() for trial in counted)
 
-    missing = [
-        point for point in grid if not any(point.items() <= trial.items() for trial in taken)
-    ]
-    return min(missing, key=count)
+    taken = [trial for trial in trials if trial.state in TAKEN]
+    missing = [point for point in grid if not count(point, taken)]
+    return min(missing, key=lambda point: count(point, trials))
 
 
 def _claim_attribute(number: int) -> str:

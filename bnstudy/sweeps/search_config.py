@@ -1,7 +1,7 @@
 """Options of `hydra/sweeper=optuna`.
 
-They are registered in code and not in a file of conf/, because they replace the option of the same
-name that Hydra's Optuna plugin registers.
+They are registered in code instead of a file in conf/, because they replace the options that
+Hydra's Optuna plugin registers under the same name.
 """
 
 from math import inf
@@ -18,7 +18,7 @@ OPTIONS: dict[str, Any] = {
     "n_trials": 20,  # per search, including those of earlier sweeps
     "n_jobs": 1,  # number of trials that run at the same time
     "storage": None,  # URL of the database; None: search.db in the study's folder
-    "max_failure_rate": 1.0,  # a failed trial does not stop the others
+    "max_failure_rate": 1.0,  # a larger share of failed trials in one launch ends the search
     "custom_search_space": None,
 }
 

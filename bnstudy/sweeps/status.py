@@ -15,11 +15,19 @@ from bnstudy.runs.lease import STALE_AFTER, find_lease, is_alive
 from bnstudy.runs.parts import Attempt
 from bnstudy.runs.paths import list_cells
 from bnstudy.runs.record import Record
-from bnstudy.sweeps.duration import Timing, format_time_left, timing_key
+from bnstudy.sweeps.duration import DurationEstimator, format_time_left, timing_key
 from bnstudy.sweeps.plan import read_plans
 
-# In the order in which they are printed.
-KINDS = ("completed", "diverged", "running", "interrupted", "failed", "damaged", "not begun")
+# Statuses of a cell, in the order in which they are printed.
+CELL_STATUSES = (
+    "completed",
+    "diverged",
+    "running",
+    "interrupted",
+    "failed",
+    "damaged",
+    "not begun",
+)
 
 
 @dataclass(frozen=True)
@@ -28,13 +36,13 @@ class CellStatus:
 
     Attributes:
         name: Name of the cell's folder.
-        status: One of KINDS.
+        status: One of `CELL_STATUSES`.
         epoch: Number of epochs trained and recorded so far.
         epochs: Number of epochs to train in total; 0 if the user's own code trains it.
         timing_key: Hash shared by cells with similar run times.
         where: Host and process id of the last attempt.
         age: Seconds since the last attempt started, by this machine's clock.
-        quiet: Seconds since the last sign of life of a running cell.
+        quiet: Seconds since the lease of a running cell was last renewed; 0 for other cells.
         attempts: Number of attempts.
         error: Last line of the error message of a failed cell.
         log: Log file; None if there is none.
@@ -76,8 +84,10 @@ class StudyStatus:
                 f"{study}: no study is there; give its folder, such as multirun/mnist5k_cnn"
             )
         self.study = study
-        self.timing = Timing(record for record in records.values() if isinstance(record, Record))
-        self.cells = [_cell(study / name, record) for name, record in records.items()]
+        self.estimator = DurationEstimator(
+            record for record in records.values() if isinstance(record, Record)
+        )
+        self.cells = [_make_status(study / name, record) for name, record in records.items()]
         self.cells += [
             CellStatus(name, "not begun", 0, cell.epochs, cell.timing_key)
             for name, cell in planned.items()
@@ -90,50 +100,49 @@ class StudyStatus:
 
     def __rich__(self) -> RenderableType:
         """Render the status for the terminal."""
-        return Group(*self._lines())
+        return Group(*self._render())
 
-    def _lines(self) -> Iterator[RenderableType]:
-        counts = {status: len(self.list_cells(status)) for status in KINDS}
+    def _render(self) -> Iterator[RenderableType]:
+        counts = {status: len(self.list_cells(status)) for status in CELL_STATUSES}
         listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         yield f"{self.study}: {len(self.cells)} cells: {listed}"
         if running := self.list_cells("running"):
-            table = _table("running", "epoch", "for", "last sign of life", "on")
+            table = _make_table("running", "epoch", "for", "last sign of life", "on")
             for cell in running:
                 table.add_row(
                     cell.name,
                     f"{cell.epoch}/{cell.epochs}" if cell.epochs else str(cell.epoch),
-                    _duration(cell.age),
-                    f"{_duration(cell.quiet)} ago",
+                    _format_duration(cell.age),
+                    f"{_format_duration(cell.quiet)} ago",
                     cell.where,
                     style="yellow" if cell.quiet > STALE_AFTER else None,
                 )
             yield table
         if failed := [*self.list_cells("failed"), *self.list_cells("damaged")]:
-            table = _table("failed", "attempts", "error", "log")
+            table = _make_table("failed", "attempts", "error", "log")
             for cell in failed:
                 table.add_row(cell.name, str(cell.attempts), cell.error, str(cell.log or "–"))
             yield table
-        left = [
-            cell for cell in self.cells if cell.status in ("running", "interrupted", "not begun")
+        seconds = [
+            self.estimator.estimate(cell.timing_key, max(cell.epochs - cell.epoch, 0))
+            for cell in self.cells
+            if cell.status in ("running", "interrupted", "not begun")
         ]
-        if left:
-            seconds = [
-                self.timing.seconds(cell.timing_key, max(cell.epochs - cell.epoch, 0))
-                for cell in left
-            ]
+        if seconds:
             yield format_time_left(seconds, max(len(running), 1))
 
 
-def _cell(folder: Path, record: Record | UserError) -> CellStatus:
+def _make_status(folder: Path, record: Record | UserError) -> CellStatus:
+    """Make the status of a cell from its record, or from the error raised when it was read."""
     if isinstance(record, UserError):
         return CellStatus(folder.name, "damaged", 0, 0, "", error=first_line(record))
     description = record.description
     last = description.attempts[-1] if description.attempts else Attempt(status="interrupted")
     status, quiet, error = str(description.status), 0.0, last.error or ""
     if status == "running":
-        status, quiet = _running(folder)
-    elif lost := record.lost_table:
-        status, error = "damaged", lost
+        status, quiet = _check_running(folder)
+    elif damage := record.describe_table_damage():
+        status, error = "damaged", damage
     log = record.paths.log
     age = 0.0
     if last.started:
@@ -156,11 +165,11 @@ def _cell(folder: Path, record: Record | UserError) -> CellStatus:
     )
 
 
-def _running(folder: Path) -> tuple[str, float]:
+def _check_running(folder: Path) -> tuple[str, float]:
     """Check whether a cell recorded as running still is.
 
     Returns:
-        `running` or `interrupted`, and the seconds since the last sign of life.
+        `running` or `interrupted`, and the seconds since the lease was last renewed.
     """
     occupied = find_lease(folder)
     if occupied is None:
@@ -170,18 +179,18 @@ def _running(folder: Path) -> tuple[str, float]:
         return "interrupted", 0.0
     try:
         return "running", max(time.time() - lease.stat().st_mtime, 0.0)
-    except FileNotFoundError:  # released just now
+    except FileNotFoundError:  # just released
         return "interrupted", 0.0
-    except OSError:  # an error that may pass
+    except OSError:  # may be transient
         return "running", 0.0
 
 
-def _table(*columns: str) -> Table:
+def _make_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(column, overflow="fold")  # wraps long names instead of cutting them
     return table
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 FILES = (TABLE, RECORD)  # the record last: a cell counts as present once it has one
 
-UNSAFE, UNREACHABLE = "with no folder's name", "not downloaded"  # outcomes
+# Outcomes of runs that make the command fail.
+UNSAFE_NAME, NOT_DOWNLOADED = "without a valid folder name", "not downloaded"
 
 
 def pull(project: str, entity: str | None, root: Path) -> None:
@@ -49,9 +50,9 @@ def pull(project: str, entity: str | None, root: Path) -> None:
     for run in runs:
         if not (_is_folder_name(run.group) and _is_folder_name(run.name)):
             console.print(
-                f"{run.id}: {run.group!r}/{run.name!r} is no folder's name", style="yellow"
+                f"{run.id}: {run.group!r}/{run.name!r} is not a valid folder name", style="yellow"
             )
-            outcomes[UNSAFE] += 1
+            outcomes[UNSAFE_NAME] += 1
             continue
         cell = root / run.group / run.name
         if cell in pulled:
@@ -64,7 +65,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
             except UserError:
                 raise  # this disk cannot be written
             except Exception as error:  # of wandb and of the network, of many classes
-                outcome = UNREACHABLE
+                outcome = NOT_DOWNLOADED
                 console.print(f"{cell}: {first_line(error)}", style="yellow")
             console.print(f"{cell}: {outcome}")
             outcomes[outcome] += 1
@@ -72,7 +73,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
     if not outcomes:
         raise UserError(f"{path} has no runs of bnstudy")
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    if outcomes[UNSAFE] or outcomes[UNREACHABLE]:
+    if outcomes[UNSAFE_NAME] or outcomes[NOT_DOWNLOADED]:
         raise UserError(f"{path}: {counts}\nThe same command downloads what is missing")
     console.print(f"{path}: {counts}")
 
@@ -85,9 +86,9 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
     """
     with tempfile.TemporaryDirectory() as temporary:
         for name in FILES:
-            wanted = f"record/{name}"
-            for file in run.files(names=[wanted]):
-                if file.name == wanted:  # a path of the server's choice could lead anywhere
+            path = f"record/{name}"
+            for file in run.files(names=[path]):
+                if file.name == path:  # a path of the server's choice could lead anywhere
                     file.download(root=temporary, replace=True).close()
         paths = CellPaths(Path(temporary) / "record")
         if not paths.record.exists():
@@ -100,7 +101,7 @@ def _pull_run(run: "ServedRun", cell: Path) -> str:
             return "its record is incomplete"
         if not description.matches_identity:
             return "its record is incomplete"
-        if paths.table.exists() and (damage := LongTable(paths).damage()):
+        if paths.table.exists() and (damage := LongTable(paths).find_damage()):
             return f"its table is damaged: {damage}"
         for name in FILES:
             source = paths.folder / name

@@ -14,16 +14,16 @@ from bnstudy.errors import UserError, first_line
 from bnstudy.runs.lease import CellInUse
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.parts import FINISHED, Status
-from bnstudy.runs.paths import WANDB, CellPaths, runs_below
+from bnstudy.runs.paths import WANDB, CellPaths, find_cells
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
 from bnstudy.tracking.transaction_log import TransactionLog
 from bnstudy.tracking.wandb_run import (
     finish_run,
+    is_logged_in,
     log_final_data,
-    logged_in,
-    logs,
+    read_logs,
     replay_rows,
     server_url,
     set_earlier_aside,
@@ -60,11 +60,11 @@ def sync(study: Path, project: str | None, entity: str | None) -> None:
     Raises:
         UserError: There is no run, W&B is not available, or a run was not uploaded completely.
     """
-    api, user = connect(entity)
+    api, default_entity = connect(entity)
     outcomes: list[Outcome] = []
-    projects = set()
-    for cell in runs_below(study):
-        outcome, path = _sync_cell(cell, api, project, entity, user)
+    projects = set()  # paths, `entity/project`
+    for cell in find_cells(study):
+        outcome, path = _sync_cell(cell, api, project, entity, default_entity)
         console.print(f"{cell}: {outcome}")
         outcomes.append(outcome)
         projects |= {path.rpartition("/")[0]} if path else set()
@@ -97,7 +97,7 @@ def connect(entity: str | None) -> tuple["wandb.Api", str]:
         raise UserError("The package wandb is not installed; pip install wandb") from None
 
     server = server_url()
-    if not logged_in():
+    if not is_logged_in():
         raise UserError(
             f"Not logged in to {server}; run wandb login, or set the environment variable "
             "WANDB_API_KEY"
@@ -148,14 +148,12 @@ def _last_step(epochs: list[list[Row]], status: str) -> int:
     """
     if not epochs:
         return -1
-    has_tables = status in FINISHED and any(
-        table_name(row) for of_epoch in epochs for row in of_epoch
-    )
+    has_tables = status in FINISHED and any(table_name(row) for rows in epochs for row in rows)
     return 2 * epochs[-1][0].step + has_tables
 
 
 def _sync_cell(
-    cell: Path, api: "wandb.Api", project: str | None, entity: str | None, user: str
+    cell: Path, api: "wandb.Api", project: str | None, entity: str | None, default_entity: str
 ) -> tuple[Outcome, str | None]:
     """Upload a cell's run.
 
@@ -172,7 +170,7 @@ def _sync_cell(
                 folders[-1],
                 api,
                 project or options.get("project") or "bnstudy",
-                entity or options.get("entity") or user,
+                entity or options.get("entity") or default_entity,
             )
     except CellInUse:
         return "running", None
@@ -186,11 +184,11 @@ def _upload(
 ) -> tuple[Outcome, str]:
     run_id = folder.name.split("-", 3 if folder.name.startswith("offline") else 2)[-1]
     path = f"{entity}/{project}/{run_id}"
-    status = _status(record)
+    status = _final_status(record)
     served = find_run(api, path)
     if is_whole(served, record, status):
         return "already there", path
-    log = logs(record.paths, run_id)[-1]
+    log = read_logs(record.paths, run_id)[-1]
     if served is None and _is_self_contained(log, record):
         _wandb_sync(folder, project, entity)
     else:
@@ -199,7 +197,7 @@ def _upload(
     return "uploaded" if whole else "incomplete", path
 
 
-def _status(record: Record) -> Status:
+def _final_status(record: Record) -> Status:
     """Return the status of a run whose cell this process holds.
 
     No other process can be running the cell, so a run recorded as running was killed.
@@ -214,9 +212,7 @@ def _is_self_contained(log: TransactionLog, record: Record) -> bool:
     The log of an attempt that resumed online begins at the last step that the server had. The log
     of a study that was moved refers to files in the old folder.
     """
-    has_all_epochs = all(
-        2 * of_epoch[0].step in log.rows for of_epoch in record.table.rows_by_epoch()
-    )
+    has_all_epochs = all(2 * rows[0].step in log.rows for rows in record.table.rows_by_epoch())
     return (
         log.exit_code is not None and has_all_epochs and all(path.exists() for path in log.staged)
     )
@@ -250,7 +246,7 @@ def _complete(
         finish_run(run, exit_code, record.folder.parent)
 
 
-def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
+def _sync_page(study: Path, api: "wandb.Api", project_path: str) -> None:
     """Upload a study's report, if it has one, as an artifact of a separate W&B run.
 
     An outdated report is regenerated first. A page that bnstudy did not write is uploaded
@@ -269,16 +265,16 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
         console.print(f"{page}: not uploaded; {first_line(error)}")
         return
     content = hashlib.sha256(b"".join(path.read_bytes() for path in pages)).hexdigest()
-    entity, name = project.split("/")
+    entity, project = project_path.split("/")
     run_id = f"report-{hashlib.sha256(study.resolve().name.encode()).hexdigest()[:8]}"
-    served = find_run(api, f"{project}/{run_id}")
+    served = find_run(api, f"{project_path}/{run_id}")
     if served is not None and served.summary_metrics.get("page") == content:
         console.print(f"{page}: already there")
         return
     settings: dict[str, Any] = {"console": "off", "silent": True, "disable_git": True}
     with wandb_files(study / WANDB), suppress(TimeoutError):
         run = wandb.init(
-            project=name,
+            project=project,
             entity=entity,
             id=run_id,
             resume="allow",
@@ -291,17 +287,19 @@ def _sync_page(study: Path, api: "wandb.Api", project: str) -> None:
         )
         artifact = wandb.Artifact(f"report-{study.resolve().name}", type="report")
         for path in pages:
-            name_there = path.relative_to(page.parent).as_posix() if pages[1:] else "report.html"
-            artifact.add_file(str(path), name=name_there)
+            artifact_path = path.relative_to(page.parent).as_posix() if pages[1:] else "report.html"
+            artifact.add_file(str(path), name=artifact_path)
         run.log_artifact(artifact)
         # An index page of several reports would only have broken links in W&B.
         shown = pages[1:] or pages
-        run.log({_name(path, page): wandb.Html(path.read_text(), inject=False) for path in shown})
+        run.log(
+            {_shown_name(path, page): wandb.Html(path.read_text(), inject=False) for path in shown}
+        )
         run.summary["page"] = content
         run.finish()
     console.print(f"{page}: uploaded")
 
 
-def _name(path: Path, page: Path) -> str:
+def _shown_name(path: Path, page: Path) -> str:
     """Return the name under which W&B shows a page, such as `report` or `report/part1`."""
     return (Path("report") / path.parent.relative_to(page.parent)).as_posix()

@@ -23,7 +23,7 @@ class TransactionLog:
     exit_code: int | None = None
 
 
-def read(path: Path) -> TransactionLog:
+def read_log(path: Path) -> TransactionLog:
     """Read a log up to the first incomplete entry."""
     log = TransactionLog()
     for record in read_transaction_log(path):

@@ -37,13 +37,13 @@ from bnstudy.headline import CLUSTERING, choose_measured
 from bnstudy.metrics import METRICS
 from bnstudy.redaction import redact_values
 from bnstudy.runs.description import RunDescription
-from bnstudy.runs.long_table import Row, final_numbers
+from bnstudy.runs.long_table import Row, extract_final_numbers
 from bnstudy.runs.parquet_file import write_table
 from bnstudy.runs.parts import FINISHED, Status
 from bnstudy.runs.paths import RECORD, TABLE, CellPaths
 from bnstudy.runs.record import Record
-from bnstudy.terms import PERFORMANCE
-from bnstudy.tracking.transaction_log import TransactionLog, read
+from bnstudy.terms import EVALUATED_SPLITS, PERFORMANCE
+from bnstudy.tracking.transaction_log import TransactionLog, read_log
 
 if TYPE_CHECKING:
     import wandb
@@ -77,9 +77,11 @@ def wandb_id(record: Record, resumed: bool) -> str:
         resumed: Whether the run resumes from a checkpoint.
     """
     description = record.description
-    had = [old.wandb_id for old in description.attempts if old.wandb_id is not None]
-    if resumed and had:
-        return had[-1]
+    earlier_ids = [
+        attempt.wandb_id for attempt in description.attempts if attempt.wandb_id is not None
+    ]
+    if resumed and earlier_ids:
+        return earlier_ids[-1]
     study = hashlib.sha256(description.study.encode()).hexdigest()
     return f"{description.identity[:8]}-{study[:8]}-{len(description.attempts)}"
 
@@ -149,7 +151,7 @@ def start_run(
     run.define_metric("trainer/global_step")
     for names in ("rep/*", "opt/*"):
         run.define_metric(names, step_metric="epoch", step_sync=True)
-    for split in ("train", "validation", "test"):
+    for split in EVALUATED_SPLITS:
         for name in PERFORMANCE:
             run.define_metric(f"{split}/{name}", step_metric="epoch", step_sync=True)
     for names in ("train/loss_step", "opt_step/*"):
@@ -162,9 +164,8 @@ class RowLogger(WandbLogger):
     """W&B logger of Lightning that writes complete rows at reproducible steps.
 
     Values logged at the same training step form a row. A row is written when `save` is called or
-    when values of another step are logged. If training stops, an unwritten row is
-    dropped: its epoch is trained and logged again when the run resumes. Errors of W&B do not
-    stop the training.
+    when values of another step are logged. If training stops, an unwritten row is dropped: its
+    epoch is trained and logged again when the run resumes. Errors of W&B do not stop the training.
 
     Args:
         run: W&B run.
@@ -190,11 +191,11 @@ class RowLogger(WandbLogger):
         if self.row:
             # An epoch's row and that of the next batch can have the same training step.
             self.written = max(2 * self.step, self.written + 1)
-            write(self.run, self.written, self.row | {"trainer/global_step": self.step})
+            write_row(self.run, self.written, self.row | {"trainer/global_step": self.step})
             self.row = {}
 
 
-def write(run: "wandb.Run", step: int, row: Mapping[str, Any]) -> None:
+def write_row(run: "wandb.Run", step: int, row: Mapping[str, Any]) -> None:
     """Log a row to W&B, unless the server already has its step."""
     if step < run.starting_step:
         return
@@ -207,7 +208,7 @@ def write(run: "wandb.Run", step: int, row: Mapping[str, Any]) -> None:
 
 
 def replay_rows(run: "wandb.Run", record: Record, until_epoch: int | None = None) -> int:
-    """Log the rows of earlier attempts again that the server does not have.
+    """Log those rows of earlier attempts that the server does not have.
 
     Each epoch's values come from the record. Rows between epochs come from the log files of the
     earlier attempts; those of an epoch that will be trained again are left out.
@@ -223,20 +224,20 @@ def replay_rows(run: "wandb.Run", record: Record, until_epoch: int | None = None
     epochs = record.table.rows_by_epoch(until_epoch)
     end = 2 * epochs[-1][0].step if epochs else -1
     rows: dict[int, dict[str, Any]] = {}
-    for log in logs(record.paths, run.id):
+    for log in read_logs(record.paths, run.id):
         for step, row in log.rows.items():
             values = {key: value for key, value in row.items() if not key.startswith("_")}
             if step <= end and all(isinstance(value, int | float) for value in values.values()):
                 rows[step] = values
-    for of_epoch in epochs:
-        epoch, step = of_epoch[0].epoch, of_epoch[0].step
+    for epoch_rows in epochs:
+        epoch, step = epoch_rows[0].epoch, epoch_rows[0].step
         rows[2 * step] = {
-            **{logged_name(row): row.value for row in of_epoch},
+            **{logged_name(row): row.value for row in epoch_rows},
             "epoch": epoch,
             "trainer/global_step": step,
         }
     for step in sorted(rows):
-        write(run, step, rows[step])
+        write_row(run, step, rows[step])
     return end
 
 
@@ -250,7 +251,7 @@ def log_final_data(run: "wandb.Run", record: Record, status: Status, checkpoint:
         checkpoint: Whether to log the last checkpoint as well, if the run has ended.
     """
     epochs = record.table.rows_by_epoch()
-    run.summary.update({"status": status} | summary(epochs))
+    run.summary.update({"status": status} | compute_summary(epochs))
     folder = Path(run.dir) / "record"
     with replacing(folder / RECORD) as temporary:
         temporary.write_text(describe_finished(record, status, epochs).to_json())
@@ -262,7 +263,7 @@ def log_final_data(run: "wandb.Run", record: Record, status: Status, checkpoint:
     if status not in FINISHED:
         return
     if not run.offline and not is_reachable(run.settings.base_url):
-        # To log artifacts, W&B queries the server first and would wait long for an answer.
+        # Before it logs artifacts, W&B queries the server, and would wait long for an answer.
         warn_once(
             f"W&B's server does not answer; nothing is lost: python -m bnstudy.dashboard sync "
             f"{record.folder.parent} uploads the rest"
@@ -295,19 +296,19 @@ def _tables(run: "wandb.Run", epochs: list[list[Row]]) -> dict[str, Any]:
 
     tables: dict[str, Any] = {}
     for name, key in TABLES.items():
-        rows = [row for of_epoch in epochs for row in of_epoch if table_name(row) == name]
+        rows = [row for epoch_rows in epochs for row in epoch_rows if table_name(row) == name]
         if not rows:
             continue
         table = wandb.Table(columns=TABLE_COLUMNS, data=[table_row(row) for row in rows])
         if name == "representations" and run.entity:
             names = [row.metric for row in rows]
-            drawn = (choose_measured(CLUSTERING, names) or names)[0]
+            drawn_metric = (choose_measured(CLUSTERING, names) or names)[0]
             tables[name] = wandb.plot_table(
                 vega_spec_name=f"{run.entity}/{HEAT_MAP}",
                 data_table=table,
                 fields={"x": "epoch", "y": "layer", "value": "value"}
                 | {"metric": "metric", "split": "split"},
-                string_fields={"metric": drawn, "split": "train"},
+                string_fields={"metric": drawn_metric, "split": "train"},
             )
         else:
             tables[key] = table
@@ -355,38 +356,38 @@ def _add_checkpoint(run: "wandb.Run", record: Record) -> None:
     run.log_artifact(artifact)
 
 
-def set_earlier_aside(record: Record, current: Path | None) -> None:
+def set_earlier_aside(record: Record, current: Path) -> None:
     """Move the W&B folders of earlier attempts aside, so that a sync uploads one run per cell.
 
     Args:
         record: Record of the run.
-        current: Folder of the current W&B run; None to move all folders.
+        current: Folder of the current W&B run.
     """
     for folder in record.paths.wandb_runs():
-        if current is None or folder.resolve() != current.resolve():
+        if folder.resolve() != current.resolve():
             aside = folder.parent / EARLIER / folder.name
             aside.parent.mkdir(exist_ok=True)
             with suppress(OSError):
                 folder.rename(aside)
 
 
-def logs(paths: CellPaths, run_id: str) -> list[TransactionLog]:
+def read_logs(paths: CellPaths, run_id: str) -> list[TransactionLog]:
     """Read the transaction logs of all attempts of a W&B run on this disk, oldest first."""
-    return [read(file) for file in paths.wandb_logs(run_id)]
+    return [read_log(file) for file in paths.wandb_logs(run_id)]
 
 
-def summary(epochs: list[list[Row]]) -> dict[str, float]:
+def compute_summary(epochs: list[list[Row]]) -> dict[str, float]:
     """Compute the summary of the last epoch: the model's values and each metric's layer mean.
 
     The means are over the layers' activations on the training split's probe set.
     """
     last = epochs[-1] if epochs else []
     whole = {f"final/{row.split}_{row.metric}": row.value for row in last if row.layer_index < 0}
-    of_layers: dict[str, list[float]] = defaultdict(list)
+    layer_values: dict[str, list[float]] = defaultdict(list)
     for row in last:
         if row.site == "act" and row.split == "train" and math.isfinite(row.value):
-            of_layers[f"final/{row.metric}"].append(row.value)
-    return whole | {name: fmean(values) for name, values in of_layers.items()}
+            layer_values[f"final/{row.metric}"].append(row.value)
+    return whole | {name: fmean(values) for name, values in layer_values.items()}
 
 
 def table_name(row: Row) -> str | None:
@@ -409,7 +410,7 @@ def describe_finished(record: Record, status: Status, epochs: list[list[Row]]) -
     if description.attempts:
         description.attempts[-1].status = status
     if epochs and status in FINISHED:
-        description.final = final_numbers(epochs[-1])
+        description.final = extract_final_numbers(epochs[-1])
     return description
 
 
@@ -438,7 +439,7 @@ def server_url() -> str:
         ) from error
 
 
-def logged_in() -> bool:
+def is_logged_in() -> bool:
     """Return whether W&B has a key for its server, without prompting the user for one."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True

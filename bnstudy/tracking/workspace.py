@@ -13,7 +13,7 @@ import duckdb
 
 from bnstudy.adapters.wandb_internals import name_view
 from bnstudy.errors import UserError
-from bnstudy.headline import METRICS, choose_measured
+from bnstudy.headline import HEADLINE_METRICS, choose_measured
 from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import TABLE, CellPaths
 from bnstudy.terminal import console
@@ -40,10 +40,10 @@ class Measured:
     """
 
     layers: Sequence[str] = ("block01", "block02", "block03", "block04")
-    metrics: Sequence[str] = METRICS
+    metrics: Sequence[str] = HEADLINE_METRICS
 
 
-def measured_in(study: Path) -> Measured:
+def find_measured(study: Path) -> Measured:
     """Find the layers and the headline metrics that a study's runs have measured.
 
     Raises:
@@ -64,20 +64,20 @@ def measured_in(study: Path) -> Measured:
     if not rows:
         raise UserError(f"{study}: no run has ended and measured a layer")
     metrics = {metric for _, metric in rows}
-    headline = choose_measured(METRICS, metrics)
+    headline = choose_measured(HEADLINE_METRICS, metrics)
     return Measured(list(dict.fromkeys(layer for layer, _ in rows)), headline or sorted(metrics))
 
 
 def _undamaged_tables(study: Path) -> Iterator[Path]:
     """Yield the long tables of a study's runs; print which are left out."""
     for path in sorted(study.glob(f"*/{TABLE}")):
-        if damage := LongTable(CellPaths(path.parent)).damage():
+        if damage := LongTable(CellPaths(path.parent)).find_damage():
             console.print(f"{path} is left out, as it is damaged ({damage})", style="yellow")
         else:
             yield path
 
 
-def heat_map() -> dict[str, Any]:
+def make_heat_map() -> dict[str, Any]:
     """Make the Vega-Lite specification of the custom chart, layer by epoch.
 
     It contains W&B's placeholders `${...}`. The chart draws one metric of one split from a table in
@@ -124,7 +124,7 @@ def import_workspaces() -> None:
         ) from None
 
 
-def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
+def make_workspace(entity: str, project: str, measured: Measured) -> "Workspace":
     """Make the workspace view.
 
     It has sections for accuracy and loss by norm, for the relations between metrics and accuracy,
@@ -144,22 +144,22 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
 
     accuracy = wr.SummaryMetric("final/test_accuracy")
 
-    places = _places()
+    layouts = _layouts()
     panels: list[Any] = [
-        _curve(f"{split}/{name}", f"{split} {name}", next(places))
+        _curve(f"{split}/{name}", f"{split} {name}", next(layouts))
         for name in ("probe_accuracy", "probe_loss")
         for split in SPLITS
     ]
-    panels.append(_bars("final/test_accuracy", "final test accuracy", next(places)))
+    panels.append(_bars("final/test_accuracy", "final test accuracy", next(layouts)))
     general = ws.Section("Accuracy and loss by norm", is_open=True, panels=panels)
 
-    places = _places()
-    against = [
+    layouts = _layouts()
+    scatter_plots = [
         wr.ScatterPlot(
             title=f"{metric} against test accuracy",
             x=wr.SummaryMetric(f"final/{metric}"),
             y=accuracy,
-            layout=next(places),
+            layout=next(layouts),
         )
         for metric in measured.metrics
     ]
@@ -177,10 +177,10 @@ def workspace(entity: str, project: str, measured: Measured) -> "Workspace":
         wr.ParallelCoordinatesPlotColumn(metric=accuracy, display_name="test accuracy"),
     ]
     parallel = wr.ParallelCoordinatesPlot(
-        title="depth, width and norm", columns=columns, layout=next(places)
+        title="depth, width and norm", columns=columns, layout=next(layouts)
     )
     dependencies = ws.Section(
-        "Sparsity, clustering and accuracy", is_open=True, panels=[*against, parallel]
+        "Sparsity, clustering and accuracy", is_open=True, panels=[*scatter_plots, parallel]
     )
     return ws.Workspace(
         entity=entity,
@@ -231,7 +231,7 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
 
     api, entity = connect(entity)
 
-    view = workspace(entity, project, measured)
+    view = make_workspace(entity, project, measured)
     try:
         name_view(view, _view_name(entity, project))
     except ValueError as error:  # the view does not exist, and possibly neither does the project
@@ -245,7 +245,7 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
             display_name="Layer by epoch",
             spec_type="vega2",
             access="private",
-            spec=heat_map(),
+            spec=make_heat_map(),
         )
     except Exception as error:  # of several types; W&B does not update an existing chart
         if "exist" not in str(error):
@@ -264,7 +264,7 @@ def _metric_section(metric: str, layers: Sequence[str], entity: str) -> "Section
     from wandb_workspaces import workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
-    places = _places()
+    layouts = _layouts()
     panels: list[Any] = [
         wr.CustomChart(
             query={"summaryTable": {"tableKey": TABLES["representations"]}},
@@ -272,19 +272,19 @@ def _metric_section(metric: str, layers: Sequence[str], entity: str) -> "Section
             chart_fields={"x": "epoch", "y": "layer", "value": "value"}
             | {"metric": "metric", "split": "split"},
             chart_strings={"metric": metric, "split": split},
-            layout=next(places),
+            layout=next(layouts),
         )
-        for split in ("train", "test")
+        for split in SPLITS
     ]
-    panels.append(_bars(f"final/{metric}", f"{metric} at the end, mean over layers", next(places)))
+    panels.append(_bars(f"final/{metric}", f"{metric} at the end, mean over layers", next(layouts)))
     panels += [
-        _curve(f"rep/train/{layer}/{metric}", f"{metric}, {layer}", next(places))
+        _curve(f"rep/train/{layer}/{metric}", f"{metric}, {layer}", next(layouts))
         for layer in layers
     ]
     return ws.Section(metric, is_open=False, panels=panels)
 
 
-def _bars(name: str, title: str, place: "Layout") -> "BarPlot":
+def _bars(name: str, title: str, layout: "Layout") -> "BarPlot":
     """Make a bar plot of a final value: mean and standard deviation over the runs of each norm."""
     from wandb_workspaces.reports.v2 import interface as wr
 
@@ -294,11 +294,11 @@ def _bars(name: str, title: str, place: "Layout") -> "BarPlot":
         groupby=wr.Config(NORM),
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev",
-        layout=place,
+        layout=layout,
     )
 
 
-def _curve(name: str, title: str, place: "Layout") -> "LinePlot":
+def _curve(name: str, title: str, layout: "Layout") -> "LinePlot":
     """Make a line plot of a value over epochs: mean and standard deviation of each norm's runs."""
     from wandb_workspaces.reports.v2 import interface as wr
 
@@ -310,11 +310,11 @@ def _curve(name: str, title: str, place: "Layout") -> "LinePlot":
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev",
         max_runs_to_show=100,
-        layout=place,
+        layout=layout,
     )
 
 
-def _places() -> "Iterator[Layout]":
+def _layouts() -> "Iterator[Layout]":
     """Yield the layouts of successive panels, row by row."""
     from wandb_workspaces.reports.v2 import interface as wr
 

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import eigsh
 
 from bnstudy.errors import UserError
 from bnstudy.metrics import Undefined
-from bnstudy.metrics.registry import check
+from bnstudy.metrics.registry import check_needs
 from bnstudy.representations import Layer
 from bnstudy.representations.precision import in_float32
 from bnstudy.runs.embedding_file import EMBEDDINGS_SCHEMA, read_embedding_file
@@ -25,14 +25,14 @@ from bnstudy.trained.finished_run import FinishedRun
 from bnstudy.trained.selection import Selection
 
 UMAP_NEIGHBOURS = 15  # UMAP's default
-FACTS_KEY = b"bnstudy"  # key of the selection, as JSON, in the metadata of the Parquet file
+FACTS_KEY = b"bnstudy"  # key in the Parquet file's metadata: epoch, selection and methods as JSON
 
 
-def principal_components(layer: Layer) -> tuple[np.ndarray, float]:
+def compute_principal_components(layer: Layer) -> tuple[np.ndarray, float]:
     """Project the samples onto their first two principal components, using the Gram matrix.
 
-    The sign of a principal component is arbitrary. It is chosen such that the sum of the cubed
-    coordinates is not negative.
+    The sign of a principal component is arbitrary. Here the sum of the cubed coordinates is not
+    negative.
 
     Args:
         layer: Layer with at least 4 samples.
@@ -41,9 +41,8 @@ def principal_components(layer: Layer) -> tuple[np.ndarray, float]:
         Coordinates, float64, N x 2; and the share of the variance that they explain, from 0 to 1.
     """
     gram = layer.gram.double().cpu().numpy()
-    start = np.random.default_rng(0).normal(
-        size=len(gram)
-    )  # eigsh starts from a random vector by default
+    # By default, eigsh starts from a random vector.
+    start = np.random.default_rng(0).normal(size=len(gram))
     values, vectors = eigsh(gram, k=2, v0=start)
     values = values[::-1].clip(min=0)
     coordinates = vectors[:, ::-1] * np.sqrt(values)
@@ -51,7 +50,7 @@ def principal_components(layer: Layer) -> tuple[np.ndarray, float]:
     return coordinates, float(values.sum() / gram.trace())
 
 
-def umap(layer: Layer) -> np.ndarray:
+def compute_umap(layer: Layer) -> np.ndarray:
     """Embed the samples by UMAP (McInnes et al. 2018, arXiv 1802.03426) with default options.
 
     Args:
@@ -62,7 +61,7 @@ def umap(layer: Layer) -> np.ndarray:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # UMAP warns that distances allow no inverse_transform
-        from umap import UMAP  # here, because the import takes seconds
+        from umap import UMAP  # not at the top, because the import takes seconds
 
         embedding: np.ndarray = UMAP(
             n_neighbors=min(UMAP_NEIGHBOURS, layer.num_samples - 1),
@@ -73,19 +72,19 @@ def umap(layer: Layer) -> np.ndarray:
     return embedding
 
 
-def methods() -> list[str]:
+def list_methods() -> list[str]:
     """List the available embedding methods: PCA, and UMAP if it is installed."""
     return ["pca", "umap"] if find_spec("umap") else ["pca"]
 
 
-def planes(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
+def embed_layer(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
     """Embed a layer by each method, and yield one table of `EMBEDDINGS_SCHEMA` per method.
 
     If the distances between the samples are undefined, for example in a dead layer, the coordinates
     are null and the column `reason` says why.
 
     Args:
-        run: Finished run.
+        run: Finished run, whose epoch and class names the tables contain.
         split: Split that the samples are from.
         layer: Layer to embed.
     """
@@ -93,8 +92,8 @@ def planes(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
     assert tap is not None
     class_names = run.record.data.classes
     labels = layer.labels.tolist()
-    for method in methods():
-        coordinates, share, reason = _embed(layer, method)
+    for method in list_methods():
+        coordinates, share, reason = _compute_coordinates(layer, method)
         facts = {
             "epoch": run.epoch,
             "split": split,
@@ -116,22 +115,22 @@ def planes(run: FinishedRun, split: Split, layer: Layer) -> Iterator[pa.Table]:
         yield pa.table(columns, schema=EMBEDDINGS_SCHEMA)
 
 
-def _embed(layer: Layer, method: str) -> tuple[np.ndarray, float | None, str | None]:
-    """Return coordinates, explained share of variance, and the reason if they are undefined."""
+def _compute_coordinates(layer: Layer, method: str) -> tuple[np.ndarray, float | None, str | None]:
+    """Compute coordinates, explained share of variance, and the reason if they are undefined."""
     try:
-        check({"distances"}, layer)
+        check_needs({"distances"}, layer)
     except Undefined as undefined:
         return np.full((layer.num_samples, 2), np.nan), None, str(undefined)
     with in_float32(layer.labels.device):
         if method == "umap":
-            return umap(layer), None, None
-        return *principal_components(layer), None
+            return compute_umap(layer), None, None
+        return *compute_principal_components(layer), None
 
 
 def embed_run(
     cell: Path, selection: Selection, epoch: int | None, progress: Callable[[str], None]
 ) -> None:
-    """Write a run's embeddings into its folder, unless the same embeddings exist already.
+    """Write a run's embeddings into its folder, unless they exist already for this selection.
 
     Args:
         cell: Folder of the run.
@@ -155,19 +154,19 @@ def embed_run(
             console.print(f"{path}: exists already")
             return
         tables: list[pa.Table] = []
-        for layer in run.layers(selection):
+        for layer in run.read_layers(selection):
             assert layer.tap is not None
             progress(f"layer {layer.tap.label}")
-            tables += planes(run, selection.split, layer)
+            tables += embed_layer(run, selection.split, layer)
             if reason := tables[-1]["reason"][0].as_py():
                 console.print(
                     f"{cell}: {layer.tap.label} has no embedding: {reason}", style="yellow"
                 )
             del layer  # frees its memory before the next layer is read
-        about = {FACTS_KEY: json.dumps(facts | {"methods": methods()}).encode()}
+        metadata = {FACTS_KEY: json.dumps(facts | {"methods": list_methods()}).encode()}
         with record.replacing(path) as temporary:
-            write_table(pa.concat_tables(tables), temporary, about)
-        console.print(f"{path}: {', '.join(methods())} of epoch {run.epoch}")
+            write_table(pa.concat_tables(tables), temporary, metadata)
+        console.print(f"{path}: {', '.join(list_methods())} of epoch {run.epoch}")
 
 
 def _has_embeddings(path: Path, facts: dict[str, Any]) -> bool:
@@ -175,6 +174,6 @@ def _has_embeddings(path: Path, facts: dict[str, Any]) -> bool:
     try:
         metadata = read_embedding_file(path).schema.metadata
         recorded = json.loads(metadata[FACTS_KEY])
-        return set(methods()) <= set(recorded.pop("methods")) and recorded == facts
+        return set(list_methods()) <= set(recorded.pop("methods")) and recorded == facts
     except (FileNotFoundError, UserError, AttributeError, KeyError, TypeError, ValueError):
         return False  # no file, a damaged one, or metadata of something else

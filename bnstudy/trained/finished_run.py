@@ -30,7 +30,7 @@ def rebuild(
 
     Args:
         record: Record of the run.
-        data_folders: Current `root` and `cache` of the data, where they may have moved; see
+        data_folders: Current `root` and `cache` of the data, in case the data have moved; see
             `bnstudy.data.contents.locate`.
         probe: Number of measured samples by split, where it differs from the one in training.
 
@@ -38,7 +38,7 @@ def rebuild(
         UserError: The record's configuration is not allowed or names code that is not trusted; or
             the data cannot be loaded, or differ from those that the run was trained on.
     """
-    config = _checked_config(record)
+    config = _check_config(record)
     config = config | {
         "data": locate(config["data"], data_folders),
         "probe": config["probe"] | dict(probe or {}),
@@ -48,8 +48,8 @@ def rebuild(
     return data, build_classifier(with_target_sparsity(record, config), data)
 
 
-def _checked_config(record: Record) -> dict[str, Any]:
-    """Return a run's configuration, after checking that it is safe to build the run from it."""
+def _check_config(record: Record) -> dict[str, Any]:
+    """Verify that it is safe to build a run from its recorded configuration, and return this."""
     config = record.description.config
     if record.has_other_config:
         raise DamagedFile(
@@ -85,7 +85,8 @@ class FinishedRun:
             epoch: Epoch of the weights; None: the last epoch.
 
         Raises:
-            UserError: The run is not finished, or the weights of that epoch were not saved.
+            UserError: The folder has no run, the run is not finished, or the weights of that epoch
+                were not saved.
         """
         if not CellPaths(folder).record.exists():
             raise UserError(f"{folder}: no {RECORD} in it; give the folder of one run")
@@ -103,22 +104,27 @@ class FinishedRun:
             UserError: The run is not finished, or the weights of that epoch were not saved.
         """
         record.require_finished()
-        kept = record.checkpoints()
-        chosen = record.last_epoch if epoch is None else epoch
-        if chosen not in kept:
+        checkpoints = record.checkpoints()
+        selected = record.last_epoch if epoch is None else epoch
+        if not checkpoints:
             raise UserError(
-                f"--epoch {epoch}: {record.folder} has the weights of epochs "
-                f"{', '.join(map(str, kept))}; "
+                f"{record.folder}: it has no weights, as bnstudy does not save those of your own "
+                "training loop\nMeasure such a run in its loop, with Run.measure"
+            )
+        if selected not in checkpoints:
+            raise UserError(
+                f"--epoch {selected}: {record.folder} has the weights of epochs "
+                f"{', '.join(map(str, checkpoints))}; "
                 "checkpoint_epochs=all makes bnstudy.train keep every epoch's"
             )
-        return cls(record, chosen)
+        return cls(record, selected)
 
     @property
     def name(self) -> str:
-        """Name of the cell."""
+        """Name of the cell's folder."""
         return self.record.folder.resolve().name
 
-    def layers(self, selection: Selection) -> Iterator[Layer]:
+    def read_layers(self, selection: Selection) -> Iterator[Layer]:
         """Read the layers one by one; to save memory, release each before requesting the next.
 
         Args:

@@ -16,19 +16,19 @@ from bnstudy.study.present.heat_map import write_heat_map
 from bnstudy.terminal import console, progress_bar
 from bnstudy.trained.finished_run import FinishedRun
 from bnstudy.trained.selection import Selection
-from bnstudy.training.environment import environment
+from bnstudy.training.environment import describe_environment
 
 
-def _layers(run: FinishedRun, selection: Selection) -> list[Layer]:
+def _read_layers(run: FinishedRun, selection: Selection) -> list[Layer]:
     """Read the layers of a run, in the order of computation, and release their activations."""
     layers = []
-    for layer in run.layers(selection):
+    for layer in run.read_layers(selection):
         layer.release_activations()
         layers.append(layer)
     return sorted(layers, key=lambda layer: layer.index)
 
 
-def matrix(
+def compute_matrix(
     similarity: Similarity,
     rows: Sequence[Layer],
     columns: Sequence[Layer],
@@ -47,73 +47,69 @@ def matrix(
     """
     values = np.empty((len(rows), len(columns)))
     for i, j in itertools.product(range(len(rows)), range(len(columns))):
-        known = similarity.is_symmetric and rows is columns and j < i
-        values[i, j] = values[j, i] if known else similarity(rows[i], columns[j])
+        is_mirrored = similarity.is_symmetric and rows is columns and j < i
+        values[i, j] = values[j, i] if is_mirrored else similarity(rows[i], columns[j])
         advance()
     return values
 
 
-def compare(
+def compare_runs(
     run_a: Path,
     run_b: Path | None,
     selection: Selection,
     epoch: int | None = None,
     output: Path | None = None,
 ) -> None:
-    """Write the similarities of the layers of two runs, or of one run to itself.
+    """Write the similarities between the layers of two runs, or among those of one run.
 
     Args:
         run_a: Folder of a run.
         run_b: Folder of another run; None: `run_a` is compared with itself.
         selection: Samples and sites to compare.
         epoch: Epoch of the weights; None: the last epoch of each run.
-        output: Folder for the files; None: STUDY/similarity/<cell A>~<cell B>.
+        output: Folder for the files; None: STUDY/similarity/<cell A>~<cell B>, or for one run
+            STUDY/similarity/<cell A>.
 
     Raises:
         UserError: A run cannot be compared.
     """
-    sides = [FinishedRun.open(run, epoch) for run in (run_a, run_b) if run is not None]
-    if len({side.record.data.sha256 for side in sides}) > 1:
+    runs = [FinishedRun.open(folder, epoch) for folder in (run_a, run_b) if folder is not None]
+    if len({run.record.data.sha256 for run in runs}) > 1:
         raise UserError(
             f"{run_a} and {run_b} were trained on different images; similarities "
             "compare representations of the same samples"
         )
     # With equal data and equal training split sizes, the training samples are the same.
-    trained_on = {side.record.data.train for side in sides}
-    if selection.split == "train" and len(trained_on) > 1:
+    train_sizes = {run.record.data.train for run in runs}
+    if selection.split == "train" and len(train_sizes) > 1:
         raise UserError(
             f"{run_a} and {run_b} differ in data.validation, and so in the samples "
             "of the training split; compare them with --split test"
         )
-    output = output or (
-        run_a.resolve().parent / "similarity" / "~".join(side.name for side in sides)
-    )
-    matrices, labels = _matrices(sides, selection)
-    axes = (
-        f"{sides[0].name}, epoch {sides[0].epoch}",
-        f"{sides[-1].name}, epoch {sides[-1].epoch}",
-    )
+    output = output or run_a.resolve().parent / "similarity" / "~".join(run.name for run in runs)
+    matrices, labels = _compute_matrices(runs, selection)
+    first, last = (f"{run.name}, epoch {run.epoch}" for run in (runs[0], runs[-1]))
     for name, values in matrices.items():
-        _write_table(output / f"{name}.csv", values, *labels)
+        _write_csv(output / f"{name}.csv", values, *labels)
         low, high = SIMILARITIES[name].bounds
         write_heat_map(
             values,
             *labels,
             title=f"{name}, {selection.samples} samples of the {selection.split} split",
-            axes=axes,
-            bounds=(max(low, 0), high),
+            axes=(first, last),
+            bounds=(max(low, 0), high),  # a negative similarity has the colour of 0
             lower_is_brighter=SIMILARITIES[name].direction == "lower",  # similar layers are bright
             path=output / name,
         )
     facts = {
         "runs": [
             {
-                "folder": str(side.record.folder),
-                "id": side.record.description.id,
-                "attempts": len(side.record.description.attempts),
-                "epoch": side.epoch,
+                "folder": str(run.record.folder),
+                "id": run.record.description.id,
+                "attempts": len(run.record.description.attempts),
+                "epoch": run.epoch,
             }
-            for side in sides
+            for run in runs
         ],
         "split": selection.split,
         "samples": selection.samples,
@@ -127,7 +123,7 @@ def compare(
             }
             for name, similarity in SIMILARITIES.items()
         },
-        "environment": environment(output).model_dump(),
+        "environment": describe_environment(output).model_dump(),
     }
     with replacing(output / "similarity.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
@@ -135,29 +131,27 @@ def compare(
         console.print(f"{label:<8} {output}/{{{','.join(matrices)}}}.{ending}")
 
 
-def _matrices(
-    sides: Sequence[FinishedRun], selection: Selection
+def _compute_matrices(
+    runs: Sequence[FinishedRun], selection: Selection
 ) -> tuple[dict[str, np.ndarray], tuple[list[str], list[str]]]:
     """Compute the matrix of each similarity, and the labels of the rows and columns."""
     with progress_bar("pairs of layers") as bar:
         task = bar.add_task("reading representations", total=None)
-        of_sides = [_layers(side, selection) for side in sides]
-        rows, columns = of_sides[0], of_sides[-1]
+        layers = [_read_layers(run, selection) for run in runs]
+        rows, columns = layers[0], layers[-1]
         bar.update(task, total=len(SIMILARITIES) * len(rows) * len(columns))
         matrices = {}
         for name, similarity in SIMILARITIES.items():
             bar.update(task, description=name)
-            matrices[name] = matrix(similarity, rows, columns, lambda: bar.advance(task))
-    return matrices, (_labels(rows), _labels(columns))
+            matrices[name] = compute_matrix(similarity, rows, columns, lambda: bar.advance(task))
+    return matrices, (_list_labels(rows), _list_labels(columns))
 
 
-def _labels(layers: Sequence[Layer]) -> list[str]:
+def _list_labels(layers: Sequence[Layer]) -> list[str]:
     return [layer.tap.label for layer in layers if layer.tap]
 
 
-def _write_table(
-    path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]
-) -> None:
+def _write_csv(path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["layer", *columns])

@@ -11,13 +11,14 @@ from bnstudy.runs.record import Record
 from bnstudy.terminal import console, progress_bar
 from bnstudy.terms import SPLITS, Split
 from bnstudy.trained.only_in_training import describe_missing_options, print_missing_options
-from bnstudy.training.environment import environment
+from bnstudy.training.environment import describe_environment
 
 # torch is imported in functions: bnstudy.train skips complete cells without importing it.
 
-Wanted = dict[int, set[tuple[str, str, str]]]  # the (split, site, metric) to measure by epoch
+# Metrics to measure by epoch, each as (split, site, metric).
+Wanted = dict[int, set[tuple[str, str, str]]]
 
-MAX_LISTED_NAMES = 5  # a message with more metrics gives only their number
+MAX_LISTED_NAMES = 5  # if there are more metrics, a message gives only their number
 
 
 def measure_missing(
@@ -33,7 +34,7 @@ def measure_missing(
     Args:
         record: Record of a finished run; results are saved after each epoch.
         metrics: Configuration group `metrics`.
-        data_folders: Current `root` and `cache` of the data, where they may have moved.
+        data_folders: Current `root` and `cache` of the data, in case the data have moved.
         splits: Splits whose probe sets are measured.
         epochs: Epochs to measure; None: multiples of `every_n_epochs` in `metrics`, and the last
             epoch.
@@ -42,20 +43,20 @@ def measure_missing(
     Returns:
         Whether anything was missing.
     """
-    possible, without = missing_metrics(record, metrics, splits, epochs)
+    possible, impossible = find_missing_metrics(record, metrics, splits, epochs)
     if possible:
         measure_checkpoints(record, possible, metrics, data_folders, progress)
         console.print(f"  measured from checkpoints: {_format_wanted(possible)}")
-    if without:
+    if impossible:
         console.print(
-            f"  not measured, because there is no checkpoint: {_format_wanted(without)} "
+            f"  not measured, because there is no checkpoint: {_format_wanted(impossible)} "
             "(bnstudy.train keeps those of checkpoint_epochs=..., and of the last epoch)",
             style="yellow",
         )
-    return bool(possible or without)
+    return bool(possible or impossible)
 
 
-def missing_metrics(
+def find_missing_metrics(
     record: Record,
     metrics: dict[str, Any],
     splits: Sequence[Split] = SPLITS,
@@ -76,7 +77,7 @@ def missing_metrics(
     if epochs is None:
         last = record.last_epoch
         epochs = sorted({*range(0, last, metrics["every_n_epochs"]), last})
-    missing = record.table.missing(metrics["names"], metrics["sites"], epochs, splits)
+    missing = record.table.find_missing(metrics["names"], metrics["sites"], epochs, splits)
     kept = record.checkpoints()
     possible = {epoch: missing[epoch] for epoch in missing if epoch in kept}
     return possible, {epoch: missing[epoch] for epoch in missing if epoch not in kept}
@@ -93,9 +94,9 @@ def measure_checkpoints(
 
     Args:
         record: Record of a finished run.
-        wanted: The (split, site, metric) to measure by epoch; each epoch has a checkpoint.
+        wanted: Metrics to measure; each epoch has a checkpoint.
         metrics: Configuration group `metrics`, for memory budget and precision.
-        data_folders: Current `root` and `cache` of the data, where they may have moved.
+        data_folders: Current `root` and `cache` of the data, in case the data have moved.
         progress: Function that is called with a description of the next step.
 
     Raises:
@@ -109,10 +110,10 @@ def measure_checkpoints(
     data, classifier = rebuild(record, data_folders)
     measurement = MeasuredLater(
         epochs=[],
-        metrics=_names(wanted),
+        metrics=_list_metrics(wanted),
         splits=sorted({split for missing in wanted.values() for split, _, _ in missing}),
         sites=sorted({site for missing in wanted.values() for _, site, _ in missing}),
-        environment=environment(record.folder.parent),
+        environment=describe_environment(record.folder.parent),
     )
     record.description.add_measurement(measurement)
     for epoch, missing in wanted.items():
@@ -121,13 +122,10 @@ def measure_checkpoints(
             progress(f"epoch {epoch}: {message}")
 
         step = load_weights(classifier, record.checkpoints()[epoch], data)
+        splits = {split for split, _, _ in missing}
         callback = RepresentationMetrics(
-            {
-                split: data.probe(split)
-                for split in SPLITS
-                if any(split == other for other, *_ in missing)
-            },
-            _names({epoch: missing}),
+            {split: data.probe(split) for split in SPLITS if split in splits},
+            _list_metrics({epoch: missing}),
             sorted({site for _, site, _ in missing}),
             memory_budget=metrics["memory_budget"],
             precision=metrics["precision"],
@@ -149,16 +147,16 @@ def measure_checkpoints(
         record.save()
 
 
-def each_run(
-    cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], what: str
+def process_runs(
+    cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], participle: str
 ) -> None:
-    """Process runs one after the other; print a user's mistake, and continue.
+    """Process runs one after the other; after a user's mistake, print it and continue.
 
     Args:
         cells: Folders of the runs.
         work: Function that processes one run. Its arguments are the run's folder and a function to
             call with a description of the next step.
-        what: Past participle of the work for the final message, such as "measured".
+        participle: Past participle of the work for the final message, such as "measured".
 
     Raises:
         SystemExit: At least one run failed.
@@ -181,7 +179,7 @@ def each_run(
                 failed += 1
             bar.advance(task)
     if failed:
-        sys.exit(f"{failed} of {len(cells)} runs were not {what}")
+        sys.exit(f"{failed} of {len(cells)} runs were not {participle}")
 
 
 def measure_cell(
@@ -197,7 +195,7 @@ def measure_cell(
     Args:
         cell: Folder of the run.
         metrics: Configuration group `metrics`.
-        data_folders: Current `root` and `cache` of the data, where they may have moved.
+        data_folders: Current `root` and `cache` of the data, in case the data have moved.
         splits: Splits whose probe sets are measured.
         epochs: Epochs to measure; None: multiples of `every_n_epochs` in `metrics`, and the last
             epoch.
@@ -208,25 +206,25 @@ def measure_cell(
     """
     with Record.open(cell) as record:
         console.print(str(cell))
-        if record.lost_table:
-            metrics = _begin_table_again(record, metrics)
+        if record.describe_table_damage():
+            metrics = _recreate_table(record, metrics)
         record.require_finished()
-        other = describe_missing_options(record, metrics)
-        print_missing_options(other)
-        missing = measure_missing(record, metrics, data_folders, splits, epochs, progress)
-        if not missing and not other:
+        missing_options = describe_missing_options(record, metrics)
+        print_missing_options(missing_options)
+        is_missing = measure_missing(record, metrics, data_folders, splits, epochs, progress)
+        if not is_missing and not missing_options:
             console.print("  all requested metrics are already recorded")
 
 
-def _begin_table_again(record: Record, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Recreate the lost table of a run with its final numbers; all layers must be measured again.
+def _recreate_table(record: Record, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Recreate the lost table of a run with its final losses and accuracies only.
 
     Args:
         record: Record of a run that was trained to its end.
         metrics: Configuration group `metrics`.
 
     Returns:
-        Configuration group `metrics` that also names everything that was measured before.
+        Configuration group `metrics` that also names the lost metrics and sites.
 
     Raises:
         UserError: The last checkpoint is damaged as well.
@@ -235,25 +233,26 @@ def _begin_table_again(record: Record, metrics: dict[str, Any]) -> dict[str, Any
     from bnstudy.training.checkpoints import load_checkpoint
 
     description = record.description
-    measured = list(description.metrics)
-    sites = description.config["metrics"]["sites"]
-    sites = [*sites, *(site for later in description.measured_later for site in later.sites or ())]
-    record.begin_table_again(load_checkpoint(record.paths.last_checkpoint)["global_step"])
+    sites = [
+        *description.config["metrics"]["sites"],
+        *(site for later in description.measured_later for site in later.sites or ()),
+    ]
+    record.recreate_table(load_checkpoint(record.paths.last_checkpoint)["global_step"])
     console.print(
         "  losses and accuracies of earlier epochs are lost; sweep.redo=all -m trains it again",
         style="yellow",
     )
     return metrics | {
-        "names": list(dict.fromkeys([*measured, *metrics["names"]])),
+        "names": list(dict.fromkeys([*description.metrics, *metrics["names"]])),
         "sites": list(dict.fromkeys([*sites, *metrics["sites"]])),
     }
 
 
-def _names(wanted: Wanted) -> list[str]:
+def _list_metrics(wanted: Wanted) -> list[str]:
     return sorted({name for missing in wanted.values() for _, _, name in missing})
 
 
 def _format_wanted(wanted: Wanted) -> str:
-    names = _names(wanted)
+    names = _list_metrics(wanted)
     listed = ", ".join(names) if len(names) <= MAX_LISTED_NAMES else f"{len(names)} metrics"
     return f"{listed} of epoch{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))}"

@@ -18,7 +18,7 @@ from torchvision import models
 from torchvision.ops import FrozenBatchNorm2d
 
 from bnstudy.callbacks import RepresentationMetrics
-from bnstudy.config.targets import make
+from bnstudy.config.targets import instantiate_group
 from bnstudy.data import DataModule, ImageDataModule, make_data
 from bnstudy.data.preprocessed import with_transform
 from bnstudy.errors import UserError, first_line
@@ -33,7 +33,7 @@ from bnstudy.training.own_run import Run, add_to_digest
 
 DEFAULT = "DEFAULT"
 IMAGENET_CLASSES = 1000  # weights with this many outputs are assumed to be ImageNet's
-RECORDED_EPOCH = 1  # the real number of epochs is unknown
+RECORDED_EPOCH = 1  # stands for the unknown number of epochs of training
 NORMS: dict[str, tuple[type[nn.Module], ...]] = {
     "batchnorm": (_BatchNorm, FrozenBatchNorm2d),
     "layernorm": (nn.LayerNorm,),
@@ -75,7 +75,7 @@ class PreparedNetwork:
     Attributes:
         trained: Network with its weights.
         data: Data, with the network's preprocessing.
-        taps: Layers, in the order of computation.
+        taps: Measured sites of the layers, in the order of computation.
         is_classifier: Whether the output is one logit for each class of the data.
     """
 
@@ -97,7 +97,7 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
     Raises:
         UserError: A network or its weights cannot be found, or do not fit each other.
     """
-    files = dict(word.split("=", 1) for word in weights if word != DEFAULT and "=" in word)
+    files = dict(word.split("=", 1) for word in weights if "=" in word)
     known = [name.rpartition(":")[2] for name in names]
     for word in weights:
         if word != DEFAULT and word.partition("=")[0] not in known:
@@ -107,11 +107,13 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
             )
     loaded = []
     for name in names:
-        home, _, short = name.rpartition(":")
-        load = _load_torchvision if home == "torchvision" else _load_own
-        loaded.append(load(name, home, short, files.get(short), DEFAULT in weights))
+        package, _, short = name.rpartition(":")
+        if package == "torchvision":
+            loaded.append(_load_torchvision(name, short, files.get(short), DEFAULT in weights))
+        else:
+            loaded.append(_load_own(name, f"{package}.{short}", files.get(short)))
     own = [network for network in loaded if not network.name.startswith("torchvision:")]
-    # The user's networks all differ in norm: treat them as one family.
+    # If no two of the user's networks have the same norm, they are compared, as one family.
     if len({network.norm for network in own}) == len(own):
         loaded = [
             replace(network, family=own[0].family) if network in own else network
@@ -128,44 +130,53 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
     return loaded
 
 
-def prepare(networks: Sequence[TrainedNetwork], config: dict[str, Any]) -> list[PreparedNetwork]:
-    """Load the data in each network's preprocessing, and find the layers that are measured.
+def prepare_networks(
+    networks: Sequence[TrainedNetwork], config: dict[str, Any]
+) -> list[PreparedNetwork]:
+    """Load the data with each network's preprocessing, and find the layers that are measured.
 
     Args:
-        networks: Networks.
+        networks: Networks with their weights.
         config: Groups `data`, `probe` and `metrics`, and `seed`, resolved.
 
     Raises:
         UserError: The data cannot be loaded, or a network does not accept them.
     """
-    whole = make_data(config["data"], config["seed"], config["probe"])
-    images = whole if isinstance(whole, ImageDataModule) else None
-    data: dict[str, DataModule] = {}
+    original = make_data(config["data"], config["seed"], config["probe"])
+    data_by_transform: dict[str, DataModule] = {}
     prepared = []
     for trained in networks:
-        if images is None:  # the user's own data are already preprocessed
+        if not isinstance(original, ImageDataModule):  # the user's data are already preprocessed
             trained = replace(trained, transform=None, preprocessing_note="that of the data")
         key = repr(trained.transform)
-        if key not in data:
-            data[key] = whole
-            if images is not None and trained.transform is not None:
-                data[key] = with_transform(images, trained.transform)
-            data[key].setup()
+        if key not in data_by_transform:
+            data = original
+            if isinstance(original, ImageDataModule) and trained.transform is not None:
+                data = with_transform(original, trained.transform)
+            data.setup()
+            data_by_transform[key] = data
+        data = data_by_transform[key]
         console.print(f"{trained.name}: preprocessing is {trained.preprocessing_note}")
         module = trained.module
-        if data[key].input_shape[0] == 1 and _num_input_channels(module) == 3:
+        if data.input_shape[0] == 1 and _find_input_channels(module) == 3:
             module = nn.Sequential(OrderedDict(colour=GreyToColour(), network=module))
         module = module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        prepared.append(_find_layers(replace(trained, module=module), data[key], config["metrics"]))
+        prepared.append(_find_layers(replace(trained, module=module), data, config["metrics"]))
     return prepared
 
 
 def match_layers(networks: Sequence[PreparedNetwork]) -> list[dict[Tap, str]]:
-    """Find names under which the layers of networks are compared, for each network.
+    """Choose names under which the layers of networks are compared.
 
-    Layers keep their names if several networks all have the same ones. Otherwise they are numbered
-    at each site, as `layer01`: between VGG-16 with and without BatchNorm, names in `nn.Sequential`
-    differ.
+    Layers keep their names if there are several networks and all have the same layers. Otherwise
+    they are numbered at each site, as `layer01`: for example, the names of a layer of VGG-16 with
+    BatchNorm and without it differ, because they are positions in an `nn.Sequential`.
+
+    Args:
+        networks: Networks with their layers.
+
+    Returns:
+        Name of each layer, for each network.
     """
     layers = {tuple((tap.layer, tap.site) for tap in network.taps) for network in networks}
     if len(networks) > 1 and len(layers) == 1:
@@ -192,22 +203,23 @@ def measure_network(
 ) -> None:
     """Measure a network on the probe set of each split, and record it as a run.
 
-    Metrics and sites that the run had before are measured again with those that are missing, and
-    nothing is replaced before all of it is measured. Metrics that use the network's output are left
-    out if its outputs are not the data's classes.
+    If metrics or sites are missing from an existing run, all that it has are measured again with
+    them. A run of other data or other probe sets is replaced. Nothing is replaced before everything
+    is measured. Metrics that use the network's output
+    are left out if its outputs are not the data's classes.
 
     Args:
         prepared: Network and data.
-        names: New names of its layers, from `match_layers`.
+        names: Names of the network's layers, from `match_layers`.
         run: Run that records the values.
         metrics: Configuration group `metrics`.
-        overwrite: Whether to replace a run of other weights.
+        overwrite: Whether to replace an existing run, whatever its weights; its metrics are lost.
         progress: Function that is called with a description of the next step.
 
     Raises:
-        UserError: The run was measured with other weights.
+        UserError: The run was measured with other weights, and `overwrite` is False.
     """
-    names_of_metrics = [
+    metric_names = [
         metric.name
         for metric in chosen(metrics["names"])
         if prepared.is_classifier or "network" not in metric.needs
@@ -215,7 +227,7 @@ def measure_network(
     recorded = {} if overwrite else _read_recorded_metrics(prepared, run)
     requested = {
         key: list(dict.fromkeys([*recorded.get(key, ()), *new]))
-        for key, new in (("names", names_of_metrics), ("sites", metrics["sites"]))
+        for key, new in (("names", metric_names), ("sites", metrics["sites"]))
     }
     if recorded and all(requested[key] == [*recorded[key]] for key in requested):
         console.print(f"{run.folder}: all requested metrics are already recorded")
@@ -231,13 +243,13 @@ def measure_network(
         on_layer=progress,
         calibration=prepared.data.calibration(),
     )
-    labels = {(tap.layer, tap.site): name for tap, name in names.items()}
+    new_names = {(tap.layer, tap.site): name for tap, name in names.items()}
     measured = callback.measure(prepared.trained.module, RECORDED_EPOCH, 0)
     with run:
         run.note_data(prepared.data.facts())
         run.note_metrics(callback)
         rows = [
-            row._replace(layer=labels.get((row.layer, row.site or ""), row.layer))
+            row._replace(layer=new_names.get((row.layer, row.site or ""), row.layer))
             for row in measured
             if prepared.is_classifier or row.metric not in PROBE_PERFORMANCE
         ]
@@ -256,9 +268,9 @@ def make_run(trained: TrainedNetwork, study: str, output_root: str) -> Run:
 
 
 def _read_recorded_metrics(prepared: PreparedNetwork, run: Run) -> Mapping[str, Any]:
-    """Return the recorded metric options of a run, if measured on the same data and probe sets.
+    """Read the metric options of a finished run that was measured on the same data and probe sets.
 
-    Otherwise, the result is empty.
+    If there is no such run, the result is empty.
 
     Raises:
         UserError: The run was measured with other weights.
@@ -274,28 +286,29 @@ def _read_recorded_metrics(prepared: PreparedNetwork, run: Run) -> Mapping[str, 
             f"{run.folder}: {description.choices.get('model')} was measured with other weights\n"
             "Add --overwrite to replace it, or choose another study=NAME"
         )
-    facts, known = prepared.data.facts(), record.data
-    is_same_data = (known.sha256, known.probe) == (facts["sha256"], facts["probe"])
+    facts, recorded = prepared.data.facts(), record.data
+    is_same_data = (recorded.sha256, recorded.probe) == (facts["sha256"], facts["probe"])
     return description.config["metrics"] if is_same_data else {}
 
 
 def _load_torchvision(
-    name: str, home: str, short: str, file: str | None, published: bool
+    name: str, short: str, file: str | None, use_published: bool
 ) -> TrainedNetwork:
     try:
-        known = models.get_model_weights(short)
+        published = models.get_model_weights(short)
     except (KeyError, ValueError, AttributeError) as error:
         raise UserError(
             f"{name}: {first_line(error)}; torchvision.models lists the names"
         ) from error
-    weights = known.DEFAULT
+    weights = published.DEFAULT
     if file is not None:
         state = _read_state(file)
-        published_entries = [entry for entry in known if entry.url.endswith(f"/{Path(file).name}")]
-        weights = published_entries[0] if published_entries else weights
+        same_name = [entry for entry in published if entry.url.endswith(f"/{Path(file).name}")]
+        weights = same_name[0] if same_name else weights
+        # The last matrix has one row per class.
         matrices = [value for value in state.values() if value.ndim > 1]
         classes = len(matrices[-1]) if matrices else IMAGENET_CLASSES
-    elif published:
+    elif use_published:
         try:
             state = weights.get_state_dict(
                 progress=False, check_hash=True, map_location="cpu", weights_only=True
@@ -311,35 +324,34 @@ def _load_torchvision(
         raise UserError(f"{name}: no weights\nAdd --weights {DEFAULT}, or {short}=FILE")
     network = models.get_model(short, weights=None, num_classes=classes)
     if classes == IMAGENET_CLASSES and hasattr(network, "transform_input"):
-        network.transform_input = True  # as torchvision sets it for its weights
+        network.transform_input = True  # torchvision sets it for its weights
     _load_state(network, state, name, file or DEFAULT)
     family = short.removesuffix("_bn")
-    trained = TrainedNetwork(name, family, _norm_of(network), network, _sha256(network))
+    trained = TrainedNetwork(name, family, _find_norm(network), network, _compute_sha256(network))
     if classes != IMAGENET_CLASSES:
         return trained
-    how = f"that of {weights}"
-    if file is not None and not published_entries:
-        how += (
+    note = f"that of {weights}"
+    if file is not None and not same_name:
+        note += (
             "; if this file needs other preprocessing, pass your own data: "
             "data._target_=package.Data"
         )
-    return replace(trained, transform=weights.transforms(), preprocessing_note=how)
+    return replace(trained, transform=weights.transforms(), preprocessing_note=note)
 
 
-def _load_own(
-    name: str, home: str, short: str, file: str | None, published: bool
-) -> TrainedNetwork:
-    network = make("network", {"_target_": f"{home}.{short}"})
+def _load_own(name: str, target: str, file: str | None) -> TrainedNetwork:
+    network = instantiate_group("network", {"_target_": target})
     if not isinstance(network, nn.Module):
         raise UserError(f"{name} makes a {type(network).__name__}, not a torch.nn.Module")
     if file is not None:
         _load_state(network, _read_state(file), name, file)
-    return TrainedNetwork(name, short, _norm_of(network), network, _sha256(network))
+    family = target.rpartition(".")[2]
+    return TrainedNetwork(name, family, _find_norm(network), network, _compute_sha256(network))
 
 
 def _read_state(file: str) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles, which are refused below
+        with warnings.catch_warnings(action="ignore"):  # of pickles, which are refused
             content = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"--weights {file}: {error.strerror}") from error
@@ -367,14 +379,14 @@ def _load_state(network: nn.Module, state: dict[str, Any], name: str, source: st
         ) from error
 
 
-def _norm_of(network: nn.Module) -> str:
+def _find_norm(network: nn.Module) -> str:
     for norm, kinds in NORMS.items():
         if any(isinstance(module, kinds) for module in network.modules()):
             return norm
     return "none"
 
 
-def _sha256(network: nn.Module) -> str:
+def _compute_sha256(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(f"{name} ".encode())
@@ -382,33 +394,31 @@ def _sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _num_input_channels(network: nn.Module) -> int | None:
-    convolutions = (part for part in network.modules() if isinstance(part, nn.Conv2d))
-    return next((part.in_channels for part in convolutions), None)
+def _find_input_channels(network: nn.Module) -> int | None:
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return next((convolution.in_channels for convolution in convolutions), None)
 
 
 def _find_layers(
     trained: TrainedNetwork, data: DataModule, metrics: dict[str, Any]
 ) -> PreparedNetwork:
-    """Find the layers of a network from one sample."""
+    """Find the layers of a network, by passing one sample through it."""
     inputs, _ = next(iter(data.probe("test")))
-    parameter = next(trained.module.parameters())
-    sample = inputs[:1].to(parameter.device, parameter.dtype)
     calls: list[Call] = []
 
     def note(call: Call, output: torch.Tensor) -> None:
         calls.append(call)
 
     try:
-        readable = Taps(trained.module, sites=metrics["sites"])
-        with torch.no_grad(), readable.hooked(note) as run:
-            output = run(sample)
+        network_taps = Taps(trained.module, sites=metrics["sites"])
+        with torch.no_grad(), network_taps.hooked(note) as forward:
+            output = forward(inputs[:1])
     except (AssertionError, RuntimeError) as error:
-        size = "x".join(map(str, data.input_shape))
+        shape = "x".join(map(str, data.input_shape))
         raise UserError(
-            f"{trained.name} does not accept samples of {size} ({first_line(error)})\n"
+            f"{trained.name} does not accept samples of {shape} ({first_line(error)})\n"
             "Choose other data, or data.image_size=N"
         ) from error
-    taps = sorted(readable.taps(calls).values(), key=lambda tap: tap.layer_index)
+    taps = sorted(network_taps.make_taps(calls).values(), key=lambda tap: tap.layer_index)
     is_classifier = isinstance(output, torch.Tensor) and output.shape == (1, data.num_classes)
     return PreparedNetwork(trained, data, tuple(taps), is_classifier)

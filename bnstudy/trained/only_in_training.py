@@ -1,4 +1,4 @@
-"""Options that measure only during training, compared with those of finished runs."""
+"""Requested options that measure only during training, compared with those of finished runs."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,50 +25,51 @@ def describe_missing_options(
         if the run lacks nothing.
     """
     callbacks = callbacks or {}
-    had, kept = record.description.callbacks, record.description.config.get("callbacks", {})
-    without = [name for name in callbacks if name not in had]
-    other = [
-        f"callbacks.{name}.{key}={kept[name][key]} instead of {value}"
+    config = record.description.config
+    active, recorded = record.description.callbacks, config.get("callbacks", {})
+    without = [name for name in callbacks if name not in active]
+    different = [
+        f"callbacks.{name}.{key}={recorded[name][key]} instead of {value}"
         for name, options in callbacks.items()
-        if name in had and name in kept
+        if name in active and name in recorded
         for key, value in options.items()
-        if key != "memory_budget" and kept[name].get(key, value) != value
+        if key != "memory_budget" and recorded[name].get(key, value) != value
     ]
-    had_metrics = record.description.config["metrics"]
-    other += [
-        f"metrics.{key}={had_metrics.get(key, default)} instead of {metrics[key]}"
+    recorded_metrics = config["metrics"]
+    different += [
+        f"metrics.{key}={recorded_metrics.get(key, default)} instead of {metrics[key]}"
         for key, default in ONLY_IN_TRAINING.items()
-        if metrics[key] not in (default, had_metrics.get(key, default))
+        if metrics[key] not in (default, recorded_metrics.get(key, default))
     ]
-    parts = [f"without callbacks={','.join(without)}"] if without else []
-    parts += [f"with {', '.join(other)}"] if other else []
-    return " and ".join(parts)
+    phrases = [f"without callbacks={','.join(without)}"] if without else []
+    phrases += [f"with {', '.join(different)}"] if different else []
+    return " and ".join(phrases)
 
 
 def print_missing_options(description: str) -> None:
-    """Print what one run lacks, if anything.
+    """Print the options that one run lacks, if any.
 
     Args:
         description: Result of `describe_missing_options`.
     """
     if description:
-        _print("  this run was", description, "it")
+        _print_advice("  this run was", description, "it")
 
 
 def print_missing_options_of_cells(descriptions: Iterable[str]) -> None:
-    """Print what complete cells lack, once for all cells that lack the same.
+    """Print the options that complete cells lack, once for all cells that lack the same ones.
 
     Args:
         descriptions: Results of `describe_missing_options`.
     """
     for description, number in Counter(filter(None, descriptions)).items():
-        were, them = ("was", "it") if number == 1 else ("were", "them")
-        _print(f"{format_count(number, 'complete cell')} {were}", description, them)
+        verb, pronoun = ("was", "it") if number == 1 else ("were", "them")
+        _print_advice(f"{format_count(number, 'complete cell')} {verb}", description, pronoun)
 
 
-def _print(subject: str, description: str, them: str) -> None:
+def _print_advice(subject: str, description: str, pronoun: str) -> None:
     console.print(
         f"{subject} trained {description}; these measure only during training: choose another "
-        f"study=NAME to train {them} with the requested options",
+        f"study=NAME to train {pronoun} with the requested options",
         style="yellow",
     )

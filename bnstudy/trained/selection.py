@@ -15,11 +15,11 @@ class Selection:
 
     Attributes:
         split: Split whose probe set is read.
-        samples: Number of samples, class-balanced; every run of a data set has the same samples.
+        samples: Number of samples, class-balanced; they are the same for every run of a data set.
         sites: Sites in a layer, as in `bnstudy.terms.SITES`.
-        memory_budget: Memory for activations and the distances between samples, in GiB; None: as in
-            training.
-        data_folders: Current `root` and `cache` of the data, where they may have moved.
+        memory_budget: Memory limit for activations and the distances between samples, in GiB; None:
+            that of the run's configuration.
+        data_folders: Current `root` and `cache` of the data, in case the data have moved.
     """
 
     split: Split

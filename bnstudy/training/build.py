@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from bnstudy.config.schema import Model
-from bnstudy.config.targets import TARGET, accepted, make
+from bnstudy.config.targets import TARGET, instantiate_group, select_accepted_arguments
 from bnstudy.data import DataModule, make_data
 from bnstudy.errors import UserError
 from bnstudy.models import (
@@ -28,7 +28,7 @@ from bnstudy.models import (
     recalibrate,
     seeded,
 )
-from bnstudy.models.regularizers import regularizer
+from bnstudy.models.regularizers import make_regularizer
 from bnstudy.training.checkpoints import load_checkpoint
 
 
@@ -62,7 +62,7 @@ def build_classifier(config: dict[str, Any], data: DataModule) -> Classifier:
         network,
         config["optim"],
         config["seed"],
-        regularizer(network, **config["regularizer"]),
+        make_regularizer(network, **config["regularizer"]),
         config["trainer"].get("compile", False),
         data.evaluated_splits,
     )
@@ -84,9 +84,9 @@ def build_network(config: dict[str, Any], data: DataModule) -> nn.Module:
         **config["norm"], synchronized=config["trainer"].get("sync_batchnorm", False)
     )
     available = {"input_shape": data.input_shape, "num_classes": data.num_classes, "norm": norm}
-    arguments = accepted("model", model[TARGET], available)
+    arguments = select_accepted_arguments("model", model[TARGET], available)
     with seeded(config["seed"]):
-        network: nn.Module = make("model", model, **arguments)
+        network: nn.Module = instantiate_group("model", model, **arguments)
         if model[TARGET] not in Model.keys_of:
             name = f"model.{TARGET}={model[TARGET]}"
             replaced = None if "norm" in arguments else norm
@@ -157,8 +157,8 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
         UserError: This machine does not support an option of the configuration.
     """
     arguments = {key: value for key, value in config["trainer"].items() if key != "compile"}
-    if arguments.get("deterministic"):  # cuDNN would choose algorithms by how long they take
-        arguments["benchmark"] = False
+    if arguments.get("deterministic"):
+        arguments["benchmark"] = False  # cuDNN would choose algorithms by their measured speed
     try:
         trainer: L.Trainer = instantiate(
             arguments,
@@ -205,9 +205,9 @@ def convert_trainer_errors() -> Iterator[None]:
 
 
 def _slurm_plugins() -> list[SLURMEnvironment]:
-    """Prevent Lightning from requeueing a SLURM job.
+    """Return the plugin that prevents Lightning from requeueing a SLURM job, if this is one.
 
-    The launcher requeues it. Lightning would also save a checkpoint of its own, and later load that
-    one instead of the run's last checkpoint.
+    The launcher requeues the job. Lightning would also save a checkpoint of its own, and later load
+    that one instead of the run's last checkpoint.
     """
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

@@ -9,9 +9,9 @@ import torch
 from bnstudy.errors import DamagedFile, first_line
 from bnstudy.runs.record import Record
 
-# Of an epoch, and of Lightning: what every reader of a checkpoint relies on.
-CONTENT = {"epoch": int, "global_step": int, "state_dict": dict}
-LOST = "Remove it; that epoch cannot be measured any more without training another run"
+# Keys that every checkpoint must have, with the types of their values.
+REQUIRED_KEYS = {"epoch": int, "global_step": int, "state_dict": dict}
+ADVICE = "Remove it; that epoch cannot be measured any more without training another run"
 
 
 class ResumePoint(NamedTuple):
@@ -26,7 +26,7 @@ class ResumePoint(NamedTuple):
     epochs: int
 
 
-def resume_point(record: Record) -> ResumePoint | None:
+def find_resume_point(record: Record) -> ResumePoint | None:
     """Find the newest undamaged checkpoint whose epochs were all recorded.
 
     Damaged files are renamed: see `bnstudy.runs.paths`.
@@ -35,7 +35,7 @@ def resume_point(record: Record) -> ResumePoint | None:
         record: Record of the run.
 
     Returns:
-        Checkpoint to resume from; None: the run starts from the beginning.
+        Checkpoint to resume from; None if the run has to start from the beginning.
     """
     for path in (record.paths.last_checkpoint, record.paths.previous_checkpoint):
         if not path.exists():
@@ -45,7 +45,7 @@ def resume_point(record: Record) -> ResumePoint | None:
         except DamagedFile as error:
             record.set_aside(path, error.reason)
             continue
-        if record.has_parts(range(epochs + 1)):
+        if record.verify_parts(range(epochs + 1)):
             return ResumePoint(path, epochs)
     return None
 
@@ -67,11 +67,11 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        for key, kind in CONTENT.items():
+        for key, kind in REQUIRED_KEYS.items():
             if not isinstance(content[key], kind):
                 raise TypeError(f"{key} is of type {type(content[key]).__name__}")
     except PermissionError:
         raise
     except Exception as error:  # damaged files raise errors of many classes
-        raise DamagedFile(checkpoint, first_line(error), LOST) from error
+        raise DamagedFile(checkpoint, first_line(error), ADVICE) from error
     return content

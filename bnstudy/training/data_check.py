@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from bnstudy.data.contents import LIST_FILES, find_sha256, read_sha256, source_of
+from bnstudy.data.contents import FILE_DATA_SETS, find_sha256, read_sha256, select_source_options
 from bnstudy.errors import UserError
 from bnstudy.runs.parts import DataFacts
 from bnstudy.runs.record import Record
@@ -13,12 +13,13 @@ class DataCheck:
     """Comparison of data with those that runs were trained on; each data set is read once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, str | None] = {}
+        self._sha256: dict[str, str | None] = {}  # by source of the data; None if not known
 
     def require_same(self, record: Record, config: dict[str, Any]) -> None:
         """Verify that a run was trained on the data of a configuration.
 
-        The check passes if the data do not exist, or if the run has not loaded data yet.
+        The check passes if the run has not loaded data yet, or if the SHA-256 of the data is not
+        known: see `bnstudy.data.contents.find_sha256`.
 
         Args:
             record: Record of the run.
@@ -29,11 +30,11 @@ class DataCheck:
         """
         if record.description.data is None:
             return
-        if (sha256 := self._find(config["data"])) is not None:
+        if (sha256 := self._find_sha256(config["data"])) is not None:
             require_sha256(record, config, sha256)
 
-    def require_there(self, config: dict[str, Any]) -> None:
-        """Verify that the data of a configuration are there; download or make them if possible.
+    def require_data(self, config: dict[str, Any]) -> None:
+        """Verify that the data of a configuration exist; download or make them if possible.
 
         Data modules of the user's own are not verified.
 
@@ -44,18 +45,18 @@ class DataCheck:
             UserError: The data do not exist, or cannot be read.
         """
         data = config["data"]
-        if data["_target_"] in LIST_FILES and self._find(data) is None:
-            self._found[_key(data)] = read_sha256(data)
+        if data["_target_"] in FILE_DATA_SETS and self._find_sha256(data) is None:
+            self._sha256[_source_key(data)] = read_sha256(data)
 
-    def _find(self, data: dict[str, Any]) -> str | None:
-        key = _key(data)
-        if key not in self._found:
-            self._found[key] = find_sha256(data)
-        return self._found[key]
+    def _find_sha256(self, data: dict[str, Any]) -> str | None:
+        key = _source_key(data)
+        if key not in self._sha256:
+            self._sha256[key] = find_sha256(data)
+        return self._sha256[key]
 
 
-def _key(data: dict[str, Any]) -> str:
-    return json.dumps(source_of(data), sort_keys=True)
+def _source_key(data: dict[str, Any]) -> str:
+    return json.dumps(select_source_options(data), sort_keys=True)
 
 
 def note_data(record: Record, config: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -15,10 +15,19 @@ from bnstudy.redaction import REMOVED, redact
 from bnstudy.runs.parts import Environment, Git
 from bnstudy.runs.paths import PATCHES
 
-# Options and files of `git diff`, whatever the user has configured.
-DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
-PROGRAMS = (".py", ".pyi", ".c", ".cpp", ".cu")  # values in them are expressions
-SOURCES = tuple(f"*{ending}" for ending in (*PROGRAMS, ".yaml", ".yml", ".toml", ".cfg", ".sh"))
+# Options of `git diff` that override the user's configuration.
+DIFF_OPTIONS = (
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
+PROGRAM_SUFFIXES = (".py", ".pyi", ".c", ".cpp", ".cu")
+# Files whose uncommitted changes are recorded.
+SOURCES = tuple(
+    f"*{suffix}" for suffix in (*PROGRAM_SUFFIXES, ".yaml", ".yml", ".toml", ".cfg", ".sh")
+)
 PACKAGES = (
     "hydra-core",
     "lightning",
@@ -30,25 +39,25 @@ PACKAGES = (
 )
 
 
-def environment(study: Path) -> Environment:
+def describe_environment(folder: Path) -> Environment:
     """Describe the software and hardware of this process.
 
     Args:
-        study: Folder that keeps the differences from a commit, such as that of the study.
+        folder: Folder to which uncommitted changes of source code are written, such as the study's.
     """
     import torch
 
-    checkout, own = _repositories()
-    git = _git(checkout, study) if checkout else None
+    checkout, own = _find_repositories()
+    git = _describe_repository(checkout, folder) if checkout else None
     # Untracked files may be the studies themselves.
-    own_git = _git(own, study, "--untracked-files=no") if own else None
+    own_git = _describe_repository(own, folder, "--untracked-files=no") if own else None
     return Environment(
         git=git,
         own_git=own_git,
-        packages=_versions(),
+        packages=_find_versions(),
         python=platform.python_version(),
         platform=platform.platform(),
-        processor=_processor(),
+        processor=_find_processor(),
         gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         threads=torch.get_num_threads(),
@@ -56,7 +65,7 @@ def environment(study: Path) -> Environment:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def _find_versions() -> dict[str, str]:
     versions = {"bnstudy": __version__}  # metadata of an editable install may be outdated
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):  # wandb is optional
@@ -64,27 +73,27 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _git(folder: Path, study: Path, *status_options: str) -> Git | None:
-    """Describe the repository of a folder; None if there is none, or it has no commit.
+def _describe_repository(repository: Path, folder: Path, *status_options: str) -> Git | None:
+    """Describe a repository; None if git cannot read it, or if it has no commit.
 
-    Differences of its tracked source files from the commit are written to the study's folder, once
-    for all runs that they are the same for, without what may be a credential.
+    Uncommitted changes of tracked source files are written to a patch, without what may be a
+    credential. Processes with the same changes share one patch.
 
     Args:
-        folder: Folder in the repository.
-        study: Folder of the study.
+        repository: Folder in the repository.
+        folder: Folder with the folder of patches.
         status_options: Options of `git status`, which decides whether files differ.
     """
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
+        command = ["git", "-C", str(repository), *words]
         output = subprocess.run(command, capture_output=True, check=True).stdout
         return output.decode(errors="surrogateescape")  # line ends and bytes stay as they are
 
     try:
         commit = git("rev-parse", "HEAD").strip()
         dirty = git("status", "--porcelain", *status_options) != ""
-        difference = git("diff", *DIFF, "HEAD", "--", *SOURCES) if dirty else ""
+        difference = git("diff", *DIFF_OPTIONS, "HEAD", "--", *SOURCES) if dirty else ""
     except (OSError, subprocess.CalledProcessError):
         return None
     if not difference:
@@ -92,8 +101,8 @@ def _git(folder: Path, study: Path, *status_options: str) -> Git | None:
     raw = _redact_patch(difference).encode(errors="surrogateescape")
     name = hashlib.sha256(commit.encode() + raw).hexdigest()[:16]
     patch = Path(PATCHES, f"{name}.patch")
-    if not (study / patch).exists():
-        with replacing(study / patch) as temporary:
+    if not (folder / patch).exists():
+        with replacing(folder / patch) as temporary:
             temporary.write_bytes(raw)
     return Git(commit=commit, dirty=dirty, patch=str(patch))
 
@@ -104,7 +113,7 @@ def _redact_patch(difference: str) -> str:
     is_program, count = False, 0
     for number, line in enumerate(lines):
         if line.startswith("diff --git "):
-            is_program = line.rstrip('"').endswith(PROGRAMS)
+            is_program = line.rstrip('"').endswith(PROGRAM_SUFFIXES)
         elif line.startswith(("+", "-", " ")) and (redacted := redact(line, is_program)) != line:
             lines[number], count = redacted, count + 1
     note = f"Values that may be credentials were replaced by {REMOVED} in this patch; where they "
@@ -112,17 +121,16 @@ def _redact_patch(difference: str) -> str:
     return (note if count else "") + "\n".join(lines)
 
 
-def _repositories() -> tuple[Path | None, Path | None]:
+def _find_repositories() -> tuple[Path | None, Path | None]:
     """Return the repository of bnstudy's checkout, and another one that this process runs in."""
-    folder = Path(__file__).resolve().parents[2]
-    here = next(
-        (folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / ".git").exists()), None
-    )
-    checkout = folder if (folder / ".git").exists() else None
+    root = Path(__file__).resolve().parents[2]
+    checkout = root if (root / ".git").exists() else None
+    folders = (Path.cwd(), *Path.cwd().parents)
+    here = next((folder for folder in folders if (folder / ".git").exists()), None)
     return checkout, None if here == checkout else here
 
 
-def _processor() -> str:
+def _find_processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -11,7 +11,7 @@ from torch import nn
 from bnstudy.adapters.lightning_internals import end_child_processes_on_error
 from bnstudy.callbacks import Progress, Recorder, RepresentationMetrics
 from bnstudy.callbacks.optimization import OptimizationMetrics
-from bnstudy.config.targets import make, require_trusted
+from bnstudy.config.targets import instantiate_group, require_trusted
 from bnstudy.data import DataModule
 from bnstudy.representations.memory import retain_memory
 from bnstudy.representations.running_statistics import initial_share
@@ -25,9 +25,9 @@ from bnstudy.training.build import (
     evaluate_before_training,
     load_data,
 )
-from bnstudy.training.checkpoints import resume_point
+from bnstudy.training.checkpoints import find_resume_point
 from bnstudy.training.data_check import note_data
-from bnstudy.training.environment import environment
+from bnstudy.training.environment import describe_environment
 from bnstudy.training.loggers import open_loggers
 from bnstudy.training.options_check import OptionsCheck, require_samples_for_folds
 from bnstudy.training.processes import (
@@ -50,8 +50,8 @@ def fit(record: Record, config: dict[str, Any], progress_console: Console) -> No
     """
     quieten_lightning()
     retain_memory()
-    checkpoint, epochs_done = resume_point(record) or (None, None)
-    with record.attempt(environment(record.folder.parent)) as attempt, isolated_job():
+    checkpoint, epochs_done = find_resume_point(record) or (None, None)
+    with record.attempt(describe_environment(record.folder.parent)) as attempt, isolated_job():
         attempt.resumed_from_epoch = epochs_done
         if checkpoint is None:
             record.description.set_config(config)
@@ -106,7 +106,9 @@ def make_callbacks(
         calibration=data.calibration(),
     )
     record.description.add_directions(metrics.directions())
-    added = [make(f"callbacks.{name}", node) for name, node in config["callbacks"].items()]
+    added = [
+        instantiate_group(f"callbacks.{name}", node) for name, node in config["callbacks"].items()
+    ]
     measuring = [callback for callback in added if isinstance(callback, OptimizationMetrics)]
     recorder = Recorder(record, [metrics, *measuring], config["checkpoint_epochs"])
     return [metrics, *added, recorder, progress]
@@ -124,9 +126,9 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     # Shown if SLURM is installed but the run is not a SLURM job.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
-    # The interval at which the loss of a step is logged counts the steps of all epochs here.
+    # Lightning warns if an epoch is shorter than `log_every_n_steps`. `Classifier` counts the steps
+    # of all epochs, so that its loss is logged nevertheless.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
-    warnings.filterwarnings("ignore", message=".*recommended to use `Trainer.*devices=1")
 
 
 def warn_about_biased_statistics(network: nn.Module, epochs: int) -> None:

@@ -18,8 +18,8 @@ from bnstudy.tracking.wandb_run import (
     Mode,
     RowLogger,
     finish_run,
+    is_logged_in,
     log_final_data,
-    logged_in,
     replay_rows,
     server_url,
     set_earlier_aside,
@@ -119,10 +119,10 @@ def wandb_run(
         try:
             yield [RowLogger(run, written)]
             status, exit_code = "diverged" if record.description.has_diverged else "completed", 0
-        except BaseException as stop:
-            if not isinstance(stop, Exception):  # the same exit codes as bnstudy.train
-                terminated = isinstance(stop, SystemExit) and stop.code is None
-                number = signal.SIGTERM if terminated else signal.SIGINT
+        except BaseException as error:
+            if not isinstance(error, Exception):  # the same exit codes as bnstudy.train
+                is_terminated = isinstance(error, SystemExit) and error.code is None
+                number = signal.SIGTERM if is_terminated else signal.SIGINT
                 status, exit_code = "interrupted", 128 + number
             raise
         finally:
@@ -161,14 +161,11 @@ def _mode() -> Mode:
     Raises:
         UserError: The value of WANDB_MODE is unknown.
     """
-    mode = os.environ.get("WANDB_MODE")
-    if mode == "dryrun":  # former name of offline
-        mode = "offline"
-    match mode:
+    match mode := os.environ.get("WANDB_MODE"):
         case "online" | "offline" | "disabled":
             return mode
+        case "dryrun":  # former name of offline
+            return "offline"
         case None | "":
-            pass
-        case _:
-            raise UserError(f"WANDB_MODE={mode} is not known; expected online, offline or disabled")
-    return "online" if logged_in() else "offline"
+            return "online" if is_logged_in() else "offline"
+    raise UserError(f"WANDB_MODE={mode} is not known; expected online, offline or disabled")

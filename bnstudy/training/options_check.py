@@ -1,4 +1,4 @@
-"""Checks at the start of a run of options whose effect depends on the data or the steps."""
+"""Checks of options whose effect depends on the data or the number of steps of a run."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from bnstudy.terms import SPLITS, format_count
 from bnstudy.training.processes import is_first_process
 
 MIN_FOLDS = 2
-MIN_SAMPLES_TO_CLUSTER = 2  # of a class, for metrics of clustering
+MIN_SAMPLES_TO_CLUSTER = 2  # per class; with one, most metrics of clustering are undefined
 
 
 def require_samples_for_folds(data: DataModule, metrics: dict[str, Any]) -> None:
@@ -39,25 +39,25 @@ def require_samples_for_folds(data: DataModule, metrics: dict[str, Any]) -> None
     classes, counts = sizes[split]
     smallest = int(counts.min())
     name = data.class_names[int(classes[counts.argmin()])]
-    present = (
+    available = (
         f"the probe set of the {split} split has {format_count(smallest, 'sample')} of class {name}"
     )
     if folds > smallest:
-        most = f", or 2 to {smallest}" if smallest >= MIN_FOLDS else ""
+        more = f", or {MIN_FOLDS} to {smallest}" if smallest >= MIN_FOLDS else ""
         raise UserError(
-            f"metrics.folds={folds}: each part takes a sample of every class, and {present}\n"
-            f"Expected 0{most}; a larger probe.{split} allows more where the split has more samples"
+            f"metrics.folds={folds}: each part takes a sample of every class, and {available}\n"
+            f"Expected 0{more}; a larger probe.{split} allows more where the split has more samples"
         )
     if folds * MIN_SAMPLES_TO_CLUSTER > smallest and is_first_process():
         console.print(
             f"metrics.folds={folds}: most metrics of clustering have no value on parts with one "
-            f"sample of a class, and {present}",
+            f"sample of a class, and {available}",
             style="yellow",
         )
 
 
 class OptionsCheck(L.Callback):
-    """Callback that warns at the start of a run of options without effect.
+    """Callback that warns of options without effect at the start of a run.
 
     Args:
         config: Resolved configuration.

@@ -15,12 +15,12 @@ from torch import nn
 
 from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.callbacks.optimization import make_rows
-from bnstudy.callbacks.representation_metrics import Probe
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.identity import GROUPS, cell_name, folder_name
+from bnstudy.config.identity import GROUPS, name_cell, name_cell_folder
 from bnstudy.config.schema import validate
 from bnstudy.errors import UserError
 from bnstudy.representations.capture import as_pair
+from bnstudy.representations.network import Batch
 from bnstudy.representations.running_statistics import uncalibrated
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import Row
@@ -29,9 +29,9 @@ from bnstudy.runs.record import Record
 from bnstudy.study.load.design import COLUMN_OF_KEY
 from bnstudy.terminal import console
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS
-from bnstudy.training.environment import environment
+from bnstudy.training.environment import describe_environment
 
-KEY_OF_COLUMN = {column: key for key, column in COLUMN_OF_KEY.items()}  # depth: model.depth
+KEY_OF_COLUMN = {column: key for key, column in COLUMN_OF_KEY.items()}  # such as depth: model.depth
 RESERVED_KEYS = ("norm", "norm.name", "seed")  # arguments of `Run`, not allowed as axes
 
 
@@ -80,7 +80,7 @@ class Run:
         overwrite: bool = False,
     ) -> None:
         self.config = _configuration(study, norm, seed, axes or {}, str(output_root))
-        self.folder = Path(output_root, study, folder_name(self.config))
+        self.folder = Path(output_root, study, name_cell_folder(self.config))
         self.overwrite = overwrite
         self.choices: dict[str, str | None] = {"model": "own", "data": "own"}
         self._contexts = ExitStack()
@@ -88,7 +88,7 @@ class Run:
         self._digests: dict[str, tuple[str, int]] = {}  # SHA-256 and number of samples, by split
         self._measure_seconds = 0.0
         self._diverged = False
-        self._calibration: Probe | None = None  # batches of the training probe set
+        self._calibration: Iterable[Batch] | None = None  # batches of the training probe set
 
     def __enter__(self) -> Self:
         self.open()
@@ -127,17 +127,17 @@ class Run:
             self._epochs_kept = epochs_done
             if epochs_done is not None and (record.is_finished or record.paths.parts()):
                 self._check_measurement(record.description, measured or {})
-            record.is_saving_deferred = record.is_finished
+            record.has_unreplaced_result = record.is_finished
             if self._epochs_kept is None and record.description.attempts:
                 record.description.start_over()
             contexts.callback(_remove_parts_if_finished, record)
             self._attempt: Attempt = contexts.enter_context(
-                record.attempt(environment(self.folder.parent))
+                record.attempt(describe_environment(self.folder.parent))
             )
             self._attempt.resumed_from_epoch = epochs_done
             record.description.set_config(self.config)
             record.description.choices = self.choices
-            if not record.is_saving_deferred:
+            if not record.has_unreplaced_result:
                 self._remove_replaced_results(record)
             self._record, self._contexts = record, contexts.pop_all()
 
@@ -156,7 +156,7 @@ class Run:
         try:
             if error is not None:
                 raise error
-            if record.is_saving_deferred or not record.paths.parts():
+            if record.has_unreplaced_result or not record.paths.parts():
                 raise UserError(f"{self.folder}: nothing was measured or logged")
             self._attempt.diverged = self._diverged
             record.join_parts()
@@ -173,7 +173,7 @@ class Run:
     def measure(
         self,
         model: nn.Module,
-        probe: Probe,
+        probe: Iterable[Batch],
         epoch: int,
         *,
         split: str = "train",
@@ -196,11 +196,12 @@ class Run:
             split: Split of the samples: `train` or `test`.
             metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
             sites: Sites of a layer: any of conv, norm, act and features.
-            step: Number of optimizer steps so far; if it is always 0, epochs take its place.
-            memory_budget: Memory for activations and distances between samples, in GiB.
+            step: Number of optimizer steps so far; if it is always 0, reports use epochs.
+            memory_budget: Maximum memory of activations and of distances between samples, in GiB.
 
         Returns:
-            Values by layer and metric; `model` has loss and accuracy, if the output is logits.
+            Values by layer and metric. If the network's output is one logit per class, `model` has
+            `probe_loss` and `probe_accuracy`.
 
         Raises:
             UserError: A name is unknown, the samples are not those of earlier epochs, or the split
@@ -208,7 +209,7 @@ class Run:
         """
         require_splits([split])
         epoch, step = _integer("epoch", epoch, MAX_EPOCH), _integer("step", step)
-        probe = repeatable(probe)
+        probe = make_repeatable(probe)
         self.note_data(self.check_probe(split, probe))
         if split != "train" and self._calibration is None and uncalibrated(model):
             raise UserError(
@@ -217,7 +218,7 @@ class Run:
             )
         measurement = RepresentationMetrics(
             {split: probe},
-            metric_names(metrics),
+            resolve_metric_names(metrics),
             sites,
             memory_budget=memory_budget,
             calibration=None if split == "train" else self._calibration,
@@ -237,7 +238,7 @@ class Run:
 
         Args:
             epoch: Number of epochs trained so far.
-            step: Number of optimizer steps so far; if it is always 0, epochs take its place.
+            step: Number of optimizer steps so far; if it is always 0, reports use epochs.
             numbers: Numbers by `<split>_<metric>`, such as train_loss or test_accuracy. Accuracies
                 are from 0 to 1.
 
@@ -266,7 +267,7 @@ class Run:
             rows += make_rows({metric: value}, None, epoch, step, split, f"{metric} is not finite")
         self.write(epoch, rows)
 
-    def check_probe(self, split: str, probe: Probe) -> dict[str, Any]:
+    def check_probe(self, split: str, probe: Iterable[Batch]) -> dict[str, Any]:
         """Verify that the samples of a split's probe set have not changed.
 
         Returns:
@@ -286,7 +287,7 @@ class Run:
         return {"sha256": whole, "probe": sizes}
 
     def note_data(self, facts: Mapping[str, Any]) -> None:
-        """Record facts about the data, as `bnstudy.data.DataModule.facts` returns them."""
+        """Record facts about the data, given as fields of `DataFacts`."""
         self._opened.description.data = DataFacts.model_validate(facts)
 
     def note_metrics(self, measurement: RepresentationMetrics) -> None:
@@ -309,7 +310,7 @@ class Run:
             measure_seconds: Time spent on all measurements so far; None: unchanged.
         """
         record = self._opened
-        if record.is_saving_deferred:
+        if record.has_unreplaced_result:
             self._remove_replaced_results(record)
         if measure_seconds is not None:
             self._measure_seconds = measure_seconds
@@ -341,13 +342,13 @@ class Run:
 
     def _remove_replaced_results(self, record: Record) -> None:
         """Remove the results that the run replaces: all, or those after the epochs it keeps."""
-        record.is_saving_deferred = False
+        record.has_unreplaced_result = False
         record.save()
         if self._epochs_kept is None:
             record.paths.remove_results()
             return
         if record.paths.table.exists():
-            record.table.take_apart()
+            record.table.split_into_parts()
         record.paths.remove_parts(after=self._epochs_kept)
 
     @property
@@ -368,13 +369,13 @@ def describe_measurement(
 
 def _remove_parts_if_finished(record: Record) -> None:
     if record.is_finished:
-        record.remove_parts()
+        record.remove_intermediate_files()
 
 
 def _configuration(
     study: str, norm: str, seed: int, axes: Mapping[str, Any], output_root: str
 ) -> dict[str, Any]:
-    """Compose the configuration of a run of which only some settings are known.
+    """Compose the configuration of a run, of which only some settings are known.
 
     It has the groups that every reader of records relies on. The number of epochs is left out, so
     that the identity depends only on what the user passed.
@@ -394,8 +395,8 @@ def _configuration(
         "callbacks": {},
     }
     for key, value in axes.items():
-        full = KEY_OF_COLUMN.get(key, key if "." in key else f"model.{key}")
-        group, _, name = full.partition(".")
+        config_key = KEY_OF_COLUMN.get(key, key if "." in key else f"model.{key}")
+        group, _, name = config_key.partition(".")
         value = _plain(value)
         if key in RESERVED_KEYS:
             raise UserError(
@@ -408,12 +409,12 @@ def _configuration(
                 f"{', '.join(GROUPS)}; its value must be a number, a string or a bool"
             )
         config[group][name] = value
-    config["cell"] = cell_name(config)
+    config["cell"] = name_cell(config)
     validate({key: config[key] for key in ("seed", "study", "cell", "output_root")})
     return config
 
 
-def metric_names(metrics: Sequence[str] | None) -> Sequence[str]:
+def resolve_metric_names(metrics: Sequence[str] | None) -> Sequence[str]:
     """Return the given names of metrics, or those of `metrics=default`."""
     if metrics is not None:
         return metrics
@@ -448,7 +449,7 @@ def require_splits(splits: Iterable[str]) -> None:
             raise UserError(f"split={split} is not known; expected {' or '.join(SPLITS)}")
 
 
-def repeatable(probe: Probe) -> Probe:
+def make_repeatable(probe: Iterable[Batch]) -> Iterable[Batch]:
     """Return batches that can be read several times."""
     return probe if hasattr(probe, "__len__") else list(probe)
 
@@ -460,7 +461,7 @@ def add_to_digest(digest: "hashlib._Hash", values: torch.Tensor) -> None:
     digest.update(values.flatten().view(torch.uint8).numpy().data)
 
 
-def _digest(probe: Probe) -> tuple[str, int]:
+def _digest(probe: Iterable[Batch]) -> tuple[str, int]:
     """Compute the SHA-256 of a probe set, whatever its batch size, and count its samples."""
     digests, count = (hashlib.sha256(), hashlib.sha256()), 0
     for batch in probe:

@@ -24,7 +24,7 @@ def is_first_process() -> bool:
 
 
 class _StopRequested(BaseException):
-    """Stop signal of the cluster."""
+    """Exception that the cluster's stop signal raises."""
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def stopping_on_signal() -> Iterator[None]:
     job and exits immediately, in the middle of any statement. This context manager first raises an
     exception in the body, so that the body can record how it ended, and then calls that handler.
     """
-    if (queue_again := requeue_handler()) is None:
+    if (requeue := requeue_handler()) is None:
         yield
         return
 
@@ -48,9 +48,9 @@ def stopping_on_signal() -> Iterator[None]:
     try:
         yield
     except _StopRequested:
-        queue_again(signal.SIGUSR2, None)
+        requeue(signal.SIGUSR2, None)
     finally:
-        signal.signal(signal.SIGUSR2, queue_again)
+        signal.signal(signal.SIGUSR2, requeue)
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def isolated_job() -> Iterator[None]:
     """Isolate a job of a multirun, so that Lightning starts processes for this job only.
 
     Lightning starts the other processes of a distributed run with the program and command line of
-    this process. Inside the body these are `bnstudy.train` and the overrides of the job, also if a
+    this process. Inside the body these are `bnstudy.train` and the overrides of the job, even if a
     launcher runs the job in a program of its own. Afterwards, the connection between the processes
     is closed and environment variables are restored. Otherwise the next job would mistake itself
     for one of these processes.
@@ -111,12 +111,12 @@ def isolated_job() -> Iterator[None]:
     specification = program.__spec__
     arguments, variables = sys.argv[:], dict(os.environ)
     program.__spec__ = find_spec("bnstudy.train")
-    folders = HydraConfig.get().runtime.config_sources
+    sources = HydraConfig.get().runtime.config_sources
     sys.argv[1:] = [
-        *(f"--config-dir={folder.path}" for folder in folders if folder.provider == "command-line"),
+        *(f"--config-dir={source.path}" for source in sources if source.provider == "command-line"),
         *HydraConfig.get().overrides.task,
-        "hydra.mode=RUN",
-    ]  # otherwise it would start the sweep again
+        "hydra.mode=RUN",  # otherwise the other processes would start the sweep again
+    ]
     try:
         yield
     finally:

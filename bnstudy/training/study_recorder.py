@@ -1,7 +1,7 @@
 """Lightning callback that records the user's own training as a run of a study."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,19 @@ from torch.utils.data import DataLoader
 from bnstudy.callbacks import RepresentationMetrics
 from bnstudy.callbacks.first_process import others_wait
 from bnstudy.callbacks.optimization import make_rows
-from bnstudy.callbacks.representation_metrics import Probe
 from bnstudy.data.datasets import DatasetModule, SplitSource
 from bnstudy.errors import UserError, first_line
-from bnstudy.models.classifier import count_losses
+from bnstudy.models.classifier import sum_performance
 from bnstudy.representations.capture import as_pair
-from bnstudy.representations.network import is_logits
+from bnstudy.representations.network import Batch, is_logits
 from bnstudy.representations.taps import Taps
 from bnstudy.terms import SPLITS, EvaluatedSplit
 from bnstudy.training.own_run import (
     Run,
     describe_measurement,
-    metric_names,
-    repeatable,
+    make_repeatable,
     require_splits,
+    resolve_metric_names,
 )
 
 PROBE_SAMPLES = 2_000  # of each split, as in conf/train.yaml
@@ -36,11 +35,12 @@ PROBES_ARGUMENT = "probes={'train': batches, 'test': batches}, lists of (inputs,
 class StudyRecorder(RepresentationMetrics):
     """Lightning callback that records any training as a run of a study.
 
-    Layers are measured before training, at epoch ends and at the end, and recorded by a `Run`; the
-    trainer's loggers get the values, too. At the end, loss and accuracy are computed in eval mode
-    if the module's output is one logit per class. They are computed on the trainer's whole training
-    and validation data, or on `probes` if given. If training resumes from a checkpoint, its run
-    continues.
+    Layers are measured before training, after every n-th epoch and after the last one. A `Run`
+    records the values, and the trainer's loggers get them, too. If training resumes from a
+    checkpoint, its run continues.
+
+    If the module's output is one logit per class, loss and accuracy are computed in eval mode at
+    the end: on the trainer's whole training and validation data, or on `probes` if given.
 
     Args:
         study: Name of the study.
@@ -48,11 +48,11 @@ class StudyRecorder(RepresentationMetrics):
         seed: Seed of the run.
         axes: Other settings that the runs differ in; see `Run`.
         probes: Batches (inputs, labels) of each split, `train` and `test`. None: at most 2,000
-            class-balanced samples of the trainer's training and of its validation data. Random
-            transforms are applied once, with a fixed seed.
+            class-balanced samples of the trainer's training data (`train`) and of its validation
+            data (`test`). Random transforms are applied once, with a fixed seed.
         metrics: Names of metrics in `bnstudy.METRICS`; None for those of `metrics=default`.
         sites: Sites of a layer: any of conv, norm, act and features.
-        every_n_epochs: Epochs between measurements; epoch 0 and the last are always measured.
+        every_n_epochs: Interval n; epoch 0 and the last one are always measured.
         output_root: Folder of all studies.
         overwrite: Whether to replace a finished run, or the epochs before a checkpoint, if they
             were measured differently.
@@ -68,7 +68,7 @@ class StudyRecorder(RepresentationMetrics):
         seed: int,
         axes: Mapping[str, Any] | None = None,
         *,
-        probes: Mapping[str, Probe] | None = None,
+        probes: Mapping[str, Iterable[Batch]] | None = None,
         metrics: Sequence[str] | None = None,
         sites: Sequence[str] = ("act",),
         every_n_epochs: int = 1,
@@ -76,8 +76,8 @@ class StudyRecorder(RepresentationMetrics):
         overwrite: bool = False,
     ) -> None:
         require_splits(probes or {})
-        given = {split: repeatable(probe) for split, probe in (probes or {}).items()}
-        super().__init__(given, metric_names(metrics), sites, every_n_epochs)
+        given = {split: make_repeatable(probe) for split, probe in (probes or {}).items()}
+        super().__init__(given, resolve_metric_names(metrics), sites, every_n_epochs)
         self.run = Run(
             study, norm=norm, seed=seed, axes=axes, output_root=output_root, overwrite=overwrite
         )
@@ -86,16 +86,18 @@ class StudyRecorder(RepresentationMetrics):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the run; unless training is resumed, measure epoch 0."""
-        data = None if self.probes else _data_of(trainer)
+        data = None if self.probes else _make_data(trainer)
         if data is not None:
             self.probes = {split: data.probe(split) for split in SPLITS}
             self._evaluation_batches = {split: data.whole(split) for split in SPLITS}
             self.calibration = data.calibration()
         if trainer.is_global_zero:
-            facts = data.facts() if data else {}
-            # Check each probe set twice: a shuffled or augmented one differs in its second pass.
-            for split, batches in () if data else [*self.probes.items()] * 2:
-                facts = self.run.check_probe(split, batches)
+            if data is not None:
+                facts = data.facts()
+            else:
+                # Twice, because a shuffled or augmented probe set differs in its second pass.
+                for split, batches in [*self.probes.items()] * 2:
+                    facts = self.run.check_probe(split, batches)
             names = [*self.directions()]
             measured = describe_measurement(names, self.sites, facts["sha256"], facts["probe"])
             self.run.open(trainer.current_epoch if trainer.global_step else None, measured)
@@ -132,8 +134,8 @@ class StudyRecorder(RepresentationMetrics):
         return values
 
 
-def _data_of(trainer: L.Trainer) -> DatasetModule:
-    """Take the data sets of a trainer's loaders, to measure the same samples in every run.
+def _make_data(trainer: L.Trainer) -> DatasetModule:
+    """Make a data module of a trainer's data sets, which measures the same samples in every run.
 
     Raises:
         UserError: There is no single loader for each split, samples have no index, or they are not
@@ -172,7 +174,7 @@ def _data_of(trainer: L.Trainer) -> DatasetModule:
     return data
 
 
-def _evaluate(model: nn.Module, batches: Probe) -> dict[str, float]:
+def _evaluate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     """Compute loss and accuracy in eval mode; nothing if the output is not logits."""
     sums = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad(), Taps(model).evaluating() as run:
@@ -181,6 +183,6 @@ def _evaluate(model: nn.Module, batches: Probe) -> dict[str, float]:
             logits = run(inputs)
             if not is_logits(logits, labels):
                 return {}
-            sums += count_losses(logits, labels)
+            sums += sum_performance(logits, labels)
     loss, correct, count = sums.tolist()
     return {"loss": loss / count, "accuracy": correct / count}

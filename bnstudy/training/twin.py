@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bnstudy.config.identity import essence
+from bnstudy.config.identity import select_identity_options
 from bnstudy.errors import UserError
 from bnstudy.redaction import redact_values
 from bnstudy.runs.paths import list_cells
@@ -23,17 +23,17 @@ def with_target_sparsity(record: Record, config: dict[str, Any]) -> dict[str, An
         config: Resolved configuration of the run.
 
     Returns:
-        Configuration with a numeric target for each layer.
+        Configuration whose target is a number, or a number for each layer.
 
     Raises:
-        UserError: There is no twin.
+        UserError: There is no twin, or its sparsity was not measured.
     """
     norm = config["regularizer"].get("target")
     if not isinstance(norm, str):
         return config
     description = record.description
     if description.target_sparsity is None:
-        description.target_sparsity = final_sparsity(find_twin(record, config, norm))
+        description.target_sparsity = read_final_sparsity(find_twin(record, config, norm))
     return config | {"regularizer": config["regularizer"] | {"target": description.target_sparsity}}
 
 
@@ -61,7 +61,7 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
         if (
             candidate.is_finished
             and (other["norm"]["name"], other["regularizer"]["name"]) == (norm, "none")
-            and _shared(other) == _shared(config)
+            and _select_shared_options(other) == _select_shared_options(config)
             and candidate.data.sha256 == record.data.sha256
             and candidate.description.version == VERSION
         ):
@@ -76,7 +76,7 @@ def find_twin(record: Record, config: dict[str, Any], norm: str) -> Record:
     return twins[0]
 
 
-def final_sparsity(record: Record) -> dict[str, float]:
+def read_final_sparsity(record: Record) -> dict[str, float]:
     """Read the share of zeros (unit_sparsity) on the training split after the last epoch, by layer.
 
     Args:
@@ -94,9 +94,10 @@ def final_sparsity(record: Record) -> dict[str, float]:
     return values
 
 
-def _shared(config: dict[str, Any]) -> dict[str, Any]:
+def _select_shared_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Select the identity's options in which twins do not differ."""
     return {
         key: value
-        for key, value in essence(redact_values(config)).items()
+        for key, value in select_identity_options(redact_values(config)).items()
         if not key.startswith(TWIN_SPECIFIC_KEYS)
     }

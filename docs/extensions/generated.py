@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 
 import bnstudy
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.schema import FIXED, ChosenGroup, Config, Group
-from bnstudy.config.values import OneOf, Takes
+from bnstudy.config.schema import FIXED_TRAINER_KEYS, ChosenGroup, Config, Group
+from bnstudy.config.values import Expected, OneOf
 from bnstudy.metrics import METRICS, SIMILARITIES, Similarity
 from bnstudy.metrics.__main__ import SETS, format_bound
 from bnstudy.metrics.registry import Declaration
@@ -221,7 +221,7 @@ def _group(name: str, model: type[Group], train: Option) -> Iterator[str]:
         files = [inside]
     yield from _keys(name, model, [each for each in files if not each.is_open])
     if name == "trainer":
-        listed = ", ".join(f"`{key}`" for key in FIXED)
+        listed = ", ".join(f"`{key}`" for key in FIXED_TRAINER_KEYS)
         yield (
             "Every other argument of Lightning's Trainer can be added with `+trainer.KEY=VALUE`, "
             f"except those that bnstudy sets itself: {listed}."
@@ -303,7 +303,7 @@ def _allowed(field: Any) -> str:
     for entry in field.metadata:
         if isinstance(entry, OneOf):
             return ", ".join(f"`{option}`" for option in entry.options)
-        if isinstance(entry, Takes):
+        if isinstance(entry, Expected):
             return _text(entry.words)
     raise TypeError(f"{field}: no description of its values")
 

@@ -72,6 +72,33 @@ def test_eigenvalues_and_trace_are_those_of_the_full_hessian(mode: str) -> None:
     )
 
 
+class WithUnusedPart(nn.Module):
+    """A network and a layer that no forward pass uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = small_network()
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.used(images)
+        return logits
+
+
+@pytest.mark.slow
+def test_the_eigenvalues_of_a_zero_hessian_are_zero() -> None:
+    callback = Hessian(1, 2, 4, NUM_SAMPLES, "eval")
+    watch = Watch(callback)
+    train(WithUnusedPart(), callback, watch, epochs=1)
+    values = {row.metric: row.value for row in watch.rows if row.layer == "unused"}
+    assert values == {
+        "hessian_eigenvalue_1": 0,
+        "hessian_eigenvalue_2": 0,
+        "hessian_trace": 0,
+        "hessian_trace_error": 0,
+    }
+
+
 def test_stages_are_the_parts_inside_wrappers() -> None:
     inner = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))
     assert list(find_stages(nn.Sequential(nn.Identity(), inner))) == ["0", "2"]

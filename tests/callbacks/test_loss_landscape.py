@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bnstudy.callbacks import LossLandscape
-from bnstudy.callbacks.loss_landscape import along_gradient
+from bnstudy.callbacks.loss_landscape import measure_along_gradient
 from tests.callbacks.training import Watch, small_network, train
 
 SIZES = [0.02, 0.1, 0.5]
@@ -36,7 +36,7 @@ def test_along_an_eigenvector_smoothness_is_its_curvature() -> None:
     loss = Quadratic([4.0, -2.0, 0.5, 7.0, 1.0])
     for index, curvature in enumerate((4.0, -2.0, 0.5, 7.0, 1.0)):
         x = 3 * loss.directions[:, index]  # the gradient is curvature * x: |g| = 3 |curvature|
-        measured = along_gradient(loss, [x[:2].view(2, 1), x[2:]], SIZES)
+        measured = measure_along_gradient(loss, [x[:2].view(2, 1), x[2:]], SIZES)
         assert measured["beta_smoothness"] == pytest.approx(abs(curvature))
         assert measured["gradient_change"] == pytest.approx(0.5 * 3 * curvature**2)
         # After a step the loss is curvature / 2 * 9 * (1 - size * curvature)^2.
@@ -50,7 +50,7 @@ def test_along_any_direction_of_a_quadratic() -> None:
     loss = Quadratic([4.0, -2.0, 0.5, 7.0, 1.0])
     x = torch.tensor([1.0, -2.0, 0.5, 1.5, -1.0]).double()
     gradient = loss.matrix @ x
-    measured = along_gradient(loss, [x[:2].view(2, 1), x[2:]], SIZES)
+    measured = measure_along_gradient(loss, [x[:2].view(2, 1), x[2:]], SIZES)
     curved = (loss.matrix @ gradient).norm().item()
     assert measured["beta_smoothness"] == pytest.approx(curved / gradient.norm().item())
     assert measured["gradient_change"] == pytest.approx(0.5 * curved)
@@ -61,11 +61,11 @@ def test_what_is_not_finite_on_the_way_is_not_hidden() -> None:
         (x,) = parameters
         return (x**3).sum().item(), [3 * x**2 if x > 0 else x * math.nan]
 
-    measured = along_gradient(steep, [torch.tensor([1.0])], [0.1, 1.0, 0.2])
+    measured = measure_along_gradient(steep, [torch.tensor([1.0])], [0.1, 1.0, 0.2])
     assert not math.isfinite(measured["gradient_change"])
     assert not math.isfinite(measured["beta_smoothness"])
     assert math.isfinite(measured["loss_range"])
-    flat = along_gradient(lambda p: (1.0, [0 * p[0]]), [torch.ones(2)], SIZES)
+    flat = measure_along_gradient(lambda p: (1.0, [0 * p[0]]), [torch.ones(2)], SIZES)
     assert flat["loss_range"] == flat["gradient_change"] == 0
     assert math.isnan(flat["beta_smoothness"])
 
@@ -123,7 +123,7 @@ def test_dropout_is_the_same_all_along_the_way() -> None:
     callback = LossLandscape(every_n_steps=1, step_sizes=[1e-4])
     train(small_network(), callback, epochs=1)
     # With a different dropout mask at each evaluation, the error would be much larger.
-    assert all(abs(probe["first_order_error"]) < 1e-4 for probe in callback.probes)
+    assert all(abs(probe["first_order_error"]) < 1e-4 for probe in callback.batch_values)
 
 
 def test_an_epoch_without_a_finite_value_says_so() -> None:
@@ -132,7 +132,7 @@ def test_an_epoch_without_a_finite_value_says_so() -> None:
     train(small_network(nn.Identity()), callback, watch, epochs=1)
     (row,) = [row for row in watch.rows if row.metric == "beta_smoothness"]
     assert math.isnan(row.value)
-    assert row.reason == "beta_smoothness is not finite at 3 of 3 probes"
+    assert row.reason == "beta_smoothness is not finite at 3 of 3 measured batches"
 
 
 def test_an_epoch_without_a_probe_has_no_rows() -> None:

@@ -10,7 +10,7 @@ import pytest
 from bnstudy import load
 from bnstudy.config import identity as module
 from bnstudy.config.composition import resolve
-from bnstudy.config.identity import ADDED, essence, identity
+from bnstudy.config.identity import ADDED_KEYS, compute_identity, select_identity_options
 from bnstudy.runs.record import Record
 from tests.conftest import REPOSITORY, Compose
 
@@ -21,7 +21,7 @@ IDENTITIES = json.loads((RECORDS / "identities.json").read_text())
 
 def as_before(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the values that keys added since have in records without them."""
-    for key, value in ADDED.items():
+    for key, value in ADDED_KEYS.items():
         group, name = key.split(".")
         if name in config[group]:
             config[group][name] = value
@@ -35,15 +35,16 @@ def as_before(config: dict[str, Any]) -> dict[str, Any]:
 def test_a_command_line_of_version_0_1_has_the_same_identity(
     composed: Compose, stored: dict[str, Any]
 ) -> None:
-    assert identity(stored["config"]) == stored["identity"]
-    assert identity(as_before(resolve(composed(*stored["overrides"])))) == stored["identity"]
+    assert compute_identity(stored["config"]) == stored["identity"]
+    config = as_before(resolve(composed(*stored["overrides"])))
+    assert compute_identity(config) == stored["identity"]
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 def test_a_kept_run_has_the_same_identity(folder: Path) -> None:
     record = Record.read(folder)
-    assert identity(record.description.config) == record.description.identity
-    assert folder.name.endswith(identity(record.description.config)[:8])
+    assert compute_identity(record.description.config) == record.description.identity
+    assert folder.name.endswith(compute_identity(record.description.config)[:8])
 
 
 def test_kept_runs_are_paired() -> None:
@@ -59,26 +60,27 @@ def test_an_added_key_counts_where_it_does_not_say_what_was_done_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = IDENTITIES[0]["config"]
-    monkeypatch.setitem(module.ADDED, "optim.added", 0)
+    monkeypatch.setitem(module.ADDED_KEYS, "optim.added", 0)
 
     def having(value: object) -> dict[str, Any]:
         config = deepcopy(before)
         config["optim"]["added"] = value
         return config
 
-    assert essence(having(0)) == essence(having(0.0)) == essence(before)
-    assert identity(having(0)) == identity(before)
-    assert identity(having(1)) != identity(before)
+    options = [select_identity_options(config) for config in (having(0), having(0.0), before)]
+    assert options[0] == options[1] == options[2]
+    assert compute_identity(having(0)) == compute_identity(before)
+    assert compute_identity(having(1)) != compute_identity(before)
 
 
 def test_a_trainer_of_ones_own_counts(composed: Compose) -> None:
-    plain = identity(resolve(composed()))
-    assert identity(resolve(composed("trainer._target_=mine.Trainer"))) != plain
+    plain = compute_identity(resolve(composed()))
+    assert compute_identity(resolve(composed("trainer._target_=mine.Trainer"))) != plain
 
 
 @pytest.mark.slow
 def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Compose) -> None:
-    plain = identity(resolve(composed()))
+    plain = compute_identity(resolve(composed()))
     for same in (
         "logger=csv",
         "metrics=none",
@@ -93,7 +95,7 @@ def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Co
         "optim.weight_decay=0",
         "trainer.devices=[1]",
     ):
-        assert identity(resolve(composed(same))) == plain, same
+        assert compute_identity(resolve(composed(same))) == plain, same
     others = [
         "norm=none",
         "norm.momentum=0.2",
@@ -112,7 +114,7 @@ def test_what_cannot_change_the_numbers_is_not_part_of_the_identity(composed: Co
         "probe.train=1000",
         "seed=1",
     ]
-    identities = {identity(resolve(composed(other))) for other in others}
+    identities = {compute_identity(resolve(composed(other))) for other in others}
     assert len(identities | {plain}) == len(others) + 1
 
 
@@ -124,13 +126,13 @@ def test_the_papers_experiments_keep_their_identity_and_its_5000_samples(
 ) -> None:
     config = resolve(composed(f"experiment={experiment}"))
     assert config["probe"] == {"train": None, "test": None}
-    assert identity(config).startswith(stored)
+    assert compute_identity(config).startswith(stored)
 
 
 @pytest.mark.slow
 def test_an_image_folder_is_told_apart_by_its_name_and_not_by_its_path(composed: Compose) -> None:
     def of(root: str) -> str:
-        return identity(resolve(composed("data=image_folder", f"data.root={root}")))
+        return compute_identity(resolve(composed("data=image_folder", f"data.root={root}")))
 
     assert of("/here/cats") == of("/there/cats") != of("/here/dogs")
 
@@ -138,4 +140,4 @@ def test_an_image_folder_is_told_apart_by_its_name_and_not_by_its_path(composed:
 def test_he_is_what_earlier_records_mean_by_saying_nothing(composed: Compose) -> None:
     he, torch_ = (resolve(composed(f"model.initialization={scheme}")) for scheme in ("he", "torch"))
     earlier = he | {"model": {k: v for k, v in he["model"].items() if k != "initialization"}}
-    assert identity(earlier) == identity(he) != identity(torch_)
+    assert compute_identity(earlier) == compute_identity(he) != compute_identity(torch_)

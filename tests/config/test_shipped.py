@@ -10,7 +10,7 @@ from PIL import Image
 from bnstudy import metrics
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
-from bnstudy.config.identity import identity
+from bnstudy.config.identity import compute_identity
 from bnstudy.config.schema import validate
 from bnstudy.metrics import METRICS
 from tests.conftest import SMALL, CommandLine, Compose, description, only_cell
@@ -61,7 +61,7 @@ def test_it_composes(composed: Compose, choice: str) -> None:
     target = [f"{group}._target_=mine.Own"] if option == "own" else []
     config = resolve(composed(choice, *target))
     validate(config)
-    assert len(identity(config)) == 64
+    assert len(compute_identity(config)) == 64
 
 
 NEW_FAMILY = """

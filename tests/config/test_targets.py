@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bnstudy.config import targets
-from bnstudy.config.targets import find_targets, make, require_trusted, trust
+from bnstudy.config.targets import find_targets, instantiate_group, require_trusted, trust
 from bnstudy.errors import UserError
 
 CALL = {"_target_": "os.system", "_args_": ["true"]}
@@ -90,7 +90,7 @@ def test_a_misspelt_target_is_told_from_a_module_that_is_not_found(
         (folder / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError) as raised:
-        make("data", {"_target_": target})
+        instantiate_group("data", {"_target_": target})
     message = str(raised.value)
     assert words in message
     assert target in message

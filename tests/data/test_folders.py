@@ -154,6 +154,8 @@ def test_data_that_have_moved_are_found(
     own = {"_target_": "mine.Data", "root": str(tree)}
     assert locate(own, {}) == own
     assert locate(own, {"root": new}) == own | {"root": new}
+    several = own | {"root": ["a", "b"]}
+    assert locate(several, {}) == several
 
 
 def test_data_stay_where_they_are_if_they_are_not_elsewhere(

@@ -382,7 +382,7 @@ def test_processes_decode_as_one_process_does(tree: Path, monkeypatch: pytest.Mo
     Image.fromarray(np.full((8, 12), 300, np.uint16)).save(tree / "train" / "bee" / "04.png")
     facts = load(tree).facts()
     shutil.rmtree(tree.parent / "cache")
-    monkeypatch.setattr(decoding, "CHUNK", 7)
+    monkeypatch.setattr(decoding, "MAX_CHUNK_IMAGES", 7)
     monkeypatch.setattr(decoding, "MIN_IMAGES_PER_PROCESS", 10)
     monkeypatch.setattr("joblib.cpu_count", lambda: 2)
     assert load(tree).facts() == facts

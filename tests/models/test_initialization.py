@@ -11,7 +11,7 @@ from torch.nn import functional
 from bnstudy.config.schema import INITIALIZATIONS
 from bnstudy.metrics import METRICS
 from bnstudy.models import calibrated, initialize, torchvision_network
-from bnstudy.models.initialization import WEIGHTS, seeded
+from bnstudy.models.initialization import SCHEMES, seeded
 from bnstudy.models.norm_layers import WeightStandardizedConv2d
 from bnstudy.representations import capture
 from bnstudy.runs.record import Record
@@ -39,7 +39,7 @@ def moments(values: Tensor) -> tuple[float, float, float]:
 
 
 def test_every_choice_of_the_configuration_is_known() -> None:
-    assert {*WEIGHTS, "own"} == set(INITIALIZATIONS)
+    assert {*SCHEMES, "own"} == set(INITIALIZATIONS)
 
 
 def test_torch_is_the_distribution_that_torch_draws_from() -> None:

@@ -68,6 +68,16 @@ def test_weight_decay_of_weights_alone(norm: str) -> None:
         torch.testing.assert_close(one.detach(), expected)
 
 
+@pytest.mark.parametrize(
+    ("trainable", "words"),
+    [("all", "the network has no parameters to train"), ("norm", "this norm has no parameters")],
+)
+def test_a_network_without_trained_parameters_is_refused(trainable: str, words: str) -> None:
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(UserError, match=words):
+        make_optimizer(frozen, Recipe(trainable=trainable), "sgd", lr=0.1)
+
+
 def test_adaptive_clipping_of_each_unit() -> None:
     torch.manual_seed(0)
     made = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 2))

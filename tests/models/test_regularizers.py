@@ -11,7 +11,7 @@ from bnstudy.models.regularizers import (
     Cluster,
     Regularizer,
     TargetSparsity,
-    regularizer,
+    make_regularizer,
 )
 from bnstudy.representations import capture
 from tests.models.conftest import network
@@ -37,7 +37,7 @@ def activations(model: nn.Module) -> dict[str, Tensor]:
 
 def test_l1_is_the_mean_activation() -> None:
     model = network("cnn")
-    one = regularizer(model, "activation_l1", strength=0.5, layers=["*"])
+    one = make_regularizer(model, "activation_l1", strength=0.5, layers=["*"])
     assert isinstance(one, ActivationL1)
     means = [values.mean() for values in activations(model).values()]
     torch.testing.assert_close(added(model, one), 0.5 * sum(means) / 4)
@@ -123,4 +123,4 @@ def test_nothing_is_read_but_while_it_is_watched() -> None:
 
 def test_an_unknown_one_is_refused() -> None:
     with pytest.raises(UserError, match=r"regularizer.name=l0 is unknown"):
-        regularizer(network("cnn"), "l0")
+        make_regularizer(network("cnn"), "l0")

@@ -234,7 +234,7 @@ def test_no_precision_stays_set_whatever_it_was_set_by(change: Callable[[], None
     before = state()
     with in_float32(torch.device("cpu")):
         inside = [backend.fp32_precision for backend in module.BACKENDS]
-        with module._set(module.LOWER):
+        with module._set_precision(module.LOWER_PRECISION):
             assert [backend.fp32_precision for backend in module.BACKENDS[:2]] == ["tf32", "bf16"]
         assert [backend.fp32_precision for backend in module.BACKENDS] == inside == ["ieee"] * 4
     assert state() == before
@@ -278,7 +278,7 @@ def test_the_precision_is_recorded_and_hardly_matters(
         for row in pq.read_table(cell / "metrics.parquet").to_pylist():
             if row["epoch"] == 2 and row["split"] == "test" and row["metric"] in names:
                 found.setdefault((row["layer"], row["metric"]), []).append(row["value"])
-        for layer in FinishedRun.open(cell, None).layers(Selection("test", 200, ("act",))):
+        for layer in FinishedRun.open(cell, None).read_layers(Selection("test", 200, ("act",))):
             for name in names:
                 expected.setdefault((layer.name, name), []).append(METRICS[name](layer))
             assert layer.product_precision == "float32"

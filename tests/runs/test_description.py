@@ -11,7 +11,7 @@ from bnstudy import __version__, load
 from bnstudy.errors import DamagedFile, UserError
 from bnstudy.runs import description as module
 from bnstudy.runs.description import RunDescription
-from bnstudy.runs.long_table import WHOLE_MODEL, Row, final_numbers
+from bnstudy.runs.long_table import WHOLE_MODEL, Row, extract_final_numbers
 from bnstudy.runs.parts import Environment, Final, MeasuredLater
 from bnstudy.runs.record import Record
 
@@ -131,9 +131,9 @@ def test_an_attempt_that_completes(run: RunDescription) -> None:
     entry = written(run)["attempts"][0]
     assert list(entry) == ["started", "ended", "status", "host", "pid", "version"]
     assert entry["ended"] is None
-    assert not attempt.has_trained
+    assert not attempt.has_chosen_start
     attempt.resumed_from_epoch = None
-    assert attempt.has_trained
+    assert attempt.has_chosen_start
     run.update_progress(2.0, 0.5, False)
     assert not run.has_diverged
     run.finish(3.0)
@@ -157,11 +157,11 @@ def test_attempts_that_fail_are_interrupted_or_killed(run: RunDescription) -> No
     run.start_attempt(Environment())
     run.update_progress(1.0, 0.25, False)
     run.fail(RuntimeError("out of memory"), 2.0)
-    assert (run.status, run.failures) == ("failed", 1)
+    assert (run.status, run.num_failures) == ("failed", 1)
     assert run.attempts[0].error == "RuntimeError: out of memory"
     run.start_attempt(Environment())
     run.interrupt(3.0)
-    assert (run.status, run.failures) == ("interrupted", 1)
+    assert (run.status, run.num_failures) == ("interrupted", 1)
     run.start_attempt(Environment())
     run.start_attempt(Environment())  # as the one before was killed
     assert [one.status for one in run.attempts] == [
@@ -213,7 +213,7 @@ def test_a_run_that_goes_on_keeps_the_options_of_its_callbacks(run: RunDescripti
 
 def test_numbers_that_are_not_finite_are_null(run: RunDescription) -> None:
     values = {"loss": float("nan"), "accuracy": 0.5, "loss_range": float("inf")}
-    run.final = final_numbers(
+    run.final = extract_final_numbers(
         [Row(3, 9, "train", -1, WHOLE_MODEL, None, "loss", 2.0, None)]
         + [Row(4, 9, "train", -1, WHOLE_MODEL, None, name, x, None) for name, x in values.items()]
         + [Row(4, 9, "train", 0, "block01", "act", "hoyer", 0.1, None)]

@@ -25,7 +25,7 @@ def rows(epoch: int) -> list[Row]:
 
 def test_a_table_is_read_in_parts_and_whole(table: LongTable) -> None:
     assert table.rows_by_epoch() == []
-    assert table.damage() == "it is not there"
+    assert table.find_damage() == "it is not there"
     for epoch in (0, 1, 2):
         table.write_part(epoch, rows(epoch))
     assert table.epochs_trained() == 2
@@ -34,21 +34,22 @@ def test_a_table_is_read_in_parts_and_whole(table: LongTable) -> None:
     final = table.join_parts()
     assert (final.epoch, final.numbers) == (2, {"test_loss": 1 / 3})
     table.paths.remove_parts()
-    assert table.damage() is None
+    assert table.find_damage() is None
     assert table.rows_by_epoch() == in_parts
     assert table.rows_by_epoch(until_epoch=1) == in_parts[:2]
-    table.take_apart()
+    table.split_into_parts()
     assert table.rows_by_epoch() == in_parts
-    assert [table.part_damage(epoch) is None for epoch in range(4)] == [True, True, True, False]
+    intact = [epoch for epoch in range(4) if table.find_part_damage(epoch) is None]
+    assert intact == [0, 1, 2]
 
 
 def test_what_is_missing_can_be_added(table: LongTable) -> None:
     table.write_part(0, rows(0))
     table.join_parts()
     asked = (["hoyer", "nc1"], ["act"], [0], ["train"])
-    assert table.missing(*asked) == {0: {("train", "act", "nc1")}}
+    assert table.find_missing(*asked) == {0: {("train", "act", "nc1")}}
     table.add_rows([Row(0, 0, "train", 0, "block01", "act", "nc1", 3.0, None)])
-    assert table.missing(*asked) == {}
+    assert table.find_missing(*asked) == {}
     assert table.values(0, "train", "act", "nc1") == {"block01": 3.0}
 
 

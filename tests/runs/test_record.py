@@ -47,7 +47,7 @@ def test_parts_become_the_long_table(record: Record) -> None:
         record.table.write_part(2, rows(2))  # again, after a resume
         assert stored(record)["status"] == "running"
         record.join_parts()
-    record.remove_parts()
+    record.remove_intermediate_files()
     assert pq.read_table(record.paths.table)["epoch"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
     assert stored(record)["status"] == "completed"
     assert stored(record)["final"] == {
@@ -197,7 +197,8 @@ def test_other_processes_of_a_distributed_run_write_nothing(record: Record) -> N
             attempt.resumed_from_epoch = None
             observer.set_aside(observer.paths.table, "damaged")
             observer.join_parts()
-            observer.save()
+            with pytest.raises(RuntimeError, match="only the first process"):
+                observer.save()
         assert observer.description.attempts == []
     with pytest.raises(KeyboardInterrupt), observer.attempt(Environment()):
         raise KeyboardInterrupt

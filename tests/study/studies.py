@@ -113,6 +113,6 @@ class Studies:
         if status in ("completed", "diverged"):
             record.table.write_part(5, rows)
             record.join_parts()
-            record.remove_parts()
+            record.remove_intermediate_files()
         record.save()
         return record

@@ -22,7 +22,7 @@ from tests.study.studies import Studies
 FAST, SLOW = [2.0, 1.0, 0.5, 0.25, 0.2, 0.1], [2.0, 1.5, 1.2, 1.0, 0.8, 0.6]
 
 
-def add(
+def add_run(
     studies: Studies, norm: str, seed: int, losses: list[float], values: list[float], **options: str
 ) -> None:
     """Add a run with a silhouette at each epoch, and an accuracy that falls with the loss."""
@@ -35,21 +35,23 @@ def add(
     studies.add(norm, seed, curves=curves, layers=layers, **options)
 
 
-def planted(studies: Studies, seeds: int = 6) -> None:
-    """Of none, the silhouette is a function of the loss; of batchnorm too, but it trains faster."""
+def add_norms_of_different_speed(studies: Studies, seeds: int = 6) -> None:
+    """Add runs whose silhouette is the same function of the loss; only batchnorm trains faster."""
     noise = np.random.default_rng(0).normal(scale=0.01, size=(seeds, 2))
     for seed in range(seeds):
         for norm, losses, shift in (
             ("batchnorm", FAST, noise[seed, 0]),
             ("none", SLOW, noise[seed, 1]),
         ):
-            add(studies, norm, seed, losses, [shift - loss for loss in losses])
+            add_run(studies, norm, seed, losses, [shift - loss for loss in losses])
 
 
 @pytest.mark.parametrize("criterion", ["loss", "accuracy"])
-def test_each_run_is_read_where_it_first_gets_there(studies: Studies, criterion: str) -> None:
-    add(studies, "batchnorm", 0, FAST, [0.0, 0.1, 0.2, 0.9, 0.9, 0.9])
-    add(studies, "none", 0, SLOW, [0.0, 0.0, 0.0, 0.0, 0.0, 0.05])
+def test_each_run_is_compared_where_it_first_reaches_the_common_value(
+    studies: Studies, criterion: str
+) -> None:
+    add_run(studies, "batchnorm", 0, FAST, [0.0, 0.1, 0.2, 0.9, 0.9, 0.9])
+    add_run(studies, "none", 0, SLOW, [0.0, 0.0, 0.0, 0.0, 0.0, 0.05])
     table = compute_equal_training(load(studies.folder), criterion).set_index(["metric", "split"])
     # The loss 0.6 (accuracy 0.7) lies at 8/10 of the way from epoch 1 to epoch 2.
     silhouette = table.loc[("silhouette", "train")]
@@ -63,13 +65,12 @@ def test_each_run_is_read_where_it_first_gets_there(studies: Studies, criterion:
 
 
 def test_pairs_without_a_common_loss_are_counted(studies: Studies) -> None:
-    planted(studies, seeds=3)
-    add(studies, "batchnorm", 3, FAST, FAST)
-    add(
-        studies, "none", 3, [2.0, 2.5, 2.5, 2.5, 2.5, 2.5], FAST
-    )  # ends above batchnorm's beginning
-    add(studies, "batchnorm", 4, FAST, FAST)
-    add(studies, "none", 4, [2.0, *[math.nan] * 5], FAST, status="diverged")
+    add_norms_of_different_speed(studies, seeds=3)
+    add_run(studies, "batchnorm", 3, FAST, FAST)
+    above_the_first_loss_of_batchnorm = [2.0, 2.5, 2.5, 2.5, 2.5, 2.5]
+    add_run(studies, "none", 3, above_the_first_loss_of_batchnorm, FAST)
+    add_run(studies, "batchnorm", 4, FAST, FAST)
+    add_run(studies, "none", 4, [2.0, *[math.nan] * 5], FAST, status="diverged")
     table = compute_equal_training(load(studies.folder), "loss")
     assert set(table["n"]) == {3}
     assert (set(table["apart"]), set(table["diverged"])) == ({1}, {1})
@@ -78,7 +79,7 @@ def test_pairs_without_a_common_loss_are_counted(studies: Studies) -> None:
 
 @pytest.mark.slow
 def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> None:
-    planted(studies)
+    add_norms_of_different_speed(studies)
     analysis = Analysis(load(studies.folder))
     last = analysis.overall_effects.set_index("metric").loc["silhouette"]
     equal = analysis.equal_training["loss"].set_index("metric").loc["silhouette"]
@@ -88,13 +89,13 @@ def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> 
     assert (
         "At equal training loss (6 pairs), each run is compared where it first reaches the larger "
         "of the two final training losses of its pair: runs with BatchNorm after 36% of their "
-        "steps on average, runs with no normalization after 100%." in text
+        "training on average, runs with no normalization after 100%." in text
     )
     assert (
         "At equal training accuracy and without adjustment for multiple tests, test accuracy has "
         "the same result as after the last epoch. The difference in silhouette in block01 (higher "
-        "after the last epoch) is no longer significant. Over all metrics and layers, the results "
-        "of 1 of 1 tests (higher, lower or not significant) change." in text
+        "after the last epoch) is no longer significant. Over all metrics, layers and splits, the "
+        "results of 1 of 1 tests (higher, lower or not significant) change." in text
     )
     page = render_page(analysis)
     assert "Paired differences at equal training loss and accuracy" in page
@@ -147,8 +148,8 @@ def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
         record.table.add_steps(0, rows)  # an epoch that is trained again
     study = load(studies.folder)
     table = compute_averages(study, every="step")
-    ours = table[(table["treatment"] == "none") & (table["metric"] == "silhouette")]
-    assert dict(zip(ours["step"], ours["mean"], strict=True)) == pytest.approx(
+    silhouettes = table[(table["treatment"] == "none") & (table["metric"] == "silhouette")]
+    assert dict(zip(silhouettes["step"], silhouettes["mean"], strict=True)) == pytest.approx(
         {0: 0, 1: 1.1, 2: 1.2, 4: 1.4, 50: 0.5}
     )
     assert set(compute_averages(study, every="epoch")["epoch"]) == {0, 5}
@@ -162,14 +163,31 @@ def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
 
 def test_a_study_without_any_common_loss_says_so(studies: Studies) -> None:
     for seed in range(3):
-        add(studies, "batchnorm", seed, FAST, FAST)
-        add(studies, "none", seed, [2.0, 2.5, 2.5, 2.5, 2.5, 2.5], FAST)
+        add_run(studies, "batchnorm", seed, FAST, FAST)
+        add_run(studies, "none", seed, [2.0, 2.5, 2.5, 2.5, 2.5, 2.5], FAST)
     text = "\n".join(compose_verdict(Analysis(load(studies.folder))))
     words = (
         "At equal training loss, none of 3 pairs is compared: 3 without a training loss that both "
         "runs reach."
     )
     assert words in text
+
+
+def test_the_verdict_says_why_test_accuracy_is_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for norm, losses in (("batchnorm", FAST), ("none", SLOW)):  # equal loss at epoch 1.8 and 5
+        with bnstudy.Run("mine", norm=norm, seed=0) as run:
+            for epoch, loss in enumerate(losses):
+                run.log(epoch=epoch, train_probe_loss=loss)
+                if epoch >= 2:
+                    run.log(epoch=epoch, test_probe_accuracy=0.8)
+    text = "\n".join(compose_verdict(Analysis(load("multirun/mine"))))
+    assert (
+        "Test accuracy is not compared: in no pair was the probe set of the test split measured "
+        "before and after these points in both runs." in text
+    )
 
 
 def test_networks_that_were_trained_before_have_no_equal_training(studies: Studies) -> None:

@@ -113,7 +113,7 @@ def test_of_a_large_study_whole_pairs_are_shown(
     for seed in range(4):
         for norm in norms if seed else norms[:2]:
             keep_map(studies.add(norm, seed), 2, seed)
-    monkeypatch.setattr(maps, "MAX_PICTURES", 2 * 3 * 2)
+    monkeypatch.setattr(maps, "MAX_EMBEDDINGS", 2 * 3 * 2)
     monkeypatch.setattr(embedded, "MAX_SAMPLES_OF_EMBEDDING", 5)
     html = render_page(Analysis(load(studies.folder)))
     found = data_of(html)["embeddings"]

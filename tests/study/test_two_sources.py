@@ -85,14 +85,12 @@ def test_a_planted_study_says_which_source_dominates(studies: Studies) -> None:
         ]
         record.table.write_folds(rows)
     analysis = Analysis(load(studies.folder))
-    table = analysis.two_sources.set_index("metric")
+    table = analysis.two_source_intervals.set_index("metric")
     assert set(table["n"]) == {8}
     assert table.loc["silhouette", "sample_share"] > 0.9
     assert table.loc["nc1", "sample_share"] == 0
     width = table["high"] - table["low"]
     assert width["silhouette"] > 5 * width["nc1"]
     text = "\n".join(compose_verdict(analysis))
-    assert (
-        "The samples are the larger source for 1 of these 2 differences, the seeds for 1." in text
-    )
+    assert "The samples are the larger source for 1 of these 2 differences, the runs for 1." in text
     assert "Intervals over runs and samples" in render_page(analysis)

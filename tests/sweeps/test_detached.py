@@ -43,6 +43,6 @@ def test_jobs_stay_noted_if_the_page_is_refused(
 def test_commands_at_once_note_all_their_jobs(tmp_path: Path) -> None:
     names = [str(number) for number in range(40)]
     with ThreadPoolExecutor(8) as threads:
-        for _ in threads.map(lambda name: detached._note(tmp_path, {name: name}), names):
+        for _ in threads.map(lambda name: detached._add_jobs(tmp_path, {name: name}), names):
             pass
     assert sorted(json.loads((tmp_path / JOBS).read_text())) == sorted(names)

@@ -12,11 +12,11 @@ import cloudpickle
 import pytest
 from hydra.core.utils import JobReturn
 
-from bnstudy.adapters.hydra_internals import failed_job, returned
+from bnstudy.adapters.hydra_internals import failed_job, get_result
 from bnstudy.adapters.submitit_internals import WorkerLost
 from bnstudy.errors import UserError
 from bnstudy.sweeps.devices import make_slots, run_all
-from bnstudy.workers import portable
+from bnstudy.workers import make_picklable
 from tests.conftest import SMALL, CommandLine, description
 
 
@@ -31,7 +31,7 @@ def work(number: int, folder: Path) -> JobReturn:
     """Note when and where a job runs; the first two meet, the seventh is killed."""
     began = time.time()
     if number == 5:
-        return failed_job(portable(OddError("a", "cold")))
+        return failed_job(make_picklable(OddError("a", "cold")))
     if number == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     (folder / str(number)).touch()
@@ -51,7 +51,7 @@ def test_ten_jobs_on_four_devices_of_which_one_is_killed(
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     jobs = [partial(work, number, tmp_path) for number in range(10)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,GPU-2,3")
-    found = [returned(one) for one in run_all(jobs, make_slots([0, 1, "GPU-2", 3], 1))]
+    found = [get_result(one) for one in run_all(jobs, make_slots([0, 1, "GPU-2", 3], 1))]
     assert isinstance(found.pop(6), WorkerLost)
     assert repr(found.pop(5)) == "OddError('a is cold')"
     assert {device for device, *_ in found} == {"0", "1", "GPU-2", "3"}

@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
-from bnstudy.config.identity import folder_name, register_resolvers, without_hydra
+from bnstudy.config.identity import copy_without_hydra, name_cell_folder, register_resolvers
 from bnstudy.errors import UserError
-from bnstudy.sweeps.grid import cells
+from bnstudy.sweeps.grid import compose_cells
 
 GROUPS = {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
 
@@ -73,25 +73,27 @@ def composing() -> Iterator[CountingCompose]:
 def test_every_cell_is_as_hydra_composes_it(
     composing: CountingCompose, arguments: list[str], count: int, composed: int
 ) -> None:
-    grid = list(cells(arguments, composing, GROUPS.__contains__))
+    grid = list(compose_cells(arguments, composing, GROUPS.__contains__))
     assert len(grid) == count
     assert composing.calls == composed
     for cell in grid:
         cfg = compose("train", overrides=list(cell.overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        exact = resolve(without_hydra(cfg))
+        exact = resolve(copy_without_hydra(cfg))
         assert cell.config == exact
-        assert cell.folder.name == folder_name(exact)
+        assert cell.folder.name == name_cell_folder(exact)
         assert str(cell.folder) == f"{cfg.hydra.sweep.dir}/{cfg.hydra.sweep.subdir}"
 
 
 def test_cells_do_not_share_what_can_be_changed(composing: CountingCompose) -> None:
-    one, two = cells(["seed=0,1", "optim.lr=0.1"], composing, GROUPS.__contains__)
+    one, two = compose_cells(["seed=0,1", "optim.lr=0.1"], composing, GROUPS.__contains__)
     one.config["optim"]["lr"] = 5
     assert two.config["optim"]["lr"] == 0.1
 
 
 def test_a_value_that_is_missing_for_one_norm_is_told(composing: CountingCompose) -> None:
-    grid = cells(["norm=batchnorm,none", "optim.lr={none:0.1}"], composing, GROUPS.__contains__)
+    grid = compose_cells(
+        ["norm=batchnorm,none", "optim.lr={none:0.1}"], composing, GROUPS.__contains__
+    )
     with pytest.raises(UserError, match="has no value for norm=batchnorm"):
         list(grid)

@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from bnstudy.errors import UserError
 from bnstudy.runs.lease import hold_lease
+from bnstudy.sweeps.multirun import QUEUED, _raise_unfinished
 from tests.conftest import DIVERGING, SMALL, CommandLine, description
 
 QUICK = ("model.depth=1", *SMALL[1:], "metrics=none", "study=quick")
@@ -160,6 +163,13 @@ def test_failures_are_told_and_stop_nothing(
     result = command_line(*FOUR, "-m")
     assert result.returncode == 0
     assert "3 of 4 cells complete, 0 to resume, 1 to run\n" in result.stdout
+
+
+def test_a_cell_with_a_queued_job_is_called_queued(capsys: pytest.CaptureFixture[str]) -> None:
+    cells: Any = [SimpleNamespace(folder=Path("multirun", "quick", name)) for name in "ab"]
+    with pytest.raises(UserError, match="0 failed, 0 lost their worker, 1 still queued\n"):
+        _raise_unfinished(cells, {cells[1].folder: QUEUED})
+    assert "b      queued" in capsys.readouterr().out
 
 
 def test_a_mistake_in_all_cells_is_told_once(command_line: CommandLine) -> None:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.dashboard import main
-from bnstudy.tracking.workspace import heat_map, measured_in
+from bnstudy.tracking.workspace import find_measured, make_heat_map
 from tests.conftest import CommandLine, Compose, description
 from tests.study.studies import Studies
 from tests.tracking.runs import RUN, table
@@ -59,7 +59,7 @@ def test_push_twice_and_there_is_one(command_line: CommandLine, server: Server) 
 def test_layers_of_a_study(composed: Compose, tmp_path: Path) -> None:
     layers = {"silhouette": [0.1, 0.2], "unit_sparsity": [0.3, 0.4]}
     Studies(composed, tmp_path).add("batchnorm", layers=layers)
-    measured = measured_in(tmp_path)
+    measured = find_measured(tmp_path)
     assert list(measured.layers) == ["block01", "block02"]
     assert list(measured.metrics) == ["unit_sparsity", "silhouette"]
 
@@ -87,7 +87,7 @@ def test_the_heat_map_draws_what_was_logged(
         assert panel["panelDefId"] == "tester/bnstudy-layer-epoch"
         columns, data = table(run, "representations_table")
         rows += [dict(zip(columns, row, strict=True)) | {"name": run.name} for row in data]
-    spec = filled(heat_map(), panel["fieldSettings"], panel["stringSettings"])
+    spec = filled(make_heat_map(), panel["fieldSettings"], panel["stringSettings"])
     spec["data"] = {"values": rows}
     svg = vl_convert.vegalite_to_svg(json.dumps(spec))
     for name in ("block01", "block02", *(run.name for run in server.runs.values())):
@@ -123,7 +123,7 @@ def test_names_that_lead_elsewhere_are_refused(
     server.runs[run_id] = ServedRun(run_id, "tester", "bnstudy", "../../elsewhere", "study")
     result = command_line("pull", "--output-root", "pulled", main=main)
     assert result.returncode == 1
-    assert "with no folder's name" in result.stderr
+    assert "without a valid folder name" in result.stderr
     assert not (tmp_path / "pulled").exists()
 
 

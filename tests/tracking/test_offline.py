@@ -33,7 +33,7 @@ def log_of(cell: Path) -> TransactionLog:
     (folder,) = cell.glob("wandb/offline-run-*")
     (file,) = folder.glob("*.wandb")
     deadline = time.monotonic() + 30
-    while (log := transaction_log.read(file)).exit_code is None and time.monotonic() < deadline:
+    while (log := transaction_log.read_log(file)).exit_code is None and time.monotonic() < deadline:
         time.sleep(0.1)
     return log
 

@@ -24,14 +24,14 @@ RUN = (*SMALL, "metrics=none", "checkpoint_epochs=[0]")
 def _pca_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """UMAP compiles itself for half a minute."""
     if "umap" not in request.node.name:
-        monkeypatch.setattr(embeddings, "methods", lambda: ["pca"])
+        monkeypatch.setattr(embeddings, "list_methods", lambda: ["pca"])
 
 
 @pytest.mark.parametrize("num_classes", [10, 100])
 @pytest.mark.parametrize("shape", [(6, 5, 5), (500, 2, 2)])
 def test_the_plane_is_scikit_learns(num_classes: int, shape: tuple[int, ...]) -> None:
     activations, labels = sample(num_classes, spread=0.5, shape=shape, offset=3.0)
-    found, share = embeddings.principal_components(Layer(activations, labels))
+    found, share = embeddings.compute_principal_components(Layer(activations, labels))
     reference = PCA(2, svd_solver="full")
     expected = reference.fit_transform(activations.flatten(1).double().numpy())
     expected *= np.sign((expected**3).sum(axis=0))
@@ -41,7 +41,7 @@ def test_the_plane_is_scikit_learns(num_classes: int, shape: tuple[int, ...]) ->
 
 def test_samples_on_a_line_are_a_line() -> None:
     along = torch.linspace(0, 1, 50)[:, None] ** 2
-    found, share = embeddings.principal_components(
+    found, share = embeddings.compute_principal_components(
         Layer(along * torch.ones(50, 8), torch.arange(50) % 5)
     )
     assert share == pytest.approx(1)
@@ -52,12 +52,12 @@ def test_samples_on_a_line_are_a_line() -> None:
 def test_umap_keeps_neighbours() -> None:
     activations, labels = sample(10, spread=0.5)
     layer = Layer(activations, labels)
-    flat, found = activations.flatten(1).numpy(), embeddings.umap(layer)
+    flat, found = activations.flatten(1).numpy(), embeddings.compute_umap(layer)
     assert found.shape == (len(labels), 2)
-    plane = embeddings.principal_components(layer)[0]
+    plane = embeddings.compute_principal_components(layer)[0]
     assert trustworthiness(flat, found) > trustworthiness(flat, plane)
-    np.testing.assert_array_equal(found, embeddings.umap(layer))
-    assert embeddings.methods() == ["pca", "umap"]
+    np.testing.assert_array_equal(found, embeddings.compute_umap(layer))
+    assert embeddings.list_methods() == ["pca", "umap"]
 
 
 @pytest.mark.slow
@@ -105,8 +105,10 @@ def test_umap_is_added_where_it_is_installed_later(
     assert command_line(*RUN, "norm=none").returncode == 0
     options = ("map", STUDY, "--samples", "50", "--sites", "act", "act")
     for known in (["pca"], ["pca", "umap"], ["pca"]):
-        monkeypatch.setattr(embeddings, "methods", lambda known=known: known)
-        monkeypatch.setattr(embeddings, "umap", lambda layer: np.ones((layer.num_samples, 2)))
+        monkeypatch.setattr(embeddings, "list_methods", lambda known=known: known)
+        monkeypatch.setattr(
+            embeddings, "compute_umap", lambda layer: np.ones((layer.num_samples, 2))
+        )
         result = command_line(*options, main=measure.main)
         assert result.returncode == 0, result.stderr
     assert "exists already" in result.stdout

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+import bnstudy
 from bnstudy import __version__, measure
-from bnstudy.config.identity import identity
+from bnstudy.config.identity import compute_identity
+from bnstudy.errors import UserError
+from bnstudy.trained.finished_run import FinishedRun
 from tests.conftest import SMALL, CommandLine, only_cell
 
 KEPT = Path(__file__).parents[1] / "records" / "kept"
@@ -39,7 +42,7 @@ def edit(cell: Path, group: str, options: dict[str, Any], **changes: Any) -> Non
     """Change a group of a run's configuration, and its identity with it."""
     content = json.loads((cell / "run.json").read_text()) | changes
     content["config"][group] |= options
-    content["identity"] = identity(content["config"])
+    content["identity"] = compute_identity(content["config"])
     (cell / "run.json").write_text(json.dumps(content))
 
 
@@ -112,3 +115,13 @@ def test_a_network_of_the_users_is_measured_where_the_command_names_it(
     result = command_line(*trusting, main=measure.main)
     assert result.returncode == 0, result.stderr
     assert "measured from checkpoints: nc1" in result.stdout
+
+
+def test_a_run_of_ones_own_loop_has_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with bnstudy.Run("mine", norm="none", seed=0) as run:
+        run.log(epoch=1, train_loss=0.5)
+    with pytest.raises(UserError, match="it has no weights"):
+        FinishedRun.open(only_cell(tmp_path / "multirun"), None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bnstudy.training.environment import _redact_patch, environment
+from bnstudy.training.environment import _redact_patch, describe_environment
 
 
 def git(folder: Path, *words: str) -> str:
@@ -25,20 +25,20 @@ def test_what_differs_from_the_commit_is_kept_as_a_patch(
     git(own, "add", ".")
     git(own, "commit", "--quiet", "-m", "a")
     monkeypatch.chdir(own / "deep")
-    clean = environment(study).own_git
+    clean = describe_environment(study).own_git
     assert clean is not None
     assert (clean.commit, clean.dirty, clean.patch) == (git(own, "rev-parse", "HEAD"), False, None)
 
     study.mkdir(parents=True, exist_ok=True)
     (study / "run.json").write_text("{}")  # not tracked
     (own / "notes.txt").write_text("two\n")  # no source
-    assert environment(study).own_git == clean.model_copy(update={"dirty": True})
+    assert describe_environment(study).own_git == clean.model_copy(update={"dirty": True})
     code.write_text(
         "token = tokens[0]\nwidth = 16\r\ntoken = tokens[1]\n"
         'key = "hf_abcdefghijklmnopqrst"\nlast = 1\n',
         newline="",
     )
-    found, again = environment(study), environment(study)
+    found, again = describe_environment(study), describe_environment(study)
     assert found.own_git == again.own_git
     assert found.own_git
     assert found.own_git.patch

@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 import bnstudy
 from bnstudy.errors import UserError
-from bnstudy.training.study_recorder import _data_of
+from bnstudy.training.study_recorder import _make_data
 from tests.conftest import description
 from tests.training.test_own_run import NAMES, X, Y, network, rows
 
@@ -156,11 +156,11 @@ def loaders(train: Any, **options: Any) -> Any:
 def test_the_data_of_any_trainer() -> None:
     train = TensorDataset(X, Y)
     sampler = BatchSampler(RandomSampler(train), 7, drop_last=True)
-    found = _data_of(loaders(train, batch_sampler=sampler, num_workers=1))
+    found = _make_data(loaders(train, batch_sampler=sampler, num_workers=1))
     assert (found.sources["train"].num_workers, len(found.labels["train"])) == (1, 60)
     state = torch.get_rng_state()
     with pytest.warns(UserWarning, match="train: samples are random .*\n.*pass probes={"):
-        _data_of(loaders(Noisy(X, Y)))
+        _make_data(loaders(Noisy(X, Y)))
     assert torch.equal(state, torch.get_rng_state())
     for wrong, words in (
         (Stream(), "train: a Stream, whose samples have no index"),
@@ -169,18 +169,18 @@ def test_the_data_of_any_trainer() -> None:
         (DataLoader([{"x": X[0], "y": 1}]), "train: a batch is a dict, not a pair"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UserError, match=words) as error:
-            _data_of(loaders(wrong))
+            _make_data(loaders(wrong))
         assert str(error.value).splitlines()[1].startswith("Pass probes={")
         assert len(str(error.value).splitlines()) == 2
     without = loaders(train)
     without.val_dataloaders = None
     with pytest.raises(UserError, match=r"test: no DataLoader; .*validation_step"):
-        _data_of(without)
+        _make_data(without)
 
 
 def test_workers_begin_as_those_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Opened, "is_open", False)
-    found = _data_of(loaders(Opened(X, Y), num_workers=1, worker_init_fn=open_in_worker))
+    found = _make_data(loaders(Opened(X, Y), num_workers=1, worker_init_fn=open_in_worker))
     assert len(found.labels["train"]) == 60
 
 

@@ -1,4 +1,4 @@
-"""Columns of an array: types, moments without missing values, and groups of columns and rows."""
+"""Columns of an array: types, mean and spread of finite values, and groups of columns and rows."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
-MAX_NUMBERS = 2**22  # in a block of a computation, so that memory is bounded
+MAX_NUMBERS = 2**22  # numbers in a block of a computation, so that memory is bounded
 
 
 def mean(values: FloatArray) -> FloatArray:
@@ -50,24 +50,25 @@ def spread(values: FloatArray) -> FloatArray:
     """
     known = np.isfinite(values)
     n = known.sum(axis=0)
-    # The smallest value is subtracted, so that equal values have no spread by rounding.
+    # The smallest value is subtracted, so that equal values have a spread of exactly 0.
     smallest = np.min(values, axis=0, where=known, initial=np.inf)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         shifted = np.where(known, values - smallest, np.nan)
         largest = np.max(shifted, axis=0, where=known, initial=0)
-        shifted /= np.where(largest > 0, largest, 1)  # whose square may be no float
+        shifted /= np.where(largest > 0, largest, 1)  # squares of large values could overflow
         squares = np.where(known, shifted - mean(shifted), 0) ** 2
         return np.where(n > 1, largest * np.sqrt(squares.sum(axis=0) / (n - 1)), np.nan)
 
 
 def patterns(known: Flags) -> Iterator[tuple[IntArray, IntArray]]:
-    """Group the comparisons that have the same pairs.
+    """Group the comparisons whose values come from the same pairs.
 
     Args:
         known: True where a pair has a value, pairs x comparisons.
 
     Yields:
-        The rows of the pairs that have one, and the columns; nothing for columns without a pair.
+        Rows of the pairs that have a value, and columns of the comparisons in which exactly these
+        pairs have one. Comparisons without a pair are left out.
 
     Examples:
         >>> for rows, columns in patterns(np.array([[True, True, False], [True, True, True]])):
@@ -88,11 +89,12 @@ def group_rows(columns: Iterable[NDArray[Any]], num_rows: int = 0) -> IntArray:
     """Number the groups of rows that have the same values in all columns.
 
     Args:
-        columns: Columns, of any type that can be sorted, each with one value a row.
-        num_rows: Number of rows; it is needed only where there may be no columns.
+        columns: Columns, of any type that can be sorted, each with one value per row.
+        num_rows: Number of rows; needed only if there may be no columns.
 
     Returns:
-        The group's number of each row, in the order of the values, the first column first.
+        Number of the group of each row. Groups are numbered in the order of their values in the
+        first column, then in the second, and so on.
 
     Examples:
         >>> group_rows([np.array([2, 4, 4, 2]), np.array(["a", "b", "a", "a"])])

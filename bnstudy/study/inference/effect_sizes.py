@@ -13,7 +13,7 @@ def cohens_d(differences: FloatArray) -> FloatArray:
         differences: Pairs x comparisons.
 
     Returns:
-        Of each comparison; NaN with fewer than two pairs, and where all differences are equal.
+        One entry per comparison; NaN with fewer than two pairs, or if all differences are equal.
 
     Examples:
         >>> cohens_d(np.array([[1.0, 0.1], [2.0, 0.1], [3.0, 0.1]]))
@@ -27,14 +27,15 @@ def cohens_d(differences: FloatArray) -> FloatArray:
 def rank_biserial(differences: FloatArray) -> FloatArray:
     """Compute the matched-pairs rank-biserial correlation (Kerby 2014, with Wilcoxon's ranks).
 
-    Of the sum of the ranks of the differences' sizes, the share of positive differences less that
-    of negative ones; pairs without a difference have no rank.
+    The absolute differences are ranked; pairs without a difference have no rank. The correlation is
+    the share of the sum of ranks that belongs to positive differences, minus the share that belongs
+    to negative ones.
 
     Args:
         differences: Pairs x comparisons.
 
     Returns:
-        In [-1, 1], for each comparison; NaN where no pair differs.
+        One entry per comparison, in [-1, 1]; NaN if no pair differs.
 
     Examples:
         >>> rank_biserial(np.array([[0.1], [0.2], [-0.2], [0.0]])).round(3)

@@ -1,4 +1,4 @@
-"""Mediation within pairs: how much of a difference in a target goes through other differences."""
+"""Mediation within pairs: the part of a difference in a target that goes through mediators."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Mediation(NamedTuple):
     """Total effect on a target, and its parts through mediators and not through mediators.
 
     Attributes:
-        n: Pairs that have all values.
+        n: Number of pairs that have all values.
         total: Mean difference in the target.
         total_low: Lower end of its confidence interval.
         total_high: Upper end of its confidence interval.
@@ -26,7 +26,7 @@ class Mediation(NamedTuple):
         direct: Rest of the total effect.
         direct_low: Lower end of its confidence interval.
         direct_high: Upper end of its confidence interval.
-        share: indirect / total; NaN where the total effect's interval holds 0.
+        share: indirect / total; NaN if the interval of the total effect contains 0.
         share_low: Lower end of its confidence interval.
         share_high: Upper end of its confidence interval.
     """
@@ -50,7 +50,8 @@ def min_pairs_to_mediate(num_mediators: int = 1) -> int:
     """Compute the minimum number of pairs of `mediate`: twice the parameters of the regression.
 
     Args:
-        num_mediators: Number of mediators; the regression has an intercept and two slopes of each.
+        num_mediators: Number of mediators; the regression has an intercept and two slopes per
+            mediator.
 
     Examples:
         >>> min_pairs_to_mediate(), min_pairs_to_mediate(2)
@@ -67,25 +68,26 @@ def mediate(
     *,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Mediation:
-    """Split a mean difference in a target into an indirect effect, through mediators, and the rest.
+    """Split a mean difference in a target into an indirect effect, through mediators, and a rest.
 
     Mediation within pairs (Judd, Kenny and McClelland 2001, doi:10.1037/1082-989X.6.2.115; Montoya
     and Hayes 2017, doi:10.1037/met0000086): the difference in the target is regressed on the
-    differences in the mediators and on their means of the two runs, centred. The indirect effect is
-    the mean difference in the mediators times their slopes. The indirect and the direct effect add
-    up to the total effect, whose interval is that of `paired_test`. The other intervals are
-    percentiles over resampled pairs, as is usual for a product of two estimates.
+    differences in the mediators and on the centred means of each mediator over the two runs. The
+    indirect effect is the sum over mediators of the mean difference times its slope. The indirect
+    and the direct effect add up to the total effect, whose interval is that of `paired_test`. The
+    other intervals are percentiles over resampled pairs, as is usual for a product of two
+    estimates.
 
     Args:
         change: Difference in the target of each pair.
         treated: Mediators of the treatment's runs, pairs x mediators.
         untreated: Mediators of the baseline's runs, pairs x mediators.
         confidence: Confidence of the intervals.
-        num_resamples: Number of resamples, the same in each call.
+        num_resamples: Number of resamples; the same ones are drawn in each call.
 
     Returns:
-        Estimates from the pairs that have all values; NaN with fewer of them than twice the
-        parameters of the regression.
+        Estimates from the pairs that have all values; NaN with fewer of them than
+        `min_pairs_to_mediate`.
 
     Examples:
         >>> untreated = np.array([[0.1], [0.4], [0.3], [0.0], [0.2], [0.5], [0.3]])
@@ -94,27 +96,28 @@ def mediate(
         >>> print(f"{found.total:.3f} = {found.indirect:.3f} + {found.direct:.3f}")
         0.764 = 0.564 + 0.200
     """
-    mediators = treated.shape[1]
+    num_mediators = treated.shape[1]
     sample = np.hstack([change[:, None], treated - untreated, (treated + untreated) / 2])
     sample = sample[np.isfinite(sample).all(axis=1)]
     n = len(sample)
-    if n < min_pairs_to_mediate(mediators):
+    if n < min_pairs_to_mediate(num_mediators):
         return Mediation(n)
     largest = np.abs(sample).max(axis=0)
     largest[largest == 0] = 1
-    sample = sample / largest  # whose squares may be no floats
-    scale = sample.std(axis=0) + (np.ptp(sample, axis=0) == 0)
+    sample = sample / largest  # squares of large values could overflow
+    is_constant = np.ptp(sample, axis=0) == 0
+    scale = sample.std(axis=0) + is_constant
     variables = np.hstack([sample / scale, np.ones((n, 1))])
     products = (variables[:, :, None] * variables[:, None, :]).reshape(n, -1)
-    draws = _draw_resamples(n, num_resamples)
-    weights = np.vstack([np.full(n, 1 / n), draws])  # the sample itself comes first
+    # The first row of weights is the sample itself.
+    weights = np.vstack([np.full(n, 1 / n), _draw_resamples(n, num_resamples)])
     moments = (weights @ products).reshape(-1, variables.shape[1], variables.shape[1])
-    # Of the regression of the first variable on all others; the last one is the intercept's.
+    # The first variable is regressed on all others; the last one is constant, for the intercept.
     inverse = np.linalg.pinv(moments[:, 1:, 1:], hermitian=True)
-    slopes = (inverse @ moments[:, 1:, :1])[:, :mediators, 0]
+    slopes = (inverse @ moments[:, 1:, :1])[:, :num_mediators, 0]
     unit = scale[0] * largest[0]
     total = moments[:, -1, 0] * unit
-    indirect = (moments[:, -1, 1 : 1 + mediators] * slopes).sum(axis=1) * unit
+    indirect = (moments[:, -1, 1 : 1 + num_mediators] * slopes).sum(axis=1) * unit
     direct = total - indirect
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     test = paired_test(sample[:, :1], confidence)
@@ -122,7 +125,7 @@ def mediate(
     share = np.full(3, np.nan)
     if low > 0 or high < 0:
         with np.errstate(divide="ignore", invalid="ignore"):
-            shares = indirect / total  # of a resample without a total effect there is none
+            shares = indirect / total  # not finite for resamples without a total effect
             share = np.array([shares[0], *np.quantile(shares[1:], tails)])
         share[~np.isfinite(share)] = np.nan
     return Mediation(
@@ -136,7 +139,18 @@ def mediate(
 
 @lru_cache(maxsize=1)
 def _draw_resamples(size: int, num_resamples: int) -> FloatArray:
-    """Draw resamples: the share of each of `size` pairs in each, resamples x pairs."""
+    """Draw resamples of pairs.
+
+    Args:
+        size: Number of pairs.
+        num_resamples: Number of resamples.
+
+    Returns:
+        Share of each pair in each resample, resamples x pairs. The array is cached and read-only.
+    """
     chosen = np.random.default_rng(0).integers(size, size=(num_resamples, size))
     chosen += size * np.arange(num_resamples)[:, None]
-    return np.bincount(chosen.ravel(), minlength=num_resamples * size).reshape(-1, size) / size
+    counts = np.bincount(chosen.ravel(), minlength=num_resamples * size)
+    shares: FloatArray = counts.reshape(-1, size) / size
+    shares.setflags(write=False)
+    return shares

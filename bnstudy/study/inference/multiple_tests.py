@@ -15,22 +15,23 @@ def max_t_adjusted(
     max_pairs_exact: int = MAX_PAIRS_EXACT,
     num_flips: int = NUM_FLIPS,
 ) -> list[FloatArray]:
-    """Adjust p-values for all comparisons of a family: max-T over sign flips.
+    """Compute the p-values of all comparisons of a family, adjusted by max-T over sign flips.
 
-    Westfall and Young 1993's step-down procedure (algorithm 4.1) with the flips of `paired_test`,
-    the same for all comparisons, so that it knows how they depend on each other. The smallest value
-    is that of a single test, 2^(1 - n), however many tests the family has. The statistic of a
-    comparison is abs(sum of its differences) / sqrt(sum of their squares), which rises with abs(t).
+    The step-down procedure of Westfall and Young 1993 (algorithm 4.1) is used with the flips of
+    `paired_test`. The same flips are used for all comparisons, which takes their dependence into
+    account. The smallest adjusted p is therefore that of a single test, 2^(1 - n) with all flips of
+    n pairs, however many tests the family has. The statistic of a comparison is
+    abs(sum of its differences) / sqrt(sum of their squares), which rises with abs(t).
 
     Args:
-        differences: Parts of the family, such as of each treatment, each pairs x comparisons.
-        pair_ids: Number of each pair of each part; a pair has the same sign in all parts. None:
-            the parts have the same pairs.
+        differences: Parts of the family, such as one per treatment, each pairs x comparisons.
+        pair_ids: Number of each pair, for each part; pairs with the same number are flipped
+            together. None: the parts have the same pairs, in the same order.
         max_pairs_exact: Maximum number of pairs of the family for which all flips are used.
         num_flips: Number of random flips otherwise, including the identity.
 
     Returns:
-        Of each part, the adjusted p of each comparison; NaN where no pair has a value.
+        Adjusted p of each comparison, one array per part; NaN where no pair has a value.
 
     Examples:
         >>> several = np.array([[0.3, 0.1], [0.1, -0.2], [0.2, 0.3], [0.4, 0.1], [0.2, -0.1]])
@@ -41,31 +42,30 @@ def max_t_adjusted(
         pair_ids = [np.arange(len(part)) for part in differences]
     known = [np.isfinite(part) for part in differences]
     has_value = [is_known.any(axis=1) for is_known in known]
-    distinct_ids, rows = np.unique(
-        np.concatenate([rows[has] for rows, has in zip(pair_ids, has_value, strict=True)]),
-        return_inverse=True,
-    )
-    make_rows = np.split(rows, np.cumsum([has.sum() for has in has_value])[:-1])
+    used_ids = [ids[is_used] for ids, is_used in zip(pair_ids, has_value, strict=True)]
+    distinct_ids, rows = np.unique(np.concatenate(used_ids), return_inverse=True)
+    rows_of_parts = np.split(rows, np.cumsum([len(ids) for ids in used_ids])[:-1])
     parts = []
-    for part, is_known, has in zip(differences, known, has_value, strict=True):
-        values = np.where(is_known, part, 0)[has]
+    for part, is_known, is_used in zip(differences, known, has_value, strict=True):
+        values = np.where(is_known, part, 0)[is_used]
+        # The largest size becomes 1: squares cannot overflow, and their sum is 0 or at least 1.
         values /= np.abs(values).max(axis=0, initial=np.finfo(float).tiny)
         parts.append((values / np.sqrt((values**2).sum(axis=0)).clip(1)).T)
     observed = np.abs(np.concatenate([part.sum(axis=1) for part in parts]))
     order = observed.argsort()
-    reached = observed[order][:, None] * (1 - ROUNDING)
+    thresholds = observed[order][:, None] * (1 - ROUNDING)
     as_extreme = np.zeros(len(observed))
     flips = sign_flips(max(1, len(distinct_ids)), max_pairs_exact, num_flips)
     size = max(1, MAX_NUMBERS // max(1, len(observed), len(flips)))
     for start in range(0, flips.shape[1], size):
         signs = 1.0 - 2 * flips[:, start : start + size]
         statistics = np.vstack(
-            [part @ signs[rows] for part, rows in zip(parts, make_rows, strict=True)]
+            [part @ signs[rows] for part, rows in zip(parts, rows_of_parts, strict=True)]
         )
         statistics = np.abs(statistics, out=statistics)[order]
-        # The largest statistic of a comparison and all less extreme ones.
+        # Each statistic becomes the largest one of its comparison and all less extreme ones.
         np.maximum.accumulate(statistics, axis=0, out=statistics)
-        as_extreme += (statistics >= reached).sum(axis=1)
+        as_extreme += (statistics >= thresholds).sum(axis=1)
     p = np.empty(len(observed))
     p[order] = np.maximum.accumulate(as_extreme[::-1] / flips.shape[1])[::-1]
     p[~np.concatenate([is_known.any(axis=0) for is_known in known])] = np.nan
@@ -73,13 +73,13 @@ def max_t_adjusted(
 
 
 def holm(p: FloatArray) -> FloatArray:
-    """Adjust p-values for all tests of a family without regard to dependence (Holm 1979).
+    """Adjust p-values for all tests of a family, whatever their dependence (Holm 1979).
 
     Args:
         p: p-value of each test.
 
     Returns:
-        Each at most 1.
+        Adjusted p-values, in the same order.
 
     Examples:
         >>> holm(np.array([0.01, 0.04, 0.03]))

@@ -23,7 +23,7 @@ MIN_PAIRS_TO_FLIP = 6  # with fewer pairs, no p is 0.05 or less
 MAX_PAIRS_EXACT = 16  # with more pairs, flips are drawn at random
 NUM_FLIPS = 8_192  # number of random flips; a power of 2, so that no p is exactly 0.05
 
-ROUNDING = 1e-12  # relative to the largest value; sums that differ by at most this are equal
+ROUNDING = 1e-12  # relative to the largest difference; sums that differ by at most this are equal
 SIGN_FLIPS, STUDENT_T = "sign flips", "Student's t"
 
 
@@ -31,7 +31,7 @@ class PairedTest(NamedTuple):
     """Two-sided test of a mean difference of 0, with the confidence interval that inverts it.
 
     Attributes:
-        n: Pairs that have a value.
+        n: Number of pairs that have a value.
         difference: Mean difference over these pairs.
         low: Lower end of the confidence interval of the mean difference. The interval excludes 0
             if and only if p is at most 1 - confidence.
@@ -84,8 +84,9 @@ def paired_test(
     Args:
         differences: Pairs x comparisons.
         confidence: Confidence of the interval.
-        noise: Largest absolute mean difference that counts as 0, a rounding error, per comparison;
-            see `estimate_noise`.
+        noise: Largest rounding error of a mean of differences, per comparison; a mean over any
+            subset of the pairs counts as 0 if its absolute value is at most this. See
+            `estimate_noise`.
         min_pairs_to_flip: Minimum number of pairs for sign flips.
         max_pairs_exact: Maximum number of pairs for which all flips are used.
         num_flips: Number of random flips otherwise, including the identity.
@@ -108,16 +109,17 @@ def paired_test(
     noise = np.broadcast_to(noise, n.shape)
     is_flipped = n >= min_pairs_to_flip
     is_exact = is_flipped & (n <= max_pairs_exact)
-    for rows, columns in patterns(known & is_exact):
-        sample, flips = differences[np.ix_(rows, columns)], sign_flips(len(rows), max_pairs_exact)
+    # All flips are listed for the pairs of a comparison; random flips are drawn once for all pairs.
+    samples = [
+        (columns, differences[np.ix_(rows, columns)])
+        for rows, columns in patterns(known & is_exact)
+    ]
+    if (columns := np.flatnonzero(is_flipped & ~is_exact)).size:
+        samples.append((columns, differences[:, columns]))
+    for columns, sample in samples:
+        flips = sign_flips(len(sample), max_pairs_exact, num_flips)
         results = _test_by_flips(sample, flips, confidence, noise[columns])
         low[columns], high[columns], p[columns] = results
-    random_columns = np.flatnonzero(is_flipped & ~is_exact)
-    if random_columns.size:
-        sample = differences[:, random_columns]
-        flips = sign_flips(len(sample), max_pairs_exact, num_flips)
-        results = _test_by_flips(sample, flips, confidence, noise[random_columns])
-        low[random_columns], high[random_columns], p[random_columns] = results
     smallest = np.where(is_exact, 2.0 ** (1 - np.minimum(n, max_pairs_exact)), 1 / num_flips)
     return PairedTest(
         n,
@@ -144,7 +146,8 @@ def student_t(
         min_pairs: Minimum number of pairs.
 
     Returns:
-        Low and high ends and p; NaN with fewer pairs, or if all differences are equal.
+        Lower and upper end of the interval, and p; NaN with fewer pairs, or if all differences are
+        equal.
 
     Examples:
         >>> student_t(np.array([[1.0], [2.0], [3.0]]))[2].round(4)
@@ -154,10 +157,10 @@ def student_t(
     sd = spread(differences)
     sd[(sd == 0) | (n < min_pairs)] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = sd / np.sqrt(n)
+        standard_error = sd / np.sqrt(n)
         centre = mean(differences)
-        margin = stats.t.ppf((1 + confidence) / 2, n - 1) * error
-        p: FloatArray = 2 * stats.t.sf(np.abs(centre) / error, n - 1)
+        margin = stats.t.ppf((1 + confidence) / 2, n - 1) * standard_error
+        p: FloatArray = 2 * stats.t.sf(np.abs(centre) / standard_error, n - 1)
     return centre - margin, centre + margin, p
 
 
@@ -166,13 +169,16 @@ def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = 
     """List sign flips: a mask of the pairs whose sign changes, pairs x flips.
 
     The first flip is the identity. With few pairs, one of each two complementary flips is listed,
-    2^(n - 1) in all, because both give the same absolute mean. With more pairs the flips are
-    random, and the same in each call. The array is cached: do not change it.
+    because both give the same absolute mean: 2^(n - 1) flips. With more pairs, the flips are
+    random, and the same in each call.
 
     Args:
         n: Number of pairs.
         max_pairs_exact: Maximum number of pairs for which all flips are listed.
-        num_flips: Number of flips otherwise.
+        num_flips: Number of flips otherwise, including the identity.
+
+    Returns:
+        Mask, which is cached and read-only.
 
     Examples:
         >>> sign_flips(3).astype(int)
@@ -181,42 +187,46 @@ def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = 
                [0, 0, 0, 0]])
     """
     if n <= max_pairs_exact:
-        return (np.arange(2 ** (n - 1)) >> np.arange(n)[:, None] & 1).astype(bool)
-    flips = np.random.default_rng(0).integers(2, size=(n, num_flips), dtype=np.bool_)
-    flips[:, 0] = False
+        flips = (np.arange(2 ** (n - 1)) >> np.arange(n)[:, None] & 1).astype(bool)
+    else:
+        flips = np.random.default_rng(0).integers(2, size=(n, num_flips), dtype=np.bool_)
+        flips[:, 0] = False
+    flips.setflags(write=False)
     return flips
 
 
 def _test_by_flips(
     differences: FloatArray, flips: Flags, confidence: float, noise: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Compute the interval and p-value of `paired_test` from given flips."""
-    total = flips.shape[1]
+    """Compute the ends of the interval and the p-value of `paired_test` from given flips."""
+    num_flips = flips.shape[1]
     # A value is not rejected if it lies between the two means of at least this many flips: its p is
     # then above 1 - confidence.
-    min_flips = int((1 - confidence) * total) + 1
+    min_flips = int((1 - confidence) * num_flips) + 1
     results = np.empty((3, differences.shape[1]))
-    size = max(1, MAX_NUMBERS // total)
+    size = max(1, MAX_NUMBERS // num_flips)
     for start in range(0, differences.shape[1], size):
         columns = slice(start, start + size)
-        below, above = _subset_means(differences[:, columns], flips)
+        below, above = _compute_subset_means(differences[:, columns], flips)
+        # 0 lies between the two means of a flip if the smaller one is not clearly above 0 and the
+        # larger one is not clearly below 0: means up to the noise count as 0.
         contains_0 = (below <= noise[columns, None]) & (above >= -noise[columns, None])
-        results[2, columns] = contains_0.sum(axis=1) / total
+        results[2, columns] = contains_0.sum(axis=1) / num_flips
         below.partition(min_flips - 1, axis=1)
-        above.partition(total - min_flips, axis=1)
+        above.partition(num_flips - min_flips, axis=1)
         results[0, columns] = below[:, min_flips - 1]
-        results[1, columns] = above[:, total - min_flips]
+        results[1, columns] = above[:, num_flips - min_flips]
     low, high, p = results
-    for end in (low, high):  # round to 0 the means that count as 0 for p
+    for end in (low, high):  # means that count as 0 for p are ends at 0
         end[np.abs(end) <= noise] = 0
     return low, high, p
 
 
-def _subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, FloatArray]:
+def _compute_subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, FloatArray]:
     """Compute the mean of the flipped pairs and of the other pairs, comparisons x flips.
 
-    The smaller of the two means is returned first, then the larger. If one of the two groups has no
-    pairs, as with the identity, the means are -inf and inf: every value lies between them. A mean
+    The smaller of the two means is returned first, then the larger. If one of the two groups is
+    empty, as with the identity, the means are -inf and inf: every value lies between them. A mean
     is 0 if flipping the signs of its pairs changes the sum over all pairs by a rounding error only.
     """
     known = np.isfinite(differences)
@@ -230,19 +240,20 @@ def _subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, Fl
         flipped = flips[:, block].astype(np.float64)
         sums[:, block] = values @ flipped
         counts[:, block] = masks @ flipped
-    others = masks.sum(axis=1)[:, None] - counts
+    other_counts = masks.sum(axis=1)[:, None] - counts
     if len(masks) > 1:
-        counts, others = counts[mask_of_column], others[mask_of_column]
+        counts, other_counts = counts[mask_of_column], other_counts[mask_of_column]
     other_sums = values.sum(axis=1)[:, None] - sums
-    error = ROUNDING / 2 * np.abs(values).max(axis=1)[:, None]  # flipping changes it by twice a sum
-    for either in (sums, other_sums):
-        either[np.abs(either) <= error] = 0
+    # Flipping the signs of a group changes the sum over all pairs by twice the sum of the group.
+    tolerance = ROUNDING / 2 * np.abs(values).max(axis=1)[:, None]
+    for group_sums in (sums, other_sums):
+        group_sums[np.abs(group_sums) <= tolerance] = 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        inside = np.divide(sums, counts, out=sums)
-        outside = np.divide(other_sums, others, out=other_sums)
-    below = np.minimum(inside, outside)
-    above = np.maximum(inside, outside, out=outside)
-    is_identity = (counts == 0) | (others == 0)
-    np.copyto(below, -np.inf, where=is_identity)
-    np.copyto(above, np.inf, where=is_identity)
+        means = np.divide(sums, counts, out=sums)
+        other_means = np.divide(other_sums, other_counts, out=other_sums)
+    below = np.minimum(means, other_means)
+    above = np.maximum(means, other_means, out=other_means)
+    has_empty_group = (counts == 0) | (other_counts == 0)
+    np.copyto(below, -np.inf, where=has_empty_group)
+    np.copyto(above, np.inf, where=has_empty_group)
     return below, above

@@ -20,7 +20,8 @@ def pairs_needed(
 
     It is the smallest number with which Student's paired t-test, two-sided at the level
     1 - confidence, rejects with the given probability, if differences are normal with the observed
-    Cohen's d; at least 6, as fewer have no exact test. The observed d is itself uncertain.
+    Cohen's d. It is at least 6, because with fewer pairs no sign-flip test has a p of 0.05 or less.
+    The observed d is itself uncertain.
 
     Args:
         differences: Pairs x comparisons.
@@ -28,8 +29,8 @@ def pairs_needed(
         power: Probability with which it rejects.
 
     Returns:
-        Number of pairs of each comparison; NaN with fewer than 3 pairs or no spread, infinite above
-        1,000.
+        Number of pairs of each comparison; NaN with fewer than 3 pairs or without spread, infinite
+        above 1,000.
 
     Examples:
         >>> pairs_needed(np.array([[0.3], [-0.1], [0.4], [0.0]]))
@@ -39,7 +40,7 @@ def pairs_needed(
     d[np.isfinite(differences).sum(axis=0) < MIN_PAIRS_FOR_TEST] = np.nan
     n = np.arange(MIN_PAIRS_TO_FLIP, MAX_PAIRS + 1)
     critical = stats.t.ppf((1 + confidence) / 2, n - 1)
-    # The noncentrality at which the test statistic exceeds its critical value often enough.
+    # Effect size at which the test statistic exceeds its critical value with probability `power`.
     detectable = special.nctdtrinc(n - 1, 1 - power, critical) / np.sqrt(n)
     position = np.searchsorted(-detectable, -d)  # detectable sizes fall with n
     needed = np.append(n.astype(float), np.inf)[np.minimum(position, len(n))]
@@ -56,21 +57,22 @@ def probability_of_improvement(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the probability that a run of the treatment has a larger value than the baseline's.
 
-    At each point of the grid all runs are compared with all others (Mann and Whitney 1947; a tie
-    counts half), and points have the same weight, as in rliable (Agarwal et al. 2021, arXiv
-    2108.13264). The interval is a bootstrap's, stratified by point and treatment.
+    At each point of the grid, every run of the treatment is compared with every run of the baseline
+    (Mann and Whitney 1947; a tie counts half). Points have the same weight, as in rliable (Agarwal
+    et al. 2021, arXiv 2108.13264). The interval is that of a bootstrap, stratified by point and
+    treatment.
 
     Args:
         treated: Values of the treatment, runs x comparisons.
         untreated: Values of the baseline, runs x comparisons, at the same points.
-        points: Point of the grid of each run of both.
+        points: Point of the grid of each row of `treated` and `untreated`.
         confidence: Confidence of the percentile interval.
         num_resamples: Number of resamples.
 
     Returns:
-        Probability, and low and high end of its interval, of each comparison; NaN where a point has
-        no values. The interval needs 3 runs of each at every point, and runs of both that win: a
-        bootstrap of probability 0 or 1 has no spread.
+        Probability, and lower and upper end of its interval, for each comparison; NaN where a point
+        has no values. The ends are also NaN with fewer than 3 runs per treatment at a point, and if
+        the resamples do not differ, as with a probability of 0 or 1.
 
     Examples:
         >>> treated, untreated = np.array([[3.0], [4.0], [2.0]]), np.array([[1.0], [2.0], [3.0]])
@@ -83,16 +85,16 @@ def probability_of_improvement(
     observed = np.zeros((1, treated.shape[1]))
     resampled = np.zeros((num_resamples, treated.shape[1]))
     for rows in rows_at_points:
-        with_it, without = treated[rows][:, None], untreated[rows][None]
-        known = np.isfinite(with_it) & np.isfinite(without)
-        wins = np.where(known, (with_it > without) + 0.5 * (with_it == without), 0)
+        value, baseline_value = treated[rows][:, None], untreated[rows][None]
+        known = np.isfinite(value) & np.isfinite(baseline_value)
+        wins = np.where(known, (value > baseline_value) + 0.5 * (value == baseline_value), 0)
         once = np.ones((1, len(rows)))
-        observed += _share(wins, known, once, once)
+        observed += _compute_share(wins, known, once, once)
         even = np.full(len(rows), 1 / len(rows))
-        first, second = (
+        counts, baseline_counts = (
             generator.multinomial(len(rows), even, num_resamples).astype(float) for _ in range(2)
         )
-        resampled += _share(wins, known, first, second)
+        resampled += _compute_share(wins, known, counts, baseline_counts)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled / len(rows_at_points), [tail, 1 - tail], axis=0)
     probability = observed[0] / len(rows_at_points)
@@ -101,10 +103,19 @@ def probability_of_improvement(
     return probability, low, high
 
 
-def _share(wins: FloatArray, known: Flags, first: FloatArray, second: FloatArray) -> FloatArray:
-    """Compute the share of wins if runs are counted so often: resamples x comparisons."""
+def _compute_share(
+    wins: FloatArray, known: Flags, counts: FloatArray, baseline_counts: FloatArray
+) -> FloatArray:
+    """Compute the share of wins in each resample, resamples x comparisons.
+
+    Args:
+        wins: 1, 0.5 or 0 for each two runs, treatment x baseline x comparisons.
+        known: True where both runs have a value, in the same shape.
+        counts: Number of times that each run of the treatment is in a resample, resamples x runs.
+        baseline_counts: The same for each run of the baseline.
+    """
     won, all_pairs = (
-        np.einsum("ri,rj,ijk->rk", first, second, values, optimize=True)
+        np.einsum("ri,rj,ijk->rk", counts, baseline_counts, values, optimize=True)
         for values in (wins, known.astype(float))
     )
     with np.errstate(invalid="ignore"):

@@ -1,8 +1,8 @@
 """Rank correlation of metrics with a target over runs: Kendall's tau and its refinements.
 
-`metrics` is runs x metrics, and `goal` has one value per run; NaN marks a missing value. `axes` is
-runs x axes: the levels in which the runs differ by design, such as a treatment or a depth, of any
-type that can be sorted.
+`metrics` is runs x metrics, and `goal` has one value of the target per run; NaN marks a missing
+value. `axes` is runs x axes: the levels in which the runs differ by design, such as a treatment or
+a depth, of any type that can be sorted.
 """
 
 from itertools import combinations
@@ -16,10 +16,10 @@ from bnstudy.study.inference.columns import Flags, FloatArray, IntArray, group_r
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST, paired_test
 
 MAX_RUNS = 200  # runs for conditional mutual information; of more, a sample is drawn
-NUM_SHUFFLES = 100
+NUM_SHUFFLES = 100  # random orders of the runs
 MAX_CONDITIONS = 2  # axes that are conditioned on at once
 
-DECIMALS = 12  # decimals of a coefficient that are not rounding errors
+DECIMALS = 12  # decimals of a coefficient; further ones are rounding errors
 
 
 class Kendall(NamedTuple):
@@ -82,8 +82,9 @@ def granulated_kendall(
 ) -> GranulatedKendall:
     """Compute the granulated Kendall coefficient (Jiang et al. 2020, arXiv 1912.02178, eq. 7).
 
-    It is the mean over the axes of Kendall's tau among runs that differ in this axis alone. The
-    interval is that of `paired_test` over the seeds' coefficients.
+    It is the mean over the axes of Kendall's tau among runs that differ in this axis alone,
+    computed for each seed and averaged. The interval is that of `paired_test` over the seeds'
+    coefficients.
 
     Args:
         metrics: Runs x metrics.
@@ -94,8 +95,8 @@ def granulated_kendall(
         min_groups: Minimum number of groups of runs that differ in one axis alone.
 
     Returns:
-        One entry for each metric; the coefficient is NaN with fewer groups, the interval with too
-        few seeds.
+        One entry for each metric; the coefficient is NaN with fewer groups, the interval with fewer
+        seeds than `paired_test` needs.
 
     Examples:
         >>> depth, seeds = np.tile([2, 4, 8], 3)[:, None], np.repeat([0, 1, 2], 3)
@@ -104,23 +105,25 @@ def granulated_kendall(
         >>> granulated_kendall(metrics, goal, depth, seeds).coefficient.round(3)
         array([0.778])
     """
-    along = [_tau_along(metrics, goal, axes, seeds, axis) for axis in range(axes.shape[1])]
-    by_axis = np.array([tau for tau, _ in along])
+    by_axis = [
+        _compute_tau_along_axis(metrics, goal, axes, seeds, axis) for axis in range(axes.shape[1])
+    ]
+    taus = np.array([tau for tau, _ in by_axis])
     shape = (len(np.unique(seeds)), metrics.shape[1])
-    by_seed = mean(by_axis.reshape(-1, shape[0] * shape[1])).reshape(shape)
+    by_seed = mean(taus.reshape(-1, shape[0] * shape[1])).reshape(shape)
     test = paired_test(by_seed.round(DECIMALS), confidence)
     centre = test.difference.round(DECIMALS)
-    centre[sum(groups for _, groups in along) < min_groups] = np.nan
+    centre[sum(num_groups for _, num_groups in by_axis) < min_groups] = np.nan
     return GranulatedKendall(centre, test.low.clip(-1), test.high.clip(max=1))
 
 
-def _tau_along(
+def _compute_tau_along_axis(
     metrics: FloatArray, goal: FloatArray, axes: NDArray[Any], seeds: NDArray[Any], axis: int
 ) -> tuple[FloatArray, IntArray]:
-    """Compute Kendall's tau among runs that differ only in one axis.
+    """Compute Kendall's tau in each group of runs that differ only in one axis.
 
     Returns:
-        Its mean over such groups of runs, seeds x metrics, and the number of groups of each metric.
+        Mean of tau over the groups, seeds x metrics, and the number of groups of each metric.
     """
     seed = np.unique(seeds, return_inverse=True)[1]
     level = np.unique(axes[:, axis], return_inverse=True)[1]
@@ -128,27 +131,28 @@ def _tau_along(
     group = group_rows([seed, *others])
     run = np.full((group.max() + 1, level.max() + 1), -1)
     run[group, level] = np.arange(len(axes))
-    agreement, couples = np.zeros((2, len(run), metrics.shape[1]))
+    agreement, num_comparable = np.zeros((2, len(run), metrics.shape[1]))
     for first, second in combinations(run.T, 2):
         signs = np.sign(metrics[first] - metrics[second])
         signs *= np.sign(goal[first] - goal[second])[:, None]
         signs[(first < 0) | (second < 0)] = np.nan
         agreement += np.nan_to_num(signs)
-        couples += np.isfinite(signs)
+        num_comparable += np.isfinite(signs)
     with np.errstate(invalid="ignore"):
-        tau = agreement / couples
-    of_group = np.empty(len(run), dtype=np.intp)
-    of_group[group] = seed
-    by_seed = np.array([mean(tau[of_group == number]) for number in range(seed.max() + 1)])
+        tau = agreement / num_comparable
+    seed_of_group = np.empty(len(run), dtype=np.intp)
+    seed_of_group[group] = seed
+    by_seed = np.array([mean(tau[seed_of_group == number]) for number in range(seed.max() + 1)])
     return by_seed, np.isfinite(tau).sum(axis=0)
 
 
 class MutualInformation(NamedTuple):
-    """Conditional mutual information of each metric's order and the target's.
+    """Conditional mutual information of the order by each metric and the order by the target.
 
     Attributes:
-        share: Least share of the entropy of the target's order, in [0, 1], one entry per metric.
-        null: Quantile of the share of random orders.
+        share: Smallest share of the entropy of the order by the target that the order by the metric
+            removes, in [0, 1], one entry per metric.
+        null: Quantile of the shares of random orders.
     """
 
     share: FloatArray
@@ -167,21 +171,22 @@ def conditional_mutual_information(
 ) -> MutualInformation:
     """Compute the conditional mutual information of the orders of runs by a metric and the target.
 
-    Jiang et al. 2020 (arXiv 1912.02178, eq. 9 to 11): the smallest share of the entropy of the
-    order by the target that the order by the metric removes, given the values of up to two axes.
-    It is above 0 for random orders, most in small studies; `null` is their percentile.
+    Jiang et al. 2020 (arXiv 1912.02178, eq. 9 to 11): knowing the order by the metric removes a
+    share of the entropy of the order by the target, given the values of up to two axes. The
+    smallest of these shares is returned. Random orders have shares above 0 too, and larger ones in
+    small studies; `null` is a quantile of them.
 
     Args:
         metrics: Runs x metrics.
         goal: Target of each run.
         axes: Runs x axes.
-        confidence: Share of random orders with a value below `null`.
+        confidence: Share of random orders whose share is below `null`.
         max_conditions: Maximum number of axes that are conditioned on at once.
         max_runs: Maximum number of runs; of more, the same sample is drawn in each call.
         num_shuffles: Number of random orders.
 
     Returns:
-        NaN where the target does not order the runs.
+        NaN if all runs have the same value of the target.
 
     Examples:
         >>> metrics = np.array([[0.1, 0.3], [0.2, 0.1], [0.3, 0.2], [0.4, 0.2]])
@@ -197,7 +202,7 @@ def conditional_mutual_information(
         return MutualInformation(np.full(metrics.shape[1], np.nan), np.nan)
     codes = np.zeros((len(runs), axes.shape[1]), dtype=np.intp)
     for number, column in enumerate(axes[runs].T):
-        codes[:, number] = _numbered_by_appearance(column)
+        codes[:, number] = _number_by_appearance(column)
     first, second = np.nonzero(~np.eye(len(runs), dtype=bool))
     ordered = goal[runs][first] != goal[runs][second]
     first, second = first[ordered], second[ordered]
@@ -208,38 +213,45 @@ def conditional_mutual_information(
             joint_codes = np.hstack([codes[first][:, chosen], codes[second][:, chosen]])
             conditions.append(group_rows(joint_codes.T, len(first)))
 
-    def least_share(values: FloatArray) -> float:
+    def find_smallest_share(values: FloatArray) -> float:
         known = np.isfinite(values[first] + values[second])
         higher = values[first] > values[second]
-        shares = [_shared(cell[known], ahead[known], higher[known]) for cell in conditions]
+        shares = [_compute_share(cell[known], ahead[known], higher[known]) for cell in conditions]
         return min((share for share in shares if not np.isnan(share)), default=np.nan)
 
     shuffles = (generator.permutation(len(runs)) for _ in range(num_shuffles))
-    null = [least_share(shuffled.astype(float)) for shuffled in shuffles]
-    shares = np.array([least_share(column) for column in metrics[runs].T])
+    null = [find_smallest_share(shuffled.astype(float)) for shuffled in shuffles]
+    shares = np.array([find_smallest_share(column) for column in metrics[runs].T])
     return MutualInformation(shares, float(np.nanquantile(null, confidence)))
 
 
-def _numbered_by_appearance(values: NDArray[Any]) -> IntArray:
+def _number_by_appearance(values: NDArray[Any]) -> IntArray:
+    """Number the different values in the order in which they first appear."""
     _, first, codes = np.unique(values, return_index=True, return_inverse=True)
     numbers: IntArray = first.argsort().argsort()[codes]
     return numbers
 
 
-def _shared(cell: IntArray, ahead: Flags, higher: Flags) -> float:
-    """I(ahead; higher | cell) / H(ahead | cell), from counts; NaN where nothing is uncertain."""
+def _compute_share(cell: IntArray, ahead: Flags, higher: Flags) -> float:
+    """Compute I(ahead; higher | cell) / H(ahead | cell) from counts; NaN if the entropy is 0.
+
+    Args:
+        cell: Number of the cell of the conditions, for each ordered pair of runs.
+        ahead: Whether the first run has the larger value of the target.
+        higher: Whether the first run has the larger value of the metric.
+    """
     if not len(cell):
         return np.nan
     table = np.bincount(cell * 4 + ahead * 2 + higher, minlength=4 * (int(cell.max()) + 1))
     counts = table.astype(float).reshape(-1, 2, 2)
 
-    def entropy(parts: FloatArray) -> float:
-        """Sum of n log n, to which entropies add up."""
-        return float((parts * np.log(parts, where=parts > 0, out=np.zeros_like(parts))).sum())
+    def sum_n_log_n(n: FloatArray) -> float:
+        """Compute the sum of n log n; entropies are differences of such sums."""
+        return float((n * np.log(n, where=n > 0, out=np.zeros_like(n))).sum())
 
-    whole, by_goal = counts.sum(axis=(1, 2)), counts.sum(axis=2)
-    uncertainty = entropy(whole) - entropy(by_goal)
-    if uncertainty <= 0:
+    of_cells, of_goal = sum_n_log_n(counts.sum(axis=(1, 2))), sum_n_log_n(counts.sum(axis=2))
+    entropy = of_cells - of_goal
+    if entropy <= 0:
         return np.nan
-    information = entropy(counts) + entropy(whole) - entropy(by_goal) - entropy(counts.sum(axis=1))
-    return max(0.0, information / uncertainty)
+    information = sum_n_log_n(counts) + of_cells - of_goal - sum_n_log_n(counts.sum(axis=1))
+    return max(0.0, information / entropy)

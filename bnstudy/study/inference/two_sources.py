@@ -12,10 +12,10 @@ MIN_FOLDS = 2
 
 
 class TwoSourceInterval(NamedTuple):
-    """Confidence interval that accounts for pairs and probe samples.
+    """Confidence intervals that account for variation over pairs and probe samples.
 
     Attributes:
-        low: Lower end.
+        low: Lower end of the interval of each comparison.
         high: Upper end.
         sample_share: Share of the variance of the mean difference that comes from the probe
             samples, from 0 to 1; the rest comes from the pairs, such as seeds.
@@ -45,7 +45,8 @@ def two_source_interval(
         confidence: Confidence of the interval.
 
     Returns:
-        Arrays with one entry per comparison; NaN with fewer than 3 pairs or 2 folds with values.
+        Arrays with one entry per comparison; NaN with fewer than 2 folds, or with fewer than 3
+        pairs that have values on all samples and on each fold.
 
     Examples:
         >>> differences = np.array([[0.3], [0.1], [0.2], [0.4]])
@@ -61,10 +62,10 @@ def two_source_interval(
         n = len(rows)
         if n < MIN_PAIRS_FOR_TEST or num_folds < MIN_FOLDS:
             continue
-        whole, parts = differences[np.ix_(rows, columns)], fold_differences[rows][:, :, columns]
-        fold_means = parts.mean(axis=0)
-        pair_means, grand_mean = parts.mean(axis=1, keepdims=True), parts.mean(axis=(0, 1))
-        interaction_residuals = parts - pair_means - fold_means + grand_mean
+        whole, by_fold = differences[np.ix_(rows, columns)], fold_differences[rows][:, :, columns]
+        fold_means = by_fold.mean(axis=0)
+        pair_means, grand_mean = by_fold.mean(axis=1, keepdims=True), by_fold.mean(axis=(0, 1))
+        interaction_residuals = by_fold - pair_means - fold_means + grand_mean
         size, df_folds = n * num_folds, num_folds - 1
         pair_variance = whole.var(axis=0, ddof=1) / n
         fold_variance = n * fold_means.var(axis=0, ddof=1) / size

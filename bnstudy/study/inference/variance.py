@@ -13,18 +13,18 @@ from bnstudy.study.inference.columns import FloatArray, IntArray, group_rows, pa
 MAX_PERMUTATIONS = 999
 MAX_EXTREME = 100  # permutations as extreme as the observed order, after which no more are drawn
 MAX_COLUMNS = 2_000  # comparisons at once, so that memory is bounded
-MAX_ORDER = 2  # of interactions
+MAX_ORDER = 2  # maximum number of factors in a term
 
 Term = frozenset[int]  # numbers of the factors in it
 
 
 class TermTest(NamedTuple):
-    """Test of a term, in the comparisons that have the same pairs.
+    """Test of a main effect or an interaction, in comparisons that have the same pairs.
 
     Attributes:
-        term: Numbers of the factors whose interaction, or main effect, it is.
+        term: Number of the factor, or numbers of the factors that interact.
         columns: Numbers of the comparisons.
-        n: Pairs.
+        n: Number of pairs.
         f: F ratio of each comparison.
         df: Degrees of freedom of the term.
         df_residual: Degrees of freedom of the residuals.
@@ -52,21 +52,23 @@ def analysis_of_variance(
 ) -> Iterator[TermTest]:
     """Test whether differences depend on factors, by permutations.
 
-    Factors are categories. Sums of squares are of type II; p comes of permuted residuals of the
-    model without the term (Freedman and Lane 1983, doi:10.1080/07350015.1983.10509354), so that it
-    needs no normal distribution. Permutations are drawn until so many were as extreme as the
-    observed order (Besag and Clifford 1991, doi:10.1093/biomet/78.2.301), the same in each call.
+    Factors are categories. Sums of squares are of type II. p comes from permuting the residuals of
+    the model without the term (Freedman and Lane 1983, doi:10.1080/07350015.1983.10509354), so that
+    no normal distribution is assumed. Permutations are drawn until `max_extreme` of them were as
+    extreme as the observed order (Besag and Clifford 1991, doi:10.1093/biomet/78.2.301). They are
+    the same in each call.
 
     Args:
         differences: Pairs x comparisons; NaN marks a pair without a value.
         factors: Pairs x factors, as values of any type that can be sorted.
-        max_order: Most factors in a term: 1 for main effects, 2 for interactions of two as well.
+        max_order: Maximum number of factors in a term: 1 for main effects, 2 for main effects and
+            interactions of two factors.
         max_permutations: Maximum number of permutations.
         max_extreme: Number of permutations as extreme as the observed order that ends the test.
 
     Yields:
-        Each term's test, for each group of comparisons that have the same pairs; nothing where
-        there are no degrees of freedom.
+        Test of each term, for each group of comparisons that have the same pairs; none without
+        degrees of freedom of the term or of the residuals.
 
     Examples:
         >>> depth = np.array([[2], [2], [2], [2], [4], [4], [4], [4]])
@@ -77,18 +79,18 @@ def analysis_of_variance(
     """
     orders = range(1, max_order + 1)
     terms = [frozenset(term) for n in orders for term in combinations(range(factors.shape[1]), n)]
-    for columns, sample, chosen in _blocks(differences):
+    for columns, sample, rows in _split_into_blocks(differences):
         for term in terms:
             models = [
-                _basis(factors[chosen], some)
-                for some in (
+                _compute_basis(factors[rows], model_terms)
+                for model_terms in (
                     [other for other in terms if not term <= other],  # without the term
                     [other for other in terms if not term < other],  # with it
                     terms,
                 )
             ]
-            without, with_it, full = (basis.shape[1] for basis in models)
-            df, df_residual = with_it - without, len(sample) - full
+            df_without, df_with, df_full = (basis.shape[1] for basis in models)
+            df, df_residual = df_with - df_without, len(sample) - df_full
             if df < 1 or df_residual < 1:
                 continue
             ratio, eta_squared, p = _permute(sample, models, max_permutations, max_extreme)
@@ -96,19 +98,21 @@ def analysis_of_variance(
             yield TermTest(term, columns, len(sample), f, df, df_residual, eta_squared, p)
 
 
-def _blocks(differences: FloatArray) -> Iterator[tuple[IntArray, FloatArray, IntArray]]:
-    """Yield groups of columns with the same pairs: numbers, differences and the pairs' rows."""
-    for rows, same in patterns(np.isfinite(differences)):
-        for start in range(0, len(same), MAX_COLUMNS):
-            block = same[start : start + MAX_COLUMNS]
+def _split_into_blocks(
+    differences: FloatArray,
+) -> Iterator[tuple[IntArray, FloatArray, IntArray]]:
+    """Yield blocks of comparisons with the same pairs: columns, differences, rows of the pairs."""
+    for rows, columns in patterns(np.isfinite(differences)):
+        for start in range(0, len(columns), MAX_COLUMNS):
+            block = columns[start : start + MAX_COLUMNS]
             yield block, differences[np.ix_(rows, block)], rows
 
 
-def _basis(factors: NDArray[Any], terms: Sequence[Term]) -> FloatArray:
+def _compute_basis(factors: NDArray[Any], terms: Sequence[Term]) -> FloatArray:
     """Compute an orthonormal basis of a model with given terms, rows x dimensions."""
     cells = [group_rows(factors[:, sorted(term)].T) for term in terms]
-    parts = [np.ones((len(factors), 1)), *(np.eye(cell.max() + 1)[cell] for cell in cells)]
-    return np.asarray(linalg.orth(np.hstack(parts)), dtype=np.float64)
+    indicators = [np.ones((len(factors), 1)), *(np.eye(cell.max() + 1)[cell] for cell in cells)]
+    return np.asarray(linalg.orth(np.hstack(indicators)), dtype=np.float64)
 
 
 def _permute(
@@ -125,33 +129,34 @@ def _permute(
     starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
     bases = np.hstack(models)
     without = models[0].shape[1]
-    fixed = bases.T @ models[0] @ (models[0].T @ sample)  # of the fit without the term
+    fitted = bases.T @ models[0] @ (models[0].T @ sample)  # by the model without the term
     residuals = sample - models[0] @ (models[0].T @ sample)
     squares = (sample**2).sum(axis=0)
 
-    def ratio(order: IntArray, chosen: IntArray, residuals: FloatArray) -> FloatArray:
+    def compute_ratio(order: IntArray, columns: IntArray, residuals: FloatArray) -> FloatArray:
         """Compute explained over residual sum of squares with the residuals in another order.
 
-        The bases have fewer columns, so they are reordered instead.
+        The bases are reordered instead of the residuals, because they have fewer columns.
         """
         moved = bases[order].T @ residuals
-        total = squares[chosen] + 2 * (fixed[:without, chosen] * moved[:without]).sum(axis=0)
-        captured = np.add.reduceat((fixed[:, chosen] + moved) ** 2, starts)
-        explained, left = captured[1] - captured[0], total - captured[2]
+        total = squares[columns] + 2 * (fitted[:without, columns] * moved[:without]).sum(axis=0)
+        captured = np.add.reduceat((fitted[:, columns] + moved) ** 2, starts)
+        explained, unexplained = captured[1] - captured[0], total - captured[2]
         rounding = 1e-12 * total
-        return np.where(explained > rounding, explained, 0) / np.where(left > rounding, left, 0)
+        explained = np.where(explained > rounding, explained, 0)
+        return explained / np.where(unexplained > rounding, unexplained, 0)
 
     generator = np.random.default_rng(0)
     undecided = np.arange(sample.shape[1])
     as_extreme, permutations = np.zeros((2, len(undecided)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        observed = ratio(np.arange(len(sample)), undecided, residuals)
+        observed = compute_ratio(np.arange(len(sample)), undecided, residuals)
         for _ in range(max_permutations):
-            permuted = ratio(generator.permutation(len(sample)), undecided, residuals)
+            permuted = compute_ratio(generator.permutation(len(sample)), undecided, residuals)
             as_extreme[undecided] += ~(permuted < observed[undecided] * (1 - 1e-9))
             permutations[undecided] += 1
-            still = as_extreme[undecided] < max_extreme
-            if not still.all():
-                undecided, residuals = undecided[still], residuals[:, still]
+            is_undecided = as_extreme[undecided] < max_extreme
+            if not is_undecided.all():
+                undecided, residuals = undecided[is_undecided], residuals[:, is_undecided]
         eta_squared = np.where(np.isinf(observed), 1, observed / (1 + observed))
     return observed, eta_squared, (1 + as_extreme) / (1 + permutations)

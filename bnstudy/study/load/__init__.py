@@ -1,1 +1,1 @@
-"""Records of a study, read from disk."""
+"""Records of a study, read from disk, and tables and pairs made from them."""

@@ -13,8 +13,8 @@ from bnstudy.errors import UserError, first_line
 from bnstudy.runs.long_table import LAYER_LABEL
 from bnstudy.runs.paths import FOLDS, STEPS, TABLE
 
-# Long table of the runs that have ended. The name of a layer contains its site, unless that is the
-# activation, as in the logs.
+# Long table of the runs that have ended. The name of a layer contains its site, unless the site is
+# the activation, as in the logs.
 ROWS = f"""
     select runs.cell, epoch, epoch = runs.last_epoch as is_last, step, split, site, layer_index,
            {LAYER_LABEL} as layer,
@@ -22,14 +22,14 @@ ROWS = f"""
     from files join runs on runs.path = files.filename
 """
 
-# Rows that another version measured in a run of this version; null means all.
+# Rows that another version of bnstudy measured than the one that trained the run; null means all.
 OTHER_VERSIONS = """
     create table other_versions (
         cell varchar, epoch integer, metrics varchar[], splits varchar[], sites varchar[]
     )
 """
 
-OF_THIS_VERSION = """
+WITHOUT_OTHER_VERSIONS = """
     where not exists (
         from other_versions as other
         where other.cell = measured.cell and other.epoch = measured.epoch
@@ -39,14 +39,14 @@ OF_THIS_VERSION = """
     )
 """
 
-# Values of each run's last epoch. DuckDB filters the epochs while it reads the files.
-# Values within epochs and at their ends.
+# Values that were measured within epochs; they are added to those after each epoch.
 STEPS_OF_FILES = f"""
     union all
     select runs.cell, step, split, {LAYER_LABEL} as layer, metric, value
     from step_files join runs on replace(runs.path, '{TABLE}', '{STEPS}') = step_files.filename
 """
 
+# Values on parts of the probe sets, after the last epoch.
 FOLDS_OF_FILES = f"""
     select runs.cell, fold, split, {LAYER_LABEL} as layer, metric, value
     from fold_files join runs on replace(runs.path, '{TABLE}', '{FOLDS}') = fold_files.filename
@@ -64,7 +64,7 @@ FINAL = """
 def connect(
     runs: pd.DataFrame, tables: Sequence[str], other_versions: Iterable[tuple[Any, ...]]
 ) -> duckdb.DuckDBPyConnection:
-    """Open a database in memory with the tables that `StudyRuns.query` describes.
+    """Create a database in memory with the tables that `StudyRuns.query` describes.
 
     Args:
         runs: All runs, as in `StudyRuns.runs`.
@@ -72,7 +72,8 @@ def connect(
         other_versions: Rows of the table `other_versions`; see `tabulate_other_versions`.
 
     Raises:
-        UserError: DuckDB cannot read a table that was written without a checksum.
+        UserError: DuckDB cannot read a table. Runs whose tables do not match their checksums have
+            not ended, so the table was probably written without a checksum.
     """
     connection = duckdb.connect()
     connection.register("described", runs)
@@ -81,16 +82,13 @@ def connect(
     if others := list(other_versions):
         connection.execute(OTHER_VERSIONS)
         connection.executemany("insert into other_versions values (?, ?, ?, ?, ?)", others)
-        condition = OF_THIS_VERSION
+        condition = WITHOUT_OTHER_VERSIONS
     try:
         _open_tables(connection, tables).create_view("files")
-        beside: dict[str, list[str]] = {}
-        for view, name in (("step_files", STEPS), ("fold_files", FOLDS)):
-            paths = [Path(table).with_name(name) for table in tables]
-            if beside.setdefault(view, existing := [str(path) for path in paths if path.exists()]):
-                _open_tables(connection, existing).create_view(view)
-        _create_tables(connection, condition, bool(beside["step_files"]))
-        folds = FOLDS_OF_FILES if beside["fold_files"] else NO_FOLDS
+        has_steps = _create_view_of_files(connection, "step_files", tables, STEPS)
+        has_folds = _create_view_of_files(connection, "fold_files", tables, FOLDS)
+        _create_tables(connection, condition, has_steps)
+        folds = FOLDS_OF_FILES if has_folds else NO_FOLDS
         connection.execute(f"create view folds as {folds}")
     except duckdb.Error as error:
         raise UserError(_explain(connection, tables, error)) from error
@@ -100,18 +98,41 @@ def connect(
 def _open_tables(
     connection: duckdb.DuckDBPyConnection, tables: Sequence[str]
 ) -> duckdb.DuckDBPyRelation:
-    """Open tables by their paths as they are: no patterns, and no columns from folders' names."""
+    """Open parquet files, without patterns in their paths and columns from names of folders."""
     paths = list(map(escape, tables))
     return connection.read_parquet(paths, filename=True, hive_partitioning=False)
 
 
+def _create_view_of_files(
+    connection: duckdb.DuckDBPyConnection, view: str, tables: Sequence[str], name: str
+) -> bool:
+    """Create a view of the files with a name in the folders of the long tables, if there are any.
+
+    Returns:
+        Whether there are any.
+    """
+    paths = [Path(table).with_name(name) for table in tables]
+    existing = [str(path) for path in paths if path.exists()]
+    if existing:
+        _open_tables(connection, existing).create_view(view)
+    return bool(existing)
+
+
 def _create_tables(connection: duckdb.DuckDBPyConnection, condition: str, has_steps: bool) -> None:
+    """Create the tables and views that select rows of the long tables.
+
+    Args:
+        connection: Database with the table `runs` and the views of files.
+        condition: Clause that leaves out rows of other versions; may be empty.
+        has_steps: Whether there is the view `step_files`.
+    """
     connection.execute(f"create view rows as from ({ROWS}) as measured {condition}")
+    # The epoch is a condition of the join, so that DuckDB filters while it reads the files.
     last = f"from ({ROWS} and epoch = last_epoch) as measured {condition}"
     connection.execute(f"create table last as {LAST_COLUMNS} {last}")
     connection.execute(f"create table layers as {select_layers('last')}")
     connection.execute(f"create view final as {FINAL}")
-    # Epochs are the steps of runs that were recorded without steps.
+    # In runs that were recorded without steps, the epoch is used as the step.
     step = "if(max(step) over (partition by cell) = 0, epoch, step)"
     connection.execute(
         "create view steps as "
@@ -123,7 +144,7 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, condition: str, has_st
 def _explain(
     connection: duckdb.DuckDBPyConnection, tables: Sequence[str], error: duckdb.Error
 ) -> str:
-    """Name the table that DuckDB cannot read."""
+    """Describe the error; name the table that DuckDB cannot read."""
     for table in tables:
         try:
             _open_tables(connection, [table]).fetchall()
@@ -139,11 +160,11 @@ def _explain(
 def tabulate_other_versions(
     cells: Iterable[str], other_versions: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[tuple[Any, ...]]:
-    """Make the rows of the table `other_versions`, one per measured epoch.
+    """Make the rows of the table `other_versions`, one per epoch that another version measured.
 
     Args:
         cells: Cells of the runs that have ended.
-        other_versions: Rows that other versions measured, as in `StudyRuns.other_versions`.
+        other_versions: Attribute of `StudyRuns`.
     """
     return [
         (cell, epoch, rows["metrics"], rows["splits"], rows["sites"])
@@ -156,13 +177,14 @@ def tabulate_other_versions(
 def select_layers(table: str) -> str:
     """Compose a query for the layers of each run and site, in the order of computation.
 
-    The index of a layer depends on the other layers that were read with it; the order does not.
+    The index of a layer depends on which other layers were measured with it; the order does not.
 
     Args:
         table: Name of a table with the columns cell, site, layer_index, layer.
 
     Returns:
-        Query for cell, site, layer, position, layers, relative_depth; see `StudyRuns.query`.
+        Query for the columns cell, site, layer, position, layers and relative_depth; see
+        `StudyRuns.query`.
     """
     return f"""
         with listed as (

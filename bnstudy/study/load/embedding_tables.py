@@ -12,9 +12,9 @@ from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terminal import console
 from bnstudy.terms import layer_label
 
-MAX_PICTURES = (
-    300  # embeddings that are read, each of one layer by one method, usually 1,000 samples
-)
+# Limit on the embeddings that are read. Each is of one layer by one method, usually with 1,000
+# samples.
+MAX_EMBEDDINGS = 300
 
 RUN_COLUMNS = ["cell", "treatment", "pair", "seed"]  # columns of `StudyRuns.runs`
 
@@ -28,6 +28,9 @@ NUMBERED_LAYERS = f"""
 def find_runs_with_embeddings(study: StudyRuns) -> pd.DataFrame:
     """Find the runs that have ended and have embeddings.
 
+    Args:
+        study: Study whose runs are comparable.
+
     Returns:
         Columns cell, treatment, pair and seed of `StudyRuns.runs`, and file. Pairs in which more
         treatments have embeddings come first, then lower seeds.
@@ -36,15 +39,15 @@ def find_runs_with_embeddings(study: StudyRuns) -> pd.DataFrame:
     runs = runs.assign(file=[study.folder / cell / EMBEDDINGS for cell in runs["cell"]])
     runs = runs[[file.is_file() for file in runs["file"]]]
     treatments = runs.groupby("pair")["treatment"].transform("nunique")
-    order = runs.assign(fewer=-treatments).sort_values(["fewer", "seed", "pair", "cell"])
-    return order.drop(columns="fewer").reset_index(drop=True)
+    ordered = runs.assign(fewer=-treatments).sort_values(["fewer", "seed", "pair", "cell"])
+    return ordered.drop(columns="fewer").reset_index(drop=True)
 
 
 def read_embeddings(study: StudyRuns) -> pd.DataFrame:
     """Read the embeddings of `python -m bnstudy.measure map`, for the first pairs of runs.
 
-    Pairs are read until there are 300 embeddings. A file that cannot be read is reported and left
-    out.
+    Pairs are read as long as there are at most 300 embeddings; the first pair is read in any case.
+    A file that cannot be read is reported and left out.
 
     Args:
         study: Study whose runs are comparable.
@@ -57,16 +60,18 @@ def read_embeddings(study: StudyRuns) -> pd.DataFrame:
         the embedding explains; NaN for umap).
     """
     tables: list[pd.DataFrame] = []
-    pictures = 0
+    num_embeddings = 0
     for _, runs in find_runs_with_embeddings(study).groupby("pair", sort=False):
-        of_pair = [
+        embeddings_of_runs = [
             _read(run["file"]).assign(**{name: run[name] for name in RUN_COLUMNS})
             for run in runs.to_dict("records")
         ]
-        pictures += sum(len(embeddings.groupby(["layer", "method"])) for embeddings in of_pair)
-        if tables and pictures > MAX_PICTURES:
+        num_embeddings += sum(
+            len(embeddings.groupby(["layer", "method"])) for embeddings in embeddings_of_runs
+        )
+        if tables and num_embeddings > MAX_EMBEDDINGS:
             break
-        tables += [embeddings for embeddings in of_pair if len(embeddings)]
+        tables += [embeddings for embeddings in embeddings_of_runs if len(embeddings)]
     if not tables:
         return pd.DataFrame(columns=[*RUN_COLUMNS, "site", "method", "layer"])
     table = pd.concat(

@@ -26,24 +26,24 @@ RELATIVE_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 KEYS = ["split", "metric", "layers", "place"]  # identify a column
 
-# Coordinate for each of whose values the columns are repeated: a column of the table of values.
+# The columns can be repeated for each value of a coordinate, which is a column of its table.
 Coordinate = Literal["epoch", "step", "fold"]
 TABLES: dict[Coordinate, str] = {"epoch": "rows", "step": "steps", "fold": "folds"}
 
-MAX_NAMES = 2  # names of matched layers that are listed; otherwise they get a number
+MAX_NAMES = 2  # different names of matched layers that are listed; with more, a number is used
 
 
 def load_shared_columns(
     study: StudyRuns, every: Coordinate | None = None
 ) -> tuple[pd.DataFrame, FloatArray]:
-    """Load the values of all runs that have ended, in the columns that all runs share.
+    """Load the values of all runs that have ended, in the columns in which all are comparable.
 
     Args:
         study: Study whose runs are comparable.
         every: As for `load_columns`.
 
     Returns:
-        Columns of `load_columns` that all runs share, and values, runs x columns.
+        Table and values of `load_columns`, restricted by `mark_shared_columns`.
 
     Raises:
         UserError: The runs are not comparable.
@@ -56,23 +56,25 @@ def load_shared_columns(
 def load_columns(
     study: StudyRuns, every: Coordinate | None = None
 ) -> tuple[pd.DataFrame, FloatArray]:
-    """Load the values of all finished runs: one row per run, one column per metric and layer.
+    """Load the values of the runs that have ended: one row per run, a column per metric and layer.
 
     Args:
         study: Study whose runs are comparable.
-        every: Load each epoch, each step after which any run was measured (within epochs too), or
-            each fold of the probe sets after the last epoch, for the columns that the last epoch
-            has; None loads each run's last epoch.
+        every: Repeat the columns for each epoch, for each step after which any run was measured
+            (including those within epochs), or for each fold of the probe sets after the last
+            epoch. Only metrics that a run has after its last epoch have columns. None: each run's
+            last epoch.
 
     Returns:
         Table of the columns (split, metric, site, layers, place, place_index; epoch, step or fold),
         sorted by epoch, step or fold, split (train first), metric, site (act first), number of
         layers and place_index; and values, runs x columns, in the order of `study.results`; NaN if
-        a run has no value. Standard errors are left out, and counts of zeros (`ZERO_METRICS`) for
-        networks whose norm contains another activation function than ReLU.
+        a run has no value. Left out are standard errors; counts of zeros (`ZERO_METRICS`) for
+        networks whose norm contains another activation function than ReLU; and, if `every` is
+        None, loss and accuracy on the probe sets of splits that were evaluated as a whole.
 
-        - Columns of layers: `layers` is the number of layers at the site of the networks that have
-          values in the column, `place` the layer's name, `place_index` its number, from 1.
+        - Columns of layers: the column belongs to the networks with `layers` layers at the site;
+          `place` is the layer's name, `place_index` its number, from 1.
         - Columns at `RELATIVE_DEPTHS`, if networks have different numbers of layers: `layers` is 0,
           `place` names the depth, `place_index` is its number, from 1. Values are interpolated.
         - Columns of the whole model: site "", `layers` 0 and `place_index` 0.
@@ -92,7 +94,7 @@ def load_columns(
 
 
 def mark_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: IntArray) -> Mask:
-    """Mark the columns in which the given runs are comparable.
+    """Mark the columns in which the given runs can be compared.
 
     Args:
         study: Study whose runs are comparable.
@@ -100,13 +102,13 @@ def mark_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: IntArray) ->
         runs: Rows of `StudyRuns.results`.
 
     Returns:
-        True for the whole model and, at each site, for the layers if all these networks have the
-        same number of layers, otherwise for the relative depths.
+        True for the whole model. At each site, True for the layers if all given runs have the same
+        number of layers there, otherwise for the relative depths.
     """
     shared = {"": 0}
     for site, counts in count_layers(study).iloc[runs].items():
-        different = set(counts) - {0}
-        shared[str(site)] = different.pop() if len(different) == 1 else 0
+        numbers_of_layers = set(counts) - {0}
+        shared[str(site)] = numbers_of_layers.pop() if len(numbers_of_layers) == 1 else 0
     return (keys["layers"] == keys["site"].map(shared)).to_numpy(dtype=bool)
 
 
@@ -118,8 +120,8 @@ def mark_network_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
         keys: Table of the columns, from `load_columns`.
 
     Returns:
-        True for layers that the network has, relative depths and the whole model, without counts of
-        zeros if it has no ReLU: rows of `StudyRuns.results` x columns.
+        Rows of `StudyRuns.results` x columns: True for the layers that the network has, for
+        relative depths and for the whole model, but not for counts of zeros if it has no ReLU.
     """
     marked = mark_meaningful_columns(study, keys)
     counts = count_layers(study)
@@ -129,7 +131,7 @@ def mark_network_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
 
 
 def mark_meaningful_columns(study: StudyRuns, keys: pd.DataFrame) -> Mask:
-    """Mark, for each run, all columns except counts of zeros if its network has no ReLU.
+    """Mark all columns of each run, except counts of zeros if its network has no ReLU.
 
     Args:
         study: Study whose runs are comparable.
@@ -155,8 +157,11 @@ def average_layers(study: StudyRuns, metric: str) -> FloatArray:
 
     Args:
         study: Study whose runs are comparable.
-        metric: Name of the metric. If it has no values of activations, the mean is over the other
-            sites that all networks have.
+        metric: Name of the metric. If it was not measured on activations, the mean is over the
+            other sites that all networks have.
+
+    Returns:
+        One value for each row of `StudyRuns.results`; NaN if a layer has none.
     """
     keys, values = load_columns(study)
     counts = count_layers(study)
@@ -175,7 +180,7 @@ def average_layers(study: StudyRuns, metric: str) -> FloatArray:
 
 
 def are_activations(table: pd.DataFrame) -> pd.Series:
-    """Mark the rows of layers' activations; of metrics without activations, all rows of layers.
+    """Mark the rows of layers' activations, or all rows of layers if a metric has no activations.
 
     The verdict, the printed figures and the mediation analysis use these rows.
 
@@ -191,11 +196,12 @@ def are_activations(table: pd.DataFrame) -> pd.Series:
 
 @lru_cache(maxsize=4)
 def _load_matrix(study: StudyRuns, every: Coordinate | None) -> tuple[pd.DataFrame, FloatArray]:
+    """Load the table of the columns and the values of `load_columns`."""
     runs = _number_networks(study)
     study.connection.register("run_networks", runs)
     measured = _list_measured(study)
     measured = measured[~measured["metric"].isin(STANDARD_ERRORS)]
-    if not every:  # numbers of a whole split stand for those of its probe set
+    if not every:  # loss and accuracy of a whole split replace those of its probe set
         known = set(zip(measured["split"], measured["metric"], strict=True))
         is_replaced = [
             metric in PROBE_PERFORMANCE and (split, metric.removeprefix("probe_")) in known
@@ -228,11 +234,11 @@ def _list_measured(study: StudyRuns) -> pd.DataFrame:
 
 
 def _make_keys(measured: pd.DataFrame) -> pd.DataFrame:
-    """Make the sorted table of the columns, those at relative depths included."""
+    """Make the sorted table of the columns, including those at relative depths."""
     keys = measured.drop(columns=["network", "layer"]).drop_duplicates()
     keys = pd.concat([keys, _relative_depths(keys)], ignore_index=True)
     return keys.sort_values(
-        ["split", "metric", "site", "layers", "place_index"],  # of sites, act is the first by name
+        ["split", "metric", "site", "layers", "place_index"],  # act comes first in the alphabet
         ascending=[False, True, True, True, True],
     ).reset_index(drop=True)
 
@@ -240,16 +246,17 @@ def _make_keys(measured: pd.DataFrame) -> pd.DataFrame:
 def _read_values(
     study: StudyRuns, every: Coordinate | None, columns: pd.DataFrame, shape: tuple[int, int]
 ) -> tuple[list[int], FloatArray]:
-    """Read the values of layers and of the whole model from the study's table.
+    """Read the values of layers and of the whole model from the study's database.
 
     Args:
         study: Study whose runs are comparable, with the view `run_networks`.
         every: As for `load_columns`.
-        columns: Network, split, metric, layer and column number.
+        columns: Network, split, metric, layer and column_number.
         shape: Numbers of runs and of columns.
 
     Returns:
-        Epochs, steps or folds that have values, and the values, runs x these x columns.
+        Epochs, steps or folds that have values in these columns, and the values, runs x epochs
+        (steps, folds) x columns.
     """
     connection = study.connection
     coordinates = [0]
@@ -264,7 +271,7 @@ def _read_values(
         "columns", columns[["network", "split", "metric", "layer", "column_number"]]
     )
     values = np.full((shape[0], len(coordinates), shape[1]), np.nan)
-    present: set[int] = set()
+    with_values: set[int] = set()  # indices of coordinates
     batches = connection.sql(
         f"""
         select (run * {len(coordinates)} + measured) * {shape[1]} + column_number as address, value,
@@ -275,17 +282,21 @@ def _read_values(
     ).to_arrow_reader(1_000_000)
     for batch in batches:
         values.ravel()[batch["address"].to_numpy()] = batch["value"].to_numpy()
-        present.update(batch["measured"].unique().to_pylist())
-    if len(present) < len(coordinates):
-        coordinates = [coordinates[number] for number in sorted(present)]
-        values = values[:, sorted(present)]
+        with_values.update(batch["measured"].unique().to_pylist())
+    if len(with_values) < len(coordinates):
+        coordinates = [coordinates[number] for number in sorted(with_values)]
+        values = values[:, sorted(with_values)]
     return coordinates, values
 
 
 def _number_networks(study: StudyRuns) -> pd.DataFrame:
     """Number the networks; runs whose layers have the same names have the same network.
 
-    The order is that of the treatments, then of the runs.
+    Networks are numbered in the order of the treatments, then of the runs, so that `_name_layers`
+    lists the names of earlier treatments first.
+
+    Returns:
+        Columns run (row of `study.results`), cell and network.
     """
     listed = "select cell, list([site, layer] order by site, position) from layers group by cell"
     layers = {
@@ -302,56 +313,61 @@ def _number_networks(study: StudyRuns) -> pd.DataFrame:
 
 
 def _name_layers(measured: pd.DataFrame) -> pd.Series:
-    """Name the layers: a single name, two names with a slash, or a number if there are more."""
+    """Name the matched layers: their name, two names with a slash, or a number for more names."""
     names = measured["layer"].copy()
     layers = measured[measured["layers"] > 0].sort_values("network", kind="stable")
-    for key, matched in layers.groupby(["site", "layers", "place_index"]):
-        different = matched["layer"].unique()
-        if len(different) > MAX_NAMES:
-            names[matched.index] = f"layer {key[2]}{_suffix(str(key[0]))}"
-        elif len(different) > 1:
-            names[matched.index] = " / ".join(different)
+    for (site, _, number), matched in layers.groupby(["site", "layers", "place_index"]):
+        different_names = matched["layer"].unique()
+        if len(different_names) > MAX_NAMES:
+            names[matched.index] = f"layer {number}{_format_suffix(str(site))}"
+        elif len(different_names) > 1:
+            names[matched.index] = " / ".join(different_names)
     return names
 
 
 def _relative_depths(keys: pd.DataFrame) -> pd.DataFrame:
     """Make the columns at relative depths, for sites with different numbers of layers."""
     layers = keys[keys["layers"] > 0]
-    mixed = layers[layers.groupby("site")["layers"].transform("nunique") > 1]
-    depths = [
-        mixed[["split", "metric", "site"]]
-        .drop_duplicates()
-        .assign(
+    is_mixed = layers.groupby("site")["layers"].transform("nunique") > 1
+    mixed = layers.loc[is_mixed, ["split", "metric", "site"]].drop_duplicates()
+    suffixes = list(map(_format_suffix, mixed["site"]))
+    columns = [
+        mixed.assign(
             layers=0,
             place_index=number,
-            place=lambda table, depth=depth: [  # type: ignore[misc]
-                f"depth {depth:.0%}".replace("%", " %") + _suffix(site) for site in table["site"]
-            ],
+            place=[f"depth {100 * depth:.0f} %{suffix}" for suffix in suffixes],
         )
         for number, depth in enumerate(RELATIVE_DEPTHS, start=1)
     ]
-    return pd.concat(depths)
+    return pd.concat(columns)
 
 
-def _suffix(site: str) -> str:
+def _format_suffix(site: str) -> str:
+    """Format the site at the end of a layer's name; activations have none."""
     return "" if site == "act" else f" {site}"
 
 
 def _interpolate(keys: pd.DataFrame, values: FloatArray, counts: pd.DataFrame) -> None:
-    """Fill the columns at relative depths from those of layers: runs x epochs x columns."""
-    for key, columns in keys.groupby(["split", "metric", "site"]):
-        depths = columns.index[(columns["layers"] == 0) & (columns["place_index"] > 0)]
-        if depths.empty:
+    """Fill the columns at relative depths from those of layers.
+
+    Args:
+        keys: Table of the columns.
+        values: Runs x epochs (steps, folds) x columns; changed in place.
+        counts: Result of `count_layers`.
+    """
+    for (_, _, site), columns in keys.groupby(["split", "metric", "site"]):
+        depth_columns = columns.index[(columns["layers"] == 0) & (columns["place_index"] > 0)]
+        if depth_columns.empty:
             continue
         for count in sorted(set(columns["layers"].tolist()) - {0}):
-            runs = np.flatnonzero(counts[key[-1]] == count)
+            runs = np.flatnonzero(counts[site] == count)
             layers = columns[columns["layers"] == count]
-            of_position = dict(zip(layers["place_index"], layers.index, strict=True))
-            for column, depth in zip(depths, RELATIVE_DEPTHS, strict=True):
+            column_of_layer = dict(zip(layers["place_index"], layers.index, strict=True))
+            for depth_column, depth in zip(depth_columns, RELATIVE_DEPTHS, strict=True):
                 lower, weight = divmod(1 + depth * (count - 1), 1)
-                nearest = {lower: 1 - weight, lower + 1: weight} if weight else {lower: 1.0}
-                if of_position.keys() >= nearest.keys():
-                    values[runs, :, column] = sum(
-                        share * values[runs, :, of_position[position]]
-                        for position, share in nearest.items()
+                weights = {lower: 1 - weight, lower + 1: weight} if weight else {lower: 1.0}
+                if column_of_layer.keys() >= weights.keys():
+                    values[runs, :, depth_column] = sum(
+                        share * values[runs, :, column_of_layer[layer]]
+                        for layer, share in weights.items()
                     )

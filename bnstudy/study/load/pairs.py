@@ -10,8 +10,8 @@ class Pairs(NamedTuple):
     """Runs of a treatment, paired with runs of the baseline.
 
     Attributes:
-        treatment: Rows of `StudyRuns.results`, one per pair.
-        baseline: Rows of `StudyRuns.results`, one per pair.
+        treatment: Row of the treatment's run in `StudyRuns.results`, for each pair.
+        baseline: Row of the baseline's run, for each pair.
         unpaired: Number of runs of the treatment without a partner.
         identical: Number of pairs that are left out because the treatments have identical values.
     """
@@ -23,7 +23,13 @@ class Pairs(NamedTuple):
 
 
 def match_pairs(study: StudyRuns, treatment: str, baseline: str) -> Pairs:
-    """Pair the runs of two treatments; treatments with identical values have no pairs."""
+    """Pair the runs of two treatments; treatments with identical values have no pairs.
+
+    Args:
+        study: Study whose runs are comparable.
+        treatment: One of its treatments.
+        baseline: Treatment to compare with.
+    """
     results = study.results[["treatment", "pair"]].reset_index(names="row")
     of_treatment, of_baseline = (
         results[results["treatment"] == name] for name in (treatment, baseline)

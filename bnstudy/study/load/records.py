@@ -11,25 +11,29 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bnstudy.config.identity import ADDED, essence
+from bnstudy.config.identity import ADDED_KEYS, select_identity_options
 from bnstudy.errors import UserError, first_line
 from bnstudy.redaction import redact, redact_values
 from bnstudy.runs.paths import RECORD
 from bnstudy.runs.record import Record
-from bnstudy.study.load.design import COLUMN_OF_KEY, TREATMENT, Design, format_options
+from bnstudy.study.load.design import COLUMN_OF_KEY, TREATMENT_PREFIXES, Design, format_options
 from bnstudy.terms import PER_NORM_OPTIONS, SPLITS, is_provided
 
+# Keys, and prefixes of keys, in which the runs of a pair may differ.
 SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in PER_NORM_OPTIONS))
 
-# Options that older records do not contain, with the value that their absence means.
-ADDED_TO_ALL = {key: value for key, value in ADDED.items() if not key.startswith(TREATMENT)}
+# Options that `select_identity_options` leaves out if they have these values. Options of norms and
+# regularizers are not added, because not all norms and regularizers have them.
+ADDED_TO_ALL = {
+    key: value for key, value in ADDED_KEYS.items() if not key.startswith(TREATMENT_PREFIXES)
+}
 
 # Keys that are not part of a run's identity and may differ within a pair, because they change
 # results only by rounding.
 EXECUTION = ("trainer.accelerator", "trainer.benchmark", "trainer.compile", "trainer.strategy")
 
-# Final values that every run has a column for; runs of the user's own code need not have them.
-NOT_KNOWN = {f"{split}_{metric}": None for split in SPLITS for metric in ("loss", "accuracy")}
+# Columns of final values that the table always has; runs of the user's own code may not have them.
+NO_FINAL_VALUES = {f"{split}_{metric}": None for split in SPLITS for metric in ("loss", "accuracy")}
 
 UNREADABLE = "unreadable"  # status of a run whose run.json cannot be read
 
@@ -38,13 +42,14 @@ class _Run(NamedTuple):
     """Facts from a run.json.
 
     Attributes:
-        facts: Columns of `StudyRuns.runs`.
-        config: Result of `bnstudy.config.identity.essence`, with options that were added since the
-            run; empty if the file cannot be read.
-        directions: Directions of its metrics.
-        settings: Settings, as in `StudyRuns`.
-        other_versions: Rows of other versions, as in `StudyRuns`.
-        original_name: Name of the folder in which the run was trained; a copy has another name.
+        facts: Columns of `StudyRuns.runs` that do not depend on other runs.
+        config: Result of `select_identity_options` and `ADDED_TO_ALL`; empty if the file cannot be
+            read.
+        directions: Direction of each metric.
+        settings: Its entry in `StudyRuns.settings`.
+        other_versions: Its entry in `StudyRuns.other_versions`; empty if there is none.
+        original_name: Name of the folder in which the run was trained. The folder of a copy has
+            another name.
     """
 
     facts: dict[str, Any]
@@ -74,23 +79,23 @@ def read_records(folder: Path) -> list[_Run]:
 
 
 def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
-    """Make the table of runs, without what depends on other runs' numbers.
+    """Make the table of runs, without the columns that depend on values of other runs.
 
     Args:
-        records: Records, of `read_records`.
+        records: Records from `read_records`.
         design: Their design.
 
     Returns:
         One row per record, with all columns of `StudyRuns.runs` except part and duplicate_of.
-        comparable describes data, probe set and version; runs with the same text are comparable.
     """
     directions = collect_directions(records)
     redefined = {metric for metric, declared in directions.items() if len(declared) > 1}
-    runs = pd.DataFrame([_row(record, design, redefined) for record in records])
+    runs = pd.DataFrame([_make_row(record, design, redefined) for record in records])
     runs["pair"] = pd.factorize(runs["pair"])[0]
+    # Values of different types, such as 0.1 and "none", cannot be sorted; as text they can.
     keys = {*COLUMN_OF_KEY, *design.grid}
     for column in {COLUMN_OF_KEY.get(key, key) for key in keys} & set(runs):
-        kinds = {_kind(value) for value in runs[column].dropna()}
+        kinds = {_find_kind(value) for value in runs[column].dropna()}
         if str in kinds or len(kinds) > 1:
             runs[column] = runs[column].map(str)
     return runs
@@ -109,7 +114,7 @@ def collect_directions(records: Sequence[_Run]) -> dict[str, list[str | None]]:
 def _read(folder: Path) -> _Run:
     try:
         record = Record.read(folder)
-        config = ADDED_TO_ALL | essence(redact_values(record.description.config))
+        config = ADDED_TO_ALL | select_identity_options(redact_values(record.description.config))
     except UserError as error:
         reason = redact(first_line(error))
         facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
@@ -117,7 +122,9 @@ def _read(folder: Path) -> _Run:
     description = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
     attempts, environment, data = description.attempts, description.environment, description.data
-    ended, others = record.is_finished, [rows._asdict() for rows in description.other_versions()]
+    ended = record.is_finished
+    other_versions = [rows._asdict() for rows in description.other_versions()]
+    remarks = [*_list_remarks(record, ended), *map(_describe_left_out, other_versions)]
     packages, git = environment.packages, environment.git
     facts = {
         "cell": folder.name,
@@ -127,21 +134,20 @@ def _read(folder: Path) -> _Run:
         "norm": norm,
         "regularizer": regularizer,
         "model": description.choices.get("model"),
-        "data": _plain(config.get("data.name", description.choices.get("data"))),
-        **{name: _plain(config.get(key)) for key, name in COLUMN_OF_KEY.items()},
-        "label_noise": _label_noise(description.config["data"]),
-        "hessian": _hessian_options(description.config.get("callbacks", {})),
+        "data": _to_plain(config.get("data.name", description.choices.get("data"))),
+        **{name: _to_plain(config.get(key)) for key, name in COLUMN_OF_KEY.items()},
+        "label_noise": _read_label_noise(description.config["data"]),
+        "hessian": _format_hessian_options(description.config.get("callbacks", {})),
         "status": description.status,
         "at_chance": description.is_at_chance,
-        "remark": "; ".join(filter(None, [*_remarks(record, ended), *map(_left_out, others)]))
-        or None,
+        "remark": "; ".join(remarks) or None,
         "ended": ended,
         "attempts": len(attempts),
-        "failures": description.failures,
+        "failures": description.num_failures,
         "seconds": description.timing.seconds,
         "measure_seconds": description.timing.measure_seconds,
         "last_epoch": description.final.epoch,
-        **NOT_KNOWN,
+        **NO_FINAL_VALUES,
         **description.final.numbers,
         "commit": git.commit if git else None,
         "dirty": git.dirty if git else None,
@@ -163,25 +169,30 @@ def _read(folder: Path) -> _Run:
         group, _, name = key.partition(".")
         settings[key] = description.config[group].get(name)
     return _Run(
-        facts, config, description.metrics, settings, others, description.cell or folder.name
+        facts,
+        config,
+        description.metrics,
+        settings,
+        other_versions,
+        description.cell or folder.name,
     )
 
 
-def _label_noise(data: Mapping[str, Any]) -> float:
-    """Return the share of wrong training labels, as far as it is known."""
+def _read_label_noise(data: Mapping[str, Any]) -> float:
+    """Return the share of wrong training labels; 0 for data of the user's own code."""
     return float(data.get("label_noise", 0)) if is_provided(data.get("_target_")) else 0.0
 
 
-def _hessian_options(callbacks: Mapping[str, Any]) -> str | None:
-    """Return the options of the callback that measures the Hessian, as JSON."""
+def _format_hessian_options(callbacks: Mapping[str, Any]) -> str | None:
+    """Format the options of the callback that measures the Hessian as JSON; None without it."""
     options = callbacks.get("hessian", {})
     if not is_provided(options.get("_target_")):
         return None
     return json.dumps({key: value for key, value in options.items() if key != "_target_"})
 
 
-def _left_out(rows: Mapping[str, Any]) -> str:
-    """Describe rows that another version measured."""
+def _describe_left_out(rows: Mapping[str, Any]) -> str:
+    """Describe rows that are left out because another version measured them."""
     metrics = ", ".join(rows["metrics"] or ["all numbers"])
     epochs = ", ".join(map(str, rows["epochs"]))
     return (
@@ -189,18 +200,20 @@ def _left_out(rows: Mapping[str, Any]) -> str:
     )
 
 
-def _remarks(record: Record, ended: bool) -> Iterator[str | None]:
+def _list_remarks(record: Record, ended: bool) -> Iterator[str]:
+    """List why a run is not among the results, and what is special about it."""
     if record.has_other_config:
         yield "its options in run.json are not those that it was trained with"
-    yield _remark(record, ended)
+    if remark := _describe_status(record, ended):
+        yield remark
 
 
-def _remark(record: Record, ended: bool) -> str | None:
-    """Describe why a run is not among the results, or what is special about it; None if nothing."""
+def _describe_status(record: Record, ended: bool) -> str | None:
+    """Describe why a run has not ended, or what is special about its end; None if nothing."""
     attempts = record.description.attempts
     match record.description.status:
         case "diverged" | "completed" if not ended:
-            return record.lost_table
+            return record.describe_table_damage()
         case "diverged":
             return "its loss was not finite; the run is included in the results"
         case "completed" if record.description.is_at_chance:
@@ -217,16 +230,23 @@ def _remark(record: Record, ended: bool) -> str | None:
             return None
 
 
-def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
-    """Make a row of `StudyRuns.runs`."""
+def _make_row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
+    """Make a row of `StudyRuns.runs`.
+
+    Args:
+        run: Facts of the run.
+        design: Design of the study.
+        redefined: Metrics with different directions in different runs; runs are comparable only if
+            they declare the same ones.
+    """
     facts, config, directions = run.facts, run.config, run.directions
     if not config:
         return facts | {"comparable": ""}
-    options = format_options(config, [key for key in design.options if key in config])
+    options = format_options(config, design.options)
     shared = {
         key: value
         for key, value in config.items()
-        if not key.startswith(TREATMENT) and key not in design.per_treatment
+        if not key.startswith(TREATMENT_PREFIXES) and key not in design.per_treatment
     }
     changed = {metric: directions[metric] for metric in redefined & directions.keys()}
     comparable = (
@@ -237,7 +257,7 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
         **facts,
         "treatment": f"{facts['treatment']} {options}".strip(),
         "seed": config["seed"],
-        **{key: _plain(config.get(key)) for key in design.grid if key not in COLUMN_OF_KEY},
+        **{key: _to_plain(config.get(key)) for key in design.grid if key not in COLUMN_OF_KEY},
         "grid": format_options(config, design.grid),
         "own": format_options(config, design.per_treatment),
         "pair": json.dumps(shared, sort_keys=True),
@@ -245,9 +265,11 @@ def _row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
     }
 
 
-def _kind(value: Any) -> type:
+def _find_kind(value: Any) -> type:
+    """Find the kind of a value: bool, str, or object for all others, which are numbers."""
     return next(kind for kind in (bool, str, object) if isinstance(value, kind))
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
+    """Convert a value that no cell of a table can hold, such as a list, to JSON."""
     return value if isinstance(value, int | float | str | None) else json.dumps(value)

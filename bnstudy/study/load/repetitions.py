@@ -9,7 +9,7 @@ import pandas as pd
 from bnstudy.runs.long_table import SCHEMA
 from bnstudy.runs.parquet_file import read_table
 
-MIN_EQUAL_VALUES = 20  # equal values from which two runs are treated as the same observation
+MIN_EQUAL_VALUES = 20  # equal values with which two runs are treated as one observation
 
 
 def mark_duplicates(runs: pd.DataFrame, original_names: Sequence[str]) -> None:
@@ -26,12 +26,12 @@ def mark_duplicates(runs: pd.DataFrame, original_names: Sequence[str]) -> None:
     runs["duplicate_of"] = None
     order = pd.DataFrame(
         {
-            "ended": ~runs["ended"],
-            "completed": runs["status"] != "completed",
-            "copied": runs["cell"] != original_names,
+            "is_unfinished": ~runs["ended"],
+            "is_incomplete": runs["status"] != "completed",
+            "is_copy": runs["cell"] != original_names,
             "cell": runs["cell"],
         }
-    ).sort_values(["ended", "completed", "copied", "cell"])
+    ).sort_values(["is_unfinished", "is_incomplete", "is_copy", "cell"])
     ordered = runs.loc[order.index]
     keys = ["treatment", "pair", "comparable"]
     known = ordered[ordered["comparable"] != ""]
@@ -74,7 +74,7 @@ def find_identical_treatments(
 ) -> dict[str, str]:
     """Find treatments whose runs have exactly the values of their partners in another treatment.
 
-    The network probably ignores such a treatment. The loss of at least one pair has to be known,
+    The network probably ignores such a treatment. At least one pair must have a training loss,
     because other values can be equal by chance.
 
     Args:
@@ -83,7 +83,7 @@ def find_identical_treatments(
         numbers: Columns of the final values, from `final_numbers`.
 
     Returns:
-        Earlier treatment with the same values, by treatment.
+        Earlier treatment with the same values, by treatment. The earlier ones are not keys.
     """
     identical: dict[str, str] = {}
     if "train_loss" not in numbers:
@@ -95,12 +95,13 @@ def find_identical_treatments(
             pairs = first.merge(second, on="pair", suffixes=("", "_other"))
             values = pairs[numbers].to_numpy(float)
             other_values = pairs[[f"{name}_other" for name in numbers]].to_numpy(float)
-            is_known = pairs["train_loss"].notna()  # unless both runs diverged
+            # Two runs that both diverged may have no common finite values.
+            min_values = pairs["train_loss"].notna().astype(int)
             if (
-                is_known.any()
+                min_values.any()
                 and earlier not in identical
                 and np.array_equal(values, other_values, equal_nan=True)
-                and all(map(_are_identical, pairs["path"], pairs["path_other"], is_known))
+                and all(map(_are_identical, pairs["path"], pairs["path_other"], min_values))
             ):
                 identical[treatment] = earlier
                 break
@@ -108,6 +109,7 @@ def find_identical_treatments(
 
 
 def _mark(runs: pd.DataFrame, duplicates: list[int], first: int, remark: str) -> None:
+    """Mark runs as duplicates of the first one, with a remark in which {} stands for its cell."""
     if duplicates:
         cell = str(runs.at[first, "cell"])
         runs.loc[duplicates, "duplicate_of"] = cell
@@ -118,14 +120,15 @@ def _mark(runs: pd.DataFrame, duplicates: list[int], first: int, remark: str) ->
 
 
 def final_numbers(runs: pd.DataFrame) -> list[str]:
-    """List the columns of losses and accuracies in the table of runs."""
+    """List the columns of final losses and accuracies in the table of runs."""
     return [name for name in map(str, runs) if name.endswith(("_loss", "_accuracy"))]
 
 
 def _are_identical(table: str, other_table: str, min_values: int = 1) -> bool:
     """Return whether all values that two long tables have in common are exactly equal.
 
-    Values before training are left out. Rows in only one table were measured later.
+    Values before training are left out. Rows that only one table has are ignored, because they were
+    measured later.
 
     Args:
         table: Path of a long table.

@@ -41,7 +41,9 @@ class StudyRuns:
               measured the Hessian, as JSON, or None;
             - own: settings that have one value per treatment, such as a learning rate, as text;
             - pair: the same number for runs that differ only in the treatment;
-              grid: point of the grid without the seed, as text; part: see `parts`;
+              grid: point of the grid without the seed, as text;
+            - comparable: data, probe set and version, as text; runs with the same text are
+              comparable; part: see `parts`;
             - status, ended (completed or diverged, with a table), remark (such as the reason why
               it is not among the results), attempts, failures, seconds, measure_seconds;
             - at_chance: whether the final training accuracy is not above that of guessing;
@@ -50,10 +52,11 @@ class StudyRuns:
             - commit, dirty, version, torch, python, processor, gpus, threads, host, data_sha256,
               probe.
         design: Keys in which the runs differ.
-        directions: Better values by metric: higher, lower or None.
-        settings: Settings by cell that may differ between the runs of a pair besides the norm.
-        other_versions: Rows of a cell's table that another version of bnstudy measured, by cell, as
-            in `Record.other_versions`; no table of the study contains them.
+        directions: Direction of better values by metric: higher, lower or None.
+        settings: Settings in which the runs of a pair may differ, by cell: the options of the norm,
+            of the regularizer and of the execution, and those that can be set per norm.
+        other_versions: Rows of a run's table that another version of bnstudy measured, by cell, as
+            in `RunDescription.other_versions`; the tables of `query` do not contain them.
     """
 
     folder: Path
@@ -76,7 +79,7 @@ class StudyRuns:
             folder: Folder of a study, such as multirun/mnist5k_cnn.
 
         Raises:
-            UserError: There are none that can be read.
+            UserError: There are no runs, or none that can be read.
         """
         folder = Path(folder)
         records = read_records(folder)
@@ -110,7 +113,11 @@ class StudyRuns:
 
     @cached_property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """Database with the tables `runs`, `rows`, `layers` and `final`; see `query`."""
+        """Database with the tables that `query` describes.
+
+        Raises:
+            UserError: No run has ended, or DuckDB cannot read a table.
+        """
         tables = self.results["path"].tolist()
         if not tables:
             raise UserError(
@@ -127,14 +134,15 @@ class StudyRuns:
 
         - `rows`, the long table: cell, epoch, is_last, step, split, site, layer_index, layer,
           metric, value, reason;
+        - `last`, the rows of each run's last epoch, without the columns epoch, is_last and step;
         - `layers`: cell, site, layer, position (from 1, among the layers of the site), layers
           (number at the site), relative_depth (0 for the first layer, 1 for the last);
+        - `final`: `last` with position, layers and relative_depth of `layers`; values of the whole
+          model have layer_index -1 and no position;
         - `steps`: cell, step, split, layer, metric, value of `rows`, and of the measurements within
-          epochs; the epoch is the step of runs that were recorded without steps;
+          epochs; in runs that were recorded without steps, step is the epoch;
         - `folds`: cell, fold, split, layer, metric, value on parts of the probe sets, after the
-          last epoch;
-        - `final`, the last epochs: the columns of both; values of the whole model have layer_index
-          -1 and no position.
+          last epoch.
 
         Args:
             sql: Query.
@@ -162,7 +170,7 @@ class StudyRuns:
 
     @cached_property
     def identical(self) -> dict[str, str]:
-        """Treatments with the same runs as an earlier one; see `find_identical_treatments`."""
+        """Earlier treatment with the same values; see `find_identical_treatments`."""
         return find_identical_treatments(self.results, self.treatments, final_numbers(self.runs))
 
     @property
@@ -182,7 +190,8 @@ class StudyRuns:
         """Choose the treatment to compare with.
 
         Args:
-            requested: One of `treatments`; None: no normalization, or else BatchNorm, or the first.
+            requested: One of `treatments`; None: no normalization, otherwise BatchNorm, otherwise
+                the first one.
 
         Raises:
             UserError: There is no such treatment.

@@ -1,4 +1,4 @@
-"""Cards at the head of the page: one for each norm that is compared with the baseline."""
+"""Cards at the head of the page: one for each treatment that is compared with the baseline."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,13 @@ from bnstudy.study.generalization import choose_mediators
 from bnstudy.study.present.labels import label_of, layer_in_words
 from bnstudy.study.present.verdict.comparison import explain_missing_pairs
 from bnstudy.study.present.verdict.wording import (
+    NOT_SIGNIFICANT,
     SIGNIFICANCE_LEVEL,
     direction_of,
     find_largest,
     find_results,
-    format_interval,
-    format_signed,
+    format_estimate,
+    format_p,
     is_significant,
     key_of,
     result_of,
@@ -30,16 +31,17 @@ ARROWS = {"": "○", "higher": "▲", "lower": "▼", "higher lower": "◆"}
 
 
 class Finding(NamedTuple):
-    """A difference in one outcome.
+    """The difference that a card shows of one outcome, and in how many layers there is one.
 
     Attributes:
         outcome: Test accuracy, sparsity or clustering.
-        arrow: Symbol of its direction.
-        direction: Where it is higher or lower.
-        size: Largest significant difference, or else the largest one that is significant before
-            adjustment, or else the largest one, with its interval.
-        detail: Metric and layer, or the two means.
-        certainty: p-values, or why there are none, and the number of pairs.
+        arrow: Symbol of the directions of all differences before adjustment.
+        direction: Directions in words, with the number of layers.
+        size: Difference with its interval: the largest of those that are significant after
+            adjustment, without such of those that are significant before it, without such of all.
+        detail: Metric and layer of this difference, or the two means.
+        certainty: Significance of this difference, p-values where it was tested, number of pairs,
+            and results at equal training if they differ.
     """
 
     outcome: str
@@ -51,11 +53,11 @@ class Finding(NamedTuple):
 
 
 class Card(NamedTuple):
-    """Comparison of a norm with the baseline.
+    """Comparison of a treatment with the baseline.
 
     Attributes:
-        title: Names of both.
-        note: Why they are not compared; "" if they are.
+        title: Names of both treatments.
+        note: Reason why they are not compared; "" if they are.
         findings: Differences in accuracy, sparsity and clustering, as far as they were measured.
     """
 
@@ -71,39 +73,33 @@ def compose_cards(analysis: Analysis) -> list[Card]:
         analysis: Analysis of the study.
     """
     study, baseline = analysis.study, analysis.baseline
-    known = (
-        select_known(analysis.overall_effects)
-        if len(analysis.overall_effects)
-        else analysis.overall_effects
-    )
     cards = []
     for treatment in study.treatments_without(baseline):
         title = f"{in_words(treatment)} compared with {in_words(baseline)}"
         note = explain_missing_pairs(study, treatment, baseline)
         findings = []
         if not note:
-            table = known[known["treatment"] == treatment]
+            table = select_known(analysis.overall_effects, treatment)
             results = {
-                criterion: find_results(equal[equal["treatment"] == treatment])
-                for criterion, equal in analysis.equal_training.items()
-                if len(equal)
+                criterion: find_results(select_known(effects, treatment))
+                for criterion, effects in analysis.equal_training.items()
             }
             rows = select_test_accuracy(table)
-            findings = [_find("test accuracy", "accuracy", rows, results)]
+            findings = [_describe_finding("test accuracy", "accuracy", rows, results)]
             for family, metric in choose_mediators(study).items():
                 rows = select_layers(table, "train", metric)
-                findings.append(_find(family, metric, rows, results))
+                findings.append(_describe_finding(family, metric, rows, results))
         cards.append(Card(title, note, findings))
     return cards
 
 
-def _find(
+def _describe_finding(
     outcome: str,
     metric: str,
     rows: Sequence[Any],
     at_equal_training: Mapping[str, Mapping[tuple[str, str, str], str]],
 ) -> Finding:
-    """Describe the differences in an outcome by one of them; see `Finding.size`.
+    """Describe the differences in an outcome by one of them, which `Finding.size` defines.
 
     Args:
         outcome: Test accuracy, sparsity or clustering.
@@ -119,22 +115,24 @@ def _find(
     directions = " ".join(sorted({direction_of(row) for row in rows} - {""}))
     if row.place_index:
         direction = summarize_directions(rows)
-        if len(before_adjustment) > len(significant) > 0:
-            direction += f", after adjustment in {len(significant)}"
+        if len(before_adjustment) > len(significant):
+            direction += f"; after adjustment, significant in {len(significant) or 'none'}"
         detail = f"{label_of(metric).words}, {layer_in_words(row.place)}"
     else:
         direction = directions or (
             "not tested" if math.isnan(row.p) else "no significant difference"
         )
         detail = f"{row.treatment_mean:.3f} against {row.baseline_mean:.3f}"
-    size = format_signed(row.difference) + format_interval(row.low, row.high)
-    size = size.replace("-", "−")
+        if row.metric == "probe_accuracy":
+            detail += " on the probe set"
+    size = format_estimate(row).replace("-", "−")
     certainty = _describe_certainty(row)
     for criterion, results in at_equal_training.items():
         result = results.get(key_of(row))
         if result and result != result_of(row):
             on_probe = "" if row.place_index else ", on the probe set"
-            certainty += f"; {result} at equal training {criterion}{on_probe}"
+            unadjusted = "" if result == NOT_SIGNIFICANT else " before adjustment"
+            certainty += f"; at equal training {criterion}{on_probe}: {result}{unadjusted}"
     return Finding(outcome, ARROWS[directions], direction, size, detail, certainty)
 
 
@@ -143,9 +141,7 @@ def _describe_certainty(row: Any) -> str:
     n = f"{format_count(row.n, 'pair')}{diverged}"
     if math.isnan(row.p):
         return n
-    p = f"p = {row.p:.2g}"
-    if not math.isnan(row.p_adjusted):
-        p += f", adjusted p = {row.p_adjusted:.2g}"
+    p = f"p = {format_p(row.p)}, adjusted p = {format_p(row.p_adjusted)}"
     if row.p > SIGNIFICANCE_LEVEL:
         return f"not significant: {p}, {n}"
     before = "" if is_significant(row) else " before adjustment only"

@@ -1,6 +1,6 @@
 """Style of figures, and their writing to files.
 
-Processes that write figures only import Matplotlib, so that they start quickly.
+It imports neither pandas nor the analysis, so that the processes that write figures start quickly.
 """
 
 from collections.abc import Iterable, Iterator
@@ -66,10 +66,10 @@ def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterat
     Returns:
         Files, each as soon as it is written.
     """
-    where = folder.absolute()  # reused processes can have another current directory
+    absolute = folder.absolute()  # reused processes can have another current directory
     drawing: Iterator[list[str]] = Parallel(
         min(MAX_PROCESSES, cpu_count()), return_as="generator", pre_dispatch="all", batch_size=1
-    )(delayed(_save)(figure, where / name) for name, figure in figures)
+    )(delayed(_save)(figure, absolute / name) for name, figure in figures)
     return (folder / name for names in drawing for name in names)
 
 

@@ -89,15 +89,15 @@ class Plot:
             ends = differences[["low", "high"]].clip(low - high, high - low)
             self._draw_bars(right, differences.assign(value=differences["difference"], **ends))
             right.set(
-                title=self._find_differences(differences),
+                title=self._title_differences(differences),
                 ylabel=f"difference to {self.baseline}",
             )
             caption += f". Right: mean paired difference, {_describe_intervals(differences)}"
         figure.supxlabel(caption)
         return figure
 
-    def _find_differences(self, differences: pd.DataFrame) -> str:
-        """State where one treatment differs; for several treatments, ask it."""
+    def _title_differences(self, differences: pd.DataFrame) -> str:
+        """Return a title: where one treatment differs or, for several treatments, a question."""
         treatments = differences["treatment"].unique()
         if len(treatments) > 1:
             return f"Where do norms differ from {self.baseline}?"
@@ -151,8 +151,8 @@ class Plot:
         ax.set_yticks(range(height), [label_of(metric).words for metric in grid.index])
         ax.spines[:].set_visible(False)
         ax.set_title(f"Where does {in_words(treatment)} differ from {self.baseline}?")
-        figure.supxlabel(f"{split} split, after the last epoch, {_count_runs(table)} pairs")
-        figure.colorbar(image, ax=ax, label="share of pairs higher − lower\n(rank-biserial)")
+        figure.supxlabel(f"{split} split, after the last epoch; pairs: {_count_runs(table)}")
+        figure.colorbar(image, ax=ax, label="rank-biserial correlation\n(1: higher in all pairs)")
         return figure
 
     @mpl.rc_context(STYLE)
@@ -163,7 +163,7 @@ class Plot:
             metric: Name of the metric.
             split: Split whose probe set is shown.
         """
-        return self._over_time(self.analysis.averages_by_epoch, metric, split)
+        return self._draw_over_time(self.analysis.averages_by_epoch, metric, split)
 
     @mpl.rc_context(STYLE)
     def steps(self, metric: str, split: str = "train") -> Figure:
@@ -182,9 +182,9 @@ class Plot:
                 "metrics.at_steps: no run was measured within epochs; train with "
                 "metrics.at_steps=log2 in another study"
             )
-        return self._over_time(table[table["step"] > 0], metric, split)
+        return self._draw_over_time(table[table["step"] > 0], metric, split)
 
-    def _over_time(self, table: pd.DataFrame, metric: str, split: str) -> Figure:
+    def _draw_over_time(self, table: pd.DataFrame, metric: str, split: str) -> Figure:
         table = _select_layers(table, metric, split)
         places = list(dict.fromkeys(table["place"]))
         chosen = [places[i] for i in choose_spread(len(places), MAX_PANELS)]
@@ -238,7 +238,7 @@ class Plot:
                 for name, line in self._draw_curves(ax, table, metric, style).items():
                     n = _count_runs(table[table["treatment"] == name])
                     legend.setdefault(f"{in_words(name)}, {split}, {n}", line)
-            _show_training(ax, curves, is_logarithmic=outcome == "loss")
+            _limit_to_training(ax, curves, is_logarithmic=outcome == "loss")
             ax.set_ylabel(label_of(metric).words)
             ax.set_title(f"Does {outcome} differ?")
         figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2)
@@ -282,8 +282,8 @@ class Plot:
 
     def _draw_runs(self, ax: Axes, name: str, x: FloatArray, y: pd.Series) -> None:
         many = len(self.analysis.study.results) > MAX_VECTOR_MARKERS
-        looks = self.looks[name]
-        ax.plot(x, y, linestyle="", alpha=0.7, label=in_words(name), rasterized=many, **looks)
+        label = in_words(name)
+        ax.plot(x, y, linestyle="", alpha=0.7, label=label, rasterized=many, **self.looks[name])
 
     @mpl.rc_context(STYLE)
     def embeddings(self, method: str = "pca", site: str = "act") -> Figure:
@@ -367,14 +367,14 @@ def draw_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
         analysis: Analysis of the study.
     """
     plot = Plot(analysis)
-    measured = analysis.measured_depths
+    measured = analysis.depths_by_metric
     for family in FAMILIES.values():
-        there = choose_measured(family, measured)
-        for metric in there[:MAX_METRICS]:
+        metrics = choose_measured(family, measured)
+        for metric in metrics[:MAX_METRICS]:
             yield f"layers-{metric}", plot.layers(metric)
             for depth in measured[metric]:
                 yield f"layers-{metric}-depth{depth}", plot.layers(metric, depth=depth)
-        for metric in there[:1]:
+        for metric in metrics[:1]:
             yield f"epochs-{metric}", plot.epochs(metric)
             if not analysis.averages_by_step.empty:
                 yield f"steps-{metric}", plot.steps(metric)
@@ -417,8 +417,8 @@ def _select_layers(table: pd.DataFrame, metric: str, split: str) -> pd.DataFrame
     return selected[are_activations(selected)].sort_values("place_index", kind="stable")
 
 
-def _show_training(ax: Axes, curves: pd.DataFrame, *, is_logarithmic: bool) -> None:
-    """Limit the axis to the means after training began, which those before it would stretch."""
+def _limit_to_training(ax: Axes, curves: pd.DataFrame, *, is_logarithmic: bool) -> None:
+    """Limit the axis to the means after training began; those before it would stretch it."""
     means = curves.loc[curves["epoch"] > 0, "mean"]
     means = means[np.isfinite(means) & ((means > 0) | (not is_logarithmic))]
     if means.empty or means.min() == means.max():

@@ -13,7 +13,8 @@ class Label(NamedTuple):
     high: float = math.inf
 
 
-# Metrics of layers with the ranges of the registry, which imports torch; then other numbers.
+# Labels of the metrics of layers, then of other numbers. The metrics' ranges repeat those of the
+# registry, which would import torch.
 LABELS = {
     "unit_sparsity": Label("share of zero activations", 0, 1),
     "channel_sparsity": Label("share of all-zero channels in a sample", 0, 1),
@@ -89,7 +90,7 @@ LABELS = {
 }
 
 
-EIGENVALUE = re.compile(r"hessian_eigenvalue_(\d+)")  # callbacks.hessian.num_eigenvalues of them
+EIGENVALUE = re.compile(r"hessian_eigenvalue_(\d+)")  # there are callbacks.hessian.num_eigenvalues
 SUFFIXES = {"1": "st", "2": "nd", "3": "rd"}  # of ordinal numbers
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnstudy.files import replacing
-from bnstudy.headline import METRICS, choose_measured, in_words
+from bnstudy.headline import HEADLINE_METRICS, choose_measured, in_words
 from bnstudy.study.analysis import Analysis
 
 # LaTeX's special characters.
@@ -35,9 +35,9 @@ def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "steps": analysis.averages_by_step,
         "step_curves": analysis.effects_by_step,
         **{f"equal_{name}": table for name, table in analysis.equal_training.items()},
-        "depth": analysis.depth,
+        "depth": analysis.profile_effects,
         "initial_layers": analysis.initial_layers,
-        "two_sources": analysis.two_sources,
+        "two_sources": analysis.two_source_intervals,
         "factors": analysis.factors,
         "relations": analysis.relations,
         "mediation": analysis.mediation,
@@ -58,14 +58,17 @@ def format_latex_tables(analysis: Analysis) -> Iterator[tuple[str, str]]:
     measured = set(analysis.averages[["split", "metric"]].itertuples(index=False, name=None))
     for split in ("test", "train"):
         if not measured.isdisjoint({(split, "accuracy"), (split, "loss")}):
-            yield f"performance-{split}", _latex(analysis, ("accuracy", "loss"), split)
-    for metric in choose_measured(METRICS, analysis.measured_depths):
-        yield f"layers-{metric}", _latex(analysis, (metric,), "train")
-        for depth in analysis.measured_depths[metric]:
-            yield f"layers-{metric}-depth{depth}", _latex(analysis, (metric,), "train", depth)
+            yield f"performance-{split}", _format_latex_table(analysis, ("accuracy", "loss"), split)
+    for metric in choose_measured(HEADLINE_METRICS, analysis.depths_by_metric):
+        yield f"layers-{metric}", _format_latex_table(analysis, (metric,), "train")
+        for depth in analysis.depths_by_metric[metric]:
+            yield (
+                f"layers-{metric}-depth{depth}",
+                _format_latex_table(analysis, (metric,), "train", depth),
+            )
 
 
-def _latex(
+def _format_latex_table(
     analysis: Analysis, metrics: tuple[str, ...], split: str, depth: int | None = None
 ) -> str:
     by = ["metric", "site", "place_index", "place"]
@@ -79,18 +82,18 @@ def _latex(
     )
     columns: dict[tuple[Any, str], pd.Series] = {}
     for name, of_treatment in averages.groupby("treatment"):
-        table = _indexed(of_treatment, by)
+        table = _index_rows(of_treatment, by)
         columns |= {
-            (name, "mean ± SD"): table.apply(_spread, axis=1),
-            (name, "n"): table.apply(_count, axis=1),
+            (name, "mean ± SD"): table.apply(_format_mean, axis=1),
+            (name, "n"): table.apply(_format_n, axis=1),
         }
     for name, of_treatment in effects.groupby("treatment") if len(effects) else ():
-        table = _indexed(of_treatment, by)
+        table = _index_rows(of_treatment, by)
         against = f"{name} − {analysis.baseline}"
         columns |= {
-            (against, "difference [95 %]"): table.apply(_difference, axis=1),
-            (against, "adjusted p"): table["p_adjusted"].map(_number),
-            (against, "n"): table.apply(_count, axis=1),
+            (against, "difference [95 %]"): table.apply(_format_difference, axis=1),
+            (against, "adjusted p"): table["p_adjusted"].map(_format_number),
+            (against, "n"): table.apply(_format_n, axis=1),
         }
     table = pd.DataFrame(columns).droplevel(["site", "place_index"])
     table.index.names = [None, None]
@@ -111,32 +114,37 @@ def _latex(
     return text.replace("±", r"$\pm$").replace("−", "$-$")
 
 
-def _indexed(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def _index_rows(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return table.set_index(by).sort_index()
 
 
-def _spread(row: pd.Series) -> str:
-    spread = "" if pd.isna(row["sd"]) else f" ± {_number(row['sd'])}"
-    return f"{_number(row['mean'])}{spread}"
+def _format_mean(row: pd.Series) -> str:
+    """Format a mean, and its standard deviation if it has one."""
+    spread = "" if pd.isna(row["sd"]) else f" ± {_format_number(row['sd'])}"
+    return f"{_format_number(row['mean'])}{spread}"
 
 
-def _count(row: pd.Series) -> str:
+def _format_n(row: pd.Series) -> str:
     """Format n, and the number of all runs or pairs if some have no value."""
     return f"{row['n']} of {row['n'] + row['undefined']}" if row["undefined"] else str(row["n"])
 
 
-def _difference(row: pd.Series) -> str:
+def _format_difference(row: pd.Series) -> str:
     if pd.isna(row["difference"]):
         return ""
-    interval = "" if pd.isna(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
-    return f"{_number(row['difference'])}{interval}"
+    interval = (
+        ""
+        if pd.isna(row["low"])
+        else f" [{_format_number(row['low'])}, {_format_number(row['high'])}]"
+    )
+    return f"{_format_number(row['difference'])}{interval}"
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
 
 
-def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+def _quote_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """Quote text that spreadsheets would take for a formula, such as a cell's name."""
 
     def quote(value: Any) -> Any:
@@ -157,7 +165,7 @@ def write_tables(analysis: Analysis, folder: Path) -> list[Path]:
         Written files.
     """
     texts = {
-        f"{name}.csv": _without_formulas(table).to_csv(index=False)
+        f"{name}.csv": _quote_formulas(table).to_csv(index=False)
         for name, table in collect_tables(analysis).items()
     }
     texts |= {f"{name}.tex": text for name, text in format_latex_tables(analysis)}

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from bnstudy.headline import METRICS, choose_measured
+from bnstudy.headline import HEADLINE_METRICS, choose_measured
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.runs.paths import RECORD, TABLE, WANDB
 from bnstudy.study.inference.resolution import RESOLUTION
@@ -55,7 +55,7 @@ def print_table(folder: Path, console: Console) -> None:
                 size = format_count(len(part.results), "run")
                 heading = f"{size} of {part.measured_on}, not comparable with the others:"
                 console.print(heading, style="yellow", soft_wrap=True, highlight=False)
-            table = _table(part)
+            table = _build_table(part)
             # The table keeps its full width in a narrow terminal, or without one.
             width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
             Console(file=console.file, width=max(console.width, width)).print(table)
@@ -82,7 +82,7 @@ def print_table(folder: Path, console: Console) -> None:
             console.print(f"{label:<8} {where}", soft_wrap=True, highlight=False)
 
 
-def _table(study: StudyRuns) -> Table:
+def _build_table(study: StudyRuns) -> Table:
     results = study.results
     runs = Counter(zip(results["grid"], results["treatment"], strict=True))
     with_divergence = results[results["status"] == "diverged"]
@@ -106,9 +106,11 @@ def _table(study: StudyRuns) -> Table:
         table.add_section()
         cells = [(grid, treatment) for treatment in treatments]
         where = Text(grid or format_count(int(results["last_epoch"].max()), "epoch"), "bold")
-        table.add_row(where, "", *(_seeds(runs[cell], diverged[cell]) for cell in cells))
+        table.add_row(where, "", *(_format_seeds(runs[cell], diverged[cell]) for cell in cells))
         shown = None
-        for key, direction in _rows(dict.fromkeys(key for *_, key in values), study.directions):
+        for key, direction in _list_rows(
+            dict.fromkeys(key for *_, key in values), study.directions
+        ):
             split, metric, layer = key
             is_of_model = layer == WHOLE_MODEL
             label = f"{split} {metric}" if is_of_model else metric
@@ -118,17 +120,19 @@ def _table(study: StudyRuns) -> Table:
             table.add_row(
                 "" if label == shown else label + ARROWS[direction],
                 "" if is_of_model else layer,
-                *_formatted(columns, [runs[cell] for cell in cells], direction),
+                *_format_means(columns, [runs[cell] for cell in cells], direction),
             )
             shown = label
     return table
 
 
-def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[Key, str | None]]:
+def _list_rows(
+    keys: Iterable[Key], directions: dict[str, str | None]
+) -> list[tuple[Key, str | None]]:
     """List the rows of the table in order, with the metrics' directions."""
     performance = [((*key, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
     measured = [key for key in keys if key[2] != WHOLE_MODEL]
-    names = choose_measured(METRICS, {key[1] for key in measured})
+    names = choose_measured(HEADLINE_METRICS, {key[1] for key in measured})
     layers = [
         (key, directions.get(name))
         for name in names or sorted({key[1] for key in measured})
@@ -138,12 +142,12 @@ def _rows(keys: Iterable[Key], directions: dict[str, str | None]) -> list[tuple[
     return [*performance, *layers]
 
 
-def _seeds(runs: int, diverged: int) -> str:
+def _format_seeds(runs: int, diverged: int) -> str:
     count = format_count(runs, "seed")
     return f"{count}, {diverged} diverged" if diverged else count
 
 
-def _formatted(
+def _format_means(
     columns: Sequence[Sequence[float]], runs: Sequence[int], direction: str | None
 ) -> list[Text]:
     """Format mean and standard deviation of each column, and mark the better mean.

@@ -16,7 +16,7 @@ from bnstudy import load
 from bnstudy.errors import UserError
 from bnstudy.study.study import Study
 from bnstudy.sweeps.status import StudyStatus
-from bnstudy.tracking.workspace import measured_in
+from bnstudy.tracking.workspace import find_measured
 from tests.study.studies import Studies
 
 KEPT = Path(__file__).parents[2] / "records" / "kept"
@@ -101,7 +101,7 @@ def test_a_damaged_table_is_left_out_and_told(
     assert len(load(studies.folder).results) == 3
     told = capsys.readouterr().out
     assert "is left out: metrics.parquet is damaged (wrong checksum); bnstudy.measure" in told
-    assert measured_in(studies.folder).layers == ["block01", "block02"]
+    assert find_measured(studies.folder).layers == ["block01", "block02"]
     assert f"{table} is left out, as it is damaged (wrong checksum)" in capsys.readouterr().out
     assert [cell.name for cell in StudyStatus(studies.folder).list_cells("damaged")] == [
         table.parent.name

@@ -144,7 +144,7 @@ def test_means_over_layers_are_of_each_networks_own_layers(planted: Studies) -> 
 @pytest.mark.slow
 def test_what_is_written_of_each_depth_has_its_layers(planted: Studies) -> None:
     analysis = Analysis(load(planted.folder))
-    assert analysis.depths == [2, 4]
+    assert analysis.mixed_depths == [2, 4]
     drawn = dict(draw_figures(analysis))
     assert {"layers-unit_sparsity", "layers-unit_sparsity-depth2"} <= drawn.keys()
     _, differences = drawn["layers-unit_sparsity-depth4"].axes

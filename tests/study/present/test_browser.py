@@ -41,7 +41,7 @@ def folder(
     """The report of a real study, of two depths and two learning rates."""
     if not (kept / "report").exists():
         assert command_line(*RUN, "-m").returncode == 0
-        monkeypatch.setattr("bnstudy.trained.embeddings.methods", lambda: ["pca"])
+        monkeypatch.setattr("bnstudy.trained.embeddings.list_methods", lambda: ["pca"])
         study = "multirun/mnist5k_cnn"
         options = ("--samples", "100", "--sites", "act", "features")
         assert command_line("map", study, *options, main=measure.main).returncode == 0
@@ -216,6 +216,7 @@ def make_rows(page: Page, name: str) -> dict[str, list[float]]:
     if figure.locator("details").get_attribute("open") is None:
         figure.locator("summary").click()
     expect(figure).to_have_attribute("aria-busy", "false")
+    figure.locator("tbody tr").first.wait_for()  # the table is filled after it is opened
     return {
         row.locator("td").nth(1).inner_text(): [
             float(cell.get_attribute("data-value") or "nan") for cell in row.locator("td").all()[2:]

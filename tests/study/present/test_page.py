@@ -137,15 +137,15 @@ def test_a_card_says_direction_size_certainty_and_n(studies: Studies) -> None:
     assert card.findings == [
         Finding(
             *("test accuracy", "▲", "higher", "+0.225 [0.2, 0.25]", "0.925 against 0.700"),
-            "significant: p = 0.031, adjusted p = 0.031, 6 pairs",
+            "significant: p = 0.0312, adjusted p = 0.0312, 6 pairs",
         ),
         Finding(
             *("sparsity", "◆", "higher in 1 and lower in 1 of 2 layers"),
             *("+0.45 [0.4, 0.5]", "share of zero activations, block 2"),
-            "significant: p = 0.031, adjusted p = 0.031, 6 pairs",
+            "significant: p = 0.0312, adjusted p = 0.0312, 6 pairs",
         ),
         Finding(
-            *("clustering", "○", "no significant difference in 2 layers", "0 [0, 0]"),
+            *("clustering", "○", "no significant difference in 2 layers", "0 in every pair"),
             *(
                 "silhouette of the classes, block 2",
                 "not significant: p = 1, adjusted p = 1, 6 pairs",
@@ -167,9 +167,9 @@ def test_a_card_is_about_a_difference_that_is_significant_after_adjustment(
         studies.add(norm, seed, layers=layers, accuracy=0.7)
     (card,) = compose_cards(Analysis(load(studies.folder)))
     _, sparsity = card.findings
-    assert sparsity.direction == "higher in 2 of 4 layers, after adjustment in 1"
+    assert sparsity.direction == "higher in 2 of 4 layers; after adjustment, significant in 1"
     assert sparsity.detail == "share of zero activations, block 1"
-    assert sparsity.certainty.startswith("significant: p = 0.0078, adjusted p =")
+    assert sparsity.certainty.startswith("significant: p = 0.00781, adjusted p =")
 
 
 def test_cards_of_few_pairs_claim_nothing(studies: Studies) -> None:

@@ -51,7 +51,7 @@ def add(composed: Compose, tmp_path: Path) -> Any:
         ]
         record.table.write_part(5, performance + layers)
         record.join_parts()
-        record.remove_parts()
+        record.remove_intermediate_files()
         record.save()
 
     return add_run

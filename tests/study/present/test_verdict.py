@@ -58,6 +58,7 @@ def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
     assert "Student" not in text
     assert "After adjustment for 2 tests, this difference remains significant." in text
     assert "6 pairs, p = 0.0312, adjusted p = 0.0312 (2 tests)." in text
+    assert "The smallest p that it can give with 6 pairs is 0.0312." in text
     assert (
         "After adjustment for 2 tests (all metrics and layers of the train split), 1 of the 2 "
         "differences between BatchNorm and no normalization is significant." in text
@@ -257,6 +258,20 @@ def test_equal_differences_are_not_tested_and_the_reason_is_given(studies: Studi
     assert "+0.002, 4 pairs, not tested because all differences are equal." in verdict(studies)
 
 
+def test_values_without_spread_have_no_brackets(studies: Studies) -> None:
+    for seed, right in enumerate((970, 979, 973, 967, 971, 975)):
+        studies.add("none", seed, layers={"silhouette": [0.1]}, accuracy=right / 1000)
+        layers = {"silhouette": [0.2 + seed / 100]}
+        studies.add("batchnorm", seed, layers=layers, accuracy=(right + 20) / 1000)
+    text = verdict(studies)
+    assert (
+        "The difference is +0.02 in every pair, 6 pairs, p = 0.0312, adjusted p = 0.0312 (2 "
+        "tests). In these pairs, every run with BatchNorm has a higher test accuracy than every "
+        "run with no normalization." in text
+    )
+    assert "(between runs with different norms) is +1.00 for every seed in block01." in text
+
+
 def test_associations_of_identical_norms_are_over_the_grid(studies: Studies) -> None:
     for seed, rate, norm in itertools.product(range(3), (0.1, 0.01), ("none", "batchnorm")):
         value = 0.1 * seed + rate
@@ -364,8 +379,12 @@ def test_mediation_shares_are_described_as_associations(studies: Studies) -> Non
         studies.add(norm, seed, layers={"unit_sparsity": [sparsity]}, accuracy=accuracy)
     text = verdict(studies)
     assert (
-        "is mediated by sparsity (unit_sparsity). These shares describe associations; they are "
-        "causal only under the assumptions of mediation analysis." in text
+        "Mediation: the following shares describe associations; they are causal only under the "
+        "assumptions of mediation analysis. With BatchNorm, test accuracy changes by +0.0" in text
+    )
+    assert (
+        "The share of this change that is mediated by sparsity (unit_sparsity) is estimated as "
+        in text
     )
 
 

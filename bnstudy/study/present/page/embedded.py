@@ -55,7 +55,8 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         - keys: split, metric, site, layers, place and place_index of each column, as in
           `load_columns`; depths: relative depths;
         - labels: words, and smallest and largest possible value (null if unbounded), by metric;
-        - metrics: metrics of layers; epochs: epochs in `values`;
+        - metrics: metrics of layers; epochs: epochs in `values`; all_epochs: number of measured
+          epochs;
         - groups: runs or, in large studies, the seeds of a treatment at a point of the grid: index,
           cell, treatment (its number), pair and seed (null for several runs), point (value of each
           axis), n, diverged (number of diverged runs), last_epoch, layers (number by site);
@@ -66,8 +67,8 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         - steps: null, or steps (at least 1), fields of averages: treatments x steps x keys, and
           curves: fields of differences, each treatments without the baseline x steps x keys;
         - initial: rows of `Analysis.initial_layers`;
-        - embeddings: see `_embeddings`;
-        - similarities: see `_similarities`.
+        - embeddings: see `_collect_embeddings`;
+        - similarities: see `_read_similarities`.
     """
     study = analysis.study
     keys, values = load_columns(study, every="epoch")
@@ -75,19 +76,20 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
     keys = keys[keys["epoch"] == all_epochs[0]].drop(columns="epoch").reset_index(drop=True)
     values = values.reshape(len(values), len(all_epochs), len(keys))
     treatments = [analysis.baseline, *study.treatments_without(analysis.baseline)]
-    axes = [_axis(study, name) for name in analysis.axes]
+    axes = [_describe_axis(study, name) for name in analysis.axes]
 
-    groups = _described(study, treatments, [axis["name"] for axis in axes])
+    groups = _describe_groups(study, treatments, [axis["name"] for axis in axes])
     last_epochs = sorted(set(groups["last_epoch"]))
-    room = MAX_NUMBERS // values[:, 0].size
-    many = room < min(MIN_EPOCHS, len(all_epochs))
-    if many:
-        room = MAX_NUMBERS // (3 * groups.groupby(["treatment", "point"]).ngroups * len(keys))
-    chosen = _thinned(list(all_epochs), last_epochs, room)
+    max_epochs = MAX_NUMBERS // values[:, 0].size
+    is_averaged = max_epochs < min(MIN_EPOCHS, len(all_epochs))
+    if is_averaged:
+        max_epochs = MAX_NUMBERS // (3 * groups.groupby(["treatment", "point"]).ngroups * len(keys))
+    chosen = _choose_epochs(list(all_epochs), last_epochs, max_epochs)
+    epochs = [int(all_epochs[index]) for index in chosen]
     values = values[:, chosen]
     arrays = {"mean": values}
-    if many:
-        groups, arrays = _pooled(groups, values)
+    if is_averaged:
+        groups, arrays = _average_seeds(groups, values)
     groups["index"] = range(len(groups))
     return {
         "baseline": in_words(analysis.baseline),
@@ -100,42 +102,46 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
         "keys": json.loads(keys.to_json(orient="records")),
         "depths": RELATIVE_DEPTHS,
         "metrics": list(dict.fromkeys(keys.loc[keys["place_index"] > 0, "metric"])),
-        "labels": {metric: _label(metric) for metric in keys["metric"].unique()},
-        "epochs": [int(all_epochs[at]) for at in chosen],
+        "labels": {metric: _describe_label(metric) for metric in keys["metric"].unique()},
+        "epochs": epochs,
         "all_epochs": len(all_epochs),
         "groups": json.loads(groups.to_json(orient="records")),
-        "values": {name: _encoded(array) for name, array in arrays.items()},
-        "effects": _effects(analysis, keys, treatments),
-        "curves": _curves(analysis, keys, treatments, [int(all_epochs[at]) for at in chosen]),
-        "steps": _steps(analysis, keys, treatments),
+        "values": {name: _encode(array) for name, array in arrays.items()},
+        "effects": _collect_effects(analysis, keys, treatments),
+        "curves": _collect_curves(analysis, keys, treatments, epochs),
+        "steps": _collect_steps(analysis, keys, treatments),
         "initial": json.loads(analysis.initial_layers.to_json(orient="records")),
-        "embeddings": _embeddings(analysis, treatments, [axis["name"] for axis in axes]),
-        "similarities": _similarities(study),
+        "embeddings": _collect_embeddings(analysis, treatments, [axis["name"] for axis in axes]),
+        "similarities": _read_similarities(study),
     }
 
 
-def _label(metric: str) -> tuple[str, float | None, float | None]:
+def _describe_label(metric: str) -> tuple[str, float | None, float | None]:
     words, *ends = label_of(metric)
     low, high = (end if math.isfinite(end) else None for end in ends)
     return words, low, high
 
 
-def _encoded(array: FloatArray) -> str:
+def _encode(array: FloatArray) -> str:
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
         return base64.b64encode(np.asarray(array, dtype="<f4").tobytes()).decode()
 
 
-def _axis(study: StudyRuns, name: str) -> dict[str, Any]:
+def _describe_axis(study: StudyRuns, name: str) -> dict[str, Any]:
     values = sorted(study.results[name].unique())
-    return {"name": name, "label": name.rpartition(".")[2], "values": [_text(v) for v in values]}
+    return {
+        "name": name,
+        "label": name.rpartition(".")[2],
+        "values": [_format_axis_value(v) for v in values],
+    }
 
 
-def _text(value: Any) -> str:
+def _format_axis_value(value: Any) -> str:
     """Format a value of an axis: 4, not 4.0."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _described(study: StudyRuns, treatments: list[str], axes: list[str]) -> pd.DataFrame:
+def _describe_groups(study: StudyRuns, treatments: list[str], axes: list[str]) -> pd.DataFrame:
     results = study.results
     return pd.DataFrame(
         {
@@ -143,7 +149,9 @@ def _described(study: StudyRuns, treatments: list[str], axes: list[str]) -> pd.D
             "treatment": results["treatment"].map(treatments.index),
             "pair": results["pair"].map(int),
             "seed": results["seed"].map(int),
-            "point": [tuple(map(_text, run)) for run in results[axes].itertuples(index=False)],
+            "point": [
+                tuple(map(_format_axis_value, run)) for run in results[axes].itertuples(index=False)
+            ],
             "n": 1,
             "diverged": (results["status"] == "diverged").map(int),
             "last_epoch": results["last_epoch"].map(int),
@@ -152,31 +160,32 @@ def _described(study: StudyRuns, treatments: list[str], axes: list[str]) -> pd.D
     )
 
 
-def _thinned(epochs: list[int], last: list[int], room: int) -> list[int]:
-    """Choose the epochs to keep: all, or evenly spaced ones and the last epoch of each run."""
-    places = {round(place) for place in np.linspace(0, len(epochs) - 1, max(2, room))}
-    return sorted(places | {epochs.index(epoch) for epoch in last if epoch in epochs})
+def _choose_epochs(epochs: list[int], last: list[int], max_epochs: int) -> list[int]:
+    """Choose indices of epochs: all, or evenly spaced ones and the last epoch of each run."""
+    indices = {round(index) for index in np.linspace(0, len(epochs) - 1, max(2, max_epochs))}
+    return sorted(indices | {epochs.index(epoch) for epoch in last if epoch in epochs})
 
 
-def _pooled(groups: pd.DataFrame, values: FloatArray) -> tuple[pd.DataFrame, dict[str, FloatArray]]:
+def _average_seeds(
+    groups: pd.DataFrame, values: FloatArray
+) -> tuple[pd.DataFrame, dict[str, FloatArray]]:
     """Average the seeds of each treatment at each point."""
-    described, parts = [], defaultdict(list)
-    networks = groups["layers"].map(str)
-    alike = ["treatment", "point", "last_epoch", networks]
-    for rows in groups.groupby(alike, sort=False).indices.values():
+    described, arrays = [], defaultdict(list)
+    by = ["treatment", "point", "last_epoch", groups["layers"].map(str)]
+    for rows in groups.groupby(by, sort=False).indices.values():
         sample = values[rows].reshape(len(rows), -1)
-        parts["mean"].append(mean(sample))
-        parts["sd"].append(spread(sample))
-        parts["n"].append(np.isfinite(sample).sum(axis=0))
+        arrays["mean"].append(mean(sample))
+        arrays["sd"].append(spread(sample))
+        arrays["n"].append(np.isfinite(sample).sum(axis=0))
         first = groups.iloc[rows[0]]
         cell = f"{first['cell'].partition('-seed')[0]}, {format_count(len(rows), 'seed')}"
         diverged = int(groups["diverged"].iloc[rows].sum())
         seeds = {"cell": cell, "pair": None, "seed": None, "n": len(rows), "diverged": diverged}
         described.append(first.to_dict() | seeds)
-    return pd.DataFrame(described), {name: np.array(arrays) for name, arrays in parts.items()}
+    return pd.DataFrame(described), {name: np.array(parts) for name, parts in arrays.items()}
 
 
-def _placed(
+def _encode_columns(
     table: pd.DataFrame,
     fields: tuple[str, ...],
     shape: tuple[int, ...],
@@ -187,50 +196,56 @@ def _placed(
     for field in fields:
         array = np.full(shape, np.nan)
         array[tuple(np.asarray(place, dtype=int) for place in places)] = table[field]
-        arrays[field] = _encoded(array)
+        arrays[field] = _encode(array)
     return arrays
 
 
-def _numbered(table: pd.DataFrame, keys: pd.DataFrame) -> pd.Series:
+def _find_key_numbers(table: pd.DataFrame, keys: pd.DataFrame) -> pd.Series:
     """Find the number of each row's key."""
     index = pd.MultiIndex.from_frame(keys[KEYS])
     return pd.Series(index.get_indexer(pd.MultiIndex.from_frame(table[KEYS])), table.index)
 
 
-def _effects(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dict[str, Any]:
+def _collect_effects(
+    analysis: Analysis, keys: pd.DataFrame, treatments: list[str]
+) -> dict[str, Any]:
     table = analysis.effects
     if table.empty:
         return {"points": [], "fields": {}}
-    at = [
-        tuple(None if pd.isna(value) else _text(value) for value in row)
+    point_of_row = [
+        tuple(None if pd.isna(value) else _format_axis_value(value) for value in row)
         for row in table[list(analysis.axes)].itertuples(index=False)
     ]
-    points = list(dict.fromkeys(at))
-    shape = (len(treatments) - 1, len(points), len(keys))
+    numbers = {point: number for number, point in enumerate(dict.fromkeys(point_of_row))}
+    shape = (len(treatments) - 1, len(numbers), len(keys))
     treatment = table["treatment"].map(treatments.index) - 1
-    number = pd.Series(at, table.index).map(dict(zip(points, range(len(points)), strict=True)))
-    fields = _placed(table, EFFECTS, shape, treatment, number, _numbered(table, keys))
-    return {"points": points, "fields": fields}
+    point = pd.Series(point_of_row, table.index).map(numbers)
+    fields = _encode_columns(
+        table, EFFECTS, shape, treatment, point, _find_key_numbers(table, keys)
+    )
+    return {"points": list(numbers), "fields": fields}
 
 
-def _curves(
+def _collect_curves(
     analysis: Analysis, keys: pd.DataFrame, treatments: list[str], epochs: list[int]
 ) -> dict[str, str]:
     table = analysis.effects_by_epoch
     if table.empty:
         return {}
     table = table[table["epoch"].isin(epochs)]
-    return _placed(
+    return _encode_columns(
         table,
         CURVES,
         (len(treatments) - 1, len(epochs), len(keys)),
         table["treatment"].map(treatments.index) - 1,
         table["epoch"].map(epochs.index),
-        _numbered(table, keys),
+        _find_key_numbers(table, keys),
     )
 
 
-def _steps(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dict[str, Any] | None:
+def _collect_steps(
+    analysis: Analysis, keys: pd.DataFrame, treatments: list[str]
+) -> dict[str, Any] | None:
     if analysis.averages_by_step.empty:
         return None
     means, curves = (
@@ -245,7 +260,9 @@ def _steps(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dic
         shape = (len(treatments) - skipped, len(steps), len(keys))
         treatment = table["treatment"].map(treatments.index) - skipped
         step_index = table["step"].map(steps.index)
-        return _placed(table, fields, shape, treatment, step_index, _numbered(table, keys))
+        return _encode_columns(
+            table, fields, shape, treatment, step_index, _find_key_numbers(table, keys)
+        )
 
     return {
         "steps": steps,
@@ -254,7 +271,9 @@ def _steps(analysis: Analysis, keys: pd.DataFrame, treatments: list[str]) -> dic
     }
 
 
-def _embeddings(analysis: Analysis, treatments: list[str], axes: list[str]) -> dict[str, Any]:
+def _collect_embeddings(
+    analysis: Analysis, treatments: list[str], axes: list[str]
+) -> dict[str, Any]:
     """Collect the embeddings of samples.
 
     Returns:
@@ -269,37 +288,36 @@ def _embeddings(analysis: Analysis, treatments: list[str], axes: list[str]) -> d
     table = analysis.embeddings
     if table.empty:
         return {"pictures": []}
-    described = _described(analysis.study, treatments, axes).set_index("cell")
+    described = _describe_groups(analysis.study, treatments, axes).set_index("cell")
     by_picture = table.groupby(["cell", "method", "layer"], sort=False)
     most = min(MAX_SAMPLES_OF_EMBEDDING, max(1, MAX_SAMPLES // len(by_picture)))
     pictures: list[dict[str, Any]] = []
     parts: list[pd.DataFrame] = []
     for _, samples in by_picture:
-        there = samples[samples["x"].notna()]
-        drawn = there.sample(
-            min(most, len(there)), random_state=0
-        )  # the file can be sorted by class
+        drawable = samples[samples["x"].notna()]
+        # A random choice, because the file can be sorted by class.
+        drawn = drawable.sample(min(most, len(drawable)), random_state=0)
         parts.append(drawn.sort_index())
         first = pictures[-1]["first"] + pictures[-1]["count"] if pictures else 0
         facts = json.loads(samples[EMBEDDING_FACTS].iloc[:1].to_json(orient="records"))[0]
         run = described.loc[facts["cell"]]
-        of_run = {"treatment": int(run["treatment"]), "seed": int(run["seed"])}
-        samples_of_it = {"point": run["point"], "first": first, "count": len(parts[-1])}
-        pictures.append(facts | of_run | samples_of_it)
+        facts |= {name: int(run[name]) for name in ("treatment", "seed")}
+        facts |= {"point": run["point"], "first": first, "count": len(drawn)}
+        pictures.append(facts)
     shown = pd.concat(parts)
     classes = table.drop_duplicates("label").sort_values("label")
     return {
         "classes": dict(zip(map(str, classes["label"]), classes["class"], strict=True)),
         "pictures": pictures,
-        "x": _encoded(shown["x"].to_numpy()),
-        "y": _encoded(shown["y"].to_numpy()),
-        "labels": _encoded(shown["label"].to_numpy()),
+        "x": _encode(shown["x"].to_numpy()),
+        "y": _encode(shown["y"].to_numpy()),
+        "labels": _encode(shown["label"].to_numpy()),
         "shown": table["cell"].nunique(),
         "runs": len(find_runs_with_embeddings(analysis.study)),
     }
 
 
-def _similarities(study: StudyRuns) -> list[dict[str, Any]]:
+def _read_similarities(study: StudyRuns) -> list[dict[str, Any]]:
     """Read the files of `bnstudy.measure similarity`: pairs of runs, and a matrix per similarity.
 
     Files of runs that were removed from the study or trained again are left out.

@@ -57,6 +57,9 @@ const formatted = (value) => {
   return String(Number(value.toPrecision(4))).replace("-", "−");
 };
 
+/** Format a p-value as the verdict and the tables do. */
+const formatP = (p) => formatted(Number(p.toPrecision(3)));
+
 const distinct = (values) => [...new Set(values)];
 
 const labelOf = (metric) => data.labels[metric] ?? [metric.replaceAll("_", " "), null, null];
@@ -424,8 +427,8 @@ function beforeTraining() {
   };
 }
 
-/** Summarize in how many layers a single treatment differs; ask it of several. */
-function findingOf(series) {
+/** Return a title: in how many layers a single treatment differs or, for several, a question. */
+function titleOf(series) {
   if (series.length !== 1) return `Where do norms differ from ${data.baseline}?`;
   const [{ name, points }] = series;
   const all = counted(points.length, layersShown > 0 ? "layer" : "relative depth");
@@ -447,7 +450,7 @@ function difference(metric) {
   const points = series.flatMap((each) => each.points);
   const n = points.map((point) => point.n).filter(Boolean);
   return {
-    title: findingOf(series),
+    title: titleOf(series),
     traces: overLayers(places, series, rangeOf(metric, true), { mode: "markers" }),
     layout: layout({
       xaxis: layerAxis(places),
@@ -515,7 +518,7 @@ function allEffects() {
             effect
               ? `difference ${formatted(effect.difference)} ` +
                 `[${formatted(effect.low)}, ${formatted(effect.high)}]<br>` +
-                `p = ${formatted(effect.p)}, adjusted p = ${formatted(effect.p_adjusted)}, ` +
+                `p = ${formatP(effect.p)}, adjusted p = ${formatP(effect.p_adjusted)}, ` +
                 describeSize(effect)
               : "",
           ),
@@ -683,7 +686,7 @@ const isKnown = (metric) => data.keys.some((key) => key.metric === metric);
 function ofModel(metric) {
   const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
   const splits = SPLITS.filter((split) => numberOf(split, name, data.model) !== undefined);
-  return showTraining(
+  return limitToTraining(
     trajectory(name, splits, data.model, `${words(name)}, ${splits.join(" and ")} split`),
     metric === "loss");
 }
@@ -698,8 +701,8 @@ function ticksOf(low, high) {
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, at) => (first + at) * step);
 }
 
-/** Limit the axis to the values after training began, which those before it would stretch. */
-function showTraining(found, isLoss) {
+/** Limit the axis to the values after training began; those before it would stretch it. */
+function limitToTraining(found, isLoss) {
   const trained = found.rows.filter(([, , epoch, , mean]) =>
     epoch > 0 && Number.isFinite(mean) && (!isLoss || mean > 0));
   const ends = trained.flatMap(([, , , , mean, sd]) =>
@@ -780,7 +783,7 @@ function gap() {
   return {
     traces,
     layout: layout({ xaxis: axis(""), yaxis: axis(targetName("gap")) }),
-    caption: `Generalization gap, ${describeFilters()}, n = ${describeCounts(groups)}. Each point is ` +
+    caption: `Generalization gap, ${describeFilters()}, ${describeCounts(groups)}. Each point is ` +
       `${describePoint()}; boxes show the quartiles.`,
     columns: ["norm", "run", "n", targetName("gap")],
     rows,
@@ -820,7 +823,7 @@ function against(metric) {
     }),
     caption:
       `${targetName(name)} against ${words(metric)}, ${layerInWords(place)}, ${split} split, ` +
-      `${describeFilters()}. Each point is ${describePoint()}, n = ${describeCounts(groups)}.`,
+      `${describeFilters()}, ${describeCounts(groups)}. Each point is ${describePoint()}.`,
     columns: ["norm", "run", "n", metric, targetName(name)],
     rows,
   };

@@ -1,15 +1,17 @@
-"""Tables of the page: largest effect first, with plain names of columns."""
+"""Tables of the page with plain names of columns; those of effects begin with the largest."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bnstudy.headline import METRICS, in_words
+from bnstudy.headline import HEADLINE_METRICS, in_words
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.generalization import MIN_RUNS
 from bnstudy.study.present.labels import label_of
+from bnstudy.study.present.verdict.wording import format_p
 from bnstudy.terms import NOT_APPLICABLE, PERFORMANCE
 
 MAX_ROWS = 500  # rows of a table on the page; the CSV files contain all rows
@@ -38,16 +40,16 @@ NAMES = {
     "granulated": "granulated tau",
     "tau": "Kendall’s tau",
     "cmi": "mutual information",
-    "cmi_null": "by chance below",
+    "cmi_null": "95th percentile of permuted runs",
     "data_sha256": "SHA-256 of the data",
     "gpus": "GPUs",
 }
-WORDS = {  # functions that put a column's values into words
+WORDS: dict[str, Callable[[Any], str]] = {  # functions that put a column's values into words
     "treatment": in_words,
     "baseline": in_words,
     "metric": lambda metric: label_of(metric).words,
-    "p": lambda p: f"{p:.3g}" if p == p else "–",
-    "p_adjusted": lambda p: f"{p:.3g}" if p == p else "–",
+    "p": format_p,
+    "p_adjusted": format_p,
 }
 ENVIRONMENT = "commit dirty version torch python processor gpus threads host data data_sha256 probe"
 DIFFERENCE = "n baseline_mean treatment_mean difference low high p p_adjusted cohens_d"
@@ -79,9 +81,9 @@ def collect_page_tables(analysis: Analysis) -> dict[str, pd.DataFrame | None]:
         "optimization": _format(of_network, compared),
         "equal": _format(_join_equal_training(analysis), f"at {at_place}"),
         "two_sources": _format(
-            _select_main_metrics(analysis.two_sources), f"{at_place} sample_share"
+            _select_main_metrics(analysis.two_source_intervals), f"{at_place} sample_share"
         ),
-        "depth": _format(analysis.depth, at_place),
+        "depth": _format(analysis.profile_effects, at_place),
         "relations": _format(
             relations,
             "target metric place runs granulated granulated_low granulated_high tau cmi cmi_null",
@@ -115,10 +117,10 @@ def collect_page_tables(analysis: Analysis) -> dict[str, pd.DataFrame | None]:
 
 
 def _join_equal_training(analysis: Analysis) -> pd.DataFrame:
-    """Collect accuracy and main metrics on the splits that the verdict describes."""
+    """Collect test accuracy and main metrics on the training split, as the verdict does."""
     tables = [
         table.assign(at=f"equal {name}")[
-            (table["metric"].isin(METRICS) & (table["split"] == "train"))
+            (table["metric"].isin(HEADLINE_METRICS) & (table["split"] == "train"))
             | ((table["metric"] == "probe_accuracy") & (table["split"] == "test"))
         ]
         for name, table in analysis.equal_training.items()
@@ -128,13 +130,18 @@ def _join_equal_training(analysis: Analysis) -> pd.DataFrame:
 
 
 def _select_main_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["metric"].isin({"accuracy", "loss", *METRICS})] if len(table) else table
+    return (
+        table[table["metric"].isin({"accuracy", "loss", *HEADLINE_METRICS})]
+        if len(table)
+        else table
+    )
 
 
 def _format(table: pd.DataFrame, columns: str) -> pd.DataFrame:
-    """Select columns, sort by the size of the effect, and put names and values into words.
+    """Select columns, sort by the first of `EFFECTS` with values, and put all into words.
 
     Norms and splits that are the same in all rows are in `attrs["shared"]` instead of columns.
+    `attrs["all_rows"]` is the number of rows before the limit.
     """
     if table.empty:
         return table
@@ -142,7 +149,7 @@ def _format(table: pd.DataFrame, columns: str) -> pd.DataFrame:
         if effect in table and table[effect].notna().any():
             table = table.iloc[np.argsort(-table[effect].abs().to_numpy(float), kind="stable")]
             break
-    table = table[:MAX_ROWS]
+    all_rows, table = len(table), table[:MAX_ROWS]
     formatted: dict[str, Any] = {}
     for name in (name for name in columns.split() if name in table):
         prefix, is_low, _ = name.rpartition("low")
@@ -159,7 +166,7 @@ def _format(table: pd.DataFrame, columns: str) -> pd.DataFrame:
     ]
     facts = [f"{SHARED[name]}{next(iter(formatted.pop(name)))}" for name in shared]
     table = pd.DataFrame(formatted)
-    table.attrs["shared"] = ", ".join(facts)
+    table.attrs |= {"shared": ", ".join(facts), "all_rows": all_rows}
     return table.rename(columns=lambda name: NAMES.get(name, name.replace("_", " ")))
 
 

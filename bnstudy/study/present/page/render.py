@@ -18,7 +18,7 @@ from bnstudy.headline import CLUSTERING, SPARSITY, choose_measured, in_words
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.generalization import ASSUMPTIONS
-from bnstudy.study.load.design import TREATMENT
+from bnstudy.study.load.design import TREATMENT_PREFIXES
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.cards import compose_cards
 from bnstudy.study.present.labels import label_of, layer_in_words
@@ -80,7 +80,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "data_json": json.dumps(data, allow_nan=False).replace("<", r"\u003c"),
         "plotly": base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode(),
         "script": script,
-        "allowed_scripts": f"{_allowed(plotly)} {_allowed(script)}",
+        "allowed_scripts": f"{_hash_script(plotly)} {_hash_script(script)}",
         "style": read_resource("page.css"),
         "version": bnstudy.__version__,
         "apart": apart,
@@ -88,24 +88,24 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "compared": len(data["treatments"]) > 1,
         "has_effect_sizes": len(effects) > 0 and effects["rank_biserial"].notna().any(),
         "axis_names": list(analysis.axes),
-        "over_grid": _over_grid(data["treatments"]) if has_grid else [],
+        "over_grid": _list_grid_choices(data["treatments"]) if has_grid else [],
         "targets": TARGETS,
         "seeds": sorted({group["seed"] for group in data["groups"]} - {None}),
         "splits": sorted({key["split"] for key in data["keys"] if key["place_index"] > 0})[::-1],
         "sites": sorted({key["site"] for key in data["keys"] if key["site"]}),
         "sparsity": choose_measured(SPARSITY, data["metrics"]),
         "clustering": choose_measured(CLUSTERING, data["metrics"]),
-        "of_network": _of_network(data),
-        "inapplicable": _inapplicable(study),
+        "of_network": _list_network_choices(data),
+        "inapplicable": _describe_inapplicable(study),
         "over_depth": [name for name in ("nc1", "linear_probe") if name in data["metrics"]],
         "initial_metrics": list(dict.fromkeys(row["metric"] for row in data["initial"])),
         "effect_size": "cohens_d" if _has_spread(analysis) else "rank_biserial",
-        "embedded_note": _embedded_note(data, study),
+        "embedded_note": _describe_reduction(data, study),
         "assumptions": ASSUMPTIONS,
         "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
         "label_noise": describe_label_noise(study.results),
         "hessian": describe_hessian(study.results),
-        "norm_settings": _norm_settings(study),
+        "norm_settings": _describe_norm_settings(study),
         "embedding_methods": list(
             dict.fromkeys(picture["method"] for picture in data["embeddings"]["pictures"])
         ),
@@ -115,10 +115,10 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
             for name in pair["matrices"]
         ],
         "command_lines": runs[["cell", "overrides"]].dropna()[:MAX_ROWS].to_numpy().tolist(),
-        "hours": _hours(study),
+        "hours": _describe_hours(study),
         **collect_page_tables(analysis),
     }
-    content["sections"] = _sections(content)
+    content["sections"] = _list_sections(content)
     return environment.get_template("page.html").render(content)
 
 
@@ -138,7 +138,7 @@ def read_resource(name: str) -> str:
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _allowed(script: str) -> str:
+def _hash_script(script: str) -> str:
     """Format the hash by which a Content-Security-Policy allows a script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
@@ -148,7 +148,7 @@ def _describe_metric(metric: str) -> str:
     return words if words == metric else f"{words} ({metric})"
 
 
-def _over_grid(treatments: Sequence[str]) -> list[tuple[str, str]]:
+def _list_grid_choices(treatments: Sequence[str]) -> list[tuple[str, str]]:
     """List the choices over depth and width: treatments, and their differences to the baseline."""
     absolute = [(str(number), name) for number, name in enumerate(treatments)]
     return absolute + [(f"-{number}", f"{name} − {treatments[0]}") for number, name in absolute[1:]]
@@ -158,7 +158,7 @@ def _has_spread(analysis: Analysis) -> bool:
     return not analysis.effects.empty and bool(analysis.overall_effects["cohens_d"].notna().any())
 
 
-def _of_network(data: dict[str, Any]) -> list[tuple[str, str]]:
+def _list_network_choices(data: dict[str, Any]) -> list[tuple[str, str]]:
     """List the choices of values of the whole network, except accuracy and loss."""
     return [
         (f"{key['split']}:{key['metric']}", f"{_describe_metric(key['metric'])}, {key['split']}")
@@ -167,7 +167,7 @@ def _of_network(data: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _inapplicable(study: StudyRuns) -> list[str]:
+def _describe_inapplicable(study: StudyRuns) -> list[str]:
     """Describe the metrics that do not apply to some layers."""
     rows = study.query(
         f"""
@@ -181,7 +181,7 @@ def _inapplicable(study: StudyRuns) -> list[str]:
     ]
 
 
-def _norm_settings(study: StudyRuns) -> list[str]:
+def _describe_norm_settings(study: StudyRuns) -> list[str]:
     """Describe the settings of the norm and regularizer of each treatment."""
     descriptions = []
     for treatment, cells in study.results.groupby("treatment")["cell"]:
@@ -189,14 +189,14 @@ def _norm_settings(study: StudyRuns) -> list[str]:
         options = [
             f"{key} {value}"
             for key, value in settings.items()
-            if key.startswith(TREATMENT) and not key.endswith(".name")
+            if key.startswith(TREATMENT_PREFIXES) and not key.endswith(".name")
         ]
         if options:
             descriptions.append(f"{in_words(str(treatment))}: {', '.join(options)}")
     return descriptions
 
 
-def _embedded_note(data: dict[str, Any], study: StudyRuns) -> str:
+def _describe_reduction(data: dict[str, Any], study: StudyRuns) -> str:
     """Describe what the page's figures omit from a large study."""
     notes = []
     if "n" in data["values"]:
@@ -215,7 +215,7 @@ def _embedded_note(data: dict[str, Any], study: StudyRuns) -> str:
     )
 
 
-def _hours(study: StudyRuns) -> str:
+def _describe_hours(study: StudyRuns) -> str:
     seconds = study.runs["seconds"].sum() if "seconds" in study.runs else 0
     measured = study.runs["measure_seconds"].sum() if "seconds" in study.runs else 0
     return (
@@ -224,10 +224,10 @@ def _hours(study: StudyRuns) -> str:
     )
 
 
-def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
+def _list_sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     """List the anchors and titles of the page's sections."""
     has_layers = bool(content["data"]["metrics"])
-    there = {
+    shown = {
         ("layers", "Layers"): has_layers,
         ("effects", "Effects"): has_layers and content["has_effect_sizes"],
         ("epochs", "Over the epochs"): has_layers and len(content["data"]["epochs"]) > 1,
@@ -246,4 +246,4 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("method", "Method"): True,
         ("provenance", "Provenance"): True,
     }
-    return [section for section, is_there in there.items() if is_there]
+    return [section for section, is_shown in shown.items() if is_shown]

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from bnstudy.headline import in_words
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.inference.paired import CONFIDENCE
+from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_TO_FLIP, SIGN_FLIPS
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.verdict.comparison import describe_comparison
 from bnstudy.study.present.verdict.explanation import describe_interventions, describe_relations
@@ -13,7 +15,7 @@ from bnstudy.study.present.verdict.training_and_depth import (
     describe_equal_training,
     describe_two_sources,
 )
-from bnstudy.study.present.verdict.wording import SIGNIFICANCE_LEVEL, select_known
+from bnstudy.study.present.verdict.wording import SIGNIFICANCE_LEVEL, format_p, select_known
 from bnstudy.terms import format_count
 
 MAX_LISTED = 3  # repeated runs that are listed
@@ -36,24 +38,45 @@ def compose_verdict(analysis: Analysis) -> list[str]:
             "There is nothing to compare, because all runs with results have the same norm.",
         ]
     known = select_known(analysis.overall_effects)
-    if known["low"].notna().any():
-        sentences.append(
-            f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
-            f"brackets. A difference is significant if p ≤ {SIGNIFICANCE_LEVEL:.2g}, and after "
-            f"adjustment if adjusted p ≤ {SIGNIFICANCE_LEVEL:.2g}. p is adjusted for all tests of "
-            "a family: accuracy and loss, or the representations of one split."
-        )
+    sentences += [
+        "Unless stated otherwise, values are from the last epoch of each run, and metrics of "
+        "layers are those of the training split's probe set.",
+        *_explain_tests(known),
+    ]
     for treatment in study.treatments_without(baseline):
         table = known[known["treatment"] == treatment]
         sentences += describe_comparison(study, treatment, baseline, table)
         sentences += describe_equal_training(analysis, treatment)
-        sentences += describe_two_sources(analysis.two_sources, treatment)
-        sentences += describe_depth(analysis.depth, treatment, baseline)
+        sentences += describe_two_sources(analysis.two_source_intervals, treatment)
+        sentences += describe_depth(analysis.profile_effects, treatment, baseline)
     return [
         *sentences,
         *describe_relations(study, analysis.relations, analysis.mediation),
         *describe_interventions(analysis.interventions),
     ]
+
+
+def _explain_tests(effects: pd.DataFrame) -> Iterator[str]:
+    """Explain intervals, significance and p-values, as far as the effects have them."""
+    if not effects["low"].notna().any():
+        return
+    yield (
+        f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
+        f"brackets. A difference is significant if p ≤ {SIGNIFICANCE_LEVEL:.2g}, and significant "
+        f"after adjustment if adjusted p ≤ {SIGNIFICANCE_LEVEL:.2g}. The adjusted p accounts for "
+        "all tests of a family; their number is in parentheses. A family contains the tests of "
+        "all treatments in one of four groups: accuracy and loss; the metrics of layers on one "
+        "split; what callbacks record in the layers on one split; all other values of the whole "
+        "network. The comparisons at equal training, over depth and with regularizers have "
+        "families of their own."
+    )
+    flipped = effects[effects["test"] == SIGN_FLIPS]
+    if len(flipped):
+        yield (
+            f"Where at least {MIN_PAIRS_TO_FLIP} pairs have a value, p is from the two-sided "
+            "sign-flip test. The smallest p that it can give with "
+            f"{flipped['n'].max()} pairs is {format_p(flipped['smallest_p'].min())}."
+        )
 
 
 def _describe_irregular_runs(study: StudyRuns) -> Iterator[str]:
@@ -63,7 +86,7 @@ def _describe_irregular_runs(study: StudyRuns) -> Iterator[str]:
         if diverged := int((runs["status"] == "diverged").sum()):
             yield (
                 f"{diverged} of {len(runs)} runs with {name} diverged. Diverged runs are "
-                "included wherever they have a value."
+                "included wherever they have a value, except in comparisons at equal training."
             )
         if stuck := int((runs["at_chance"] & (runs["status"] == "completed")).sum()):
             yield (

@@ -25,9 +25,11 @@ from bnstudy.study.present.verdict.wording import (
     find_largest,
     format_difference,
     format_interval,
+    format_p,
     format_place,
     format_places,
     format_signed,
+    is_significant,
     join_words,
     select_layers,
     select_test_accuracy,
@@ -81,7 +83,8 @@ def describe_comparison(
         yield (
             f"Test accuracy{on_probe} is {row.treatment_mean:.3f} with {name} and "
             f"{row.baseline_mean:.3f} with {other}. The difference is {format_difference(row)}."
-            f"{_describe_probability(row, name, other)}{_describe_pairs_needed(row, points)}"
+            f"{_describe_probability(row, name, other, points)}"
+            f"{_describe_pairs_needed(row, points)}"
         )
     if not accuracy:
         yield f"Test accuracy cannot be compared: {NO_VALUES}."
@@ -123,7 +126,7 @@ def _name_change(study: StudyRuns, treatment: str, baseline: str) -> str:
 
 
 def _describe_few_pairs(n: int, points: int) -> str:
-    """Describe the consequences of few pairs, and how many seeds to add at each point."""
+    """Describe the consequences of few pairs, and how many seeds to add; "" for enough pairs."""
     if n >= MIN_PAIRS_TO_FLIP:
         return ""
     pairs, more = format_count(n, "pair"), math.ceil((MIN_PAIRS_TO_FLIP - n) / points)
@@ -143,7 +146,7 @@ def _describe_significant_tests(table: pd.DataFrame, name: str, other: str) -> I
     layers = table[(table["place_index"] > 0) & table["p_adjusted"].notna()]
     for split, tests in layers.groupby("split", sort=False):
         if (family := int(tests["family"].max())) > 1:
-            significant = int((tests["p_adjusted"] <= SIGNIFICANCE_LEVEL).sum())
+            significant = sum(map(is_significant, tests.itertuples()))
             treatments = "treatments, " if family > len(tests) else ""
             yield (
                 f"After adjustment for {family} tests (all {treatments}metrics and layers of the "
@@ -202,12 +205,20 @@ def _far_end(row: Any) -> float:
     return float(max(row.low, row.high, key=abs))
 
 
-def _describe_probability(row: Any, treatment: str, baseline: str) -> str:
+def _describe_probability(row: Any, treatment: str, baseline: str, points: int) -> str:
+    """Describe how often a run of the treatment has a higher test accuracy than the baseline's."""
     if math.isnan(row.probability) or row.n < MIN_PAIRS_FOR_TEST:
         return ""
+    at_point = " at the same point of the grid" if points > 1 else ""
+    if row.probability in (0, 1) and not row.undefined:
+        direction = "higher" if row.probability else "lower"
+        return (
+            f" In these pairs, every run with {treatment} has a {direction} test accuracy than "
+            f"every run with {baseline}{at_point}."
+        )
     return (
         f" Estimated probability that a run with {treatment} has a higher test accuracy than one "
-        f"with {baseline}: {row.probability:.2f}"
+        f"with {baseline}{at_point}: {row.probability:.2f}"
         f"{format_interval(row.probability_low, row.probability_high, '.2f')}."
     )
 
@@ -229,7 +240,7 @@ def describe_adjustment(rows: Sequence[Any]) -> str:
     """Describe which of some significant differences remain significant after adjustment."""
     if rows[0].family < 2:
         return ""
-    remaining = [row for row in rows if row.p_adjusted <= SIGNIFICANCE_LEVEL]
+    remaining = [row for row in rows if is_significant(row)]
     if len(rows) == 1:
         sentence = f"this difference {'remains' if remaining else 'is not'} significant"
     elif not remaining:
@@ -241,6 +252,6 @@ def describe_adjustment(rows: Sequence[Any]) -> str:
         sentence = (
             f"only {join_words([name_layer(row.place) for row in remaining])} "
             f"remain{'s' * (len(remaining) == 1)} significant "
-            f"({largest}adjusted p = {max(row.p_adjusted for row in remaining):.3g})"
+            f"({largest}adjusted p = {format_p(max(row.p_adjusted for row in remaining))})"
         )
     return f" After adjustment for {rows[0].family} tests, {sentence}."

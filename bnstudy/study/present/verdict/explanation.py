@@ -70,10 +70,7 @@ def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
         sizes = [f"{abs(row.granulated):.2f}" for row in rows]
         listed = [row for row, size in zip(rows, sizes, strict=True) if size == max(sizes)]
     others = [row for row in rows if row not in listed]
-    coefficients = [
-        f"{row.granulated:+z.2f}{format_interval(row.granulated_low, row.granulated_high, '.2f')}"
-        for row in listed
-    ]
+    coefficients = [f"{row.granulated:+z.2f}{_format_interval_over_seeds(row)}" for row in listed]
     axis = " (between runs with different norms)" if is_norm_axis and rows[0].axes == 1 else ""
     text = (
         f"over {_format_range([row.n for row in listed])} runs, the granulated Kendall coefficient "
@@ -90,6 +87,11 @@ def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
         taus = [f"{row.tau:+z.2f}" for row in correlated]
         text += f" Kendall's tau over all runs is {_list_places(correlated, taus)}."
     return text + _describe_information(listed)
+
+
+def _format_interval_over_seeds(row: Any) -> str:
+    low, high = row.granulated_low, row.granulated_high
+    return format_interval(low, high, "z.2f", without_width="for every seed")
 
 
 def _describe_information(rows: Sequence[Any]) -> str:
@@ -144,19 +146,22 @@ def _describe_mediation(mediation: pd.DataFrame) -> Iterator[str]:
         )
     for treatment, table in shared.groupby("treatment"):
         single_mediators: list[Any] = list(table[table["mediator"] != "both"].itertuples())
-        parts = " and ".join(
-            f"{row.share:z.0%}{format_interval(row.share_low, row.share_high, 'z.0%')} is "
-            f"mediated by {row.mediator} ({row.metric})"
-            for row in single_mediators
-        )
-        contain_0 = all(row.share_low <= 0 <= row.share_high for row in single_mediators)
+        shares = " ".join(map(_describe_share, single_mediators))
         separately = " Each metric is analysed separately." if len(single_mediators) > 1 else ""
         yield (
-            f"Mediation: with {in_words(str(treatment))}, test accuracy changes by "
-            f"{table['total'].iloc[0]:+.4f}. Of this change, an estimated {parts}.{separately}"
-            f"{' Every interval contains 0.' if contain_0 else ''} These shares describe "
-            "associations; they are causal only under the assumptions of mediation analysis."
+            "Mediation: the following shares describe associations; they are causal only under the "
+            f"assumptions of mediation analysis. With {in_words(str(treatment))}, test accuracy "
+            f"changes by {table['total'].iloc[0]:+.4f}. {shares}{separately}"
         )
+
+
+def _describe_share(row: Any) -> str:
+    """Describe the share of an effect that a metric mediates, a claim only if it excludes 0."""
+    estimate = f"{row.share:z.0%}{format_interval(row.share_low, row.share_high, 'z.0%')}"
+    share = f"The share of this change that is mediated by {row.mediator} ({row.metric})"
+    if row.share_low > 0 or row.share_high < 0:
+        return f"{share} is estimated as {estimate}."
+    return f"{share} cannot be distinguished from 0: {estimate}."
 
 
 def describe_interventions(interventions: pd.DataFrame) -> Iterator[str]:

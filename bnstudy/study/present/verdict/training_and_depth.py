@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnstudy.headline import in_words
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.depth import TUNNEL_SHARE
+from bnstudy.study.depth_profile import TUNNEL_SHARE
 from bnstudy.study.generalization import choose_mediators
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.present.labels import name_layer
@@ -40,11 +40,9 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         treatment: Treatment that is compared with the baseline.
     """
     study, name = analysis.study, in_words(treatment)
-    effects = analysis.overall_effects
-    effects = effects[effects["treatment"] == treatment] if len(effects) else effects
-    for criterion, table in analysis.equal_training.items():
-        table = select_known(table) if len(table) else table
-        table = table[table["treatment"] == treatment] if len(table) else table
+    effects = select_known(analysis.overall_effects, treatment)
+    for criterion, effects_at_equal in analysis.equal_training.items():
+        table = select_known(effects_at_equal, treatment)
         if table.empty:
             matched = match_pairs(study, treatment, analysis.baseline)
             if len(matched.treatment) and _has_curve(analysis, f"probe_{criterion}"):
@@ -121,7 +119,7 @@ def _compare_results(
     yield (
         f"At equal training {criterion} and without adjustment for multiple tests, "
         f"{sentences[0]} {''.join(f'{text[:1].upper()}{text[1:]} ' for text in sentences[1:])}"
-        "Over all metrics and layers, the results of "
+        "Over all metrics, layers and splits, the results of "
         f"{sum(last_epoch[key] != equal_training[key] for key in layers)} of {len(layers)} tests "
         "(higher, lower or not significant) change."
     )
@@ -144,10 +142,10 @@ def _describe_change(last_epoch: str, equal_training: str, names: Sequence[str])
 
 
 def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
-    """Describe which source of uncertainty dominates.
+    """Describe how many intervals over both sources exclude 0, and which source is larger.
 
     Args:
-        table: `Analysis.two_sources`.
+        table: `Analysis.two_source_intervals`.
         treatment: Treatment that is compared with the baseline.
     """
     if table.empty:
@@ -160,8 +158,9 @@ def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
     yield (
         "Two sources of uncertainty: if the uncertainty from the choice of probe samples is "
         f"included, the intervals of {excludes_0} of {len(table)} differences between "
-        f"{in_words(treatment)} and the baseline exclude 0. The samples are the larger source for "
-        f"{dominated} of these {len(table)} differences, the seeds for {len(table) - dominated}."
+        f"{in_words(treatment)} and the baseline (over all metrics, layers and splits) exclude 0. "
+        "The samples are the larger source for "
+        f"{dominated} of these {len(table)} differences, the runs for {len(table) - dominated}."
     )
 
 
@@ -169,7 +168,7 @@ def describe_depth(table: pd.DataFrame, treatment: str, baseline: str) -> Iterat
     """Describe the separation law, the tunnel and the rank before training, on the training split.
 
     Args:
-        table: `Analysis.depth`.
+        table: `Analysis.profile_effects`.
         treatment: Treatment that is compared with the baseline.
         baseline: Treatment to compare with.
     """

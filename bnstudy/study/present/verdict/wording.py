@@ -16,9 +16,18 @@ SIGNIFICANCE_LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significan
 NOT_SIGNIFICANT = "not significant"
 
 
-def select_known(table: pd.DataFrame) -> pd.DataFrame:
-    """Select the defined differences, and mark as `is_reported` those that sentences describe."""
-    return table.assign(is_reported=are_activations(table)).dropna(subset="difference")
+def select_known(table: pd.DataFrame, treatment: str | None = None) -> pd.DataFrame:
+    """Select the defined differences, and mark as `is_reported` those that sentences describe.
+
+    Args:
+        table: Effects of all treatments, as from `compute_effects`; it may be empty, without
+            columns.
+        treatment: Treatment whose differences are selected; None: all treatments.
+    """
+    if table.columns.empty:
+        return table
+    known = table.assign(is_reported=are_activations(table)).dropna(subset="difference")
+    return known if treatment is None else known[known["treatment"] == treatment]
 
 
 def select_whole_model(table: pd.DataFrame, split: str, metric: str) -> list[Any]:
@@ -55,9 +64,8 @@ def direction_of(row: Any) -> str:
 
 
 def is_significant(row: Any) -> bool:
-    """Check whether a difference is significant, after adjustment where there are several tests."""
-    p = row.p if math.isnan(row.p_adjusted) else row.p_adjusted
-    return bool(p <= SIGNIFICANCE_LEVEL)
+    """Check whether a difference is significant after adjustment; it is not if it has no test."""
+    return bool(row.p_adjusted <= SIGNIFICANCE_LEVEL)
 
 
 def key_of(row: Any) -> tuple[str, str, str]:
@@ -72,7 +80,7 @@ def result_of(row: Any) -> str:
 
 
 def find_results(table: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """Find the result of each test without adjustment, by `key_of`."""
+    """Find the result of each test without adjustment, by `key_of`; an empty table has none."""
     tested = table[table["p"].notna()] if len(table) else table
     return {key_of(row): result_of(row) for row in tested.itertuples()}
 
@@ -82,26 +90,57 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(words[:-1])]), words[-1]])
 
 
+def format_estimate(row: Any) -> str:
+    """Format a difference with its interval, where defined."""
+    interval = format_interval(row.low, row.high, without_width="in every pair")
+    return f"{format_signed(row.difference)}{interval}"
+
+
 def format_difference(row: Any) -> str:
     """Format a difference with its interval, number of pairs and p-values, where defined."""
     undefined = f" ({row.undefined} more without a value)" if row.undefined else ""
-    text = f"{format_signed(row.difference)}{format_interval(row.low, row.high)}"
+    text = format_estimate(row)
     n = format_count(row.n, "pair")
     if math.isnan(row.p):
-        # A test divides by the standard deviation, which is 0 for equal differences.
+        # Student's t divides by the standard deviation, which is 0 for equal differences.
         equal = " because all differences are equal" if row.n >= MIN_PAIRS_FOR_TEST else ""
         return f"{text}, {n}{undefined}, not tested{equal}"
     test = f", {STUDENT_T}" if row.test == STUDENT_T else ""
     adjusted = ""
     if not math.isnan(row.p_adjusted):
-        adjusted = f", adjusted p = {row.p_adjusted:.3g} ({format_count(row.family, 'test')})"
-    return f"{text}, {n}{undefined}, p = {row.p:.3g}{adjusted}{test}"
+        adjusted = f", adjusted p = {format_p(row.p_adjusted)} ({format_count(row.family, 'test')})"
+    return f"{text}, {n}{undefined}, p = {format_p(row.p)}{adjusted}{test}"
 
 
-def format_interval(low: float, high: float, form: str = ".3g") -> str:
-    """Format an interval in brackets after a space; "" if it is not finite."""
+def format_p(p: float) -> str:
+    """Format a p-value; a dash if there is none.
+
+    Examples:
+        >>> format_p(1 / 128), format_p(float("nan"))
+        ('0.00781', '–')
+    """
+    return "–" if math.isnan(p) else f"{p:.3g}"
+
+
+def format_interval(
+    low: float, high: float, form: str = ".3g", *, without_width: str | None = None
+) -> str:
+    """Format an interval in brackets after a space; "" if it is not finite.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        form: Format of the ends.
+        without_width: Words for an interval whose ends are equal; None: the interval.
+
+    Examples:
+        >>> format_interval(-0.5, 1), format_interval(1, 1, without_width="in every pair")
+        (' [-0.5, 1]', ' in every pair')
+    """
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
+    if low == high and without_width is not None:
+        return f" {without_width}"
     return f" [{low:{form}}, {high:{form}}]"
 
 

@@ -1,7 +1,7 @@
-"""Numbers that describe how representations change over the depth of a network.
+"""Depth profiles: numbers that describe how representations change over the layers of a network.
 
-They are computed from the layers' activations in the records, one number a run, and compared within
-pairs as all others.
+They are computed from metrics of the layers' activations in the records. Each run has one number,
+or, before training, one number per layer. They are compared within pairs, as metrics are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,22 +20,23 @@ from bnstudy.study.load.matrix import count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 
 SITE = "act"
-MIN_LAYERS = 3  # for a line
+MIN_LAYERS = 3  # for the numbers of a whole network
 TUNNEL_SHARE = 0.95  # of the last layer's probe accuracy
 
 
 def separation_slope(nc1: FloatArray) -> float:
-    """Compute the slope of log separation fuzziness over the layers' numbers.
+    """Compute the slope of log separation fuzziness over the numbers of the layers: 0, 1, 2, ...
 
-    The law of data separation (He and Su 2023, arXiv 2210.17020): D = tr(S_W S_B^+) falls by a
-    constant factor from layer to layer, so that log D is a line. `nc1` is D / number of classes.
+    The law of data separation (He and Su 2023, arXiv 2210.17020) states that the separation
+    fuzziness D = tr(S_W S_B^+) falls by a constant factor from layer to layer, so that log D falls
+    linearly. `nc1` is D / number of classes, which does not change the slope.
     """
-    return _line(nc1)[0]
+    return _fit_line(nc1)[0]
 
 
 def separation_r_squared(nc1: FloatArray) -> float:
     """Compute the share of the variance of log separation fuzziness that the line explains."""
-    return _line(nc1)[1]
+    return _fit_line(nc1)[1]
 
 
 def tunnel_start(linear_probe: FloatArray) -> float:
@@ -62,18 +63,19 @@ def orthogonality_gap(soft_rank: FloatArray, num_samples: FloatArray | float) ->
     return gap
 
 
-OF_THE_MODEL: dict[str, tuple[str, Callable[[FloatArray], float]]] = {
+# Each number of a whole network: the metric whose values by layer determine it, and its function.
+NETWORK_NUMBERS: dict[str, tuple[str, Callable[[FloatArray], float]]] = {
     "separation_slope": ("nc1", separation_slope),
     "separation_r_squared": ("nc1", separation_r_squared),
     "tunnel_start": ("linear_probe", tunnel_start),
 }
 
 
-class DepthNumbers(NamedTuple):
-    """Numbers of each run.
+class ProfileNumbers(NamedTuple):
+    """Numbers of the runs' depth profiles.
 
     Attributes:
-        keys: Table of the columns, as returned by `load_columns`.
+        keys: Table of the columns, as returned by `load_columns`; the metric is the number's name.
         values: Runs x columns.
     """
 
@@ -81,8 +83,8 @@ class DepthNumbers(NamedTuple):
     values: FloatArray
 
 
-def compute_depth_numbers(study: StudyRuns) -> DepthNumbers:
-    """Compute the numbers of all runs, as far as the metrics that they need were measured.
+def compute_profile_numbers(study: StudyRuns) -> ProfileNumbers:
+    """Compute the depth profiles of all runs, as far as the metrics that they need were measured.
 
     After the last epoch: `separation_slope`, `separation_r_squared` and `tunnel_start` of each
     network. Before training: `initial_rank` (`soft_rank`) and `initial_orthogonality_gap` of each
@@ -91,11 +93,11 @@ def compute_depth_numbers(study: StudyRuns) -> DepthNumbers:
     Args:
         study: Study whose runs are comparable.
     """
-    return _joined([*_numbers_of_models(study), *_numbers_of_layers(study)])
+    return _join([*_compute_network_numbers(study), *_compute_initial_numbers(study)])
 
 
-def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
-    """Compute paired differences in the numbers of `compute_depth_numbers`.
+def compute_profile_effects(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
+    """Compute paired differences in the numbers of `compute_profile_numbers`.
 
     Args:
         study: Study whose runs are comparable.
@@ -104,7 +106,7 @@ def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame
     Returns:
         Table as returned by `compute_effects`; empty if no metric that they need was measured.
     """
-    keys, values = compute_depth_numbers(study)
+    keys, values = compute_profile_numbers(study)
     if keys.empty:
         return pd.DataFrame()
     return compare_pairs(study, keys, partial(read_pairs, study, values), baseline)
@@ -113,10 +115,14 @@ def compute_depth(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame
 def compute_initial_layers(study: StudyRuns) -> pd.DataFrame:
     """Compute means over runs of rank and orthogonality gap of each layer before training.
 
+    Args:
+        study: Study whose runs are comparable.
+
     Returns:
-        One row per treatment, split, metric and place, with place_index, n, mean and sd.
+        One row per treatment, split, metric and place, with place_index, n, mean and sd; empty
+        if the rank was not measured before training.
     """
-    keys, values = _joined(list(_numbers_of_layers(study)))
+    keys, values = _join(list(_compute_initial_numbers(study)))
     if keys.empty:
         return pd.DataFrame()
     tables = []
@@ -133,61 +139,64 @@ def compute_initial_layers(study: StudyRuns) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _joined(parts: Sequence[DepthNumbers]) -> DepthNumbers:
+def _join(parts: Sequence[ProfileNumbers]) -> ProfileNumbers:
     if not parts:
-        return DepthNumbers(pd.DataFrame(), np.empty((0, 0)))
+        return ProfileNumbers(pd.DataFrame(), np.empty((0, 0)))
     keys = pd.concat([part.keys for part in parts], ignore_index=True)
-    return DepthNumbers(keys, np.concatenate([part.values for part in parts], axis=1))
+    return ProfileNumbers(keys, np.concatenate([part.values for part in parts], axis=1))
 
 
-def _numbers_of_models(study: StudyRuns) -> Iterator[DepthNumbers]:
+def _compute_network_numbers(study: StudyRuns) -> Iterator[ProfileNumbers]:
+    """Compute the numbers of each whole network after the last epoch."""
     keys, values = load_columns(study)
     counts = count_layers(study)
     if SITE not in counts:
         return
-    of_site = keys[(keys["site"] == SITE) & (keys["layers"] > 0)]
-    for name, (metric, function) in OF_THE_MODEL.items():
-        for split, columns in of_site[of_site["metric"] == metric].groupby("split", sort=False):
+    activations = keys[(keys["site"] == SITE) & (keys["layers"] > 0)]
+    for name, (metric, function) in NETWORK_NUMBERS.items():
+        measured = activations[activations["metric"] == metric]  # in the order of the layers
+        for split, columns in measured.groupby("split", sort=False):
             numbers = np.full((len(values), 1), np.nan)
-            for layers, group in columns.sort_values("place_index").groupby("layers"):
-                for run in np.flatnonzero(counts[SITE] == layers):
-                    numbers[run] = function(values[run, group.index])
+            for num_layers, layers in columns.groupby("layers"):
+                for run in np.flatnonzero(counts[SITE] == num_layers):
+                    numbers[run] = function(values[run, layers.index])
             key = {"split": split, "metric": name, "site": "", "layers": 0}
             place = {"place": WHOLE_MODEL, "place_index": 0}
-            yield DepthNumbers(pd.DataFrame([key | place]), numbers)
+            yield ProfileNumbers(pd.DataFrame([key | place]), numbers)
 
 
-def _numbers_of_layers(study: StudyRuns) -> Iterator[DepthNumbers]:
+def _compute_initial_numbers(study: StudyRuns) -> Iterator[ProfileNumbers]:
+    """Compute the numbers of each layer before training."""
     keys, values = load_columns(study, every="epoch")
-    chosen = keys[
+    rank_keys = keys[
         (keys["epoch"] == 0)
         & (keys["metric"] == "soft_rank")
         & (keys["site"] == SITE)
         & (keys["place_index"] > 0)
     ]
-    if chosen.empty:
+    if rank_keys.empty:
         return
-    ranks = values[:, chosen.index]
-    sizes = np.array(
+    ranks = values[:, rank_keys.index]
+    num_samples = np.array(
         [
-            [_probe_size(probe, split) for split in chosen["split"]]
+            [_read_probe_size(probe, split) for split in rank_keys["split"]]
             for probe in study.results["probe"]
         ]
     )
-    chosen = chosen.drop(columns="epoch").reset_index(drop=True)
-    yield DepthNumbers(chosen.assign(metric="initial_rank"), ranks)
-    gaps = orthogonality_gap(ranks, sizes)
-    yield DepthNumbers(chosen.assign(metric="initial_orthogonality_gap"), gaps)
+    keys = rank_keys.drop(columns="epoch").reset_index(drop=True)
+    yield ProfileNumbers(keys.assign(metric="initial_rank"), ranks)
+    gaps = orthogonality_gap(ranks, num_samples)
+    yield ProfileNumbers(keys.assign(metric="initial_orthogonality_gap"), gaps)
 
 
-def _probe_size(probe: str, split: str) -> float:
+def _read_probe_size(probe: str, split: str) -> float:
     """Read the number of samples of a split from a description such as "2000 train + 1000 test"."""
     sizes = dict(part.split()[::-1] for part in probe.split(" + ") if part)
     return float(sizes.get(split, np.nan))
 
 
-def _line(nc1: FloatArray) -> tuple[float, float]:
-    """Fit a line to log nc1 over the layers' numbers: slope and R squared."""
+def _fit_line(nc1: FloatArray) -> tuple[float, float]:
+    """Fit a line to log nc1 over the numbers of the layers; return its slope and R squared."""
     if len(nc1) < MIN_LAYERS or not (np.isfinite(nc1) & (nc1 > 0)).all():
         return np.nan, np.nan
     if np.ptp(nc1) == 0:

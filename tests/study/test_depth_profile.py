@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.depth import (
+from bnstudy.study.depth_profile import (
     orthogonality_gap,
     separation_r_squared,
     separation_slope,
@@ -61,7 +61,7 @@ def test_they_are_paired_and_shown(studies: Studies) -> None:
         }
         studies.add(norm, seed, layers=layers)
     analysis = Analysis(load(studies.folder))
-    table = analysis.depth.set_index(["metric", "place_index"])
+    table = analysis.profile_effects.set_index(["metric", "place_index"])
     slope = table.loc[("separation_slope", 0)]
     assert slope["difference"] == pytest.approx(-0.4, abs=0.02)
     assert (slope["n"], slope["p"]) == (6, 2**-5)
@@ -85,5 +85,5 @@ def test_without_the_metrics_there_is_nothing(studies: Studies) -> None:
     for norm in ("none", "batchnorm"):
         studies.add(norm, layers={"silhouette": [0.1, 0.2, 0.3]})
     analysis = Analysis(load(studies.folder))
-    assert analysis.depth.empty
+    assert analysis.profile_effects.empty
     assert "Over depth" not in render_page(analysis)
