@@ -174,8 +174,8 @@ def trust(targets: Iterable[str]) -> None:
     """Allow records to name some classes and functions, until the end of this process.
 
     Args:
-        targets: Full names of classes and functions, such as `mypackage.nets.Net`. Each allows
-            only itself: a module would allow all that it has imported.
+        targets: Full names of classes and functions, such as `mypackage.nets.Net`. Only these exact
+            names are allowed. To trust a module would also allow everything that it imports.
     """
     _trusted.update(targets)
 
@@ -216,9 +216,10 @@ def _require_trusted(node: Any, path: str, provided: Collection[str] = ()) -> No
             is_provided = isinstance(target, str) and target in provided
             if TARGET in node and not is_trusted and not is_provided:
                 raise UserError(
-                    f"{path}.{TARGET}={target}: a record's configuration does not run code that "
-                    "this command does not name\n"
-                    f"If you know that code, and trust the record, add --trust {target}"
+                    f"{path}.{TARGET}={target}: a record may only run code that your command "
+                    "names\n"
+                    f"If you know that code and trust the record, add --trust {target} to "
+                    "bnstudy.measure, or repeat the bnstudy.train command that began the run"
                 )
             for key, value in node.items():
                 if not is_trusted and key != TARGET and _is_hydra_key(key):
@@ -232,7 +233,7 @@ def _require_trusted(node: Any, path: str, provided: Collection[str] = ()) -> No
                 _require_trusted(value, f"{path}.{index}")
         case str() if "${" in node:
             raise UserError(
-                f"{path}={node}: a record has values, and no ${{...}} to be filled in here\n"
+                f"{path}={node}: bnstudy records values, and no interpolations such as ${{...}}\n"
                 "The record was not written by bnstudy; do not use it"
             )
 

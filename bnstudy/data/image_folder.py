@@ -103,12 +103,12 @@ class ImageFolder(ImageDataModule):
         make_folder("data.cache", self.cache)
         self._files_identity = identity = identify_images(tree, self.cache, self.image_size)
         assert identity is not None
-        with locked(identity.copy_path.with_suffix(".lock")) as is_locked:
+        with locked(identity.copy_path.with_suffix(".lock")) as has_lock:
             copy = MappedImages(identity.copy_path)
             images = copy.load()
             if images is None:
-                if is_locked:
-                    remove_leftovers(copy.pixels)  # of a process that was killed: gigabytes
+                if has_lock:  # not in a read-only folder
+                    remove_leftovers(copy.pixels)  # files of a killed process may be gigabytes
                 self._decode(tree, copy)
                 images = copy.load()
                 if images is None:
@@ -116,7 +116,7 @@ class ImageFolder(ImageDataModule):
         return images
 
     def files_identity(self) -> FilesIdentity | None:
-        """Return the identity of the image files before they were read; None before `load`."""
+        """Return the identity that `load` found before it read the files; None before `load`."""
         return self._files_identity
 
     def _decode(self, tree: ImageTree, copy: MappedImages) -> None:

@@ -17,7 +17,8 @@ CACHE_NUMEL = 2**18  # values, small enough for the processor's cache
 DIAGONAL_ROWS = 125  # rows of a block on the diagonal, of which only the upper half is needed
 DISTANCE_ROWS = 1000  # rows of squared distances that are computed at once
 MIRROR_ROWS = 250  # rows that are mirrored at once
-# Squared distances below this many resolutions x error scales are computed from differences.
+# A squared distance is computed again, from the difference of the two samples, if it is below this
+# ratio x resolution x error scale.
 MIN_RELIABLE_RATIO = 1e4
 MIN_VARIANCE = 1e-27  # relative to the squared mean of a channel; rounding error below it
 
@@ -230,7 +231,8 @@ class ClassSums(Sums):
             C.
         class_mean_distances_squared: Squared distances of class means; 0 if below the rounding
             error: float64, C x C.
-        are_means_reliable: Whether the class means are far enough apart for float32.
+        are_means_reliable: Whether the class means are far enough from each other, and from the
+            mean of all samples, for float32.
         residuals_dot_global_mean: Inner products of residuals and the mean of all samples: float64,
             N.
         class_means_dot_global_mean: Inner products of centred class means and the mean of all
@@ -328,14 +330,14 @@ class ClassSums(Sums):
 
     def finish(self) -> None:
         """Compute the distances between class means and release the working memory."""
-        # Means and their products are float64, but the averaged values may be float32.
+        # residual_norms_squared may be float32; the products of means are float64.
         mean_squares = self._average_by_class(self.residual_norms_squared[:, None])
         mean_squares = mean_squares.squeeze(1).double()
         norms_squared = self.class_means_gram.diagonal()
         rounding = MIN_DISTANCE * mean_squares + 10 * torch.finfo(torch.float64).eps * norms_squared
         distances_squared = norms_squared[:, None] + norms_squared - 2 * self.class_means_gram
-        # Kept without the threshold that is applied below, which can exceed the distances between
-        # samples.
+        # `cross_terms` needs these without the threshold below, because the threshold can exceed
+        # the squared distance of two samples.
         self._raw_class_mean_distances_squared = distances_squared.clamp_min(0).fill_diagonal_(0)
         is_zero = distances_squared <= rounding[:, None] + rounding
         distances_squared = distances_squared.masked_fill_(is_zero, 0).fill_diagonal_(0)
@@ -351,7 +353,7 @@ class ClassSums(Sums):
 
     @cached_property
     def cross_terms(self) -> Tensor:
-        """Terms u_ib of the formula above: N x C, 0 if b is the sample's own class."""
+        """Terms u_ib of the formula in the docstring of `ClassSums`: N x C."""
         own = self.residuals_dot_class_means.gather(1, self.classes.index[:, None])
         distances_squared = self._raw_class_mean_distances_squared[self.classes.index]
         differences = own - self.residuals_dot_class_means
@@ -359,7 +361,10 @@ class ClassSums(Sums):
 
     @cached_property
     def error_scales(self) -> Tensor:
-        """Terms v_ib whose sum v_ib + v_ja scales the rounding error of |x_i - x_j|^2: N x C."""
+        """Terms v_ib of the error scale: N x C.
+
+        The rounding error of |x_i - x_j|^2 is proportional to resolution x (v_ib + v_ja).
+        """
         own = self.classes.index[:, None]
         mean_norms = self.class_means_gram.diagonal().sqrt()
         between = self.class_mean_distances_squared[self.classes.index] / 2
@@ -378,17 +383,19 @@ class ClassSums(Sums):
 class Products(ClassSums):
     """Class means and residuals, with the inner products of all residuals.
 
-    These inner products are the only N x N x D product of a layer.
+    Of all sums, only these inner products take a time that grows with N x N x D. They are computed
+    once for a layer, and again only if a metric needs a higher precision.
 
     Args:
         shape: Numbers of samples, of channels, and of positions per channel.
         classes: Classes of the samples.
         dtype: Type of the residuals and their products, float32 or float64.
-        multiplication: Kind of multiplication of the residuals.
+        multiplication: How residuals are multiplied: `FLOAT32`, or `SPLIT` into two parts in
+            bfloat16; see `precision`.
 
     Attributes:
         residuals_gram: Inner products of the residuals, of type `dtype`: N x N, symmetric.
-        multiplication: Kind of multiplication of the residuals.
+        multiplication: How residuals are multiplied.
     """
 
     def __init__(
@@ -424,8 +431,8 @@ class Products(ClassSums):
     def gram(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Compute the inner products of the centred samples: N x N, symmetric.
 
-        With h_ib = r_i m_b + m_a m_b / 2, the inner product of samples i and j of the classes a and
-        b is r_i r_j + h_ib + h_ja.
+        The inner product of samples i and j of the classes a and b is r_i r_j + h_ib + h_ja, with
+        h_ib = r_i m_b + m_a m_b / 2 and the centred class means m_a and m_b.
         """
         terms = self.residuals_dot_class_means + self.class_means_gram[self.classes.index] / 2
         terms, membership = terms.to(dtype), self.classes.membership.to(dtype)

@@ -30,8 +30,8 @@ class Record:
     Attributes:
         paths: Files of the cell.
         table: Long table of the run.
-        has_unreplaced_result: Whether the folder still has the result of an earlier, finished run,
-            which this run will replace with its first number. Until then, `save` does nothing.
+        has_unreplaced_result: Whether the folder still has the result of an earlier, finished run.
+            This run removes it when its first value is written; until then, `save` does nothing.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Record:
         return self.description.data
 
     def checkpoints(self) -> dict[int, Path]:
-        """Find the saved weights by epoch, including those of the last epoch."""
+        """Find the saved weights by epoch; for a finished run, with those of the last epoch."""
         kept = self.paths.checkpoints()
         # The user's own training loop saves no last.ckpt.
         if self.is_finished and self.paths.last_checkpoint.exists():
@@ -307,22 +307,21 @@ class Record:
         return record
 
     def _repair_table(self) -> None:
-        """Make the table's files match the status: parts before the end, the whole table after.
+        """Rename a damaged table of a finished run, or of one whose run.json was lost.
 
-        A damaged table is renamed. If run.json was lost, the status is None; an intact table is
-        then split into its parts, from which the run resumes.
+        If run.json was lost, an intact table is split into its parts, from which the run resumes.
         """
-        is_new = self.description.status is None
-        if not is_new and self.description.status not in FINISHED:
+        has_no_status = self.description.status is None  # new, or run.json was lost
+        if not has_no_status and self.description.status not in FINISHED:
             return
         if damage := self.table.find_damage():
             self.set_aside(self.paths.table, damage)
-        elif is_new:
+        elif has_no_status:
             self.table.split_into_parts()
 
 
 class Observer(Record):
-    """Record for all but the first process of a distributed run, which write no file."""
+    """Record in those processes of a distributed run that write no files: all but the first."""
 
     @classmethod
     @contextmanager

@@ -21,7 +21,8 @@ from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.uncertainty import compute_two_source_intervals
 
-MAX_AXES = 3  # axes at whose values, and combinations of values, effects are also computed
+# Effects are also computed at each value, and each combination of values, of so many axes.
+MAX_AXES = 3
 
 
 class Analysis:
@@ -91,7 +92,7 @@ class Analysis:
 
     @cached_property
     def mixed_depths(self) -> list[int]:
-        """Depths of the networks if their numbers of layers differ; otherwise empty."""
+        """Depths of the networks; empty if all have as many layers, or if depth is not an axis."""
         keys = load_columns(self.study)[0]
         has_relative_depths = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
         if not has_relative_depths or "depth" not in self.axes:
@@ -151,12 +152,12 @@ class Analysis:
 
     @cached_property
     def equal_training(self) -> dict[str, pd.DataFrame]:
-        """Effects at equal training loss and at equal accuracy; see `compute_equal_training`."""
+        """Effects at equal training loss and accuracy; see `compute_equal_training`."""
         return {name: compute_equal_training(self.study, name, self.baseline) for name in CRITERIA}
 
     @cached_property
     def profile_effects(self) -> pd.DataFrame:
-        """Effects on the numbers of depth profiles; see `compute_profile_effects`."""
+        """Effects on slope, fit and tunnel of depth profiles; see `compute_profile_effects`."""
         return compute_profile_effects(self.study, self.baseline)
 
     @cached_property

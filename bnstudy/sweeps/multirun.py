@@ -57,7 +57,8 @@ class _SweepCell:
     Attributes:
         cell: Cell of the grid.
         record: Record of the cell, as `read_record` returns it.
-        state: State of the cell; if `should_redo`, the state after its results were removed.
+        state: State of the cell; if `should_redo`, the state that lets it run: `to run` or `to
+            resume`.
         should_redo: Whether the option `redo` selects the cell.
     """
 
@@ -88,7 +89,9 @@ QUEUED = Unfinished("queued", "its detached job waits in the queue; scancel woul
 
 
 def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
-    """Run the unfinished cells of a grid, then print the results of their studies.
+    """Run the cells of a grid that are not complete, then print the results of their studies.
+
+    A detached launcher only submits the jobs.
 
     Args:
         cells: Cells of the grid.
@@ -98,11 +101,13 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
-        UserError: Cells are not finished, the data are missing or have changed since a cell was
-            trained, or the name of a study is not allowed.
+        UserError: Cells that were launched, or that run elsewhere or are queued, are not finished;
+            the data are missing or have changed since a cell was trained; or the name of a study is
+            not allowed.
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
-        validate({"study": study, "output_root": root})  # else Hydra would write elsewhere
+        # A study's name with a slash would make Hydra write outside of the output folder.
+        validate({"study": study, "output_root": root})
     # Different overrides can result in the same configuration.
     cells = list({cell.folder: cell for cell in cells}.values())
     sweep_cells = _read_cells(cells, redo)
@@ -291,6 +296,8 @@ def _run(cells: Sequence[Cell], launcher: Launcher) -> dict[Path, Unfinished]:
 
     Raises:
         UserError: The launcher started no cell.
+        Exception: The launcher's own error if it started no cell, and the error is a known mistake
+            of the user's.
     """
     unfinished: dict[Path, Unfinished] = {}
     for launched in range(MAX_LAUNCHES):

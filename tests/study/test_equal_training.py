@@ -25,7 +25,7 @@ FAST, SLOW = [2.0, 1.0, 0.5, 0.25, 0.2, 0.1], [2.0, 1.5, 1.2, 1.0, 0.8, 0.6]
 def add_run(
     studies: Studies, norm: str, seed: int, losses: list[float], values: list[float], **options: str
 ) -> None:
-    """Add a run with a silhouette at each epoch, and an accuracy that falls with the loss."""
+    """Add a run with a silhouette at each epoch, and accuracies that rise as the loss falls."""
     curves = {
         ("probe_loss", "train"): losses,
         ("probe_accuracy", "train"): [1 - loss / 2 for loss in losses],
@@ -125,7 +125,7 @@ def test_runs_recorded_without_steps_are_compared_by_their_epochs(
     assert Analysis(study).averages_by_step.empty  # nothing was measured within an epoch
 
 
-def test_epochs_do_not_replace_single_steps_of_a_run(
+def test_rows_without_a_step_are_at_step_0_if_other_rows_have_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -154,7 +154,7 @@ def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
     )
     assert set(compute_averages(study, every="epoch")["epoch"]) == {0, 5}
     analysis = Analysis(study)
-    assert embed_numbers(analysis)["steps"]["steps"] == [1, 2, 4, 50]
+    assert embed_numbers(analysis)["steps"]["steps"] == [1, 2, 4, 50]  # a logarithm of 0 is none
     assert set(analysis.effects_by_step["step"]) == {0, 1, 2, 4, 50}
     (ax,) = Plot(analysis).steps("silhouette").axes
     assert ax.get_xscale() == "log"
@@ -190,7 +190,7 @@ def test_the_verdict_says_why_test_accuracy_is_not_compared(
     )
 
 
-def test_networks_that_were_trained_before_have_no_equal_training(studies: Studies) -> None:
+def test_pretrained_networks_have_no_equal_training(studies: Studies) -> None:
     for norm in ("batchnorm", "none"):
         studies.add(
             norm, 0, layers={("silhouette", 0): [0.1]}, curves={("probe_loss", "train"): [0.5]}

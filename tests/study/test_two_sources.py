@@ -92,5 +92,5 @@ def test_a_planted_study_says_which_source_dominates(studies: Studies) -> None:
     width = table["high"] - table["low"]
     assert width["silhouette"] > 5 * width["nc1"]
     text = "\n".join(compose_verdict(analysis))
-    assert "The samples are the larger source for 1 of these 2 differences, the runs for 1." in text
+    assert "The samples are the larger source of uncertainty for 1, the runs for 1." in text
     assert "Intervals over runs and samples" in render_page(analysis)

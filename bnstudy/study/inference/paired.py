@@ -77,9 +77,10 @@ def paired_test(
     two means, and the ends of the interval are quantiles of these means (subset means, as in
     Hartigan 1969, doi:10.1080/01621459.1969.10501057).
 
-    If all differences are equal to d, the interval is that point: for any other v, every flip moves
-    the mean of d - v closer to 0. If all are 0, p is 1. With fewer than 6 pairs, equal differences
-    have neither p nor interval, because their standard deviation is 0.
+    If all differences are equal to d, the interval is that point: for any other v, every flip of
+    some but not all pairs moves the mean of d - v closer to 0. If all are 0, p is 1. With fewer
+    than 6 pairs, equal differences have neither p nor interval, because their standard deviation is
+    0.
 
     Args:
         differences: Pairs x comparisons.
@@ -109,7 +110,8 @@ def paired_test(
     noise = np.broadcast_to(noise, n.shape)
     is_flipped = n >= min_pairs_to_flip
     is_exact = is_flipped & (n <= max_pairs_exact)
-    # All flips are listed for the pairs of a comparison; random flips are drawn once for all pairs.
+    # All flips: of exactly the pairs that a comparison has, so comparisons with the same pairs form
+    # a sample. Random flips: drawn once for all pairs, of which some may be missing.
     samples = [
         (columns, differences[np.ix_(rows, columns)])
         for rows, columns in patterns(known & is_exact)
@@ -217,7 +219,7 @@ def _test_by_flips(
         results[0, columns] = below[:, min_flips - 1]
         results[1, columns] = above[:, num_flips - min_flips]
     low, high, p = results
-    for end in (low, high):  # means that count as 0 for p are ends at 0
+    for end in (low, high):  # as for p, a mean within the noise counts as 0
         end[np.abs(end) <= noise] = 0
     return low, high, p
 

@@ -58,7 +58,7 @@ def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
     assert "Student" not in text
     assert "After adjustment for 2 tests, this difference remains significant." in text
     assert "6 pairs, p = 0.0312, adjusted p = 0.0312 (2 tests)." in text
-    assert "The smallest p that it can give with 6 pairs is 0.0312." in text
+    assert "The smallest p that they can give with 6 pairs is 0.0312." in text
     assert (
         "After adjustment for 2 tests (all metrics and layers of the train split), 1 of the 2 "
         "differences between BatchNorm and no normalization is significant." in text

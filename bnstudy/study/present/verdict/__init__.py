@@ -47,7 +47,7 @@ def compose_verdict(analysis: Analysis) -> list[str]:
         table = known[known["treatment"] == treatment]
         sentences += describe_comparison(study, treatment, baseline, table)
         sentences += describe_equal_training(analysis, treatment)
-        sentences += describe_two_sources(analysis.two_source_intervals, treatment)
+        sentences += describe_two_sources(analysis.two_source_intervals, treatment, baseline)
         sentences += describe_depth(analysis.profile_effects, treatment, baseline)
     return [
         *sentences,
@@ -64,17 +64,18 @@ def _explain_tests(effects: pd.DataFrame) -> Iterator[str]:
         f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
         f"brackets. A difference is significant if p ≤ {SIGNIFICANCE_LEVEL:.2g}, and significant "
         f"after adjustment if adjusted p ≤ {SIGNIFICANCE_LEVEL:.2g}. The adjusted p accounts for "
-        "all tests of a family; their number is in parentheses. A family contains the tests of "
-        "all treatments in one of four groups: accuracy and loss; the metrics of layers on one "
-        "split; what callbacks record in the layers on one split; all other values of the whole "
-        "network. The comparisons at equal training, over depth and with regularizers have "
-        "families of their own."
+        "all tests of a family; their number is in parentheses. All treatments together have one "
+        "family for accuracy and loss; one per split for the metrics of layers; one per split for "
+        "what callbacks record in layers; and one for all other values of the whole network. The "
+        "comparisons at equal training, over depth and with regularizers have families of their "
+        "own."
     )
     flipped = effects[effects["test"] == SIGN_FLIPS]
     if len(flipped):
         yield (
             f"Where at least {MIN_PAIRS_TO_FLIP} pairs have a value, p is from the two-sided "
-            "sign-flip test. The smallest p that it can give with "
+            "sign-flip test. The adjusted p is from the same sign flips, by Westfall and Young's "
+            "max-T, and can therefore be equal to p. The smallest p that they can give with "
             f"{flipped['n'].max()} pairs is {format_p(flipped['smallest_p'].min())}."
         )
 

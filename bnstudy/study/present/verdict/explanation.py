@@ -100,7 +100,7 @@ def _describe_information(rows: Sequence[Any]) -> str:
     if not rows:
         return ""
     above = [row for row in rows if row.cmi > row.cmi_null]
-    percentile = "above the 95th percentile under random permutation"
+    percentile = "above the 95th percentile for runs in random order"
     information = f"The conditional mutual information of {rows[0].metric} and test accuracy"
     if len(rows) == 1:
         return (

@@ -141,12 +141,13 @@ def _describe_change(last_epoch: str, equal_training: str, names: Sequence[str])
     return f"{differences} ({last_epoch} after the last epoch) {verb} the opposite sign."
 
 
-def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
+def describe_two_sources(table: pd.DataFrame, treatment: str, baseline: str) -> Iterator[str]:
     """Describe how many intervals over both sources exclude 0, and which source is larger.
 
     Args:
         table: `Analysis.two_source_intervals`.
         treatment: Treatment that is compared with the baseline.
+        baseline: Treatment to compare with.
     """
     if table.empty:
         return
@@ -156,11 +157,11 @@ def describe_two_sources(table: pd.DataFrame, treatment: str) -> Iterator[str]:
     dominated = int((table["sample_share"] > 1 / 2).sum())
     excludes_0 = int(((table["low"] > 0) | (table["high"] < 0)).sum())
     yield (
-        "Two sources of uncertainty: if the uncertainty from the choice of probe samples is "
-        f"included, the intervals of {excludes_0} of {len(table)} differences between "
-        f"{in_words(treatment)} and the baseline (over all metrics, layers and splits) exclude 0. "
-        "The samples are the larger source for "
-        f"{dominated} of these {len(table)} differences, the runs for {len(table) - dominated}."
+        f"Two sources of uncertainty: {len(table)} differences between {in_words(treatment)} and "
+        f"{in_words(baseline)} were also measured on parts of the probe sets. If the uncertainty "
+        f"from the choice of probe samples is included, the intervals of {excludes_0} of these "
+        f"exclude 0. The samples are the larger source of uncertainty for {dominated}, the runs "
+        f"for {len(table) - dominated}."
     )
 
 
