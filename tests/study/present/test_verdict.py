@@ -315,8 +315,8 @@ def test_of_many_layers_all_with_the_largest_coefficient_are_named() -> None:
         "block02 and block07, +0.80 in block04, and smaller in absolute value in the other 4 "
         "layers. A coefficient without brackets has no confidence interval. Kendall's tau over all "
         "runs is -0.40 in block02 and block07, +0.40 in block04. The conditional mutual "
-        "information of nc1 and test accuracy is above the 95th percentile under random "
-        "permutation in 2 of these 3 layers (block04: 0.400 > 0.200, block07: 0.700 > 0.200)."
+        "information of nc1 and test accuracy is above the 95th percentile for runs in "
+        "random order in 2 of these 3 layers (block04: 0.400 > 0.200, block07: 0.700 > 0.200)."
     )
 
 
