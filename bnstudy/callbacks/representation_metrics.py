@@ -49,9 +49,10 @@ class RepresentationMetrics(L.Callback):
             layer).
         every_n_epochs: Interval n; epoch 0 (before training), every n-th epoch and the last one are
             measured.
-        at_steps: Training steps after which to measure too, within an epoch; `log2` for the powers
-            of 2 within the first epoch. Normalization layers then have the running statistics of
-            `calibration`, because early in training their own are close to the initial values.
+        at_steps: Steps, counted over the whole training, after which to measure as well, except
+            those that end an epoch; `log2` for the powers of 2 within the first epoch.
+            Normalization layers then have the running statistics of `calibration`, because early in
+            training their own are close to the initial values.
         folds: Number of class-balanced parts of each probe set that are measured as well after the
             last epoch; 0 for none. Metrics of distances are computed from blocks of the Gram
             matrix, others from the activations if these are in memory; metrics that run the network
@@ -110,8 +111,8 @@ class RepresentationMetrics(L.Callback):
         self._is_last_epoch = False
         self.seconds = 0.0
         self.precisions: dict[str, set[str]] = {}
-        # The latest epoch, if `on_train_end` has to measure it, because it was not measured or only
-        # without folds.
+        # The latest epoch, if `on_train_end` must still measure it because it was not measured, or
+        # was measured without folds. Otherwise None.
         self._epoch_to_measure_at_end: int | None = None
         self._latest_step = -1  # latest step that was measured within an epoch, or ended an epoch
         self._warned_reasons: set[str] = set()

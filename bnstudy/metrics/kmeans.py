@@ -38,14 +38,15 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
         Cluster of each sample, for each k: int64, N.
     """
     generator = generator_for("k-means")
-    initial = torch.stack(  # clusters by nearest centre: ks x restarts x N
+    # Clusters by the nearest of the first k centres, for k = 1 to max(ks): max(ks) x restarts x N.
+    initial = torch.stack(
         [_choose_centres(squared_distances, max(ks), generator) for _ in range(restarts)], 1
     )
     results = []
     for group in _group(ks, restarts * len(squared_distances)):
         starts = torch.cat([initial[k - 1] for k in group])
-        clusters, spreads = lloyd(squared_distances, starts, max(group))
-        best = spreads.view(len(group), restarts).argmin(1)
+        clusters, inertias = lloyd(squared_distances, starts, max(group))
+        best = inertias.view(len(group), restarts).argmin(1)
         results += list(clusters.view(len(group), restarts, -1)[range(len(group)), best])
     return results
 
@@ -57,7 +58,7 @@ def _group(ks: Sequence[int], numel: int) -> Iterator[list[int]]:
 
     Args:
         ks: Numbers of clusters.
-        numel: Number of values per clustering and cluster.
+        numel: Number of values per k and cluster: restarts x N.
     """
     group: list[int] = []
     for k in ks:
@@ -69,7 +70,7 @@ def _group(ks: Sequence[int], numel: int) -> Iterator[list[int]]:
 
 
 def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Run Lloyd's algorithm from given clusters until no sample moves.
+    """Run Lloyd's algorithm from given clusters until no sample moves, or `MAX_ITERATIONS` times.
 
     Args:
         squared_distances: Squared distances between N samples: N x N, symmetric.
@@ -79,10 +80,11 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
 
     Returns:
         Final clusters of each start: int64, starts x N; and the sum of the samples' squared
-        distances to their cluster means: float64, starts.
+        distances to the nearest cluster means, as they are before the last iteration's moves:
+        float64, starts.
     """
     final = clusters.clone()
-    spreads = clusters.new_empty(len(clusters), dtype=torch.float64)
+    inertias = clusters.new_empty(len(clusters), dtype=torch.float64)
     active = torch.arange(len(clusters), device=clusters.device)
     clusters = clusters.clone()
     start, sample = torch.ones_like(clusters).nonzero(as_tuple=True)
@@ -98,7 +100,7 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
         # An empty cluster is infinitely far away.
         offset = torch.where(sizes > 0, -spread, math.inf)
         to_means = (sums_by_start / sizes.clamp_min(1)[:, :, None]).add_(offset[:, :, None])
-        nearest = to_means.amin(1)  # much faster than argmin, needed only for moved samples
+        nearest = to_means.amin(1)  # much faster than argmin, which only moved samples need
         is_moved = to_means.gather(1, clusters[:, None]).squeeze(1) > nearest
         start, sample = is_moved.nonzero(as_tuple=True)
         before = clusters[start, sample]
@@ -107,7 +109,7 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
         is_done = ~is_moved.any(1) | (iteration == MAX_ITERATIONS - 1)
         if is_done.any():
             final[active[is_done]] = clusters[is_done]
-            spreads[active[is_done]] = nearest[is_done].double().sum(1)
+            inertias[active[is_done]] = nearest[is_done].double().sum(1)
             if is_done.all():
                 break
             active, clusters = active[~is_done], clusters[~is_done]
@@ -117,7 +119,7 @@ def lloyd(squared_distances: Tensor, clusters: Tensor, k: int) -> tuple[Tensor, 
         bags = start * k
         sums += _sum_rows(squared_distances, sample, bags + after, len(sums))
         sums -= _sum_rows(squared_distances, sample, bags + before, len(sums))
-    return final, spreads
+    return final, inertias
 
 
 def _sum_rows(matrix: Tensor, rows: Tensor, bags: Tensor, count: int) -> Tensor:
@@ -131,7 +133,8 @@ def _choose_centres(squared_distances: Tensor, k: int, generator: torch.Generato
     """Choose k centres by greedy k-means++, each as the best of a few random candidates.
 
     Returns:
-        Number of the nearest of the first 1, 2, ..., k centres to each sample: int64, k x N.
+        Number (from 0) of the centre nearest to each sample, among the first 1, 2, ..., k centres:
+        int64, k x N.
     """
     count = len(squared_distances)
     num_candidates = 2 + int(math.log(k))

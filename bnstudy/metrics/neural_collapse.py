@@ -146,5 +146,5 @@ def ncc_agreement(layer: Layer) -> float:
         raise NotApplicable("the network's output is not one logit per class")
     if not logits.isfinite().all():
         raise Undefined("a logit is not finite")
-    nearest = layer.class_labels[layer.nearest_class_means]
+    nearest = layer.class_labels[layer.nearest_mean_classes]
     return (nearest == logits.argmax(1)).double().mean().item()

@@ -35,7 +35,8 @@ C = TypeVar("C", bound=ClassSums)
 Blocks = Iterable[tuple[Tensor, int]]
 
 NUM_NEIGHBOURS = 10
-# Upper bound of the rounding error of a squared distance, in units of resolution x error scale.
+# Upper bound of the rounding error of a squared distance, in units of resolution x error scale; see
+# `ClassSums.error_scales`.
 ERROR_FACTOR = 4
 # If more pairs than this share of N x N need exact distances, float64 inner products are used
 # instead of pairwise differences.
@@ -64,8 +65,8 @@ class Layer:
     Intermediate results are computed on first use and cached, so that no two metrics pass over the
     activations for the same purpose or compute the same distances.
 
-    Distances between the activations, converted to float32, have a relative error of about 1e-4 at
-    any scale. The only N x N x D product is that of the *residuals*, the differences between
+    Distances are those of the activations converted to float32. Their relative error is about 1e-4
+    at any scale. The only N x N x D product is that of the *residuals*, the differences between
     samples and their class means (see `ClassSums`), which avoids cancellation in tight classes. If
     samples are much closer to each other than to their class mean, rounding could still affect
     their distance, and it is computed from their difference. If many pairs are that close, all
@@ -80,7 +81,8 @@ class Layer:
         tap: Place of the layer in its network.
         network: Network around the layer, for the metrics that use it.
         precision: Precision of the operands of the N x N x D product: `float32`; `auto` for the
-            fastest multiplication that is about as exact; or `bfloat16x3`, also where it is slower.
+            fastest multiplication that is about as exact; or `bfloat16x3`, even where it is slower.
+            Layers with fewer than 1,000 units always use float32.
 
     Example:
         >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
@@ -167,6 +169,7 @@ class Layer:
     def blocks(self) -> Iterator[tuple[Tensor, int]]:
         """Yield the activations of a few channels at a time, and the index of the first one."""
         in_memory = [] if self.activations is None else [(self.activations, 0)]
+        # Half of BLOCK_NUMEL, because sums in float64 copy each block to float64.
         at_once = max(1, BLOCK_NUMEL // (2 * max(1, self.num_samples * self.num_positions)))
         for values, first in self._read_again() if self._read_again else in_memory:
             for block in values.split(at_once, dim=1):
@@ -198,7 +201,7 @@ class Layer:
         """Read the activations and sum them up."""
         shape = (self.num_samples, self.num_channels, self.num_positions)
         sums = kind(shape, self._classes, **options)
-        if self.activations is None or "dtype" in options:
+        if self.activations is None or "dtype" in options:  # sums in float64 need small blocks
             for block, first in self.blocks():
                 sums.add_all(block, first)
         else:
@@ -315,7 +318,7 @@ class Layer:
         return (between + within).item() / self.num_samples
 
     @property
-    def nearest_class_means(self) -> Tensor:
+    def nearest_mean_classes(self) -> Tensor:
         """Class whose mean is nearest to each sample: int64, N."""
         sums = self.precise_class_sums
         squared = sums.squared_distances_to_means
@@ -432,9 +435,9 @@ class Layer:
         rows = rows[:, None]
         scales = sums.error_scales
         scale = scales[rows, self.classes[columns]] + scales[columns, self.classes[rows]]
-        # Squared distances below MIN_RELIABLE_RATIO x resolution x scale are exact, because they
-        # were computed from differences. Half of this limit leaves a margin, as the limit may
-        # have been rounded differently there.
+        # Squared distances below MIN_RELIABLE_RATIO x resolution x scale were computed again, with
+        # hardly any error. Only those below half of this limit count as exact here, because
+        # `Products.squared_distances` may have rounded the limit differently.
         is_exact = squared < MIN_RELIABLE_RATIO / 2 * sums.product_resolution * scale
         error = torch.where(is_exact, 0, ERROR_FACTOR * sums.product_resolution * scale)
         error = error + torch.finfo(torch.float32).eps * squared

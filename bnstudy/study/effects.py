@@ -113,9 +113,9 @@ def compute_effects(
           diverged: number of pairs with a diverged run;
         - baseline_mean, treatment_mean; difference: mean difference within pairs;
         - low, high, p, smallest_p, test: results of `paired_test`;
-        - p_adjusted: p adjusted for all tests of a family, by max-T, or by Holm's method if no
-          comparison has enough pairs for sign flips; at least p; family: number of tests in the
-          family;
+        - p_adjusted: p adjusted for all tests of a family, never smaller than p: by max-T, or by
+          Holm's method if no comparison has enough pairs for sign flips;
+        - family: number of tests in the family;
         - cohens_d, rank_biserial: effect sizes; NaN with fewer than 3 pairs;
         - pairs_needed: number of pairs needed to detect a difference of this size;
         - probability, probability_low, probability_high: probability that a run of the treatment
@@ -230,7 +230,8 @@ def iterate_comparisons(
 
     Yields:
         Labels of the comparison (point, treatment and baseline), rows of the treatment's and the
-        baseline's runs, and a mask of the columns that all runs at the point share.
+        baseline's runs, and a mask of the columns that all runs at the point share and that are
+        meaningful for both treatments; all False without pairs.
     """
     shared_by_row: dict[int, Mask] = {}
     for rows, columns in _group_points(study, keys, by):

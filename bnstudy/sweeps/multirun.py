@@ -17,8 +17,8 @@ from bnstudy.adapters.hydra_internals import get_result, is_basic
 from bnstudy.adapters.submitit_internals import WorkerLost, collecting_every_result, get_max_jobs
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
-from bnstudy.errors import UserError, first_line
-from bnstudy.runs.lease import CellInUse
+from bnstudy.errors import DamagedFile, UserError, first_line
+from bnstudy.runs.lease import CellInUse, hold_lease
 from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import CellPaths, list_cells
 from bnstudy.runs.record import Record
@@ -254,10 +254,21 @@ def _state_to_redo(cell: Cell, redo: Redo | None) -> State:
 
 
 def _start_over(cell: Cell) -> None:
-    """Remove the results of a cell, unless another process is working in it."""
-    if CellPaths(cell.folder).record.exists():
-        with suppress(CellInUse), Record.open(cell.folder) as record:
-            record.start_over()
+    """Remove the results of a cell, unless another process is working in it.
+
+    A damaged run.json is renamed.
+    """
+    paths = CellPaths(cell.folder)
+    if not paths.record.exists():
+        return
+    with suppress(CellInUse):
+        try:
+            with Record.open(cell.folder) as record:
+                record.start_over()
+        except DamagedFile as error:
+            with hold_lease(cell.folder):
+                paths.set_aside(paths.record, error.reason)
+                paths.remove_results()
 
 
 def _studies(cells: Sequence[Cell]) -> list[Path]:

@@ -64,12 +64,14 @@ def search(
 ) -> None:
     """Run the missing trials of each search and print the best values.
 
-    Several processes may search one study at the same time; they share the trials.
+    Several processes may search in one study folder at the same time; they share the trials.
 
     Args:
         arguments: Overrides of the command line.
-        params: Searched values by key; an argument for the same key takes precedence.
-        n_trials: Number of trials of each search, including those already in the storage.
+        params: Values by key, from hydra.sweeper.params; keys with several values are searched. An
+            argument for the same key takes precedence.
+        n_trials: Number of complete trials that each search should reach, including those already
+            in the storage.
         options: Options of Hydra's Optuna sweeper.
         config: Configuration of the sweep, including Hydra's own part.
         launcher: Hydra launcher of any kind.
@@ -131,8 +133,8 @@ class _Search:
         study: Optuna's study, which keeps the trials.
         point: Point of the grid.
         space: Distributions of the searched values, by key.
-        grid: All points of a grid sampler; None for other samplers.
-        n_trials: Number of trials, including those already in the storage.
+        sampler_grid: All points of Optuna's grid sampler; None for other samplers.
+        n_trials: Number of complete trials to reach, including those already in the storage.
         claims: Claims of trials by the processes that search here.
         config: Configuration of the sweep.
         launcher: Hydra launcher of any kind.
@@ -141,7 +143,7 @@ class _Search:
     study: optuna.Study
     point: GridPoint
     space: Space
-    grid: list[dict[str, Any]] | None
+    sampler_grid: list[dict[str, Any]] | None
     n_trials: int
     claims: "_TrialClaims"
     config: DictConfig
@@ -195,7 +197,7 @@ class _TrialClaims:
     """Claims of trials by processes that search in the same study folder.
 
     Args:
-        folder: Folder of this process, which holds the folder's lease. The folders of the other
+        folder: Folder of this process; the process holds its lease. The folders of the other
             processes are in the same parent folder.
     """
 
@@ -213,14 +215,14 @@ class _TrialClaims:
             missing = search.n_trials - _count(study, *TAKEN)
             trials = []
             for _ in range(max(0, min(missing, limit))):
-                if search.grid and not _count(study, TrialState.WAITING):
-                    study.enqueue_trial(_next_point(study, search.grid))
+                if search.sampler_grid and not _count(study, TrialState.WAITING):
+                    study.enqueue_trial(_next_point(study, search.sampler_grid))
                 trials.append(study.ask(search.space))
                 study.set_user_attr(_claim_attribute(trials[-1].number), self.folder.name)
         return trials
 
     def _has_all_claims(self, study: optuna.Study) -> bool:
-        """Check whether this process has claimed every trial of a study."""
+        """Check whether this process has claimed every trial of an Optuna study."""
         claims = study.user_attrs
         return all(
             claims.get(_claim_attribute(trial.number)) == self.folder.name
@@ -245,7 +247,7 @@ def _open_claims(folder: Path) -> Iterator[_TrialClaims]:
     """Yield the claims of this process, and hold a lease that shows the others that it is alive.
 
     Args:
-        folder: Folder for all processes that search in a study.
+        folder: Folder for all processes that search in one study folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     process_folder = Path(tempfile.mkdtemp(prefix="process-", dir=folder))
@@ -264,7 +266,7 @@ def split_axes(
     Args:
         arguments: Overrides of the command line. Choices are axes of the grid; intervals are
             searched, and so are the keys of `params` that have several values.
-        params: Searched values by key.
+        params: Values by key, from hydra.sweeper.params.
 
     Returns:
         Points of the grid, and the overrides of the searched axes.
@@ -341,7 +343,12 @@ def _count(study: optuna.Study, *states: TrialState) -> int:
 
 
 def _next_point(study: optuna.Study, grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the missing point of a grid that was tried least often; missing points must exist."""
+    """Choose the point of a grid sampler to try next.
+
+    Returns:
+        Point with the fewest trials, among those without a complete or running trial; there must be
+        one.
+    """
     trials = study.get_trials(deepcopy=False)
 
     def count(point: dict[str, Any], counted: Sequence[FrozenTrial]) -> int:

@@ -108,8 +108,9 @@ class FinishedRun:
         selected = record.last_epoch if epoch is None else epoch
         if not checkpoints:
             raise UserError(
-                f"{record.folder}: it has no weights, as bnstudy does not save those of your own "
-                "training loop\nMeasure such a run in its loop, with Run.measure"
+                f"{record.folder}: it has no weights\n"
+                "They may have been deleted, or not downloaded. bnstudy saves none of your own "
+                "training loop, which measures with Run.measure"
             )
         if selected not in checkpoints:
             raise UserError(

@@ -150,7 +150,7 @@ def measure_checkpoints(
 def process_runs(
     cells: Sequence[Path], work: Callable[[Path, Callable[[str], None]], None], participle: str
 ) -> None:
-    """Process runs one after the other; after a user's mistake, print it and continue.
+    """Process runs one after the other; print an error that the user can fix, and continue.
 
     Args:
         cells: Folders of the runs.
@@ -227,7 +227,7 @@ def _recreate_table(record: Record, metrics: dict[str, Any]) -> dict[str, Any]:
         Configuration group `metrics` that also names the lost metrics and sites.
 
     Raises:
-        UserError: The last checkpoint is damaged as well.
+        UserError: The last checkpoint is damaged as well, or another version trained the run.
     """
     record.require_this_version()
     from bnstudy.training.checkpoints import load_checkpoint
@@ -239,7 +239,8 @@ def _recreate_table(record: Record, metrics: dict[str, Any]) -> dict[str, Any]:
     ]
     record.recreate_table(load_checkpoint(record.paths.last_checkpoint)["global_step"])
     console.print(
-        "  losses and accuracies of earlier epochs are lost; sweep.redo=all -m trains it again",
+        "  losses and accuracies of earlier epochs are lost; to train the run again, repeat its "
+        "command with sweep.redo=all -m",
         style="yellow",
     )
     return metrics | {

@@ -111,7 +111,7 @@ def load_networks(names: Sequence[str], weights: Sequence[str]) -> list[TrainedN
         if package == "torchvision":
             loaded.append(_load_torchvision(name, short, files.get(short), DEFAULT in weights))
         else:
-            loaded.append(_load_own(name, f"{package}.{short}", files.get(short)))
+            loaded.append(_load_own(name, package, short, files.get(short)))
     own = [network for network in loaded if not network.name.startswith("torchvision:")]
     # If no two of the user's networks have the same norm, they are compared, as one family.
     if len({network.norm for network in own}) == len(own):
@@ -205,8 +205,8 @@ def measure_network(
 
     If metrics or sites are missing from an existing run, all that it has are measured again with
     them. A run of other data or other probe sets is replaced. Nothing is replaced before everything
-    is measured. Metrics that use the network's output
-    are left out if its outputs are not the data's classes.
+    is measured. Metrics that use the network's output are left out if its outputs are not the
+    data's classes.
 
     Args:
         prepared: Network and data.
@@ -339,14 +339,13 @@ def _load_torchvision(
     return replace(trained, transform=weights.transforms(), preprocessing_note=note)
 
 
-def _load_own(name: str, target: str, file: str | None) -> TrainedNetwork:
-    network = instantiate_group("network", {"_target_": target})
+def _load_own(name: str, package: str, short: str, file: str | None) -> TrainedNetwork:
+    network = instantiate_group("network", {"_target_": f"{package}.{short}"})
     if not isinstance(network, nn.Module):
         raise UserError(f"{name} makes a {type(network).__name__}, not a torch.nn.Module")
     if file is not None:
         _load_state(network, _read_state(file), name, file)
-    family = target.rpartition(".")[2]
-    return TrainedNetwork(name, family, _find_norm(network), network, _compute_sha256(network))
+    return TrainedNetwork(name, short, _find_norm(network), network, _compute_sha256(network))
 
 
 def _read_state(file: str) -> dict[str, Any]:

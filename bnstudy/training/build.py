@@ -50,8 +50,8 @@ def build_classifier(config: dict[str, Any], data: DataModule) -> Classifier:
     """Build the network with its initial weights, and wrap it in a LightningModule.
 
     Args:
-        config: Resolved configuration. The regularizer's target, if any, is numeric: see
-            `bnstudy.training.twin.with_target_sparsity`.
+        config: Resolved configuration. A regularizer's target that names a norm was replaced by
+            numbers before; see `bnstudy.training.twin.with_target_sparsity`.
         data: Data, already loaded.
 
     Raises:
@@ -87,10 +87,10 @@ def build_network(config: dict[str, Any], data: DataModule) -> nn.Module:
     arguments = select_accepted_arguments("model", model[TARGET], available)
     with seeded(config["seed"]):
         network: nn.Module = instantiate_group("model", model, **arguments)
-        if model[TARGET] not in Model.keys_of:
+        if model[TARGET] not in Model.keys_of:  # the user's own network
             name = f"model.{TARGET}={model[TARGET]}"
-            replaced = None if "norm" in arguments else norm
-            adapt(network, name, replaced, data.input_shape, data.num_classes)
+            replacement = None if "norm" in arguments else norm
+            adapt(network, name, replacement, data.input_shape, data.num_classes)
     initialize(network, config["seed"], initialization)
     return network
 
@@ -178,7 +178,7 @@ def build_trainer(config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trai
                 for key in ("accelerator", "devices", "precision")
             )
             reason = " ".join(str(error.__cause__).split())
-            message = f"{reason}\nRequested: {requested}; see also trainer=default"
+            message = f"{reason}\nRequested: {requested}; change these, or use trainer=default"
             raise UserError(message) from error
         raise
     return trainer

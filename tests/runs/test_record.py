@@ -96,7 +96,7 @@ def _attempt(record: Record, body: Callable[[], object], error: BaseException) -
 
 
 def test_a_mistake_of_the_users_in_a_resumed_run_changes_nothing(record: Record) -> None:
-    def forget_callbacks_and_metrics() -> None:
+    def change_callbacks_and_metrics() -> None:
         record.description.update_config(record.description.config | {"callbacks": {}})
         record.description.config["metrics"]["names"] = ["hoyer"]
 
@@ -105,11 +105,11 @@ def test_a_mistake_of_the_users_in_a_resumed_run_changes_nothing(record: Record)
     before = stored(record)
     for _ in range(3):
         with pytest.raises(UserError, match="no such data"):
-            _attempt(record, forget_callbacks_and_metrics, UserError("no such data"))
+            _attempt(record, change_callbacks_and_metrics, UserError("no such data"))
         assert stored(record) == before
 
 
-def test_a_users_mistake_during_training_is_a_failure(record: Record) -> None:
+def test_a_user_error_during_training_is_a_failure(record: Record) -> None:
     with pytest.raises(UserError, match="full disk"):
         _attempt(record, lambda: record.save_progress(0.1, diverged=False), UserError("full disk"))
     assert stored(record)["status"] == "failed"
@@ -137,19 +137,21 @@ def test_another_runs_record_is_not_touched(
     from bnstudy.config.composition import resolve
 
     record.save()
+    before = stored(record)
     other = RunDescription.new(resolve(composed("seed=1")), "cell", CHOICES, [])
     with pytest.raises(UserError, match="holds another run"), Record.open(record.folder, other):
         pass
+    assert stored(record) == before
 
 
-def test_a_record_that_cannot_be_read_is_told(record: Record) -> None:
+def test_reading_a_damaged_record_raises(record: Record) -> None:
     record.folder.mkdir()
     (record.folder / "run.json").write_text("{")
     with pytest.raises(DamagedFile, match=r"run.json is damaged"):
         Record.read(record.folder)
 
 
-def test_a_run_that_goes_on_with_other_metrics_has_what_both_name() -> None:
+def test_a_resumed_run_keeps_the_metrics_of_both_configurations() -> None:
     def having(*names: str, sites: str = "act") -> dict[str, Any]:
         return {"names": list(names), "sites": [sites]}
 
@@ -161,14 +163,14 @@ def test_a_run_that_goes_on_with_other_metrics_has_what_both_name() -> None:
         assert described.config["metrics"] == now | {"names": both}
 
 
-def test_who_holds_a_cell_finds_it_tidy(record: Record) -> None:
+def test_opening_a_cell_removes_leftovers_and_repairs_its_record(record: Record) -> None:
     folder, described = record.folder, record.description
     anew = described.model_copy(deep=True)
     with pytest.raises(UserError, match="cannot be read"), Record.open(folder):
         pass
     with Record.open(folder, described) as mine:
         assert mine.lease is not None
-        assert _leftover(folder).exists()
+        assert _create_leftover(folder).exists()
         with mine.attempt(Environment()):
             mine.table.write_part(0, rows(0))
             mine.join_parts()
@@ -182,7 +184,7 @@ def test_who_holds_a_cell_finds_it_tidy(record: Record) -> None:
         assert not mine.paths.table.exists()
 
 
-def _leftover(folder: Path) -> Path:
+def _create_leftover(folder: Path) -> Path:
     leftover = folder / ".metrics.parquet.4711.tmp"
     leftover.write_bytes(b"P")
     return leftover

@@ -92,10 +92,11 @@ def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> 
         "training on average, runs with no normalization after 100%." in text
     )
     assert (
-        "At equal training accuracy and without adjustment for multiple tests, test accuracy has "
-        "the same result as after the last epoch. The difference in silhouette in block01 (higher "
-        "after the last epoch) is no longer significant. Over all metrics, layers and splits, the "
-        "results of 1 of 1 tests (higher, lower or not significant) change." in text
+        "At equal training accuracy and without adjustment for multiple tests, the outcome "
+        "for test accuracy is the same as after the last epoch. The difference in silhouette in "
+        "block01 (higher with BatchNorm after the last epoch) is no longer significant. Over all "
+        "metrics, layers and splits, 1 of 1 outcomes (higher, lower or not significant) differ."
+        in text
     )
     page = render_page(analysis)
     assert "Paired differences at equal training loss and accuracy" in page

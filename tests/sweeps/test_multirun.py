@@ -112,6 +112,13 @@ def test_redo(study: Path, command_line: CommandLine) -> None:
     assert "0 of 4 cells complete, 0 to resume, 4 to run\n" in result.stdout
     assert sorted(attempts(study).values()) == [2, 2, 2, 3]
 
+    (diverged / "run.json").write_text("{")
+    result = command_line(*FOUR, "sweep.redo=all", "-m")
+    assert result.returncode == 0, result.stderr
+    assert "0 of 4 cells complete, 0 to resume, 4 to run\n" in result.stdout
+    assert sorted(attempts(study).values()) == [1, 3, 3, 3]
+    assert pq.read_table(diverged / "metrics.parquet").equals(table)
+
 
 @pytest.mark.slow
 def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(

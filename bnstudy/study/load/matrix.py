@@ -26,11 +26,12 @@ RELATIVE_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 KEYS = ["split", "metric", "layers", "place"]  # identify a column
 
-# The columns can be repeated for each value of a coordinate, which is a column of its table.
+# The columns can be repeated for each value of a coordinate. `TABLES` names the table of the
+# database that has this coordinate as a column.
 Coordinate = Literal["epoch", "step", "fold"]
 TABLES: dict[Coordinate, str] = {"epoch": "rows", "step": "steps", "fold": "folds"}
 
-MAX_NAMES = 2  # different names of matched layers that are listed; with more, a number is used
+MAX_LISTED_NAMES = 2  # if matched layers have more different names, they get a number instead
 
 
 def load_shared_columns(
@@ -62,16 +63,17 @@ def load_columns(
         study: Study whose runs are comparable.
         every: Repeat the columns for each epoch, for each step after which any run was measured
             (including those within epochs), or for each fold of the probe sets after the last
-            epoch. Only metrics that a run has after its last epoch have columns. None: each run's
-            last epoch.
+            epoch. Only metrics that at least one run has after its last epoch have columns. None:
+            each run's last epoch.
 
     Returns:
-        Table of the columns (split, metric, site, layers, place, place_index; epoch, step or fold),
-        sorted by epoch, step or fold, split (train first), metric, site (act first), number of
-        layers and place_index; and values, runs x columns, in the order of `study.results`; NaN if
-        a run has no value. Left out are standard errors; counts of zeros (`ZERO_METRICS`) for
-        networks whose norm contains another activation function than ReLU; and, if `every` is
-        None, loss and accuracy on the probe sets of splits that were evaluated as a whole.
+        Table with one row per column of the values (split, metric, site, layers, place,
+        place_index; epoch, step or fold), sorted by epoch, step or fold, split (validation, train,
+        test), metric, site (act first), number of layers and place_index; and values, runs x
+        columns, in the order of `study.results`; NaN if a run has no value. Left out are standard
+        errors; counts of zeros (`ZERO_METRICS`) for networks whose norm contains another activation
+        function than ReLU; and, if `every` is None, loss and accuracy on the probe sets of splits
+        that were evaluated as a whole.
 
         - Columns of layers: the column belongs to the networks with `layers` layers at the site;
           `place` is the layer's name, `place_index` its number, from 1.
@@ -102,8 +104,8 @@ def mark_shared_columns(study: StudyRuns, keys: pd.DataFrame, runs: IntArray) ->
         runs: Rows of `StudyRuns.results`.
 
     Returns:
-        True for the whole model. At each site, True for the layers if all given runs have the same
-        number of layers there, otherwise for the relative depths.
+        True for the whole model. At each site, True for the layers if all given runs that have
+        layers there have the same number of them, otherwise for the relative depths.
     """
     shared = {"": 0}
     for site, counts in count_layers(study).iloc[runs].items():
@@ -180,7 +182,7 @@ def average_layers(study: StudyRuns, metric: str) -> FloatArray:
 
 
 def are_activations(table: pd.DataFrame) -> pd.Series:
-    """Mark the rows of layers' activations, or all rows of layers if a metric has no activations.
+    """Mark the rows at the site `act`; for a metric without such rows, all rows of layers.
 
     The verdict, the printed figures and the mediation analysis use these rows.
 
@@ -265,7 +267,8 @@ def _read_values(
             every
         ].tolist()
     connection.register(
-        "coordinates", pd.DataFrame({"coordinate": coordinates}).reset_index(names="measured")
+        "coordinates",
+        pd.DataFrame({"coordinate": coordinates}).reset_index(names="coordinate_index"),
     )
     connection.register(
         "columns", columns[["network", "split", "metric", "layer", "column_number"]]
@@ -274,15 +277,15 @@ def _read_values(
     with_values: set[int] = set()  # indices of coordinates
     batches = connection.sql(
         f"""
-        select (run * {len(coordinates)} + measured) * {shape[1]} + column_number as address, value,
-               measured
+        select (run * {len(coordinates)} + coordinate_index) * {shape[1]} + column_number
+               as address, value, coordinate_index
         from {TABLES[every] if every else "last"} join coordinates on coordinate = {every or 0}
         join run_networks using (cell) join columns using (network, split, metric, layer)
         """
     ).to_arrow_reader(1_000_000)
     for batch in batches:
         values.ravel()[batch["address"].to_numpy()] = batch["value"].to_numpy()
-        with_values.update(batch["measured"].unique().to_pylist())
+        with_values.update(batch["coordinate_index"].unique().to_pylist())
     if len(with_values) < len(coordinates):
         coordinates = [coordinates[number] for number in sorted(with_values)]
         values = values[:, sorted(with_values)]
@@ -313,12 +316,12 @@ def _number_networks(study: StudyRuns) -> pd.DataFrame:
 
 
 def _name_layers(measured: pd.DataFrame) -> pd.Series:
-    """Name the matched layers: their name, two names with a slash, or a number for more names."""
+    """Name matched layers: by their common name, by two names with a slash, or by a number."""
     names = measured["layer"].copy()
     layers = measured[measured["layers"] > 0].sort_values("network", kind="stable")
     for (site, _, number), matched in layers.groupby(["site", "layers", "place_index"]):
         different_names = matched["layer"].unique()
-        if len(different_names) > MAX_NAMES:
+        if len(different_names) > MAX_LISTED_NAMES:
             names[matched.index] = f"layer {number}{_format_suffix(str(site))}"
         elif len(different_names) > 1:
             names[matched.index] = " / ".join(different_names)

@@ -65,6 +65,15 @@ def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
     )
 
 
+def test_the_smallest_p_is_that_of_the_named_number_of_pairs(studies: Studies) -> None:
+    generator = np.random.default_rng(0)
+    for seed, norm in itertools.product(range(20), ("none", "batchnorm")):
+        value = generator.normal() if seed < 16 else float("nan")  # 16 pairs: p from 2^16 flips
+        layers = {"silhouette": [value]}
+        studies.add(norm, seed, layers=layers, accuracy=generator.uniform(), status="completed")
+    assert "The smallest p that they can give with 20 pairs is 0.000122." in verdict(studies)
+
+
 def test_pairs_without_a_value_may_leave_too_few_for_an_exact_test(studies: Studies) -> None:
     generator = np.random.default_rng(3)
     for seed, norm in itertools.product(range(7), ("none", "batchnorm")):
@@ -293,7 +302,8 @@ def test_layers_with_equally_strong_associations_are_all_named(studies: Studies)
         "Clustering and test accuracy: over 8 runs, the granulated Kendall coefficient of "
         "silhouette with test accuracy (between runs with different norms) is -1.00 in block01 "
         "and block02, +0.50 [-1.00, 1.00] in block03, +1.00 in block04. A coefficient without "
-        "brackets has no confidence interval. Kendall's tau over all runs is " in verdict(studies)
+        "brackets has no confidence interval: there are too few seeds, or all have the same value. "
+        "Kendall's tau over all runs is " in verdict(studies)
     )
 
 
@@ -313,8 +323,9 @@ def test_of_many_layers_all_with_the_largest_coefficient_are_named() -> None:
     assert describe_association(rows, is_norm_axis=True) == (
         "over 8 runs, the granulated Kendall coefficient of nc1 with test accuracy is -0.80 in "
         "block02 and block07, +0.80 in block04, and smaller in absolute value in the other 4 "
-        "layers. A coefficient without brackets has no confidence interval. Kendall's tau over all "
-        "runs is -0.40 in block02 and block07, +0.40 in block04. The conditional mutual "
+        "layers. A coefficient without brackets has no confidence interval: there are too few "
+        "seeds, or all have the same value. Kendall's tau over all runs is -0.40 in block02 and "
+        "block07, +0.40 in block04. The conditional mutual "
         "information of nc1 and test accuracy is above the 95th percentile for runs in "
         "random order in 2 of these 3 layers (block04: 0.400 > 0.200, block07: 0.700 > 0.200)."
     )

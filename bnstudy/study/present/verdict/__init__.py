@@ -72,11 +72,12 @@ def _explain_tests(effects: pd.DataFrame) -> Iterator[str]:
     )
     flipped = effects[effects["test"] == SIGN_FLIPS]
     if len(flipped):
+        most = flipped.sort_values("n").iloc[-1]
         yield (
             f"Where at least {MIN_PAIRS_TO_FLIP} pairs have a value, p is from the two-sided "
             "sign-flip test. The adjusted p is from the same sign flips, by Westfall and Young's "
             "max-T, and can therefore be equal to p. The smallest p that they can give with "
-            f"{flipped['n'].max()} pairs is {format_p(flipped['smallest_p'].min())}."
+            f"{most['n']} pairs is {format_p(most['smallest_p'])}."
         )
 
 

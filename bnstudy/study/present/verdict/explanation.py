@@ -82,7 +82,10 @@ def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
         text += f", and smaller in absolute value {places}"
     text += "."
     if not all(math.isfinite(row.granulated_low) for row in listed):
-        text += " A coefficient without brackets has no confidence interval."
+        text += (
+            " A coefficient without brackets has no confidence interval: there are too few seeds, "
+            "or all have the same value."
+        )
     if correlated := [row for row in listed if math.isfinite(row.tau)]:
         taus = [f"{row.tau:+z.2f}" for row in correlated]
         text += f" Kendall's tau over all runs is {_list_places(correlated, taus)}."

@@ -57,7 +57,8 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
         left_out = _count_left_out(criterion, first.diverged, first.apart)
         without = f"; left out: {left_out}" if left_out else ""
         accuracy = "".join(
-            f" The difference in test accuracy on the probe set is {format_difference(row)}."
+            " The difference in accuracy on the test split's probe set is "
+            f"{format_difference(row)}."
             for row in select_whole_model(table, "test", "probe_accuracy")
         )
         if not accuracy and _has_curve(analysis, "probe_accuracy", "test"):
@@ -72,7 +73,9 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
             f"their training on average, runs with {in_words(analysis.baseline)} after "
             f"{first.baseline_used:.0%}.{accuracy}"
         )
-        yield from _compare_results(criterion, effects, table, [*choose_mediators(study).values()])
+        yield from _compare_results(
+            criterion, name, effects, table, [*choose_mediators(study).values()]
+        )
 
 
 def _count_left_out(criterion: str, diverged: int, apart: int) -> str:
@@ -91,7 +94,11 @@ def _has_curve(analysis: Analysis, metric: str, split: str = "train") -> bool:
 
 
 def _compare_results(
-    criterion: str, after_last_epoch: pd.DataFrame, at_equal: pd.DataFrame, metrics: Sequence[str]
+    criterion: str,
+    treatment: str,
+    after_last_epoch: pd.DataFrame,
+    at_equal: pd.DataFrame,
+    metrics: Sequence[str],
 ) -> Iterator[str]:
     """Describe which tests have another result than after the last epoch."""
     last_epoch, equal_training = find_results(after_last_epoch), find_results(at_equal)
@@ -110,18 +117,19 @@ def _compare_results(
             outcomes.pop(_name_outcome(row), None)
             place = format_place(row) if row.place_index else "on the probe set"
             changed.setdefault(results, []).append(f"{_name_outcome(row)} {place}")
-    sentences = [_describe_change(*results, names) for results, names in changed.items()]
+    sentences = [_describe_change(treatment, *results, names) for results, names in changed.items()]
     if unchanged := [*outcomes]:
-        has = "has the same result" if len(unchanged) == 1 else "have the same results"
-        sentences.insert(0, f"{join_words(unchanged)} {has} as after the last epoch.")
+        outcomes_are = "outcome for {} is" if len(unchanged) == 1 else "outcomes for {} are"
+        named = outcomes_are.format(join_words(unchanged))
+        sentences.insert(0, f"the {named} the same as after the last epoch.")
     layers = [key_of(row) for row in at_equal.itertuples() if row.place_index]
     layers = [key for key in layers if key in compared]
     yield (
         f"At equal training {criterion} and without adjustment for multiple tests, "
         f"{sentences[0]} {''.join(f'{text[:1].upper()}{text[1:]} ' for text in sentences[1:])}"
-        "Over all metrics, layers and splits, the results of "
-        f"{sum(last_epoch[key] != equal_training[key] for key in layers)} of {len(layers)} tests "
-        "(higher, lower or not significant) change."
+        "Over all metrics, layers and splits, "
+        f"{sum(last_epoch[key] != equal_training[key] for key in layers)} of {len(layers)} "
+        "outcomes (higher, lower or not significant) differ."
     )
 
 
@@ -129,16 +137,20 @@ def _name_outcome(row: Any) -> str:
     return row.metric if row.place_index else "test accuracy"
 
 
-def _describe_change(last_epoch: str, equal_training: str, names: Sequence[str]) -> str:
+def _describe_change(
+    treatment: str, last_epoch: str, equal_training: str, names: Sequence[str]
+) -> str:
     """Describe a change of result that some differences have in common."""
     noun, verb = ("difference", "is") if len(names) == 1 else ("differences", "are")
     differences = f"the {noun} in {join_words(names)}"
+    before = f"{last_epoch} with {treatment} after the last epoch"
     if equal_training == NOT_SIGNIFICANT:
-        return f"{differences} ({last_epoch} after the last epoch) {verb} no longer significant."
+        return f"{differences} ({before}) {verb} no longer significant."
     if last_epoch == NOT_SIGNIFICANT:
-        return f"{differences} ({equal_training}) {verb} significant only at equal training."
+        now = f"{equal_training} with {treatment}"
+        return f"{differences} ({now}) {verb} significant only at equal training."
     verb = "has" if len(names) == 1 else "have"
-    return f"{differences} ({last_epoch} after the last epoch) {verb} the opposite sign."
+    return f"{differences} ({before}) {verb} the opposite sign."
 
 
 def describe_two_sources(table: pd.DataFrame, treatment: str, baseline: str) -> Iterator[str]:
