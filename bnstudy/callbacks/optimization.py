@@ -101,7 +101,7 @@ def get_network(module: L.LightningModule) -> nn.Module:
 def calibrated_network(
     trainer: L.Trainer, module: L.LightningModule
 ) -> AbstractContextManager[None]:
-    """Calibrate running statistics that no batch has updated yet, inside the context."""
+    """Enter a context in which running statistics that no batch has updated are calibrated."""
     return calibrated(get_network(module), _get_data(trainer).calibration())
 
 
@@ -129,13 +129,13 @@ def find_weight_sites(network: nn.Module) -> dict[str, str]:
 def find_taps_at(
     trainer: L.Trainer, network: nn.Module, sites: Mapping[str, str]
 ) -> dict[str, Tap]:
-    """Find the layers of modules as `find_taps` does, with the given sites by module name."""
+    """Find the taps of modules by `find_taps`, and give each the site named for its module."""
     taps = find_taps(network, sites, get_probe(trainer, "train"))
     return {name: replace(tap, site=sites[name]) for name, tap in taps.items()}
 
 
 def find_taps(network: nn.Module, modules: Iterable[str], batches: Samples) -> dict[str, Tap]:
-    """Find the layer of each module that is called, in the order of computation.
+    """Find the tap of each module that the network calls, in the order of computation.
 
     Args:
         network: Network. It is run on one sample in eval mode, and not changed.

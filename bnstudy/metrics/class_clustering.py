@@ -142,7 +142,7 @@ def dunn(layer: Layer) -> float:
     bounds=(0, math.inf),
     invariant_to=ROTATION_SCALE_TRANSLATION,
     needs=NEEDS,
-    source="wb.ratio of cluster.stats in R's fpc",
+    source="wb.ratio of cluster.stats in R's fpc, with equal weights of all pairs",
 )
 def within_between_ratio(layer: Layer) -> float:
     """Mean distance within classes / mean distance between samples of different classes."""

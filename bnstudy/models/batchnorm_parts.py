@@ -22,7 +22,8 @@ class _BatchStatistics(_NormBase):
         num_channels: Channels.
         synchronized: Whether batch statistics are those of all processes of a distributed run.
         eps: Constant added to variances.
-        momentum: Weight of a batch in the running statistics; None for an average of all batches.
+        momentum: Weight of a batch in the running statistics. While the attribute is set to None,
+            all batches have the same weight.
     """
 
     def __init__(
@@ -112,8 +113,8 @@ class BatchRenorm(_BatchStatistics):
         """Normalize x, N x C x H x W; shape and type are kept."""
         scale: Tensor = self.weight
         shift: Tensor = self.bias
-        # While `recalibrate` averages the running statistics (its momentum is None), x is
-        # normalized by those of the batch alone.
+        # While `recalibrate` averages the running statistics, it sets this layer's momentum to
+        # None; x is then normalized by the statistics of the batch alone.
         if self.training and self.momentum is not None:
             assert self.running_mean is not None
             assert self.running_var is not None

@@ -193,7 +193,7 @@ def _acquire(folder: Path) -> Path:
         alive = is_alive(_read(newest))
         if alive is None:
             holder = _describe_holder(newest, f"the unknown holder of {newest.name} (damaged file)")
-            console.print(f"{folder}: watching for {STALE_AFTER:.0f} s whether {holder} is alive")
+            console.print(f"{folder}: watching {STALE_AFTER:.0f} s to see if {holder} is alive")
             alive = bool(find_renewed([newest], STALE_AFTER))
         if alive:
             raise _in_use(folder, newest)
@@ -219,7 +219,10 @@ def _acquire(folder: Path) -> Path:
 
 
 def _newest(folder: Path) -> tuple[int, Path | None]:
-    """Return number and file of the newest lease; 0 if there is none, None if it was released."""
+    """Return the number and the file of the newest lease; (0, None) without leases.
+
+    The file is None if the lease was released.
+    """
     leases = _retry(lambda: list(folder.glob(".lease.*")))
     newest = max(
         leases, key=lambda lease: (_number(lease), _released_path(lease) != lease), default=None
@@ -314,7 +317,7 @@ def _start_time(pid: int) -> str | Literal[False]:
 
 
 def _start_time_by_ps(pid: int) -> str | Literal[False]:
-    """Return the same as `_start_time` on a system without /proc, such as macOS."""
+    """Return `_start_time` on a system without /proc, such as macOS; "unknown" without `ps`."""
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
     try:
         output = subprocess.run(

@@ -43,12 +43,12 @@ class Row(NamedTuple):
 
     Attributes:
         epoch: Number of epochs trained before the measurement; 0: before training.
-        step: Number of batches trained before the measurement.
+        step: Number of optimizer steps before the measurement.
         split: train, validation or test.
-        layer_index: Position of the layer in the order of computation, among the layers measured
-            together, from 0; -1 for the whole model.
+        layer_index: Position of the layer in the order of computation, from 0, among the layers of
+            the same measurement; -1 for the whole model.
         layer: Name of the layer.
-        site: conv, norm, act, features or linear; None for the whole model.
+        site: conv, norm, act, features, linear or output; None for the whole model.
         metric: Name of the metric.
         value: Measured number; NaN if undefined.
         reason: Reason why the value is undefined; None if it is defined.
@@ -170,7 +170,7 @@ class LongTable:
 
         Args:
             epoch: Epoch of the rows.
-            rows: Rows with different keys, which are all columns except value and reason.
+            rows: Rows with different keys; a key is all columns except value and reason.
             add: Whether to keep the part's rows whose key is not in `rows`.
         """
         path = self.paths.part(epoch)
@@ -179,9 +179,9 @@ class LongTable:
         self._write(path, _table(row_of_key.values()))
 
     def add_steps(self, epoch: int, rows: Iterable[Row]) -> None:
-        """Write the rows that were measured within an epoch, after those of earlier epochs.
+        """Write the rows measured within an epoch to the table of values within epochs.
 
-        Recorded rows of the same epoch and later ones are removed.
+        Rows of earlier epochs are kept; recorded rows of this epoch and of later ones are removed.
 
         Args:
             epoch: Epoch in which the steps are, from 0.
@@ -193,10 +193,10 @@ class LongTable:
         self._write(path, pa.concat_tables([earlier, _table(rows)]))
 
     def write_folds(self, folds: Iterable[tuple[int, Row]]) -> None:
-        """Write the values of the last epoch on parts of the probe sets.
+        """Write the values of the last epoch on folds of the probe sets.
 
         Args:
-            folds: Number of the part, and a value measured on it.
+            folds: Number of the fold, and a value measured on it.
         """
         rows = [{"fold": fold, **row._asdict()} for fold, row in folds]
         self._write(self.paths.folds, pa.Table.from_pylist(rows, schema=FOLDS_SCHEMA))
@@ -217,7 +217,7 @@ class LongTable:
 
         Args:
             final: Final numbers of the run.
-            step: Number of batches trained in total.
+            step: Number of optimizer steps in total.
         """
         assert final.epoch is not None
         rows = []
@@ -247,7 +247,7 @@ class LongTable:
 
 
 def extract_final_numbers(rows: Sequence[Row]) -> Final:
-    """Extract the numbers of the whole model, on whole splits, after the last epoch.
+    """Extract the numbers of the whole model after the last epoch, except `PROBE_PERFORMANCE`.
 
     Args:
         rows: Rows of the long table, among them those of the last epoch.

@@ -115,7 +115,7 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def choose_mediators(study: StudyRuns) -> dict[str, str]:
+def choose_family_metrics(study: StudyRuns) -> dict[str, str]:
     """Choose a metric for each family of the headline.
 
     It is the family's first metric that was measured on activations of the training split, or, if
@@ -151,7 +151,7 @@ def compute_mediation(
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        through: Metrics by name of the mediator; None: those of `choose_mediators`.
+        through: Metrics by name of the mediator; None: those of `choose_family_metrics`.
 
     Returns:
         One row for each treatment, target and mediator, and for the mediator "both", which is all
@@ -160,7 +160,7 @@ def compute_mediation(
         effect contains 0. Treatments with fewer pairs than `min_pairs_to_mediate` have no row.
     """
     baseline = study.baseline(baseline)
-    through = choose_mediators(study) if through is None else through
+    through = choose_family_metrics(study) if through is None else through
     means = {mediator: average_layers(study, metric) for mediator, metric in through.items()}
     mediator_sets = {mediator: [mediator] for mediator in through}
     if len(through) > 1:
@@ -199,7 +199,7 @@ def compute_interventions(study: StudyRuns) -> pd.DataFrame:
     Returns:
         Rows of `compute_effects` for the regularized treatments, with the same norm without a
         regularizer as baseline: accuracy and loss of the whole model, and the metrics of
-        `choose_mediators` at each place. p_adjusted is that of `compute_effects`.
+        `choose_family_metrics` at each place. p_adjusted is that of `compute_effects`.
     """
     runs = study.results[study.results["regularizer"] != "none"]
     norm_options = [key for key in study.design.options if key.startswith("norm.")]
@@ -207,7 +207,7 @@ def compute_interventions(study: StudyRuns) -> pd.DataFrame:
         treatment: f"{norm} {format_options(study.settings[cell], norm_options)}".strip()
         for treatment, norm, cell in zip(runs["treatment"], runs["norm"], runs["cell"], strict=True)
     }
-    wanted = [*choose_mediators(study).values(), "accuracy", "loss"] if baseline_of else []
+    wanted = [*choose_family_metrics(study).values(), "accuracy", "loss"] if baseline_of else []
     tables = []
     for baseline in sorted(set(baseline_of.values()) & set(study.treatments)):
         table = compute_effects(study, baseline)

@@ -43,9 +43,9 @@ def compose_cells(
 ) -> Iterator[Cell]:
     """Yield the cells of the grid that a multirun's arguments span.
 
-    Hydra takes about 50 ms to compose a configuration. This is therefore done once for each
-    combination of configuration groups. Plain values, such as the seed, are then set in the
-    composed configuration, and the values that are interpolated from them are computed again.
+    Hydra takes about 50 ms to compose a configuration. Where possible, one is therefore composed
+    for all jobs that differ only in plain values, such as the seed. These are then set in it, and
+    the values that are interpolated from them are computed again.
 
     Args:
         arguments: Overrides, as on the command line; the last one for a key takes precedence.
@@ -59,7 +59,9 @@ def compose_cells(
         override.get_key_element(): override
         for override in OverridesParser.create().parse_overrides(list(arguments))
     }
-    value_keys = {key for key, axis in axes.items() if _is_plain_value(axis) and not is_group(key)}
+    value_keys = {
+        key for key, axis in axes.items() if _sweeps_plain_values(axis) and not is_group(key)
+    }
     composed: dict[tuple[str, ...], _Composed] = {}
     for job in split_grid(axes.values()):
         other_overrides = tuple(override for override in job if _key(override) not in value_keys)
@@ -75,7 +77,7 @@ def compose_cells(
 
 
 def defer_to_jobs(words: Sequence[str]) -> list[str]:
-    """Turn plain overrides of keys in a swept group into axes with one value.
+    """Turn single-valued overrides of keys in a swept group into axes with one value.
 
     Hydra first composes a configuration without the axes. In it, the group has its default option,
     which may lack the key.
@@ -140,7 +142,8 @@ class _Composed:
         """Return a copy of the configuration with some values replaced.
 
         Args:
-            overrides: Overrides of keys for which `can_set` is true; the same keys in each call.
+            overrides: Overrides of keys for which `can_set` is true; the same keys in each call,
+                because interpolations still see the values of earlier calls.
         """
         values = {_key(override): _value(override) for override in overrides}
         if dependents := self._find_dependents(values):
@@ -204,7 +207,7 @@ class _Composed:
             HydraConfig.instance().cfg = before
 
 
-def _is_plain_value(override: Override) -> bool:
+def _sweeps_plain_values(override: Override) -> bool:
     # Dictionaries are excluded, as Hydra merges them instead of replacing them.
     return (
         override.is_discrete_sweep()

@@ -41,17 +41,19 @@ class Run:
     Inside the context the run's folder, `output_root/study/<cell>`, belongs to this process. Each
     measurement is on the disk when `measure` or `log` returns.
 
-    The status becomes completed, or diverged if a loss was not finite; failed after an error;
-    interrupted after Ctrl+C. A new `Run` with the same norm, seed and axes restarts an unfinished
-    run. With `overwrite`, a finished run is kept until its replacement has recorded a value.
+    The status becomes completed, or diverged if a loss was not finite. After an error it is failed,
+    after Ctrl+C interrupted. A `UserError` before the first value leaves no record.
+
+    A new `Run` with the same norm, seed and axes restarts an unfinished run. With `overwrite`, a
+    finished run is kept until its replacement has recorded a value.
 
     Args:
         study: Name of the study.
         norm: Name of the normalization; two runs that differ only in it form a pair.
         seed: Seed of the run.
-        axes: Other settings that the runs of the study differ in. `depth`, `width` and `lr` are
-            columns of the study's table of runs. `optim.momentum` is a key of the group `optim`;
-            any other name without a dot is a key of `model`.
+        axes: Other settings that the runs of the study differ in. `depth`, `width` and `lr` stand
+            for `model.depth`, `model.width` and `optim.lr`. A name with a dot, such as
+            `optim.momentum`, is a key of that group; any other name is a key of `model`.
         output_root: Folder of all studies.
         overwrite: Whether to replace a finished run.
 
@@ -110,7 +112,7 @@ class Run:
         Args:
             epochs_done: Number of epochs already trained; None to start from the beginning.
             measured: Result of `describe_measurement`; earlier epochs are kept if they were
-                measured in the same way.
+                measured in the same way. None: all earlier epochs are removed.
 
         Raises:
             UserError: The run is finished, earlier epochs cannot be kept, or another process works
@@ -377,7 +379,7 @@ def _configuration(
 ) -> dict[str, Any]:
     """Compose the configuration of a run, of which only some settings are known.
 
-    It has the groups that every reader of records relies on. The number of epochs is left out, so
+    It has the groups that every reader of records relies on. The number of epochs is always 0, so
     that the identity depends only on what the user passed.
 
     Raises:
@@ -405,8 +407,8 @@ def _configuration(
             )
         if group not in GROUPS or not isinstance(value, str | int | float | bool | None):
             raise UserError(
-                f"axes={{{key!r}: {value!r}}}: an axis is a plain name or a key of "
-                f"{', '.join(GROUPS)}; its value must be a number, a string or a bool"
+                f"axes={{{key!r}: {value!r}}}: an axis is a name without a dot, or a key of "
+                f"{', '.join(GROUPS)}; its value must be a number, a string, a bool or None"
             )
         config[group][name] = value
     config["cell"] = name_cell(config)

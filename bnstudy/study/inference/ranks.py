@@ -27,7 +27,7 @@ class Kendall(NamedTuple):
 
     Attributes:
         tau: Coefficients, in [-1, 1].
-        p: Two-sided p-values of no association between independent runs.
+        p: Two-sided p-values for the hypothesis of no association; they assume independent runs.
     """
 
     tau: FloatArray
@@ -42,7 +42,8 @@ def kendall(metrics: FloatArray, goal: FloatArray) -> Kendall:
         goal: Target of each run.
 
     Returns:
-        One entry for each metric; NaN with fewer than two runs that have both values.
+        One entry for each metric; NaN with fewer than two runs that have both values, or if one of
+        the two is constant.
 
     Examples:
         >>> kendall(np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([0.1, 0.3, 0.2, 0.4]))
@@ -82,9 +83,9 @@ def granulated_kendall(
 ) -> GranulatedKendall:
     """Compute the granulated Kendall coefficient (Jiang et al. 2020, arXiv 1912.02178, eq. 7).
 
-    It is the mean over the axes of Kendall's tau among runs that differ in this axis alone,
-    computed for each seed and averaged. The interval is that of `paired_test` over the seeds'
-    coefficients.
+    For each seed and axis, Kendall's tau (tied pairs count as 0) is averaged over the groups of
+    runs that differ in this axis alone. The coefficient is the mean over the axes, then over the
+    seeds. The interval is that of `paired_test` over the seeds' coefficients.
 
     Args:
         metrics: Runs x metrics.
@@ -120,7 +121,7 @@ def granulated_kendall(
 def _compute_tau_along_axis(
     metrics: FloatArray, goal: FloatArray, axes: NDArray[Any], seeds: NDArray[Any], axis: int
 ) -> tuple[FloatArray, IntArray]:
-    """Compute Kendall's tau in each group of runs that differ only in one axis.
+    """Average Kendall's tau, for each seed, over the groups of runs that differ in one axis only.
 
     Returns:
         Mean of tau over the groups, seeds x metrics, and the number of groups of each metric.
@@ -150,8 +151,8 @@ class MutualInformation(NamedTuple):
     """Conditional mutual information of the order by each metric and the order by the target.
 
     Attributes:
-        share: Smallest share of the entropy of the order by the target that the order by the metric
-            removes, in [0, 1], one entry per metric.
+        share: Share of the entropy of the order by the target that the order by the metric removes,
+            in [0, 1], one entry per metric: the smallest over the choices of conditions.
         null: Quantile of the shares of random orders.
     """
 
@@ -180,7 +181,7 @@ def conditional_mutual_information(
         metrics: Runs x metrics.
         goal: Target of each run.
         axes: Runs x axes.
-        confidence: Share of random orders whose share is below `null`.
+        confidence: Level of the quantile `null`.
         max_conditions: Maximum number of axes that are conditioned on at once.
         max_runs: Maximum number of runs; of more, the same sample is drawn in each call.
         num_shuffles: Number of random orders.
@@ -216,7 +217,7 @@ def conditional_mutual_information(
     def find_smallest_share(values: FloatArray) -> float:
         known = np.isfinite(values[first] + values[second])
         higher = values[first] > values[second]
-        shares = [_compute_share(cell[known], ahead[known], higher[known]) for cell in conditions]
+        shares = [_compute_share(group[known], ahead[known], higher[known]) for group in conditions]
         return min((share for share in shares if not np.isnan(share)), default=np.nan)
 
     shuffles = (generator.permutation(len(runs)) for _ in range(num_shuffles))
@@ -232,17 +233,17 @@ def _number_by_appearance(values: NDArray[Any]) -> IntArray:
     return numbers
 
 
-def _compute_share(cell: IntArray, ahead: Flags, higher: Flags) -> float:
-    """Compute I(ahead; higher | cell) / H(ahead | cell) from counts; NaN if the entropy is 0.
+def _compute_share(group: IntArray, ahead: Flags, higher: Flags) -> float:
+    """Compute I(ahead; higher | group) / H(ahead | group) from counts; NaN if the entropy is 0.
 
     Args:
-        cell: Number of the cell of the conditions, for each ordered pair of runs.
+        group: Number of the group with the same conditions, for each ordered pair of runs.
         ahead: Whether the first run has the larger value of the target.
         higher: Whether the first run has the larger value of the metric.
     """
-    if not len(cell):
+    if not len(group):
         return np.nan
-    table = np.bincount(cell * 4 + ahead * 2 + higher, minlength=4 * (int(cell.max()) + 1))
+    table = np.bincount(group * 4 + ahead * 2 + higher, minlength=4 * (int(group.max()) + 1))
     counts = table.astype(float).reshape(-1, 2, 2)
 
     def sum_n_log_n(n: FloatArray) -> float:

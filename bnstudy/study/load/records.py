@@ -22,8 +22,9 @@ from bnstudy.terms import PER_NORM_OPTIONS, SPLITS, is_provided
 # Keys, and prefixes of keys, in which the runs of a pair may differ.
 SETTINGS = ("norm.", "regularizer.", *(f"{group}.{key}" for group, key in PER_NORM_OPTIONS))
 
-# Options that `select_identity_options` leaves out if they have these values. Options of norms and
-# regularizers are not added, because not all norms and regularizers have them.
+# Values of options that `select_identity_options` leaves out; `_read` adds them again, so that all
+# runs have the same keys. Options of norms and regularizers are not added: not all of them have
+# these options.
 ADDED_TO_ALL = {
     key: value for key, value in ADDED_KEYS.items() if not key.startswith(TREATMENT_PREFIXES)
 }
@@ -32,19 +33,20 @@ ADDED_TO_ALL = {
 # results only by rounding.
 EXECUTION = ("trainer.accelerator", "trainer.benchmark", "trainer.compile", "trainer.strategy")
 
-# Columns of final values that the table always has; runs of the user's own code may not have them.
+# Columns of final values that the table always has; None where a run recorded no such value.
 NO_FINAL_VALUES = {f"{split}_{metric}": None for split in SPLITS for metric in ("loss", "accuracy")}
 
 UNREADABLE = "unreadable"  # status of a run whose run.json cannot be read
 
 
-class _Run(NamedTuple):
+class RunFacts(NamedTuple):
     """Facts from a run.json.
 
     Attributes:
-        facts: Columns of `StudyRuns.runs` that do not depend on other runs.
-        config: Result of `select_identity_options` and `ADDED_TO_ALL`; empty if the file cannot be
-            read.
+        facts: Columns of `StudyRuns.runs`. The treatment does not contain the swept options yet,
+            and `comparable` contains only the version.
+        config: Result of `select_identity_options`, completed by `ADDED_TO_ALL`; empty if the file
+            cannot be read.
         directions: Direction of each metric.
         settings: Its entry in `StudyRuns.settings`.
         other_versions: Its entry in `StudyRuns.other_versions`; empty if there is none.
@@ -60,7 +62,7 @@ class _Run(NamedTuple):
     original_name: str
 
 
-def read_records(folder: Path) -> list[_Run]:
+def read_records(folder: Path) -> list[RunFacts]:
     """Read the records of all runs in a study's folder.
 
     Args:
@@ -78,19 +80,19 @@ def read_records(folder: Path) -> list[_Run]:
     return [_read(cell) for cell in cells]
 
 
-def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
-    """Make the table of runs, without the columns that depend on values of other runs.
+def tabulate_runs(facts_of_runs: Sequence[RunFacts], design: Design) -> pd.DataFrame:
+    """Make the table of runs, before repeated runs are marked and parts are numbered.
 
     Args:
-        records: Records from `read_records`.
-        design: Their design.
+        facts_of_runs: Result of `read_records`.
+        design: Design of these runs.
 
     Returns:
-        One row per record, with all columns of `StudyRuns.runs` except part and duplicate_of.
+        One row per run, with all columns of `StudyRuns.runs` except part and duplicate_of.
     """
-    directions = collect_directions(records)
+    directions = collect_directions(facts_of_runs)
     redefined = {metric for metric, declared in directions.items() if len(declared) > 1}
-    runs = pd.DataFrame([_make_row(record, design, redefined) for record in records])
+    runs = pd.DataFrame([_make_row(run, design, redefined) for run in facts_of_runs])
     runs["pair"] = pd.factorize(runs["pair"])[0]
     # Values of different types, such as 0.1 and "none", cannot be sorted; as text they can.
     keys = {*COLUMN_OF_KEY, *design.grid}
@@ -101,24 +103,24 @@ def tabulate_runs(records: Sequence[_Run], design: Design) -> pd.DataFrame:
     return runs
 
 
-def collect_directions(records: Sequence[_Run]) -> dict[str, list[str | None]]:
-    """List the different directions that the records declare for each metric."""
+def collect_directions(facts_of_runs: Sequence[RunFacts]) -> dict[str, list[str | None]]:
+    """List the different directions that the runs declare for each metric."""
     directions: dict[str, list[str | None]] = defaultdict(list)
-    for record in records:
-        for metric, direction in record.directions.items():
+    for run in facts_of_runs:
+        for metric, direction in run.directions.items():
             if direction not in directions[metric]:
                 directions[metric].append(direction)
     return directions
 
 
-def _read(folder: Path) -> _Run:
+def _read(folder: Path) -> RunFacts:
     try:
         record = Record.read(folder)
         config = ADDED_TO_ALL | select_identity_options(redact_values(record.description.config))
     except UserError as error:
         reason = redact(first_line(error))
         facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
-        return _Run(facts, {}, {}, {}, [], "")
+        return RunFacts(facts, {}, {}, {}, [], "")
     description = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
     attempts, environment, data = description.attempts, description.environment, description.data
@@ -168,7 +170,7 @@ def _read(folder: Path) -> _Run:
     for key in EXECUTION:
         group, _, name = key.partition(".")
         settings[key] = description.config[group].get(name)
-    return _Run(
+    return RunFacts(
         facts,
         config,
         description.metrics,
@@ -212,6 +214,7 @@ def _describe_status(record: Record, ended: bool) -> str | None:
     """Describe why a run has not ended, or what is special about its end; None if nothing."""
     attempts = record.description.attempts
     match record.description.status:
+        # The run was trained to its end, but its table is missing or damaged.
         case "diverged" | "completed" if not ended:
             return record.describe_table_damage()
         case "diverged":
@@ -230,7 +233,7 @@ def _describe_status(record: Record, ended: bool) -> str | None:
             return None
 
 
-def _make_row(run: _Run, design: Design, redefined: set[str]) -> dict[str, Any]:
+def _make_row(run: RunFacts, design: Design, redefined: set[str]) -> dict[str, Any]:
     """Make a row of `StudyRuns.runs`.
 
     Args:

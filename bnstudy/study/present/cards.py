@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from bnstudy.headline import in_words
 from bnstudy.study.analysis import Analysis
-from bnstudy.study.generalization import choose_mediators
+from bnstudy.study.generalization import choose_family_metrics
 from bnstudy.study.present.labels import label_of, layer_in_words
 from bnstudy.study.present.verdict.comparison import explain_missing_pairs
 from bnstudy.study.present.verdict.wording import (
@@ -31,14 +31,14 @@ ARROWS = {"": "○", "higher": "▲", "lower": "▼", "higher lower": "◆"}
 
 
 class Finding(NamedTuple):
-    """The difference that a card shows of one outcome, and in how many layers there is one.
+    """Difference in one outcome as a card shows it, with the number of layers that differ.
 
     Attributes:
         outcome: Test accuracy, sparsity or clustering.
-        arrow: Symbol of the directions of all differences before adjustment.
+        arrow: Symbol of the directions of all differences that are significant before adjustment.
         direction: Directions in words, with the number of layers.
-        size: Difference with its interval: the largest of those that are significant after
-            adjustment, without such of those that are significant before it, without such of all.
+        size: Difference with its interval: the largest that is significant after adjustment; if
+            there is none, the largest that is significant before it; otherwise the largest.
         detail: Metric and layer of this difference, or the two means.
         certainty: Significance of this difference, p-values where it was tested, number of pairs,
             and results at equal training if they differ.
@@ -86,7 +86,7 @@ def compose_cards(analysis: Analysis) -> list[Card]:
             }
             rows = select_test_accuracy(table)
             findings = [_describe_finding("test accuracy", "accuracy", rows, results)]
-            for family, metric in choose_mediators(study).items():
+            for family, metric in choose_family_metrics(study).items():
                 rows = select_layers(table, "train", metric)
                 findings.append(_describe_finding(family, metric, rows, results))
         cards.append(Card(title, note, findings))
@@ -104,18 +104,18 @@ def _describe_finding(
     Args:
         outcome: Test accuracy, sparsity or clustering.
         metric: Name of the metric.
-        rows: Effects on it, one per place.
+        rows: Effects on it: one for the whole model, or one per layer or relative depth.
         at_equal_training: Results of `find_results` by criterion.
     """
     if not rows:
         return Finding(outcome, "–", "not compared", "", "", "no pair has a value in both runs")
-    before_adjustment = [row for row in rows if direction_of(row)]
-    significant = [row for row in before_adjustment if is_significant(row)]
-    row = find_largest(significant or before_adjustment or rows)
+    significant_before = [row for row in rows if direction_of(row)]
+    significant = [row for row in significant_before if is_significant(row)]
+    row = find_largest(significant or significant_before or rows)
     directions = " ".join(sorted({direction_of(row) for row in rows} - {""}))
     if row.place_index:
         direction = summarize_directions(rows)
-        if len(before_adjustment) > len(significant):
+        if len(significant_before) > len(significant):
             direction += f"; after adjustment, significant in {len(significant) or 'none'}"
         detail = f"{label_of(metric).words}, {layer_in_words(row.place)}"
     else:

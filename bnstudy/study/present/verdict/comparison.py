@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnstudy.headline import in_words
 from bnstudy.study.confounders import describe_confounders
-from bnstudy.study.generalization import choose_mediators
+from bnstudy.study.generalization import choose_family_metrics
 from bnstudy.study.inference.paired import (
     CONFIDENCE,
     MIN_PAIRS_FOR_TEST,
@@ -88,7 +88,7 @@ def describe_comparison(
         )
     if not accuracy:
         yield f"Test accuracy cannot be compared: {NO_VALUES}."
-    for metric in choose_mediators(study).values():
+    for metric in choose_family_metrics(study).values():
         layers = select_layers(table, "train", metric)
         yield from _describe_metric(name, metric, layers, points)
     yield from _describe_significant_tests(

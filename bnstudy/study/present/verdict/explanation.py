@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnstudy.headline import in_words
-from bnstudy.study.generalization import MIN_RUNS, choose_mediators
+from bnstudy.study.generalization import MIN_RUNS, choose_family_metrics
 from bnstudy.study.inference.mediation import min_pairs_to_mediate
 from bnstudy.study.load.matrix import are_activations
 from bnstudy.study.load.study_runs import StudyRuns
@@ -47,7 +47,7 @@ def describe_relations(
         )
     accuracy = accuracy.dropna(subset="granulated")
     is_norm_axis = len(study.treatments) - len(study.identical) > 1
-    for family, metric in choose_mediators(study).items():
+    for family, metric in choose_family_metrics(study).items():
         rows: list[Any] = list(accuracy[accuracy["metric"] == metric].itertuples())
         if rows:
             association = describe_association(rows, is_norm_axis=is_norm_axis)

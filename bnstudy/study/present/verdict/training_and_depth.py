@@ -9,7 +9,7 @@ import pandas as pd
 from bnstudy.headline import in_words
 from bnstudy.study.analysis import Analysis
 from bnstudy.study.depth_profile import TUNNEL_SHARE
-from bnstudy.study.generalization import choose_mediators
+from bnstudy.study.generalization import choose_family_metrics
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.present.labels import name_layer
 from bnstudy.study.present.verdict.wording import (
@@ -74,7 +74,7 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
             f"{first.baseline_used:.0%}.{accuracy}"
         )
         yield from _compare_results(
-            criterion, name, effects, table, [*choose_mediators(study).values()]
+            criterion, name, effects, table, [*choose_family_metrics(study).values()]
         )
 
 
