@@ -122,7 +122,7 @@ def test_an_error_that_passes_takes_no_folder_from_its_worker(
         monkeypatch.setattr(Path, "open", stale)
         with pytest.raises(CellInUse):
             hold_lease(tmp_path / "cell").__enter__()
-    assert "watching for 60 s whether" in capsys.readouterr().out
+    assert "watching 60 s to see if" in capsys.readouterr().out
 
 
 def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
