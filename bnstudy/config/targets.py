@@ -2,7 +2,8 @@
 
 A record may come from anyone, and Hydra calls whatever a `_target_` names. Therefore, only two
 kinds of targets in a record's configuration are called: those that bnstudy provides, each in its
-own group, and those that the user has named on the command line of this process.
+own group, and those that this process trusts: all that its own bnstudy.train configuration names,
+and those given with --trust.
 """
 
 import inspect
@@ -23,7 +24,8 @@ from bnstudy.terms import suggest
 TARGET = "_target_"
 MAX_LISTED_NAMES = 5
 
-# Targets that bnstudy provides, by configuration group.
+# Targets that bnstudy provides, by configuration group. They are the keys of `keys_of`, which maps
+# each target to its options.
 PROVIDED_TARGETS: Mapping[str, Collection[str]] = {
     "model": Model.keys_of,
     "data": Data.keys_of,
@@ -109,7 +111,7 @@ def _load_signature(group: str, target: str) -> inspect.Signature | None:
             raise UserError(f"{group}.{TARGET}={target}: {explanation}") from error
         advice = "Correct the name, or the error in its module"
         if isinstance(cause, ModuleNotFoundError):
-            advice = "Run the command where Python finds that module, such as PYTHONPATH=FOLDER"
+            advice = "Install that module, or set PYTHONPATH to the folder that contains it"
         raise UserError(
             f"{group}.{TARGET}={target} cannot be imported "
             f"({type(cause).__name__}: {first_line(cause)})\n{advice}"
@@ -200,9 +202,9 @@ def require_trusted(groups: Mapping[str, Any]) -> None:
         groups: Configuration groups by name, such as `model` or `callbacks.gradient_norms`.
 
     Raises:
-        UserError: The configuration names another target, has one of Hydra's keys for calls, such
-            as `_partial_`, where the target is not trusted, or has an interpolation, which a
-            resolved configuration cannot have.
+        UserError: The configuration names a target that is neither provided nor trusted; has one of
+            Hydra's other keys for calls, such as `_partial_`, beside a target that is not trusted;
+            or has an interpolation, although it is resolved.
     """
     for name, group in groups.items():
         _require_trusted(group, name, PROVIDED_TARGETS.get(name, ()))

@@ -30,8 +30,9 @@ class Record:
     Attributes:
         paths: Files of the cell.
         table: Long table of the run.
-        has_unreplaced_result: Whether the folder still has the result of an earlier, finished run.
-            This run removes it when its first value is written; until then, `save` does nothing.
+        has_unreplaced_result: Whether the folder still has the finished result that this run of the
+            user's own code overwrites. The first written value replaces it, except for epochs that
+            are kept; until then, `save` does nothing.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class Record:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, run: RunDescription | None = None) -> Iterator[Self]:
-        """Hold a cell's lease in the body, remove files of killed processes, and read the record.
+        """Hold a cell's lease in the body, remove leftover temporary files, and read the record.
 
         Args:
             folder: Folder of the cell.
             run: Description of the run that the folder should contain. If the record is missing or
-                damaged, a new one is started from it, and the damaged file is renamed. If None, a
-                readable record must exist, and may be that of any run.
+                damaged, a new one is started from this description. A damaged file is renamed, and
+                so is a damaged table of a finished run. If None, a readable record must exist, and
+                may be that of any run.
 
         Raises:
             CellInUse: Another process is working in the cell.
@@ -124,7 +126,7 @@ class Record:
             raise UserError(f"{self.folder}: {reason}")
 
     @property
-    def has_other_config(self) -> bool:
+    def has_altered_config(self) -> bool:
         """Whether the configuration no longer matches the identity: it was edited or damaged.
 
         Only records of this version are checked, because other versions may have other options.
@@ -242,7 +244,7 @@ class Record:
         removed from the description, because their rows are lost.
 
         Args:
-            step: Total number of training batches.
+            step: Total number of optimizer steps.
         """
         if (damage := self.table.find_damage()) is not None:
             self.set_aside(self.paths.table, damage)

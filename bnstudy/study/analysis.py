@@ -21,7 +21,7 @@ from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.uncertainty import compute_two_source_intervals
 
-# Effects are also computed at each value, and each combination of values, of so many axes.
+# Maximum number of axes at whose values, and combinations of values, effects are also computed.
 MAX_AXES = 3
 
 
@@ -49,7 +49,7 @@ class Analysis:
 
     @cached_property
     def confounders(self) -> list[str]:
-        """Differences within pairs besides the norm, one text per treatment that has any."""
+        """Differences in pairs besides norm and regularizer, one text per treatment with any."""
         texts = (
             describe_confounders(self.study, treatment, self.baseline)
             for treatment in self.study.treatments_without(self.baseline)
@@ -92,7 +92,7 @@ class Analysis:
 
     @cached_property
     def mixed_depths(self) -> list[int]:
-        """Depths of the networks; empty if all have as many layers, or if depth is not an axis."""
+        """Depths of the networks; empty if all have equally many layers or depth is not an axis."""
         keys = load_columns(self.study)[0]
         has_relative_depths = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
         if not has_relative_depths or "depth" not in self.axes:
@@ -157,7 +157,7 @@ class Analysis:
 
     @cached_property
     def profile_effects(self) -> pd.DataFrame:
-        """Effects on slope, fit and tunnel of depth profiles; see `compute_profile_effects`."""
+        """Effects on the numbers of depth profiles; see `compute_profile_effects`."""
         return compute_profile_effects(self.study, self.baseline)
 
     @cached_property

@@ -57,8 +57,8 @@ class _SweepCell:
     Attributes:
         cell: Cell of the grid.
         record: Record of the cell, as `read_record` returns it.
-        state: State of the cell; if `should_redo`, the state that lets it run: `to run` or `to
-            resume`.
+        state: State of the cell, as determined from its record. If `should_redo`, `sweep` replaces
+            it by `to run` or `to resume` before it launches cells.
         should_redo: Whether the option `redo` selects the cell.
     """
 
@@ -73,8 +73,9 @@ class Unfinished:
     """Reason why a cell of a sweep is not finished.
 
     Attributes:
-        state: `failed` if the cell raised an error, `lost` if its worker died, `running elsewhere`
-            if another process is working on it, `queued` if its detached job has not begun.
+        state: `failed` if the cell raised an error, `lost` if its worker died or its launcher
+            failed, `running elsewhere` if another process is working on it, `queued` if its
+            detached job has not begun.
         reason: Error message, in one or two lines, or other reason.
         log: Log file with details; None if there is none.
     """
@@ -106,7 +107,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
             not allowed.
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
-        # A study's name with a slash would make Hydra write outside of the output folder.
+        # A study's name such as ../mine would make Hydra write outside of the output root.
         validate({"study": study, "output_root": root})
     # Different overrides can result in the same configuration.
     cells = list({cell.folder: cell for cell in cells}.values())
@@ -183,7 +184,7 @@ def _write_plans(cells: Sequence[Cell], launcher: Launcher) -> None:
     """Write the plan of each study, and print how to watch it if jobs run side by side."""
     for study in _studies(cells):
         write_plan(study, [cell for cell in cells if cell.folder.parent == study])
-        # Jobs that run side by side would mix their output.
+        # Jobs that run side by side print their lines intermixed; this command shows an overview.
         if not is_basic(launcher) and not is_detached(launcher):
             folder = shlex.quote(str(study))
             console.print(f"Progress: python -m bnstudy.sweep status {folder} --watch")
@@ -362,7 +363,10 @@ def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | E
 
 
 def _list_attempt_starts(cell: Cell) -> list[str | None]:
-    """List the start times of a cell's attempts; the list grows whenever the cell is started."""
+    """List the start times of a cell's recorded attempts.
+
+    Not recorded are measurements, and attempts that a UserError ended before the first epoch.
+    """
     with suppress(UserError):
         record = Record.read(cell.folder)
         return [attempt.started for attempt in record.description.attempts]

@@ -51,7 +51,7 @@ def rebuild(
 def _check_config(record: Record) -> dict[str, Any]:
     """Verify that it is safe to build a run from its recorded configuration, and return this."""
     config = record.description.config
-    if record.has_other_config:
+    if record.has_altered_config:
         raise DamagedFile(
             record.paths.record, "its options are not those of its identity", "Put the file back"
         )

@@ -37,7 +37,7 @@ from bnstudy.training.processes import (
 )
 from bnstudy.training.twin import with_target_sparsity
 
-MAX_INITIAL_WEIGHT = 0.01  # a warning is printed if the initial 0 and 1 weigh more than this
+MAX_INITIAL_WEIGHT = 0.01  # of the running statistics' initial 0 and 1; above it, a warning
 
 
 def fit(record: Record, config: dict[str, Any], progress_console: Console) -> None:
@@ -120,7 +120,7 @@ def quieten_lightning() -> None:
     Call this after importing Lightning, because the import sets the level of its logger.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Lightning 2.6 uses functions that torch 2.15 deprecates.
+    # Lightning 2.6 creates a LeafSpec, a class that torch 2.15 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     # Lightning warns that samples may be duplicated; here each process evaluates exactly its share.
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")

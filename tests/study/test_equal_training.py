@@ -36,7 +36,7 @@ def add_run(
 
 
 def add_norms_of_different_speed(studies: Studies, seeds: int = 6) -> None:
-    """Add runs whose silhouette is the same function of the loss; only batchnorm trains faster."""
+    """Add runs whose silhouette is noise minus the loss; batchnorm merely trains faster."""
     noise = np.random.default_rng(0).normal(scale=0.01, size=(seeds, 2))
     for seed in range(seeds):
         for norm, losses, shift in (
@@ -78,7 +78,7 @@ def test_pairs_without_a_common_loss_are_counted(studies: Studies) -> None:
 
 
 @pytest.mark.slow
-def test_a_difference_by_further_training_alone_disappears(studies: Studies) -> None:
+def test_a_difference_caused_only_by_faster_training_disappears(studies: Studies) -> None:
     add_norms_of_different_speed(studies)
     analysis = Analysis(load(studies.folder))
     last = analysis.overall_effects.set_index("metric").loc["silhouette"]
@@ -155,7 +155,7 @@ def test_measurements_within_an_epoch_join_the_others(studies: Studies) -> None:
     )
     assert set(compute_averages(study, every="epoch")["epoch"]) == {0, 5}
     analysis = Analysis(study)
-    assert embed_numbers(analysis)["steps"]["steps"] == [1, 2, 4, 50]  # a logarithm of 0 is none
+    assert embed_numbers(analysis)["steps"]["steps"] == [1, 2, 4, 50]  # 0 has no logarithm
     assert set(analysis.effects_by_step["step"]) == {0, 1, 2, 4, 50}
     (ax,) = Plot(analysis).steps("silhouette").axes
     assert ax.get_xscale() == "log"

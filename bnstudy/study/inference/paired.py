@@ -19,7 +19,7 @@ from bnstudy.study.inference.columns import (
 
 CONFIDENCE = 0.95
 MIN_PAIRS_FOR_TEST = 3  # also for an interval or an effect size
-MIN_PAIRS_TO_FLIP = 6  # with fewer pairs, no p is 0.05 or less
+MIN_PAIRS_TO_FLIP = 6  # with fewer pairs, sign flips cannot give a p of 0.05 or less
 MAX_PAIRS_EXACT = 16  # with more pairs, flips are drawn at random
 NUM_FLIPS = 8_192  # number of random flips; a power of 2, so that no p is exactly 0.05
 
@@ -110,17 +110,18 @@ def paired_test(
     noise = np.broadcast_to(noise, n.shape)
     is_flipped = n >= min_pairs_to_flip
     is_exact = is_flipped & (n <= max_pairs_exact)
-    # All flips: of exactly the pairs that a comparison has, so comparisons with the same pairs form
-    # a sample. Random flips: drawn once for all pairs, of which some may be missing.
-    samples = [
+    # With all flips, comparisons that have values from exactly the same pairs are tested together.
+    # With random flips, all comparisons are: the flips are drawn once for all pairs, and a pair
+    # without a value does not count.
+    groups = [
         (columns, differences[np.ix_(rows, columns)])
         for rows, columns in patterns(known & is_exact)
     ]
     if (columns := np.flatnonzero(is_flipped & ~is_exact)).size:
-        samples.append((columns, differences[:, columns]))
-    for columns, sample in samples:
-        flips = sign_flips(len(sample), max_pairs_exact, num_flips)
-        results = _test_by_flips(sample, flips, confidence, noise[columns])
+        groups.append((columns, differences[:, columns]))
+    for columns, group_differences in groups:
+        flips = sign_flips(len(group_differences), max_pairs_exact, num_flips)
+        results = _test_by_flips(group_differences, flips, confidence, noise[columns])
         low[columns], high[columns], p[columns] = results
     smallest = np.where(is_exact, 2.0 ** (1 - np.minimum(n, max_pairs_exact)), 1 / num_flips)
     return PairedTest(

@@ -204,7 +204,7 @@ def _describe_left_out(rows: Mapping[str, Any]) -> str:
 
 def _list_remarks(record: Record, ended: bool) -> Iterator[str]:
     """List why a run is not among the results, and what is special about it."""
-    if record.has_other_config:
+    if record.has_altered_config:
         yield "its options in run.json are not those that it was trained with"
     if remark := _describe_status(record, ended):
         yield remark

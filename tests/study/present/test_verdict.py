@@ -302,7 +302,8 @@ def test_layers_with_equally_strong_associations_are_all_named(studies: Studies)
         "Clustering and test accuracy: over 8 runs, the granulated Kendall coefficient of "
         "silhouette with test accuracy (between runs with different norms) is -1.00 in block01 "
         "and block02, +0.50 [-1.00, 1.00] in block03, +1.00 in block04. A coefficient without "
-        "brackets has no confidence interval: there are too few seeds, or all have the same value. "
+        "brackets has no confidence interval: there are too few seeds, or it is the same for every "
+        "seed. "
         "Kendall's tau over all runs is " in verdict(studies)
     )
 
@@ -324,10 +325,10 @@ def test_of_many_layers_all_with_the_largest_coefficient_are_named() -> None:
         "over 8 runs, the granulated Kendall coefficient of nc1 with test accuracy is -0.80 in "
         "block02 and block07, +0.80 in block04, and smaller in absolute value in the other 4 "
         "layers. A coefficient without brackets has no confidence interval: there are too few "
-        "seeds, or all have the same value. Kendall's tau over all runs is -0.40 in block02 and "
-        "block07, +0.40 in block04. The conditional mutual "
-        "information of nc1 and test accuracy is above the 95th percentile for runs in "
-        "random order in 2 of these 3 layers (block04: 0.400 > 0.200, block07: 0.700 > 0.200)."
+        "seeds, or it is the same for every seed. Kendall's tau over all runs is -0.40 in block02 "
+        "and block07, +0.40 in block04. The conditional mutual information of nc1 and test "
+        "accuracy exceeds the 95th percentile over random orders of the runs in 2 of these 3 "
+        "layers (block04: 0.400 > 0.200, block07: 0.700 > 0.200)."
     )
 
 

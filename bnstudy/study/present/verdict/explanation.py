@@ -84,7 +84,7 @@ def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
     if not all(math.isfinite(row.granulated_low) for row in listed):
         text += (
             " A coefficient without brackets has no confidence interval: there are too few seeds, "
-            "or all have the same value."
+            "or it is the same for every seed."
         )
     if correlated := [row for row in listed if math.isfinite(row.tau)]:
         taus = [f"{row.tau:+z.2f}" for row in correlated]
@@ -103,18 +103,19 @@ def _describe_information(rows: Sequence[Any]) -> str:
     if not rows:
         return ""
     above = [row for row in rows if row.cmi > row.cmi_null]
-    percentile = "above the 95th percentile for runs in random order"
+    exceeds = "exceeds" if above else "does not exceed"
+    percentile = "the 95th percentile over random orders of the runs"
     information = f"The conditional mutual information of {rows[0].metric} and test accuracy"
     if len(rows) == 1:
         return (
-            f" {information} is {rows[0].cmi:.3f}, {'' if above else 'not '}"
-            f"{percentile} ({rows[0].cmi_null:.3f})."
+            f" {information} is {rows[0].cmi:.3f}, which {exceeds} {percentile} "
+            f"({rows[0].cmi_null:.3f})."
         )
     values = ", ".join(
         f"{name_layer(row.place)}: {row.cmi:.3f} > {row.cmi_null:.3f}" for row in above
     )
-    places = format_places(rows, f"{len(above) or 'none'} of these ")
-    return f" {information} is {percentile} {places}{f' ({values})' * bool(above)}."
+    places = format_places(rows, f"{len(above)} of these " if above else "any of these ")
+    return f" {information} {exceeds} {percentile} {places}{f' ({values})' * bool(above)}."
 
 
 def _format_range(numbers: Sequence[int]) -> str:

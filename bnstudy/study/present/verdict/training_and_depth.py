@@ -115,8 +115,8 @@ def _compare_results(
         results = last_epoch[key_of(row)], equal_training[key_of(row)]
         if results[0] != results[1]:
             outcomes.pop(_name_outcome(row), None)
-            place = format_place(row) if row.place_index else "on the probe set"
-            changed.setdefault(results, []).append(f"{_name_outcome(row)} {place}")
+            place = f" {format_place(row)}" if row.place_index else ""
+            changed.setdefault(results, []).append(f"{_name_outcome(row)}{place}")
     sentences = [_describe_change(treatment, *results, names) for results, names in changed.items()]
     if unchanged := [*outcomes]:
         outcomes_are = "outcome for {} is" if len(unchanged) == 1 else "outcomes for {} are"
