@@ -12,7 +12,7 @@ from bnstudy.terminal import console
 
 
 @contextmanager
-def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Iterator[None]:
+def command_line(interrupted: str | int, alternative: str = OTHER_FOLDER) -> Iterator[None]:
     """Run a command's body and turn the user's mistakes into messages and exit statuses.
 
     A mistake that the user can fix ends the process with a message of one or two lines and exit
@@ -20,14 +20,15 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
 
     Args:
         interrupted: Message or exit status after Ctrl+C.
-        otherwise: What else the user can do if a folder cannot be written.
+        alternative: What else the user can do if a folder cannot be written.
 
     Raises:
         SystemExit: The user made a mistake or pressed Ctrl+C.
     """
     _require_working_folder()
     _ensure_home()
-    before, CannotWrite.otherwise = CannotWrite.otherwise, otherwise
+    before = CannotWrite.alternative
+    CannotWrite.alternative = alternative
     try:
         yield
     except KeyboardInterrupt:
@@ -38,7 +39,7 @@ def command_line(interrupted: str | int, otherwise: str = OTHER_FOLDER) -> Itera
             raise
         sys.exit(message)
     finally:
-        CannotWrite.otherwise = before
+        CannotWrite.alternative = before
 
 
 def _require_working_folder() -> None:

@@ -42,10 +42,10 @@ class CannotWrite(UserError):
         error: Error of the operating system.
 
     Attributes:
-        otherwise: What else the user can do; the running command sets it.
+        alternative: What else the user can do; the running command sets it.
     """
 
-    otherwise = OTHER_FOLDER
+    alternative = OTHER_FOLDER
 
     def __init__(self, path: str | Path, error: OSError) -> None:
         super().__init__(path, error)
@@ -58,7 +58,7 @@ class CannotWrite(UserError):
             return f"{self.path}: {self.error.strerror}\nChoose a shorter study=NAME or cell=NAME"
         return (
             f"{self.path}: {self.error.strerror}\n"
-            f"Check permissions and free disk space, or {self.otherwise}"
+            f"Check permissions and free disk space, or {self.alternative}"
         )
 
 

@@ -29,8 +29,8 @@ def main() -> None:
         sys.argv[1:] = defer_to_jobs(sys.argv[1:])
     register_resolvers()
     register_search()
-    if is_first_process():  # an inherited start time would be that of another command
-        os.environ.pop(START_TIME, None)
+    if is_first_process():  # the other processes of a distributed run keep its start time
+        os.environ.pop(START_TIME, None)  # if inherited, it is that of another command
     # As a decorator it would replace `job`, which launchers could then not pickle.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     with command_line(128 + signal.SIGINT):

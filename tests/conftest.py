@@ -1,4 +1,4 @@
-"""Runs as users run them, small enough for a test."""
+"""Fixtures and helpers of all tests: commands as users run them, small enough for a test."""
 
 import json
 import os
@@ -25,11 +25,11 @@ from bnstudy.train import main
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"  # real images, on machines that have them
 
-# One thread, since other tests run beside; .ci/run runs the numerical ones with two as well.
+# One thread, because several tests run at the same time. .ci/run repeats numerical tests with two.
 THREADS = os.environ.get("OMP_NUM_THREADS", "1")
 PRINT_PAGE = report_files.print_page
 
-# A run of seconds: two small blocks, two epochs, 400 digits measured.
+# A run of seconds: two small blocks, two epochs, probe sets of 400 and 200 digits.
 SMALL = (
     "model.depth=2",
     "model.width=4",
@@ -50,7 +50,7 @@ DIVERGING = ("optim.lr=1e20", "optim.weight_decay=1")
 
 @dataclass(frozen=True)
 class Result:
-    """What a command did."""
+    """Exit status and output of a command."""
 
     returncode: int
     stdout: str
@@ -62,8 +62,8 @@ Compose = Callable[..., DictConfig]
 
 
 @pytest.fixture(autouse=True)
-def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No W&B account, no prompt, whatever the machine has; as many threads as were asked for."""
+def _isolated_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the machine's W&B account, which also avoids prompts, and use `THREADS` threads."""
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
@@ -74,7 +74,7 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _small_calibration(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take statistics before training from two batches: 5,000 samples cost each run a second.
+    """Compute the statistics before training from 500 samples; 5,000 take a second per run.
 
     Slow tests keep the 5,000: they compare runs of this process with runs of others.
     """
@@ -84,13 +84,13 @@ def _small_calibration(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A multirun in this process ends without its page: a second or two each."""
+    """Let multiruns of this process end without their page, which takes a second or two."""
     monkeypatch.setattr(report_files, "print_page", lambda study: None)
 
 
 @pytest.fixture
 def with_page(_no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A multirun ends with its page, as for users."""
+    """Let multiruns of this process end with their page, as for users."""
     monkeypatch.setattr(report_files, "print_page", PRINT_PAGE)
 
 
@@ -98,16 +98,16 @@ def with_page(_no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> CommandLine:
-    """`python -m bnstudy.train` with the given arguments, in an empty folder, in this process.
+    """Return a function that runs `python -m bnstudy.train` in this process, in an empty folder.
 
-    Or that of another module whose `main` is given.
+    With another module's function as `main`, it runs the command of that module.
     """
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str, main: Callable[[], None] = main) -> Result:
         monkeypatch.setattr(sys, "argv", ["bnstudy", *arguments])
         monkeypatch.setattr(SweepProgress, "total", 0)
-        monkeypatch.setattr(CannotWrite, "otherwise", OTHER_FOLDER)  # commands set their own
+        monkeypatch.setattr(CannotWrite, "alternative", OTHER_FOLDER)  # commands set their own
         capsys.readouterr()
         code, message = 0, ""
         try:
@@ -123,7 +123,7 @@ def command_line(
 
 @pytest.fixture
 def composed() -> Iterator[Compose]:
-    """The configuration of a Hydra job with the given overrides, as it gets it."""
+    """Return a function that composes the configuration of a Hydra job from overrides."""
     register_resolvers()
 
     def compose_job(*overrides: str) -> DictConfig:
@@ -139,7 +139,7 @@ def composed() -> Iterator[Compose]:
 
 
 def train_on_two_processes(folder: Path, *arguments: str, returncode: int = 0) -> None:
-    """`python -m bnstudy.train trainer=ddp` in a folder, which ends with a status."""
+    """Run `python -m bnstudy.train trainer=ddp` in a folder, and check its exit status."""
     command = [sys.executable, "-m", "bnstudy.train", "trainer=ddp", "trainer.accelerator=cpu"]
     result = subprocess.run([*command, *arguments], cwd=folder, check=False, timeout=200)
     assert result.returncode == returncode

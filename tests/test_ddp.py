@@ -135,7 +135,7 @@ class Spy(L.Callback):
             return pl_module.network(images) + far
 
         overflows = trainer.global_rank == 1 and trainer.global_step == 5  # the last one
-        pl_module.logits = logits
+        pl_module.compute_logits = logits
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:
         self.seen["after"] = [one.sum().item() for one in pl_module.network.parameters()]

@@ -28,10 +28,10 @@ def weights(cell: Path) -> dict[str, torch.Tensor]:
     return torch.load(cell / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def stopped(
-    folder: Path, arguments: tuple[str, ...], epoch: int, how: signal.Signals
+def run_until(
+    folder: Path, arguments: tuple[str, ...], epoch: int, sent: signal.Signals
 ) -> subprocess.Popen[bytes]:
-    """A run in a process of its own that gets a signal once an epoch is recorded, and has ended."""
+    """Start a run in another process, and end it by a signal once an epoch is recorded."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bnstudy.train", *arguments],
         cwd=folder,
@@ -43,7 +43,7 @@ def stopped(
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(how)
+    process.send_signal(sent)
     process.wait(timeout=60)
     return process
 
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     arguments = (*SMALL, "trainer.max_epochs=4", "optim.schedule=cosine", "data.shift=2")
-    stopped(tmp_path, (*arguments, "study=killed"), epoch=2, how=signal.SIGKILL)
+    run_until(tmp_path, (*arguments, "study=killed"), epoch=2, sent=signal.SIGKILL)
     (killed,) = (tmp_path / "multirun" / "killed").glob("*-*/")
     assert description(killed)["status"] == "running"
 
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
 @pytest.mark.long
 def test_a_terminated_run_is_recorded_as_interrupted(tmp_path: Path) -> None:
     arguments = (*SMALL, "trainer.max_epochs=200")
-    process = stopped(tmp_path, arguments, epoch=1, how=signal.SIGTERM)
+    process = run_until(tmp_path, arguments, epoch=1, sent=signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     run = description(only_cell(tmp_path / "multirun"))
     assert run["status"] == run["attempts"][0]["status"] == "interrupted"
@@ -212,7 +212,7 @@ def test_folds_with_one_sample_of_a_class_are_warned_of(command_line: CommandLin
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_of_version_0_1_goes_on(
+def test_an_interrupted_run_of_version_0_1_is_resumed(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     (kept,) = KEPT.glob("batchnorm-depth1-width2-seed2-*")
@@ -361,7 +361,7 @@ def test_the_learning_rate_can_be_each_norms_own(command_line: CommandLine, tmp_
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_told_in_two_lines(
+def test_a_mistake_is_told_in_at_most_two_lines(
     command_line: CommandLine, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     (tmp_path / "FILE").touch()
@@ -417,7 +417,7 @@ def test_a_mistake_in_wandbs_environment_is_told(
 
 
 @pytest.mark.slow
-def test_an_empty_variable_of_wandb_is_none(
+def test_an_empty_wandb_mode_counts_as_unset(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
@@ -430,7 +430,7 @@ def test_an_empty_variable_of_wandb_is_none(
 
 
 @pytest.mark.slow
-def test_a_key_that_only_the_swept_norms_have(command_line: CommandLine) -> None:
+def test_a_key_that_only_the_swept_norms_have_is_set_in_each(command_line: CommandLine) -> None:
     norms = ("norm=groupnorm,weightstandardization", "norm.num_groups=2", "-m")
     result = command_line(*SMALL, "metrics=none", *norms)
     assert result.returncode == 0, result.stderr
@@ -439,7 +439,7 @@ def test_a_key_that_only_the_swept_norms_have(command_line: CommandLine) -> None
 
 
 @pytest.mark.slow
-def test_synchronized_batchnorm_on_a_cpu_is_told(command_line: CommandLine) -> None:
+def test_synchronized_batchnorm_needs_a_gpu_or_a_single_process(command_line: CommandLine) -> None:
     options = ("+trainer.sync_batchnorm=true", "trainer.accelerator=cpu", "metrics=none")
     result = command_line(*SMALL, *options)
     assert result.returncode == 0, result.stderr  # one process has nothing to synchronize
@@ -450,7 +450,7 @@ def test_synchronized_batchnorm_on_a_cpu_is_told(command_line: CommandLine) -> N
 
 
 @pytest.mark.slow
-def test_each_debug_run_has_its_own_study(
+def test_each_debug_command_has_its_own_study(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter(["1", "2"])
@@ -512,7 +512,7 @@ def test_a_second_process_neither_enters_nor_disturbs_a_cell(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
+def test_a_full_disk_is_told_and_loses_no_recorded_epoch(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
@@ -520,7 +520,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=900k", "none", disk], check=False
     ).returncode:
-        pytest.skip("this machine does not let itself mount")
+        pytest.skip("mounting is not permitted")
     try:
         arguments = (*SMALL, "metrics=none", f"output_root={disk}", "checkpoint_epochs=all")
         arguments = (*arguments, "trainer.max_epochs=14", "model.width=16")
@@ -537,7 +537,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
 
 
 @pytest.mark.slow
-def test_what_was_not_measured_on_the_way_is_measured_or_told(
+def test_epochs_without_a_metric_are_measured_from_their_checkpoints(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     names = "metrics.names=[unit_sparsity]"
@@ -545,13 +545,13 @@ def test_what_was_not_measured_on_the_way_is_measured_or_told(
     cell = only_cell(tmp_path / "multirun")
     table = pq.read_table(cell / "metrics.parquet")
     layers = table.filter(pc.greater_equal(table["layer_index"], 0))
-    holes = pa.concat_tables(  # as of a run that was measured from its second epoch on
+    incomplete = pa.concat_tables(  # the metric is missing at epochs 0 and 1
         [
             table.filter(pc.less(table["layer_index"], 0)),
             layers.filter(pc.equal(layers["epoch"], 2)),
         ]
     )
-    pq.write_table(holes, cell / "metrics.parquet")
+    pq.write_table(incomplete, cell / "metrics.parquet")
     assert "unit_sparsity of epochs 0, 1" in command_line(*SMALL, names).stdout
     mended = pq.read_table(cell / "metrics.parquet")
     order = [(name, "ascending") for name in ("epoch", "split", "layer_index", "metric")]
@@ -572,7 +572,7 @@ def test_help_explains_groups_and_axes(command_line: CommandLine) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_the_earlier_default_of_probe_is_named(
+def test_a_run_with_the_earlier_default_of_probe_is_named(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     small = [word for word in SMALL if not word.startswith("probe")]

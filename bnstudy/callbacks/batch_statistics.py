@@ -69,7 +69,7 @@ class BatchStatistics(OptimizationMetrics):
         with self.timed():
             copy = deepcopy(network).eval()
             population = get_probe(trainer, "train")
-            recalibrate(copy, population.mixed(population.size))
+            recalibrate(copy, population.shuffled(population.size))
             recalibrated = with_running_statistics(copy)
             for name, tap in find_taps(network, layers, population).items():
                 values, reason = _errors(layers[name], recalibrated[name])
@@ -90,7 +90,7 @@ class BatchStatistics(OptimizationMetrics):
         parameter = next(network.parameters())
         for split in SPLITS:
             sums = on_float64_device(torch.zeros(3, device=parameter.device)).double()
-            for inputs, labels in get_probe(trainer, split).mixed(size):
+            for inputs, labels in get_probe(trainer, split).shuffled(size):
                 with torch.no_grad():
                     logits = network(inputs[share].to(parameter.device, parameter.dtype)).float()
                 logits, targets = on_float64_device(logits), labels[share].to(sums.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnstudy.callbacks.names import logged_name
-from bnstudy.data.module import DataModule, Samples
+from bnstudy.data.module import DataModule, SampleBatches
 from bnstudy.models import Classifier, calibrated
 from bnstudy.representations import Tap
 from bnstudy.representations.taps import Call, Taps
@@ -105,7 +105,7 @@ def calibrated_network(
     return calibrated(get_network(module), _get_data(trainer).calibration())
 
 
-def get_probe(trainer: L.Trainer, split: Split) -> Samples:
+def get_probe(trainer: L.Trainer, split: Split) -> SampleBatches:
     """Return the probe set of a split."""
     return _get_data(trainer).probe(split)
 
@@ -134,7 +134,7 @@ def find_taps_at(
     return {name: replace(tap, site=sites[name]) for name, tap in taps.items()}
 
 
-def find_taps(network: nn.Module, modules: Iterable[str], batches: Samples) -> dict[str, Tap]:
+def find_taps(network: nn.Module, modules: Iterable[str], batches: SampleBatches) -> dict[str, Tap]:
     """Find the tap of each module that the network calls, in the order of computation.
 
     Args:

@@ -193,8 +193,8 @@ class RepresentationMetrics(L.Callback):
             step: Number of steps trained before the measurement, for the rows.
 
         Returns:
-            Rows of the long table: those of the split `train` first, and of each split the layers
-            in the order of computation.
+            Rows of the long table. The split `train` comes first, and the layers of a split are in
+            the order of computation.
         """
         started = time.monotonic()
         rows: list[Row] = []
@@ -218,11 +218,11 @@ class RepresentationMetrics(L.Callback):
             distances=any(metric.needs_products for metric in self.metrics),
             precision=self.precision,
         )
-        is_first = True
+        is_first_layer = True
         for layer in layers:  # not enumerated: `enumerate` would keep the previous layer
-            if is_first:
+            if is_first_layer:
                 yield from _measure_performance(layer, epoch, step, split)
-                is_first = False
+                is_first_layer = False
             if not self.metrics:
                 return
             self.on_layer(f"measuring {layer.name}, {split}")

@@ -85,8 +85,10 @@ def _explain_key(key: str, error: OmegaConfBaseException) -> str:
         return f"{override}: {first_line(error)}"
     parent = error.parent_node
     allowed = sorted(map(str, parent)) if isinstance(parent, DictConfig) else []
-    add = f"\nTo add it to Lightning's, write +{override}" if key.startswith("trainer.") else ""
-    return f"{override}: there is no such key; {hint(key.rpartition('.')[2], allowed)}{add}"
+    message = f"{override}: there is no such key; {hint(key.rpartition('.')[2], allowed)}"
+    if key.startswith("trainer."):
+        message += f"\nTo pass it to Lightning's Trainer, write +{override}"
+    return message
 
 
 def hint(key: str, known: Sequence[str]) -> str:

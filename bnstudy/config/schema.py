@@ -41,8 +41,9 @@ FILLS = ("mean", "black", "reflect")
 
 INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
-# Arguments of Lightning's Trainer that bnstudy sets itself: a run trains to the end of its last
-# epoch; it is measured and recorded at the end of each epoch, and evaluated after the last one.
+# Arguments of Lightning's Trainer that cannot be set. bnstudy sets some itself. The others could
+# change when a run ends, is recorded or is evaluated: a run trains to the end of its last epoch; it
+# is measured and recorded at the end of each epoch, and evaluated after the last one.
 FIXED_TRAINER_KEYS = (
     "barebones",
     "callbacks",
@@ -95,7 +96,7 @@ class ChosenGroup(Group, extra="allow"):
         chosen_by: Key that determines the others: `name` or `_target_`. A `_target_` can also be a
             class or function of the user; then any key is allowed, and the values of known keys are
             still validated.
-        keys_of: Other keys of each choice that bnstudy provides.
+        keys_of: Allowed keys, besides `chosen_by`, of each choice that bnstudy provides.
     """
 
     chosen_by: ClassVar[str]
@@ -127,7 +128,7 @@ class Model(ChosenGroup):
     target: Text = Field(alias="_target_")
     """Class or function that makes the network."""
     depth: Count
-    """Number of layers; cnn: of convolutional ones."""
+    """Number of layers; cnn: of convolutional layers; convnext: of blocks."""
     width: Positive
     """cnn: channels of the first stage; others: factor of the published channels."""
     initialization: Annotated[str, OneOf(*INITIALIZATIONS)]
@@ -174,7 +175,7 @@ class Norm(ChosenGroup):
     name: Annotated[str, OneOf(*keys_of)]
     """Kind of normalization."""
     eps: Positive
-    """Constant added to the variance."""
+    """Constant added to the variance or to the mean square."""
     momentum: PositiveShare  # at 0 the running statistics would stay 0 and 1
     """Weight of a batch in the running statistics."""
     num_groups: Count
@@ -274,7 +275,7 @@ class Optim(ChosenGroup):
     eps: NotNegative
     """Argument of torch.optim.Adam and AdamW."""
     amsgrad: Boolean
-    """Argument of torch.optim.Adam."""
+    """Argument of torch.optim.Adam and AdamW."""
     decoupled_weight_decay: Boolean
     """Argument of torch.optim.Adam."""
     maximize: Boolean
@@ -307,7 +308,7 @@ class Data(ChosenGroup):
     }
 
     target: Text = Field(alias="_target_")
-    """LightningDataModule of the data set."""
+    """Class or function that makes the data."""
     dataset: OptionalText
     """Name of a torchvision data set."""
     root: OptionalText

@@ -122,8 +122,8 @@ def _find_unmeasured_steps(
     ]
     if left_out:
         yield (
-            f"metrics.at_steps={left_out}: not measured, because epochs of {steps_per_epoch} steps "
-            f"end there that metrics.every_n_epochs={every} leaves out"
+            f"metrics.at_steps={left_out}: not measured, because each of these steps ends an epoch "
+            f"that metrics.every_n_epochs={every} leaves out"
         )
 
 

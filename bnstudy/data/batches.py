@@ -128,9 +128,10 @@ class Batches:
         labels: int64 labels, N, on the device on which batches are needed.
         size: Samples in a batch, summed over the processes of a distributed run.
         normalize: Standardization of each batch, on the device of `labels`.
-        shuffle: Function that returns the generator of the sample order and of the augmentation at
-            the start of an epoch; None to keep the samples' order, without augmentation.
-        augment: Augmentation of each batch, if `shuffle` is not None.
+        make_generator: Function that returns the generator of the sample order and of the
+            augmentation at the start of an epoch; None to keep the samples' order, without
+            augmentation.
+        augment: Augmentation of each batch, if `make_generator` is not None.
         rank: Number of this process in a distributed run; it gets its share of every batch.
         world_size: Number of processes.
         rows: Indices of the samples, on the device of `labels`; None for all.
@@ -140,7 +141,7 @@ class Batches:
     labels: Tensor
     size: int
     normalize: Normalize
-    shuffle: Callable[[], torch.Generator] | None = None
+    make_generator: Callable[[], torch.Generator] | None = None
     augment: Augment = Augment(flip=False, shift=0)
     rank: int = 0
     world_size: int = 1
@@ -150,7 +151,7 @@ class Batches:
         return len(self._sizes())
 
     def __iter__(self) -> Iterator[Batch]:
-        generator = self.shuffle() if self.shuffle else None
+        generator = self.make_generator() if self.make_generator else None
         count = self.num_samples
         order = torch.randperm(count, generator=generator) if generator else torch.arange(count)
         order = order.to(self.labels.device)
@@ -162,12 +163,12 @@ class Batches:
             if generator:
                 images = self.augment(images, generator)
             share = slice(self.rank, None, self.world_size)
-            # The networks' memory format; converting the final images costs least.
+            # This is the memory format of the networks. It is set last, when it costs least.
             images = images[share].contiguous(memory_format=torch.channels_last)
             yield images, self.labels[batch[share]]
 
-    def mixed(self, size: int) -> "Shuffled":
-        """Shuffle the samples, the same way at each pass, into batches of nearly equal size.
+    def shuffled(self, size: int) -> "Shuffled":
+        """Return the samples in one fixed random order, in batches of nearly equal size.
 
         A data set may be sorted by class, and batches of a single class would have other statistics
         than the whole.
@@ -189,7 +190,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Iterable over shuffled batches, in the same order at each pass; see `Batches.mixed`.
+    """Iterable over shuffled batches, in the same order at each pass; see `Batches.shuffled`.
 
     Attributes:
         batches: Source of the samples.

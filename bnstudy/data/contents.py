@@ -180,7 +180,10 @@ def locate(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
 
 def _exists(options: Mapping[str, Any]) -> bool:
-    """Check whether a data set has files; for the user's own data, whether a path `root` exists."""
+    """Check whether the files of a data set exist.
+
+    Of a data set that is not in `FILE_DATA_SETS`, only the path `root` is checked, if it has one.
+    """
     if options["_target_"] not in FILE_DATA_SETS:
         root = options.get("root")
         return not isinstance(root, str) or absolute(root).exists()

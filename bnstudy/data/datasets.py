@@ -29,7 +29,7 @@ from torch.utils.data import (
 
 from bnstudy.batching import MIN_BATCH_SIZE, batch_sizes
 from bnstudy.data.batches import choose_balanced
-from bnstudy.data.module import DataModule, Shuffle
+from bnstudy.data.module import DataModule, MakeGenerator
 from bnstudy.errors import UserError
 from bnstudy.randomness import generator_for
 from bnstudy.representations.network import Batch
@@ -39,7 +39,7 @@ DEFAULT_BATCH_SIZE = 128  # if neither data.batch_size nor a data loader sets it
 MAX_COMPARED_SAMPLES = 8  # one sample would miss a random flip half of the time
 MAX_CHECKED_CLASSES = 1_000  # one sample of each is read to check the known labels
 MAX_HASHED_SAMPLES = 100  # of each split; more would take long to decode
-EXPECTED = (
+EXPECTED_DATA = (
     "Expected: a LightningDataModule, or (train, test) or {'train': ..., 'test': ...} of data sets "
     "whose samples are (tensor, label)"
 )
@@ -47,14 +47,14 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Data set of one split, and how its samples become batches.
+    """Data set of one split, and the options by which its samples become batches.
 
     Attributes:
         dataset: Data set with `len()` and samples (inputs, label).
         collate: Function that makes a batch of a list of samples.
         num_workers: Number of processes that read samples; with 0 this process reads them.
         batch_size: Samples in a batch of the user's own data loader; None if there is none.
-        worker_init: Function that each of these processes calls first, with its number.
+        worker_init: Function that each process that reads samples calls first, with its number.
     """
 
     dataset: Dataset[Any]
@@ -82,7 +82,7 @@ class SplitSource:
             hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         ):
             raise UserError(
-                f"{name}: a {type(dataset).__name__}, whose samples have no index\n{EXPECTED}"
+                f"{name}: a {type(dataset).__name__}, whose samples have no index\n{EXPECTED_DATA}"
             )
         if loader is None:
             return cls(dataset)
@@ -108,11 +108,11 @@ class SplitSource:
             worker_init=loader.worker_init_fn,
         )
 
-    def labels(self) -> Tensor:
+    def read_labels(self) -> Tensor:
         """Return each sample's label, int64, N.
 
-        They are taken from an attribute of the data set if some samples that are read agree with
-        it. Otherwise all samples are read.
+        If the data set has an attribute with labels, some samples are read to check it. All samples
+        are read if there is no such attribute, or if a label that was read differs from it.
         """
         count = len(self.dataset)  # type: ignore[arg-type]
         known = _known_labels(self.dataset)
@@ -145,15 +145,15 @@ class SplitSource:
 class DatasetBatches:
     """Iterable over batches (inputs, labels int64 N) of a data set's samples.
 
-    The random draws of a sample, such as augmentation, depend only on its index and on the
-    generator of `shuffle`; without shuffling they are the same at each pass.
+    The random draws of a sample, such as augmentation, depend only on its index and on the epoch's
+    generator. Without `make_generator` they are the same at each pass.
 
     Attributes:
         source: Data set.
         rows: Indices of the samples, int64.
         size: Samples in a batch, summed over the processes of a distributed run.
-        shuffle: Function that returns the generator of the sample order and of the random draws at
-            the start of an epoch; None for the order of `rows`.
+        make_generator: Function that returns the generator of the sample order and of the random
+            draws at the start of an epoch; None for the order of `rows`.
         rank: Number of this process in a distributed run; it gets its share of every batch.
         world_size: Number of processes.
         sizes: Number of samples in each batch; None for batches of `size` samples, divided as in
@@ -163,7 +163,7 @@ class DatasetBatches:
     source: SplitSource
     rows: Tensor
     size: int
-    shuffle: Shuffle | None = None
+    make_generator: MakeGenerator | None = None
     rank: int = 0
     world_size: int = 1
     sizes: Sequence[int] | None = None
@@ -178,8 +178,8 @@ class DatasetBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         rows, draw = self.rows, 0
-        if self.shuffle:
-            generator = self.shuffle()
+        if self.make_generator:
+            generator = self.make_generator()
             rows = rows[torch.randperm(len(rows), generator=generator)]
             draw = int(torch.randint(2**31, (), generator=generator))
         share = slice(self.rank, None, self.world_size)
@@ -194,8 +194,8 @@ class DatasetBatches:
         )
         return map(_pair, loader)
 
-    def mixed(self, size: int) -> "DatasetBatches":
-        """Shuffle the samples, the same way at each pass, into batches of nearly equal size."""
+    def shuffled(self, size: int) -> "DatasetBatches":
+        """Return the samples in one fixed random order, in batches of nearly equal size."""
         count = len(self.rows)
         order = torch.randperm(count, generator=generator_for("mixed"))
         sizes = [len(batch) for batch in order.tensor_split(max(1, count // size))]
@@ -212,7 +212,7 @@ class DatasetModule(DataModule):
 
     Args:
         sources: Data set of each split: train, test and, possibly, validation.
-        name: Name of the data for error messages, such as `data._target_=mypackage.Data`.
+        name_in_messages: Name for error messages, such as `data._target_=mypackage.Data`.
         class_names: Names of the classes, if they are known.
         batch_size: Training samples in a batch; None for that of the user's data loader or, if
             there is none, 128.
@@ -226,7 +226,7 @@ class DatasetModule(DataModule):
     def __init__(
         self,
         sources: Mapping[EvaluatedSplit, SplitSource],
-        name: str,
+        name_in_messages: str,
         class_names: Sequence[str] | None = None,
         batch_size: int | None = None,
         **options: Any,
@@ -235,10 +235,10 @@ class DatasetModule(DataModule):
             batch_size=batch_size or sources["train"].batch_size or DEFAULT_BATCH_SIZE, **options
         )
         self.sources = sources
-        self.name_in_messages = name
+        self.name_in_messages = name_in_messages
         self._class_names = class_names
         for split, source in sources.items():
-            _require_pairs(source, f"{name}: {split}")
+            _require_pairs(source, f"{name_in_messages}: {split}")
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -266,7 +266,9 @@ class DatasetModule(DataModule):
 
     def _load_once(self) -> dict[EvaluatedSplit, Tensor]:
         if not hasattr(self, "_all_labels"):
-            self._all_labels = {split: source.labels() for split, source in self.sources.items()}
+            self._all_labels = {
+                split: source.read_labels() for split, source in self.sources.items()
+            }
             for split, labels in self._all_labels.items():
                 if labels.min() < 0:
                     raise UserError(
@@ -280,21 +282,21 @@ class DatasetModule(DataModule):
         split: EvaluatedSplit,
         rows: Tensor | None,
         size: int,
-        shuffle: Shuffle | None = None,
+        make_generator: MakeGenerator | None = None,
         trainer: L.Trainer | None = None,
     ) -> DatasetBatches:
         rows = torch.arange(len(self.labels[split])) if rows is None else rows
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return DatasetBatches(self.sources[split], rows, size, shuffle, rank, world_size)
+        return DatasetBatches(self.sources[split], rows, size, make_generator, rank, world_size)
 
 
 def _require_pairs(source: SplitSource, name: str) -> None:
     """Verify, for one sample, that batches are pairs of floating-point inputs and labels."""
     if not len(source.dataset):  # type: ignore[arg-type]
-        raise UserError(f"{name} has no samples\n{EXPECTED}")
+        raise UserError(f"{name} has no samples\n{EXPECTED_DATA}")
     batch = source.collate([_Reproducible(source.dataset, draw=0)[0]])
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise UserError(f"{name}: a batch is a {type(batch).__name__}, not a pair\n{EXPECTED}")
+        raise UserError(f"{name}: a batch is a {type(batch).__name__}, not a pair\n{EXPECTED_DATA}")
     inputs, labels = batch
     if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
         dtype = getattr(inputs, "dtype", type(inputs).__name__)

@@ -15,19 +15,22 @@ from rich.progress import track
 from bnstudy.errors import UserError, first_line
 from bnstudy.workers import end_with_parent
 
-GREY_MODES = {"1", "L", "LA"}  # of Pillow
+# Pillow's modes without colours, of at most 8 bits.
+GREY_MODES = {"1", "L", "LA", "La"}
 WHITE = 255
+OPAQUE = 255  # maximum of the alpha channel
 
 # Remarks about images, printed once for a data set with the name of the first file.
 TRANSPARENT = "with transparency, shown on white"
 STRETCHED = "with another ratio of height to width, stretched"
 SEVERAL_FRAMES = "with several frames, of which the first is read"
 
-# Limits of the images that one task decodes; at least one image is decoded.
+# Limits of one task. A task decodes at least one image, even if it exceeds MAX_CHUNK_BYTES.
 MAX_CHUNK_IMAGES = 500
 MAX_CHUNK_BYTES = 2**28
 MIN_IMAGES_PER_PROCESS = 1_000  # fewer take less time than the start of a process
-PLANES = 3  # bytes per pixel in the file while images are decoded: a 16-bit pixel takes two
+# Bytes per pixel in the file while images are decoded, as RGB needs; a 16-bit pixel uses two.
+PLANES = 3
 
 Size = tuple[int, int]  # height and width
 T = TypeVar("T")
@@ -37,13 +40,13 @@ class Decoded(NamedTuple):
     """Facts about a decoded image.
 
     Attributes:
-        depth: `grey` or `colour`, both of 8 bits; `wide`: grey of 16 bits.
+        kind: `grey` or `colour` for 8-bit images; `wide` for 16-bit images, which are grey.
         largest: Largest value of a `wide` image before resizing; 0 for any other image.
         is_grey: Whether all pixels of the resized image are grey.
         remarks: Facts that are reported to the user, such as `TRANSPARENT`.
     """
 
-    depth: Literal["grey", "colour", "wide"]
+    kind: Literal["grey", "colour", "wide"]
     largest: int
     is_grey: bool
     remarks: tuple[str, ...]
@@ -53,7 +56,7 @@ def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decode
     """Decode images, with a progress bar, into a file of one row of 3 x H x W bytes per image.
 
     An 8-bit grey image fills only the first H x W bytes of its row, a 16-bit image the first
-    2 x H x W. `equalize` then gives all images the same channels and 8 bits.
+    2 x H x W. `unify_formats` then gives all images the same channels and 8 bits.
 
     Args:
         paths: Image files.
@@ -77,7 +80,7 @@ def decode_files(paths: Sequence[Path], size: Size, pixels: Path) -> list[Decode
             get_reusable_executor().shutdown()  # its idle processes would live on for minutes
 
 
-def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int, int]:
+def unify_formats(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int, int]:
     """Convert all images in a file of `decode_files` to 8 bits and one or three channels.
 
     The result has one channel if all images are grey, and at least one is in a mode without
@@ -95,20 +98,20 @@ def equalize(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple[int,
     area = size[0] * size[1]
     bits = max(8, max(image.largest for image in decoded).bit_length())
     is_grey = all(image.is_grey for image in decoded) and any(
-        image.depth != "colour" for image in decoded
+        image.kind != "colour" for image in decoded
     )
     channels = 1 if is_grey else PLANES
-    if not is_grey and all(image.depth == "colour" for image in decoded):
+    if not is_grey and all(image.kind == "colour" for image in decoded):
         return channels, bits
     with pixels.open("r+b") as file:
         for first, chunk in _chunks(decoded, size):
             file.seek(first * PLANES * area)
             rows = np.fromfile(file, np.uint8, len(chunk) * PLANES * area).reshape(-1, PLANES, area)
             for row, image in zip(rows, chunk, strict=True):
-                if image.depth == "wide":
+                if image.kind == "wide":
                     values = row.reshape(-1)[: 2 * area].view(np.uint16)
                     row[0] = (values >> (bits - 8)).astype(np.uint8)
-                if image.depth != "colour":
+                if image.kind != "colour":
                     row[1:] = row[0]
             file.seek(first * channels * area)  # never beyond what has been read
             file.write(np.ascontiguousarray(rows[:, :channels]).data)
@@ -245,13 +248,13 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
     Raises:
         ValueError: Pillow cannot convert the mode.
     """
-    mode = "L" if image.mode in {*GREY_MODES, "La"} else "RGB"
+    mode = "L" if image.mode in GREY_MODES else "RGB"
     if not image.has_transparency_data:
         return image.convert(mode), False
     # Pillow can convert La only to LA.
     image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     alpha = image.getchannel("A")
-    if alpha.getextrema()[0] == WHITE:
+    if alpha.getextrema()[0] == OPAQUE:
         return image.convert("RGB").convert(mode), False
     white = Image.new("RGBA", image.size, (WHITE,) * 4)
     return Image.alpha_composite(white, image).convert("RGB").convert(mode), True

@@ -14,8 +14,8 @@ from bnstudy.data.decoding import (
     TRANSPARENT,
     Decoded,
     decode_files,
-    equalize,
     read_size,
+    unify_formats,
 )
 from bnstudy.data.image_tree import EXTENSIONS, ImageTree
 from bnstudy.data.images import Images, MappedImages, make_folder
@@ -43,8 +43,8 @@ class ImageFolder(ImageDataModule):
 
     The decoded images are kept in `cache`, and used until a file, its path or `image_size` changes.
     While files are decoded, in several processes if there are many, a progress bar is shown.
-    Ignored files are reported. The decoded copy is mapped into memory, which all processes of a
-    machine share.
+    Ignored files are reported. The decoded copy is mapped into memory, and all processes of a
+    machine share that memory.
 
     Args:
         root: Folder of the image files.
@@ -107,12 +107,12 @@ class ImageFolder(ImageDataModule):
             copy = MappedImages(identity.copy_path)
             images = copy.load()
             if images is None:
-                if has_lock:  # not in a read-only folder
-                    remove_leftovers(copy.pixels)  # files of a killed process may be gigabytes
+                if has_lock:  # False where no lock can be made, as in a read-only folder
+                    remove_leftovers(copy.pixels)  # a killed process may leave gigabytes
                 self._decode(tree, copy)
                 images = copy.load()
                 if images is None:
-                    raise UserError(f"{copy.pixels} is damaged; remove it, and check that disk")
+                    raise UserError(f"{copy.pixels} is damaged; remove it, and check the disk")
         return images
 
     def files_identity(self) -> FilesIdentity | None:
@@ -135,9 +135,9 @@ class ImageFolder(ImageDataModule):
         with replacing(copy.pixels) as temporary:
             decoded = decode_files(paths, size, temporary)
             self._print_remarks(paths, decoded)
-            channels, bits = equalize(temporary, decoded, size)
+            channels, bits = unify_formats(temporary, decoded, size)
         largest = max(image.largest for image in decoded)
-        if any(image.depth == "wide" for image in decoded):
+        if any(image.kind == "wide" for image in decoded):
             console.print(
                 f"data.root={self.root}: 16-bit images, values up to {largest}, "
                 f"divided by {1 << (bits - 8)} (as {bits}-bit data)"

@@ -32,10 +32,10 @@ CALIBRATION_BATCH = 250
 # Share of a GPU's free memory that the images of a split may take; larger ones stay on the CPU.
 MAX_SHARE_OF_DEVICE = 0.3
 
-Shuffle = Callable[[], torch.Generator]
+MakeGenerator = Callable[[], torch.Generator]
 
 
-class Samples(Protocol):
+class SampleBatches(Protocol):
     """Iterable over the batches of some samples, such as `bnstudy.data.batches.Batches`."""
 
     @property
@@ -45,8 +45,8 @@ class Samples(Protocol):
     def __iter__(self) -> Iterator[Batch]:
         """Yield inputs and labels."""
 
-    def mixed(self, size: int) -> Iterable[Batch]:
-        """Shuffle the samples, the same way at each pass, into batches of nearly equal size."""
+    def shuffled(self, size: int) -> Iterable[Batch]:
+        """Return the samples in one fixed random order, in batches of nearly equal size."""
 
 
 class DataModule(L.LightningDataModule, ABC):
@@ -66,8 +66,8 @@ class DataModule(L.LightningDataModule, ABC):
         samples_per_class: Training samples of each class, without those held out; None for all.
 
     Attributes:
-        true_labels: Labels of the splits as they were loaded, by which samples are chosen.
-        labels: Labels that the batches have, of the same samples; they differ by label noise.
+        true_labels: Labels of the splits as they were loaded. Samples are chosen by these labels.
+        labels: Labels in the batches: `true_labels`, with label noise if there is any.
         indices: Indices of each split's samples in the split as it was loaded; those of held-out
             samples are indices in the training split.
         probe_indices: Indices of the probe sets' samples by split, as in `indices`.
@@ -114,17 +114,17 @@ class DataModule(L.LightningDataModule, ABC):
         split: EvaluatedSplit,
         rows: Tensor | None,
         size: int,
-        shuffle: Shuffle | None = None,
+        make_generator: MakeGenerator | None = None,
         trainer: L.Trainer | None = None,
-    ) -> Samples:
+    ) -> SampleBatches:
         """Make the batches of some samples of a split.
 
         Args:
             split: Split as it was loaded.
             rows: Indices of the samples; None for all.
             size: Samples in a batch.
-            shuffle: Function that returns the generator of an epoch's order and augmentation; None
-                for the order of `rows`, without augmentation.
+            make_generator: Function that returns the generator of an epoch's order and
+                augmentation; None for the order of `rows`, without augmentation.
             trainer: Trainer whose device and process get the batches; None for all samples, on the
                 CPU.
         """
@@ -133,8 +133,8 @@ class DataModule(L.LightningDataModule, ABC):
         """Load the data set and choose the samples of splits and probe sets, once.
 
         Raises:
-            UserError: The data set cannot be loaded, or is too small for `validation` or
-                `samples_per_class`.
+            UserError: The data set cannot be loaded, is too small for `validation` or
+                `samples_per_class`, or has its own validation split beside `validation`.
         """
         if hasattr(self, "probe_indices"):
             return
@@ -190,8 +190,8 @@ class DataModule(L.LightningDataModule, ABC):
                 f"training{processes} takes at least {required}"
             )
 
-    def train_dataloader(self) -> Samples:
-        """Return the training split, shuffled and augmented by the seed and the epoch."""
+    def train_dataloader(self) -> SampleBatches:
+        """Return the training split; seed and epoch determine its order and augmentation."""
         trainer = self.trainer
         assert trainer is not None
         return self._batches(
@@ -202,7 +202,7 @@ class DataModule(L.LightningDataModule, ABC):
             trainer,
         )
 
-    def val_dataloader(self) -> list[Samples]:
+    def val_dataloader(self) -> list[SampleBatches]:
         """Return the `evaluated_splits`, neither shuffled nor augmented.
 
         If `limit_val_batches` takes only the first batches, these are class-balanced.
@@ -220,11 +220,11 @@ class DataModule(L.LightningDataModule, ABC):
             for split in self.evaluated_splits
         ]
 
-    def probe(self, split: Split) -> Samples:
-        """Return the probe set of a split: class-balanced samples, the same for every run."""
+    def probe(self, split: Split) -> SampleBatches:
+        """Return the probe set of a split: class-balanced samples, whatever the seed and norm."""
         return self._batches(split, self.probe_indices[split], EVALUATION_BATCH)
 
-    def whole(self, split: Split) -> Samples:
+    def whole(self, split: Split) -> SampleBatches:
         """Return all samples of a split, in their order."""
         return self._batches(split, self._rows(split), EVALUATION_BATCH)
 
@@ -235,7 +235,7 @@ class DataModule(L.LightningDataModule, ABC):
         are so many. They do not depend on the seed, the norm or the probe set.
         """
         chosen = self._choose("train", MAX_CALIBRATION_SAMPLES)
-        return self._batches("train", chosen, CALIBRATION_BATCH).mixed(CALIBRATION_BATCH)
+        return self._batches("train", chosen, CALIBRATION_BATCH).shuffled(CALIBRATION_BATCH)
 
     def mislabel(self, share: float) -> None:
         """Give a share of the training samples the labels of other classes, in `self.labels`."""
@@ -244,7 +244,7 @@ class DataModule(L.LightningDataModule, ABC):
         self.labels["train"] = self.labels["train"].index_copy(0, rows, wrong)
 
     def _source(self, split: EvaluatedSplit) -> EvaluatedSplit:
-        """Return the loaded split in which a split's samples have their `indices`."""
+        """Return the loaded split to which the `indices` of a split refer."""
         return split if split in self.labels else "train"
 
     def _true_labels(self, split: EvaluatedSplit) -> Tensor:
@@ -395,7 +395,7 @@ class ImageDataModule(DataModule):
         split: EvaluatedSplit,
         rows: Tensor | None,
         size: int,
-        shuffle: Shuffle | None = None,
+        make_generator: MakeGenerator | None = None,
         trainer: L.Trainer | None = None,
     ) -> Batches:
         assert split != "validation"  # its samples are rows of the training split
@@ -411,7 +411,7 @@ class ImageDataModule(DataModule):
             labels.to(device),
             size,
             normalize,
-            shuffle,
+            make_generator,
             self.augment.with_black_of(normalize),
             trainer.global_rank,
             trainer.world_size,

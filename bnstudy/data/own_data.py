@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from bnstudy.config.targets import TARGET, instantiate_group, select_accepted_arguments
-from bnstudy.data.datasets import EXPECTED, DatasetModule, SplitSource, global_seed
+from bnstudy.data.datasets import EXPECTED_DATA, DatasetModule, SplitSource, global_seed
 from bnstudy.data.module import DataModule, ImageDataModule
 from bnstudy.errors import UserError
 from bnstudy.terms import EVALUATED_SPLITS, SPLITS, EvaluatedSplit
@@ -83,7 +83,7 @@ def _find_splits(data: Any, name: str) -> dict[EvaluatedSplit, Any]:
     if isinstance(data, tuple | list) and len(data) == len(SPLITS):
         return dict(zip(SPLITS, data, strict=True))
     keys = f" with keys {', '.join(map(str, data))}" if isinstance(data, Mapping) else ""
-    raise UserError(f"{name} is of type {type(data).__name__}{keys}\n{EXPECTED}")
+    raise UserError(f"{name} is of type {type(data).__name__}{keys}\n{EXPECTED_DATA}")
 
 
 def _find_loaders(module: L.LightningDataModule, name: str) -> dict[EvaluatedSplit, Any]:

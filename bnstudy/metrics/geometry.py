@@ -26,7 +26,7 @@ FACCO = "Facco et al. 2017, TwoNN, doi 10.1038/s41598-017-11873-y"
     direction=None,
     bounds=(1, math.inf),
     invariant_to=ROTATION_SCALE_TRANSLATION,
-    needs=["distances"],
+    needs=["products", "variation"],
     source="Gao et al. 2017, doi 10.1101/214262; Litwin-Kumar et al. 2017",
 )
 def participation_ratio(layer: Layer) -> float:
@@ -41,7 +41,7 @@ def participation_ratio(layer: Layer) -> float:
     direction=None,
     bounds=(1, math.inf),
     invariant_to=ROTATION_SCALE_TRANSLATION,
-    needs=["distances"],
+    needs=["products", "variation"],
     source="Roy and Vetterli 2007, EUSIPCO, definition 1",
 )
 def effective_rank(layer: Layer) -> float:
@@ -55,7 +55,7 @@ def effective_rank(layer: Layer) -> float:
     direction=None,
     bounds=(1, math.inf),
     invariant_to=ROTATION_SCALE_TRANSLATION,
-    needs=["distances"],
+    needs=["products", "variation"],
     source="Rudelson and Vershynin 2007, doi 10.1145/1255443.1255449",
 )
 def stable_rank(layer: Layer) -> float:
@@ -157,7 +157,7 @@ def intrinsic_dimension_error(layer: Layer) -> float:
     direction=None,
     bounds=(-1, 1),
     invariant_to=["rotation", "scale"],
-    needs=["distances"],
+    needs=["products", "variation"],
     source="Ethayarajh 2019, arXiv 1909.00512",
 )
 def anisotropy(layer: Layer) -> float:

@@ -8,8 +8,6 @@ from bnstudy.metrics.registry import NotApplicable, Undefined, metric
 from bnstudy.representations import Layer
 from bnstudy.representations.network import NetworkAtCall
 
-JIANG = "Jiang et al. 2019, arXiv 1810.00113"
-
 
 def _classifier_at(layer: Layer) -> NetworkAtCall:
     """Return the network around a layer.
@@ -70,7 +68,7 @@ def margin_mean(layer: Layer) -> float:
     direction="higher",
     bounds=(-math.inf, math.inf),
     needs=["classes", "variation", "network"],
-    source=f"{JIANG}, normalized by the total variation",
+    source="Jiang et al. 2019, arXiv 1810.00113, normalized by the total variation",
 )
 def margin_normalized(layer: Layer) -> float:
     """Mean margin / square root of the total variation of the representations."""

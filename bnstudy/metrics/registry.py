@@ -35,15 +35,15 @@ class Declaration:
     Attributes:
         name: Name in the records.
         family: Name of the module that defines it, with spaces.
-        direction: Whether higher or lower values mean better separated classes, a more robust
-            classifier or more similar layers; None if neither does.
+        direction: Whether higher or lower values mean better separated classes or clusters, a more
+            robust classifier, or more similar layers; None if neither does.
         bounds: Smallest and largest possible value.
         invariant_to: Transformations of the representations that do not change the value: any
             rotation (orthogonal map, such as a permutation of the units), any positive scale, any
             translation.
         needs: Requirements: at least two `classes`; samples that differ (`variation`); the inner
-            `products` of the samples; the `distances` between samples, which include `variation`
-            and `products`; the `network` that contains the layer.
+            `products` of the samples; the `distances` between samples; the `network` that contains
+            the layer. `distances` imply `variation` and `products`.
         source: Publication, and the variant that is computed.
         function: Function that computes the value, or raises `Undefined` if there is none.
     """
@@ -184,8 +184,10 @@ def check_needs(needs: Iterable[Need], layer: Layer) -> None:
             raise Undefined(f"powers of activations up to {largest:.0e} exceed float32")
     if needs & {"variation", "distances"}:
         with in_float32(layer.labels.device):
-            _ = layer.products if "distances" in needs else layer.class_sums
-        if layer.total_variance < MIN_VARIANCE:
+            if needs & {"products", "distances"}:
+                _ = layer.products  # before the variance, which then follows from the same sums
+            total_variance = layer.total_variance
+        if total_variance < MIN_VARIANCE:
             raise Undefined("the squared differences between samples are too small for float32")
 
 

@@ -19,7 +19,7 @@ REGULARIZATION = 0.1  # relative to the mean squared distance to the mean
     direction="higher",
     bounds=(0, 1),
     invariant_to=ROTATION_SCALE_TRANSLATION,
-    needs=["classes", "distances"],
+    needs=["classes", "products", "variation"],
     source="Rifkin and Lippert 2007, MIT-CSAIL-TR-2007-025; ridge classifier, closed form",
 )
 def linear_probe(layer: Layer) -> float:

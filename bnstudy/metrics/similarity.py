@@ -70,8 +70,8 @@ def _require_same_samples(first: Layer, second: Layer) -> None:
     """Raise DifferentSamples if labels or inputs show that samples differ or are reordered.
 
     Inputs at the same position may differ, because two networks may read the same images with
-    different scaling or normalization. If they differ, but the first one occurs elsewhere in the
-    second layer, the samples are reordered.
+    different scaling or normalization. But if they differ, and the first layer's input occurs at
+    another position of the second layer, the samples are reordered.
     """
     if first.num_samples != second.num_samples:
         raise DifferentSamples(
@@ -122,7 +122,7 @@ def similarity(
             direction,
             bounds,
             frozenset(invariant_to),
-            frozenset(["distances"]),
+            frozenset(["products", "variation"]),
             source,
             function,
             is_metric,
@@ -143,8 +143,8 @@ def _sum_products(first: Tensor, second: Tensor) -> float:
 def _hsic(first: Layer, second: Layer) -> float:
     """Compute |X^T Y|^2 of the centred representations.
 
-    It is computed from the products of units if both layers have at most as many units as samples,
-    else from the products of samples: it is the inner product of the Gram matrices.
+    If both layers have at most as many units as samples, it is computed from the products of units.
+    Otherwise it is computed as the inner product of the Gram matrices, which is the same.
     """
     x, y = first.products.centred, second.products.centred
     if x is not None and y is not None:

@@ -87,7 +87,10 @@ def hoyer(layer: Layer) -> float:
     source=VINJE,
 )
 def population_sparseness(layer: Layer) -> float:
-    """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / D) of a sample's units, mean over samples."""
+    """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / D) of a sample's units, mean over samples.
+
+    Samples that are all 0 are left out.
+    """
     return ((1 - layer.shared(_concentration)) / (1 - 1 / layer.num_units)).mean().item()
 
 

@@ -43,8 +43,8 @@ class CNN(BlockStack):
         max_stages = min(height, width_of_image).bit_length() - 1
         if stages > max_stages:  # some norms cannot normalize 1x1 feature maps
             raise UserError(
-                f"model.depth={depth} has {stages} stages, each of which halves the image, but "
-                f"{height}x{width_of_image} images allow {max_stages}; "
+                f"model.depth={depth} has {stages} stages, but {height}x{width_of_image} images, "
+                f"which are halved between stages, allow {max_stages}; "
                 f"expected 1 to {max_stages * CONVOLUTIONS_PER_STAGE}"
             )
         super().__init__(

@@ -1,4 +1,7 @@
-"""Normalization layers that torch does not have, and modules that some norms need around them."""
+"""Normalization layers that torch does not have, and modules that some norms need around them.
+
+The attribute `site` tells `bnstudy.representations.capture` the site of a module in its block.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +52,8 @@ class RMSNorm(nn.Module):
     """Root mean square normalization (Zhang and Sennrich 2019, arXiv 1910.07467).
 
     Each sample is divided by its root mean square over channels and positions; each channel has a
-    learned scale and, as in the paper, no shift.
+    learned scale and, as in the paper, no shift. `torch.nn.RMSNorm` would have a scale for each
+    position too.
     """
 
     site = "norm"

@@ -36,9 +36,9 @@ class Normalization:
     Args:
         name: Name of a file in conf/norm.
         position: Position of the layer in a block: before (`pre`) or after (`post`) the activation.
-        synchronized: Whether those norms that bnstudy implements, and that use statistics of the
-            whole batch, compute them over all processes of a distributed run. Lightning
-            synchronizes torch's BatchNorm.
+        synchronized: Whether norms with statistics of the whole batch compute them over all
+            processes of a distributed run. This concerns only the norms that bnstudy implements:
+            Lightning synchronizes torch's BatchNorm.
         options: Other keys of that file.
     """
 

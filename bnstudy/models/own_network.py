@@ -63,13 +63,13 @@ def adapt(
     input_shape: tuple[int, ...],
     num_classes: int,
 ) -> None:
-    """Give a network of the user's the chosen norm, and verify that it can be trained here.
+    """Give a user's network the chosen norm, and verify that bnstudy can train it.
 
     Args:
         network: Network with its initial weights; changed in place.
         name: Name of the network for error messages, such as `model._target_=mypackage.Net`.
-        norm: Norm that replaces those of the network; None if the network has made its
-            normalization layers by the chosen norm itself.
+        norm: Norm that replaces those of the network; None if the network's constructor took the
+            chosen norm, and made its layers by `norm.layer`.
         input_shape: Shape of a sample.
         num_classes: Length of the output.
 

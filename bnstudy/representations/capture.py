@@ -84,7 +84,7 @@ def capture(
         TypeError: The output of a module selected by `layers` is not a tensor with one row per
             sample.
         UserError: The budget is too small for the number of samples, an output does not have the
-            given channel axis, or a batch is not a pair of inputs and labels of classes.
+            given channel axis, or a batch is not a pair of inputs and class labels.
         ValueError: No module matches `layers` or `sites`, there are no samples, or the samples
             change between iterations over the batches.
 
@@ -112,7 +112,8 @@ def capture(
     network = ProbedNetwork(
         taps,
         _SmallBatches(batches, int(budget * MAX_FORWARD_FRACTION / max(sample_bytes))),
-        # A pass with gradients holds the activations of all layers and their gradients.
+        # A pass with gradients holds up to three times the outputs of all modules: the outputs,
+        # their clones (see `ProbedNetwork.margins`) and their gradients.
         _SmallBatches(batches, int(budget * MAX_BACKWARD_FRACTION / (3 * sum(sample_bytes)))),
     )
     return _read(network, outputs, max_samples, budget - fixed_bytes, distances, precision)
@@ -179,7 +180,7 @@ def as_pair(batch: Any) -> Batch:
     """Return a batch's inputs and its labels, of type int64 and shape (N,).
 
     Raises:
-        UserError: The batch is not a pair of a tensor and labels of classes.
+        UserError: The batch is not a pair of a tensor and class labels.
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[0], Tensor):
         contents = f" of {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""

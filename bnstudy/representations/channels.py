@@ -38,7 +38,7 @@ class ChannelAxes(TorchFunctionMode):
         return DEFAULT_AXIS if axis is None else int(axis)
 
     def inherit(self, output: Tensor, inputs: Iterable[Any]) -> None:
-        """Assign the channel axis of the inputs to an output whose channel axis is unknown."""
+        """Assign the channel axis of the inputs to an output that has no entry yet."""
         if output not in self._axes and (axis := self._inherit_axis(output, inputs)) is not None:
             self._axes[output] = axis
 
@@ -94,8 +94,8 @@ class ChannelAxes(TorchFunctionMode):
     def _follow_reshape(self, source: Tensor, output: Tensor) -> int | None:
         """Find the channel axis after reshaping.
 
-        It has as many entries as before, and the axes ahead of it as many entries together as
-        before.
+        It is the first axis for which two numbers are as before: its size, and the product of the
+        sizes ahead of it.
         """
         before = self._axes.get(source)
         if before is None:

@@ -80,9 +80,9 @@ class Layer:
         labels: Integer class labels: N.
         tap: Place of the layer in its network.
         network: Network around the layer, for the metrics that use it.
-        precision: Precision of the operands of the N x N x D product: `float32`; `auto` for the
-            fastest multiplication that is about as exact; or `bfloat16x3`, even where it is slower.
-            Layers with fewer than 1,000 units always use float32.
+        precision: Precision of the operands of the N x N x D product: `float32`; `bfloat16x3`, the
+            sum of two numbers in bfloat16 with 16 significant bits together; or `auto` for the
+            faster of these two. Layers with fewer than 1,000 units always use float32.
 
     Example:
         >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
@@ -134,10 +134,10 @@ class Layer:
         """
         layer = cls.__new__(cls)
         layer.activations = None
-        finished = list(sums)
-        layer._initialize(finished[0].shape, labels, tap, network)
+        accumulators = list(sums)
+        layer._initialize(accumulators[0].shape, labels, tap, network)
         layer._read_again = read_again
-        for accumulator in finished:
+        for accumulator in accumulators:
             accumulator.finish()
             layer._sums[type(accumulator)] = accumulator
         return layer
@@ -210,11 +210,14 @@ class Layer:
         return sums
 
     def _multiply_in_float32(self) -> bool:
-        """Recompute `products` in float32 unless they already are; return whether recomputed.
+        """Compute `products` again in float32 if they were split and activations can be read.
 
         The Gram matrix and the squared distances of the former products are dropped, because
         `_compute_bounds` and `_compute_matrices` assume the smaller rounding errors of the new
         products.
+
+        Returns:
+            Whether the products were computed again.
         """
         if self.products.multiplication == FLOAT32 or not self.can_read_activations:
             return False
@@ -288,7 +291,7 @@ class Layer:
 
     @property
     def class_sums(self) -> ClassSums:
-        """Class means and residuals, without any N x N product."""
+        """Class means and residuals; no N x N product is computed for them."""
         return self._get_sums(Products if Products in self._sums else ClassSums)
 
     @property
@@ -338,8 +341,8 @@ class Layer:
     def squared_distances(self) -> Tensor:
         """Squared distances between samples: float32, N x N, symmetric, 0 on the diagonal."""
         squared, unreliable = self.products.squared_distances()
-        # A few unreliable distances are cheap to compute from differences. If there are many,
-        # products in float32, which are more precise, leave fewer of them.
+        # A few unreliable distances are cheap to compute from differences. If there are many, and
+        # the products were split, the more precise products in float32 leave fewer of them.
         if len(unreliable) > self.num_samples and self._multiply_in_float32():
             squared, unreliable = self.products.squared_distances()
         if self.can_read_activations and len(unreliable):
@@ -364,10 +367,13 @@ class Layer:
         return squared[inverse]
 
     def _find_first_duplicates(self, samples: Tensor) -> Tensor:
-        """Find the first sample with the same activations as each sample: int64, N.
+        """Find, for each sample, the first sample that has the same activations.
 
         Args:
-            samples: Indices of the samples to compare; every other sample gets its own index.
+            samples: Indices of the samples to compare.
+
+        Returns:
+            Index of that first sample; the sample's own index if it is not in `samples`: int64, N.
         """
         group = torch.zeros_like(samples)
         for block, _ in self.blocks():
@@ -524,8 +530,8 @@ class Layer:
             Matrix, and the approximate error of its eigenvalues.
         """
 
-        def estimate_error(squares: Tensor, dtype: torch.dtype) -> float:
-            return torch.finfo(dtype).eps * float(torch.linalg.vector_norm(squares.double()))
+        def estimate_error(squared_norms: Tensor, dtype: torch.dtype) -> float:
+            return torch.finfo(dtype).eps * float(torch.linalg.vector_norm(squared_norms.double()))
 
         sums = self.products
         if sums.centred is not None:

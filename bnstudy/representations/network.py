@@ -14,7 +14,7 @@ from bnstudy.representations.taps import FEATURES, Call, Taps
 
 Batch = tuple[Tensor, Tensor]  # inputs and labels
 
-NUM_TRIAL_SAMPLES = 16  # for the check whether all calls can be mixed in one pass
+NUM_TRIAL_SAMPLES = 16  # for the check whether pairs can be averaged at all calls in one pass
 RELEASE_INTERVAL = 8  # batches between releases of memory, which take time
 LOGIT_TOLERANCE = 0.01  # relative to the spread of the logits over samples
 
@@ -53,7 +53,7 @@ class ProbedNetwork:
             self._labels, self.checksums = labels, checksums
         elif not (torch.equal(labels, self._labels) and torch.equal(checksums, self.checksums)):
             raise ValueError(
-                "batches: the second pass did not return the same samples in the same order; use a "
+                "batches: a later pass did not return the same samples in the same order; use a "
                 "DataLoader with shuffle=False and a data set without random augmentation"
             )
 
@@ -117,7 +117,10 @@ class ProbedNetwork:
 
     @cached_property
     def _mixed_accuracies(self) -> dict[Call, float] | None:
-        """Accuracies by call, computed in one pass; None if the network does not allow that."""
+        """Accuracies by call, computed in one pass.
+
+        None if the network does not allow one pass for all calls, or if there are no pairs.
+        """
         correct: Counter[Call] = Counter()
         count = 0
         for number, (inputs, labels) in enumerate(_sort_into_pairs(self.small_batches), 1):

@@ -103,8 +103,8 @@ class Taps:
        squeeze-and-excitation blocks do not count as activation functions, because their outputs are
        weights of other activations.
     3. The last part of its name, if that is `conv`, `norm` or `act`. A module with submodules must
-       also be a wrapper, such as `x * sigmoid(x)`: not an `nn.Sequential` or another container of
-       torch, without convolutions, and without modules at other sites.
+       also be a wrapper, for example one that computes `x * sigmoid(x)`. A wrapper is no container
+       of torch, such as `nn.Sequential`, and contains no convolution and no module at another site.
 
     The site `features` is the input of the last linear layer.
 
@@ -155,8 +155,8 @@ class Taps:
     def _find_sites(self) -> dict[str, str]:
         """Return each module's site by name.
 
-        The site is `OUTPUT` for gates, for parametrizations, and for a part of a module that is at
-        the same site.
+        The site is `OUTPUT` if no rule applies. It is also `OUTPUT` for gates, parametrizations and
+        submodules of a module at the same site.
         """
         sites: dict[str, str] = {}
         for name, module in self.modules.items():

@@ -112,15 +112,15 @@ class _Trial(ChannelAxes):
     """Observer of a forward pass of `NUM_SAMPLES` samples.
 
     Attributes:
-        names: Name of each module under which it is read.
+        names: Name under which each module is read, by module.
         called: Modules that the forward pass calls.
         sample_bytes: Sizes of the outputs of all modules, in bytes per sample, and a 1, so that
             their maximum is defined and not 0.
         unreadable: Reasons why outputs cannot be read, by name of the module that is left out.
         functions: Number of calls of activation functions outside of lookalikes and of modules at
             the sites `act` and `norm`, by name of the function and class of the calling module.
-        lookalikes: Classes that are named like an activation function, by name of a module at no
-            site.
+        lookalikes: Names of classes, by name of the module. These modules are at no site, but their
+            classes are named like activation functions.
     """
 
     def __init__(self, taps: Taps, channel_axis: Mapping[str, int]) -> None:
@@ -166,7 +166,7 @@ class _Trial(ChannelAxes):
         return (
             type(module).__name__.lower().endswith(CLASS_ENDINGS)
             and self.taps.site_of[self.names[module]] == OUTPUT
-            and not isinstance(module, ACTIVATIONS)  # a gate
+            and not isinstance(module, ACTIVATIONS)  # such as a gate, whose site is OUTPUT
             and not any(isinstance(part, WEIGHTED_TYPES) for part in module.modules())
         )
 

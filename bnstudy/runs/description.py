@@ -127,6 +127,7 @@ class RunDescription(Part):
             overrides: Overrides of the command line.
         """
         digest = compute_identity(config)
+        # Some values equal the defaults. They are passed because `to_json` omits unset fields.
         return cls(
             identity=digest,
             id=digest[:8],
@@ -370,7 +371,8 @@ class RunDescription(Part):
             metrics: Configuration group `metrics` of the resumed run.
         """
         kept = self.config["metrics"]
-        # These options change the values at the epochs by no more than rounding.
+        # Names are compared below, one by one. The other options change the values at the epochs by
+        # no more than rounding.
         ignored: dict[str, Any] = {
             "names": [],
             "memory_budget": None,

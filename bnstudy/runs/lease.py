@@ -163,8 +163,8 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
     working: set[Path] = set()
     unknown: dict[Path, Path] = {}
     for folder in folders:
-        if occupied := find_lease(folder):
-            worker, lease = occupied
+        if held := find_lease(folder):
+            worker, lease = held
             match is_alive(worker):
                 case True:
                     working.add(folder)

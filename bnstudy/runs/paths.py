@@ -12,9 +12,10 @@
     wandb/                        W&B's files
     .lease.1, .lease.2, ...       workers of the folder: see bnstudy.runs.lease
 
-Every file is written under a temporary name and then renamed, so that it is never incomplete. If a
-file is damaged nevertheless, for example by a disk error, it is renamed to *.damaged and created
-again.
+run.json, the tables and the checkpoints are written under a temporary name and then renamed, so
+that they are never incomplete. If run.json, the long table, one of its parts, last.ckpt or
+previous.ckpt is damaged nevertheless, for example by a disk error, it is renamed to *.damaged and
+created again.
 """
 
 import shutil

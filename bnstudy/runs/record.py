@@ -196,7 +196,7 @@ class Record:
         try:
             yield attempt
         except UserError as error:
-            if attempt.diverged is None:  # a mistake in the command, the configuration or the data
+            if attempt.diverged is None:  # no epoch is recorded: a mistake that the user corrects
                 self.description = before
             else:  # arose during training, such as a full disk
                 description.fail(error, self._seconds())

@@ -21,7 +21,8 @@ from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.uncertainty import compute_two_source_intervals
 
-# Maximum number of axes at whose values, and combinations of values, effects are also computed.
+# Maximum number of axes. Besides the effects over all pairs, effects are computed at each value
+# and combination of values of the axes.
 MAX_AXES = 3
 
 

@@ -1,7 +1,8 @@
 """Depth profiles: numbers that describe how representations change over the layers of a network.
 
-They are computed from metrics of the layers' activations in the records. Each run has one number,
-or, before training, one number per layer. They are compared within pairs, as metrics are.
+They are computed from metrics of the layers' activations in the records. Numbers after the last
+epoch describe a whole network; numbers before training describe one layer each. Both are compared
+within pairs, as metrics are.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -67,8 +67,8 @@ def compute_averages(
           number of diverged runs, with or without a value;
         - mean; sd: standard deviation with n - 1 degrees of freedom.
 
-        The layers are those that all runs at the point share (see `mark_shared_columns`). Columns
-        without a value in any run have no row.
+        The layers are those that all runs at the point share (see `mark_shared_columns`). A column
+        has no row if no run at the point has a value in it.
     """
     keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
@@ -355,10 +355,14 @@ def compute_effects_over_time(
         every: Compute them at each epoch, or at each measured step, including those within epochs.
 
     Returns:
-        One row per comparison: treatment, baseline, split, metric, layers, place, place_index, site
-        and epoch (or step), for all columns of `load_columns`; n, undefined, diverged, difference,
-        low and high as in `compute_effects`, but with 2,048 random flips if there are more than 12
-        pairs. Each interval holds for a single epoch or step, not for the whole curve.
+        One row per comparison with at least one pair, for all columns of `load_columns`, not only
+        those that all runs share: treatment, baseline, split, metric, layers, place, place_index,
+        site and epoch (or step); n, undefined, diverged, difference, low and high.
+
+        They are defined as in `compute_effects`, with two exceptions: undefined and diverged count
+        only pairs in which at least one network has the column, and with more than 12 pairs, 2,048
+        random flips are used. Each interval holds for a single epoch or step, not for the whole
+        curve.
     """
     baseline = study.baseline(baseline)
     keys, values = load_columns(study, every)
@@ -412,9 +416,9 @@ def compute_factors(
         factors: Columns of `study.runs`; those that do not vary are left out.
 
     Returns:
-        One row per term: treatment, baseline, split, metric, place, place_index, site, term (such
-        as "treatment x depth"), n (pairs), f, df, df_residual, eta_squared (partial), p (at least
-        1/1000), and p_adjusted, by Holm's method over all tests of the same term and split.
+        One row per term: treatment, baseline, split, metric, layers, place, place_index, site, term
+        (such as "treatment x depth"), n (pairs), f, df, df_residual, eta_squared (partial), p (at
+        least 1/1000), and p_adjusted, by Holm's method over all tests of the same term and split.
         Comparisons without residual degrees of freedom, such as those with one seed, have no row.
     """
     baseline = study.baseline(baseline)

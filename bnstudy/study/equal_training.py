@@ -41,8 +41,8 @@ def compute_equal_training(
         - used, baseline_used: mean share of a run's training steps before the point of comparison,
           for the treatment and for the baseline;
         - diverged: number of pairs left out because a run diverged;
-        - apart: number of pairs left out because no training loss (accuracy) is reached by both
-          runs after training has begun.
+        - apart: number of pairs left out because a run has reached that value by its first
+          measurement, which is usually before training, or has no training loss (accuracy).
     """
     keys, values = load_columns(study, every="step")
     steps = keys["step"].unique()
@@ -118,7 +118,7 @@ def _find_last(curve: FloatArray) -> float:
 
 
 def _find_first_reached(curve: FloatArray, steps: FloatArray, goal: float) -> _TrainingPoint | None:
-    """Find where a curve first falls to a goal; None if it starts at or below it, or never does."""
+    """Find where a curve first falls to a goal; None if it never does or starts at or below it."""
     known = np.flatnonzero(np.isfinite(curve))
     reached = np.flatnonzero(curve[known] <= goal)
     if not reached.size or reached[0] == 0:
@@ -132,7 +132,7 @@ def _find_first_reached(curve: FloatArray, steps: FloatArray, goal: float) -> _T
 def _interpolate(values: FloatArray, point: _TrainingPoint) -> FloatArray:
     """Interpolate the values at a point of the training: steps x columns -> columns."""
     after: FloatArray = values[point.after]
-    if point.weight == 1:
+    if point.weight == 1:  # the values before may be NaN, which a weight of 0 does not remove
         return after
     before = values[point.before]
     interpolated: FloatArray = (1 - point.weight) * before + point.weight * after

@@ -48,24 +48,26 @@ def submit(cells: Sequence[Cell], launcher: Launcher) -> None:
                 ids: Any = launcher.launch([list(cell.overrides) for cell in chunk], first)
                 for study, jobs in _group_by_study(chunk, ids).items():
                     _add_jobs(study, jobs)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # submitit's
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # raised by submitit
         raise UserError(
             f"SLURM does not take the jobs ({_format_reason(error)})\n"
             "Look at the launcher's options with --cfg hydra"
         ) from error
-    outcome = "the last one makes the page"
+    num_pages = 0
     for study in {cell.folder.parent: None for cell in cells}:
         try:
             _submit_page(study, launcher.params)  # type: ignore[attr-defined]
+            num_pages += 1
         except (OSError, subprocess.CalledProcessError) as error:
-            outcome = "none of them makes the page"
             console.print(
                 f"{study}: SLURM does not take the job of the page ({_format_reason(error)})\n"
-                "The cells' jobs are submitted; make the page by bnstudy.report when they have "
-                "ended",
+                "The cells' jobs are submitted; when they have ended, make the page with "
+                f"python -m bnstudy.report {shlex.quote(str(study))}",
                 style="yellow",
             )
-    console.print(f"Submitted {format_count(len(cells), 'job')}; {outcome}")
+    console.print(
+        f"Submitted {format_count(len(cells), 'job')} for cells and {num_pages} for pages"
+    )
 
 
 def print_next_steps(studies: Iterable[Path]) -> None:
@@ -133,7 +135,7 @@ def _read_jobs(study: Path) -> dict[str, str]:
 
 
 def _submit_page(study: Path, options: Mapping[str, Any]) -> None:
-    """Submit a job that makes a study's page once all its jobs have ended, also by a failure.
+    """Submit a job that makes a study's page once all its other jobs have succeeded or failed.
 
     Args:
         study: Folder of the study.

@@ -1,4 +1,4 @@
-"""Launch of jobs side by side on one machine, each process on a device of its own."""
+"""Launch of jobs side by side on one machine, in processes that use one device each."""
 
 import os
 import queue
@@ -29,8 +29,8 @@ class Slot:
     killed, a new process replaces it.
 
     Args:
-        device: Value of CUDA_VISIBLE_DEVICES; None: the environment's own.
-        threads: Threads of the process.
+        device: Value of CUDA_VISIBLE_DEVICES in the process; None: that of this process.
+        threads: Number of threads that the process uses, unless OMP_NUM_THREADS is set.
     """
 
     def __init__(self, device: str | None, threads: int) -> None:
@@ -80,8 +80,8 @@ def launch(
         launcher: Launcher that Hydra has set up.
         jobs: Overrides of each job.
         first: Number of the first job.
-        devices: Devices; None: all GPUs that this process may use.
-        per_device: Processes that share a device.
+        devices: GPUs, as in `make_slots`; None: all that this process may use.
+        per_device: Number of processes that share a device.
 
     Returns:
         Result of each job; a `WorkerLost` if its process was killed.
@@ -127,12 +127,13 @@ def run_all(calls: Sequence[Callable[[], JobReturn]], slots: Sequence[Slot]) -> 
 def make_slots(devices: Sequence[int | str] | None, per_device: int) -> list[Slot]:
     """Make the slots for processes, and divide the cores among them.
 
-    On a machine without a GPU there is one slot for every `CORES_PER_PROCESS` cores.
+    On a machine without a GPU, unless `devices` are given, there are `per_device` slots for every
+    `CORES_PER_PROCESS` cores.
 
     Args:
         devices: Numbers of GPUs among those that this process may use, or their names as in
             CUDA_VISIBLE_DEVICES; None: all of them.
-        per_device: Processes that share a device.
+        per_device: Number of processes that share a device.
 
     Raises:
         UserError: The options are not allowed, or a device is not there.

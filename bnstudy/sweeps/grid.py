@@ -43,9 +43,10 @@ def compose_cells(
 ) -> Iterator[Cell]:
     """Yield the cells of the grid that a multirun's arguments span.
 
-    Hydra takes about 50 ms to compose a configuration. Where possible, one is therefore composed
-    for all jobs that differ only in plain values, such as the seed. These are then set in it, and
-    the values that are interpolated from them are computed again.
+    Hydra takes about 50 ms to compose a configuration. Jobs that differ only in plain values, such
+    as the seed, therefore share one composed configuration where possible. For each of these jobs,
+    its plain values are set in the configuration, and the values interpolated from them are
+    computed again.
 
     Args:
         arguments: Overrides, as on the command line; the last one for a key takes precedence.
@@ -55,25 +56,38 @@ def compose_cells(
     Yields:
         Cells with their resolved configurations.
     """
-    axes = {
-        override.get_key_element(): override
-        for override in OverridesParser.create().parse_overrides(list(arguments))
-    }
+    axes = parse_axes(arguments)
     value_keys = {
         key for key, axis in axes.items() if _sweeps_plain_values(axis) and not is_group(key)
     }
     composed: dict[tuple[str, ...], _Composed] = {}
     for job in split_grid(axes.values()):
-        other_overrides = tuple(override for override in job if _key(override) not in value_keys)
+        other_overrides = tuple(override for override in job if get_key(override) not in value_keys)
         if other_overrides not in composed:
             composed[other_overrides] = _Composed(compose(job))
         base = composed[other_overrides]
-        value_overrides = [override for override in job if _key(override) in value_keys]
-        if all(base.can_set(_key(override)) for override in value_overrides):
+        value_overrides = [override for override in job if get_key(override) in value_keys]
+        if all(base.can_set(get_key(override)) for override in value_overrides):
             config = base.replace_values(value_overrides)
         else:
             config = _Composed(compose(job)).replace_values([])
         yield Cell(tuple(job), config)
+
+
+def parse_axes(arguments: Sequence[str]) -> dict[str, Override]:
+    """Parse overrides by key; the last one for a key takes precedence."""
+    overrides = OverridesParser.create().parse_overrides(list(arguments))
+    return {override.get_key_element(): override for override in overrides}
+
+
+def get_key(override: str) -> str:
+    """Return the key of an override.
+
+    Example:
+        >>> get_key("model.depth=2")
+        'model.depth'
+    """
+    return override.partition("=")[0]
 
 
 def defer_to_jobs(words: Sequence[str]) -> list[str]:
@@ -132,6 +146,8 @@ class _Composed:
         node: Any = self.values
         for group in groups:
             node = node.get(group) if isinstance(node, dict) else None
+        # Hydra's own part belongs to one job. The other jobs have the same choices, but may differ
+        # from it in everything else.
         uses_hydra = any(
             "hydra:" in text.replace("hydra:runtime.choices", "")
             for text in self.interpolations.values()
@@ -142,10 +158,10 @@ class _Composed:
         """Return a copy of the configuration with some values replaced.
 
         Args:
-            overrides: Overrides of keys for which `can_set` is true; the same keys in each call,
-                because interpolations still see the values of earlier calls.
+            overrides: Overrides of keys for which `can_set` is true. Each call must replace the
+                same keys, because interpolations also see the values that earlier calls have set.
         """
-        values = {_key(override): _value(override) for override in overrides}
+        values = {get_key(override): _value(override) for override in overrides}
         if dependents := self._find_dependents(values):
             values |= self._interpolate(values, dependents)
         # Copy only what changes: with thousands of cells, a deep copy would dominate the run time.
@@ -215,10 +231,6 @@ def _sweeps_plain_values(override: Override) -> bool:
         and override.package is None
         and "{" not in str(override.input_line)
     )
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0]
 
 
 @cache

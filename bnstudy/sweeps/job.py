@@ -58,7 +58,7 @@ class Outcome:
         """Return the objective for a search; the worst possible value if the run diverged.
 
         Raises:
-            UserError: The data have no split of that name.
+            UserError: The data have no validation split.
         """
         numbers = self.record.description.final.numbers
         is_diverged = self.record.description.status == "diverged"
@@ -94,15 +94,17 @@ def run(cfg: DictConfig) -> Outcome:
     config = resolve(cfg)
     validate(config)
     refuse_without_effect(config)
-    trust(find_targets(config))  # a record that this command resumes may name the same classes
-    job = HydraConfig.get()
+    # The record of a run that is resumed may then name the classes that this command names.
+    trust(find_targets(config))
+    hydra_config = HydraConfig.get()
     folder, is_first = cell_folder(), is_first_process()
     if is_first:
         redact_files(folder / ".hydra")
-    is_single_run = job.mode is RunMode.RUN
+    is_single_run = hydra_config.mode is RunMode.RUN
     if is_single_run and is_first and (config["sweep"]["redo"] or config["sweep"]["dry_run"]):
         raise UserError("sweep.redo and sweep.dry_run apply only to multiruns: add -m")
-    choices, overrides = dict(job.runtime.choices), list(job.overrides.task)
+    choices = dict(hydra_config.runtime.choices)
+    overrides = list(hydra_config.overrides.task)
     description = RunDescription.new(config, folder.name, choices, overrides)
     with (Record if is_first else Observer).open(folder, description) as record:
         should_train = not record.is_finished
@@ -112,14 +114,14 @@ def run(cfg: DictConfig) -> Outcome:
             # Workers that run side by side print a line for each epoch instead of a progress line:
             # redrawn lines would overwrite each other.
             is_alone = is_single_run or SweepProgress.total > 0
-            lines = Console(force_terminal=False, highlight=False, markup=False, soft_wrap=True)
+            plain = Console(force_terminal=False, highlight=False, markup=False, soft_wrap=True)
             from bnstudy.training.fit import fit
 
-            fit(record, config, console if is_alone else lines)
+            fit(record, config, console if is_alone else plain)
         elif is_first:
             DataCheck().require_same(record, config)
         if is_first:
-            # The run may have been killed after writing its table.
+            # Also if the run was complete before: it may have been killed before this line.
             record.remove_intermediate_files()
             print_result(record)
             if (version := record.description.version) != VERSION:
@@ -181,24 +183,22 @@ def job(cfg: DictConfig) -> Outcome:
         message = explain(error)
         if isinstance(error, UserError) and not isinstance(error, CellInUse):
             remove_unused_folder(cell_folder(), Path(cfg.output_root))
-            for handler in (handlers := logging.getLogger().handlers):
+            handlers = logging.getLogger().handlers
+            for handler in handlers:
                 handler.close()
             handlers.clear()  # they write to the log in the removed folder
         if message is None:
             logging.getLogger(__name__).exception("This run failed")  # to the cell's train.log
-        if HydraConfig.get().mode is RunMode.RUN:
-            if message:
-                sys.exit(message)  # Hydra would add a hint to a raised error
-        else:
+        is_multirun = HydraConfig.get().mode is RunMode.MULTIRUN
+        if is_multirun:
             reason = message or f"{type(error).__name__}: {error}"
             state = "Running elsewhere" if isinstance(error, CellInUse) else "Failed"
             console.print(f"{state}: {reason}", style="red")
+        elif message:
+            sys.exit(message)  # Hydra would add a hint to a raised error
         release_locals(error)
-        if (
-            HydraConfig.get().mode is RunMode.MULTIRUN
-            and (other := make_picklable(error)) is not error
-        ):
-            raise other from None
+        if is_multirun and (picklable := make_picklable(error)) is not error:
+            raise picklable from None
         raise  # in a multirun, Hydra runs the other jobs before it raises the first error
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first_process():

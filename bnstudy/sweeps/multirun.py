@@ -1,4 +1,4 @@
-"""Sweeps over a grid: launch the cells that are not complete, then list unfinished ones."""
+"""Sweeps over a grid: launch the missing cells, print results, and list unfinished cells."""
 
 import shlex
 from collections import Counter
@@ -57,8 +57,8 @@ class _SweepCell:
     Attributes:
         cell: Cell of the grid.
         record: Record of the cell, as `read_record` returns it.
-        state: State of the cell, as determined from its record. If `should_redo`, `sweep` replaces
-            it by `to run` or `to resume` before it launches cells.
+        state: State of the cell, as `determine_states` returns it. If `should_redo`, `sweep`
+            replaces it by `to run` or `to resume` before it launches cells.
         should_redo: Whether the option `redo` selects the cell.
     """
 
@@ -75,8 +75,8 @@ class Unfinished:
     Attributes:
         state: `failed` if the cell raised an error, `lost` if its worker died or its launcher
             failed, `running elsewhere` if another process is working on it, `queued` if its
-            detached job has not begun.
-        reason: Error message, in one or two lines, or other reason.
+            detached job is in SLURM's queue.
+        reason: Reason in one or two lines, such as the error message.
         log: Log file with details; None if there is none.
     """
 
@@ -86,7 +86,7 @@ class Unfinished:
 
 
 ELSEWHERE = Unfinished("running elsewhere", "another process works in it")
-QUEUED = Unfinished("queued", "its detached job waits in the queue; scancel would end it")
+QUEUED = Unfinished("queued", "its detached job is in SLURM's queue; scancel ends it")
 
 
 def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run: bool) -> None:
@@ -103,8 +103,8 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
 
     Raises:
         UserError: Cells that were launched, or that run elsewhere or are queued, are not finished;
-            the data are missing or have changed since a cell was trained; or the name of a study is
-            not allowed.
+            the launcher started no cell; the data are missing or have changed since a cell was
+            trained; or the name of a study is not allowed.
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
         # A study's name such as ../mine would make Hydra write outside of the output root.
@@ -166,7 +166,7 @@ def _read_cells(cells: Sequence[Cell], redo: Redo | None) -> list[_SweepCell]:
 
 
 def _check_data(cells: Sequence[_SweepCell], redo: Redo | None, dry_run: bool) -> None:
-    """Verify, once for all cells and before results are removed, that the data are available.
+    """Verify the data of all cells before any results are removed.
 
     Raises:
         UserError: Data are missing, or have changed since a cell was trained.
@@ -365,7 +365,8 @@ def _launch(launcher: Launcher, cells: Sequence[Cell]) -> Sequence[JobReturn | E
 def _list_attempt_starts(cell: Cell) -> list[str | None]:
     """List the start times of a cell's recorded attempts.
 
-    Not recorded are measurements, and attempts that a UserError ended before the first epoch.
+    A measurement is not recorded as an attempt. Nor is an attempt that a UserError ended before the
+    first epoch.
     """
     with suppress(UserError):
         record = Record.read(cell.folder)

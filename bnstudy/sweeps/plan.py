@@ -26,11 +26,11 @@ class PlannedCell(NamedTuple):
     epochs: int
 
 
-PLAN = TypeAdapter(dict[str, PlannedCell])
+PLAN_SCHEMA = TypeAdapter(dict[str, PlannedCell])
 
 
 def write_plan(study: Path, cells: Sequence[Cell]) -> None:
-    """Write the cells of a grid to the study's folder; the same grid overwrites its plan.
+    """Write the plan of a grid to the study's folder; an earlier plan of the same grid is replaced.
 
     Args:
         study: Folder of the study.
@@ -51,5 +51,5 @@ def read_plans(study: Path) -> dict[str, PlannedCell]:
     for path in sorted((study / ".sweeps").glob("*.json")):
         # A damaged plan is ignored: plans are only used to display progress.
         with suppress(OSError, ValidationError):
-            planned |= PLAN.validate_json(path.read_bytes(), strict=True)
+            planned |= PLAN_SCHEMA.validate_json(path.read_bytes(), strict=True)
     return planned

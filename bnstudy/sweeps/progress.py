@@ -14,7 +14,7 @@ from bnstudy.redaction import redact
 
 
 class SweepProgress(Callback):
-    """Hydra callback that prints each job's number and the estimated time left before it starts.
+    """Hydra callback that prints, when a job starts, its number and the estimated time left.
 
     Attributes:
         total: Number of jobs that this process launches; 0 in a worker, which launches none.

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.utils import get_method
@@ -29,6 +28,7 @@ from bnstudy.config.targets import TARGET
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import STALE_AFTER, find_occupied, hold_lease
 from bnstudy.runs.paths import LOG
+from bnstudy.sweeps.grid import get_key, parse_axes
 from bnstudy.sweeps.search_config import worst_value
 from bnstudy.terminal import console
 from bnstudy.terms import format_count, is_provided
@@ -94,9 +94,9 @@ def search(
     validate(names)
     folder = Path(names["output_root"], names["study"])
     storage = options["storage"] or f"sqlite:///{folder}/search.db"
-    sampler, grid = make_sampler(options["sampler"], space)
-    if grid is not None:
-        n_trials = min(n_trials, len(grid))
+    sampler, sampler_grid = make_sampler(options["sampler"], space)
+    if sampler_grid is not None:
+        n_trials = min(n_trials, len(sampler_grid))
     optuna.logging.set_verbosity(logging.ERROR)
     num_failed = 0
     studies = []
@@ -114,7 +114,9 @@ def search(
                 claims.retry_unfinished(study)
             num_complete = _count(study, TrialState.COMPLETE)
             console.print(f"{point.name}: {num_complete} of {n_trials} trials complete")
-            point_search = _Search(study, point, space, grid, n_trials, claims, config, launcher)
+            point_search = _Search(
+                study, point, space, sampler_grid, n_trials, claims, config, launcher
+            )
             num_failed += point_search.run(options)
             studies.append(study)
     _print_best(studies, objective, list(space))
@@ -133,7 +135,7 @@ class _Search:
         study: Optuna's study, which keeps the trials.
         point: Point of the grid.
         space: Distributions of the searched values, by key.
-        sampler_grid: All points of Optuna's grid sampler; None for other samplers.
+        sampler_grid: All combinations of Optuna's grid sampler; None for other samplers.
         n_trials: Number of complete trials to reach, including those already in the storage.
         claims: Claims of trials by the processes that search here.
         config: Configuration of the sweep.
@@ -216,7 +218,7 @@ class _TrialClaims:
             trials = []
             for _ in range(max(0, min(missing, limit))):
                 if search.sampler_grid and not _count(study, TrialState.WAITING):
-                    study.enqueue_trial(_next_point(study, search.sampler_grid))
+                    study.enqueue_trial(_choose_combination(study, search.sampler_grid))
                 trials.append(study.ask(search.space))
                 study.set_user_attr(_claim_attribute(trials[-1].number), self.folder.name)
         return trials
@@ -271,13 +273,7 @@ def split_axes(
     Returns:
         Points of the grid, and the overrides of the searched axes.
     """
-    parser = OverridesParser.create()
-    axes = {
-        override.get_key_element(): override
-        for override in parser.parse_overrides(
-            [*(f"{key}={value}" for key, value in params.items()), *arguments]
-        )
-    }
+    axes = parse_axes([*(f"{key}={value}" for key, value in params.items()), *arguments])
     searched = {
         key: str(axis.input_line)
         for key, axis in axes.items()
@@ -287,7 +283,7 @@ def split_axes(
     varying = {key for key, axis in grid.items() if axis.is_sweep_override()}
     points = []
     for job in split_grid(grid.values()):
-        name = " ".join(override for override in job if _key(override) in varying)
+        name = " ".join(override for override in job if get_key(override) in varying)
         points.append(GridPoint(name or "search", tuple(job)))
     return points, list(searched.values())
 
@@ -297,7 +293,7 @@ def _direction(objective: str) -> Literal["minimize", "maximize"]:
 
 
 def _require_searchable(settings: dict[str, Any], config: DictConfig) -> None:
-    """Verify that the configuration group `sweep` and the data allow a search.
+    """Verify that the options of `sweep` and the data allow a search.
 
     Raises:
         UserError: They do not.
@@ -342,21 +338,23 @@ def _count(study: optuna.Study, *states: TrialState) -> int:
     return len(study.get_trials(deepcopy=False, states=states))
 
 
-def _next_point(study: optuna.Study, grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Choose the point of a grid sampler to try next.
+def _choose_combination(
+    study: optuna.Study, sampler_grid: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Choose the combination of a grid sampler to try next.
 
     Returns:
-        Point with the fewest trials, among those without a complete or running trial; there must be
-        one.
+        Combination with the fewest trials, among those without a complete or running trial; there
+        must be one.
     """
     trials = study.get_trials(deepcopy=False)
 
-    def count(point: dict[str, Any], counted: Sequence[FrozenTrial]) -> int:
-        return sum(point.items() <= trial.params.items() for trial in counted)
+    def count(combination: dict[str, Any], counted: Sequence[FrozenTrial]) -> int:
+        return sum(combination.items() <= trial.params.items() for trial in counted)
 
     taken = [trial for trial in trials if trial.state in TAKEN]
-    missing = [point for point in grid if not count(point, taken)]
-    return min(missing, key=lambda point: count(point, trials))
+    missing = [combination for combination in sampler_grid if not count(combination, taken)]
+    return min(missing, key=lambda combination: count(combination, trials))
 
 
 def _claim_attribute(number: int) -> str:
@@ -365,7 +363,3 @@ def _claim_attribute(number: int) -> str:
 
 def _format(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0]

@@ -70,7 +70,8 @@ def determine_states(cells: Sequence[Cell], records: Sequence[Recorded]) -> list
 def _determine_by_record(cell: Cell, record: Recorded) -> State:
     """Determine the state of a cell that no process is working in."""
     if not isinstance(record, Record):
-        return "to resume" if record else "to run"
+        # The next run renames a damaged record, and resumes from a checkpoint if there is one.
+        return "to resume" if record == "damaged" else "to run"
     description = record.description
     if record.is_finished:
         # With equal settings nothing is missing. The table is not read then, because that would be

@@ -44,7 +44,7 @@ class CellStatus:
         age: Seconds since the last attempt started, by this machine's clock.
         quiet: Seconds since the lease of a running cell was last renewed; 0 for other cells.
         attempts: Number of attempts.
-        error: Last line of the error message of a failed cell.
+        error: Last line of the error message of a failed cell, or damage of a damaged one.
         log: Log file; None if there is none.
     """
 
@@ -94,8 +94,8 @@ class StudyStatus:
             if name not in records
         ]
 
-    def list_cells(self, status: str) -> list[CellStatus]:
-        """List the cells with a given status."""
+    def select_cells(self, status: str) -> list[CellStatus]:
+        """Select the cells with a given status."""
         return [cell for cell in self.cells if cell.status == status]
 
     def __rich__(self) -> RenderableType:
@@ -103,10 +103,10 @@ class StudyStatus:
         return Group(*self._render())
 
     def _render(self) -> Iterator[RenderableType]:
-        counts = {status: len(self.list_cells(status)) for status in CELL_STATUSES}
+        counts = {status: len(self.select_cells(status)) for status in CELL_STATUSES}
         listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         yield f"{self.study}: {len(self.cells)} cells: {listed}"
-        if running := self.list_cells("running"):
+        if running := self.select_cells("running"):
             table = _make_table("running", "epoch", "for", "last sign of life", "on")
             for cell in running:
                 table.add_row(
@@ -118,7 +118,7 @@ class StudyStatus:
                     style="yellow" if cell.quiet > STALE_AFTER else None,
                 )
             yield table
-        if failed := [*self.list_cells("failed"), *self.list_cells("damaged")]:
+        if failed := [*self.select_cells("failed"), *self.select_cells("damaged")]:
             table = _make_table("failed", "attempts", "error", "log")
             for cell in failed:
                 table.add_row(cell.name, str(cell.attempts), cell.error, str(cell.log or "–"))

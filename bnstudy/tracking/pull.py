@@ -35,7 +35,8 @@ def pull(project: str, entity: str | None, root: Path) -> None:
         root: Folder to write the studies to.
 
     Raises:
-        UserError: The project does not exist or has no runs of bnstudy, or not all were downloaded.
+        UserError: The project does not exist or has no runs of bnstudy, a run's name or group is
+            not a valid folder name, or a download failed.
     """
     api, entity = connect(entity)
     path = f"{entity}/{project}"
@@ -64,7 +65,7 @@ def pull(project: str, entity: str | None, root: Path) -> None:
                 outcome = _pull_run(run, cell)
             except UserError:
                 raise  # this disk cannot be written
-            except Exception as error:  # of wandb and of the network, of many classes
+            except Exception as error:  # wandb and the network raise errors of many classes
                 outcome = NOT_DOWNLOADED
                 console.print(f"{cell}: {first_line(error)}", style="yellow")
             console.print(f"{cell}: {outcome}")

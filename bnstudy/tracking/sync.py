@@ -182,7 +182,7 @@ def _sync_cell(
 def _upload(
     record: Record, folder: Path, api: "wandb.Api", project: str, entity: str
 ) -> tuple[Outcome, str]:
-    run_id = folder.name.split("-", 3 if folder.name.startswith("offline") else 2)[-1]
+    run_id = folder.name.removeprefix("offline-").split("-", 2)[-1]  # run-TIME-ID
     path = f"{entity}/{project}/{run_id}"
     status = _final_status(record)
     served = find_run(api, path)

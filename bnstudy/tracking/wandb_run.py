@@ -56,6 +56,13 @@ PING_TIMEOUT = 3.0
 FLUSH_INTERVAL = 1.0  # seconds; a kill -9 loses at most the rows of this interval
 
 HEAT_MAP = "bnstudy-layer-epoch"  # custom chart that draws the table of representations
+HEAT_MAP_FIELDS = {  # the table's columns, by the chart's fields
+    "x": "epoch",
+    "y": "layer",
+    "value": "value",
+    "metric": "metric",
+    "split": "split",
+}
 TABLES = {"representations": "representations_table", "optimization": "optimization_table"}
 TABLE_COLUMNS: list[str | int] = ["layer", "epoch", "split", "metric", "value"]
 RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}-\d+")  # cell, study and number of the attempt
@@ -248,7 +255,7 @@ def log_final_data(run: "wandb.Run", record: Record, status: Status, checkpoint:
         run: W&B run.
         record: Record of the run.
         status: Status that the record is about to get.
-        checkpoint: Whether to log the last checkpoint as well, if the run has ended.
+        checkpoint: Whether to log the last checkpoint as well, if the run is finished.
     """
     epochs = record.table.rows_by_epoch()
     run.summary.update({"status": status} | compute_summary(epochs))
@@ -306,8 +313,7 @@ def _tables(run: "wandb.Run", epochs: list[list[Row]]) -> dict[str, Any]:
             tables[name] = wandb.plot_table(
                 vega_spec_name=f"{run.entity}/{HEAT_MAP}",
                 data_table=table,
-                fields={"x": "epoch", "y": "layer", "value": "value"}
-                | {"metric": "metric", "split": "split"},
+                fields=HEAT_MAP_FIELDS,
                 string_fields={"metric": drawn_metric, "split": "train"},
             )
         else:
@@ -320,7 +326,7 @@ def finish_run(run: "wandb.Run", exit_code: int, study: Path) -> None:
 
     Args:
         run: W&B run.
-        exit_code: Exit code; 0 for a run that has ended, whether or not it diverged.
+        exit_code: Exit code; 0 for a finished run, whether or not it diverged.
         study: Folder of the cell's study.
     """
     try:
@@ -434,8 +440,8 @@ def server_url() -> str:
     except (wandb.Error, ValueError) as error:
         raise UserError(
             f"W&B's settings: {' '.join(str(error).split())}\n"
-            "Correct the environment variables WANDB_... or W&B's settings file; logger=none and "
-            "logger=csv do without"
+            "Correct the environment variables WANDB_... or W&B's settings file, or take "
+            "logger=csv or logger=none"
         ) from error
 
 

@@ -18,13 +18,14 @@ from bnstudy.runs.long_table import LongTable
 from bnstudy.runs.paths import TABLE, CellPaths
 from bnstudy.terminal import console
 from bnstudy.terms import SPLITS
-from bnstudy.tracking.wandb_run import HEAT_MAP, TABLES, warn_once
+from bnstudy.tracking.sync import connect
+from bnstudy.tracking.wandb_run import HEAT_MAP, HEAT_MAP_FIELDS, TABLES, warn_once
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import BarPlot, Layout, LinePlot
     from wandb_workspaces.workspaces import Section, Workspace
 
-NAME = "Normalizations, layer by layer"
+NAME = "Normalizations, layer by layer"  # shown in W&B
 NORM = "norm.name"  # in a run's configuration
 EPOCH = "epoch"
 COLUMNS, WIDTH, HEIGHT = 3, 8, 6  # panels per row, and a panel's size in W&B's grid of 24 columns
@@ -45,6 +46,8 @@ class Measured:
 
 def find_measured(study: Path) -> Measured:
     """Find the layers and the headline metrics that a study's runs have measured.
+
+    If no headline metric was measured, all measured metrics are returned.
 
     Raises:
         UserError: No run of the study has measured a layer.
@@ -227,10 +230,7 @@ def push(project: str, entity: str | None, measured: Measured) -> str:
     Raises:
         UserError: W&B is not available.
     """
-    from bnstudy.tracking.sync import connect
-
     api, entity = connect(entity)
-
     view = make_workspace(entity, project, measured)
     try:
         name_view(view, _view_name(entity, project))
@@ -269,8 +269,7 @@ def _metric_section(metric: str, layers: Sequence[str], entity: str) -> "Section
         wr.CustomChart(
             query={"summaryTable": {"tableKey": TABLES["representations"]}},
             chart_name=f"{entity}/{HEAT_MAP}",
-            chart_fields={"x": "epoch", "y": "layer", "value": "value"}
-            | {"metric": "metric", "split": "split"},
+            chart_fields=HEAT_MAP_FIELDS,
             chart_strings={"metric": metric, "split": split},
             layout=next(layouts),
         )

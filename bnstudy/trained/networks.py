@@ -203,10 +203,10 @@ def measure_network(
 ) -> None:
     """Measure a network on the probe set of each split, and record it as a run.
 
-    If metrics or sites are missing from an existing run, all that it has are measured again with
-    them. A run of other data or other probe sets is replaced. Nothing is replaced before everything
-    is measured. Metrics that use the network's output are left out if its outputs are not the
-    data's classes.
+    If an existing run lacks requested metrics or sites, these and all that it has are measured, and
+    the run is replaced. A run of other data or other probe sets is replaced as well. Nothing is
+    replaced before everything is measured. Metrics that use the network's output are left out if
+    its outputs are not the data's classes.
 
     Args:
         prepared: Network and data.
@@ -350,7 +350,7 @@ def _load_own(name: str, package: str, short: str, file: str | None) -> TrainedN
 
 def _read_state(file: str) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles, which are refused
+        with warnings.catch_warnings(action="ignore"):  # about pickles, which are refused
             content = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"--weights {file}: {error.strerror}") from error

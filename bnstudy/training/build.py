@@ -50,8 +50,8 @@ def build_classifier(config: dict[str, Any], data: DataModule) -> Classifier:
     """Build the network with its initial weights, and wrap it in a LightningModule.
 
     Args:
-        config: Resolved configuration. A regularizer's target that names a norm was replaced by
-            numbers before; see `bnstudy.training.twin.with_target_sparsity`.
+        config: Resolved configuration. If the regularizer's target names a norm, the caller has
+            replaced it by numbers: see `bnstudy.training.twin.with_target_sparsity`.
         data: Data, already loaded.
 
     Raises:
@@ -98,8 +98,8 @@ def build_network(config: dict[str, Any], data: DataModule) -> nn.Module:
 def evaluate_before_training(trainer: L.Trainer, classifier: Classifier, data: DataModule) -> None:
     """Evaluate a network with its initial weights and running statistics of the training data.
 
-    `batchnorm_frozen` keeps these running statistics. All other layers get their previous ones
-    back afterwards.
+    A network with `batchnorm_frozen` keeps these running statistics. Any other network gets its
+    previous ones back afterwards.
 
     Args:
         trainer: Trainer of the run.

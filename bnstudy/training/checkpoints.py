@@ -11,7 +11,7 @@ from bnstudy.runs.record import Record
 
 # Keys that every checkpoint must have, with the types of their values.
 REQUIRED_KEYS = {"epoch": int, "global_step": int, "state_dict": dict}
-ADVICE = "Remove it; that epoch cannot be measured any more without training another run"
+ADVICE = "Remove it; its epoch can only be measured if the run is trained again"
 
 
 class ResumePoint(NamedTuple):

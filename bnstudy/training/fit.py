@@ -37,7 +37,7 @@ from bnstudy.training.processes import (
 )
 from bnstudy.training.twin import with_target_sparsity
 
-MAX_INITIAL_WEIGHT = 0.01  # of the running statistics' initial 0 and 1; above it, a warning
+MAX_INITIAL_WEIGHT = 0.01  # share of the initial values (0 and 1) in the running statistics
 
 
 def fit(record: Record, config: dict[str, Any], progress_console: Console) -> None:

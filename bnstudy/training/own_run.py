@@ -42,7 +42,8 @@ class Run:
     measurement is on the disk when `measure` or `log` returns.
 
     The status becomes completed, or diverged if a loss was not finite. After an error it is failed,
-    after Ctrl+C interrupted. A `UserError` before the first value leaves no record.
+    after Ctrl+C interrupted. An attempt that raises a `UserError` before the first value is not
+    recorded.
 
     A new `Run` with the same norm, seed and axes restarts an unfinished run. With `overwrite`, a
     finished run is kept until its replacement has recorded a value.
@@ -88,6 +89,7 @@ class Run:
         self._contexts = ExitStack()
         self._record: Record | None = None
         self._digests: dict[str, tuple[str, int]] = {}  # SHA-256 and number of samples, by split
+        self._epochs_kept: int | None = None  # last recorded epoch that is kept; None: none is
         self._measure_seconds = 0.0
         self._diverged = False
         self._calibration: Iterable[Batch] | None = None  # batches of the training probe set
@@ -111,12 +113,13 @@ class Run:
 
         Args:
             epochs_done: Number of epochs already trained; None to start from the beginning.
-            measured: Result of `describe_measurement`; earlier epochs are kept if they were
-                measured in the same way. None: all earlier epochs are removed.
+            measured: Result of `describe_measurement` for this attempt. If the recorded epochs were
+                measured in the same way, those up to epoch `epochs_done` are kept. None: all
+                recorded epochs are removed.
 
         Raises:
-            UserError: The run is finished, earlier epochs cannot be kept, or another process works
-                in the folder.
+            UserError: The run is finished, or its epochs were measured in another way, and
+                `overwrite` is not set; or another process works in the folder.
         """
         description = RunDescription.new(self.config, self.folder.name, self.choices, [])
         with ExitStack() as contexts:
@@ -157,7 +160,7 @@ class Run:
             return
         try:
             if error is not None:
-                raise error
+                raise error  # handled like an error raised here: the attempt records it
             if record.has_unreplaced_result or not record.paths.parts():
                 raise UserError(f"{self.folder}: nothing was measured or logged")
             self._attempt.diverged = self._diverged
@@ -202,8 +205,8 @@ class Run:
             memory_budget: Maximum memory of activations and of distances between samples, in GiB.
 
         Returns:
-            Values by layer and metric. If the network's output is one logit per class, `model` has
-            `probe_loss` and `probe_accuracy`.
+            Values by layer and metric. If the network's output is one logit per class, the key
+            "model" has `probe_loss` and `probe_accuracy`.
 
         Raises:
             UserError: A name is unknown, the samples are not those of earlier epochs, or the split

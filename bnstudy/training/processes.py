@@ -57,7 +57,7 @@ def stopping_on_signal() -> Iterator[None]:
 def ending_with_first_process() -> Iterator[None]:
     """End the other processes of a distributed run if the first one fails or is killed in the body.
 
-    They would wait for it in a collective until the time-out.
+    Otherwise they would wait for it in a collective until the time-out.
     """
     from torch import distributed
 

@@ -54,8 +54,9 @@ class StudyRecorder(RepresentationMetrics):
         sites: Sites of a layer: any of conv, norm, act and features.
         every_n_epochs: Interval n; epoch 0 and the last one are always measured.
         output_root: Folder of all studies.
-        overwrite: Whether to replace a finished run, or the epochs before a checkpoint, if they
-            were measured differently.
+        overwrite: Whether to replace a finished run. If training resumes from a checkpoint and the
+            earlier epochs were measured with other metrics, sites or probe sets: whether to drop
+            these epochs. If False, both cases are errors.
 
     Raises:
         UserError: A name or value is not allowed.
@@ -157,8 +158,8 @@ def _make_data(trainer: L.Trainer) -> DatasetModule:
                         "validation_step"
                     )
                 raise UserError(f"{name}: {split}: {problem}")
+            # Not from the loader, because `from_data` would refuse some samplers of the user.
             source = SplitSource.from_data(loader.dataset, f"{name}: {split}")
-            # The order of training stays the user's, whatever the sampler.
             sources[split] = source.with_loader_options(loader)
         data = DatasetModule(sources, name, seed=0, probe=probe)
         data.setup()

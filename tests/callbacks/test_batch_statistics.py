@@ -41,7 +41,7 @@ def own_statistics(network: nn.Module) -> nn.Module:
 
 def performance(network: nn.Module, split: Split) -> tuple[float, float]:
     losses, right = [], []
-    for images, labels in data().probe(split).mixed(20):
+    for images, labels in data().probe(split).shuffled(20):
         with torch.no_grad():
             logits = network(images)
         losses += functional.cross_entropy(logits, labels, reduction="none").tolist()
@@ -122,11 +122,11 @@ def test_a_network_without_running_statistics_has_none() -> None:
 
 def test_mixed_batches_hold_every_sample_once_and_no_class_alone() -> None:
     probe = data().probe("train")
-    batches = list(probe.mixed(7))
+    batches = list(probe.shuffled(7))
     assert [len(labels) for _, labels in batches] == [8] * 4 + [7] * 4
     assert all(len(labels.unique()) > 1 for _, labels in batches)
     images = torch.cat([images for images, _ in batches])
     whole = torch.cat([images for images, _ in probe])
     assert sorted(images.flatten(1).tolist()) == sorted(whole.flatten(1).tolist())
-    again = torch.cat([labels for _, labels in probe.mixed(7)])
+    again = torch.cat([labels for _, labels in probe.shuffled(7)])
     assert torch.equal(again, torch.cat([labels for _, labels in batches]))

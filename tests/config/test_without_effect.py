@@ -49,7 +49,7 @@ def test_folds_without_metrics_are_refused(config: dict[str, Any]) -> None:
         ),
         (
             {"metrics": {"at_steps": [8, 16, 32], "every_n_epochs": 2}},
-            ["metrics.at_steps=[8]: not measured, because epochs of 8 steps end there that "],
+            ["metrics.at_steps=[8]: not measured, because each of these steps ends an epoch "],
         ),
         ({"optim": {"schedule": "step", "milestones": [1, 3]}}, []),
         (

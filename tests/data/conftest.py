@@ -28,7 +28,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make data sets of 60 and 20 images valid, instead of 60,000 and 10,000."""
     for name, source in module.SOURCES.items():
         fewer = replace(source, sizes={"train": 60, "test": 20})
@@ -40,7 +40,7 @@ ReadOnly = Callable[[Path], None]
 
 @pytest.fixture
 def read_only(monkeypatch: pytest.MonkeyPatch) -> ReadOnly:
-    """Make a folder read-only at the operating system's boundary, for the superuser too."""
+    """Return a function that makes a folder read-only, also for root: system calls then fail."""
     folders: list[Path] = []
 
     def refuse(path: Any, writes: bool) -> None:

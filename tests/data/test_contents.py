@@ -38,7 +38,7 @@ def data(
     request: pytest.FixtureRequest,
     composed: Compose,
     tmp_path: Path,
-    few: None,
+    small_sources: None,
     tree: Path,
 ) -> dict[str, Any]:
     write_mnist(tmp_path)
@@ -69,7 +69,7 @@ def test_nothing_is_found_where_nothing_is(data: dict[str, Any]) -> None:
 def test_files_of_the_same_size_and_time_are_other_files(
     composed: Compose,
     tmp_path: Path,
-    few: None,
+    small_sources: None,
 ) -> None:
     write_mnist(tmp_path)
     data = options(composed, "data=mnist", f"data.root={tmp_path}")

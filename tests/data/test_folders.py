@@ -74,7 +74,7 @@ def repack(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize("is_read_only", [False, True])
 def test_idx_files_that_were_packed_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: ReadOnly, is_read_only: bool
@@ -91,7 +91,7 @@ def test_idx_files_that_were_packed_otherwise(
     assert (contents(tmp_path) == there) == is_read_only
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize("file", module.IDX_FILES)
 def test_a_damaged_packed_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
@@ -106,7 +106,7 @@ def test_a_damaged_packed_file_is_refused(
         TorchvisionImages("FashionMNIST", root=str(tmp_path), **OPTIONS).setup()
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize("is_read_only", [False, True])
 def test_an_archive_that_was_packed_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: ReadOnly, is_read_only: bool

@@ -19,7 +19,7 @@ from bnstudy.files import CannotWrite
 
 
 def load(tree: Path, **options: Any) -> ImageFolder:
-    """Load a tree; its class a, if it has no other, is there once more as b."""
+    """Load a tree. Copy its class a as b first if it is the only one: one class is refused."""
     for split in ("train", "test"):
         if [path.name for path in (tree / split).iterdir()] == ["a"]:
             shutil.copytree(tree / split / "a", tree / split / "b")
@@ -141,7 +141,7 @@ def test_a_pgm_states_its_range(tmp_path: Path) -> None:
     assert load(tmp_path / "i").data.images["train"][0].flatten().tolist() == [255, 64]
 
 
-def test_8_and_16_bits_in_one_data_set(tmp_path: Path) -> None:
+def test_8_and_16_bits_may_be_in_one_data_set(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / "i" / split / "a" / "0.png", np.full((4, 4), 200), np.uint8)
         write(tmp_path / "i" / split / "a" / "1.png", np.full((4, 4), 200 * 257))
@@ -164,7 +164,9 @@ def test_values_without_a_range_are_refused_by_name(tree: Path, dtype: type, kin
     ("mode", "extension", "expected"),
     [("LA", "png", [77]), ("1", "png", [255]), ("P", "png", [77] * 3), ("CMYK", "jpg", [178] * 3)],
 )
-def test_other_modes(tmp_path: Path, mode: str, extension: str, expected: list[int]) -> None:
+def test_images_of_other_modes_are_converted(
+    tmp_path: Path, mode: str, extension: str, expected: list[int]
+) -> None:
     colour: Any = {"LA": (77, 255), "CMYK": (77, 77, 77, 0)}.get(mode, 77)
     image = Image.new(mode, (8, 8), colour)
     if mode == "P":
@@ -283,7 +285,7 @@ def test_an_image_that_is_stretched_is_reported(
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB"])
 def test_what_is_transparent_is_white(tree: Path, capsys: Any, mode: str) -> None:
     ending = "tif" if mode == "PA" else "png"
-    path = tree / "train" / "ant" / f"-.{ending}"
+    path = tree / "train" / "ant" / f"-.{ending}"  # "-" sorts before the other names
     if mode in ("P", "L", "RGB"):  # one colour is transparent
         image = Image.new(mode, (12, 8))
         if mode == "P":
@@ -343,7 +345,7 @@ def test_images_of_too_many_pixels_are_named(
 
 def test_the_first_of_several_frames_is_read(tree: Path, capsys: Any) -> None:
     frames = [Image.new("RGB", (12, 8), (50 * number, 0, 0)) for number in range(3)]
-    path = tree / "train" / "ant" / "-.tif"
+    path = tree / "train" / "ant" / "-.tif"  # "-" sorts before the other names
     frames[1].save(path, save_all=True, append_images=frames)
     assert load(tree).data.images["train"][0, :, 0, 0].tolist() == [50, 0, 0]
     assert f"{path}: with several frames" in capsys.readouterr().out
@@ -394,7 +396,7 @@ def test_the_pixels_are_mapped_and_not_read(tree: Path) -> None:
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(pixels) in maps.read_text()
-    data.data.images["train"][0] = 0  # of this process alone
+    data.data.images["train"][0] = 0  # changes only the memory of this process
     assert load(tree).data.images["train"][0].any()
 
 
@@ -431,6 +433,6 @@ def test_images_that_are_too_large_are_told(tmp_path: Path) -> None:
         load(tmp_path / "images", image_size=20_000)
 
 
-def test_few_large_images_are_decoded_at_once() -> None:
+def test_a_chunk_contains_few_images_if_they_are_large() -> None:
     assert [len(some) for _, some in decoding._chunks(range(900), (32, 32))] == [500, 400]
     assert [len(some) for _, some in decoding._chunks(range(5), (6_000, 6_000))] == [2, 2, 1]

@@ -134,8 +134,8 @@ def test_an_epoch_has_as_many_batches_as_it_says(size: int, batches: int) -> Non
     }
     assert len(list(Batches(**options))) == len(Batches(**options)) == batches
     # 50 = 7 x 7 + 1: the last sample joins the batch before. Three processes need six samples.
-    for shuffle in (None, lambda: generator_for(0)):
-        shared = Batches(**options, shuffle=shuffle, rank=2, world_size=3)
+    for make_generator in (None, lambda: generator_for(0)):
+        shared = Batches(**options, make_generator=make_generator, rank=2, world_size=3)
         assert len(list(shared)) == len(shared) == 50 // size + (50 % size >= 6)
         assert min(len(y) for _, y in shared) >= 2
 
@@ -143,8 +143,8 @@ def test_an_epoch_has_as_many_batches_as_it_says(size: int, batches: int) -> Non
 @pytest.mark.parametrize(("count", "last"), [(16, 16), (17, 17), (18, 2), (33, 17), (1, 1)])
 def test_no_batch_has_one_sample_and_none_is_left_out(count: int, last: int) -> None:
     pixels, labels = images(count)
-    for shuffle in (None, lambda: generator_for(0)):
-        found = list(Batches(pixels, labels, 16, Normalize.from_images(pixels), shuffle))
+    for make_generator in (None, lambda: generator_for(0)):
+        found = list(Batches(pixels, labels, 16, Normalize.from_images(pixels), make_generator))
         assert len(found[-1][1]) == last
         assert torch.cat([y for _, y in found]).sort().values.equal(labels)
 

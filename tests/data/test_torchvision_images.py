@@ -83,7 +83,7 @@ def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndar
     return images
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
 def test_idx_files_are_read_without_a_network(tmp_path: Path, name: str) -> None:
     images = write_mnist(tmp_path, name)
@@ -95,7 +95,7 @@ def test_idx_files_are_read_without_a_network(tmp_path: Path, name: str) -> None
     assert data.data.labels["train"].tolist() == [n % 10 for n in range(60)]
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
 @pytest.mark.parametrize("archive", [True, False])
 def test_cifar_is_read_from_its_archive_or_its_folder(
@@ -114,7 +114,7 @@ def test_cifar_is_read_from_its_archive_or_its_folder(
     assert len(data.data.labels["train"]) == 60
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 def test_svhn_is_read_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = write_svhn(tmp_path, monkeypatch)
     data = TorchvisionImages("SVHN", root=str(tmp_path), **OPTIONS)
@@ -129,7 +129,7 @@ def test_svhn_is_read_without_a_network(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize(
     "option", ["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"]
 )
@@ -155,7 +155,7 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize("file", module.IDX_FILES)
 def test_a_damaged_idx_file_is_refused(tmp_path: Path, file: str) -> None:
     write_mnist(tmp_path)
@@ -165,7 +165,7 @@ def test_a_damaged_idx_file_is_refused(tmp_path: Path, file: str) -> None:
         TorchvisionImages("MNIST", root=str(tmp_path), **OPTIONS).setup()
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 def test_a_damaged_cifar_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path, "CIFAR10", monkeypatch)
     (tmp_path / module.datasets.CIFAR10.filename).unlink()
@@ -174,7 +174,7 @@ def test_a_damaged_cifar_batch_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         TorchvisionImages("CIFAR10", root=str(tmp_path), **OPTIONS).setup()
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_missing_or_damaged_svhn_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool

@@ -110,8 +110,8 @@ def stable_rank(x: ndarray, y: ndarray) -> float:
 
 
 def soft_rank(x: ndarray, y: ndarray) -> float:
-    second_moment = flat(x) @ flat(x).T
-    return np.trace(second_moment) ** 2 / (second_moment**2).sum()
+    gram = flat(x) @ flat(x).T
+    return np.trace(gram) ** 2 / (gram**2).sum()
 
 
 def mu(x: ndarray) -> ndarray:
@@ -234,7 +234,7 @@ def test_every_metric_has_a_reference() -> None:
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", REFERENCES)
-def test_a_metric_is_what_it_says(name: str, case: str, num_classes: int) -> None:
+def test_a_metric_agrees_with_its_reference(name: str, case: str, num_classes: int) -> None:
     layer, x, y = layer_of(case, num_classes)
     theirs = REFERENCES[name](x, y)
     # The roots of eigenvalues close to 0 are the least exact numbers here.
@@ -260,11 +260,11 @@ def test_class_numbers_need_not_be_dense_nor_every_class_large() -> None:
         assert METRICS[name](layer) == pytest.approx(REFERENCES[name](x, y), rel=1e-4)
 
 
-def test_a_silent_channel_counts_as_defined() -> None:
+def test_channels_and_samples_of_zeros_count_as_in_the_references() -> None:
     activations, labels = sample(3, 1.0, count=200)
-    activations[:, 2] = 0  # dead
-    activations[:50, 4] = 0
-    activations[:7] = 0  # samples
+    activations[:, 2] = 0  # a dead channel
+    activations[:50, 4] = 0  # a channel that is 0 in some samples
+    activations[:7] = 0  # samples without any activation
     x, y = activations.flatten(2).double().numpy(), labels.numpy()
     layer = Layer(activations, labels)
     for name in (name for name in REFERENCES if METRICS[name].family in ("sparsity", "statistics")):
@@ -279,7 +279,7 @@ def test_a_silent_channel_counts_as_defined() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0, -1e4])
-def test_moments_of_a_narrow_channel_far_from_zero(offset: float) -> None:
+def test_moments_are_right_for_a_narrow_channel_far_from_zero(offset: float) -> None:
     draws = np.random.default_rng(0).gamma(2.0, 1.0, size=(500, 3, 16))
     activations = torch.from_numpy(draws).float() + offset
     layer, x = (
@@ -293,7 +293,7 @@ def test_moments_of_a_narrow_channel_far_from_zero(offset: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "shape"), [(2, (40,)), (10, (150,)), (25, (20,))])
-def test_linear_probe_is_a_refit_without_each_sample(
+def test_linear_probe_agrees_with_a_refit_without_each_sample(
     num_classes: int, shape: tuple[int, ...]
 ) -> None:
     activations, labels = sample(num_classes, 2.0, count=100, shape=shape)
@@ -305,7 +305,7 @@ def test_linear_probe_is_a_refit_without_each_sample(
 
 
 @pytest.mark.parametrize("num_classes", [10, 100])
-def test_the_error_of_the_intrinsic_dimension_is_a_bootstraps(num_classes: int) -> None:
+def test_the_error_of_the_intrinsic_dimension_agrees_with_a_bootstrap(num_classes: int) -> None:
     layer, x, _ = layer_of("loose", num_classes)
     random = np.random.default_rng(0)
     ratios = mu(x)
@@ -314,7 +314,7 @@ def test_the_error_of_the_intrinsic_dimension_is_a_bootstraps(num_classes: int) 
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_scores_of_a_clustering(num_classes: int) -> None:
+def test_scores_of_a_clustering_agree_with_scikit_learn(num_classes: int) -> None:
     random = np.random.default_rng(0)
     truth = random.integers(num_classes, size=3000)
     clusters = np.where(random.random(3000) < 0.5, truth, random.integers(7, size=3000))
@@ -330,7 +330,7 @@ def test_scores_of_a_clustering(num_classes: int) -> None:
     )
 
 
-def test_published_scores_of_a_clustering() -> None:
+def test_scores_of_a_clustering_agree_with_a_published_example() -> None:
     # Manning, Raghavan and Schuetze 2008, figure 16.4 and table 16.2: purity 0.71, NMI 0.36.
     table = torch.tensor([[5, 1, 2], [1, 4, 0], [0, 1, 3]]).double()
     assert purity(table) == pytest.approx(0.71, abs=0.005)
@@ -375,7 +375,7 @@ def test_kmeans_is_as_good_as_scikit_learns(num_classes: int) -> None:
 
 @pytest.mark.parametrize("case", ["tight", "loose"])
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_kmeans_metrics(num_classes: int, case: str) -> None:
+def test_kmeans_metrics_agree_with_scikit_learn(num_classes: int, case: str) -> None:
     layer, x, y = layer_of(case, num_classes)
     found = KMeans(num_classes, n_init=10, random_state=0).fit_predict(flat(x))
     table = sklearn_metrics.cluster.contingency_matrix(y, found)

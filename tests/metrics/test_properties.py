@@ -27,7 +27,7 @@ from tests.metrics.samples import (
     translate,
 )
 
-# A sample that is equally near to two clusters may move to either because of rounding.
+# Absolute tolerances: rounding can move a sample that is equally near to two clusters.
 LOOSE = {
     "kmeans_purity": 0.02,
     "kmeans_nmi": 0.02,
@@ -49,6 +49,7 @@ def values_of(layer: Layer) -> dict[str, float]:
 def different(
     ours: dict[str, float], expected: dict[str, float], rel: float, loose: float = 1
 ) -> list[str]:
+    """List the metrics that differ; `loose` multiplies the absolute tolerances."""
     return [
         name
         for name, value in ours.items()
@@ -68,7 +69,7 @@ CHANGES: dict[str, Callable[[Tensor, int], Tensor]] = {
 @pytest.mark.parametrize("change", CHANGES)
 @settings(max_examples=4, deadline=None)
 @given(seed=SEEDS)
-def test_what_is_invariant_is_as_declared(change: str, seed: int) -> None:
+def test_exactly_the_declared_invariances_hold(change: str, seed: int) -> None:
     activations, labels = partly_dead(seed)
     before = values_of(Layer(activations, labels))
     after = values_of(Layer(CHANGES[change](activations, seed), labels))
@@ -202,12 +203,14 @@ def test_bounds_are_reached(name: str) -> None:
         assert METRICS[name](layer) == pytest.approx(bound, abs=2e-3)
 
 
-def test_a_high_value_means_better_clustered_where_that_is_said() -> None:
-    near, far = (Layer(*sample(5, spread, seed=1, count=200, shape=(8,))) for spread in (1.0, 0.2))
+def test_tighter_classes_change_a_metric_in_its_direction() -> None:
+    wide, tight = (
+        Layer(*sample(5, spread, seed=1, count=200, shape=(8,))) for spread in (1.0, 0.2)
+    )
     for name in ALONE:
         direction = METRICS[name].direction
         if direction is not None and name not in ("nc2_norm", "nc2_angle", "intraclass_silhouette"):
-            gain = METRICS[name](far) - METRICS[name](near)
+            gain = METRICS[name](tight) - METRICS[name](wide)
             assert (gain > 0) == (direction == "higher"), name
 
 
@@ -248,16 +251,16 @@ def test_half_precision_matters_little() -> None:
     assert different(as_it_is, values_of(Layer(activations, labels)), rel=0.05, loose=3) == []
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record the sums that are accumulated, one entry per pass, and the derived matrices."""
-    passes: list[str] = []
+def record_computations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that will name each pass over the data by its sums, and each derived matrix."""
+    computed: list[str] = []
     add_all = Sums.add_all
 
-    def count(self: Sums, *arguments: object) -> None:
-        passes.append(type(self).__name__)
+    def record(self: Sums, *arguments: object) -> None:
+        computed.append(type(self).__name__)
         add_all(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Sums, "add_all", count)
+    monkeypatch.setattr(Sums, "add_all", record)
     for name in ("gram", "squared_distances", "distances", "neighbours", "spectrum"):
         shared = LayerClass.__dict__[name]
         compute = shared.func
@@ -265,57 +268,58 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def derive(
             self: Layer, compute: Callable[[Layer], object] = compute, name: str = name
         ) -> object:
-            passes.append(name)
+            computed.append(name)
             return compute(self)
 
         monkeypatch.setattr(shared, "func", derive)
-    return passes
+    return computed
 
 
 def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    products = []
+    units_in_products: list[int] = []
     add_products = Products._add_products
-    monkeypatch.setattr(
-        Products,
-        "_add_products",
-        lambda self, block: products.append(block.shape[1]) or add_products(self, block),
-    )
-    passes = counted(monkeypatch)
+
+    def record(self: Products, block: Tensor) -> None:
+        units_in_products.append(block.shape[1])
+        add_products(self, block)
+
+    monkeypatch.setattr(Products, "_add_products", record)
+    computed = record_computations(monkeypatch)
     layer = Layer(*sample(10, 1.0, count=200))
     values = values_of(layer)
     assert not any(map(math.isnan, values.values()))
-    assert sum(products) == layer.num_units
-    assert sorted(passes) == sorted(
+    assert sum(units_in_products) == layer.num_units
+    assert sorted(computed) == sorted(
         [
             *("Activity", "Moments", "Products"),
             *("gram", "squared_distances", "distances", "neighbours", "spectrum"),
         ]
     )
     values_of(layer)
-    assert len(passes) == 8
+    assert len(computed) == 8
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_order_of_the_metrics_does_not_matter(
     monkeypatch: pytest.MonkeyPatch, order: int
 ) -> None:
-    passes = counted(monkeypatch)
+    computed = record_computations(monkeypatch)
     names = ALONE[::order]
     values = evaluate(chosen(names), Layer(*sample(10, 1.0, count=100)))
     assert list(values) == names
-    assert passes.count("Products") == 1
-    assert "ClassSums" not in passes
+    assert computed.count("Products") == 1
+    assert "ClassSums" not in computed
 
 
 def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = counted(monkeypatch)
+    computed = record_computations(monkeypatch)
     layer = Layer(*sample(10, 1.0, count=100))
     evaluate(chosen(["unit_sparsity"]), layer)
-    assert passes == ["Activity"]
+    assert computed == ["Activity"]
     evaluate(chosen(["davies_bouldin", "nc1", "nc2_angle"]), layer)
-    assert passes == ["Activity", "ClassSums"]
+    assert computed == ["Activity", "ClassSums"]
     evaluate(chosen(["skewness", "variance"]), layer)
-    assert passes == ["Activity", "ClassSums", "Moments"]
+    assert computed == ["Activity", "ClassSums", "Moments"]
 
 
 def test_a_metric_of_a_network_does_not_apply_to_a_layer_alone() -> None:
@@ -336,14 +340,14 @@ def test_a_name_is_chosen_once_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_says_where_it_is_from(name: str) -> None:
+def test_every_metric_has_a_source_a_description_and_bounds(name: str) -> None:
     metric = METRICS[name]
     assert metric.source
     assert metric.description.endswith((".", ":"))
     assert metric.bounds[0] < metric.bounds[1]
 
 
-def test_the_precision_that_surrounds_it_does_not_matter() -> None:
+def test_autocast_and_the_precision_of_matmul_do_not_matter() -> None:
     activations, labels = sample(5, 0.3, count=300, shape=(300,))
     expected = evaluate(METRICS.values(), Layer(activations, labels))
     torch.set_float32_matmul_precision("medium")

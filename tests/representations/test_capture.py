@@ -107,7 +107,7 @@ def test_any_module_can_be_read() -> None:
         ((None, ["nonsense"]), "no module of the network is at nonsense"),
     ],
 )
-def test_what_is_not_there_is_told(arguments: tuple[object, ...], words: str) -> None:
+def test_an_unknown_module_or_site_is_refused(arguments: tuple[object, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         capture(cnn(), batches(), *arguments)  # type: ignore[arg-type]
 
@@ -153,7 +153,7 @@ class Shared(nn.Module):
         return self.first(self.linear(self.second(self.linear(self.first(x)))))
 
 
-def test_a_module_that_is_there_under_two_names_is_read_at_each_call() -> None:
+def test_a_module_with_two_names_is_read_at_each_call() -> None:
     data = [(torch.randn(3, 4), torch.arange(3)), (torch.randn(2, 4), torch.arange(2))]
     model = Shared()
     layers = list(capture(model, data, sites=["act"]))
@@ -170,8 +170,8 @@ def test_either_name_of_a_module_finds_it() -> None:
     assert len(list(capture(Shared(), data, ["second"]))) == 3
 
 
-def changed(model: nn.Module) -> nn.Module:
-    """Return a model with an unusual state: modes, hooks, gradients."""
+def with_unusual_state(model: nn.Module) -> nn.Module:
+    """Give a model an unusual state: modes, hooks and gradients."""
     model.train()
     model.block02.norm.eval()
     model.block03.eval()
@@ -186,7 +186,7 @@ SITES = ["conv", "norm", "act", "features"]
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = changed(cnn())
+    model = with_unusual_state(cnn())
     before = state(model)
     for layer in capture(model, batches(), sites=SITES):
         assert state(model) == before
@@ -196,7 +196,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_generator_that_is_abandoned_leaves_the_model_as_it_was() -> None:
-    model = changed(cnn())
+    model = with_unusual_state(cnn())
     before = state(model)
     layers = capture(model, batches(), sites=SITES)
     assert state(model) == before
@@ -207,7 +207,7 @@ def test_a_generator_that_is_abandoned_leaves_the_model_as_it_was() -> None:
 
 
 class Failing(nn.Module):
-    """Module that fails at a given call."""
+    """Module that fails from a given call on."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class Failing(nn.Module):
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_an_error_leaves_the_model_as_it_was(at: int) -> None:
-    model = changed(cnn())
+    model = with_unusual_state(cnn())
     model.block03.act = Failing(at)
     before = state(model)
     with pytest.raises(RuntimeError, match="as planned"):
@@ -231,7 +231,7 @@ def test_an_error_leaves_the_model_as_it_was(at: int) -> None:
 
 
 def test_an_error_in_a_metric_leaves_the_model_as_it_was() -> None:
-    model = changed(cnn())
+    model = with_unusual_state(cnn())
     model.block03.act = Failing(at=5)  # after the trial run and three batches
     before = state(model)
     (layer,) = capture(model, batches(), ["block01.act"])
@@ -283,12 +283,12 @@ def test_a_data_loader_is_read() -> None:
 
 
 @pytest.mark.parametrize("none", [[], [(torch.zeros(0, 1, 16, 16), torch.zeros(0).long())]])
-def test_that_there_are_no_samples_is_told(none: Batches) -> None:
+def test_data_without_samples_are_refused(none: Batches) -> None:
     with pytest.raises(ValueError, match="no samples"):
         list(capture(cnn(), none))
 
 
-def test_gradients_are_had_in_inference_mode_as_well() -> None:
+def test_gradients_are_computed_in_inference_mode_as_well() -> None:
     model = cnn()
     expected = METRICS["margin_mean"](read(model)[1])
     with torch.inference_mode():
@@ -296,7 +296,7 @@ def test_gradients_are_had_in_inference_mode_as_well() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float64, 1e-4), (torch.bfloat16, 0.15)])
-def test_a_model_of_another_type(dtype: torch.dtype, rel: float) -> None:
+def test_a_model_of_another_type_has_nearly_the_same_values(dtype: torch.dtype, rel: float) -> None:
     layers = read(cnn().to(dtype), sites=["act", "features"])
     for ours, expected in zip(layers, read(cnn(), sites=["act", "features"]), strict=True):
         assert ours.activations.dtype == (torch.float32 if dtype == torch.float64 else dtype)
@@ -416,7 +416,7 @@ def test_a_distributed_network_that_is_compiled_has_its_own_names() -> None:
     ],
     ids=["N x 1", "one-hot", "one-hot of floats", "list", "float", "array"],
 )
-def test_labels_of_classes_in_any_form(convert: Callable[[Tensor], object]) -> None:
+def test_labels_of_classes_may_have_any_form(convert: Callable[[Tensor], object]) -> None:
     converted = [(images, convert(labels)) for images, labels in batches()]
     for ours, expected in zip(capture(cnn(), converted), read(cnn()), strict=True):
         assert ours.labels.dtype == torch.int64
@@ -444,8 +444,8 @@ def test_other_batches_are_refused_in_two_lines(
     assert len(str(refused.value).splitlines()) == 2
 
 
-class OfBatches(nn.Module):
-    """Network that works on any batch but one of a single sample."""
+class NeedsTwoSamples(nn.Module):
+    """Network that fails on a batch of a single sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -462,6 +462,6 @@ class OfBatches(nn.Module):
 def test_a_network_is_never_given_a_single_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("MAX_FORWARD_FRACTION", "MAX_BACKWARD_FRACTION"):  # the smallest batches
         monkeypatch.setattr(sys.modules[capture.__module__], limit, 1e-9)
-    (layer,) = capture(OfBatches(), batches(count=9, size=9))
+    (layer,) = capture(NeedsTwoSamples(), batches(count=9, size=9))
     assert layer.num_samples == 9
     assert isfinite(METRICS["margin_mean"](layer))

@@ -1,4 +1,4 @@
-"""Whatever happens to a cell's files, the same command ends as if nothing had."""
+"""Recovery from damaged or missing files of a cell: repeating the command gives the same table."""
 
 import json
 import shutil
@@ -18,13 +18,13 @@ RUN = (*SMALL, "metrics=fast", "trainer.max_epochs=4")
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the two runs that all tests begin with are kept once one has made them."""
+    """Folder of a complete and a stopped run, which the first tests train and all tests copy."""
     return tmp_path_factory.mktemp("kept")
 
 
 @pytest.fixture
 def undisturbed(kept: Path, command_line: CommandLine, tmp_path: Path) -> pa.Table:
-    """The table of a run that nothing happened to."""
+    """The table of an undisturbed run."""
     if not (kept / "complete").exists():
         assert command_line(*RUN).returncode == 0
         shutil.move(tmp_path / "multirun", kept / "complete")
@@ -105,7 +105,7 @@ def alien_part(cell: Path) -> None:
     pq.write_table(pa.table({"x": [1, 2]}), cell / "metrics" / "epoch=0001.parquet")
 
 
-def cut_record(cell: Path) -> None:
+def truncate_record(cell: Path) -> None:
     truncate(cell / "run.json")
 
 
@@ -134,7 +134,7 @@ def kill_while_writing(cell: Path) -> None:
     (cell / "checkpoints" / ".last.ckpt.4711.tmp").write_bytes(b"P")
 
 
-def kill_between_the_checkpoints_names(cell: Path) -> None:
+def kill_between_renames_of_checkpoints(cell: Path) -> None:
     (cell / "checkpoints" / "last.ckpt").rename(cell / "checkpoints" / "previous.ckpt")
 
 
@@ -147,8 +147,8 @@ def kill_between_the_checkpoints_names(cell: Path) -> None:
         (truncate_part, None, "epoch=0002.parquet"),
         (truncate_the_last_part, 2, "epoch=0003.parquet"),
         (lose_part, None, None),
-        (cut_record, 3, "run.json"),
-        (kill_between_the_checkpoints_names, 3, None),
+        (truncate_record, 3, "run.json"),
+        (kill_between_renames_of_checkpoints, 3, None),
         pytest.param(truncate_both_checkpoints, None, "previous.ckpt", marks=pytest.mark.long),
         pytest.param(alien_part, None, "epoch=0001.parquet", marks=pytest.mark.long),
         pytest.param(alien_record, 3, "run.json", marks=pytest.mark.long),
@@ -156,7 +156,7 @@ def kill_between_the_checkpoints_names(cell: Path) -> None:
         pytest.param(kill_while_writing, 3, None, marks=pytest.mark.long),
     ],
 )
-def test_a_run_that_goes_on(
+def test_a_stopped_run_with_damaged_files_ends_like_an_undisturbed_one(
     stopped: Path,
     undisturbed: pa.Table,
     command_line: CommandLine,
@@ -185,7 +185,7 @@ def test_a_run_that_goes_on(
     [
         (truncate_table, "metrics.parquet"),
         (lose_table, None),
-        (cut_record, "run.json"),
+        (truncate_record, "run.json"),
         pytest.param(alien_table, "metrics.parquet", marks=pytest.mark.long),
         pytest.param(alien_record, "run.json", marks=pytest.mark.long),
     ],
@@ -194,7 +194,7 @@ def test_a_run_that_goes_on(
     "multirun",
     [pytest.param(["-m"], id="multirun"), pytest.param([], marks=pytest.mark.long, id="single")],
 )
-def test_a_complete_run(
+def test_a_complete_run_with_damaged_files_is_repaired(
     complete: Path,
     undisturbed: pa.Table,
     command_line: CommandLine,
@@ -215,19 +215,19 @@ def test_a_complete_run(
     assert 0 < final["test_accuracy"] < 1
 
 
-def test_what_was_set_aside_is_kept(complete: Path, command_line: CommandLine) -> None:
-    (complete / "run.json.damaged").write_text("of the last time")
+def test_a_file_that_was_set_aside_earlier_is_kept(
+    complete: Path, command_line: CommandLine
+) -> None:
+    (complete / "run.json.damaged").write_text("set aside earlier")
     (complete / "run.json").unlink()
     (complete / "run.json").mkdir()
     result = command_line(*RUN)
     assert result.returncode == 0, result.stderr
-    assert (complete / "run.json.damaged").read_text() == "of the last time"
+    assert (complete / "run.json.damaged").read_text() == "set aside earlier"
     assert (complete / "run.json.damaged1").is_dir()
 
 
-def test_callbacks_that_only_the_record_names_are_not_called(
-    stopped: Path, command_line: CommandLine
-) -> None:
+def test_a_target_from_the_record_is_not_called(stopped: Path, command_line: CommandLine) -> None:
     content = description(stopped)
     content["config"]["callbacks"] = {"gradient_norms": {"_target_": "os.abort"}}
     content["callbacks"] = ["gradient_norms"]
@@ -238,7 +238,7 @@ def test_callbacks_that_only_the_record_names_are_not_called(
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_taken_over_writes_nothing_more(
+def test_a_worker_that_lost_its_cell_writes_nothing_more(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = Recorder.on_train_epoch_end
@@ -253,5 +253,5 @@ def test_a_worker_that_was_taken_over_writes_nothing_more(
     assert result.returncode == 1
     assert "this process no longer holds the cell" in result.stderr
     cell = only_cell(tmp_path / "multirun")
-    assert description(cell)["status"] == "running"  # the other one's now
+    assert description(cell)["status"] == "running"  # of the process that took it over
     assert len(list((cell / "metrics").iterdir())) == 2

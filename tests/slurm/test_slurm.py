@@ -218,7 +218,7 @@ def test_a_detached_sweep_is_left_and_collected(cluster: Environment, tmp_path: 
     study = tmp_path / "multirun" / "mnist5k_cnn"
     first = call()
     assert first.returncode == 0, first.stderr
-    assert "Submitted 2 jobs; the last one makes the page" in first.stdout
+    assert "Submitted 2 jobs for cells and 1 for pages" in first.stdout
     assert not list(study.glob("*/metrics.parquet"))  # it has not waited
     again = call()
     assert again.returncode == 0, again.stderr

@@ -37,7 +37,7 @@ def test_jobs_stay_noted_if_the_page_is_refused(
     assert json.loads((tmp_path / JOBS).read_text()) == {"11": "11_0", "12": "12_0"}
     printed = capsys.readouterr().out
     assert "does not take the job of the page (sbatch: error: no such partition)" in printed
-    assert "Submitted 2 jobs; none of them makes the page" in printed
+    assert "Submitted 2 jobs for cells and 0 for pages" in printed
 
 
 def test_commands_at_once_note_all_their_jobs(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A multirun runs what is missing, and tells what came of it."""
+"""Multiruns: which cells run, and which results and failures are printed."""
 
 import json
 import os
@@ -22,6 +22,7 @@ FOUR = (*QUICK, "norm=batchnorm,none", "seed=0,1")
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the study that `study` copies, once a test has trained it."""
     return tmp_path_factory.mktemp("kept")
 
 
@@ -97,7 +98,7 @@ def test_a_dry_run_lists_and_estimates(study: Path, command_line: CommandLine) -
 
 
 @pytest.mark.slow
-def test_redo(study: Path, command_line: CommandLine) -> None:
+def test_redo_runs_diverged_or_all_cells_again(study: Path, command_line: CommandLine) -> None:
     diverged = cell_of(study, "none-depth1-width4-seed1")
     table = pq.read_table(diverged / "metrics.parquet")
     rewrite(diverged, status="diverged")
@@ -122,7 +123,7 @@ def test_redo(study: Path, command_line: CommandLine) -> None:
 
 @pytest.mark.slow
 def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
-    study: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+    study: Path, command_line: CommandLine
 ) -> None:
     cell = cell_of(study, "none-depth1-width4-seed1")
     for path in (cell / "metrics.parquet", *(cell / "checkpoints").iterdir()):
@@ -243,7 +244,7 @@ def test_a_study_that_can_only_be_read(
     study: Path, command_line: CommandLine, tmp_path: Path
 ) -> None:
     if subprocess.run(["mount", "--bind", study.parent, study.parent], check=False).returncode:
-        pytest.skip("this machine does not let itself mount")
+        pytest.skip("mounting is not permitted")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", study.parent], check=True)
         result = command_line(*FOUR, "-m")
@@ -278,7 +279,7 @@ def test_metrics_that_are_asked_for_later_are_measured(
 
 
 @pytest.mark.slow
-def test_m_may_stand_anywhere(command_line: CommandLine) -> None:
+def test_the_multirun_flag_may_stand_anywhere(command_line: CommandLine) -> None:
     expected = "0 of 2 cells complete"
     dry = ("sweep.dry_run=true", *QUICK)
     for arguments in (("-m", *dry, "seed=0,1"), ("seed=0,1", "-m", *dry), (*dry, "seed=0,1", "-m")):
@@ -302,14 +303,14 @@ def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) 
     assert "norm=bogus does not exist" in result.stderr
 
 
-def test_where_cells_lie_is_not_hydras_to_say(command_line: CommandLine) -> None:
+def test_hydras_sweep_folder_cannot_be_set(command_line: CommandLine) -> None:
     result = command_line(*QUICK, "hydra.sweep.dir=elsewhere", "-m")
     assert result.returncode == 1
     assert "hydra.sweep.dir=elsewhere cannot be set" in result.stderr
 
 
 @pytest.mark.slow
-def test_a_name_with_brackets_is_told_as_it_is(command_line: CommandLine) -> None:
+def test_brackets_of_an_override_are_printed(command_line: CommandLine) -> None:
     arguments = [one for one in QUICK if one != "metrics=none"]
     names = "metrics.names=[hoyer]"
     result = command_line(*arguments, names, "model.depth=1,9", "-m")

@@ -1,4 +1,4 @@
-"""A server that the SDK of this process takes for W&B's."""
+"""Local W&B server, and isolation from the real one."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from tests.tracking.server import Server
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    wandb.teardown()  # what it knows of another test's server
+    """A server that the SDK of this process takes for W&B's."""
+    wandb.teardown()  # forget the server of another test
     with Server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
@@ -21,6 +22,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def _nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the SDK from reporting errors to W&B, and from reading the user's settings."""
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_CONFIG_DIR", os.devnull + ".d")

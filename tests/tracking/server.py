@@ -1,7 +1,8 @@
 """A local server that W&B's SDK takes for W&B's: enough of it for runs, files, artifacts and views.
 
-It keeps a run's history as a list of lines, as the SDK sends them: what it is given twice, it has
-twice. It can answer late, err, and go away.
+It keeps the lines of a streamed file, such as a run's history, by the number that the SDK sends
+with them. A row that is sent again under another number is there twice. The server can answer late,
+answer with errors, and go away.
 """
 
 import base64
@@ -28,7 +29,7 @@ def encoded(text: str) -> str:
 
 @dataclass
 class ServedRun:
-    """What the server has of a run."""
+    """Run as the server stores it."""
 
     id: str
     entity: str
@@ -38,7 +39,7 @@ class ServedRun:
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, dict[int, str]] = field(default_factory=dict)  # of streamed files
+    lines: dict[str, dict[int, str]] = field(default_factory=dict)  # by streamed file and number
     files: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
 
@@ -66,11 +67,12 @@ class ServedRun:
 
 
 class Server:
-    """The server, on a free port of this machine, while the `with` block lasts.
+    """Server on a free port of this machine, which answers within a `with` block.
 
     Attributes:
-        delay: Seconds by which each answer is late.
-        errs: Whether each answer is a 500.
+        delay: Seconds before each answer.
+        errs: Whether each answer has status 500.
+        unknown: GraphQL operations that were called and that the server does not have.
     """
 
     def __init__(self, entity: str = "tester") -> None:
@@ -90,7 +92,7 @@ class Server:
 
     @property
     def cells(self) -> list[ServedRun]:
-        """The runs that are not of a report's page."""
+        """Runs of cells, without the run that contains a report."""
         return [run for run in self.runs.values() if run.job_type == "train"]
 
     @property
@@ -102,7 +104,7 @@ class Server:
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
 
     def start(self) -> None:
-        """Answer; on the port it had, if it had gone away."""
+        """Start to answer, after `go_away` on the same port as before."""
         self.http = _HTTPServer(("127.0.0.1", self.port), _handler(self))
         self.port = self.http.server_port
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
@@ -126,7 +128,7 @@ class Server:
     ) -> None:
         self.go_away()
 
-    # GraphQL, by the operation's name.
+    # Answers to GraphQL operations; each method is called like its operation.
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         self.operations[operation] += 1
@@ -370,7 +372,7 @@ class Server:
 
 
 class RefusedError(Exception):
-    """What the server answers with an error."""
+    """Request that the server answers with an error."""
 
 
 class _HTTPServer(ThreadingHTTPServer):
@@ -395,7 +397,7 @@ class _HTTPServer(ThreadingHTTPServer):
             self.shutdown_request(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections end as they like."""
+        """Ignore the errors of connections that end early."""
         if not isinstance(sys.exc_info()[1], OSError | ValueError):
             super().handle_error(request, client_address)
 

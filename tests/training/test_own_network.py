@@ -1,4 +1,4 @@
-"""Networks and data of the user's own, and what is said if they cannot be used."""
+"""Networks and data of the user's own, and the messages if they cannot be used."""
 
 import os
 import shutil
@@ -55,8 +55,8 @@ class Lines(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(64, 9), nn.BatchNorm1d(9), nn.ReLU())
 
 
-class Pair(nn.Module):
-    """Two outputs in training, as networks with auxiliary classifiers have."""
+class TwoOutputs(nn.Module):
+    """Network with two outputs in training, like networks with auxiliary classifiers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Pair(nn.Module):
         return (logits, logits) if self.training else logits
 
 
-class Drawn(TensorDataset):
+class Augmented(TensorDataset):
     """Samples with random augmentation."""
 
     def __getitem__(self, index: int) -> Any:
@@ -84,8 +84,8 @@ def pair(kind: type[TensorDataset] = TensorDataset) -> tuple[TensorDataset, Tens
     return samples(41, kind), samples(20)
 
 
-def drawn() -> tuple[TensorDataset, TensorDataset]:
-    return pair(Drawn)
+def augmented() -> tuple[TensorDataset, TensorDataset]:
+    return pair(Augmented)
 
 
 def floats() -> Any:
@@ -125,7 +125,7 @@ class Batched(Module):
 
 
 class Renamed(TensorDataset):
-    """Samples whose label is not that of `targets`, except the first and the last."""
+    """Samples whose labels differ from `targets` in the middle, with attributes that mislead."""
 
     targets = (0, 0, 1, 1, 2, 2)
     labels = ("cat", "dog")
@@ -137,7 +137,7 @@ class Renamed(TensorDataset):
 
 
 class Named(Dataset[Any]):
-    """Samples with names of classes, in attributes that other data sets have for other things."""
+    """Samples with names in `labels` and `classes`, which other data sets use for other things."""
 
     labels = ("cat", "dog", "mouse", "cat", "dog", "mouse")
     classes = np.array(["cat", "dog", "mouse"])
@@ -191,14 +191,15 @@ def config(target: str, norm: str = "batchnorm", **model: Any) -> dict[str, Any]
 
 def test_batchnorm_is_replaced_and_weights_are_the_same_for_every_norm() -> None:
     found = data("pair")
-    kinds, weights = [], []
+    kinds: dict[str, type[nn.Module]] = {}
+    weights = []
     for norm in ("batchnorm", "none", "batchnorm_frozen"):
         network = build_network(config(f"{HERE}.Plain", norm), found)
-        kinds.append(type(network[1]))  # type: ignore[index]
+        kinds[norm] = type(network[1])  # type: ignore[index]
         weights.append({k: v for k, v in network.state_dict().items() if not k.startswith("1.")})
-    assert kinds[0] is nn.BatchNorm2d
-    assert kinds[2] is FrozenBatchNorm
-    assert kinds[1] not in kinds[::2]
+    assert kinds["batchnorm"] is nn.BatchNorm2d
+    assert kinds["batchnorm_frozen"] is FrozenBatchNorm
+    assert kinds["none"] not in (nn.BatchNorm2d, FrozenBatchNorm)
     for other in weights[1:]:
         assert all(torch.equal(other[name], value) for name, value in weights[0].items())
 
@@ -225,12 +226,12 @@ def test_layernorm_is_replaced_as_well(norm: str) -> None:
         (Lines(), (1, 8, 8), {}, "only nn.BatchNorm2d and .*, and it has BatchNorm1d"),
         (Plain(3), (3, 8, 8), {}, "does not take a batch of two 3x8x8 samples"),
         (Plain(4), (1, 8, 8), {}, r"output for 2 samples is \(2, 4\), expected \(2, 3\)"),
-        (Pair(), (1, 8, 8), {}, r"output for 2 samples is tuple"),
+        (TwoOutputs(), (1, 8, 8), {}, r"output for 2 samples is tuple"),
         (Plain(3), (1, 8, 8), {"position": "post"}, "norm.position=post is not possible"),
         (functional.relu, (1, 8, 8), {}, "makes a function, not a torch.nn.Module"),
     ],
 )
-def test_what_is_wrong_with_a_network(
+def test_a_network_that_cannot_be_used_is_refused(
     network: Any, shape: tuple[int, ...], norm: dict[str, Any], words: str
 ) -> None:
     made = Normalization(**{"name": "none"} | norm)
@@ -239,35 +240,35 @@ def test_what_is_wrong_with_a_network(
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_a_key_that_the_constructor_does_not_take() -> None:
+def test_a_key_that_the_constructor_does_not_take_is_refused() -> None:
     with pytest.raises(UserError, match=r"Plain: got an unexpected .*'depth'\nIt takes no keys"):
         build_network(config(f"{HERE}.Plain", depth=3), data("pair"))
 
 
-def test_samples_are_in_the_order_of_the_seed_and_what_they_draw_too() -> None:
+def test_the_seed_determines_the_order_and_augmentation_of_samples() -> None:
     trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
 
     def epoch(seed: int) -> list[Tensor]:
-        found = make_data({"_target_": f"{HERE}.drawn", "batch_size": 8}, seed, EVERYTHING)
+        found = make_data({"_target_": f"{HERE}.augmented", "batch_size": 8}, seed, EVERYTHING)
         found.setup()
         found.trainer = trainer
         return [images for images, _ in found.train_dataloader()]
 
     first = epoch(0)
-    torch.rand(3)  # of the global generator they are independent
+    torch.rand(3)  # they do not depend on the global generator
     state = torch.get_rng_state()
     again = epoch(0)
     assert torch.equal(state, torch.get_rng_state())
     assert [len(images) for images in first] == [8, 8, 8, 8, 9]
     assert torch.equal(torch.cat(first), torch.cat(again))
     assert not torch.equal(torch.cat(first), torch.cat(epoch(1)))
-    measured = data("drawn")
+    measured = data("augmented")
     probes = [torch.cat([images for images, _ in measured.probe("train")]) for _ in range(2)]
     assert torch.equal(*probes)
     assert len(probes[0]) == 9
 
 
-def test_the_splits_of_a_data_module() -> None:
+def test_a_data_module_has_its_splits() -> None:
     found = data("Module")
     assert isinstance(found, DatasetModule)
     assert found.batch_size == 8
@@ -284,7 +285,10 @@ def test_the_splits_of_a_data_module() -> None:
         "train": 32,
         "validation": 9,
     }
-    assert facts["sha256"] not in (data("drawn").facts()["sha256"], data("pair").facts()["sha256"])
+    assert facts["sha256"] not in (
+        data("augmented").facts()["sha256"],
+        data("pair").facts()["sha256"],
+    )
 
 
 def test_labels_are_those_of_the_samples() -> None:
@@ -311,14 +315,16 @@ def test_labels_are_those_of_the_samples() -> None:
         ("raises", r"raises: OSError: no such disk\nRaised in .*test_own_network.py, line \d+"),
     ],
 )
-def test_what_is_wrong_with_data(name: str, words: str) -> None:
+def test_data_that_cannot_be_used_are_refused(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         data(name)
     assert len(str(error.value).splitlines()) == 2
 
 
 @pytest.mark.slow
-def test_classes_that_the_command_line_names(command_line: CommandLine, tmp_path: Path) -> None:
+def test_classes_that_the_command_line_names_are_trained(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
     result = command_line(
         f"model._target_={HERE}.Plain", f"data._target_={HERE}.pair", "data.batch_size=16",
         "norm=batchnorm,none", "trainer.max_epochs=1", "metrics=fast", "logger=none", "-m",
@@ -333,7 +339,7 @@ def test_classes_that_the_command_line_names(command_line: CommandLine, tmp_path
 
 
 @pytest.mark.slow
-def test_the_folder_to_copy(tmp_path: Path) -> None:
+def test_the_command_of_the_example_folder_trains(tmp_path: Path) -> None:
     folder = shutil.copytree(REPOSITORY / "docs/examples/own_network", tmp_path / "mine")
     command = next(
         line

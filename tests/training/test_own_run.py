@@ -40,7 +40,7 @@ def test_any_loop_makes_a_run(tmp_path: Path, command_line: CommandLine) -> None
             values = run.measure(model, probe, epoch=0, metrics=NAMES)
             run.log(epoch=1, train_loss=torch.tensor(0.5), test_accuracy=0.25)
             run.measure(model, probe, epoch=1, metrics=NAMES, split="test", sites=["act"])
-            (shown,) = StudyStatus(tmp_path / "mine").list_cells("running")
+            (shown,) = StudyStatus(tmp_path / "mine").select_cells("running")
             assert (shown.epoch, shown.epochs) == (1, 0)
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         with torch.no_grad():

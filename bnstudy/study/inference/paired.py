@@ -111,8 +111,8 @@ def paired_test(
     is_flipped = n >= min_pairs_to_flip
     is_exact = is_flipped & (n <= max_pairs_exact)
     # With all flips, comparisons that have values from exactly the same pairs are tested together.
-    # With random flips, all comparisons are: the flips are drawn once for all pairs, and a pair
-    # without a value does not count.
+    # With random flips, all comparisons are tested together: the flips are drawn once for all
+    # pairs, and a pair without a value does not count.
     groups = [
         (columns, differences[np.ix_(rows, columns)])
         for rows, columns in patterns(known & is_exact)

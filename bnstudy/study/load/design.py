@@ -8,7 +8,7 @@ from typing import Any
 from bnstudy.terms import PER_NORM_OPTIONS
 
 TREATMENT_PREFIXES = ("norm.", "regularizer.")  # of the keys that form a treatment
-COLUMN_OF_KEY = {"model.depth": "depth", "model.width": "width", "optim.lr": "lr"}  # columns by key
+COLUMN_OF_KEY = {"model.depth": "depth", "model.width": "width", "optim.lr": "lr"}
 
 
 @dataclass(frozen=True)

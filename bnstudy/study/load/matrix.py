@@ -67,13 +67,11 @@ def load_columns(
             each run's last epoch.
 
     Returns:
-        Table with one row per column of the values (split, metric, site, layers, place,
-        place_index; epoch, step or fold), sorted by epoch, step or fold, split (validation, train,
-        test), metric, site (act first), number of layers and place_index; and values, runs x
-        columns, in the order of `study.results`; NaN if a run has no value. Left out are standard
-        errors; counts of zeros (`ZERO_METRICS`) for networks whose norm contains another activation
-        function than ReLU; and, if `every` is None, loss and accuracy on the probe sets of splits
-        that were evaluated as a whole.
+        Table that describes the columns, and their values. Both are cached: do not change them.
+
+        The table has one row per column: split, metric, site, layers, place, place_index; epoch,
+        step or fold. It is sorted by epoch, step or fold, split (validation, train, test), metric,
+        site (act first), number of layers and place_index.
 
         - Columns of layers: the column belongs to the networks with `layers` layers at the site;
           `place` is the layer's name, `place_index` its number, from 1.
@@ -81,7 +79,12 @@ def load_columns(
           `place` names the depth, `place_index` is its number, from 1. Values are interpolated.
         - Columns of the whole model: site "", `layers` 0 and `place_index` 0.
 
-        Both are cached: do not change them.
+        Standard errors have no column. If `every` is None, loss and accuracy on the probe sets of
+        splits that were evaluated as a whole have none either.
+
+        The values are runs x columns, in the order of `study.results`; NaN if a run has no value.
+        Counts of zeros (`ZERO_METRICS`) are NaN for networks whose norm contains another activation
+        function than ReLU.
 
     Raises:
         UserError: The runs are not comparable.
@@ -238,7 +241,7 @@ def _list_measured(study: StudyRuns) -> pd.DataFrame:
 def _make_keys(measured: pd.DataFrame) -> pd.DataFrame:
     """Make the sorted table of the columns, including those at relative depths."""
     keys = measured.drop(columns=["network", "layer"]).drop_duplicates()
-    keys = pd.concat([keys, _relative_depths(keys)], ignore_index=True)
+    keys = pd.concat([keys, _make_depth_keys(keys)], ignore_index=True)
     return keys.sort_values(
         ["split", "metric", "site", "layers", "place_index"],  # act comes first in the alphabet
         ascending=[False, True, True, True, True],
@@ -328,7 +331,7 @@ def _name_layers(measured: pd.DataFrame) -> pd.Series:
     return names
 
 
-def _relative_depths(keys: pd.DataFrame) -> pd.DataFrame:
+def _make_depth_keys(keys: pd.DataFrame) -> pd.DataFrame:
     """Make the columns at relative depths, for sites with different numbers of layers."""
     layers = keys[keys["layers"] > 0]
     is_mixed = layers.groupby("site")["layers"].transform("nunique") > 1

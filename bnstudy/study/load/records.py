@@ -71,6 +71,7 @@ def read_records(folder: Path) -> list[RunFacts]:
     Raises:
         UserError: There are none.
     """
+    # The pattern also finds run.json.damaged, so that such runs are listed as unreadable.
     cells = sorted({path.parent for path in folder.glob(f"*/{RECORD}*")})
     if not cells:
         raise UserError(
@@ -274,5 +275,5 @@ def _find_kind(value: Any) -> type:
 
 
 def _to_plain(value: Any) -> Any:
-    """Convert a value that no cell of a table can hold, such as a list, to JSON."""
+    """Convert a value that a table cannot hold, such as a list, to JSON."""
     return value if isinstance(value, int | float | str | None) else json.dumps(value)

@@ -35,8 +35,8 @@ class StudyRuns:
         runs: One row per run, whatever its status, with the columns
 
             - cell, path (of its table), overrides, seed, treatment (norm, regularizer and their
-              swept options), norm, regularizer, model, data, depth, width, lr, and every other key
-              of the configuration that varies over the study;
+              swept options), norm, regularizer, model, data, depth, width, lr, and the other keys
+              of `design.grid`;
             - label_noise: share of wrong training labels; hessian: options of the callback that
               measured the Hessian, as JSON, or None;
             - own: settings that have one value per treatment, such as a learning rate, as text;
@@ -46,7 +46,7 @@ class StudyRuns:
               comparable; part: see `parts`;
             - status, ended (completed or diverged, with a table), remark (such as the reason why
               it is not among the results), attempts, failures, seconds, measure_seconds;
-            - at_chance: whether the final training accuracy is not above that of guessing;
+            - at_chance: whether the final training accuracy is not clearly above that of guessing;
             - duplicate_of: cell of the run that this run repeats; None if it is counted;
             - last_epoch, and the final values: train_loss, test_accuracy, ...;
             - commit, dirty, version, torch, python, processor, gpus, threads, host, data_sha256,
@@ -155,7 +155,8 @@ class StudyRuns:
         """Parts of the study, each with comparable runs.
 
         Values are comparable if they were measured on the same samples of the same data by the same
-        version of bnstudy. Runs that have not ended are in the first part.
+        version of bnstudy. Runs that have not ended are in the part that they would be comparable
+        with; if there is none, in the first.
         """
         return [
             replace(self, runs=self.runs[self.runs["part"] == part])
@@ -170,7 +171,7 @@ class StudyRuns:
 
     @cached_property
     def identical(self) -> dict[str, str]:
-        """Earlier treatment with the same values; see `find_identical_treatments`."""
+        """Earlier treatment with the same values, by treatment; see `find_identical_treatments`."""
         return find_identical_treatments(self.results, self.treatments, final_numbers(self.runs))
 
     @property

@@ -82,6 +82,6 @@ def _save(figure: Figure, path: Path) -> list[str]:
     names = [f"{path.name}.{ending}" for ending in FORMATS]
     for name, ending in zip(names, FORMATS, strict=True):
         with replacing(path.with_name(name)) as temporary, catch_warnings():
-            filterwarnings("ignore", message="Creating legend with loc")  # if a machine is busy
+            filterwarnings("ignore", message="Creating legend with loc")  # if drawing is slow
             figure.savefig(temporary, format=ending, dpi=300, metadata=WITHOUT_DATE[ending])
     return names

@@ -28,7 +28,7 @@ from bnstudy.terms import choose_curve
 MAX_METRICS = 2  # metrics of a family that are drawn over the layers
 MAX_LABEL = 24  # characters per line of an axis label in a narrow panel
 MAX_VECTOR_MARKERS = 1_000  # markers of a panel; more are rasterized in all formats
-DODGE = 0.12  # distance of the treatments' bars, in layers
+DODGE = 0.12  # largest distance between the bars of two treatments, in layers
 
 # Colours for all kinds of colour vision (Okabe and Ito 2008), with markers for black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -152,7 +152,9 @@ class Plot:
         ax.spines[:].set_visible(False)
         ax.set_title(f"Where does {in_words(treatment)} differ from {self.baseline}?")
         figure.supxlabel(f"{split} split, after the last epoch; pairs: {_count_runs(table)}")
-        figure.colorbar(image, ax=ax, label="rank-biserial correlation\n(1: higher in all pairs)")
+        figure.colorbar(
+            image, ax=ax, label="rank-biserial correlation\n(1: higher where pairs differ)"
+        )
         return figure
 
     @mpl.rc_context(STYLE)
@@ -243,11 +245,11 @@ class Plot:
             ax.set_title(f"Does {outcome} differ?")
         figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2)
         runs = self.analysis.study.results
-        for place, name in enumerate(self.looks):
+        for position, name in enumerate(self.looks):
             rows = runs[runs["treatment"] == name]
             gaps = rows["train_accuracy"] - rows["test_accuracy"]
             shift = np.linspace(-0.15, 0.15, len(gaps))
-            self._draw_runs(gap, name, place + shift, gaps)
+            self._draw_runs(gap, name, position + shift, gaps)
         gap.set_xticks(range(len(self.looks)), map(in_words, self.looks), rotation=30, ha="right")
         gap.set(ylabel="train − test accuracy", title="Does the gap differ?")
         figure.supxlabel(f"{BANDS}; right: each run. Values before training may lie outside")
@@ -281,9 +283,9 @@ class Plot:
         return figure
 
     def _draw_runs(self, ax: Axes, name: str, x: FloatArray, y: pd.Series) -> None:
-        many = len(self.analysis.study.results) > MAX_VECTOR_MARKERS
-        label = in_words(name)
-        ax.plot(x, y, linestyle="", alpha=0.7, label=label, rasterized=many, **self.looks[name])
+        is_rasterized = len(self.analysis.study.results) > MAX_VECTOR_MARKERS
+        label, look = in_words(name), self.looks[name]
+        ax.plot(x, y, linestyle="", alpha=0.7, label=label, rasterized=is_rasterized, **look)
 
     @mpl.rc_context(STYLE)
     def embeddings(self, method: str = "pca", site: str = "act") -> Figure:
@@ -344,7 +346,7 @@ class Plot:
         results = self.analysis.study.results
         points = results.groupby(["treatment", "depth", "width"])["test_accuracy"]
         means, counts = points.mean(), points.count()
-        low, high = means.min(), means.max()  # NaN if all are: Matplotlib chooses then
+        low, high = means.min(), means.max()  # NaN without values; Matplotlib then chooses
         names = list(means.index.get_level_values("treatment").unique())
         figure, panels = draw_panels(len(names), 2.6)
         for ax, name in zip(panels, names, strict=True):
@@ -435,7 +437,7 @@ def _limit_to_training(ax: Axes, curves: pd.DataFrame, *, is_logarithmic: bool) 
 
 
 def _count_runs(table: pd.DataFrame) -> str:
-    """Format the number of runs or pairs with a value, of all, and the number of diverged ones."""
+    """Format the numbers of runs or pairs: with a value, in total if it is larger, and diverged."""
     low, high = int(table["n"].min()), int(table["n"].max())
     runs = int((table["n"] + table["undefined"]).max())
     text = f"n = {low}" if low == high else f"n = {low} to {high}"

@@ -13,8 +13,8 @@ class Label(NamedTuple):
     high: float = math.inf
 
 
-# Labels of the metrics of layers, then of other numbers. The metrics' ranges repeat those of the
-# registry, which would import torch.
+# Labels of the metrics of layers, then of other numbers. The ranges of metrics are those of the
+# registry, repeated here because the registry imports torch.
 LABELS = {
     "unit_sparsity": Label("share of zero activations", 0, 1),
     "channel_sparsity": Label("share of all-zero channels in a sample", 0, 1),
@@ -90,7 +90,7 @@ LABELS = {
 }
 
 
-EIGENVALUE = re.compile(r"hessian_eigenvalue_(\d+)")  # there are callbacks.hessian.num_eigenvalues
+EIGENVALUE = re.compile(r"hessian_eigenvalue_(\d+)")  # 1 is the largest
 SUFFIXES = {"1": "st", "2": "nd", "3": "rd"}  # of ordinal numbers
 
 
@@ -115,7 +115,9 @@ def label_of(metric: str) -> Label:
 
 
 def name_layer(place: str) -> str:
-    """Name a layer or relative depth; layers with only a number, as in nn.Sequential, get a noun.
+    """Name a layer or relative depth; "layer" is put before a name that begins with a digit.
+
+    Layers of nn.Sequential have such names.
 
     Examples:
         >>> name_layer("block04"), name_layer("2"), name_layer("2 / 3")

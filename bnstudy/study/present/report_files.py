@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import bnstudy
 from bnstudy.errors import UserError
@@ -32,6 +32,20 @@ MANIFEST = ".bnstudy-report.json"
 INPUTS = (RECORD, TABLE, EMBEDDINGS)  # files of each run
 
 SIGNATURE = "Written by bnstudy"  # on each page
+
+
+class Part(NamedTuple):
+    """Comparable runs of a study, which have a page of their own.
+
+    Attributes:
+        study: Comparable runs.
+        folder: Folder of their page, figures and tables.
+        other_runs: Description of the study's other runs; None if all runs are comparable.
+    """
+
+    study: StudyRuns
+    folder: Path
+    other_runs: str | None
 
 
 def write_report(
@@ -64,27 +78,28 @@ def write_report(
     with writing(output):  # an error now, rather than in processes that draw
         output.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=output).close()
-    for study, place, apart in parts:
+    for study, part_folder, other_runs in parts:
         analysis = Analysis(study, baseline)
-        drawn = write_figures(draw_figures(analysis), place / "figures")
+        drawn = write_figures(draw_figures(analysis), part_folder / "figures")
         # Other processes draw at the same time, so more threads would compete for their cores.
         with threadpool_limits(1, "blas"):
-            written = tables.write_tables(analysis, place / "tables")
-        beside = [*drawn, *written]
-        names = [path.relative_to(place).as_posix() for path in beside]
-        files += [*beside, _write(render_page(analysis, names, apart), place / PAGE)]
-        _print_summary(analysis, apart)
+            written = tables.write_tables(analysis, part_folder / "tables")
+        linked = [*drawn, *written]
+        names = [path.relative_to(part_folder).as_posix() for path in linked]
+        page = _write(render_page(analysis, names, other_runs), part_folder / PAGE)
+        files += [*linked, page]
+        _print_summary(analysis, other_runs)
         for label, where in (
-            ("Page", files[-1]),
-            ("Figures", place / "figures"),
-            ("Tables", place / "tables"),
+            ("Page", page),
+            ("Figures", part_folder / "figures"),
+            ("Tables", part_folder / "tables"),
         ):
             console.print(f"{label:<8} {where}")
     return _finish(output, parts, inputs, files)
 
 
 def write_page(folder: Path) -> list[Path]:
-    """Write only the page of a study, without figures and tables, which takes seconds.
+    """Write only the page of a study, which takes seconds, without figures and tables.
 
     Figures and tables of an earlier report are removed, because they would not match the page. The
     earlier page is removed as well if no run has a result.
@@ -101,13 +116,13 @@ def write_page(folder: Path) -> list[Path]:
     output, inputs = folder / "report", fingerprint(folder)
     try:
         parts = _split_parts(StudyRuns.read(folder), output)
-        analyses = [(Analysis(study), place, apart) for study, place, apart in parts]
+        analyses = [Analysis(part.study) for part in parts]
     except UserError:
         _remove(output, _read_manifest(output)["files"])
         raise
     files = [
-        _write(render_page(analysis, apart=apart), place / PAGE)
-        for analysis, place, apart in analyses
+        _write(render_page(analysis, other_runs=part.other_runs), part.folder / PAGE)
+        for analysis, part in zip(analyses, parts, strict=True)
     ]
     return _finish(output, parts, inputs, files)
 
@@ -172,7 +187,8 @@ def is_report(path: Path) -> bool:
 def _read_manifest(output: Path) -> dict[str, Any]:
     """Read the manifest of an earlier report: inputs, pages and files, relative to its folder.
 
-    Pages of versions without manifests are included.
+    If it cannot be read, for example because an earlier version wrote none, the pages are found by
+    their signature.
     """
     try:
         manifest: dict[str, Any] = json.loads((output / MANIFEST).read_text())
@@ -184,21 +200,19 @@ def _read_manifest(output: Path) -> dict[str, Any]:
     return manifest
 
 
-def _finish(
-    output: Path, parts: list[tuple[StudyRuns, Path, str | None]], inputs: str, files: list[Path]
-) -> list[Path]:
+def _finish(output: Path, parts: list[Part], inputs: str, files: list[Path]) -> list[Path]:
     """Complete a report: write the contents page and the manifest, and remove outdated files.
 
     Args:
         output: Folder of the report.
-        parts: Parts of the study, from `_split_parts`.
+        parts: Parts of the study.
         inputs: `fingerprint` of the inputs.
         files: Files of the report.
 
     Returns:
         Pages.
     """
-    pages = [place / PAGE for _, place, _ in parts]
+    pages = [part.folder / PAGE for part in parts]
     if len(parts) > 1:
         pages.insert(0, _write(_render_contents(parts), output / PAGE))
     names = {path.relative_to(output).as_posix() for path in (*pages, *files)}
@@ -226,13 +240,14 @@ def _remove(output: Path, names: Iterable[str]) -> None:
                 (output / folder).rmdir()
 
 
-def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
+def _render_contents(parts: list[Part]) -> str:
     """Render the contents page, which links to the pages of the parts."""
-    name = html.escape(parts[0][0].name)
+    name = html.escape(parts[0].study.name)
     items = "\n".join(
-        f'<li><a href="{place.name}/{PAGE}">{place.name}</a>: '
-        f"{format_count(len(part.results), 'run')} of {html.escape(part.measured_on)}</li>"
-        for part, place, _ in parts
+        f'<li><a href="{part.folder.name}/{PAGE}">{part.folder.name}</a>: '
+        f"{format_count(len(part.study.results), 'run')} of "
+        f"{html.escape(part.study.measured_on)}</li>"
+        for part in parts
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -258,21 +273,21 @@ def _render_contents(parts: list[tuple[StudyRuns, Path, str | None]]) -> str:
 """
 
 
-def _split_parts(study: StudyRuns, output: Path) -> list[tuple[StudyRuns, Path, str | None]]:
-    """Split a study into comparable parts, with their folders and a text about the others."""
+def _split_parts(study: StudyRuns, output: Path) -> list[Part]:
+    """Split a study into parts, whose folders are below that of the report if there are several."""
     if len(study.parts) == 1:
-        return [(study.parts[0], output, None)]
+        return [Part(study.parts[0], output, None)]
     return [
-        (
-            part,
+        Part(
+            runs,
             output / f"part{number}",
             "; ".join(
-                f"{format_count(len(beside.results), 'run')} of {beside.measured_on} (part{place})"
-                for place, beside in enumerate(study.parts, start=1)
-                if beside is not part
+                f"{format_count(len(others.results), 'run')} of {others.measured_on} (part{other})"
+                for other, others in enumerate(study.parts, start=1)
+                if others is not runs
             ),
         )
-        for number, part in enumerate(study.parts, start=1)
+        for number, runs in enumerate(study.parts, start=1)
     ]
 
 
@@ -282,11 +297,12 @@ def _write(text: str, path: Path) -> Path:
     return path
 
 
-def _print_summary(analysis: Analysis, apart: str | None) -> None:
+def _print_summary(analysis: Analysis, other_runs: str | None) -> None:
     console.print(f"\n{analysis.study.name}", style="bold")
-    if apart:
+    if other_runs:
         console.print(
-            f"Other runs of this folder are not comparable with these: {apart}", style="yellow"
+            f"Other runs of this folder are not comparable with these: {other_runs}",
+            style="yellow",
         )
     for sentence in compose_verdict(analysis):
         console.print(f"· {sentence}")

@@ -21,7 +21,7 @@ INTERNAL_COLUMNS = ["path", "comparable", "pair"]  # columns of runs that are no
 
 
 def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """Collect the tables with rows, by name.
+    """Collect the tables that are not empty, by name.
 
     Args:
         analysis: Analysis of the study.

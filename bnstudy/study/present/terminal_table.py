@@ -33,8 +33,8 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 Key = tuple[str, str, str]  # split, metric, layer
 
-# Values of the last epochs: of the whole model, and of layers on the training split, activations
-# (the first site by name) before other sites.
+# Values after the last epoch: of the whole model on all splits, of layers on the training split.
+# Activations come before other sites, because act is the first site by name.
 TABLE_NUMBERS = """
     select grid, treatment, norm, split, metric, layer, value
     from final join runs using (cell)

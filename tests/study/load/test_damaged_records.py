@@ -103,7 +103,7 @@ def test_a_damaged_table_is_left_out_and_told(
     assert "is left out: metrics.parquet is damaged (wrong checksum); bnstudy.measure" in told
     assert find_measured(studies.folder).layers == ["block01", "block02"]
     assert f"{table} is left out, as it is damaged (wrong checksum)" in capsys.readouterr().out
-    assert [cell.name for cell in StudyStatus(studies.folder).list_cells("damaged")] == [
+    assert [cell.name for cell in StudyStatus(studies.folder).select_cells("damaged")] == [
         table.parent.name
     ]
 

@@ -25,7 +25,7 @@ from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
-def test_runs_and_what_was_measured_in_them(studies: Studies) -> None:
+def test_runs_and_their_values_are_tables(studies: Studies) -> None:
     studies.add("none", 3, layers={"silhouette": [0.1, 0.2]}, accuracy=0.75)
     study = load(studies.folder)
     (run,) = study.runs.to_dict("records")
@@ -115,11 +115,11 @@ def test_a_folder_without_runs_is_the_users_mistake(studies: Studies) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict"),
+    ("change", "measured_on"),
     [({"data": "b" * 64}, "bbbbbbbbbbbb"), ({"version": "0.2.0"}, "bnstudy 0.2")],
 )
 def test_runs_that_are_not_comparable_are_parts(
-    studies: Studies, change: dict[str, str], verdict: str
+    studies: Studies, change: dict[str, str], measured_on: str
 ) -> None:
     studies.add("none", 0)
     studies.add("none", 1)
@@ -127,8 +127,8 @@ def test_runs_that_are_not_comparable_are_parts(
     study = load(studies.folder)
     first, second = study.parts
     assert (len(first.results), len(second.results)) == (2, 1)
-    assert verdict in second.measured_on
-    assert verdict not in first.measured_on
+    assert measured_on in second.measured_on
+    assert measured_on not in first.measured_on
     with pytest.raises(UserError, match="not comparable"):
         load_shared_columns(study)
     assert load_shared_columns(first)[1].shape[0] == 2
@@ -137,8 +137,8 @@ def test_runs_that_are_not_comparable_are_parts(
 def test_a_metric_that_was_redefined_splits_the_study(studies: Studies) -> None:
     studies.add("none", 0)
     studies.add("none", 1, metrics={"silhouette": "lower"})
-    verdict = {part.measured_on.rpartition(", ")[2] for part in load(studies.folder).parts}
-    assert verdict == {"silhouette: higher", "silhouette: lower"}
+    directions = {part.measured_on.rpartition(", ")[2] for part in load(studies.folder).parts}
+    assert directions == {"silhouette: higher", "silhouette: lower"}
 
 
 def test_a_patch_of_a_version_changes_no_number(studies: Studies) -> None:
@@ -177,7 +177,7 @@ def test_epochs_of_another_version_are_left_out(studies: Studies) -> None:
     assert epochs["epoch"].tolist() == [3, 4, 5]
 
 
-def test_an_option_that_was_added_has_its_meaning_where_it_is_absent(
+def test_runs_that_lack_a_newer_option_count_as_runs_with_its_former_value(
     studies: Studies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bnstudy.study.load.records.ADDED_TO_ALL", {"model.start": "he"})
@@ -196,30 +196,24 @@ def test_an_option_that_was_added_has_its_meaning_where_it_is_absent(
     }
 
 
-@pytest.fixture
-def pair(studies: Studies) -> Studies:
-    """Two seeds of two norms."""
+def copy_run(folder: Path, name: str) -> Path:
+    copied = folder.with_name(name)
+    shutil.copytree(folder, copied)
+    return copied
+
+
+def test_copies_of_runs_count_once(studies: Studies) -> None:
     for seed in (0, 1):
         studies.add("none", seed, layers={"silhouette": [0.1 + seed, 0.2]})
         studies.add("batchnorm", seed, layers={"silhouette": [0.4 + seed, 0.2]})
-    return studies
-
-
-def copy(record: Path, name: str) -> Path:
-    folder = record.with_name(name)
-    shutil.copytree(record, folder)
-    return folder
-
-
-def test_copies_of_runs_count_once(pair: Studies) -> None:
-    names = sorted(path.name for path in pair.folder.iterdir())
+    names = sorted(path.name for path in studies.folder.iterdir())
     for number in range(5):
         for name in names:
-            copied = copy(pair.folder / name, f"{name}-copy{number}")
+            copied = copy_run(studies.folder / name, f"{name}-copy{number}")
             if number == 4:  # edited by hand, and still the same run
                 text = (copied / "run.json").read_text()
                 (copied / "run.json").write_text(text.replace('"test_accuracy": 0.5', '"x": 1'))
-    study = load(pair.folder)
+    study = load(studies.folder)
     assert sorted(study.results["cell"]) == names
     assert study.runs["duplicate_of"].value_counts().to_dict() == dict.fromkeys(names, 5)
     table = compute_effects(study)
@@ -231,10 +225,12 @@ def test_copies_of_runs_count_once(pair: Studies) -> None:
     assert set(compute_relations(study)["n"]) == {4}
 
 
-def test_of_the_same_run_the_finished_one_in_its_own_folder_counts(studies: Studies) -> None:
+def test_of_copies_a_finished_one_counts_preferably_in_the_folder_of_its_name(
+    studies: Studies,
+) -> None:
     record = studies.add("none", 0)
-    copy(record.folder, "a")
-    copy(record.folder, f"a-{record.folder.name}")
+    copy_run(record.folder, "a")
+    copy_run(record.folder, f"a-{record.folder.name}")
     assert load(studies.folder).results["cell"].tolist() == [record.folder.name]
     (record.folder / "metrics.parquet").unlink()
     study = load(studies.folder)
@@ -298,7 +294,7 @@ def test_a_network_that_ignores_the_norm_is_not_compared(studies: Studies) -> No
     ) in verdict
     for path in study.folder.glob("norm=layernorm*"):
         shutil.rmtree(path)
-    analysis = Analysis(load(studies.folder))  # of which nothing can be compared
+    analysis = Analysis(load(studies.folder))  # no two treatments can be compared
     assert analysis.overall_effects.empty
     assert "BatchNorm and no normalization are not compared" in render_page(analysis)
     assert not any(name.startswith("effects") for name, _ in draw_figures(analysis))
@@ -337,7 +333,7 @@ def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studi
     assert values[:, keys["place"] == "classifier.features"].shape == (2, 2)
 
 
-def test_every_epoch(studies: Studies) -> None:
+def test_columns_can_be_of_every_epoch(studies: Studies) -> None:
     studies.add("none", layers={("silhouette", 0): [0.9], ("silhouette", 5): [0.1]})
     keys, values = load_shared_columns(load(studies.folder), every="epoch")
     rows = keys["metric"] == "silhouette"
@@ -345,7 +341,7 @@ def test_every_epoch(studies: Studies) -> None:
     assert values[0, rows].tolist() == [0.9, 0.1]
 
 
-def test_the_baseline(studies: Studies) -> None:
+def test_the_baseline_is_batchnorm_if_no_run_is_without_norm(studies: Studies) -> None:
     studies.add("layernorm")
     studies.add("batchnorm")
     study = load(studies.folder)

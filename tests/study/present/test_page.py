@@ -201,7 +201,7 @@ def test_names_are_text(studies: Studies) -> None:
     studies.folder = studies.folder.with_name(MARKUP)
     for norm in ("none", "batchnorm"):
         studies.add(norm, layers={MARKUP: [1.0]}, overrides=[f"study={MARKUP}"])
-    html = render_page(Analysis(load(studies.folder)), apart=MARKUP, files=[MARKUP])
+    html = render_page(Analysis(load(studies.folder)), other_runs=MARKUP, files=[MARKUP])
     assert MARKUP not in html
     assert "&lt;img src=x onerror=alert(1)&gt;" in html
     assert MARKUP in data_of(html)["metrics"]

@@ -1,4 +1,4 @@
-"""A study's page: one HTML file with everything in it, which needs no network to be read."""
+"""Page of a study: one HTML file with everything in it, which loads nothing from the internet."""
 
 from bnstudy.study.present.page.render import read_resource, render_page
 

@@ -189,13 +189,13 @@ def _encode_columns(
     table: pd.DataFrame,
     fields: tuple[str, ...],
     shape: tuple[int, ...],
-    *places: pd.Series,
+    *indices: pd.Series,
 ) -> dict[str, str]:
-    """Encode columns of a table as arrays of a shape; `places` are the rows' indices."""
+    """Encode columns of a table as arrays of a shape; `indices` locate each row, one per axis."""
     arrays = {}
     for field in fields:
         array = np.full(shape, np.nan)
-        array[tuple(np.asarray(place, dtype=int) for place in places)] = table[field]
+        array[tuple(np.asarray(index, dtype=int) for index in indices)] = table[field]
         arrays[field] = _encode(array)
     return arrays
 
@@ -254,11 +254,12 @@ def _collect_steps(
     )
     steps = sorted(means["step"].unique().tolist())
 
-    def placed(table: pd.DataFrame, fields: tuple[str, ...], skipped: int) -> dict[str, str]:
+    def encode_table(table: pd.DataFrame, fields: tuple[str, ...], first: int) -> dict[str, str]:
+        """Encode fields of the treatments from the number `first` on."""
         if table.empty:
             return {}
-        shape = (len(treatments) - skipped, len(steps), len(keys))
-        treatment = table["treatment"].map(treatments.index) - skipped
+        shape = (len(treatments) - first, len(steps), len(keys))
+        treatment = table["treatment"].map(treatments.index) - first
         step_index = table["step"].map(steps.index)
         return _encode_columns(
             table, fields, shape, treatment, step_index, _find_key_numbers(table, keys)
@@ -266,8 +267,8 @@ def _collect_steps(
 
     return {
         "steps": steps,
-        "fields": placed(means, ("n", "undefined", "mean", "sd"), 0),
-        "curves": placed(curves, CURVES, 1),
+        "fields": encode_table(means, ("n", "undefined", "mean", "sd"), 0),
+        "curves": encode_table(curves, CURVES, 1),
     }
 
 
@@ -318,9 +319,15 @@ def _collect_embeddings(
 
 
 def _read_similarities(study: StudyRuns) -> list[dict[str, Any]]:
-    """Read the files of `bnstudy.measure similarity`: pairs of runs, and a matrix per similarity.
+    """Read the files of `bnstudy.measure similarity`.
 
     Files of runs that were removed from the study or trained again are left out.
+
+    Returns:
+        Pairs of runs, each with names (of both runs, which can be the same), split, samples (their
+        number), and matrices by similarity: rows and columns (names of layers of the first and of
+        the second run), values, and direction (higher or lower if layers with such values are more
+        similar; null if unknown).
     """
     attempts = study.runs.set_index("cell")["attempts"].to_dict()
     similarities = []

@@ -96,11 +96,11 @@ const keyNumbers = new Map(
     [JSON.stringify([key.split, key.metric, key.layers, key.place]), number]),
 );
 
-// Number of layers of all networks at the selected site and point of the axes. 0 if it differs between
+// Number of layers of each network at the selected site and point of the axes. 0 if it differs between
 // networks; values are then at relative depths.
 let layersShown = 0;
 
-function numberOf(split, metric, place) {
+function keyNumberOf(split, metric, place) {
   const layers = place === data.model ? 0 : layersShown;
   return keyNumbers.get(JSON.stringify([split, metric, layers, place]));
 }
@@ -390,7 +390,7 @@ function levels(metric, scale = {}) {
   const groups = shownGroups();
   const series = data.treatments.map((name, number) => ({
     name, number, points: places.map((place) =>
-      pooled(ofTreatment(groups, number), numberOf(split, metric, place))),
+      pooled(ofTreatment(groups, number), keyNumberOf(split, metric, place))),
   }));
   return {
     traces: overLayers(places, series, rangeOf(metric)),
@@ -445,7 +445,7 @@ function difference(metric) {
   const places = placesOf(split, metric);
   const series = comparedTreatments().map(({ name, number }) => ({
     name, number, points: places.map((place) =>
-      asPoint(effectOf(number, numberOf(split, metric, place)) || {})),
+      asPoint(effectOf(number, keyNumberOf(split, metric, place)) || {})),
   }));
   const points = series.flatMap((each) => each.points);
   const n = points.map((point) => point.n).filter(Boolean);
@@ -486,7 +486,7 @@ function allEffects() {
   const rows = [];
   const found = metrics.map((metric) =>
     places.map((place) => {
-      const effect = effectOf(treatment, numberOf(split, metric, place));
+      const effect = effectOf(treatment, keyNumberOf(split, metric, place));
       if (effect) {
         rows.push([metric, place, effect.n, effect[size], effect.difference, effect.low,
           effect.high, effect.p, effect.p_adjusted]);
@@ -580,7 +580,7 @@ function trajectory(metric, splits, place, title) {
   const series = data.treatments.flatMap((name, number) => splits.map((split) => ({
     name, number, split, points: data.epochs
       .map((epoch, at) => ({ epoch,
-        ...pooled(ofTreatment(groups, number), numberOf(split, metric, place), () => at) }))
+        ...pooled(ofTreatment(groups, number), keyNumberOf(split, metric, place), () => at) }))
       .filter((point) => point.n > 0),
   })));
   const suffix = place === data.model ? "" : `, ${layerInWords(place)}`;
@@ -615,7 +615,7 @@ const comma = (text) => (text ? `, ${text}` : "");
 /** Draw mean differences within pairs over epochs or steps, with bands of their intervals. */
 function differenceOverTime(metric, split, place, time, pointsOf, timeAxis) {
   const series = comparedTreatments().map(({ name, number }) => ({
-    name, number, points: pointsOf(number - 1, numberOf(split, metric, place)).map(asPoint)
+    name, number, points: pointsOf(number - 1, keyNumberOf(split, metric, place)).map(asPoint)
       .filter((point) => Number.isFinite(point.difference)),
   }));
   const points = series.flatMap((each) => each.points);
@@ -662,7 +662,7 @@ function levelsOverSteps() {
   const [metric, place] = [chosen("metric"), chosen("layer")];
   const pointsOf = overTime(data.steps.steps, "step", stepMeans);
   const series = data.treatments.map((name, number) => ({
-    name, number, points: pointsOf(number, numberOf(split, metric, place)).map(withSpread),
+    name, number, points: pointsOf(number, keyNumberOf(split, metric, place)).map(withSpread),
   }));
   return {
     traces: series.flatMap(({ name, number, points }) =>
@@ -685,7 +685,7 @@ const isKnown = (metric) => data.keys.some((key) => key.metric === metric);
 /** Draw a curve of loss or accuracy: of the probe sets, which are evaluated at each measured epoch. */
 function ofModel(metric) {
   const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
-  const splits = SPLITS.filter((split) => numberOf(split, name, data.model) !== undefined);
+  const splits = SPLITS.filter((split) => keyNumberOf(split, name, data.model) !== undefined);
   return limitToTraining(
     trajectory(name, splits, data.model, `${words(name)}, ${splits.join(" and ")} split`),
     metric === "loss");
@@ -741,7 +741,7 @@ function nameNow(metric) {
 /** Compute a target of a group of runs at the selected epoch. */
 function target(name, group) {
   const mean = (split, metric) =>
-    pooled([group], numberOf(split, nameNow(metric), data.model)).mean;
+    pooled([group], keyNumberOf(split, nameNow(metric), data.model)).mean;
   switch (name) {
     case "gap": return mean("train", "accuracy") - mean("test", "accuracy");
     default: return mean("test", METRIC_OF[name]);
@@ -795,7 +795,7 @@ const describePoint = () => (counts ? "the mean over seeds at a point of the gri
 function against(metric) {
   const [split, place] = [chosen("split"), chosen("layer")];
   const name = chosen("target");
-  const key = numberOf(split, metric, place);
+  const key = keyNumberOf(split, metric, place);
   const groups = shownGroups();
   const rows = [];
   const traces = data.treatments.map((treatment, number) => {
@@ -829,9 +829,12 @@ function against(metric) {
   };
 }
 
-/** Compute a target's mean and standard deviation over runs; pooled gaps have no deviation. */
+/**
+ * Compute a target's mean and standard deviation over runs. The deviation of gaps is not known if the
+ * page contains averages over seeds.
+ */
 function pooledTarget(name, groups) {
-  if (name !== "gap") return pooled(groups, numberOf("test", nameNow(METRIC_OF[name]), data.model));
+  if (name !== "gap") return pooled(groups, keyNumberOf("test", nameNow(METRIC_OF[name]), data.model));
   return summarized(groups, (group) => target("gap", group), counts !== null);
 }
 
@@ -956,8 +959,9 @@ function fittingPictures() {
 }
 
 /**
- * List the layers of some embeddings by name, activations last, each with a function that recognizes its embeddings:
- * by position or, for networks with different numbers of layers, as the nearest to a relative depth.
+ * List the layers of some embeddings, activations last: names, and functions that recognize the
+ * embeddings of a layer. Networks with different numbers of layers have relative depths instead, each
+ * with the embedding of the nearest layer.
  */
 function layersOfEmbeddings(pictures) {
   const sites = distinct(pictures.map((picture) => picture.site)).sort().reverse();

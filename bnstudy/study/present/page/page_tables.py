@@ -1,4 +1,4 @@
-"""Tables of the page with plain names of columns; those of effects begin with the largest."""
+"""Tables of the page. Columns have names in words, and tables of effects are sorted by size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +19,9 @@ MAX_ROWS = 500  # rows of a table on the page; the CSV files contain all rows
 # Columns by which tables are sorted: the first that a table has values of.
 EFFECTS = ("cohens_d", "granulated", "share", "eta_squared", "difference")
 
+# Columns that move to the caption if all rows have the same value, and the text before the value.
 SHARED = {"treatment": "", "baseline": "compared with ", "split": "split: "}
-NAMES = {
+NAMES = {  # names of columns in words; in other names, "_" becomes a space
     "treatment": "norm",
     "baseline": "compared with",
     "place": "layer",

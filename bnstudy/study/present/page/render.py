@@ -35,7 +35,9 @@ TARGETS = [
 ]
 
 
-def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None = None) -> str:
+def render_page(
+    analysis: Analysis, files: Sequence[str] = (), other_runs: str | None = None
+) -> str:
     """Render the page of a study as HTML.
 
     Names, messages and other values of the records are escaped. The page only runs its embedded
@@ -44,8 +46,8 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
     Args:
         analysis: Analysis of the study.
         files: Paths of the figures and tables, relative to the page.
-        apart: Description of the runs in the study's folder that are not comparable with those of
-            the page; None if there are none.
+        other_runs: Description of the runs in the study's folder that are not comparable with those
+            of the page; None if there are none.
     """
     study = analysis.study
     data = embed_numbers(analysis)
@@ -83,7 +85,7 @@ def render_page(analysis: Analysis, files: Sequence[str] = (), apart: str | None
         "allowed_scripts": f"{_hash_script(plotly)} {_hash_script(script)}",
         "style": read_resource("page.css"),
         "version": bnstudy.__version__,
-        "apart": apart,
+        "other_runs": other_runs,
         "files": files,
         "compared": len(data["treatments"]) > 1,
         "has_effect_sizes": len(effects) > 0 and effects["rank_biserial"].notna().any(),
@@ -204,10 +206,10 @@ def _describe_reduction(data: dict[str, Any], study: StudyRuns) -> str:
             "its figures contain means and standard deviations over seeds instead of single runs"
         )
     if len(data["epochs"]) < data["all_epochs"]:
-        notes.append(f"they contain {len(data['epochs'])} of {data['all_epochs']} epochs")
+        notes.append(f"its figures contain {len(data['epochs'])} of {data['all_epochs']} epochs")
     pooled = len(study.design.grid) - len(data["axes"])
     if pooled > 0:
-        notes.append(f"{pooled} axes of the grid have no filter")
+        notes.append(f"axes of the grid without a filter: {pooled}")
     return (
         f"This page is reduced in size: {'; '.join(notes)}. The files contain everything."
         if notes
@@ -216,8 +218,7 @@ def _describe_reduction(data: dict[str, Any], study: StudyRuns) -> str:
 
 
 def _describe_hours(study: StudyRuns) -> str:
-    seconds = study.runs["seconds"].sum() if "seconds" in study.runs else 0
-    measured = study.runs["measure_seconds"].sum() if "seconds" in study.runs else 0
+    seconds, measured = study.runs["seconds"].sum(), study.runs["measure_seconds"].sum()
     return (
         f"{format_count(len(study.runs), 'run')} took {seconds / 3600:.2f} hours, "
         f"{measured / 3600:.2f} of them to measure representations."

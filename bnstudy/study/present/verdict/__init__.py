@@ -18,7 +18,7 @@ from bnstudy.study.present.verdict.training_and_depth import (
 from bnstudy.study.present.verdict.wording import SIGNIFICANCE_LEVEL, format_p, select_known
 from bnstudy.terms import format_count
 
-MAX_LISTED = 3  # repeated runs that are listed
+MAX_LISTED_REPETITIONS = 3
 
 
 def compose_verdict(analysis: Analysis) -> list[str]:
@@ -64,11 +64,11 @@ def _explain_tests(effects: pd.DataFrame) -> Iterator[str]:
         f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
         f"brackets. A difference is significant if p ≤ {SIGNIFICANCE_LEVEL:.2g}, and significant "
         f"after adjustment if adjusted p ≤ {SIGNIFICANCE_LEVEL:.2g}. The adjusted p accounts for "
-        "all tests of a family; their number is in parentheses. All treatments together have one "
-        "family for accuracy and loss; one per split for the metrics of layers; one per split for "
-        "what callbacks record in layers; and one for all other values of the whole network. The "
-        "comparisons at equal training, over depth and with regularizers have families of their "
-        "own."
+        "all tests of a family; their number is in parentheses. A family contains the tests of all "
+        "treatments. Accuracy and loss are one family. The metrics of layers are one family per "
+        "split, and so are the values that callbacks record in layers. All other values of the "
+        "whole network are one family. The comparisons at equal training, over depth and with "
+        "regularizers have families of their own."
     )
     flipped = effects[effects["test"] == SIGN_FLIPS]
     if len(flipped):
@@ -93,14 +93,12 @@ def _describe_irregular_runs(study: StudyRuns) -> Iterator[str]:
         if stuck := int((runs["at_chance"] & (runs["status"] == "completed")).sum()):
             yield (
                 f"{stuck} of {len(runs)} runs with {name} {_is(stuck)} at chance level: the "
-                "training accuracy is not above that of guessing. Such runs are included."
+                "training accuracy is not clearly above that of guessing. Such runs are included."
             )
     repeated = study.runs[study.runs["duplicate_of"].notna()]
     if count := len(repeated):
-        listed = [
-            f"{cell} (repeats {original})"
-            for cell, original in repeated[["cell", "duplicate_of"]][:MAX_LISTED].to_numpy()
-        ]
+        examples = repeated[["cell", "duplicate_of"]][:MAX_LISTED_REPETITIONS]
+        listed = [f"{cell} (repeats {original})" for cell, original in examples.to_numpy()]
         more = f" and {count - len(listed)} more" * (count > len(listed))
         has = "has" if count == 1 else "have"
         yield (

@@ -63,11 +63,15 @@ def describe_comparison(
     without = f"; {unpaired} without a partner" if matched.unpaired else ""
     changed = _name_change(study, treatment, baseline)
     others = describe_confounders(study, treatment, baseline)
-    alike = f"The two runs of a pair differ only in the {changed}"
+    difference_in_pairs = (
+        f"Besides the {changed}, the runs of a pair differ in {others}"
+        if others
+        else f"The two runs of a pair differ only in the {changed}"
+    )
     yield (
         f"{name} is compared with {other} in {format_count(n, 'pair')} of runs "
         f"({format_count(rows['seed'].nunique(), 'seed')}{where}{without}). "
-        f"{f'Besides the {changed}, the runs of a pair differ in {others}' if others else alike}."
+        f"{difference_in_pairs}."
     )
     if few := _describe_few_pairs(n, points):
         yield few
@@ -155,10 +159,15 @@ def _describe_significant_tests(table: pd.DataFrame, name: str, other: str) -> I
             )
 
 
-def _describe_metric(
-    treatment: str, metric: str, rows: Sequence[Any], points: int
-) -> Iterator[str]:
-    """Describe in which layers, or at which relative depths, a metric differs."""
+def _describe_metric(name: str, metric: str, rows: Sequence[Any], points: int) -> Iterator[str]:
+    """Describe in which layers, or at which relative depths, a metric differs.
+
+    Args:
+        name: Treatment in words.
+        metric: Name of the metric.
+        rows: Effects on it, one per layer or relative depth.
+        points: Number of points of the grid.
+    """
     if not rows:
         yield f"{metric} cannot be compared: {NO_VALUES}."
         return
@@ -176,7 +185,7 @@ def _describe_metric(
         if significant := [row for row in tested if direction_of(row) == direction]:
             largest = find_largest(significant)
             yield (
-                f"Without adjustment for multiple tests, {metric} is {direction} with {treatment} "
+                f"Without adjustment for multiple tests, {metric} is {direction} with {name} "
                 f"{format_places(rows, f'{len(significant)} of ')} "
                 f"({', '.join(name_layer(row.place) for row in significant)}). The largest "
                 f"difference is {format_place(largest)}: {format_difference(largest)}."
@@ -205,20 +214,27 @@ def _far_end(row: Any) -> float:
     return float(max(row.low, row.high, key=abs))
 
 
-def _describe_probability(row: Any, treatment: str, baseline: str, points: int) -> str:
-    """Describe how often a run of the treatment has a higher test accuracy than the baseline's."""
+def _describe_probability(row: Any, name: str, other: str, points: int) -> str:
+    """Describe how often a run of the treatment has a higher test accuracy than the baseline's.
+
+    Args:
+        row: Effect on test accuracy.
+        name: Treatment in words.
+        other: Baseline in words.
+        points: Number of points of the grid.
+    """
     if math.isnan(row.probability) or row.n < MIN_PAIRS_FOR_TEST:
         return ""
     at_point = " at the same point of the grid" if points > 1 else ""
     if row.probability in (0, 1) and not row.undefined:
         direction = "higher" if row.probability else "lower"
         return (
-            f" In these pairs, every run with {treatment} has a {direction} test accuracy than "
-            f"every run with {baseline}{at_point}."
+            f" In these pairs, every run with {name} has a {direction} test accuracy than every "
+            f"run with {other}{at_point}."
         )
     return (
-        f" Estimated probability that a run with {treatment} has a higher test accuracy than one "
-        f"with {baseline}{at_point}: {row.probability:.2f}"
+        f" Estimated probability that a run with {name} has a higher test accuracy than one "
+        f"with {other}{at_point}: {row.probability:.2f}"
         f"{format_interval(row.probability_low, row.probability_high, '.2f')}."
     )
 
@@ -229,7 +245,7 @@ def _describe_pairs_needed(row: Any, points: int) -> str:
         return ""
     if math.isinf(row.pairs_needed):
         return f" To detect a difference of this size, more than {MAX_PAIRS:,} pairs are needed."
-    seeds = math.ceil(row.pairs_needed / max(1, points))
+    seeds = math.ceil(row.pairs_needed / points)
     return (
         f" To detect a difference of this size with probability {POWER:.0%}, about "
         f"{format_count(seeds, 'seed')} {'is' if seeds == 1 else 'are'} needed."

@@ -160,7 +160,7 @@ def _describe_mediation(mediation: pd.DataFrame) -> Iterator[str]:
 
 
 def _describe_share(row: Any) -> str:
-    """Describe the share of an effect that a metric mediates, a claim only if it excludes 0."""
+    """Describe the share of an effect that a metric mediates, and whether it differs from 0."""
     estimate = f"{row.share:z.0%}{format_interval(row.share_low, row.share_high, 'z.0%')}"
     share = f"The share of this change that is mediated by {row.mediator} ({row.metric})"
     if row.share_low > 0 or row.share_high < 0:
@@ -181,10 +181,10 @@ def describe_interventions(interventions: pd.DataFrame) -> Iterator[str]:
         name, other = in_words(str(treatment)), in_words(str(baseline))
         layers = table[table["place_index"] > 0]
         places = "layers" if (layers["layers"] > 0).all() else "relative depths"
-        means = layers[layers["is_reported"] & (layers["split"] == "train")]
+        reported = layers[layers["is_reported"] & (layers["split"] == "train")]
         changes = [
             f"{metric} by {format_signed(difference)}"
-            for metric, difference in means.groupby("metric", sort=False)["difference"]
+            for metric, difference in reported.groupby("metric", sort=False)["difference"]
             .mean()
             .items()
         ]

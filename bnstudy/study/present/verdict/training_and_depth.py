@@ -53,6 +53,7 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
                 left_out = _count_left_out(criterion, diverged, pairs - diverged)
                 yield f"At equal training {criterion}, {none} compared: {left_out}."
             continue
+        # The columns used, diverged and apart have the same value in all rows.
         first: Any = next(table.itertuples())
         left_out = _count_left_out(criterion, first.diverged, first.apart)
         without = f"; left out: {left_out}" if left_out else ""
@@ -87,7 +88,7 @@ def _count_left_out(criterion: str, diverged: int, apart: int) -> str:
 
 
 def _has_curve(analysis: Analysis, metric: str, split: str = "train") -> bool:
-    """Check whether a metric was measured at several epochs, not of trained networks alone."""
+    """Check whether a metric was measured at several epochs; in pretrained networks it was not."""
     averages = analysis.averages_by_epoch
     chosen = (averages["metric"] == metric) & (averages["split"] == split)
     return averages.loc[chosen, "epoch"].nunique() > 1
@@ -95,12 +96,20 @@ def _has_curve(analysis: Analysis, metric: str, split: str = "train") -> bool:
 
 def _compare_results(
     criterion: str,
-    treatment: str,
+    name: str,
     after_last_epoch: pd.DataFrame,
     at_equal: pd.DataFrame,
     metrics: Sequence[str],
 ) -> Iterator[str]:
-    """Describe which tests have another result than after the last epoch."""
+    """Describe which tests have another result than after the last epoch.
+
+    Args:
+        criterion: `loss` or `accuracy`.
+        name: Treatment in words.
+        after_last_epoch: Effects of the treatment after the last epoch, from `select_known`.
+        at_equal: Its effects at equal training, from `select_known`.
+        metrics: Metrics of layers that are named; all are counted.
+    """
     last_epoch, equal_training = find_results(after_last_epoch), find_results(at_equal)
     compared = last_epoch.keys() & equal_training.keys()
     described = select_whole_model(at_equal, "test", "probe_accuracy")
@@ -109,19 +118,19 @@ def _compare_results(
     described = [row for row in described if key_of(row) in compared]
     if not described:
         return
-    outcomes = dict.fromkeys(_name_outcome(row) for row in described)
+    unchanged = dict.fromkeys(_name_measured(row) for row in described)
     changed: dict[tuple[str, str], list[str]] = {}
     for row in described:
         results = last_epoch[key_of(row)], equal_training[key_of(row)]
         if results[0] != results[1]:
-            outcomes.pop(_name_outcome(row), None)
+            unchanged.pop(_name_measured(row), None)
             place = f" {format_place(row)}" if row.place_index else ""
-            changed.setdefault(results, []).append(f"{_name_outcome(row)}{place}")
-    sentences = [_describe_change(treatment, *results, names) for results, names in changed.items()]
-    if unchanged := [*outcomes]:
-        outcomes_are = "outcome for {} is" if len(unchanged) == 1 else "outcomes for {} are"
-        named = outcomes_are.format(join_words(unchanged))
-        sentences.insert(0, f"the {named} the same as after the last epoch.")
+            changed.setdefault(results, []).append(f"{_name_measured(row)}{place}")
+    sentences = [_describe_change(name, *results, names) for results, names in changed.items()]
+    if unchanged:
+        noun, verb = ("outcome", "is") if len(unchanged) == 1 else ("outcomes", "are")
+        named = join_words([*unchanged])
+        sentences.insert(0, f"the {noun} for {named} {verb} the same as after the last epoch.")
     layers = [key_of(row) for row in at_equal.itertuples() if row.place_index]
     layers = [key for key in layers if key in compared]
     yield (
@@ -133,28 +142,34 @@ def _compare_results(
     )
 
 
-def _name_outcome(row: Any) -> str:
+def _name_measured(row: Any) -> str:
+    """Name what a row is about: a metric, or test accuracy."""
     return row.metric if row.place_index else "test accuracy"
 
 
-def _describe_change(
-    treatment: str, last_epoch: str, equal_training: str, names: Sequence[str]
-) -> str:
-    """Describe a change of result that some differences have in common."""
-    noun, verb = ("difference", "is") if len(names) == 1 else ("differences", "are")
-    differences = f"the {noun} in {join_words(names)}"
-    before = f"{last_epoch} with {treatment} after the last epoch"
+def _describe_change(name: str, last_epoch: str, equal_training: str, places: Sequence[str]) -> str:
+    """Describe a change of result that some differences have in common.
+
+    Args:
+        name: Treatment in words.
+        last_epoch: Result after the last epoch.
+        equal_training: Result at equal training.
+        places: Metric and place of each difference.
+    """
+    noun, verb = ("difference", "is") if len(places) == 1 else ("differences", "are")
+    differences = f"the {noun} in {join_words(places)}"
+    before = f"{last_epoch} with {name} after the last epoch"
     if equal_training == NOT_SIGNIFICANT:
         return f"{differences} ({before}) {verb} no longer significant."
     if last_epoch == NOT_SIGNIFICANT:
-        now = f"{equal_training} with {treatment}"
+        now = f"{equal_training} with {name}"
         return f"{differences} ({now}) {verb} significant only at equal training."
-    verb = "has" if len(names) == 1 else "have"
+    verb = "has" if len(places) == 1 else "have"
     return f"{differences} ({before}) {verb} the opposite sign."
 
 
 def describe_two_sources(table: pd.DataFrame, treatment: str, baseline: str) -> Iterator[str]:
-    """Describe how many intervals over both sources exclude 0, and which source is larger.
+    """Describe how many intervals over pairs and samples exclude 0, and which source is larger.
 
     Args:
         table: `Analysis.two_source_intervals`.

@@ -69,7 +69,11 @@ def is_significant(row: Any) -> bool:
 
 
 def key_of(row: Any) -> tuple[str, str, str]:
-    """Return split, metric and place of a row; the probe set's accuracy counts as accuracy."""
+    """Return split, metric and place of a row, to find it in another table.
+
+    For probe_accuracy and probe_loss, the metric is accuracy or loss, because a table may have
+    these for the whole split alone.
+    """
     metric = row.metric.removeprefix("probe_") if row.metric in PROBE_PERFORMANCE else row.metric
     return row.split, metric, row.place
 
@@ -150,7 +154,7 @@ def format_signed(difference: float) -> str:
 
 
 def find_largest(rows: Sequence[Any]) -> Any:
-    """Find the row with the largest absolute difference; the last layer of several."""
+    """Find the row with the largest absolute difference; if several have it, the deepest layer."""
     return max(rows, key=lambda row: (abs(row.difference), row.place_index))
 
 
