@@ -14,18 +14,20 @@ from bnstudy.representations.precision import FLOAT32, Multiplication, add_produ
 
 BLOCK_NUMEL = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
 CACHE_NUMEL = 2**18  # values, small enough for the processor's cache
-DIAGONAL_ROWS = 125  # rows of a block on the diagonal, of which only the upper half is needed
+TILE_ROWS = 768  # rows and columns of the matrix of products that are computed at once
+STRIP_ROWS = 192  # rows of a tile on the diagonal, of which only the upper half is needed
 DISTANCE_ROWS = 1000  # rows of squared distances that are computed at once
 MIRROR_ROWS = 250  # rows that are mirrored at once
 # A squared distance is computed again, from the difference of the two samples, if it is below this
 # ratio x resolution x error scale.
 MIN_RELIABLE_RATIO = 1e4
-MIN_VARIANCE = 1e-27  # relative to the squared mean of a channel; rounding error below it
+MIN_VARIANCE_RATIO = 1e-27  # variance / squared mean of a channel; rounding error below it
 
-# The next three are relative to the mean squared norm of a class's residuals.
-MAX_MEAN_RATIO = 25  # squared norm of a class mean that a single subtraction removes well enough
-MIN_DISTANCE_IN_FLOAT32 = 1e-8  # squared distance of class means; float64 is needed below it
-MIN_DISTANCE = 1e-12  # squared distance of class means; rounding error below it
+# The next three are relative to the mean squared norm of a class's residuals. The two distances are
+# squared distances between class means, or between a class mean and the mean of all samples.
+MAX_MEAN_RATIO = 25  # squared norm of a class mean; above it, the mean's rounding is corrected
+MIN_DISTANCE_IN_FLOAT32 = 1e-8  # below it, float64 is needed
+MIN_DISTANCE = 1e-12  # below it, only rounding error
 
 # Columns of `Moments.channel_moments`.
 MEAN, VARIANCE, THIRD_MOMENT, FOURTH_MOMENT, SHARE_NOT_POSITIVE = range(5)
@@ -195,7 +197,7 @@ class Moments(Sums):
             sums[FOURTH_MOMENT] += squares.square_().sum((0, 2))
         sums /= samples * positions
         # The central moments of a channel are 0 if its variance is only rounding error.
-        has_variance = sums[VARIANCE] > MIN_VARIANCE * sums[MEAN].square()
+        has_variance = sums[VARIANCE] > MIN_VARIANCE_RATIO * sums[MEAN].square()
         sums[[VARIANCE, THIRD_MOMENT, FOURTH_MOMENT]] *= has_variance
         concentration = unit_sums[0].square() / (samples * unit_sums[1])
         concentration = concentration.masked_fill(unit_sums[1] == 0, torch.nan)
@@ -452,7 +454,7 @@ class Products(ClassSums):
         # left @ right.T = |r_i|^2 + |r_j|^2 + u_ib + u_ja
         left = torch.cat([self.cross_terms, self._membership, norms_squared, ones], 1)
         right = torch.cat([self._membership, self.cross_terms, ones, norms_squared], 1)
-        # The limit of a pair is the sum of two terms: limit_terms_ib + limit_terms_ja.
+        # A pair's distance is unreliable below the pair's limit: limit_terms_ib + limit_terms_ja.
         limit_terms = MIN_RELIABLE_RATIO * self.product_resolution * self.error_scales
         limit_left = torch.cat([limit_terms, self._membership], 1)
         limit_right = torch.cat([self._membership, limit_terms], 1)
@@ -510,13 +512,11 @@ def mirror(matrix: Tensor) -> Tensor:
     return matrix
 
 
-def _upper(size: int, start: int = 0) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of blocks that cover the diagonal and the upper triangle."""
-    if size <= DIAGONAL_ROWS:
-        yield slice(start, start + size), slice(start, start + size)
-        return
-    half = size // 2
-    middle = start + half
-    yield slice(start, middle), slice(middle, start + size)
-    yield from _upper(half, start)
-    yield from _upper(size - half, middle)
+def _upper(size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of tiles that cover the diagonal and the upper triangle."""
+    for start in range(0, size, TILE_ROWS):
+        stop = min(start + TILE_ROWS, size)
+        for row in range(start, stop, STRIP_ROWS):
+            yield slice(row, min(row + STRIP_ROWS, stop)), slice(row, stop)
+        for column in range(stop, size, TILE_ROWS):
+            yield slice(start, stop), slice(column, column + TILE_ROWS)

@@ -159,7 +159,8 @@ def test_blocks_may_be_added_in_any_order(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_gram_matrix_in_tiles(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr("bnstudy.representations.sums.DISTANCE_ROWS", 40)
     monkeypatch.setattr("bnstudy.representations.sums.MIRROR_ROWS", 15)
-    monkeypatch.setattr("bnstudy.representations.sums.DIAGONAL_ROWS", 15)
+    monkeypatch.setattr("bnstudy.representations.sums.TILE_ROWS", 40)
+    monkeypatch.setattr("bnstudy.representations.sums.STRIP_ROWS", 15)
     activations, labels = sample(5, 0.5, count=count)
     x = flat(activations)
     centred = x - x.mean(0)
