@@ -31,7 +31,7 @@ class Slurm(submitit_launcher.SlurmLauncher):
 
 
 class Devices(Launcher):
-    """Launcher that runs cells side by side on one machine, each process on its own device.
+    """Launcher that runs cells side by side on one machine; each process uses one device.
 
     Args:
         devices: Numbers among the GPUs that this process may use, such as [0,1]; None: all.

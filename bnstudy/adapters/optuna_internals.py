@@ -35,13 +35,14 @@ def make_sampler(
         space: Distributions of the searched values, by key.
 
     Returns:
-        Sampler, and all points of a grid; None for other samplers. The search queues the points of
-        a grid itself, because Optuna's `GridSampler` does not repeat a point whose trial failed.
+        Sampler, and all combinations of the values for a grid; None for other samplers. The search
+        queues the combinations itself, because Optuna's `GridSampler` does not repeat one whose
+        trial failed.
     """
     if not isinstance(option, partial):
         return option, None
     choices: Any = partial(OptunaSweeperImpl._to_grid_sampler_choices, None)  # type: ignore[arg-type]
     axes = (dict.fromkeys(choices(distribution)) for distribution in space.values())
     return optuna.samplers.RandomSampler(), [
-        dict(zip(space, point, strict=True)) for point in product(*axes)
+        dict(zip(space, combination, strict=True)) for combination in product(*axes)
     ]

@@ -145,9 +145,12 @@ class RepresentationMetrics(L.Callback):
         `on_train_epoch_end` measures after the last step if the epoch is due.
         """
         step, epoch = trainer.global_step, trainer.current_epoch
-        is_within = batch_idx + 1 < trainer.num_training_batches
         # With gradient accumulation, several batches share a global step, the first ones step 0.
-        if is_within and step > max(0, self._latest_step) and self._is_due(step, epoch):
+        if (
+            not trainer.is_last_batch
+            and step > max(0, self._latest_step)
+            and self._is_due(step, epoch)
+        ):
             self._latest_step = step
             # Recalibrate all layers: early in training, running statistics are mostly the initial
             # values.
@@ -162,6 +165,8 @@ class RepresentationMetrics(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the epoch if it is due."""
+        # An epoch can also end before its last batch: by `max_steps`, or if training is stopped.
+        self.step_rows = [row for row in self.step_rows if row.step != trainer.global_step]
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
             self._is_last_epoch = epoch == trainer.max_epochs

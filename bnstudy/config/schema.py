@@ -516,7 +516,7 @@ class Metrics(Group):
     memory_budget: Positive
     """Memory limit for activations and distances between samples, in GiB."""
     precision: Annotated[str, OneOf("auto", "float32")]
-    """Precision of products of representations; auto: the fastest that is about as exact."""
+    """Precision of products; auto: 16 instead of 24 significant bits where that is faster."""
 
 
 class Probe(Group):

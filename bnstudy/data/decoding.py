@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -125,8 +126,7 @@ def read_size(path: Path) -> Size:
     Raises:
         UserError: The file is not a readable image.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _accepting_large_images():
         width, height = _open(path)[0].size
     return height, width
 
@@ -137,12 +137,13 @@ def read_colour(path: Path) -> Image.Image:
     Transparent pixels are shown on white.
 
     Raises:
-        UserError: The file is not a readable image of 8 bits.
+        UserError: The file is not a readable image of 8 bits, or cannot be converted to RGB.
     """
-    image, _ = _open(path)
+    with _accepting_large_images():
+        image, _ = _open(path)
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{path}: not an image of 8 bits; convert it to RGB")
-    return _opaque(image)[0].convert("RGB")
+    return _opaque(image, path)[0].convert("RGB")
 
 
 def _chunks(items: Sequence[T], size: Size) -> Iterator[tuple[int, Sequence[T]]]:
@@ -156,14 +157,20 @@ def _decode_chunk(paths: Sequence[Path], first: int, size: Size, pixels: Path) -
     """Decode images into consecutive rows of a file, from the row with the index `first`."""
     end_with_parent()
     rows = np.zeros((len(paths), PLANES, *size), np.uint8)
-    with warnings.catch_warnings():
-        # Pillow warns of images above MAX_IMAGE_PIXELS, and refuses those above twice that number.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _accepting_large_images():
         decoded = [_decode(path, row) for path, row in zip(paths, rows, strict=True)]
     with pixels.open("r+b") as file:
         file.seek(first * rows[0].nbytes)
         file.write(rows.data)  # numpy's `tofile` would not say why it fails
     return decoded
+
+
+@contextmanager
+def _accepting_large_images() -> Iterator[None]:
+    """Silence Pillow's warning of images above MAX_IMAGE_PIXELS; it refuses twice that number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def _open(path: Path) -> tuple[Image.Image, int]:
@@ -223,12 +230,7 @@ def _decode(path: Path, row: npt.NDArray[np.uint8]) -> Decoded:
             f"{path}: {kind} image, whose values have no known range from black to white\n"
             "Convert the whole data set to 8 or 16 bits, every image by the same factor"
         )
-    try:
-        image, is_transparent = _opaque(image)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: cannot be converted to RGB ({error})\nConvert it to 8-bit grey or RGB"
-        ) from error
+    image, is_transparent = _opaque(image, path)
     remarks += (TRANSPARENT,) if is_transparent else ()
     pixels = np.asarray(_resize(image, size))
     if pixels.ndim == 2:
@@ -239,25 +241,34 @@ def _decode(path: Path, row: npt.NDArray[np.uint8]) -> Decoded:
     return Decoded("colour", 0, is_grey, remarks)
 
 
-def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
+def _opaque(image: Image.Image, path: Path) -> tuple[Image.Image, bool]:
     """Convert an image to grey or RGB, on white where it is transparent.
+
+    Args:
+        image: Image of at most 8 bits a channel.
+        path: Its file, for the error message.
 
     Returns:
         Image in the mode L or RGB; and whether any of its pixels was not opaque.
 
     Raises:
-        ValueError: Pillow cannot convert the mode.
+        UserError: Pillow cannot convert the mode.
     """
-    mode = "L" if image.mode in GREY_MODES else "RGB"
-    if not image.has_transparency_data:
-        return image.convert(mode), False
-    # Pillow can convert La only to LA.
-    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    alpha = image.getchannel("A")
-    if alpha.getextrema()[0] == OPAQUE:
-        return image.convert("RGB").convert(mode), False
-    white = Image.new("RGBA", image.size, (WHITE,) * 4)
-    return Image.alpha_composite(white, image).convert("RGB").convert(mode), True
+    try:
+        mode = "L" if image.mode in GREY_MODES else "RGB"
+        if not image.has_transparency_data:
+            return image.convert(mode), False
+        # Pillow can convert La only to LA.
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        alpha = image.getchannel("A")
+        if alpha.getextrema()[0] == OPAQUE:
+            return image.convert("RGB").convert(mode), False
+        white = Image.new("RGBA", image.size, (WHITE,) * 4)
+        return Image.alpha_composite(white, image).convert("RGB").convert(mode), True
+    except ValueError as error:
+        raise UserError(
+            f"{path}: cannot be converted to RGB ({error})\nConvert it to 8-bit grey or RGB"
+        ) from error
 
 
 def _resize(image: Image.Image, size: Sequence[int]) -> Image.Image:

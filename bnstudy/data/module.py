@@ -311,7 +311,7 @@ class ImageDataModule(DataModule):
 
     Args:
         flip: Whether to mirror each training image with probability 1/2.
-        shift: Maximum number of pixels by which training images are moved.
+        shift: Maximum number of pixels by which training images are moved, less than their size.
         fill: Border of moved images: mean (colour of the training images), black, or reflect.
         label_noise: Share of the training samples, after `validation` and `samples_per_class`, that
             get the label of another class. The wrong labels do not depend on the seed. Training,
@@ -348,11 +348,12 @@ class ImageDataModule(DataModule):
         """Load the data set, choose samples, and determine normalization and label noise, once.
 
         Raises:
-            UserError: The data set cannot be loaded, or is too small for `validation` or
-                `samples_per_class`.
+            UserError: The data set cannot be loaded, is too small for `validation` or
+                `samples_per_class`, or its images are too small for `shift`.
         """
         if not hasattr(self, "normalize"):
             super().setup(stage)
+            self._require_shift_in_images()
             self.normalize = Normalize.from_images(self.data.images["train"], self._rows("train"))
             if self.label_noise:
                 self.mislabel(self.label_noise)
@@ -389,6 +390,15 @@ class ImageDataModule(DataModule):
         if not hasattr(self, "data"):
             self.data = self.load()
         return {split: self.data.labels[split] for split in SPLITS}
+
+    def _require_shift_in_images(self) -> None:
+        """Verify that a shifted image still shows some of its pixels; `reflect` needs this, too."""
+        _, height, width = self.input_shape
+        if self.augment.shift >= min(height, width):
+            raise UserError(
+                f"data.shift={self.augment.shift}: moves images of {height}x{width} pixels out of "
+                f"view\nSet it to at most {min(height, width) - 1}"
+            )
 
     def _batches(
         self,

@@ -41,6 +41,11 @@ class CNN(BlockStack):
         _, height, width_of_image = input_shape
         stages = ceil(depth / CONVOLUTIONS_PER_STAGE)
         max_stages = min(height, width_of_image).bit_length() - 1
+        if not max_stages:
+            raise UserError(
+                f"{height}x{width_of_image} images are too small for model=cnn, which halves them "
+                "after two layers; expected at least 2x2"
+            )
         if stages > max_stages:  # some norms cannot normalize 1x1 feature maps
             raise UserError(
                 f"model.depth={depth} has {stages} stages, but {height}x{width_of_image} images, "

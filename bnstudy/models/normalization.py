@@ -117,14 +117,18 @@ class Normalization:
             case _:
                 raise UserError(f"norm.name={self.name} is unknown; choose a norm with norm=...")
 
+    @property
+    def convolution_class(self) -> type[nn.Conv2d]:
+        """Class of convolutions; those of `weightstandardization` standardize their weights."""
+        is_standardizing = self.name == "weightstandardization"
+        return WeightStandardizedConv2d if is_standardizing else nn.Conv2d
+
     def convolution(self, *args: Any, **kwargs: Any) -> nn.Conv2d:
         """Create a convolution, with the arguments of `torch.nn.Conv2d`.
 
         With `weightstandardization`, the convolution standardizes its weights.
         """
-        if self.name == "weightstandardization":
-            return WeightStandardizedConv2d(*args, **kwargs)
-        return nn.Conv2d(*args, **kwargs)
+        return self.convolution_class(*args, **kwargs)
 
 
 def _group_norm(num_channels: int, num_groups: int, eps: float) -> nn.Module:

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -11,49 +12,54 @@ from torchvision.models.convnext import LayerNorm2d
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.norm_layers import ChannelsLast
 from bnstudy.models.normalization import Normalization
+from bnstudy.representations.network import is_softmax
 from bnstudy.representations.taps import ACTIVATIONS
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# Arguments of a convolution that its replacement has as well.
-CONVOLUTION_ARGUMENTS = (
-    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
-    "padding_mode",
-)  # fmt: skip
 
 
-def replace_norm_layers(parent: nn.Module, norm: Normalization) -> None:
-    """Replace each norm and each convolution inside a module by those of the chosen norm.
+def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
+    """Replace each norm inside a network by the chosen norm, and adapt its convolutions.
 
-    The norms that are replaced are BatchNorm2d, and LayerNorm over channels. The weights of
-    convolutions and all other layers are kept. Modules that change their input in place no longer
-    do so. If the chosen norm contains its activation function, this also replaces each activation
-    function that has the same parent module as a BatchNorm2d.
+    The norms that are replaced are BatchNorm2d, and LayerNorm over channels. Convolutions stay the
+    same objects, with their parameters and hooks; the chosen norm determines their class. All other
+    layers are kept. A layer that is used in several places stays one layer. Modules that change
+    their input in place no longer do so. If the chosen norm contains its activation function, this
+    also replaces each activation function that has the same parent module as a BatchNorm2d.
 
     Args:
-        parent: Network, changed in place.
+        network: Network, changed in place.
         norm: Factory of the normalization layers.
     """
-    is_fused = norm.has_activation and any(
-        isinstance(child, nn.BatchNorm2d) for child in parent.children()
-    )
-    for name, child in parent.named_children():
-        if getattr(child, "inplace", False):  # a regularizer reads the input
-            child.inplace = False  # type: ignore[assignment]
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(parent, name, norm.layer(child.num_features))
-        elif isinstance(child, nn.LayerNorm):  # the base class of LayerNorm2d
-            (num_channels,) = child.normalized_shape
-            layer = norm.layer(num_channels)
-            setattr(parent, name, layer if isinstance(child, LayerNorm2d) else ChannelsLast(layer))
-        elif is_fused and isinstance(child, ACTIVATIONS):
-            setattr(parent, name, norm.activation())
-        elif type(child) is nn.Conv2d:
-            arguments = {key: getattr(child, key) for key in CONVOLUTION_ARGUMENTS}
-            convolution = norm.convolution(**arguments, bias=child.bias is not None)
-            convolution.load_state_dict(child.state_dict())  # keep the initial weights
-            setattr(parent, name, convolution)
-        else:
-            replace_norm_layers(child, norm)
+    replacements: dict[nn.Module, nn.Module] = {}  # of norms; one norm may have several parents
+    for parent in [*network.modules()]:
+        is_fused = norm.has_activation and any(
+            isinstance(child, nn.BatchNorm2d) for child in parent.children()
+        )
+        # `named_children` would omit a second name of the same child.
+        for name, child in [*parent._modules.items()]:
+            if getattr(child, "inplace", False):  # a regularizer reads the input
+                child.inplace = False  # type: ignore[union-attr]
+            if isinstance(child, nn.BatchNorm2d | nn.LayerNorm):
+                if child not in replacements:
+                    replacements[child] = _make_replacement(child, norm)
+                setattr(parent, name, replacements[child])
+            elif is_fused and isinstance(child, ACTIVATIONS):
+                setattr(parent, name, norm.activation())
+            elif type(child) is nn.Conv2d:
+                # Earlier versions made a new convolution, which drew random weights. Draw as many
+                # numbers, so that layers created in the first pass get the same weights as then.
+                for parameter in child.parameters():
+                    torch.empty_like(parameter).uniform_()
+                child.__class__ = norm.convolution_class
+
+
+def _make_replacement(layer: nn.BatchNorm2d | nn.LayerNorm, norm: Normalization) -> nn.Module:
+    if isinstance(layer, nn.BatchNorm2d):
+        return norm.layer(layer.num_features)
+    (num_channels,) = layer.normalized_shape
+    made = norm.layer(num_channels)
+    return made if isinstance(layer, LayerNorm2d) else ChannelsLast(made)
 
 
 def adapt(
@@ -64,6 +70,8 @@ def adapt(
     num_classes: int,
 ) -> None:
     """Give a user's network the chosen norm, and verify that bnstudy can train it.
+
+    A warning is issued if its outputs are probabilities.
 
     Args:
         network: Network with its initial weights; changed in place.
@@ -98,6 +106,12 @@ def adapt(
                 "logit for each class\n"
                 "Let its constructor take num_classes, or set the key that determines its outputs"
             )
+        if is_softmax(logits):
+            rank_zero_warn(
+                f"{name}: its outputs are probabilities, and the loss expects logits\n"
+                "Remove the softmax at its end"
+            )
+            break
     network.train()
 
 

@@ -17,6 +17,7 @@ Batch = tuple[Tensor, Tensor]  # inputs and labels
 NUM_TRIAL_SAMPLES = 16  # for the check whether pairs can be averaged at all calls in one pass
 RELEASE_INTERVAL = 8  # batches between releases of memory, which take time
 LOGIT_TOLERANCE = 0.01  # relative to the spread of the logits over samples
+SOFTMAX_TOLERANCE = 1e-4  # of the sum of a sample's outputs, if these are probabilities
 
 
 class ProbedNetwork:
@@ -246,6 +247,12 @@ def is_logits(output: object, labels: Tensor) -> bool:
         and len(output) == len(labels)
         and bool((labels >= 0).all() and (labels < output.shape[1]).all())
     )
+
+
+def is_softmax(output: Tensor) -> bool:
+    """Return True if an output, N x classes, consists of probabilities instead of logits."""
+    sums = output.float().sum(1)
+    return bool((output >= 0).all() and ((sums - 1).abs() <= SOFTMAX_TOLERANCE).all())
 
 
 def _sort_into_pairs(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -218,7 +218,7 @@ class RunDescription(Part):
 
     @property
     def is_at_chance(self) -> bool:
-        """Whether the final training accuracy is not above that of guessing.
+        """Whether the final training accuracy is not clearly above that of guessing.
 
         Guessing is correct for 1/classes of the training samples. Accuracies up to
         `CHANCE_DEVIATIONS` standard deviations above that count as guessing.

@@ -1,9 +1,11 @@
 """Cells of the grid that a multirun's arguments span."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,11 @@ from bnstudy.config.composition import complete, plain_values
 from bnstudy.config.identity import CELL_NAME, copy_without_hydra, name_cell, name_cell_folder
 
 Compose = Callable[[Sequence[str]], DictConfig]
+NodePath = tuple[str, ...]  # names of a value's groups and of the value itself
+
+# Interpolations with the same value in all jobs that share a composed configuration. They are not
+# computed again, because that takes longer than all else that is done for a cell.
+CONSTANT = re.compile(r"\$\{(oc\.env|hydra:runtime\.choices)\b[^${}]*\}")
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,7 @@ def compose_cells(
 
     Hydra takes about 50 ms to compose a configuration. Jobs that differ only in plain values, such
     as the seed, therefore share one composed configuration where possible. For each of these jobs,
-    its plain values are set in the configuration, and the values interpolated from them are
-    computed again.
+    its plain values are set in the configuration, and the interpolated values are computed again.
 
     Args:
         arguments: Overrides, as on the command line; the last one for a key takes precedence.
@@ -148,10 +154,7 @@ class _Composed:
             node = node.get(group) if isinstance(node, dict) else None
         # Hydra's own part belongs to one job. The other jobs have the same choices, but may differ
         # from it in everything else.
-        uses_hydra = any(
-            "hydra:" in text.replace("hydra:runtime.choices", "")
-            for text in self.interpolations.values()
-        )
+        uses_hydra = any("hydra:" in text for text in self.interpolations.values())
         return isinstance(node, dict) and name in node and not uses_hydra
 
     def replace_values(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -161,16 +164,15 @@ class _Composed:
             overrides: Overrides of keys for which `can_set` is true. Each call must replace the
                 same keys, because interpolations also see the values that earlier calls have set.
         """
-        values = {get_key(override): _value(override) for override in overrides}
-        if dependents := self._find_dependents(values):
-            values |= self._interpolate(values, dependents)
+        values = {tuple(get_key(override).split(".")): _value(override) for override in overrides}
+        if self.interpolations:
+            values |= self._interpolate(values)
         # Copy only what changes: with thousands of cells, a deep copy would dominate the run time.
         config = {
             key: dict(option) if isinstance(option, dict) else option
             for key, option in self.values.items()
         }
-        for key, value in values.items():
-            *groups, name = key.split(".")
+        for (*groups, name), value in values.items():
             node = config
             for group in groups:
                 node[group] = dict(node[group])
@@ -181,36 +183,23 @@ class _Composed:
             config["cell"] = name_cell(config)
         return config
 
-    def _find_dependents(self, keys: Iterable[str]) -> list[str]:
-        """List the keys whose values may be interpolated from given keys, directly or indirectly.
+    def _interpolate(self, values: Mapping[NodePath, Any]) -> dict[NodePath, Any]:
+        """Return the interpolated values, by path, after setting other values.
 
-        A key counts as dependent if its text contains the last part of a given key. This finds more
-        keys than necessary, which costs time and changes no value.
+        All are computed again, because an interpolation need not name the values that it depends
+        on: `${cell_name:}` depends on the seed, and `${optim}` on the learning rate.
         """
-        dependents: list[str] = []
-        names = [key.rpartition(".")[2] for key in keys]
-        while names:
-            found = [
-                key
-                for key, text in self.interpolations.items()
-                if key not in dependents and any(name in text for name in names)
-            ]
-            dependents += found
-            names = [key.rpartition(".")[2] for key in found]
-        return dependents
-
-    def _interpolate(self, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-        """Return the interpolated values of some keys, after setting other values."""
-        for key, value in values.items():
-            OmegaConf.update(self.config, key, value, merge=False)
+        for path, value in values.items():
+            OmegaConf.update(self.config, ".".join(path), value, merge=False)
+        interpolated: dict[NodePath, Any] = {}
         with self._hydra_config():
-            interpolated = {key: OmegaConf.select(self.config, key) for key in keys}
-        return {
-            key: OmegaConf.to_container(value, resolve=True)
-            if OmegaConf.is_config(value)
-            else value
-            for key, value in interpolated.items()
-        }
+            for path in self.interpolations:
+                value = reduce(getitem, path, self.config)
+                is_node = OmegaConf.is_config(value)
+                interpolated[path] = (
+                    OmegaConf.to_container(value, resolve=True) if is_node else value
+                )
+        return interpolated
 
     @contextmanager
     def _hydra_config(self) -> Iterator[None]:
@@ -238,13 +227,13 @@ def _value(override: str) -> Any:
     return OverridesParser.create().parse_override(override).value()
 
 
-def _interpolations(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the key and text of each interpolated value; a list counts as one value."""
-    match node:
-        case dict():
-            for name, value in node.items():
-                yield from _interpolations(value, f"{key}.{name}" if key else str(name))
-        case list() if "${" in (text := str(node)):
-            yield key, text
-        case str() if "${" in node:
-            yield key, node
+def _interpolations(node: Any, path: NodePath = ()) -> Iterator[tuple[NodePath, str]]:
+    """Yield the path and text of each interpolated value that is not constant.
+
+    A list counts as one value. Constant interpolations are removed from the texts.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _interpolations(value, (*path, name))
+    elif "${" in (text := CONSTANT.sub("", str(node))):
+        yield path, text

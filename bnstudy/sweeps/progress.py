@@ -23,7 +23,6 @@ class SweepProgress(Callback):
     total: ClassVar[int] = 0
 
     def __init__(self) -> None:
-        self.finished = 0
         self.seconds: list[float] = []  # per trained cell
         self.started = 0.0
 
@@ -33,14 +32,14 @@ class SweepProgress(Callback):
         if not self.total:
             return
         cell = redact(" ".join(config.hydra.overrides.task))
-        message = f"Cell {int(config.hydra.job.num) + 1} of {self.total}: {cell}"
+        number = int(config.hydra.job.num)  # begins at 0 again if cells are relaunched
+        message = f"Cell {number + 1} of {self.total}: {cell}"
         if self.seconds:
-            left = sum(self.seconds) / len(self.seconds) * (self.total - self.finished)
+            left = sum(self.seconds) / len(self.seconds) * (self.total - number)
             message += f" · about {timedelta(seconds=round(left))} left"
         Console(markup=False).print(message, style="bold", highlight=False, soft_wrap=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Store how long the job took if it trained a cell."""
-        self.finished += 1
         if getattr(get_result(job_return), "has_trained", False):
             self.seconds.append(time.monotonic() - self.started)

@@ -75,7 +75,10 @@ def pull(project: str, entity: str | None, root: Path) -> None:
         raise UserError(f"{path} has no runs of bnstudy")
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     if outcomes[UNSAFE_NAME] or outcomes[NOT_DOWNLOADED]:
-        raise UserError(f"{path}: {counts}\nThe same command downloads what is missing")
+        advice = "The same command downloads what is missing"
+        if outcomes[UNSAFE_NAME]:
+            advice = "Rename the runs without a valid folder name in W&B, then repeat the command"
+        raise UserError(f"{path}: {counts}\n{advice}")
     console.print(f"{path}: {counts}")
 
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +17,11 @@ from bnstudy.runs.paths import WANDB, CellPaths, find_cells
 from bnstudy.runs.record import Record
 from bnstudy.terminal import console
 from bnstudy.terms import format_count
-from bnstudy.tracking.transaction_log import TransactionLog
+from bnstudy.tracking.transaction_log import TransactionLog, read_log
 from bnstudy.tracking.wandb_run import (
     finish_run,
     is_logged_in,
     log_final_data,
-    read_logs,
     replay_rows,
     server_url,
     set_earlier_aside,
@@ -188,7 +186,8 @@ def _upload(
     served = find_run(api, path)
     if is_whole(served, record, status):
         return "already there", path
-    log = read_logs(record.paths, run_id)[-1]
+    file = folder / f"run-{run_id}.wandb"
+    log = read_log(file) if file.exists() else TransactionLog()
     if served is None and _is_self_contained(log, record):
         _wandb_sync(folder, project, entity)
     else:
@@ -271,8 +270,11 @@ def _sync_page(study: Path, api: "wandb.Api", project_path: str) -> None:
     if served is not None and served.summary_metrics.get("page") == content:
         console.print(f"{page}: already there")
         return
-    settings: dict[str, Any] = {"console": "off", "silent": True, "disable_git": True}
-    with wandb_files(study / WANDB), suppress(TimeoutError):
+    settings: dict[str, Any] = {
+        **{"console": "off", "silent": True, "disable_git": True},
+        "finish_timeout": 0,  # wait for the upload, whatever WANDB_FINISH_TIMEOUT says
+    }
+    with wandb_files(study / WANDB):
         run = wandb.init(
             project=project,
             entity=entity,
@@ -282,6 +284,7 @@ def _sync_page(study: Path, api: "wandb.Api", project_path: str) -> None:
             group=study.resolve().name,
             job_type="report",
             dir=study.absolute(),
+            mode="online",
             reinit="finish_previous",
             settings=wandb.Settings(**settings, **QUIET_SETTINGS),
         )
@@ -297,7 +300,9 @@ def _sync_page(study: Path, api: "wandb.Api", project_path: str) -> None:
         )
         run.summary["page"] = content
         run.finish()
-    console.print(f"{page}: uploaded")
+    served = find_run(api, f"{project_path}/{run_id}")
+    is_uploaded = served is not None and served.summary_metrics.get("page") == content
+    console.print(f"{page}: {'uploaded' if is_uploaded else 'incomplete; repeat the command'}")
 
 
 def _shown_name(path: Path, page: Path) -> str:

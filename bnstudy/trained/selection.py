@@ -15,7 +15,7 @@ class Selection:
 
     Attributes:
         split: Split whose probe set is read.
-        samples: Number of samples, class-balanced; they are the same for every run of a data set.
+        samples: Number of samples, class-balanced; they are the same for every norm and seed.
         sites: Sites in a layer, as in `bnstudy.terms.SITES`.
         memory_budget: Memory limit for activations and the distances between samples, in GiB; None:
             that of the run's configuration.

@@ -17,7 +17,7 @@ from bnstudy.data.datasets import DatasetModule, SplitSource
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.classifier import sum_performance
 from bnstudy.representations.capture import as_pair
-from bnstudy.representations.network import Batch, is_logits
+from bnstudy.representations.network import Batch, is_logits, is_softmax
 from bnstudy.representations.taps import Taps
 from bnstudy.terms import SPLITS, EvaluatedSplit
 from bnstudy.training.own_run import (
@@ -178,12 +178,20 @@ def _make_data(trainer: L.Trainer) -> DatasetModule:
 def _evaluate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     """Compute loss and accuracy in eval mode; nothing if the output is not logits."""
     sums = torch.zeros(3, dtype=torch.float64)
+    are_probabilities = True
     with torch.no_grad(), Taps(model).evaluating() as run:
         for batch in batches:
             inputs, labels = as_pair(batch)
             logits = run(inputs)
             if not is_logits(logits, labels):
                 return {}
+            are_probabilities = are_probabilities and is_softmax(logits)
             sums += sum_performance(logits, labels)
+    if are_probabilities:
+        warnings.warn(
+            f"{type(model).__name__}: its outputs are probabilities, and the recorded loss expects "
+            "logits\nReturn logits from its forward method",
+            stacklevel=3,
+        )
     loss, correct, count = sums.tolist()
     return {"loss": loss / count, "accuracy": correct / count}

@@ -1,5 +1,6 @@
 """Tests of RepresentationMetrics: when it measures, and with which running statistics."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.models import resnet18
 
 from bnstudy.callbacks import RepresentationMetrics
@@ -291,6 +292,51 @@ def test_the_last_step_of_an_epoch_is_measured_only_as_the_epoch() -> None:
     train(small_network(), metrics, watch, data=data, accumulate_grad_batches=2)
     steps = {row.step for rows in watch.step_rows for row in rows if row.layer_index == 0}
     assert steps == {4}  # step 3 ends the first epoch, and the second begins at the same step
+
+
+class WithoutLength(IterableDataset[tuple[Tensor, ...]]):
+    """The data of `loader`; how many there are is known once they are read."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return iter(loader().dataset)
+
+
+@pytest.mark.filterwarnings(LEAF_SPEC, "ignore:.*does not have many workers")
+@pytest.mark.parametrize(
+    ("options", "callbacks", "steps"),
+    [
+        ({}, [], [2, 5]),
+        ({"limit_train_batches": 2}, [], [3]),
+        ({"max_steps": 5}, [], [2]),  # ends in the middle of the second epoch
+        ({}, [StopAfterStep(5)], [2]),
+    ],
+    ids=["whole epochs", "limited", "5 steps", "should_stop"],
+)
+@pytest.mark.parametrize("data", [loader(), DataLoader(WithoutLength(), 20)], ids=["sized", "not"])
+def test_no_step_that_ends_an_epoch_is_among_those_within(
+    data: "DataLoader[tuple[Tensor, ...]]",
+    options: dict[str, Any],
+    callbacks: list[L.Callback],
+    steps: list[int],
+) -> None:
+    within = []
+
+    class Collect(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            within.extend(row.step for row in metrics.step_rows)
+
+    metrics = RepresentationMetrics({"train": loader()}, ["mean"], at_steps=[2, 3, 5, 6])
+    L.Trainer(
+        **{"max_epochs": 2} | options,
+        accelerator="cpu",
+        callbacks=[metrics, Collect(), *deepcopy(callbacks)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    ).fit(Autoencoder(), data)
+    assert within == steps
 
 
 def test_parts_of_the_probe_set_are_measured_if_training_stops_early() -> None:

@@ -341,6 +341,7 @@ def test_images_of_too_many_pixels_are_named(
         load(tree, image_size=8)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31_000)  # Pillow would warn
     assert load(tree, image_size=8).input_shape == (3, 8, 8)
+    assert decoding.read_colour(tree / place).size == (300, 200)
 
 
 def test_the_first_of_several_frames_is_read(tree: Path, capsys: Any) -> None:

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 
 from bnstudy.config.composition import resolve
 from bnstudy.data import PlantedGroups
+from bnstudy.errors import UserError
 from tests.conftest import CommandLine, description
 
 Load = Callable[..., PlantedGroups]
@@ -55,6 +56,18 @@ def test_every_sample_has_a_group_of_its_class(load: Load) -> None:
         assert torch.bincount(data.groups[split]).tolist() == [count] * 8
         assert torch.equal(data.groups[split] // 2, data.data.labels[split])
     assert load(image_size=17, samples_per_group={"train": 2, "test": 1}).input_shape == (1, 17, 17)
+
+
+@pytest.mark.parametrize("fill", ["mean", "black", "reflect"])
+@pytest.mark.parametrize("size", [1, 5, 28])
+def test_a_shift_out_of_view_is_refused(load: Load, fill: str, size: int) -> None:
+    few = {"image_size": size, "samples_per_group": {"train": 2, "test": 1}, "fill": fill}
+    with pytest.raises(UserError, match=rf"data.shift={size}: .*{size}x{size}.*\n.* {size - 1}$"):
+        load(shift=size, **few)
+    data = load(shift=size - 1, **few)
+    images = data.normalize(data.data.images["train"])
+    augment = data.augment.with_black_of(data.normalize)
+    assert augment(images, torch.Generator()).shape == images.shape
 
 
 @pytest.mark.slow

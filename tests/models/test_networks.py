@@ -181,6 +181,7 @@ def test_a_deep_residual_network_without_normalization_needs_a_small_start() -> 
     ("arguments", "words"),
     [
         ({"model": "cnn", "depth": 10}, r"depth=10 has 5 stages, .* 28x28 .* 1 to 8"),
+        ({"model": "cnn", "input_shape": (1, 1, 9)}, r"1x9 images are too small .* least 2x2"),
         ({"model": "cnn", "width": 0.5}, r"width=0.5"),
         ({"model": "vgg", "depth": 12}, r"depth=12 .* 11, 13, 16, 19"),
         ({"model": "vgg", "input_shape": (1, 16, 16)}, r"16x16 images are too small .* 17x17"),

@@ -168,10 +168,26 @@ def test_a_study_without_any_common_loss_says_so(studies: Studies) -> None:
         add_run(studies, "none", seed, [2.0, 2.5, 2.5, 2.5, 2.5, 2.5], FAST)
     text = "\n".join(compose_verdict(Analysis(load(studies.folder))))
     words = (
-        "At equal training loss, none of 3 pairs is compared: 3 without a training loss that both "
-        "runs reach."
+        "At equal training loss, none of 3 pairs is compared: 3 with a run that has reached the "
+        "larger of the two final training losses by its first measurement, or has no training loss."
     )
     assert words in text
+
+
+@pytest.mark.parametrize(("epochs", "is_coarse"), [((0, 5), True), ((0, 2, 5), False)])
+def test_values_from_only_two_measurements_are_said_to_be_interpolated(
+    studies: Studies, epochs: tuple[int, ...], is_coarse: bool
+) -> None:
+    for norm, losses in (("batchnorm", FAST), ("none", SLOW)):
+        measured = [loss if epoch in epochs else math.nan for epoch, loss in enumerate(losses)]
+        add_run(studies, norm, 0, measured, measured)
+    add_run(studies, "none", 1, SLOW, SLOW)  # without a partner
+    text = "\n".join(compose_verdict(Analysis(load(studies.folder))))
+    words = (
+        "These runs were measured only twice, so values at equal training loss are interpolated "
+        "over long stretches of training."
+    )
+    assert (words in text) is is_coarse
 
 
 def test_the_verdict_says_why_test_accuracy_is_not_compared(

@@ -60,6 +60,10 @@ def composing() -> Iterator[CountingCompose]:
         ),
         (["study=${model.depth}_layers", "model.depth=2,4"], 2, 1),  # it follows from the axis
         (["cell=${study}-${seed}", "study=${norm.name}", "seed=0,1", "norm=none,affine"], 4, 2),
+        (["cell='x-${cell_name:}'", "seed=1,2"], 2, 1),  # a resolver does not name the axis
+        (["study=${cell}", "seed=1,2"], 2, 1),
+        (["+copy=${optim}", "optim.lr=0.1,0.2"], 2, 1),  # nor does the name of a whole group
+        (["+copy={a.b: '${norm.name}-${seed}'}", "seed=1,2"], 2, 1),
         (["cell=${hydra:job.override_dirname}", "seed=0,1"], 2, 3),  # known to Hydra alone
         pytest.param(["cell=one,two"], 2, 1, marks=pytest.mark.long),
         (["+optim.dampening=0,0.1"], 2, 2),  # a key that is added

@@ -123,7 +123,8 @@ def test_names_that_lead_elsewhere_are_refused(
     server.runs[run_id] = ServedRun(run_id, "tester", "bnstudy", "../../elsewhere", "study")
     result = command_line("pull", "--output-root", "pulled", main=main)
     assert result.returncode == 1
-    assert "without a valid folder name" in result.stderr
+    assert "1 without a valid folder name" in result.stderr
+    assert "Rename the runs" in result.stderr  # the same command would refuse them again
     assert not (tmp_path / "pulled").exists()
 
 

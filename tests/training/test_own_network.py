@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from bnstudy.data.datasets import DatasetModule
 from bnstudy.data.own_data import make_data
 from bnstudy.errors import UserError
 from bnstudy.models import FrozenBatchNorm, Normalization, adapt
+from bnstudy.models.norm_layers import FusedActivation
+from bnstudy.models.own_network import replace_norm_layers
 from bnstudy.training.build import build_network
 from tests.conftest import REPOSITORY, CommandLine, description
 
@@ -65,6 +68,18 @@ class TwoOutputs(nn.Module):
     def forward(self, x: Tensor) -> Any:
         logits = self.line(self.norm(x).flatten(1))
         return (logits, logits) if self.training else logits
+
+
+class Probabilities(nn.Sequential):
+    """Network that ends in a softmax, in evaluation at least."""
+
+    def __init__(self, only_in_evaluation: bool) -> None:
+        super().__init__(*Plain(3))
+        self.only_in_evaluation = only_in_evaluation
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)
+        return logits if self.training and self.only_in_evaluation else logits.softmax(1)
 
 
 class Augmented(TensorDataset):
@@ -238,6 +253,82 @@ def test_a_network_that_cannot_be_used_is_refused(
     with pytest.raises(UserError, match=words) as error:
         adapt(network, "model._target_=mine.Net", made, shape, 3)
     assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("only_in_evaluation", [False, True])
+def test_outputs_that_are_probabilities_are_warned_of_once(only_in_evaluation: bool) -> None:
+    network = Probabilities(only_in_evaluation)
+    with pytest.warns(match="outputs are probabilities") as warned:
+        adapt(network, "model._target_=mine.Net", Normalization("none"), (1, 8, 8), 3)
+    (message,) = [str(warning.message) for warning in warned]
+    assert message == (
+        "model._target_=mine.Net: its outputs are probabilities, and the loss expects logits\n"
+        "Remove the softmax at its end"
+    )
+
+
+def test_convolutions_keep_what_their_network_gave_them() -> None:
+    for name in ("none", "weightstandardization"):
+        options = {"num_groups": 2, "eps": 1e-5} if name == "weightstandardization" else {}
+        norm = Normalization(name, **options)
+        frozen = nn.Conv2d(1, 2, 3, dtype=torch.float64).requires_grad_(False)
+        calls: list[nn.Module] = []
+        frozen.register_forward_hook(lambda module, *_, calls=calls: calls.append(module))
+        weight = frozen.weight
+        network = nn.Sequential(frozen, nn.BatchNorm2d(2))
+        replace_norm_layers(network, norm)
+        assert type(network[0]) is type(norm.convolution(1, 2, 3))
+        assert network[0].weight is weight
+        assert not any(parameter.requires_grad for parameter in network[0].parameters())
+        network[0](torch.randn(1, 1, 8, 8, dtype=torch.float64))
+        assert calls == [network[0]]
+
+
+def test_the_same_random_numbers_are_drawn_as_by_new_convolutions() -> None:
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 7, 3, bias=False))
+
+    torch.manual_seed(0)
+    made(), made()
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    replace_norm_layers(made(), Normalization("none"))
+    assert torch.equal(torch.rand(3), drawn)
+
+
+class Shared(nn.Module):
+    """Parent that uses one norm, convolution and activation under two names each."""
+
+    def __init__(self, norm: nn.Module, convolution: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.norm = self.same_norm = norm
+        self.conv = self.same_conv = convolution
+        self.act = self.same_act = activation
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.LayerNorm])
+@pytest.mark.parametrize("name", ["none", "batchnorm", "weightstandardization", "evonorm_s0"])
+def test_a_layer_in_several_places_is_replaced_in_all_and_stays_one_layer(
+    name: str, kind: Callable[[int], nn.Module]
+) -> None:
+    groups = {"num_groups": 2, "eps": 1e-5}
+    norm = Normalization(
+        name, **(groups if name in ("weightstandardization", "evonorm_s0") else {})
+    )
+    layers = kind(4), nn.Conv2d(4, 4, 1), nn.ReLU()
+    network = nn.Sequential(Shared(*layers), Shared(*layers))
+    network.append(network[0])
+    replace_norm_layers(network, norm)
+    for attribute in ("norm", "conv"):
+        found = {getattr(part, f"{same}{attribute}") for part in network for same in ("", "same_")}
+        assert len(found) == 1
+    assert network[0].norm is not layers[0]
+    assert type(network[0].conv) is norm.convolution_class
+    if norm.has_activation and kind is nn.BatchNorm2d:
+        activations = {
+            type(getattr(part, name)) for part in network for name in ("act", "same_act")
+        }
+        assert activations == {FusedActivation}
 
 
 def test_a_key_that_the_constructor_does_not_take_is_refused() -> None:

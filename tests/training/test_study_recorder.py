@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import (
     BatchSampler,
@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 import bnstudy
 from bnstudy.errors import UserError
-from bnstudy.training.study_recorder import _make_data
+from bnstudy.training.study_recorder import _evaluate, _make_data
 from tests.conftest import description
 from tests.training.test_own_run import NAMES, X, Y, network, rows
 
@@ -119,6 +119,13 @@ def test_a_lightning_training_that_fails(tmp_path: Path) -> None:
     (record,) = tmp_path.glob("mine/*/run.json")
     assert json.loads(record.read_text())["attempts"][-1]["error"] == "RuntimeError: a bug of mine"
     assert len(list(record.parent.glob("metrics/*"))) == 2  # epochs 0 and 1
+
+
+def test_a_loss_of_probabilities_is_warned_of() -> None:
+    model = network()
+    assert _evaluate(model, [(X, Y)])["accuracy"] >= 0  # without a warning
+    with pytest.warns(match="Sequential: its outputs are probabilities, .*\nReturn logits"):
+        _evaluate(nn.Sequential(model, nn.Softmax(1)), [(X, Y)])
 
 
 class Noisy(TensorDataset):

@@ -36,6 +36,7 @@ EXECUTION = ("trainer.accelerator", "trainer.benchmark", "trainer.compile", "tra
 # Columns of final values that the table always has; None where a run recorded no such value.
 NO_FINAL_VALUES = {f"{split}_{metric}": None for split in SPLITS for metric in ("loss", "accuracy")}
 
+NOT_SET = "not set"  # value of a key of the grid in runs whose configuration lacks it
 UNREADABLE = "unreadable"  # status of a run whose run.json cannot be read
 
 
@@ -95,12 +96,13 @@ def tabulate_runs(facts_of_runs: Sequence[RunFacts], design: Design) -> pd.DataF
     redefined = {metric for metric, declared in directions.items() if len(declared) > 1}
     runs = pd.DataFrame([_make_row(run, design, redefined) for run in facts_of_runs])
     runs["pair"] = pd.factorize(runs["pair"])[0]
-    # Values of different types, such as 0.1 and "none", cannot be sorted; as text they can.
+    # Values of different types, such as 0.1 and "none", cannot be sorted; as text they can. Depth,
+    # width and learning rate stay numbers where some runs have none: queries compute with them.
     keys = {*COLUMN_OF_KEY, *design.grid}
     for column in {COLUMN_OF_KEY.get(key, key) for key in keys} & set(runs):
         kinds = {_find_kind(value) for value in runs[column].dropna()}
         if str in kinds or len(kinds) > 1:
-            runs[column] = runs[column].map(str)
+            runs[column] = runs[column].map(str, na_action="ignore")
     return runs
 
 
@@ -197,9 +199,10 @@ def _format_hessian_options(callbacks: Mapping[str, Any]) -> str | None:
 def _describe_left_out(rows: Mapping[str, Any]) -> str:
     """Describe rows that are left out because another version measured them."""
     metrics = ", ".join(rows["metrics"] or ["all numbers"])
+    noun = "epoch" if len(rows["epochs"]) == 1 else "epochs"
     epochs = ", ".join(map(str, rows["epochs"]))
     return (
-        f"not included, because measured by bnstudy {rows['version']}: {metrics} of epochs {epochs}"
+        f"not included, because measured by bnstudy {rows['version']}: {metrics} of {noun} {epochs}"
     )
 
 
@@ -261,7 +264,7 @@ def _make_row(run: RunFacts, design: Design, redefined: set[str]) -> dict[str, A
         **facts,
         "treatment": f"{facts['treatment']} {options}".strip(),
         "seed": config["seed"],
-        **{key: _to_plain(config.get(key)) for key in design.grid if key not in COLUMN_OF_KEY},
+        **{key: _to_point(config, key) for key in design.grid if key not in COLUMN_OF_KEY},
         "grid": format_options(config, design.grid),
         "own": format_options(config, design.per_treatment),
         "pair": json.dumps(shared, sort_keys=True),
@@ -272,6 +275,15 @@ def _make_row(run: RunFacts, design: Design, redefined: set[str]) -> dict[str, A
 def _find_kind(value: Any) -> type:
     """Find the kind of a value: bool, str, or object for all others, which are numbers."""
     return next(kind for kind in (bool, str, object) if isinstance(value, kind))
+
+
+def _to_point(config: Mapping[str, Any], key: str) -> Any:
+    """Convert a run's value of a key of the grid; null and a missing key are values, too.
+
+    Otherwise, runs of two kinds of model, of which one lacks the key, would have no point.
+    """
+    value = config.get(key, NOT_SET)
+    return "null" if value is None else _to_plain(value)
 
 
 def _to_plain(value: Any) -> Any:

@@ -36,7 +36,7 @@ class StudyRuns:
 
             - cell, path (of its table), overrides, seed, treatment (norm, regularizer and their
               swept options), norm, regularizer, model, data, depth, width, lr, and the other keys
-              of `design.grid`;
+              of `design.grid` ("null" or "not set" where a run's value is null or missing);
             - label_noise: share of wrong training labels; hessian: options of the callback that
               measured the Hessian, as JSON, or None;
             - own: settings that have one value per treatment, such as a learning rate, as text;

@@ -13,7 +13,7 @@ def draw_embeddings(table: pd.DataFrame, treatments: list[str], run: pd.Series) 
     """Draw the embeddings of one run per treatment, in up to four layers.
 
     Args:
-        table: Rows of `Analysis.maps` of one method, site and pair of runs.
+        table: Rows of `Analysis.embeddings` of one method, site and pair of runs.
         treatments: Treatments, one per row of the figure.
         run: A run of the pair, as in `StudyRuns.runs`.
     """

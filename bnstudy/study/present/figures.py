@@ -447,9 +447,10 @@ def _count_runs(table: pd.DataFrame) -> str:
 
 
 def _describe_intervals(table: pd.DataFrame) -> str:
-    known = table["low"].notna().any()
-    return (
-        f"{CONFIDENCE:.0%} intervals"
-        if known
-        else f"no intervals (fewer than {MIN_PAIRS_FOR_TEST} pairs)"
+    if table["low"].notna().any():
+        return f"{CONFIDENCE:.0%} intervals"
+    has_few_pairs = table["n"] < MIN_PAIRS_FOR_TEST
+    reasons = has_few_pairs.map(
+        {True: f"fewer than {MIN_PAIRS_FOR_TEST} pairs", False: "equal differences"}
     )
+    return f"no intervals ({' or '.join(reasons.unique())})"

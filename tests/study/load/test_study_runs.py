@@ -13,12 +13,13 @@ import pytest
 from bnstudy.errors import UserError
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.parts import Environment, MeasuredLater
-from bnstudy.study.analysis import Analysis
+from bnstudy.study.analysis import Analysis, choose_axes
 from bnstudy.study.effects import compute_effects
 from bnstudy.study.generalization import compute_relations
 from bnstudy.study.load.matrix import load_shared_columns
 from bnstudy.study.present.figures import draw_figures
 from bnstudy.study.present.page import render_page
+from bnstudy.study.present.page.embedded import embed_numbers
 from bnstudy.study.present.tables import format_latex_tables
 from bnstudy.study.present.verdict import compose_verdict
 from bnstudy.study.study import load
@@ -72,6 +73,51 @@ def test_a_learning_rate_that_is_swept_is_an_axis(studies: Studies) -> None:
             studies.add(norm, 0, f"optim.lr={rate}")
     study = load(studies.folder)
     assert (study.design.grid, study.runs["pair"].nunique()) == (("optim.lr",), 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ("+model.block=basic", {"basic", "not set"}),
+        ("+model.groups=2", {"2", "not set"}),
+        ("+model.shortcuts=false", {"False", "not set"}),
+        ("+model.block=null", {"null", "not set"}),
+    ],
+)
+def test_a_model_without_an_option_is_a_point_of_its_own(
+    studies: Studies, option: str, names: set[str]
+) -> None:
+    for norm in ("none", "batchnorm"):
+        studies.add(norm, 0)
+        studies.add(norm, 0, option)
+    damaged = studies.folder / "damaged"
+    damaged.mkdir()
+    (damaged / "run.json").write_text("{")
+    study = load(studies.folder)
+    key = option.partition("=")[0].removeprefix("+")
+    assert choose_axes(study) == (key,)
+    assert set(study.results[key]) == names
+    assert study.runs.set_index("cell").loc["damaged", [key]].isna().all()
+    effects = Analysis(study).effects
+    assert set(effects[key].dropna()) == names
+
+
+def test_null_is_a_value_like_any_other(studies: Studies) -> None:
+    for value in ("null", "10", "0.5", "2"):
+        studies.add("none", 0, f"+model.clip={value}")
+    study = load(studies.folder)
+    assert choose_axes(study) == ("model.clip",)
+    assert set(study.results["model.clip"]) == {"null", "0.5", "2", "10"}
+    (axis,) = embed_numbers(Analysis(study))["axes"]
+    assert axis["values"] == ["0.5", "2", "10", "null"]
+
+
+def test_a_model_without_a_depth_leaves_the_depths_numbers(studies: Studies) -> None:
+    studies.add("none", 0)
+    studies.add("none", 0, "~model.depth", "model._target_=mine.Net")
+    study = load(studies.folder)
+    assert choose_axes(study) == ("model._target_",)
+    assert study.query("select max(depth) + 1 from runs").iloc[0, 0] == 5
 
 
 def test_regularizers_and_swept_options_are_treatments(studies: Studies) -> None:
@@ -161,7 +207,7 @@ def test_rows_that_another_version_measured_are_left_out(studies: Studies) -> No
     counts = study.query("select metric, count(*) as n from final group by all order by all")
     assert counts.values.tolist() == [["accuracy", 4], ["silhouette", 2], ["unit_sparsity", 4]]
     (remark,) = study.runs["remark"].dropna()
-    assert remark == "not included, because measured by bnstudy 0.2: silhouette of epochs 5"
+    assert remark == "not included, because measured by bnstudy 0.2: silhouette of epoch 5"
 
 
 def test_epochs_of_another_version_are_left_out(studies: Studies) -> None:

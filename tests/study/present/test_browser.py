@@ -354,6 +354,29 @@ def test_differences_over_the_grid_are_those_within_pairs(
     assert complaints == []
 
 
+def test_larger_values_are_red_in_every_figure_of_differences(
+    browser: Browser, studies: Studies, complaints: list[str]
+) -> None:
+    for seed, norm, depth, width in itertools.product(
+        range(2), ("none", "batchnorm"), (2, 4), (2, 4)
+    ):
+        value = 0.1 * seed + (norm == "batchnorm")
+        words = (f"model.depth={depth}", f"model.width={width}")
+        layers = {"davies_bouldin": [value], "silhouette": [value]}
+        directions = {"davies_bouldin": "lower", "silhouette": "higher"}
+        studies.add(norm, seed, *words, layers=layers, accuracy=value / 2, metrics=directions)
+    write_page(studies.folder)
+    page = opened(browser, studies.folder / "report", complaints)
+    page.locator("select[data-choice=over_grid]").select_option("-1")
+    assert "Red means larger with BatchNorm, blue smaller." in str(captions(page)["effects"])
+    for name in ("effects", "depth-width"):
+        plot = page.locator(f"figure[data-figure={name}] .plot")
+        colours, values = plot.evaluate("({ data: [map] }) => [map.colorscale, map.z.flat()]")
+        assert colours == [[0, "#2166ac"], [0.5, "#f4f4f4"], [1, "#b2182b"]]
+        assert min(values) > 0
+    assert complaints == []
+
+
 def test_a_name_with_markup_is_shown_and_does_nothing(
     browser: Browser, studies: Studies, complaints: list[str]
 ) -> None:

@@ -89,6 +89,18 @@ def test_bars_are_side_by_side_and_within_the_range_of_the_metric(studies: Studi
     assert high.max() == 1
 
 
+def test_a_figure_without_intervals_says_why(studies: Studies) -> None:
+    for seed, norm in itertools.product(range(4), ("none", "batchnorm")):
+        layers = {"silhouette": [0.5 * (norm == "none")], "unit_sparsity": [0.0]}
+        studies.add(norm, seed, layers=layers if seed < 2 else {"silhouette": layers["silhouette"]})
+    plot = figures.Plot(Analysis(load(studies.folder)))
+    captions = [
+        figure.get_supxlabel().rpartition("difference, ")[2]
+        for figure in (plot.layers("silhouette"), plot.layers("unit_sparsity"))
+    ]
+    assert captions == ["no intervals (equal differences)", "no intervals (fewer than 3 pairs)"]
+
+
 def test_values_before_training_do_not_stretch_the_axes(studies: Studies) -> None:
     values = {"loss": [9.0, 0.5, 0.4, 0.3, 0.2, 0.1], "accuracy": [0.1, 0.8, 0.85, 0.86, 0.87, 0.9]}
     for seed, norm in itertools.product(range(3), ("none", "batchnorm")):

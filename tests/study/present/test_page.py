@@ -172,6 +172,13 @@ def test_a_card_is_about_a_difference_that_is_significant_after_adjustment(
     assert sparsity.certainty.startswith("significant: p = 0.00781, adjusted p =")
 
 
+def test_the_method_and_the_verdict_name_the_same_families_of_tests(studies: Studies) -> None:
+    for seed, norm in itertools.product(range(3), ("none", "batchnorm")):
+        studies.add(norm, seed, accuracy=0.5 + seed / 10 * (norm == "none"))
+    sentence = "A family contains the tests of all treatments. Accuracy and loss are one family."
+    assert render_page(Analysis(load(studies.folder))).count(sentence) == 2
+
+
 def test_cards_of_few_pairs_claim_nothing(studies: Studies) -> None:
     for norm, value in (("none", 0.1), ("batchnorm", 0.2), ("groupnorm", 0.3)):
         studies.add(norm, layers={"silhouette": [value]}, accuracy=value)

@@ -52,6 +52,19 @@ def test_four_pairs_assume_normal_differences(studies: Studies) -> None:
     assert "too few pairs for a mediation analysis, which needs at least 6 pairs" in text
 
 
+def test_without_sparsity_or_clustering_there_is_no_mediation_whatever_the_pairs(
+    studies: Studies,
+) -> None:
+    for seed, norm in itertools.product(range(8), ("none", "batchnorm")):
+        studies.add(norm, seed, layers={"nc1": [seed / 10]}, accuracy=0.8 + seed / 100)
+    text = verdict(studies)
+    assert "too few pairs" not in text
+    assert (
+        "There is no mediation analysis, because no metric of sparsity or clustering was measured "
+        "in the layers of the training split." in text
+    )
+
+
 def test_six_pairs_are_enough_for_an_exact_test(studies: Studies) -> None:
     add_pairs(studies, seeds=6, effect=-0.3)
     text = verdict(studies)

@@ -23,7 +23,7 @@ from bnstudy.study.load.embedding_tables import find_runs_with_embeddings
 from bnstudy.study.load.matrix import KEYS, RELATIVE_DEPTHS, count_layers, load_columns
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.labels import label_of
-from bnstudy.terms import format_count
+from bnstudy.terms import format_count, natural_key
 
 MAX_NUMBERS = 1_200_000  # values of runs: 6 MB of base64
 MAX_SAMPLES = 150_000  # samples of embeddings: 2 MB of base64
@@ -128,11 +128,15 @@ def _encode(array: FloatArray) -> str:
 
 
 def _describe_axis(study: StudyRuns, name: str) -> dict[str, Any]:
-    values = sorted(study.results[name].unique())
+    values = study.results[name].unique()
+    is_text = isinstance(values[0], str)
     return {
         "name": name,
         "label": name.rpartition(".")[2],
-        "values": [_format_axis_value(v) for v in values],
+        "values": [
+            _format_axis_value(value)
+            for value in sorted(values, key=natural_key if is_text else None)
+        ],
     }
 
 

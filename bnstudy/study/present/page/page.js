@@ -471,6 +471,10 @@ function difference(metric) {
   };
 }
 
+/** Return the colours of differences, which are red where values are larger. */
+const differenceColours = () =>
+  ["--low", "--middle", "--high"].map((name, at) => [at / 2, property(name)]);
+
 function allEffects() {
   const split = chosen("split");
   const treatment = Number(chosen("treatment") || 1);
@@ -495,7 +499,6 @@ function allEffects() {
     }),
   );
   const limit = size === "cohens_d" ? 3 : 1;
-  const signOf = (metric) => (data.directions[metric] === "lower" ? -1 : 1);
   const arrows = { higher: "%s ↑", lower: "%s ↓" };
   const isNarrow = innerWidth < 720;
   const folded = (text) => (isNarrow ? text.replace(/(.{12}\S*) /g, "$1<br>") : text);
@@ -509,8 +512,7 @@ function allEffects() {
         type: "heatmap",
         x,
         y: names,
-        z: found.map((row, at) =>
-          row.map((effect) => (effect ? signOf(metrics[at]) * effect[size] : NaN))),
+        z: found.map((row) => row.map((effect) => (effect ? effect[size] : NaN))),
         customdata: found.map((row) =>
           row.map((effect) => (effect ? formatted(effect[size]) : ""))),
         text: found.map((row) =>
@@ -526,9 +528,9 @@ function allEffects() {
         hovertemplate: "%{y}, %{x}<br>%{customdata}<br>%{text}<extra></extra>",
         zmin: -limit,
         zmax: limit,
-        colorscale: [[0, property("--high")], [0.5, property("--middle")], [1, property("--low")]],
+        colorscale: differenceColours(),
         colorbar: { thickness: 12, tickvals: [-limit, 0, limit], len: 0.9,
-          title: { text: isNarrow ? "" : "worse or smaller ← → better or larger", side: "right" } },
+          title: { text: isNarrow ? "" : "smaller ← → larger", side: "right" } },
         hoverongaps: false,
         xgap: 1,
         ygap: 1,
@@ -548,9 +550,9 @@ function allEffects() {
       `Effect of ${data.treatments[treatment]} compared with ${data.baseline} per metric and ` +
       `layer, ${split} split, ` +
       `${describeFilters({ withEpoch: false, withSeed: false }) || "all pairs"}, ` +
-      "after the last epoch, over all seeds. Blue means better, and larger for metrics without an " +
-      "arrow. ↑ marks metrics of which larger values are better, ↓ those of which smaller values " +
-      "are better; their sign is reversed. ✱ marks an adjusted p ≤ 0.05. " +
+      `after the last epoch, over all seeds. Red means larger with ${data.treatments[treatment]}, ` +
+      "blue smaller. ↑ marks metrics of which larger values are better, ↓ those of which smaller " +
+      "values are better. ✱ marks an adjusted p ≤ 0.05. " +
       (size === "cohens_d"
         ? "Colours show Cohen's d: the mean paired difference divided by the standard deviation " +
           "of the differences, limited to ±3. A field is blank if the differences do not vary or " +
@@ -929,9 +931,7 @@ function depthWidth() {
       text: points.map((row) => row.map(describeSize)),
       texttemplate: "%{z:.3f}<br>%{text}",
       hovertemplate: "depth %{y}, width %{x}: %{z:.4f}<br>%{text}<extra></extra>",
-      colorscale: isDifference
-        ? [[0, property("--low")], [0.5, property("--middle")], [1, property("--high")]]
-        : "Viridis",
+      colorscale: isDifference ? differenceColours() : "Viridis",
       ...(isDifference ? { zmin: -largest, zmax: largest } : {}),
       colorbar: { thickness: 12 },
       hoverongaps: false,

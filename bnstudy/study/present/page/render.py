@@ -26,6 +26,7 @@ from bnstudy.study.present.page.conditions import describe_hessian, describe_lab
 from bnstudy.study.present.page.embedded import embed_numbers
 from bnstudy.study.present.page.page_tables import MAX_ROWS, collect_page_tables
 from bnstudy.study.present.verdict import compose_verdict
+from bnstudy.study.present.verdict.wording import FAMILIES_OF_TESTS
 from bnstudy.terms import NOT_APPLICABLE, PERFORMANCE, format_count
 
 TARGETS = [
@@ -104,6 +105,7 @@ def render_page(
         "effect_size": "cohens_d" if _has_spread(analysis) else "rank_biserial",
         "embedded_note": _describe_reduction(data, study),
         "assumptions": ASSUMPTIONS,
+        "families_of_tests": FAMILIES_OF_TESTS,
         "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
         "label_noise": describe_label_noise(study.results),
         "hessian": describe_hessian(study.results),

@@ -15,7 +15,12 @@ from bnstudy.study.present.verdict.training_and_depth import (
     describe_equal_training,
     describe_two_sources,
 )
-from bnstudy.study.present.verdict.wording import SIGNIFICANCE_LEVEL, format_p, select_known
+from bnstudy.study.present.verdict.wording import (
+    FAMILIES_OF_TESTS,
+    SIGNIFICANCE_LEVEL,
+    format_p,
+    select_known,
+)
 from bnstudy.terms import format_count
 
 MAX_LISTED_REPETITIONS = 3
@@ -64,11 +69,7 @@ def _explain_tests(effects: pd.DataFrame) -> Iterator[str]:
         f"Differences are means over pairs, with {CONFIDENCE:.0%} confidence intervals in "
         f"brackets. A difference is significant if p ≤ {SIGNIFICANCE_LEVEL:.2g}, and significant "
         f"after adjustment if adjusted p ≤ {SIGNIFICANCE_LEVEL:.2g}. The adjusted p accounts for "
-        "all tests of a family; their number is in parentheses. A family contains the tests of all "
-        "treatments. Accuracy and loss are one family. The metrics of layers are one family per "
-        "split, and so are the values that callbacks record in layers. All other values of the "
-        "whole network are one family. The comparisons at equal training, over depth and with "
-        "regularizers have families of their own."
+        f"all tests of a family; their number is in parentheses. {FAMILIES_OF_TESTS}"
     )
     flipped = effects[effects["test"] == SIGN_FLIPS]
     if len(flipped):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnstudy.headline import in_words
+from bnstudy.headline import FAMILIES, in_words
 from bnstudy.study.generalization import MIN_RUNS, choose_family_metrics
 from bnstudy.study.inference.mediation import min_pairs_to_mediate
 from bnstudy.study.load.matrix import are_activations
@@ -47,12 +47,19 @@ def describe_relations(
         )
     accuracy = accuracy.dropna(subset="granulated")
     is_norm_axis = len(study.treatments) - len(study.identical) > 1
-    for family, metric in choose_family_metrics(study).items():
+    family_metrics = choose_family_metrics(study)
+    for family, metric in family_metrics.items():
         rows: list[Any] = list(accuracy[accuracy["metric"] == metric].itertuples())
         if rows:
             association = describe_association(rows, is_norm_axis=is_norm_axis)
             yield f"{family.capitalize()} and test accuracy: {association}"
-    yield from _describe_mediation(mediation)
+    if family_metrics:
+        yield from _describe_mediation(mediation)
+    else:
+        yield (
+            f"There is no mediation analysis, because no metric of {' or '.join(FAMILIES)} was "
+            "measured in the layers of the training split."
+        )
 
 
 def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:

@@ -67,12 +67,18 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
                 " Test accuracy is not compared: in no pair was the probe set of the test split "
                 "measured before and after these points in both runs."
             )
+        coarse = ""
+        if _max_measurements(analysis, treatment, f"probe_{criterion}") == 2:
+            coarse = (
+                f" These runs were measured only twice, so values at equal training {criterion} "
+                "are interpolated over long stretches of training."
+            )
         yield (
             f"At equal training {criterion} ({format_count(int(table['n'].max()), 'pair')}"
             f"{without}), each run is compared where it first reaches the "
             f"{COMMON_VALUES[criterion]} of its pair: runs with {name} after {first.used:.0%} of "
             f"their training on average, runs with {in_words(analysis.baseline)} after "
-            f"{first.baseline_used:.0%}.{accuracy}"
+            f"{first.baseline_used:.0%}.{coarse}{accuracy}"
         )
         yield from _compare_results(
             criterion, name, effects, table, [*choose_family_metrics(study).values()]
@@ -82,9 +88,23 @@ def describe_equal_training(analysis: Analysis, treatment: str) -> Iterator[str]
 def _count_left_out(criterion: str, diverged: int, apart: int) -> str:
     reasons = {
         "with a diverged run": diverged,
-        f"without a training {criterion} that both runs reach": apart,
+        f"with a run that has reached the {COMMON_VALUES[criterion]} by its first measurement, or "
+        f"has no training {criterion}": apart,
     }
     return " and ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+
+
+def _max_measurements(analysis: Analysis, treatment: str, metric: str) -> int:
+    """Count the training split's values of a metric in the run of the pairs that has the most."""
+    study = analysis.study
+    matched = match_pairs(study, treatment, analysis.baseline)
+    paired = study.results.loc[[*matched.treatment, *matched.baseline]]
+    measurements = study.query(
+        "select cell, count(distinct step) as n from steps "
+        "where metric = $metric and split = 'train' and isfinite(value) group by cell",
+        metric=metric,
+    ).set_index("cell")["n"]
+    return int(measurements.reindex(paired["cell"]).max())
 
 
 def _has_curve(analysis: Analysis, metric: str, split: str = "train") -> bool:

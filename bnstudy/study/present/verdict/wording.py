@@ -15,6 +15,14 @@ from bnstudy.terms import PROBE_PERFORMANCE, format_count
 SIGNIFICANCE_LEVEL = round(1 - CONFIDENCE, 9)  # largest p-value of a significant difference
 NOT_SIGNIFICANT = "not significant"
 
+# Families of the adjusted p; the page explains its method with the same sentences.
+FAMILIES_OF_TESTS = (
+    "A family contains the tests of all treatments. Accuracy and loss are one family. The metrics "
+    "of layers are one family per split, and so are the values that callbacks record in layers. "
+    "All other values of the whole network are one family. The comparisons at equal training, over "
+    "depth and with regularizers have families of their own."
+)
+
 
 def select_known(table: pd.DataFrame, treatment: str | None = None) -> pd.DataFrame:
     """Select the defined differences, and mark as `is_reported` those that sentences describe.
