@@ -33,12 +33,12 @@ def main() -> None:
         os.environ.pop(START_TIME, None)  # if inherited, it is that of another command
     # As a decorator it would replace `job`, which launchers could then not pickle.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
-    with command_line(128 + signal.SIGINT):
+    with command_line(interrupted=128 + signal.SIGINT):
         require_one_option(sys.argv[1:])
         try:
             hydra_main(job)()
         except KeyboardInterrupt:  # outside of a job: `job` handles those inside
-            console.print("Interrupted; the same command continues")
+            console.print("Interrupted; repeat the command to continue")
             raise
 
 

@@ -164,6 +164,8 @@ def test_before_training_batchnorm_normalizes(command_line: CommandLine, tmp_pat
             if row["epoch"] == 0
         }
     assert values.keys() == set(norms)
+    # For each split: loss and accuracy, also of the probe set; in both layers, 16 metrics of act
+    # and 3 of each of the 3 sites.
     assert len(values["none"]) == 2 * (4 + 2 * 16 + 2 * 3 * 3)
     assert values["batchnorm"] == pytest.approx(values["batchnorm_frozen"], nan_ok=True)
     assert values["batchnorm"] == pytest.approx(values["batchnorm_noaffine"], nan_ok=True)
@@ -184,7 +186,7 @@ def test_before_training_batchnorm_normalizes(command_line: CommandLine, tmp_pat
 @pytest.mark.slow
 def test_running_statistics_of_few_batches_are_warned_of(command_line: CommandLine) -> None:
     few = (*SMALL, "metrics=none", "trainer.limit_train_batches=4")
-    warning = "still had a weight of 66% in the running mean and variance"
+    warning = "still had a share of 66% in the running mean and variance"
     assert warning in command_line(*few).stdout
     assert "running mean" not in command_line(*few).stdout  # it was trained before
     assert "running mean" not in command_line(*few, "norm=none").stdout
@@ -219,6 +221,7 @@ def test_an_interrupted_run_of_version_0_1_is_resumed(
     cell = tmp_path / "multirun" / "kept" / kept.name
     shutil.copytree(kept, cell)
     overrides = description(cell)["overrides"]
+    # The only initialization of version 0.1, which had no such key.
     result = command_line(*overrides, "model.initialization=he")
     assert result.returncode == 0, result.stderr
     assert only_cell(tmp_path / "multirun") == cell
@@ -244,7 +247,7 @@ def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -
     assert {row["reason"] for row in losses} == {"the loss is not finite"}
     assert all(math.isnan(row["value"]) for row in losses)
     accuracies = [row for row in rows if row["metric"] == "accuracy" and row["epoch"] == 2]
-    assert [row["value"] for row in accuracies] == [0, 0]  # not the share of class 0
+    assert [row["value"] for row in accuracies] == [0, 0]  # NaN logits are no prediction of class 0
     assert "diverged, test accuracy" in command_line("norm=none", *DIVERGING, *SMALL).stdout
 
 
@@ -470,9 +473,9 @@ def test_each_debug_command_has_its_own_study(
 def test_a_missing_gpu_is_told(command_line: CommandLine) -> None:
     result = command_line("trainer=gpu")
     assert result.returncode == 1
-    told, asked = result.stderr.splitlines()
-    assert told == "No supported gpu backend found!"
-    assert "trainer.accelerator=gpu" in asked
+    cause, advice = result.stderr.splitlines()
+    assert cause == "No supported gpu backend found!"
+    assert "trainer.accelerator=gpu" in advice
 
 
 @pytest.mark.slow

@@ -100,9 +100,10 @@ class Hessian(OptimizationMetrics):
     """Curvature of the training loss (Yao et al. 2020, PyHessian, arXiv 1912.07145).
 
     It is measured for the whole model and, at the site `stage`, for the parameters of each of its
-    parts: before training, then every n-th epoch and epoch `trainer.max_epochs`. The loss is the
-    cross-entropy of class-balanced samples of the training split's probe set, without label
-    smoothing or a regularizer's penalty, as a function of the parameters that are trained. Metrics:
+    parts. It is measured before training, every n-th epoch and at epoch `trainer.max_epochs`. The
+    loss is the cross-entropy of class-balanced samples of the training split's probe set, without
+    label smoothing or a regularizer's penalty, as a function of the parameters that are trained.
+    Metrics:
 
     - `hessian_eigenvalue_1`, `_2`, ...: the largest eigenvalues.
     - `hessian_trace`, `hessian_trace_error`: estimated trace and its standard error.
@@ -204,7 +205,7 @@ class Hessian(OptimizationMetrics):
 def find_stages(network: nn.Module) -> dict[str, nn.Module]:
     """Return the parts of a network that have trained parameters, such as its stages, by name.
 
-    Wrappers with a single such part are removed.
+    While there is only one such part, its parts are returned instead. A single layer has none.
     """
     parts = {
         name: part

@@ -39,14 +39,15 @@ def measure_along_gradient(
         `beta_smoothness`: the largest |g(p - size * g) - g(p)| / (size * |g(p)|), effective
         beta-smoothness.
 
-        If a loss or gradient is not finite, the values are NaN or infinite. If g(p) is 0,
-        `beta_smoothness` is NaN.
+        If a loss or gradient is not finite, the values computed from it are NaN or infinite. If
+        g(p) is 0, `beta_smoothness` is NaN.
     """
     loss, gradient = objective(parameters)
     sizes = torch.tensor(step_sizes, dtype=torch.float64)
     losses, changes = torch.empty_like(sizes), torch.empty_like(sizes)
     for index, size in enumerate(step_sizes):
-        # Clones keep the memory format, which determines the values that dropout draws.
+        # Clones keep the memory format. The activations inherit it, and dropout draws its values in
+        # the order of memory.
         steps = zip(parameters, gradient, strict=True)
         moved = [parameter.clone().sub_(slope, alpha=size) for parameter, slope in steps]
         losses[index], gradient_there = objective(moved)

@@ -66,7 +66,7 @@ class RepresentationMetrics(L.Callback):
             classes; None for the probe set of the split `train`, or else the first probe set.
 
     Attributes:
-        rows: Rows of the latest measurement before training or after an epoch.
+        rows: Rows of the latest measurement that was not within an epoch.
         step_rows: Rows measured within the latest epoch; their `epoch` is the number of completed
             epochs. They are not logged.
         fold_rows: (fold, row) of each value that was measured on one fold after the last epoch.
@@ -145,7 +145,8 @@ class RepresentationMetrics(L.Callback):
         `on_train_epoch_end` measures after the last step if the epoch is due.
         """
         step, epoch = trainer.global_step, trainer.current_epoch
-        # With gradient accumulation, several batches share a global step, the first ones step 0.
+        # With gradient accumulation, several batches have the same global step; that of the first
+        # ones is 0.
         if (
             not trainer.is_last_batch
             and step > max(0, self._latest_step)
@@ -165,7 +166,9 @@ class RepresentationMetrics(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the epoch if it is due."""
-        # An epoch can also end before its last batch: by `max_steps`, or if training is stopped.
+        # By `max_steps`, or if training is stopped, an epoch ends before its last batch. The last
+        # step may then have been measured as one within the epoch; the measurement of the epoch, or
+        # that at the end of training, replaces it.
         self.step_rows = [row for row in self.step_rows if row.step != trainer.global_step]
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
@@ -203,7 +206,7 @@ class RepresentationMetrics(L.Callback):
         """
         started = time.monotonic()
         rows: list[Row] = []
-        # For callers of `measure` alone: during training the layers have already been calibrated.
+        # Needed if `measure` is called directly: during training the layers are calibrated already.
         with calibrated(module, self.calibration):
             for split, batches in self.probes.items():
                 rows += self._measure_split(module, split, batches, epoch, step)
@@ -273,7 +276,8 @@ class RepresentationMetrics(L.Callback):
     ) -> dict[str, float]:
         """Measure in the first process; return the logged values in all processes."""
         values: dict[str, float] = {}
-        # All processes calibrate, because layers may synchronize their statistics.
+        # Only layers that have not been trained are calibrated. All processes do it, because layers
+        # may synchronize their statistics.
         with calibrated(module, self.calibration), others_wait(trainer) as is_first:
             if is_first:
                 self.rows = self.measure(module, epoch, trainer.global_step)

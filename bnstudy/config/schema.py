@@ -41,9 +41,10 @@ FILLS = ("mean", "black", "reflect")
 
 INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
-# Arguments of Lightning's Trainer that cannot be set. bnstudy sets some itself. The others could
-# change when a run ends, is recorded or is evaluated: a run trains to the end of its last epoch; it
-# is measured and recorded at the end of each epoch, and evaluated after the last one.
+# Arguments of Lightning's Trainer that cannot be set. bnstudy sets some itself. The others would
+# change when a run ends, is recorded or is evaluated. These times are fixed: a run trains to the
+# end of its last epoch, is recorded at the end of each epoch, and is evaluated before the first
+# epoch and after the last one.
 FIXED_TRAINER_KEYS = (
     "barebones",
     "callbacks",
@@ -253,7 +254,7 @@ class Optim(ChosenGroup):
     weight_decay: NotNegative
     """Coefficient of weight decay; adamw decouples it from the gradient."""
     schedule: Annotated[str, OneOf(*SCHEDULES)]
-    """Schedule of the learning rate; cosine: decay to 0 at each step; step: drops at milestones."""
+    """Schedule of the learning rate; cosine: to 0 over the run; step: drops at milestones."""
     milestones: Annotated[list[Count], Expected("a list of epochs such as [100,150]")]
     """Epochs at which schedule=step multiplies the learning rate by gamma."""
     gamma: Positive
@@ -314,13 +315,13 @@ class Data(ChosenGroup):
     root: OptionalText
     """Folder of the data set's files."""
     cache: OptionalText
-    """Folder of the decoded copy."""
+    """Folder of the decoded copy of an image folder."""
     name: OptionalText
     """Name that stands for the data in a run's identity."""
     batch_size: AtLeastTwo  # BatchNorm cannot normalize one sample
     """Samples in a training step, over all processes of a distributed run."""
     flip: Boolean
-    """Whether half of the training images are mirrored."""
+    """Whether each training image is mirrored with probability 1/2."""
     shift: Index
     """Maximum shift of the training images, in pixels."""
     fill: Annotated[str, OneOf(*FILLS)]
@@ -332,7 +333,7 @@ class Data(ChosenGroup):
     samples_per_class: OptionalCount
     """Training samples of each class; null: all."""
     image_size: OptionalCount
-    """Height and width; null: those of the first training image."""
+    """Height and width; null: those of an image folder's first training image."""
     classes: AtLeastTwo
     """Number of classes."""
     groups_per_class: Count
@@ -601,8 +602,8 @@ def _explain(mistake: ErrorDetails) -> str:
             return f"{key}: there is no such key; {hint(context['key'], context['known'])}"
         case "fixed_key":
             return (
-                f"{'.'.join([*keys, mistake['ctx']['key']])} cannot be set: a run goes on to the "
-                "end of trainer.max_epochs, and is recorded at the end of each epoch"
+                f"{'.'.join([*keys, mistake['ctx']['key']])} cannot be set: bnstudy relies on its "
+                "own value; a run ends after trainer.max_epochs"
             )
         case kind:
             expected = mistake["msg"] if kind == NOT_ALLOWED else "keys, each with its value"

@@ -231,8 +231,8 @@ class DataModule(L.LightningDataModule, ABC):
     def calibration(self) -> Iterable[Batch]:
         """Return the training samples that determine running statistics before training.
 
-        These are at most 5,000 class-balanced samples in shuffled batches of at least 250, if there
-        are so many. They do not depend on the seed, the norm or the probe set.
+        These are at most 5,000 class-balanced samples, shuffled, in batches of at least 250 samples
+        (fewer than 250 make one batch). They do not depend on the seed, the norm or the probe set.
         """
         chosen = self._choose("train", MAX_CALIBRATION_SAMPLES)
         return self._batches("train", chosen, CALIBRATION_BATCH).shuffled(CALIBRATION_BATCH)
@@ -293,7 +293,7 @@ class DataModule(L.LightningDataModule, ABC):
         }
 
     def _keep_per_class(self, samples_per_class: int) -> None:
-        """Keep some training samples of each class; a larger number keeps these and others."""
+        """Keep this many training samples of each class; a larger number keeps these and more."""
         classes, sizes = self._true_labels("train").unique(return_counts=True)
         if samples_per_class > sizes.min():
             name = self.class_names[int(classes[sizes.argmin()])]

@@ -51,7 +51,7 @@ def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
 
     Networks whose layers have the same names and shapes get the same weights, bit for bit. All
     other parameters, such as those of normalization layers, keep their values. With every scheme,
-    the residual branches of a `ResNet` are then scaled as its `residual_init` requires.
+    the layers of a `ResNet` are then scaled by its `initial_scales`.
 
     Args:
         network: Network, changed in place.
@@ -59,12 +59,13 @@ def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
         scheme: One of
 
             - `torch`: PyTorch's default; weights and biases uniform within 1 / sqrt(fan-in).
-            - `he`: He et al. 2015 (arXiv 1502.01852); normal with variance 2 / fan-in before a
-              ReLU, 1 / fan-in for a linear layer; biases 0.
+            - `he`: He et al. 2015 (arXiv 1502.01852); normal with variance 2 / fan-in for a
+              convolution, which a ReLU is assumed to follow, and 1 / fan-in for a linear layer;
+              biases 0.
             - `xavier`: Glorot and Bengio 2010; uniform with variance 2 / (fan-in + fan-out); biases
               0.
             - `orthogonal`: Saxe, McClelland and Ganguli 2014 (arXiv 1312.6120); orthogonal, times
-              sqrt(2) before a ReLU; biases 0.
+              sqrt(2) for a convolution; biases 0.
             - `own`: weights that the network's constructor drew are kept (see `seeded`).
     """
     scales = network.initial_scales() if isinstance(network, ResNet) else {}
@@ -83,7 +84,7 @@ def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the context, and restore its state afterwards.
+    """Seed torch's generators inside the context, and restore the CPU's state afterwards.
 
     A network that is constructed inside gets weights that depend on the seed alone. They do not
     depend on the norm, because normalization layers draw no random numbers.

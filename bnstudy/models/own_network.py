@@ -19,26 +19,27 @@ _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
-    """Replace each norm inside a network by the chosen norm, and adapt its convolutions.
+    """Replace the BatchNorm2d and channel LayerNorm layers of a network by the chosen norm.
 
-    The norms that are replaced are BatchNorm2d, and LayerNorm over channels. Convolutions stay the
-    same objects, with their parameters and hooks; the chosen norm determines their class. All other
-    layers are kept. A layer that is used in several places stays one layer. Modules that change
-    their input in place no longer do so. If the chosen norm contains its activation function, this
-    also replaces each activation function that has the same parent module as a BatchNorm2d.
+    Convolutions stay the same objects, with their parameters and hooks; the chosen norm determines
+    their class. All other layers are kept. A layer that is used in several places stays one layer.
+    Modules that change their input in place no longer do so. If the chosen norm contains its
+    activation function, this also replaces each activation function that has the same parent module
+    as a BatchNorm2d.
 
     Args:
         network: Network, changed in place.
         norm: Factory of the normalization layers.
     """
     replacements: dict[nn.Module, nn.Module] = {}  # of norms; one norm may have several parents
+    convolutions = {module for module in network.modules() if type(module) is nn.Conv2d}
     for parent in [*network.modules()]:
         is_fused = norm.has_activation and any(
             isinstance(child, nn.BatchNorm2d) for child in parent.children()
         )
         # `named_children` would omit a second name of the same child.
         for name, child in [*parent._modules.items()]:
-            if getattr(child, "inplace", False):  # a regularizer reads the input
+            if getattr(child, "inplace", False):  # it would overwrite what a regularizer reads
                 child.inplace = False  # type: ignore[union-attr]
             if isinstance(child, nn.BatchNorm2d | nn.LayerNorm):
                 if child not in replacements:
@@ -46,9 +47,9 @@ def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
                 setattr(parent, name, replacements[child])
             elif is_fused and isinstance(child, ACTIVATIONS):
                 setattr(parent, name, norm.activation())
-            elif type(child) is nn.Conv2d:
+            elif child in convolutions:
                 # Earlier versions made a new convolution, which drew random weights. Draw as many
-                # numbers, so that layers created in the first pass get the same weights as then.
+                # numbers, so that layers that the network creates later get the same weights.
                 for parameter in child.parameters():
                     torch.empty_like(parameter).uniform_()
                 child.__class__ = norm.convolution_class
@@ -97,6 +98,7 @@ def adapt(
         replace_norm_layers(network, norm)
     # Also in training mode, in which some networks have several outputs; on a copy, because
     # running statistics would change.
+    has_softmax = False
     for trial in (network.eval(), copy.deepcopy(network).train()):
         logits = _run(trial, name, input_shape)
         if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
@@ -106,12 +108,12 @@ def adapt(
                 "logit for each class\n"
                 "Let its constructor take num_classes, or set the key that determines its outputs"
             )
-        if is_softmax(logits):
-            rank_zero_warn(
-                f"{name}: its outputs are probabilities, and the loss expects logits\n"
-                "Remove the softmax at its end"
-            )
-            break
+        has_softmax = has_softmax or is_softmax(logits)
+    if has_softmax:
+        rank_zero_warn(
+            f"{name}: its outputs are probabilities, and the loss expects logits\n"
+            "Remove the softmax at its end"
+        )
     network.train()
 
 
@@ -137,8 +139,8 @@ def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> 
         )
     if norm.has_activation and not any(isinstance(module, nn.BatchNorm2d) for module in norms):
         raise UserError(
-            f"norm={norm.name} contains its activation function, but no activation function "
-            f"follows each LayerNorm of {name}\nChoose another norm, or: {advice}"
+            f"norm={norm.name} contains its activation function, and can only replace one beside a "
+            f"BatchNorm2d; {name} has none\nChoose another norm, or: {advice}"
         )
 
 

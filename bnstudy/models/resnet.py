@@ -19,8 +19,8 @@ from bnstudy.models.normalizer_free import (
 CHANNELS = (16, 32, 64)  # per stage
 CONVOLUTIONS_PER_BLOCK = 2
 MIN_IMAGE_SIZE = 5  # the last stage then has 2x2 feature maps; some norms cannot normalize 1x1
-# The standardized weights of a 1x1 convolution of 1 channel are 0; those of 2 channels are opposite
-# numbers.
+# The standardized weights of a 1x1 convolution with 1 input channel are 0; those with 2 are
+# opposite numbers.
 MIN_STANDARDIZED_CHANNELS = 3
 
 ResidualInit = Literal["he", "zero", "fixup"]
@@ -73,7 +73,7 @@ class ResNet(nn.Sequential):
         depth: Number of layers, 6n + 2: 20, 32, 44, 56, 110, ...
         width: Factor of the channels of all layers; 1 for the paper's.
         shortcuts: Whether blocks have shortcuts; without them the network is the paper's plain
-            network, with the same weights.
+            network, with the same initial weights as with shortcuts.
         residual_init: Initialization of the residual branches. `he`: as all other layers. `zero`:
             the last convolution of each branch is 0. `fixup`: in addition, the first convolution of
             each branch is divided by the square root of the number of branches, and the linear
@@ -84,7 +84,8 @@ class ResNet(nn.Sequential):
             (arXiv 2101.08692): activations before convolutions, standardized weights, scaled
             branches, and a 1x1 convolution in each shortcut that halves the image; see
             `NormalizerFreeBlock`. All other convolutions have the same names and initial weights
-            (before standardization) as without this option. The number of activations is the same.
+            (before standardization) as without this option, and there
+            are as many activation functions.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
         norm: Factory of the normalization layers.
@@ -121,7 +122,8 @@ class ResNet(nn.Sequential):
         if normalizer_free and (norm.name != "none" or residual_init != "he" or not shortcuts):
             raise UserError(
                 "model.normalizer_free=true needs norm=none, model.residual_init=he and shortcuts; "
-                f"given are norm={norm.name} and model.residual_init={residual_init}\n"
+                f"given are norm={norm.name}, model.residual_init={residual_init} and "
+                f"model.shortcuts={str(shortcuts).lower()}\n"
                 "Give each norm its own value: 'model.normalizer_free={batchnorm:false,none:true}'"
             )
         image_channels, height, width_of_image = input_shape
@@ -172,7 +174,7 @@ class ResNet(nn.Sequential):
         self.residual_init = residual_init
 
     def initial_scales(self) -> dict[str, float]:
-        """Return the factors of the initial weights that are not 1, by layer name."""
+        """Return the factor of each layer's initial weights, by its name; others have factor 1."""
         if self.residual_init == "he":
             return {}
         blocks = [name for name, part in self.named_modules() if isinstance(part, ResidualBlock)]

@@ -64,7 +64,7 @@ def torchvision_network(
 
 
 def replace_norms(network: nn.Module, name: str, norm: Normalization) -> None:
-    """Replace the norms and convolutions of a network by those of the chosen norm.
+    """Give a network's norms and convolutions the classes of the chosen norm.
 
     Args:
         network: Network of torchvision's, changed in place.

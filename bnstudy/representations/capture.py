@@ -106,8 +106,8 @@ def capture(
         raise UserError(
             f"memory_budget={memory_budget} (GiB) is too small: measuring {max_samples} samples "
             f"needs at least {(fixed_bytes + min_block_bytes) / GIBIBYTE:.2f} GiB\n"
-            "Increase metrics.memory_budget (--memory-budget for map and similarity), or measure "
-            "fewer samples"
+            "Increase it (metrics.memory_budget, or --memory-budget of the commands map and "
+            "similarity), or measure fewer samples"
         )
     network = ProbedNetwork(
         taps,
@@ -130,7 +130,7 @@ class _ChannelBlock:
 
 
 class _CheckedBatches:
-    """Batches as pairs of inputs and labels of type int64 and shape (N,)."""
+    """Batches as pairs (inputs, labels), with the labels as int64 of shape (N,)."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
@@ -139,7 +139,7 @@ class _CheckedBatches:
         return map(as_pair, self.batches)
 
     def max_samples(self) -> int:
-        """Return an upper bound of the number of samples."""
+        """Return an upper bound of the number of samples, if the first batch is the largest."""
         if isinstance(self.batches, list):
             return sum(len(labels) for _, labels in self)
         if hasattr(self.batches, "num_samples"):  # batches of `bnstudy.data`
@@ -349,6 +349,7 @@ def _run_pass(
         for block in blocks_of.get(call, ()):
             part = output.movedim(outputs[call].channel_axis, 1)[:, block.start : block.stop]
             part = part.flatten(2) if part.ndim > 2 else part.unsqueeze(2)
+            # Metrics compute sums in float64.
             part = on_float64_device(part.to(_stored_dtype(part.dtype)))
             if block not in held:
                 held[block] = _GrowingTensor(part, block.num_bytes)
@@ -368,7 +369,7 @@ def _run_pass(
 
 
 def _checksums(inputs: Tensor) -> Tensor:
-    """Compute a number for each sample from its bits and their positions: int64, on the CPU.
+    """Sum each sample's bit patterns, weighted by their positions: int64, on the CPU.
 
     Sums of integers are exact, so the numbers do not depend on the batch size.
     """
@@ -378,7 +379,7 @@ def _checksums(inputs: Tensor) -> Tensor:
 
 
 class _GrowingTensor:
-    """Tensor of the shape and type of a batch that grows batch by batch.
+    """Tensor to which batches are appended along its first axis.
 
     Args:
         batch: Example of a batch; it is not appended.

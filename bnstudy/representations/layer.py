@@ -42,8 +42,8 @@ ERROR_FACTOR = 4
 # instead of pairwise differences.
 MAX_PAIR_FRACTION = 1 / 32
 MAX_SPECTRAL_ERROR = 1e-4  # rounding error of the sum of the singular values, relative to the sum
-# Root mean square of the rounding errors of inner products, relative to the bound of a single error
-# (the multiplication's resolution): errors average out over the units.
+# Typical (root mean square) error of an inner product, relative to its bound, the multiplication's
+# resolution. It is smaller, because errors average out over the units.
 RMS_PRODUCT_ERROR = 1 / 16
 
 
@@ -66,7 +66,7 @@ class Layer:
     activations for the same purpose or compute the same distances.
 
     Distances are those of the activations converted to float32. Their relative error is about 1e-4
-    at any scale. The only N x N x D product is that of the *residuals*, the differences between
+    at any scale. They follow from the inner products of the *residuals*, the differences between
     samples and their class means (see `ClassSums`), which avoids cancellation in tight classes. If
     samples are much closer to each other than to their class mean, rounding could still affect
     their distance, and it is computed from their difference. If many pairs are that close, all
@@ -81,8 +81,10 @@ class Layer:
         tap: Place of the layer in its network.
         network: Network around the layer, for the metrics that use it.
         precision: Precision of the operands of the N x N x D product: `float32`; `bfloat16x3`, the
-            sum of two numbers in bfloat16 with 16 significant bits together; or `auto` for the
-            faster of these two. Layers with fewer than 1,000 units always use float32.
+            sum of two numbers in bfloat16 with 16 significant bits together, which takes three
+            products; or `auto`, which is `bfloat16x3` where a trial finds it clearly faster and
+            exact enough, and `float32` elsewhere. Layers with fewer than 1,000 units always use
+            float32.
 
     Example:
         >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
@@ -210,14 +212,14 @@ class Layer:
         return sums
 
     def _multiply_in_float32(self) -> bool:
-        """Compute `products` again in float32 if they were split and activations can be read.
+        """Compute `products` again in float32 if they are `bfloat16x3` and activations can be read.
 
         The Gram matrix and the squared distances of the former products are dropped, because
         `_compute_bounds` and `_compute_matrices` assume the smaller rounding errors of the new
         products.
 
         Returns:
-            Whether the products were computed again.
+            Whether they were computed again.
         """
         if self.products.multiplication == FLOAT32 or not self.can_read_activations:
             return False
@@ -227,7 +229,7 @@ class Layer:
         return True
 
     def release_activations(self) -> None:
-        """Compute the sums that similarities need, then release the activations."""
+        """Compute what similarities such as CKA need, then release the activations."""
         self._get_sums(Activity)
         self._get_sums(Products)
         if self.products.centred is None and math.isfinite(self.total_variance):
@@ -281,7 +283,7 @@ class Layer:
 
     @property
     def activity(self) -> Activity:
-        """Counts of zero activations, and the largest activation."""
+        """Counts of zero activations, and the largest absolute activation."""
         return self._get_sums(Activity)
 
     @property
@@ -342,7 +344,7 @@ class Layer:
         """Squared distances between samples: float32, N x N, symmetric, 0 on the diagonal."""
         squared, unreliable = self.products.squared_distances()
         # A few unreliable distances are cheap to compute from differences. If there are many, and
-        # the products were split, the more precise products in float32 leave fewer of them.
+        # the products are `bfloat16x3`, the more precise products in float32 leave fewer.
         if len(unreliable) > self.num_samples and self._multiply_in_float32():
             squared, unreliable = self.products.squared_distances()
         if self.can_read_activations and len(unreliable):
@@ -450,7 +452,7 @@ class Layer:
         return squared - error, squared + error
 
     def _find_nearest(self, rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the nearest other samples of some samples with exact squared distances.
+        """Find the nearest other samples of some samples, by exact squared distances.
 
         Args:
             rows: Indices of R samples.

@@ -30,9 +30,9 @@ class Record:
     Attributes:
         paths: Files of the cell.
         table: Long table of the run.
-        has_unreplaced_result: Whether the folder still has the finished result that this run of the
-            user's own code overwrites. The first written value replaces it, except for epochs that
-            are kept; until then, `save` does nothing.
+        has_unreplaced_result: Whether `bnstudy.Run` has opened the folder of a finished run to
+            overwrite it, and has not written a value yet. Until then the old result stays, and
+            `save` does nothing.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Record:
         Args:
             folder: Folder of the cell.
             run: Description of the run that the folder should contain. If the record is missing or
-                damaged, a new one is started from this description. A damaged file is renamed, and
-                so is a damaged table of a finished run. If None, a readable record must exist, and
-                may be that of any run.
+                damaged, a new one is started from this description. A damaged run.json is renamed,
+                and so is a damaged table of a finished run. If None, a readable record must exist,
+                and may be that of any run.
 
         Raises:
             CellInUse: Another process is working in the cell.
@@ -332,11 +332,11 @@ class Observer(Record):
 
         Args:
             folder: Folder of the cell.
-            run: Description of the expected run, used if there is no record. None: any run is
-                accepted, and a record is required.
+            run: Description of the expected run, used if there is no record or a damaged one. None:
+                any run is accepted, and a readable record is required.
 
         Raises:
-            UserError: There is no record, it cannot be read, or it belongs to another run.
+            UserError: There is no readable record and `run` is None, or it belongs to another run.
         """
         paths = CellPaths(folder)
         yield cls.read(folder) if run is None else cls._read_or_begin(paths, run)
@@ -364,8 +364,8 @@ class Observer(Record):
 def remove_unused_folder(folder: Path, root: Path) -> None:
     """Remove Hydra's files and the leases of a cell that has no record.
 
-    If the study has no cells, its patches are removed. The folder and its parents below the root
-    are removed if they are then empty.
+    If the study has no cells, its patches of uncommitted code are removed. The folder and its
+    parents below the root are removed if they are then empty.
 
     Args:
         folder: Folder that Hydra created for the cell.

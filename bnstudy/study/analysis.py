@@ -50,7 +50,7 @@ class Analysis:
 
     @cached_property
     def confounders(self) -> list[str]:
-        """Differences in pairs besides norm and regularizer, one text per treatment with any."""
+        """Differences in pairs besides norm and regularizer: a text per treatment that has some."""
         texts = (
             describe_confounders(self.study, treatment, self.baseline)
             for treatment in self.study.treatments_without(self.baseline)
@@ -95,6 +95,7 @@ class Analysis:
     def mixed_depths(self) -> list[int]:
         """Depths of the networks; empty if all have equally many layers or depth is not an axis."""
         keys = load_columns(self.study)[0]
+        # `layers` is 0 where values are interpolated at relative depths.
         has_relative_depths = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
         if not has_relative_depths or "depth" not in self.axes:
             return []
@@ -158,7 +159,7 @@ class Analysis:
 
     @cached_property
     def profile_effects(self) -> pd.DataFrame:
-        """Effects on the numbers of depth profiles; see `compute_profile_effects`."""
+        """Effects on the values that summarize depth profiles; see `compute_profile_effects`."""
         return compute_profile_effects(self.study, self.baseline)
 
     @cached_property

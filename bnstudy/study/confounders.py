@@ -19,9 +19,9 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
     """Describe the settings in which runs of pairs differ besides the norm and the regularizer.
 
     Examples are a learning rate per norm, the position of the norm, the accelerator, and the
-    activation function if a norm contains its own. Options that only one of the two norms has, such
-    as the number of groups, are part of the norm, and swept options are part of the treatment's
-    name.
+    activation function if a norm contains its own. Left out are options that only one of the two
+    norms has, such as the number of groups, and swept options of a norm, which the treatment's name
+    contains.
 
     Args:
         study: Study whose runs are comparable.
@@ -57,7 +57,7 @@ def describe_confounders(study: StudyRuns, treatment: str, baseline: str) -> str
             for name in (treatment, baseline)
         )
         texts.append(
-            f"activation function ({', '.join(activations)}; counts of zeros are not compared)"
+            f"activation function ({', '.join(activations)}; so metrics of zeros are not compared)"
         )
     return " and ".join(texts)
 
@@ -69,7 +69,7 @@ def _describe_setting(
 
     Args:
         key: Key of the setting.
-        counts: Number of pairs by value of the treatment's run and value of the baseline's run.
+        counts: Number of pairs with each combination of (treatment's value, baseline's value).
         treatment: Treatment.
         baseline: Treatment to compare with.
         num_pairs: Number of all pairs.

@@ -67,8 +67,9 @@ def compute_averages(
           number of diverged runs, with or without a value;
         - mean; sd: standard deviation with n - 1 degrees of freedom.
 
-        The layers are those that all runs at the point share (see `mark_shared_columns`). A column
-        has no row if no run at the point has a value in it.
+        The layers are those that all runs at the point share (see `mark_shared_columns`). A metric
+        in a layer has no row if no run at the point has a value of it. `load_columns` describes
+        layers, place and place_index.
     """
     keys, values = load_columns(study, every)
     is_diverged = study.results["status"].to_numpy() == "diverged"
@@ -106,8 +107,8 @@ def compute_effects(
             of the grid that they form.
 
     Returns:
-        One row per comparison, with the columns `by`, treatment, baseline, split, metric, layers,
-        place, place_index and site, and
+        One row per metric and layer of each comparison of a treatment with the baseline, with the
+        columns `by`, treatment, baseline, split, metric, layers, place, place_index and site, and
 
         - n: number of pairs; undefined: number of pairs left out because a run has no value;
           diverged: number of pairs with a diverged run;
@@ -121,7 +122,7 @@ def compute_effects(
         - probability, probability_low, probability_high: probability that a run of the treatment
           has the larger value, and its interval; NaN in layers.
 
-        Each family contains the tests of all treatments and points in one of
+        Each of the following is one family, over all treatments and points:
 
         - all metrics in the layers of one split;
         - loss and accuracy of the whole model;
@@ -140,8 +141,8 @@ class PairedValues(NamedTuple):
     Attributes:
         treatment: Values of the treatment, pairs x columns of the keys.
         baseline: Values of the baseline, in the same shape.
-        pair_ids: Number of each pair: the row of the baseline's run.
-        facts: Further columns of the result, with one value for all comparisons of these pairs.
+        pair_ids: Identifier of each pair: the row of the baseline's run.
+        facts: Further columns of the result, each with one value for all metrics and layers.
     """
 
     treatment: FloatArray
@@ -178,7 +179,7 @@ def compare_pairs(
 
     Args:
         study: Study whose runs are comparable.
-        keys: Table of the columns, from `load_columns`.
+        keys: Keys of the matrix's columns, from `load_columns`.
         read: Function that reads the values of pairs, from the rows of the treatment's runs and
             the rows of the baseline's runs.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
@@ -355,9 +356,9 @@ def compute_effects_over_time(
         every: Compute them at each epoch, or at each measured step, including those within epochs.
 
     Returns:
-        One row per comparison with at least one pair, for all columns of `load_columns`, not only
-        those that all runs share: treatment, baseline, split, metric, layers, place, place_index,
-        site and epoch (or step); n, undefined, diverged, difference, low and high.
+        One row per metric and layer of each comparison with at least one pair, also for layers that
+        only some runs have. The columns are treatment, baseline, split, metric, layers, place,
+        place_index, site and epoch (or step); n, undefined, diverged, difference, low and high.
 
         They are defined as in `compute_effects`, with two exceptions: undefined and diverged count
         only pairs in which at least one network has the column, and with more than 12 pairs, 2,048
@@ -417,8 +418,9 @@ def compute_factors(
 
     Returns:
         One row per term: treatment, baseline, split, metric, layers, place, place_index, site, term
-        (such as "treatment x depth"), n (pairs), f, df, df_residual, eta_squared (partial), p (at
-        least 1/1000), and p_adjusted, by Holm's method over all tests of the same term and split.
+        (such as "treatment x depth"), n (pairs), f, df, df_residual, eta_squared (partial), p
+        (from up to 999 permutations), and p_adjusted, by Holm's method over all tests of the same
+        term and split.
         Comparisons without residual degrees of freedom, such as those with one seed, have no row.
     """
     baseline = study.baseline(baseline)

@@ -39,9 +39,10 @@ COEFFICIENTS = [
 ]
 
 ASSUMPTIONS = (
-    "Shares are causal only if, within a pair, nothing else that the treatment changes moves both "
-    "the metric and accuracy, accuracy does not itself move the metric, and the relation is linear "
-    "and the same for both treatments. Measurements cannot test this; interventions can."
+    "Shares are causal only under three assumptions: within a pair, what else the treatment "
+    "changes does not affect both the metric and the target; the target does not affect the "
+    "metric; and the relation of the two is linear and the same for both treatments. Measurements "
+    "cannot test these assumptions; interventions can."
 )
 
 
@@ -71,10 +72,11 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
           mean over the study's axes (treatment and grid) of tau among runs that differ only in this
           axis; granulated_low, granulated_high: its interval over seeds (see `paired_test`); axes:
           number of axes;
-        - cmi: conditional mutual information of the two orders divided by the conditional entropy
-          of the target's order (ibid., eq. 9 to 11), in [0, 1]: the minimum over conditioning sets
-          of at most two axes. Of more than 200 runs, 200 are drawn at random;
-          cmi_null: 95th percentile of cmi over 100 random orders, which is above 0.
+        - cmi: conditional mutual information of the runs' orders by metric and by target, divided
+          by the conditional entropy of the order by target (ibid., eq. 9 to 11), in [0, 1]: the
+          minimum over conditioning sets of at most two axes. Of more than 200 runs, 200 are drawn
+          at random; cmi_null: 95th percentile of cmi over 100 random permutations of the runs. It
+          is above 0, and cmi means something only above it.
 
         Empty with fewer than two runs or without metrics of layers.
     """
@@ -116,7 +118,7 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
 
 
 def choose_family_metrics(study: StudyRuns) -> dict[str, str]:
-    """Choose a metric for each family of the headline.
+    """Choose a metric for each family of headline metrics (sparsity, clustering).
 
     It is the family's first metric that was measured on activations of the training split, or, if
     there is none, its first metric that was measured at another site. Families without a measured
@@ -145,8 +147,8 @@ def compute_mediation(
 ) -> pd.DataFrame:
     """Compute the part of a treatment's effect on generalization that may go through a metric.
 
-    The value of a metric is that of `average_layers`. `bnstudy.study.inference.mediate` describes
-    the computation, `ASSUMPTIONS` the assumptions.
+    The value of a metric is its mean over layers (`average_layers`).
+    `bnstudy.study.inference.mediate` describes the computation, `ASSUMPTIONS` the assumptions.
 
     Args:
         study: Study whose runs are comparable.
@@ -154,10 +156,10 @@ def compute_mediation(
         through: Metrics by name of the mediator; None: those of `choose_family_metrics`.
 
     Returns:
-        One row for each treatment, target and mediator, and for the mediator "both", which is all
-        of them together: metric, n; total, indirect and direct effect, each with _low and _high;
-        share, indirect / total, with share_low and share_high, NaN if the interval of the total
-        effect contains 0. Treatments with fewer pairs than `min_pairs_to_mediate` have no row.
+        One row for each treatment, target and mediator and, if there are several mediators, for all
+        of them together ("both"): metric, n; total, indirect and direct effect, each with _low and
+        _high; share, indirect / total, with share_low and share_high, NaN if the interval of the
+        total effect contains 0. A row needs `min_pairs_to_mediate` pairs that have all its values.
     """
     baseline = study.baseline(baseline)
     through = choose_family_metrics(study) if through is None else through

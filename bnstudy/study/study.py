@@ -19,7 +19,7 @@ from bnstudy.terminal import console
 class Study(StudyRuns):
     """Runs of a study, with their values, paired differences and figures.
 
-    `StudyRuns` describes `runs` and `query`.
+    For `runs` and `query`, see `StudyRuns`.
     """
 
     def metrics(
@@ -69,8 +69,8 @@ class Study(StudyRuns):
 
         Args:
             baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-            by: Columns of `runs`, such as depth; the pairs are compared separately at each point of
-                the grid that they form.
+            by: Columns of `runs`, such as depth; the pairs are compared separately at each
+                combination of their values.
 
         Returns:
             Table as returned by `bnstudy.study.effects.compute_effects`.

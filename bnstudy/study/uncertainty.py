@@ -19,10 +19,10 @@ def compute_two_source_intervals(study: StudyRuns, baseline: str | None = None) 
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
 
     Returns:
-        One row per comparison whose runs have folds (`metrics.folds`): treatment, baseline, split,
-        metric, layers, place, place_index, site; n, the number of pairs with values on all samples
-        and on each fold; difference; low, high and sample_share of `two_source_interval`. Empty
-        without folds.
+        One row per treatment, metric and layer, if the runs have folds (`metrics.folds`):
+        treatment, baseline, split, metric, layers, place, place_index, site; n, the number of pairs
+        with values on all samples and on each fold; difference; low, high and sample_share of
+        `two_source_interval`. Empty without folds.
     """
     baseline = study.baseline(baseline)
     if study.query("select 1 from folds limit 1").empty:
@@ -30,7 +30,8 @@ def compute_two_source_intervals(study: StudyRuns, baseline: str | None = None) 
     keys, values = load_columns(study)
     fold_keys, fold_values = load_columns(study, every="fold")
     folds = fold_keys["fold"].unique()
-    # The folds have more columns: probe_loss and probe_accuracy, which `keys` may leave out.
+    # `keys` lacks probe_loss and probe_accuracy where whole splits were evaluated; the folds have
+    # them. So the columns of the folds are looked up.
     names = ["split", "metric", "site", "layers", "place_index"]
     first = fold_keys[fold_keys["fold"] == folds[0]].reset_index(drop=True)
     fold_columns = pd.MultiIndex.from_frame(first[names]).get_indexer(

@@ -152,8 +152,8 @@ class _Composed:
         node: Any = self.values
         for group in groups:
             node = node.get(group) if isinstance(node, dict) else None
-        # Hydra's own part belongs to one job. The other jobs have the same choices, but may differ
-        # from it in everything else.
+        # `self.hydra` is that of one job. Values that read other parts of it than the choices,
+        # which all jobs share, must be composed for each job.
         uses_hydra = any("hydra:" in text for text in self.interpolations.values())
         return isinstance(node, dict) and name in node and not uses_hydra
 

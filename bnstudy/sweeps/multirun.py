@@ -98,13 +98,14 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         cells: Cells of the grid.
         launcher: Hydra launcher of any kind.
         redo: Cells to run again: those that failed too often (`failed`), those that diverged
-            (`diverged`), or all of them from the start (`all`); None: none of them.
+            (`diverged`), or all but those that run elsewhere or are queued (`all`); None: none of
+            them. Failed cells resume, the others start over.
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
-        UserError: Cells that were launched, or that run elsewhere or are queued, are not finished;
-            the launcher started no cell; the data are missing or have changed since a cell was
-            trained; or the name of a study is not allowed.
+        UserError: At the end, some cells are not finished: they failed, run elsewhere or are
+            queued; the launcher started no cell; the data are missing or have changed since a cell
+            was trained; or the name of a study is not allowed.
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
         # A study's name such as ../mine would make Hydra write outside of the output root.
@@ -117,7 +118,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         if entry.should_redo:
             if redo in ("diverged", "all") and not dry_run:
                 _start_over(entry.cell)
-            entry.state = _state_to_redo(entry.cell, redo)
+            entry.state = _choose_restart_state(entry.cell, redo)
     states = [entry.state for entry in sweep_cells]
     console.print(format_summary(states))
     complete = [
@@ -248,7 +249,7 @@ def _should_redo(state: State, redo: Redo | None) -> bool:
             return state not in ("running elsewhere", "queued")
 
 
-def _state_to_redo(cell: Cell, redo: Redo | None) -> State:
+def _choose_restart_state(cell: Cell, redo: Redo | None) -> State:
     """Return the state of a cell that runs again; failed cells resume from their checkpoint."""
     resumes = redo == "failed" and CellPaths(cell.folder).last_checkpoint.exists()
     return "to resume" if resumes else "to run"
@@ -301,7 +302,7 @@ def _print_dry_run(cells: Sequence[_SweepCell]) -> None:
 
 
 def _run(cells: Sequence[Cell], launcher: Launcher) -> dict[Path, Unfinished]:
-    """Launch cells, and relaunch those whose worker died.
+    """Launch cells, and relaunch those whose worker died or whose launcher failed.
 
     Returns:
         Reason for each cell that is not finished, by the cell's folder.
@@ -316,7 +317,9 @@ def _run(cells: Sequence[Cell], launcher: Launcher) -> dict[Path, Unfinished]:
         if not cells:
             break
         if launched:
-            console.print(f"Relaunching {format_count(len(cells), 'cell')} whose worker died")
+            console.print(
+                f"Relaunching {format_count(len(cells), 'cell')} whose worker or launcher died"
+            )
         starts_before = [_list_attempt_starts(cell) for cell in cells]
         SweepProgress.total = len(cells)
         returns = _launch(launcher, cells)
@@ -426,5 +429,5 @@ def _raise_unfinished(cells: Sequence[Cell], unfinished: dict[Path, Unfinished])
     repeat = "Remove the causes, then repeat" if count["failed"] else "Repeat"
     raise UserError(
         f"{len(unfinished)} of {len(cells)} cells are not finished: {counted}\n"
-        f"{repeat} the command to try them again"
+        f"{repeat} the command to try these cells again"
     )

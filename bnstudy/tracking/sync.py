@@ -271,7 +271,9 @@ def _sync_page(study: Path, api: "wandb.Api", project_path: str) -> None:
         console.print(f"{page}: already there")
         return
     settings: dict[str, Any] = {
-        **{"console": "off", "silent": True, "disable_git": True},
+        "console": "off",
+        "silent": True,
+        "disable_git": True,
         "finish_timeout": 0,  # wait for the upload, whatever WANDB_FINISH_TIMEOUT says
     }
     with wandb_files(study / WANDB):

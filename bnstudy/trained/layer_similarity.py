@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from bnstudy.training.environment import describe_environment
 
 
 def _read_layers(run: FinishedRun, selection: Selection) -> list[Layer]:
-    """Read the layers of a run, in the order of computation, and release their activations."""
+    """Read what similarities need of the layers of a run, in the order of computation."""
     layers = []
     for layer in run.read_layers(selection):
         layer.release_activations()
@@ -79,12 +80,10 @@ def compare_runs(
             f"{run_a} and {run_b} were trained on different images; similarities "
             "compare representations of the same samples"
         )
-    # With equal data and equal training split sizes, the training samples are the same.
-    train_sizes = {run.record.data.train for run in runs}
-    if selection.split == "train" and len(train_sizes) > 1:
+    if selection.split == "train" and len(set(map(_describe_training_split, runs))) > 1:
         raise UserError(
-            f"{run_a} and {run_b} differ in data.validation, and so in the samples "
-            "of the training split; compare them with --split test"
+            f"{run_a} and {run_b} differ in data.validation or data.samples_per_class, and so in "
+            "the samples of the training split; compare them with --split test"
         )
     output = output or run_a.resolve().parent / "similarity" / "~".join(run.name for run in runs)
     matrices, labels = _compute_matrices(runs, selection)
@@ -129,6 +128,13 @@ def compare_runs(
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
     for label, ending in (("Tables", "csv"), ("Figures", "svg"), ("Figures", "png")):
         console.print(f"{label:<8} {output}/{{{','.join(matrices)}}}.{ending}")
+
+
+def _describe_training_split(run: FinishedRun) -> tuple[Any, ...]:
+    """Return the number of a run's training samples, and the options that selected them."""
+    options = run.record.description.config["data"]
+    validation, samples_per_class = options.get("validation"), options.get("samples_per_class")
+    return run.record.data.train, validation or 0, samples_per_class
 
 
 def _compute_matrices(

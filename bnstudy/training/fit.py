@@ -37,7 +37,7 @@ from bnstudy.training.processes import (
 )
 from bnstudy.training.twin import with_target_sparsity
 
-MAX_INITIAL_WEIGHT = 0.01  # share of the initial values (0 and 1) in the running statistics
+MAX_INITIAL_SHARE = 0.01  # of the initial values (0 and 1) in the running statistics
 
 
 def fit(record: Record, config: dict[str, Any], progress_console: Console) -> None:
@@ -134,18 +134,18 @@ def quieten_lightning() -> None:
 def warn_about_biased_statistics(network: nn.Module, epochs: int) -> None:
     """Warn if the running statistics were biased towards their initial values after one epoch.
 
-    The initial 0 and 1 may have a weight of up to `MAX_INITIAL_WEIGHT`. The statistics are not
+    The share of the initial 0 and 1 may be up to `MAX_INITIAL_SHARE`. The statistics are not
     corrected, because training does not depend on them.
 
     Args:
         network: Network after training.
         epochs: Number of trained epochs.
     """
-    weight = initial_share(network, epochs)
-    if weight > MAX_INITIAL_WEIGHT and is_first_process():
+    share = initial_share(network, epochs)
+    if share > MAX_INITIAL_SHARE and is_first_process():
         console.print(
-            "norm.momentum: after the first epoch, the initial values (0 and 1) still had a weight "
-            f"of {weight:.0%} in the running mean and variance; a measurement at that epoch is "
+            "norm.momentum: after the first epoch, the initial values (0 and 1) still had a share "
+            f"of {share:.0%} in the running mean and variance; a measurement at that epoch is "
             "biased\nUse more batches per epoch (a smaller data.batch_size) or a larger "
             "norm.momentum",
             style="yellow",

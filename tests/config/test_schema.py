@@ -192,7 +192,7 @@ def test_a_target_of_the_users_has_free_keys_beside_the_known_ones(
 
 def test_what_callbacks_stand_in_for_cannot_be_set(config: dict[str, Any]) -> None:
     message = refusal(changed(config, "trainer.max_steps", 5))
-    assert message.startswith("trainer.max_steps cannot be set: a run goes on to the end of ")
+    assert message.startswith("trainer.max_steps cannot be set: bnstudy relies on its own ")
 
 
 def test_some_groups_are_checked_alone() -> None:

@@ -87,7 +87,7 @@ def test_zeros_are_not_compared_with_another_activation_function(studies: Studie
     assert set(curves.loc[curves["place_index"] > 0, "metric"]) == {"silhouette"}
     assert describe_confounders(study, "evonorm_s0", "none") == (
         "activation function (that of the norm with EvoNorm-S0, ReLU with no normalization; "
-        "counts of zeros are not compared)"
+        "so metrics of zeros are not compared)"
     )
     assert describe_confounders(study, "batchnorm", "none") == ""
 

@@ -91,11 +91,17 @@ def test_before_training_the_first_convolution_is_the_same_and_batchnorm_changes
 
 
 @pytest.mark.long
-def test_with_different_validation_splits_only_the_test_split_is_compared(
-    command_line: CommandLine, tmp_path: Path
+@pytest.mark.parametrize(
+    "other",
+    ["data.validation=0", "data.samples_per_class=360"],
+    ids=["of another size", "of the same size"],
+)
+def test_with_different_training_samples_only_the_test_split_is_compared(
+    command_line: CommandLine, tmp_path: Path, other: str
 ) -> None:
-    arguments = ("metrics=none", "model.depth=1", "data.validation=0,0.1", "-m")
-    assert command_line(*SMALL[1:], *arguments).returncode == 0
+    for option in ("data.validation=0.1", other):
+        arguments = ("metrics=none", "model.depth=1", option)
+        assert command_line(*SMALL[1:], *arguments).returncode == 0
     cells = sorted(map(str, (tmp_path / STUDY).glob("*-*/")))
     sites = ("--samples", "100")
     result = command_line("similarity", *cells, "--split", "train", *sites, main=measure.main)

@@ -61,13 +61,14 @@ class Lines(nn.Sequential):
 class TwoOutputs(nn.Module):
     """Network with two outputs in training, like networks with auxiliary classifiers."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: nn.Module | None = None) -> None:
         super().__init__()
         self.norm, self.line = nn.BatchNorm2d(1), nn.Linear(64, 3)
+        self.end = end or nn.Identity()
 
     def forward(self, x: Tensor) -> Any:
-        logits = self.line(self.norm(x).flatten(1))
-        return (logits, logits) if self.training else logits
+        output = self.end(self.line(self.norm(x).flatten(1)))
+        return (output, output) if self.training else output
 
 
 class Probabilities(nn.Sequential):
@@ -282,6 +283,27 @@ def test_convolutions_keep_what_their_network_gave_them() -> None:
         assert not any(parameter.requires_grad for parameter in network[0].parameters())
         network[0](torch.randn(1, 1, 8, 8, dtype=torch.float64))
         assert calls == [network[0]]
+
+
+def test_probabilities_do_not_hide_a_second_output_in_training() -> None:
+    network = TwoOutputs(end=nn.Softmax(1))
+    with pytest.raises(UserError, match="its output for 2 samples is tuple"):
+        adapt(network, "model._target_=mine.Net", Normalization("none"), (1, 8, 8), 3)
+
+
+@pytest.mark.parametrize("name", ["none", "batchnorm", "weightstandardization"])
+def test_with_every_norm_as_many_random_numbers_are_drawn_for_a_shared_convolution(
+    name: str,
+) -> None:
+    options = {"num_groups": 2, "eps": 1e-5} if name == "weightstandardization" else {}
+    convolution = nn.Conv2d(4, 4, 3)
+    network = nn.Sequential(convolution, nn.BatchNorm2d(4), convolution)
+    torch.manual_seed(0)
+    nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    replace_norm_layers(network, Normalization(name, **options))
+    assert torch.equal(torch.rand(3), drawn)
 
 
 def test_the_same_random_numbers_are_drawn_as_by_new_convolutions() -> None:

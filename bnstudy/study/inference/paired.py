@@ -93,7 +93,7 @@ def paired_test(
         num_flips: Number of random flips otherwise, including the identity.
 
     Returns:
-        Arrays with one entry per comparison; NaN where there are too few pairs.
+        Arrays with one entry per comparison; low, high and p are NaN where there are too few pairs.
 
     Examples:
         >>> found = paired_test(np.array([[0.3], [0.1], [0.2], [0.4], [0.2], [0.1]]))
@@ -229,8 +229,9 @@ def _compute_subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatA
     """Compute the mean of the flipped pairs and of the other pairs, comparisons x flips.
 
     The smaller of the two means is returned first, then the larger. If one of the two groups is
-    empty, as with the identity, the means are -inf and inf: every value lies between them. A mean
-    is 0 if flipping the signs of its pairs changes the sum over all pairs by a rounding error only.
+    empty, as with the identity, the means are -inf and inf: every value lies between them. A
+    group's mean is set to 0 if the sum of the group is only a rounding error of the sum over all
+    pairs.
     """
     known = np.isfinite(differences)
     values = np.where(known, differences, 0).T

@@ -16,7 +16,7 @@ from bnstudy.study.inference.columns import Flags, FloatArray, IntArray, group_r
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST, paired_test
 
 MAX_RUNS = 200  # runs for conditional mutual information; of more, a sample is drawn
-NUM_SHUFFLES = 100  # random orders of the runs
+NUM_SHUFFLES = 100  # random permutations of the runs
 MAX_CONDITIONS = 2  # axes that are conditioned on at once
 
 DECIMALS = 12  # decimals of a coefficient; further ones are rounding errors
@@ -153,7 +153,7 @@ class MutualInformation(NamedTuple):
     Attributes:
         share: Share of the entropy of the order by the target that the order by the metric removes,
             in [0, 1], one entry per metric: the smallest over the choices of conditions.
-        null: Quantile of the shares of random orders.
+        null: Quantile of the shares of randomly permuted runs.
     """
 
     share: FloatArray
@@ -184,7 +184,7 @@ def conditional_mutual_information(
         confidence: Level of the quantile `null`.
         max_conditions: Maximum number of axes that are conditioned on at once.
         max_runs: Maximum number of runs; of more, the same sample is drawn in each call.
-        num_shuffles: Number of random orders.
+        num_shuffles: Number of random permutations.
 
     Returns:
         NaN if all runs have the same value of the target.

@@ -31,13 +31,13 @@ def two_source_interval(
 ) -> TwoSourceInterval:
     """Compute the confidence interval of a mean difference over pairs and probe samples.
 
-    All runs use the same probe samples, so an unlucky sample shifts all pairs alike, and the
-    standard deviation over pairs does not show it. The folds, which are parts of the samples, do.
-    The variance of the mean is the variance over pairs, plus the variance over folds minus the
-    pair x fold interaction, which the pairs already contain. The dual bootstrap of rsatoolbox makes
-    the same correction (Schuett et al. 2023, arXiv 2112.09200). Mean squares with Satterthwaite's
-    degrees of freedom, unlike resampling, also work with few folds. The interval is never narrower
-    than Student's interval from the pairs alone.
+    All runs use the same probe samples, so an unlucky choice of samples shifts all pairs alike, and
+    the standard deviation over pairs does not show it. The folds, which are parts of the samples,
+    do. The variance of the mean is the sum of the variance over pairs and the variance over folds,
+    less the pair x fold interaction, which the variance over pairs already contains. The dual
+    bootstrap of rsatoolbox makes the same correction (Schuett et al. 2023, arXiv 2112.09200). Mean
+    squares with Satterthwaite's degrees of freedom, unlike resampling, also work with few folds.
+    The interval is never narrower than Student's interval from the pairs alone.
 
     Args:
         differences: Differences on all samples, pairs x comparisons.

@@ -311,11 +311,9 @@ def test_layers_with_equally_strong_associations_are_all_named(studies: Studies)
         studies.add(norm, seed, layers=layers, accuracy=0.8 + 0.1 * change + 0.001 * seed)
     assert (
         "Clustering and test accuracy: over 8 runs, the granulated Kendall coefficient of "
-        "silhouette with test accuracy (between runs with different norms) is -1.00 in block01 "
-        "and block02, +0.50 [-1.00, 1.00] in block03, +1.00 in block04. A coefficient without "
-        "brackets has no confidence interval: there are too few seeds, or it is the same for every "
-        "seed. "
-        "Kendall's tau over all runs is " in verdict(studies)
+        "silhouette with test accuracy (between runs with different norms) is -1.00 for every "
+        "seed in block01 and block02, +0.50 [-1.00, 1.00] in block03, +1.00 for every seed in "
+        "block04. Kendall's tau over all runs is " in verdict(studies)
     )
 
 
@@ -335,11 +333,11 @@ def test_of_many_layers_all_with_the_largest_coefficient_are_named() -> None:
     assert describe_association(rows, is_norm_axis=True) == (
         "over 8 runs, the granulated Kendall coefficient of nc1 with test accuracy is -0.80 in "
         "block02 and block07, +0.80 in block04, and smaller in absolute value in the other 4 "
-        "layers. A coefficient without brackets has no confidence interval: there are too few "
-        "seeds, or it is the same for every seed. Kendall's tau over all runs is -0.40 in block02 "
-        "and block07, +0.40 in block04. The conditional mutual information of nc1 and test "
-        "accuracy exceeds the 95th percentile over random orders of the runs in 2 of these 3 "
-        "layers (block04: 0.400 > 0.200, block07: 0.700 > 0.200)."
+        "layers. A coefficient without a confidence interval is from too few seeds, or the same "
+        "for every seed. Kendall's tau over all runs is -0.40 in block02 and block07, +0.40 in "
+        "block04. The conditional mutual information of nc1 and test accuracy exceeds the 95th "
+        "percentile of its values for randomly permuted runs in 2 of these 3 layers (block04: "
+        "0.400 > 0.200, block07: 0.700 > 0.200)."
     )
 
 

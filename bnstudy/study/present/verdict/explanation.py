@@ -77,7 +77,12 @@ def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
         sizes = [f"{abs(row.granulated):.2f}" for row in rows]
         listed = [row for row, size in zip(rows, sizes, strict=True) if size == max(sizes)]
     others = [row for row in rows if row not in listed]
-    coefficients = [f"{row.granulated:+z.2f}{_format_interval_over_seeds(row)}" for row in listed]
+    # With as many runs as a coefficient with an interval has, there are enough seeds for one.
+    enough_runs = {row.n for row in listed if math.isfinite(row.granulated_low)}
+    coefficients = [
+        f"{row.granulated:+z.2f}{_format_interval_over_seeds(row, row.n in enough_runs)}"
+        for row in listed
+    ]
     axis = " (between runs with different norms)" if is_norm_axis and rows[0].axes == 1 else ""
     text = (
         f"over {_format_range([row.n for row in listed])} runs, the granulated Kendall coefficient "
@@ -88,10 +93,10 @@ def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
         places = format_places(others, "the other ") if several else format_place(others[0])
         text += f", and smaller in absolute value {places}"
     text += "."
-    if not all(math.isfinite(row.granulated_low) for row in listed):
+    if any(row.n not in enough_runs for row in listed):
         text += (
-            " A coefficient without brackets has no confidence interval: there are too few seeds, "
-            "or it is the same for every seed."
+            " A coefficient without a confidence interval is from too few seeds, or the same for "
+            "every seed."
         )
     if correlated := [row for row in listed if math.isfinite(row.tau)]:
         taus = [f"{row.tau:+z.2f}" for row in correlated]
@@ -99,8 +104,14 @@ def describe_association(rows: Sequence[Any], *, is_norm_axis: bool) -> str:
     return text + _describe_information(listed)
 
 
-def _format_interval_over_seeds(row: Any) -> str:
+def _format_interval_over_seeds(row: Any, has_enough_seeds: bool) -> str:
+    """Format the interval of a coefficient.
+
+    Student's t has none for equal coefficients, however many seeds there are.
+    """
     low, high = row.granulated_low, row.granulated_high
+    if has_enough_seeds and math.isnan(low):
+        return " for every seed"
     return format_interval(low, high, "z.2f", without_width="for every seed")
 
 
@@ -111,7 +122,7 @@ def _describe_information(rows: Sequence[Any]) -> str:
         return ""
     above = [row for row in rows if row.cmi > row.cmi_null]
     exceeds = "exceeds" if above else "does not exceed"
-    percentile = "the 95th percentile over random orders of the runs"
+    percentile = "the 95th percentile of its values for randomly permuted runs"
     information = f"The conditional mutual information of {rows[0].metric} and test accuracy"
     if len(rows) == 1:
         return (
@@ -145,7 +156,7 @@ def _describe_mediation(mediation: pd.DataFrame) -> Iterator[str]:
     if mediation.empty:
         yield (
             "There are too few pairs for a mediation analysis, which needs at least "
-            f"{min_pairs_to_mediate()} pairs that have all values."
+            f"{min_pairs_to_mediate()} pairs with values of the metric and of the test accuracy."
         )
         return
     shared = mediation.dropna(subset="share")

@@ -151,6 +151,8 @@ def _compare_results(
         noun, verb = ("outcome", "is") if len(unchanged) == 1 else ("outcomes", "are")
         named = join_words([*unchanged])
         sentences.insert(0, f"the {noun} for {named} {verb} the same as after the last epoch.")
+    is_on_probe_set = any(row.place_index == 0 for row in described)
+    remark = " Test accuracy is here that of the probe set." if is_on_probe_set else ""
     layers = [key_of(row) for row in at_equal.itertuples() if row.place_index]
     layers = [key for key in layers if key in compared]
     yield (
@@ -158,7 +160,7 @@ def _compare_results(
         f"{sentences[0]} {''.join(f'{text[:1].upper()}{text[1:]} ' for text in sentences[1:])}"
         "Over all metrics, layers and splits, "
         f"{sum(last_epoch[key] != equal_training[key] for key in layers)} of {len(layers)} "
-        "outcomes (higher, lower or not significant) differ."
+        f"outcomes (higher, lower or not significant) differ.{remark}"
     )
 
 

@@ -19,8 +19,9 @@ NOT_SIGNIFICANT = "not significant"
 FAMILIES_OF_TESTS = (
     "A family contains the tests of all treatments. Accuracy and loss are one family. The metrics "
     "of layers are one family per split, and so are the values that callbacks record in layers. "
-    "All other values of the whole network are one family. The comparisons at equal training, over "
-    "depth and with regularizers have families of their own."
+    "All other values of the whole network are one family. The comparisons at equal training loss, "
+    "at equal training accuracy, of depth profiles (separation law, tunnel, rank before training) "
+    "and of regularizers have families of their own."
 )
 
 
