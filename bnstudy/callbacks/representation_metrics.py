@@ -70,8 +70,7 @@ class RepresentationMetrics(L.Callback):
         step_rows: Rows measured within the latest epoch; their `epoch` is the number of completed
             epochs. They are not logged.
         fold_rows: (fold, row) of each value that was measured on one fold after the last epoch.
-        seconds: Total time of the calls of `measure`, in seconds. During training it does not
-            include the calibration before a measurement.
+        seconds: Total time of all measurements, without calibrations, in seconds.
         precisions: Precisions of the matrix products, by layer label.
 
     Raises:
@@ -157,7 +156,7 @@ class RepresentationMetrics(L.Callback):
             # values.
             with recalibrated(pl_module, self.calibration), others_wait(trainer) as is_first:
                 if is_first:
-                    self.step_rows += self.measure(pl_module, epoch, step)
+                    self.step_rows += self._measure(pl_module, epoch, step)
 
     def _is_due(self, step: int, epoch: int) -> bool:
         if self.at_steps == "log2":
@@ -204,12 +203,15 @@ class RepresentationMetrics(L.Callback):
             Rows of the long table. The split `train` comes first, and the layers of a split are in
             the order of computation.
         """
+        with calibrated(module, self.calibration):
+            return self._measure(module, epoch, step)
+
+    def _measure(self, module: nn.Module, epoch: int, step: int) -> list[Row]:
+        """Measure a network that is calibrated; see `measure`."""
         started = time.monotonic()
         rows: list[Row] = []
-        # Needed if `measure` is called directly: during training the layers are calibrated already.
-        with calibrated(module, self.calibration):
-            for split, batches in self.probes.items():
-                rows += self._measure_split(module, split, batches, epoch, step)
+        for split, batches in self.probes.items():
+            rows += self._measure_split(module, split, batches, epoch, step)
         self.seconds += time.monotonic() - started
         return sorted(rows, key=lambda row: (row.split != "train", row.layer_index))
 
@@ -280,7 +282,7 @@ class RepresentationMetrics(L.Callback):
         # may synchronize their statistics.
         with calibrated(module, self.calibration), others_wait(trainer) as is_first:
             if is_first:
-                self.rows = self.measure(module, epoch, trainer.global_step)
+                self.rows = self._measure(module, epoch, trainer.global_step)
                 values = {logged_name(row): row.value for row in self.rows} | {"epoch": epoch}
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=trainer.global_step)
