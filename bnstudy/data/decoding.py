@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -165,12 +165,9 @@ def _decode_chunk(paths: Sequence[Path], first: int, size: Size, pixels: Path) -
     return decoded
 
 
-@contextmanager
-def _accepting_large_images() -> Iterator[None]:
+def _accepting_large_images() -> AbstractContextManager[None]:
     """Silence Pillow's warning of images above MAX_IMAGE_PIXELS; it refuses twice that number."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
+    return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
 
 
 def _open(path: Path) -> tuple[Image.Image, int]:

@@ -17,7 +17,9 @@ import bnstudy
 from bnstudy.headline import CLUSTERING, SPARSITY, choose_measured, in_words
 from bnstudy.runs.long_table import WHOLE_MODEL
 from bnstudy.study.analysis import Analysis
+from bnstudy.study.effects import MAX_PAIRS_EXACT_OVER_EPOCHS, NUM_FLIPS_OVER_EPOCHS
 from bnstudy.study.generalization import ASSUMPTIONS
+from bnstudy.study.inference.paired import MAX_PAIRS_EXACT, NUM_FLIPS
 from bnstudy.study.load.design import TREATMENT_PREFIXES
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.cards import compose_cards
@@ -106,6 +108,10 @@ def render_page(
         "embedded_note": _describe_reduction(data, study),
         "assumptions": ASSUMPTIONS,
         "families_of_tests": FAMILIES_OF_TESTS,
+        "max_pairs_exact": MAX_PAIRS_EXACT,
+        "num_flips": f"{NUM_FLIPS:,}",
+        "max_pairs_exact_over_epochs": MAX_PAIRS_EXACT_OVER_EPOCHS,
+        "num_flips_over_epochs": f"{NUM_FLIPS_OVER_EPOCHS:,}",
         "interpolated": any(key["place_index"] > 0 and key["layers"] == 0 for key in data["keys"]),
         "label_noise": describe_label_noise(study.results),
         "hessian": describe_hessian(study.results),
