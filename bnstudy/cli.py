@@ -1,6 +1,7 @@
-"""Behaviour that all commands share: short error messages, Ctrl+C and exit statuses."""
+"""Behaviour that all commands share: short messages, Ctrl+C and exit statuses."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +9,25 @@ from pathlib import Path
 
 from bnstudy.config.mistakes import explain
 from bnstudy.files import OTHER_FOLDER, CannotWrite
-from bnstudy.terminal import console
+from bnstudy.terminal import console, shorten_warnings
 
 
 @contextmanager
-def command_line(interrupted: str | int, alternative: str = OTHER_FOLDER) -> Iterator[None]:
+def command_line(interrupted: str, alternative: str = OTHER_FOLDER) -> Iterator[None]:
     """Run a command's body and turn the user's mistakes into messages and exit statuses.
 
     A mistake that the user can fix ends the process with a message of one or two lines and exit
-    status 1. Any other exception is a bug and keeps its traceback.
+    status 1. Ctrl+C ends it with exit status 130. Any other exception is a bug and keeps its
+    traceback.
 
     Args:
-        interrupted: Message or exit status after Ctrl+C.
+        interrupted: Message after Ctrl+C.
         alternative: What else the user can do if a folder cannot be written.
 
     Raises:
         SystemExit: The user made a mistake or pressed Ctrl+C.
     """
+    shorten_warnings()
     _require_working_folder()
     _ensure_home()
     before = CannotWrite.alternative
@@ -32,7 +35,8 @@ def command_line(interrupted: str | int, alternative: str = OTHER_FOLDER) -> Ite
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(interrupted)
+        console.print(interrupted)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +33,8 @@ def print_status(study: Path, interval: float | None) -> None:
     if interval is None:
         console.print(StudyStatus(study))
         return
-    with Live(StudyStatus(study), console=console, auto_refresh=False) as live:
+    live = Live(StudyStatus(study), console=console, auto_refresh=False)
+    with suppress(KeyboardInterrupt), live:  # Ctrl+C is the way to end the display
         while True:
             time.sleep(interval)
             live.update(StudyStatus(study), refresh=True)
@@ -57,7 +59,7 @@ def main() -> None:
         help="update the display at this interval; default: 2 seconds",
     )
     options = parser.parse_args()
-    with command_line(interrupted=0):
+    with command_line("Interrupted"):
         print_status(options.study, options.watch)
 
 

@@ -1,4 +1,8 @@
-"""Console of all commands, and a progress bar."""
+"""Console of all commands, their warnings, and a progress bar."""
+
+import warnings
+from functools import cache
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,3 +26,22 @@ def progress_bar(unit: str) -> Progress:
         console=console,
         transient=True,
     )
+
+
+@cache  # once per process; Lightning adds its own format to this one
+def shorten_warnings() -> None:
+    """Let warnings of bnstudy be printed without a file and a line of its code."""
+    package, format_in_full = Path(__file__).parent, warnings.formatwarning
+
+    def format_warning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(package):
+            return f"Warning: {message}\n"
+        return format_in_full(message, category, filename, lineno, line)
+
+    warnings.formatwarning = format_warning

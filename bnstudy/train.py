@@ -1,7 +1,6 @@
 """Command line that trains one run or a sweep. See `python -m bnstudy.train --help`."""
 
 import os
-import signal
 import sys
 
 import hydra
@@ -13,7 +12,6 @@ from bnstudy.config.identity import START_TIME, register_resolvers
 from bnstudy.sweeps.grid import defer_to_jobs
 from bnstudy.sweeps.job import job
 from bnstudy.sweeps.search_config import register_search
-from bnstudy.terminal import console
 from bnstudy.training.processes import is_first_process
 
 
@@ -33,13 +31,10 @@ def main() -> None:
         os.environ.pop(START_TIME, None)  # if inherited, it is that of another command
     # As a decorator it would replace `job`, which launchers could then not pickle.
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
-    with command_line(interrupted=128 + signal.SIGINT):
+    # `job` handles interruptions inside of a job.
+    with command_line("Interrupted; repeat the command to continue"):
         require_one_option(sys.argv[1:])
-        try:
-            hydra_main(job)()
-        except KeyboardInterrupt:  # outside of a job: `job` handles those inside
-            console.print("Interrupted; repeat the command to continue")
-            raise
+        hydra_main(job)()
 
 
 if __name__ == "__main__":

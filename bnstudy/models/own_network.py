@@ -83,8 +83,8 @@ def adapt(
         num_classes: Length of the output.
 
     Raises:
-        UserError: The network is not a module, its norms cannot be replaced by the chosen one, or
-            it does not map samples to one logit per class.
+        UserError: The network is not a module, it cannot be copied, its norms cannot be replaced by
+            the chosen one, or it does not map samples to one logit per class.
     """
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -99,7 +99,7 @@ def adapt(
     # Also in training mode, in which some networks have several outputs; on a copy, because
     # running statistics would change.
     has_softmax = False
-    for trial in (network.eval(), copy.deepcopy(network).train()):
+    for trial in (network.eval(), _copy(network, name).train()):
         logits = _run(trial, name, input_shape)
         if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -115,6 +115,17 @@ def adapt(
             "Remove the softmax at its end"
         )
     network.train()
+
+
+def _copy(network: nn.Module, name: str) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"{name} cannot be copied ({type(error).__name__}: {first_line(error)})\n"
+            "Keep what cannot be copied, such as a lock, out of it; for weight normalization, use "
+            "torch.nn.utils.parametrizations.weight_norm"
+        ) from error
 
 
 def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> None:

@@ -28,7 +28,7 @@ from bnstudy.runs.record import Observer, Record, remove_unused_folder
 from bnstudy.runs.version import VERSION
 from bnstudy.sweeps.progress import SweepProgress
 from bnstudy.sweeps.search_config import worst_value
-from bnstudy.terminal import console
+from bnstudy.terminal import console, shorten_warnings
 from bnstudy.terms import format_count
 from bnstudy.trained.measuring import measure_missing
 from bnstudy.trained.only_in_training import describe_missing_options, print_missing_options
@@ -176,6 +176,7 @@ def cell_folder() -> Path:
 def job(cfg: DictConfig) -> Outcome:
     """Run one Hydra job, and print its errors and interruptions."""
     end_with_parent()
+    shorten_warnings()  # a worker runs only this function of the command
     try:
         with stopping_on_signal():
             return run(cfg)

@@ -17,6 +17,7 @@ from bnstudy.adapters.hydra_internals import get_result, is_basic
 from bnstudy.adapters.submitit_internals import WorkerLost, collecting_every_result, get_max_jobs
 from bnstudy.config.mistakes import explain
 from bnstudy.config.schema import validate
+from bnstudy.config.without_effect import refuse_without_effect
 from bnstudy.errors import DamagedFile, UserError, first_line
 from bnstudy.runs.lease import CellInUse, hold_lease
 from bnstudy.runs.long_table import LongTable
@@ -105,11 +106,12 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     Raises:
         UserError: At the end, some cells are not finished: they failed, run elsewhere or are
             queued; the launcher started no cell; the data are missing or have changed since a cell
-            was trained; or the name of a study is not allowed.
+            was trained; the configuration of no cell is allowed; or the name of a study is not.
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
         # A study's name such as ../mine would make Hydra write outside of the output root.
         validate({"study": study, "output_root": root})
+    _require_allowed(cells)
     # Different overrides can result in the same configuration.
     cells = list({cell.folder: cell for cell in cells}.values())
     sweep_cells = _read_cells(cells, redo)
@@ -153,6 +155,24 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     _print_results(cells)
     if unfinished:
         _raise_unfinished(cells, unfinished)
+
+
+def _require_allowed(cells: Sequence[Cell]) -> None:
+    """Verify that the configuration of at least one cell is allowed, before any is launched.
+
+    Raises:
+        UserError: There is none; the message has each mistake once.
+    """
+    mistakes: dict[str, None] = {}
+    for cell in cells:
+        try:
+            validate(cell.config)
+            refuse_without_effect(cell.config)
+        except UserError as error:
+            mistakes[str(error)] = None
+        else:
+            return
+    raise UserError("\n".join(mistakes))
 
 
 def _read_cells(cells: Sequence[Cell], redo: Redo | None) -> list[_SweepCell]:

@@ -158,22 +158,16 @@ class Run:
         record, self._record = self._record, None
         if record is None:
             return
-        try:
-            if error is not None:
-                raise error  # handled like an error raised here: the attempt records it
+        if error is not None:
+            self._contexts.__exit__(type(error), error, error.__traceback__)
+            return
+        with self._contexts:
             if record.has_unreplaced_result or not record.paths.parts():
                 raise UserError(f"{self.folder}: nothing was measured or logged")
             self._attempt.diverged = self._diverged
             record.join_parts()
-        except BaseException as raised:
-            self._contexts.__exit__(type(raised), raised, raised.__traceback__)
-            if raised is not error:
-                raise
-        else:
-            self._contexts.close()
-            study = self.folder.parent
-            console.print(f"{self.folder}: {record.description.status}")
-            console.print(f"To write the report: python -m bnstudy.report {study}")
+        console.print(f"{self.folder}: {record.description.status}")
+        console.print(f"To write the report: python -m bnstudy.report {self.folder.parent}")
 
     def measure(
         self,

@@ -16,6 +16,12 @@ from tests.conftest import SMALL, CommandLine, description, only_cell
 RUN = (*SMALL, "metrics=fast", "trainer.max_epochs=4")
 
 
+@pytest.fixture(autouse=True)
+def _small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrate all runs of this module alike, with and without markers: they are compared."""
+    monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 500)
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a complete and a stopped run, which the first tests train and all tests copy."""

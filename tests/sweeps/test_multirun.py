@@ -180,13 +180,23 @@ def test_a_cell_with_a_queued_job_is_called_queued(capsys: pytest.CaptureFixture
     assert "b      queued" in capsys.readouterr().out
 
 
-def test_a_mistake_in_all_cells_is_told_once(command_line: CommandLine) -> None:
-    result = command_line(*QUICK, "norm=batchnorm,none", "optim.lr=-1", "-m")
-    assert result.returncode == 1
-    first, second = result.stderr.splitlines()[-2:]
-    assert first == "2 of 2 cells failed:"
-    assert second.startswith("optim.lr=-1 is not allowed")
-    assert "Repeat the command" not in result.stderr
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr=-1", "optim.lr=-1 is not allowed; expected a number above 0\n"),
+        (
+            "optim.lr=0,-1",
+            "optim.lr=0 is not allowed; expected a number above 0\n"
+            "optim.lr=-1 is not allowed; expected a number above 0\n",
+        ),
+    ],
+)
+def test_a_mistake_in_all_cells_is_told_once_before_any_is_launched(
+    override: str, message: str, command_line: CommandLine, tmp_path: Path
+) -> None:
+    result = command_line(*QUICK, "norm=batchnorm,none", override, "-m")
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", message)
+    assert not list(tmp_path.glob("multirun/*/*"))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ class Probabilities(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = super().forward(x)
         return logits if self.training and self.only_in_evaluation else logits.softmax(1)
+
+
+class Locked(Plain):
+    """Network with an attribute that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.lock = threading.Lock()
 
 
 class Augmented(TensorDataset):
@@ -245,6 +254,7 @@ def test_layernorm_is_replaced_as_well(norm: str) -> None:
         (TwoOutputs(), (1, 8, 8), {}, r"output for 2 samples is tuple"),
         (Plain(3), (1, 8, 8), {"position": "post"}, "norm.position=post is not possible"),
         (functional.relu, (1, 8, 8), {}, "makes a function, not a torch.nn.Module"),
+        (Locked(), (1, 8, 8), {}, r"cannot be copied \(TypeError: cannot pickle '_thread.lock'"),
     ],
 )
 def test_a_network_that_cannot_be_used_is_refused(

@@ -1,0 +1,36 @@
+"""Behaviour that all commands share: exit statuses and warnings."""
+
+import warnings
+
+import pytest
+
+from bnstudy import terminal
+from bnstudy.cli import command_line
+from tests.conftest import SMALL, CommandLine
+
+
+def test_an_interrupted_command_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, command_line("Interrupted; nothing was written"):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().out == "Interrupted; nothing was written\n"
+
+
+def test_warnings_of_bnstudy_are_printed_without_a_line_of_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # restored afterwards
+    terminal.shorten_warnings.__wrapped__()
+    form = warnings.formatwarning
+    assert form("too small", UserWarning, terminal.__file__, 1) == "Warning: too small\n"
+    assert form("old", DeprecationWarning, terminal.__file__, 1) != "Warning: old\n"
+    assert form("too small", UserWarning, pytest.__file__, 1) != "Warning: too small\n"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default:.*every class has only one sample")
+def test_metrics_without_a_value_are_warned_of_once(command_line: CommandLine) -> None:
+    few = (*SMALL[:-3], "probe.train=10", "probe.test=10", "metrics.names=[silhouette]", SMALL[-1])
+    with pytest.warns(match="every class has only one sample; NaN for silhouette") as warned:
+        assert command_line(*few).returncode == 0
+    assert len(warned) == 1
