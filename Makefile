@@ -1,8 +1,7 @@
-# make study   set up, train BatchNorm against no normalization on real digits with 4 seeds, and show
-#              the difference
-# make test    set up what the tests need, run the fast ones
+# make study       set up, train BatchNorm and no normalization on real digits with 4 seeds, show the table
+# make test        set up what the tests need, run the fast ones
 # make test-slow   run those that take more than two seconds each
-# make docs    set up what the documentation needs, build it: docs/build/index.html
+# make docs        set up what the documentation needs, build it: docs/build/index.html
 PYTHON ?= python3
 INSTALL = .venv/bin/pip install --quiet --constraint constraints.txt --editable
 

@@ -1,11 +1,11 @@
-"""How long it takes to measure a network's layers once, and how much memory, in this process.
+"""Time and peak memory of one measurement of a network's layers, in this process.
 
     python benchmarks/footprint.py --metrics full --depth 4 --width 64 --samples 2000 --budget 0.5
 
 Prints one line of JSON. The peak is that of the resident set, less what is resident after a forward
-pass on a few samples. (`resource.getrusage` would tell the same, but for a process that is started
-by a larger one its `ru_maxrss` begins with that one's.) On a GPU it is what torch has allocated
-there. With --again, the seconds are of a second measurement, unless the first took more than 20.
+pass on a few samples. (`ru_maxrss` of `resource.getrusage` does not serve: it begins with the size
+of the process that started this one.) On a GPU the peak is that of torch's allocations. With
+--again, the seconds are those of a second measurement, unless the first took more than 20.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from subject import cnn, measuring, plain, probes
 
-LONG = 20  # seconds
+MAX_SECONDS_TO_REPEAT = 20
 
 
 def footprint(**options: object) -> dict[str, float]:
-    """What this file prints, from a fresh process: `seconds` and `peak`, in bytes."""
+    """Run this file in a fresh process; return `seconds` and `peak`, in bytes."""
     arguments = [f"--{name}={value}" for name, value in options.items() if value is not True]
     arguments += [f"--{name}" for name, value in options.items() if value is True]
     command = [sys.executable, "-W", "ignore", __file__, *arguments]
@@ -34,7 +34,7 @@ def footprint(**options: object) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=["cnn", "plain"], default="cnn")
     parser.add_argument("--metrics", default="full")
@@ -56,7 +56,7 @@ def main() -> None:
     before = _start_peak(options.device)
     seconds = _seconds(lambda: metrics.measure(network, epoch=0, step=0))
     peak = _peak(options.device) - before
-    if options.again and seconds < LONG:
+    if options.again and seconds < MAX_SECONDS_TO_REPEAT:
         seconds = _seconds(lambda: metrics.measure(network, epoch=0, step=0))
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
@@ -68,7 +68,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _start_peak(device: str) -> int:
-    """Forget earlier peaks; bytes in use now."""
+    """Reset the peak; return the bytes in use now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -78,7 +78,7 @@ def _start_peak(device: str) -> int:
 
 
 def _peak(device: str) -> int:
-    """Most bytes in use since then."""
+    """Return the peak of the bytes in use since `_start_peak`."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text().splitlines()

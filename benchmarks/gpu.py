@@ -1,4 +1,4 @@
-"""Everything there is to learn on a machine with one GPU, within a number of minutes.
+"""All checks and benchmarks that need a GPU, within a given number of minutes.
 
     python benchmarks/gpu.py --minutes 8 --output FOLDER [--images cifar10.tar.xz]
 
@@ -54,7 +54,7 @@ class PartFailed(Exception):
 
 @dataclass(frozen=True)
 class Bench:
-    """What the parts share.
+    """Options that all parts share.
 
     Attributes:
         device: `cuda`, or `cpu` to try the script.
@@ -68,11 +68,11 @@ class Bench:
 
     @property
     def is_trial(self) -> bool:
-        """Whether the script itself is tried, where there is no GPU."""
+        """Whether this is a trial of the script itself, without a GPU."""
         return self.device == "cpu"
 
     def run(self, name: str, until: float, *command: str, **environment: str) -> float:
-        """Run a command of Python's, whose output goes to a log; seconds that it took.
+        """Run Python with arguments, write its output to a log, and return the seconds it took.
 
         Raises:
             PartFailed: It failed, or there was no time.
@@ -101,7 +101,7 @@ class Bench:
         return time.monotonic() - started
 
     def train(self, name: str, until: float, root: Path, *overrides: str) -> float:
-        """Run a multirun, whose records go to a folder; seconds that it took."""
+        """Run a multirun with its records in a folder; return the seconds it took."""
         options = [f"trainer={'default' if self.is_trial else 'gpu'}", "logger=none", "-m"]
         command = ["-m", "bnstudy.train", *overrides, f"output_root={root}", *options]
         return self.run(name, until, *command)
@@ -169,7 +169,7 @@ def _side_by_side(bench: Bench, until: float, write: Write) -> None:
 
 
 def timings(root: Path) -> list[dict[str, float]]:
-    """The timing of each run below a folder: `seconds` and `measure_seconds`."""
+    """Return the timing of each run in a folder: `seconds` and `measure_seconds`."""
     return [json.loads(path.read_text())["timing"] for path in root.rglob("run.json")]
 
 
@@ -237,7 +237,7 @@ def _cifar10(bench: Bench, until: float, write: Write, folder: Path, root: Path)
 
 
 def _image_folder(images: Path, folder: Path, per_class: float) -> Path:
-    """Unpack images of each class, if they are an archive; the folder with the training split."""
+    """Return the folder that contains the split `train`; unpack an archive first."""
     if images.is_file():
         count: Counter[str] = Counter()
         with tarfile.open(images) as archive:

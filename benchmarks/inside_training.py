@@ -1,7 +1,7 @@
-"""What `training.py` puts inside a run of `python -m bnstudy.train`: clocks, and random images.
+"""Clocks and random images that `training.py` puts inside a run of `python -m bnstudy.train`.
 
 The clocks are callbacks of the run, `+callbacks.clock._target_=inside_training.AgainstBare`, so
-what they time is the program as it is. Each leaves what it found in a file.
+they time the program as it is. Each writes its findings to a file.
 """
 
 import json
@@ -29,8 +29,8 @@ class RandomImages(ImageDataModule):
     """Random images of 3 x 32 x 32 and 10 classes: speed does not depend on the pixels.
 
     Args:
-        count: Of training images; there are 100 test images.
-        options: Of any data set.
+        count: Number of training images; there are 100 test images.
+        options: Options of any data set.
     """
 
     def __init__(self, count: int, **options: Any) -> None:
@@ -38,7 +38,7 @@ class RandomImages(ImageDataModule):
         self.counts = {"train": count, "test": 100}
 
     def load(self) -> Images:
-        """Draw them."""
+        """Draw the images."""
         generator = torch.Generator().manual_seed(0)
 
         def drawn(split: str, below: int, dtype: torch.dtype, *shape: int) -> Tensor:
@@ -53,10 +53,10 @@ class RandomImages(ImageDataModule):
 
 
 class Clock(L.Callback):
-    """A callback of a run that measures time and adds nothing to the run's record.
+    """Callback that measures time and adds nothing to the run's record.
 
     Args:
-        file: Where its findings go.
+        file: File for its findings.
     """
 
     def __init__(self, file: str) -> None:
@@ -66,14 +66,14 @@ class Clock(L.Callback):
 
 
 class Stopwatch(L.Callback):
-    """Times the steps of each epoch, but for the first few and a smaller last one.
+    """Callback that times the steps of each epoch except the first few and the smaller last one.
 
     Args:
-        batches: Whole ones in an epoch, which has a smaller one after them.
+        batches: Number of whole batches in an epoch; a smaller one follows them.
 
     Attributes:
-        laps: Seconds, by epoch.
-        steps: That are timed in an epoch.
+        laps: Seconds by epoch.
+        steps: Number of timed steps in an epoch.
     """
 
     def __init__(self, batches: int) -> None:
@@ -85,7 +85,7 @@ class Stopwatch(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start, or stop."""
+        """Start or stop the time."""
         if batch_idx == SKIPPED:
             self.started = now()
         elif batch_idx == self.batches:
@@ -93,11 +93,11 @@ class Stopwatch(L.Callback):
 
 
 class Against(Clock):
-    """Alternates, epoch by epoch, the run and a reference that trains a copy of its network.
+    """Clock that alternates epochs of the run and of a reference, which trains a copy of its net.
 
-    The reference begins and ends, so that each epoch of the run lies between two of it. The first
-    epoch of both is a warm-up. The file gets `batch_size`, `steps` (of an epoch, timed), and their
-    seconds by epoch, `ours` and `reference`, which has one more.
+    The reference begins and ends, so that each epoch of the run is between two of the reference.
+    The first epoch of both is a warm-up. The file gets `batch_size`, `steps` (number of timed steps
+    in an epoch), and the seconds by epoch, `ours` and `reference`, which has one more.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -110,13 +110,13 @@ class Against(Clock):
         self.make_reference(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The reference's epoch."""
+        """Run an epoch of the reference."""
         self.reference_epoch()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Time the run's."""
+        """Time the run's steps."""
         self.ours.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -136,17 +136,17 @@ class Against(Clock):
 
     @abstractmethod
     def reference_epoch(self) -> None:
-        """As many steps of the reference, which add a lap to `theirs`."""
+        """Run as many steps of the reference; add a lap to `theirs`."""
 
 
 class AgainstBare(Against):
-    """The reference is the bare step, over one batch that is there already.
+    """Clock whose reference is the bare step, over one batch that is already loaded.
 
     Its optimizer, precision, memory format and threads are the run's.
     """
 
     def make_reference(self, trainer: L.Trainer, classifier: Classifier) -> None:
-        """The loop's network, optimizer and batch."""
+        """Make the loop's network, optimizer and batch."""
         self.network = deepcopy(classifier.network).train()
         self.optimizer = like(classifier.optimizer, self.network)
         images, self.labels = next(iter(self.data.train_dataloader()))
@@ -154,7 +154,7 @@ class AgainstBare(Against):
         self.mixed = trainer.precision == "bf16-mixed"
 
     def reference_epoch(self) -> None:
-        """The loop."""
+        """Run the loop."""
         for step in range(self.theirs.batches):
             if step == SKIPPED:
                 started = now()
@@ -170,10 +170,10 @@ class AgainstBare(Against):
 
 
 class AgainstTemplate(Against):
-    """The reference is the template's pipeline, over the same images."""
+    """Clock whose reference is the template's pipeline, over the same images."""
 
     def make_reference(self, trainer: L.Trainer, classifier: Classifier) -> None:
-        """Its network, data and trainer."""
+        """Make the template's network, data and trainer."""
         images = self.data.data
         self.template = Template(
             classifier.network,
@@ -186,24 +186,24 @@ class AgainstTemplate(Against):
         )
 
     def reference_epoch(self) -> None:
-        """An epoch of it."""
+        """Train the template for an epoch."""
         self.template.train_an_epoch()
 
 
 class Stamps(Clock):
-    """Notes when a run gets where, in seconds since 1970, a line for each event.
+    """Clock that notes the times of three events, in seconds since 1970, one per line.
 
-    `built`: data, network and trainer are there. `evaluated`: before training. `stepped`: the first
-    training step is done.
+    `built`: data, network and trainer are made. `evaluated`: the evaluation before training is
+    done. `stepped`: the first training step is done.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Built, when the evaluation before training begins."""
+        """Note `built`, when the evaluation before training begins."""
         if stage == "validate":
             self._stamp("built")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluated."""
+        """Note `evaluated`."""
         if trainer.state.fn == "validate":
             self._stamp("evaluated")
 
@@ -215,7 +215,7 @@ class Stamps(Clock):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stepped."""
+        """Note `stepped` after the first step."""
         if trainer.global_step == 1:
             wait()
             self._stamp("stepped")
@@ -226,12 +226,12 @@ class Stamps(Clock):
 
 
 def now() -> float:
-    """Seconds, once the device has done what it was asked to."""
+    """Wait for the device; return the time in seconds."""
     wait()
     return time.perf_counter()
 
 
 def wait() -> None:
-    """Until the device has done what it was asked to."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

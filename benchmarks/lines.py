@@ -1,4 +1,4 @@
-"""What a benchmark shows: lines of a table, and the machine they were measured on."""
+"""Table of a benchmark's results, and description of the machine."""
 
 import os
 import platform
@@ -12,12 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-QUIET = 0.5  # load of the machine
+MAX_LOAD = 0.5  # above this load, a warning is printed
 
 
 @dataclass
 class Line:
-    """A line of the table."""
+    """Line of the table."""
 
     name: str
     reference: str = ""
@@ -29,7 +29,7 @@ class Line:
 
 @dataclass
 class Row:
-    """What a row found: lines of the table, headline numbers, the raw ones, and an error."""
+    """Result of a benchmark: lines of the table, headline numbers, raw numbers, largest error."""
 
     lines: list[Line]
     headline: dict[str, float]
@@ -38,7 +38,7 @@ class Row:
 
 
 def table(rows: Iterable[Row], title: str) -> Table:
-    """The lines of all rows."""
+    """Make the table of all rows."""
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     shown.add_column("", min_width=56)
     for heading in ("reference", "ours", "ratio", "goal"):
@@ -52,7 +52,7 @@ def table(rows: Iterable[Row], title: str) -> Table:
 
 
 def console() -> Console:
-    """A terminal, or wide lines where there is none."""
+    """Make a console, with wide lines if the output is not a terminal."""
     shown = Console()
     if not shown.is_terminal:
         shown.width = 130
@@ -60,7 +60,7 @@ def console() -> Console:
 
 
 def machine(device: str) -> str:
-    """The processor and its threads, the GPU's name where one is measured, and torch's version."""
+    """Describe the GPU if one is measured, the processor, its threads and torch's version."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor()
@@ -71,8 +71,8 @@ def machine(device: str) -> str:
 
 
 def load_of_others(shown: Console) -> float:
-    """The machine's load, and a warning where it is not idle."""
+    """Return the machine's load; print a warning if it is not idle."""
     load = os.getloadavg()[0]
-    if load > QUIET:
+    if load > MAX_LOAD:
         shown.print(f"Others keep this machine busy (load {load:.1f}): times will mislead")
     return load

@@ -1,4 +1,4 @@
-"""How fast bnstudy measures, each row against a named reference.
+"""Speed of bnstudy's measurements, each row against a named reference.
 
     python benchmarks/metrics.py [--json FILE] [--only ROW ...] [--plot FOLDER]
 
@@ -12,12 +12,11 @@ Rows:
              about half an hour; with --quick it is timed for 5 of the ks and extrapolated.
     epoch    the `default` metrics of 2,000 samples of both splits and every layer of the 4-layer
              CNN of width 32, against training it for an epoch of 60,000 digits, batch 64. Goal: at
-             most 10 %. The epoch is run by Lightning, with evaluation, in three parts of a third of
-             its steps each (with --quick, a thirtieth), and each is followed by a measurement; its
-             time is three (thirty) times the median.
-    full     the `full` metrics of one split, for the same network after 30 steps,
-             against the bare products x @ x.T
-             of the same layers. Goal: at most twice as long.
+             most 10 %. Three thirds of the epoch (with --quick, three thirtieths) are run by
+             Lightning, with evaluation; each is followed by a measurement. The epoch's time is
+             three (thirty) times their median.
+    full     the `full` metrics of one split, for the same network after a thirtieth of an epoch,
+             against the bare products x @ x.T of the same layers. Goal: at most twice as long.
     default_run    the share of measuring in the wall time of `python -m bnstudy.train`, from the
              start of the process to its end. Goal: at most 0.5.
     memory   the peak of resident memory while `default` and `full` are measured, against
@@ -87,7 +86,7 @@ NETWORKS = ((4, 32), (8, 32), (4, 64), (8, 64))  # depth, width
 
 
 def suite(options: argparse.Namespace) -> Row:
-    """Scores, neighbours and k-means of one layer, against scikit-learn."""
+    """Time scores, neighbours and k-means of one layer, against scikit-learn."""
     samples = options.samples or 5000
     activations, labels = planted(samples, CHANNELS, SUITE_SEPARATION)
     x, y = activations.flatten(1).numpy(), labels.numpy()
@@ -129,7 +128,7 @@ def suite(options: argparse.Namespace) -> Row:
 
 
 def best_k(options: argparse.Namespace) -> Row:
-    """The number of clusters of the highest silhouette, against scikit-learn."""
+    """Time the search of the best number of clusters, against scikit-learn."""
     samples = options.samples or 5000
     activations, labels = planted(samples, CHANNELS, BEST_K_SEPARATION)
     x = activations.flatten(1).numpy()
@@ -167,7 +166,7 @@ def best_k(options: argparse.Namespace) -> Row:
 
 
 def own_suite(activations: Tensor, labels: Tensor) -> Answers:
-    """Our side of `suite`, from activations on any device."""
+    """Compute our side of `suite`, from activations on any device."""
     layer = Layer(activations, labels, precision="auto")
     answers = Answers({name: METRICS[name](layer) for name in SCORES})
     (clusters,) = kmeans(layer.squared_distances, [CLASSES], RESTARTS)
@@ -176,14 +175,14 @@ def own_suite(activations: Tensor, labels: Tensor) -> Answers:
 
 
 def own_best_k(activations: Tensor, labels: Tensor) -> Answers:
-    """Our side of `best_k`, from activations on any device."""
+    """Compute our side of `best_k`, from activations on any device."""
     layer = Layer(activations, labels, precision="auto")
     best = best_number_of_clusters(layer.squared_distances, layer.distances, max(KS))
     return Answers(dict(zip(("best_k", "best_k_silhouette"), best, strict=True)))
 
 
 def epoch(options: argparse.Namespace) -> Row:
-    """The default metrics, against an epoch of training."""
+    """Time the default metrics, against an epoch of training."""
     samples = options.samples or 2000
     classifier = cnn(depth=4, width=32)
     metrics = measuring("default", probes(samples, options.device))
@@ -223,10 +222,10 @@ def epoch(options: argparse.Namespace) -> Row:
 
 
 class Watch(L.Callback):
-    """Times training, evaluation and measurement of each epoch that the trainer runs.
+    """Callback that times training, evaluation and measurement of each epoch.
 
     Args:
-        metrics: Measured once as a warm-up, then after each epoch.
+        metrics: Measurement, made once as a warm-up, then after each epoch.
     """
 
     def __init__(self, metrics: RepresentationMetrics) -> None:
@@ -267,7 +266,7 @@ class Watch(L.Callback):
 
 
 def full(options: argparse.Namespace) -> Row:
-    """All metrics, against the bare products of the layers."""
+    """Time all metrics, against the bare products of the layers."""
     samples = options.samples or 2000
     classifier = cnn(depth=4, width=32)
     _fit(classifier, [], options.device, epochs=1, share=1 / 30)
@@ -297,7 +296,7 @@ def full(options: argparse.Namespace) -> Row:
 
 
 def default_run(options: argparse.Namespace) -> Row:
-    """The share of measuring in a run with the default options."""
+    """Compute the share of measuring in a run with the default options."""
     walls, measuring = [], []
     accelerator = "gpu" if options.device == "cuda" else "cpu"
     for _ in range(options.rounds):
@@ -323,7 +322,7 @@ def default_run(options: argparse.Namespace) -> Row:
 
 
 def memory(options: argparse.Namespace) -> Row:
-    """The peak of memory, against the budget."""
+    """Compare the peak of memory with the budget."""
     samples = options.samples or 2000
     lines, cases = [], []
     for budget in options.budgets:
@@ -362,13 +361,13 @@ HEADLINES = (
 
 
 def main() -> None:
-    """Run the rows that are asked for; show them, write them."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="and no rows, unless --only")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="run no rows unless --only")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of our side")
     parser.add_argument("--samples", type=int, help="of every row; default: as above")
     parser.add_argument("--rounds", type=int, default=3)
@@ -404,7 +403,7 @@ def _machine(options: argparse.Namespace) -> str:
 
 
 def _summary(rows: Mapping[str, Row], options: argparse.Namespace, load: float) -> dict[str, Any]:
-    """What is written as JSON: a headline is null where its row was not run."""
+    """Make the content of the JSON file; a headline is null if its row was not run."""
     found = {name: value for row in rows.values() for name, value in row.headline.items()}
     errors = [row.error for row in rows.values() if row.error is not None]
     found["max_rel_error"] = max(errors) if errors else None
@@ -420,7 +419,7 @@ def _summary(rows: Mapping[str, Row], options: argparse.Namespace, load: float) 
 
 
 def timed(run: Callable[[], T]) -> tuple[float, T]:
-    """Seconds, and what came out."""
+    """Run a function; return the seconds it took, and its result."""
     _wait()
     started = time.perf_counter()
     result = run()
@@ -431,7 +430,7 @@ def timed(run: Callable[[], T]) -> tuple[float, T]:
 def _alternated(
     ours: Callable[[], T], theirs: Callable[[], S], rounds: int
 ) -> tuple[tuple[list[float], T], tuple[list[float], S]]:
-    """Seconds of both, in turn, and what came out last."""
+    """Run both sides in turn; return the seconds of each, and its last result."""
     own, others = [], []
     for _ in range(rounds):
         seconds, found = timed(ours)
@@ -442,13 +441,13 @@ def _alternated(
 
 
 def _wait() -> None:
-    """Let a GPU finish."""
+    """Wait until a GPU has finished."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def _warm_up(activations: Tensor, labels: Tensor, device: str) -> None:
-    """Both sides once, on little."""
+    """Run both sides once, on few samples."""
     layer = Layer(activations.to(device), labels)
     for name in SCORES:
         METRICS[name](layer)
@@ -457,7 +456,7 @@ def _warm_up(activations: Tensor, labels: Tensor, device: str) -> None:
 
 
 def _inertia(activations: Tensor, clusters: Tensor) -> float:
-    """Sum of the squared distances to the clusters' means."""
+    """Compute the sum of the squared distances to the clusters' means."""
     total = 0.0
     for cluster in clusters.unique():
         members = activations[clusters == cluster].flatten(1)
@@ -466,7 +465,7 @@ def _inertia(activations: Tensor, clusters: Tensor) -> float:
 
 
 def _errors(found: Answers, expected: Answers) -> dict[str, float]:
-    """Relative difference of each number."""
+    """Compute the relative difference of each number."""
     return {
         name: abs(found.values[name] - value) / abs(value)
         for name, value in expected.values.items()
@@ -476,7 +475,7 @@ def _errors(found: Answers, expected: Answers) -> dict[str, float]:
 def _fit(
     classifier: Classifier, callbacks: list[L.Callback], device: str, epochs: int, share: float
 ) -> None:
-    """Train by bnstudy's trainer, so many epochs of a share of the steps each."""
+    """Train with bnstudy's trainer; each epoch has only a share of its steps."""
     options = settings("trainer", "default") | {
         "accelerator": device if device == "cuda" else "cpu",
         "max_epochs": epochs,
@@ -491,7 +490,7 @@ def _fit(
 
 
 def _flat_layers(classifier: Classifier, batches: Batches, sites: Sequence[str]) -> list[Tensor]:
-    """The activations of all layers, each samples x units."""
+    """Read the activations of all layers, each samples x units."""
     layers = capture(classifier, batches, sites=sites, memory_budget=1000, distances=False)
     return [layer.activations.flatten(1) for layer in layers if layer.activations is not None]
 

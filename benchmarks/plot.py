@@ -1,4 +1,4 @@
-"""How our time and peak memory grow: a figure of small multiples.
+"""Figure of bnstudy's time and peak memory over samples, units and layers.
 
 Each point is one measurement in a fresh process (see footprint.py) of networks whose layers are all
 of one size, on one split. Drawn by `python benchmarks/metrics.py --plot docs`.
@@ -31,7 +31,7 @@ Point = tuple[float, float, float]  # where, seconds, bytes
 
 
 def draw(folder: Path, device: str, machine: str) -> None:
-    """Measure, and write metrics-scaling.svg, .png and .json to a folder."""
+    """Measure all points; write metrics-scaling.svg, .png and .json to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     cases = [(key, value, group) for key in SWEEPS for value in SWEEPS[key][0] for group in COLOURS]
     points: dict[str, dict[str, list[Point]]] = {key: {g: [] for g in COLOURS} for key in SWEEPS}
@@ -53,7 +53,7 @@ def draw(folder: Path, device: str, machine: str) -> None:
 
 
 def figure(folder: Path, machine: str, points: dict[str, dict[str, list[Point]]]) -> None:
-    """Draw what was measured."""
+    """Draw the measured points."""
     mpl.rcParams.update({"font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "bnstudy"})
     drawn, axes = plt.subplots(2, 3, figsize=(8.6, 5.4), sharey="row", sharex="col")
     for column, (key, (_, label)) in zip(axes.T, SWEEPS.items(), strict=True):

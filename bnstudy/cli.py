@@ -22,7 +22,7 @@ def command_line(interrupted: str, alternative: str = OTHER_FOLDER) -> Iterator[
 
     Args:
         interrupted: Message after Ctrl+C.
-        alternative: What else the user can do if a folder cannot be written.
+        alternative: Advice for a folder that cannot be written, besides permissions and disk space.
 
     Raises:
         SystemExit: The user made a mistake or pressed Ctrl+C.

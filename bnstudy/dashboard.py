@@ -46,9 +46,10 @@ def main() -> None:
     for command in (push, sync, pull):
         command.add_argument("--entity", help="W&B user or team; default: your default entity")
     options = parser.parse_args()
-    with command_line(
-        "Interrupted; the same command continues", "choose another folder: --output-root FOLDER"
-    ):
+    alternative = "copy the study to a folder that can be written"
+    if options.command == "pull":
+        alternative = "choose another folder: --output-root FOLDER"
+    with command_line("Interrupted; the same command continues", alternative):
         run(options)
 
 

@@ -27,7 +27,7 @@ CANNOT_WRITE = {
     errno.EROFS,
 }
 
-# What else the user can do if a folder cannot be written.
+# Advice for a folder that cannot be written, besides permissions and disk space.
 OTHER_FOLDER = (
     "choose another folder: output_root=FOLDER for runs, the environment variable BNSTUDY_DATA for "
     "data"
@@ -42,7 +42,7 @@ class CannotWrite(UserError):
         error: Error of the operating system.
 
     Attributes:
-        alternative: What else the user can do; the running command sets it.
+        alternative: Advice besides permissions and disk space; the running command sets it.
     """
 
     alternative = OTHER_FOLDER

@@ -37,8 +37,8 @@ Only values that are missing from a run's record are measured, so an interrupted
 repeated. A run has the checkpoint of its last epoch, and those that checkpoint_epochs=... of
 bnstudy.train selected.
 
-Data that have moved since training are found by data.root=FOLDER, in similarity and map too, or by
-the environment variable BNSTUDY_DATA. They have to be the same images.
+If the data have moved since training, give their folder by data.root=FOLDER (in similarity and map
+too) or by the environment variable BNSTUDY_DATA. The images have to be the same.
 
 A run of your own network needs --trust with the name of its class: a record alone never makes this
 command run code that is not part of bnstudy.
@@ -270,7 +270,7 @@ def measure_networks(arguments: Sequence[str]) -> None:
     process_runs(cells, measure_one, "measured")
 
 
-def split_data_folders(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def split_data_folders(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Separate the current folders of the data from the other words of a command line.
 
     Args:
@@ -313,7 +313,7 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
     register_resolvers()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
-    metrics: dict[str, Any] = OmegaConf.to_container(cfg.metrics, resolve=True)  # type: ignore[assignment]
+    metrics = plain_values(cfg.metrics)
     validate({"metrics": metrics})
     refuse_without_effect({"metrics": metrics})
     from bnstudy.metrics import chosen
@@ -449,16 +449,17 @@ def main() -> None:
             ):
                 measure_similarity(arguments)
         case ["network", *arguments]:
-            again = "the same command measures what is missing"
-            with command_line(f"Interrupted; {again}"):
+            with command_line("Interrupted; the same command measures what is missing"):
                 measure_networks(arguments)
         case ["map", *arguments]:
-            again = "the same command continues with the interrupted run"
-            with command_line(f"Interrupted; {again}", COPY_ADVICE):
+            with command_line(
+                "Interrupted; the same command continues with the interrupted run", COPY_ADVICE
+            ):
                 measure_embeddings(arguments)
         case arguments:
-            again = "the same command continues after the last measured epoch"
-            with command_line(f"Interrupted; {again}", COPY_ADVICE):
+            with command_line(
+                "Interrupted; the same command continues after the last measured epoch", COPY_ADVICE
+            ):
                 measure(arguments)
 
 

@@ -28,7 +28,7 @@ def progress_bar(unit: str) -> Progress:
     )
 
 
-@cache  # once per process; Lightning adds its own format to this one
+@cache  # a second call would wrap the format again
 def shorten_warnings() -> None:
     """Let warnings of bnstudy be printed without a file and a line of its code."""
     package, format_in_full = Path(__file__).parent, warnings.formatwarning

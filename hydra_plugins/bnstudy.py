@@ -89,18 +89,12 @@ class Grid(Sweeper):
         """
         from bnstudy.config.composition import plain_values
         from bnstudy.config.schema import validate
-        from bnstudy.errors import UserError
         from bnstudy.sweeps.grid import compose_cells
         from bnstudy.sweeps.multirun import sweep
 
+        self._require_own_folders()
         settings = plain_values(self.config.sweep)
         validate({"sweep": settings})
-        for override in self.config.hydra.overrides.hydra:
-            if override.startswith(("hydra.sweep.dir=", "hydra.sweep.subdir=")):
-                raise UserError(
-                    f"{override} cannot be set: a cell is found again by its folder's name; choose "
-                    "where studies lie with output_root=FOLDER study=NAME"
-                )
         loader = self.hydra_context.config_loader
         grid = compose_cells(
             [*(f"{key}={value}" for key, value in self.params.items()), *arguments],
@@ -108,6 +102,17 @@ class Grid(Sweeper):
             is_group=lambda key: bool(loader.get_group_options(key)),
         )
         sweep(list(grid), self.launcher, settings["redo"], settings["dry_run"])
+
+    def _require_own_folders(self) -> None:
+        """Raise UserError if an override sets the folders of cells."""
+        from bnstudy.errors import UserError
+
+        for override in self.config.hydra.overrides.hydra:
+            if override.startswith(("hydra.sweep.dir=", "hydra.sweep.subdir=")):
+                raise UserError(
+                    f"{override} cannot be set: a cell is found again by its folder's name; choose "
+                    "where studies lie with output_root=FOLDER study=NAME"
+                )
 
 
 class Search(Grid):
@@ -133,9 +138,11 @@ class Search(Grid):
             bnstudy.errors.UserError: Trials failed.
         """
         from bnstudy.errors import UserError
+        from bnstudy.sweeps.detached import is_detached
         from bnstudy.sweeps.search import search
 
-        if getattr(self.launcher, "detach", False):
+        self._require_own_folders()
+        if is_detached(self.launcher):
             raise UserError(
                 "hydra.launcher.detach=true is not possible with hydra/sweeper=optuna, whose next "
                 "trial depends on the results of earlier ones\n"

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, distributed, nn
@@ -20,12 +19,13 @@ from bnstudy.callbacks.first_process import others_wait
 from bnstudy.callbacks.optimization import OptimizationMetrics
 from bnstudy.models import Classifier
 from bnstudy.models.regularizers import TargetSparsity
-from tests.callbacks.training import Noise
+from tests.callbacks.training import QUIET, noise
 from tests.conftest import (
     REPOSITORY,
     SMALL,
     CommandLine,
     description,
+    read_rows,
     train_on_two_processes,
 )
 
@@ -33,7 +33,22 @@ fork = multiprocessing.get_context("fork")
 
 
 @pytest.mark.slow
-def test_a_multirun_on_two_processes(command_line: CommandLine, tmp_path: Path) -> None:
+def test_the_hessian_with_batch_statistics_does_not_wait_for_other_processes(
+    tmp_path: Path,
+) -> None:
+    train_on_two_processes(
+        tmp_path, *SMALL, "norm=batch_renorm", "metrics=none", "trainer.sync_batchnorm=true",
+        "callbacks=hessian", "callbacks.hessian.batchnorm=train", "callbacks.hessian.num_probes=2",
+        "probe.train=50",
+    )  # fmt: skip
+    (cell,) = (tmp_path / "multirun").glob("*/*-*/")
+    assert any(row["metric"] == "hessian_trace" for row in read_rows(cell))
+
+
+@pytest.mark.slow
+def test_a_multirun_on_two_processes_has_the_numbers_of_one_process(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
     arguments = [*SMALL, "trainer.limit_val_batches=1.0", "data.validation=0.2"]
     arguments += ["norm=none,batchnorm", "-m"]
     assert command_line(*arguments, "study=default").returncode == 0
@@ -44,7 +59,7 @@ def test_a_multirun_on_two_processes(command_line: CommandLine, tmp_path: Path) 
             run = description(cell)
             assert run["status"] == "completed"
             assert len(run["attempts"]) == 1
-            for row in pq.read_table(cell / "metrics.parquet").to_pylist():
+            for row in read_rows(cell):
                 key = (
                     run["choices"]["norm"],
                     *(row[k] for k in ("epoch", "split", "layer", "metric")),
@@ -105,7 +120,9 @@ def wait_or_work(folder: Path, rank: int, fails: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
-def test_measuring_may_take_longer_than_the_time_out(tmp_path: Path, fails: bool) -> None:
+def test_measuring_may_take_longer_than_the_time_out_of_the_process_group(
+    tmp_path: Path, fails: bool
+) -> None:
     processes = [fork.Process(target=wait_or_work, args=(tmp_path, n, fails)) for n in range(2)]
     for process in processes:
         process.start()
@@ -149,19 +166,15 @@ def train_on(processes: int, folder: Path) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     optim = {"name": "sgd", "lr": 0.1, "schedule": "constant", "trainable": "all"}
-    data = Noise()
-    data.setup()
+    data = noise()
     module = Classifier(network, optim, 0, TargetSparsity(network, 1.0, ["*"], 0.9))
     strategy = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {"devices": 1}
-    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         L.Trainer(
+            **QUIET,
             **strategy,
-            **options,
             max_epochs=2,
-            accelerator="cpu",
-            enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             callbacks=[Spy(folder)],

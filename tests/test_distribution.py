@@ -40,13 +40,15 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.suffix: path for path in folder.iterdir()}
 
 
-def test_their_metadata_are_valid(distributions: dict[str, Path]) -> None:
+def test_the_metadata_of_wheel_and_sdist_are_valid(distributions: dict[str, Path]) -> None:
     pytest.importorskip("twine")
     paths = map(str, distributions.values())
     run(sys.executable, "-m", "twine", "check", "--strict", *paths, cwd=REPOSITORY)
 
 
-def test_they_have_what_they_need_and_no_more(distributions: dict[str, Path]) -> None:
+def test_wheel_and_sdist_have_what_they_need_and_the_wheel_no_more(
+    distributions: dict[str, Path],
+) -> None:
     with zipfile.ZipFile(distributions[".whl"]) as wheel:
         names = set(wheel.namelist())
     files = {path.relative_to(CONFIG_FOLDER) for path in CONFIG_FOLDER.rglob("*.yaml")}
@@ -66,7 +68,7 @@ def test_they_have_what_they_need_and_no_more(distributions: dict[str, Path]) ->
 def test_the_wheel_is_used_from_another_folder(
     distributions: dict[str, Path], tmp_path: Path
 ) -> None:
-    """In an environment of its own, which borrows the dependencies of this one."""
+    """Install the wheel in a new environment, which borrows the dependencies of this one."""
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     python = str(environment / "bin" / "python")

@@ -18,7 +18,7 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.filterwarnings("default")  # an example warns where users would be warned
-def test_examples(module: str) -> None:
+def test_the_examples_of_a_docstring_print_what_they_say(module: str) -> None:
     found = doctest.testmod(importlib.import_module(module))
     assert found.attempted > 0
     assert found.failed == 0

@@ -98,11 +98,9 @@ def test_the_identity_is_that_of_the_true_value() -> None:
 
 
 @pytest.mark.slow
-def test_no_file_of_a_run_has_a_password(
-    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_file_of_a_run_has_a_password(command_line: CommandLine, tmp_path: Path) -> None:
     arguments = (
-        *SMALL[:-1], "trainer.max_epochs=1", "model.depth=1", "metrics=none", "norm=none",
+        *SMALL, "trainer.max_epochs=1", "model.depth=1", "metrics=none", "norm=none",
         "logger=wandb", "logger.mode=offline", f"+data.name=https\\://me\\:{SECRET}@host/x",
     )  # fmt: skip
     for _ in range(2):  # trained, then recognized as complete
@@ -118,7 +116,7 @@ def test_no_file_of_a_run_has_a_password(
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
 
 
-def test_no_log_has_a_password(command_line: CommandLine, tmp_path: Path) -> None:
+def test_no_error_message_has_a_password(command_line: CommandLine) -> None:
     result = command_line(*SMALL, f"data.root=/dev/null/https://me:{SECRET}@host")
     assert result.returncode == 1
     assert SECRET not in result.stdout + result.stderr

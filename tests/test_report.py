@@ -13,17 +13,10 @@ from bnstudy.errors import UserError
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
 from bnstudy.study.present import report_files
-from tests.conftest import PRINT_PAGE, SMALL, CommandLine, Compose
+from tests.conftest import PRINT_PAGE, REPOSITORY, SMALL, CommandLine, Compose
 from tests.study.studies import Studies
 
-RUN = ("model.depth=1", *SMALL[1:], "norm=batchnorm,none", "seed=0,1", "-m")
-RUN = (*RUN, "metrics.names=[unit_sparsity]")
-
-
-@pytest.fixture
-def studies(composed: Compose, tmp_path: Path) -> Studies:
-    """Writes runs into tmp_path / "study"."""
-    return Studies(composed, tmp_path / "study")
+RUN = (*SMALL, "model.depth=1", "metrics.names=[unit_sparsity]", "norm=batchnorm,none", "seed=0,1")
 
 
 @pytest.fixture
@@ -38,15 +31,15 @@ def study(studies: Studies) -> Studies:
 @pytest.mark.slow
 @pytest.mark.usefixtures("with_page")
 def test_a_multirun_ends_with_a_page_and_a_report_has_more(
-    command_line: CommandLine, tmp_path: Path
+    command_line: CommandLine,
 ) -> None:
-    result = command_line(*RUN)
+    result = command_line(*RUN, "-m")
     assert result.returncode == 0
     folder = Path("multirun/mnist5k_cnn")
     assert result.stdout.endswith(f"Report   {folder}/report/index.html\n")
     page = folder / "report" / "index.html"
     written = page.stat().st_mtime_ns
-    assert f"Report   {page}\n" in command_line(*RUN).stdout
+    assert f"Report   {page}\n" in command_line(*RUN, "-m").stdout
     assert page.stat().st_mtime_ns == written  # nothing has changed
 
     result = command_line(str(folder), main=report.main)
@@ -63,7 +56,7 @@ def test_a_multirun_ends_with_a_page_and_a_report_has_more(
 
 
 @pytest.mark.long
-def test_the_baseline_and_the_place_are_ones_own(
+def test_the_baseline_and_the_output_folder_can_be_chosen(
     study: Studies, command_line: CommandLine, tmp_path: Path
 ) -> None:
     arguments = (str(study.folder), "--baseline", "batchnorm", "--output", "elsewhere")
@@ -77,13 +70,18 @@ def test_the_baseline_and_the_place_are_ones_own(
     assert not (study.folder / "report").exists()
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report draws one figure: all of them take long."""
+    figure = Figure()
+    monkeypatch.setattr("bnstudy.study.present.figures.draw_figures", lambda _: [("one", figure)])
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_runs_that_are_not_comparable_have_pages_of_their_own(
-    study: Studies, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+    study: Studies, command_line: CommandLine
 ) -> None:
-    monkeypatch.setattr(
-        "bnstudy.study.present.figures.draw_figures", lambda _: []
-    )  # they take long
     study.add("none", 9, layers={"silhouette": [0.1, 0.2]}, data="b" * 64)
     result = command_line(str(study.folder), main=report.main)
     assert result.returncode == 0
@@ -92,13 +90,6 @@ def test_runs_that_are_not_comparable_have_pages_of_their_own(
     for part in ("part1", "part2"):
         assert (study.folder / "report" / part / "index.html").exists()
         assert f'href="{part}/index.html"' in contents
-
-
-@pytest.fixture
-def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report draws one figure: all of them take long."""
-    figure = Figure()
-    monkeypatch.setattr("bnstudy.study.present.figures.draw_figures", lambda _: [("one", figure)])
 
 
 def written(folder: Path) -> set[str]:
@@ -194,6 +185,7 @@ def test_a_page_of_a_version_that_listed_no_files_is_replaced(study: Studies) ->
     assert written(folder) == expected
 
 
+@pytest.mark.usefixtures("study")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -202,7 +194,7 @@ def test_a_page_of_a_version_that_listed_no_files_is_replaced(study: Studies) ->
     ],
 )
 def test_a_mistake_is_told_in_two_lines(
-    study: Studies, command_line: CommandLine, arguments: list[str], words: list[str]
+    command_line: CommandLine, arguments: list[str], words: list[str]
 ) -> None:
     result = command_line(*arguments, main=report.main)
     assert result.returncode == 1
@@ -210,7 +202,7 @@ def test_a_mistake_is_told_in_two_lines(
     assert all(word in result.stderr for word in words), result.stderr
 
 
-def test_a_study_of_failures_has_none(studies: Studies, command_line: CommandLine) -> None:
+def test_a_study_of_failed_runs_has_no_report(studies: Studies, command_line: CommandLine) -> None:
     studies.add("none", status="failed", attempts=[{"status": "failed", "error": "so it is"}])
     result = command_line(str(studies.folder), main=report.main)
     assert result.returncode == 1
@@ -232,7 +224,7 @@ def test_a_page_that_cannot_be_written_stops_no_sweep(
     )
 
 
-def test_a_study_as_data_frames(study: Studies) -> None:
+def test_a_study_is_loaded_as_data_frames(study: Studies) -> None:
     found = bnstudy.load(study.folder)
     assert len(found.runs) == 8
     silhouette = found.metrics("silhouette", split="train")
@@ -247,19 +239,21 @@ def test_a_study_as_data_frames(study: Studies) -> None:
 
 
 @pytest.mark.slow
-def test_the_example(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_documentation_runs(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """docs/examples/study.py, as it stands, on a study of its name."""
     monkeypatch.chdir(tmp_path)
     study = Studies(composed, tmp_path / "multirun" / "mnist5k_cnn")
     for seed in range(4):
         for norm in ("none", "batchnorm"):
             study.add(norm, seed, layers={"unit_sparsity": [seed / 10, 0.2]})
-    example = Path(__file__).parents[1] / "docs" / "examples" / "study.py"
+    example = REPOSITORY / "docs" / "examples" / "study.py"
     exec(compile(example.read_text(), str(example), "exec"), {"__name__": "__main__"})
     assert (tmp_path / "unit_sparsity.pdf").exists()
 
 
-def test_a_place_that_cannot_be_written_is_told_with_this_commands_option(
+def test_an_output_folder_that_cannot_be_written_is_told_with_this_commands_option(
     study: Studies, command_line: CommandLine
 ) -> None:
     (study.folder / "report").write_text("no folder")

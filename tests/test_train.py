@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,33 +18,21 @@ import torch
 
 from bnstudy import measure, report, train
 from bnstudy.runs.long_table import SCHEMA
-from tests.conftest import DIVERGING, SMALL, CommandLine, description, only_cell
-
-KEPT = Path(__file__).parent / "records" / "kept"
+from tests.conftest import (
+    DIVERGING,
+    SMALL,
+    CommandLine,
+    assert_trains_without_torch,
+    description,
+    only_cell,
+    read_rows,
+    read_rows_by_cell,
+    train_until,
+)
 
 
 def weights(cell: Path) -> dict[str, torch.Tensor]:
     return torch.load(cell / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def run_until(
-    folder: Path, arguments: tuple[str, ...], epoch: int, sent: signal.Signals
-) -> subprocess.Popen[bytes]:
-    """Start a run in another process, and end it by a signal once an epoch is recorded."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bnstudy.train", *arguments],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(f"multirun/*/*/metrics/epoch={epoch:04d}.parquet")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(sent)
-    process.wait(timeout=60)
-    return process
 
 
 @pytest.mark.slow
@@ -99,20 +86,13 @@ def test_two_norms_are_trained_measured_and_compared(
         for split in ("test", "train")
     ]
 
-    # Again: nothing is trained.
-    again = command_line("norm=batchnorm,none", *SMALL, "-m")
-    assert again.returncode == 0
-    assert "2 of 2 cells complete, 0 to resume, 0 to run" in again.stdout
-    assert "epoch 1/2" not in again.stdout
-    assert all(len(description(cell)["attempts"]) == 1 for cell in cells)
-
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     arguments = (*SMALL, "trainer.max_epochs=4", "optim.schedule=cosine", "data.shift=2")
-    run_until(tmp_path, (*arguments, "study=killed"), epoch=2, sent=signal.SIGKILL)
+    train_until(tmp_path, *arguments, "study=killed", epoch=2)
     (killed,) = (tmp_path / "multirun" / "killed").glob("*-*/")
     assert description(killed)["status"] == "running"
 
@@ -128,16 +108,14 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     assert pq.read_table(killed / "metrics.parquet").equals(
         pq.read_table(uninterrupted / "metrics.parquet")
     )
-    ours, theirs = weights(killed), weights(uninterrupted)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    torch.testing.assert_close(weights(killed), weights(uninterrupted), rtol=0, atol=0)
 
 
 @pytest.mark.long
 def test_a_terminated_run_is_recorded_as_interrupted(tmp_path: Path) -> None:
     arguments = (*SMALL, "trainer.max_epochs=200")
-    process = run_until(tmp_path, arguments, epoch=1, sent=signal.SIGTERM)
-    assert process.returncode == 128 + signal.SIGTERM
+    status = train_until(tmp_path, *arguments, epoch=1, sent=signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM
     run = description(only_cell(tmp_path / "multirun"))
     assert run["status"] == run["attempts"][0]["status"] == "interrupted"
 
@@ -157,10 +135,9 @@ def test_before_training_batchnorm_normalizes(command_line: CommandLine, tmp_pat
 
     values: dict[str, dict[tuple[object, ...], float]] = {}
     for cell in (tmp_path / "multirun" / "start").glob("*-*/"):
-        rows = pq.read_table(cell / "metrics.parquet").to_pylist()
         values[description(cell)["choices"]["norm"]] = {
             tuple(row[key] for key in ("split", "layer", "site", "metric")): row["value"]
-            for row in rows
+            for row in read_rows(cell)
             if row["epoch"] == 0
         }
     assert values.keys() == set(norms)
@@ -214,32 +191,13 @@ def test_folds_with_one_sample_of_a_class_are_warned_of(command_line: CommandLin
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_of_version_0_1_is_resumed(
-    command_line: CommandLine, tmp_path: Path
-) -> None:
-    (kept,) = KEPT.glob("batchnorm-depth1-width2-seed2-*")
-    cell = tmp_path / "multirun" / "kept" / kept.name
-    shutil.copytree(kept, cell)
-    overrides = description(cell)["overrides"]
-    # The only initialization of version 0.1, which had no such key.
-    result = command_line(*overrides, "model.initialization=he")
-    assert result.returncode == 0, result.stderr
-    assert only_cell(tmp_path / "multirun") == cell
-    run = description(cell)
-    assert run["status"] == "completed"
-    assert run["attempts"][-1]["resumed_from_epoch"] == 2
-    rows = pq.read_table(cell / "metrics.parquet").to_pylist()
-    assert {row["epoch"] for row in rows} == {0, 1, 2, 3, 4}
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:block01 at epoch 1. an activation is not finite")
 def test_a_diverged_run_is_a_result(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line("norm=none", *DIVERGING, *SMALL)
     assert result.returncode == 0, result.stderr
     cell = only_cell(tmp_path / "multirun")
     assert description(cell)["status"] == "diverged"
-    rows = pq.read_table(cell / "metrics.parquet").to_pylist()
+    rows = read_rows(cell)
     assert {row["epoch"] for row in rows} == {0, 1, 2}
     undefined = [row for row in rows if row["epoch"] == 2 and row["layer_index"] >= 0]
     assert {row["reason"] for row in undefined} == {"an activation is not finite"}
@@ -256,10 +214,8 @@ def test_weights_that_the_last_step_blew_up_are_a_divergence(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     arguments = (*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "metrics=none")
-    assert (
-        command_line(*arguments, "norm=none", "optim.lr=1e38", "optim.weight_decay=1e6").returncode
-        == 0
-    )
+    too_large = ("optim.lr=1e38", "optim.weight_decay=1e6")
+    assert command_line(*arguments, "norm=none", *too_large).returncode == 0
     assert description(only_cell(tmp_path / "multirun"))["status"] == "diverged"
 
 
@@ -277,9 +233,9 @@ def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
 
     cell = only_cell(tmp_path / "multirun")
     assert len(description(cell)["attempts"]) == 1
-    later = pq.read_table(cell / "metrics.parquet").to_pylist()
+    later = read_rows(cell)
     assert command_line(*SMALL, "study=at_once").returncode == 0
-    (at_once,) = (tmp_path / "multirun" / "at_once").glob("*/metrics.parquet")
+    (at_once,) = read_rows_by_cell(tmp_path / "multirun" / "at_once").values()
 
     def by_key(rows: list[dict[str, object]]) -> dict[tuple[object, ...], object]:
         return {
@@ -288,7 +244,7 @@ def test_more_metrics_of_a_complete_cell_come_from_its_checkpoints(
             if row["epoch"] in (1, 2)
         }
 
-    assert by_key(later) == by_key(pq.read_table(at_once).to_pylist())
+    assert by_key(later) == by_key(at_once)
 
 
 @pytest.mark.slow
@@ -483,15 +439,7 @@ def test_a_complete_cell_is_skipped_without_loading_torch(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     assert command_line(*SMALL, "metrics=none").returncode == 0
-    program = (
-        "import runpy, sys; sys.argv[0] = 'bnstudy.train'; "
-        "runpy.run_module('bnstudy.train', run_name='__main__'); "
-        "sys.exit('torch' in sys.modules)"
-    )
-    again = subprocess.run(
-        [sys.executable, "-c", program, *SMALL, "metrics=none"], cwd=tmp_path, check=False
-    )
-    assert again.returncode == 0
+    assert_trains_without_torch(tmp_path, *SMALL, "metrics=none")
 
 
 @pytest.mark.long

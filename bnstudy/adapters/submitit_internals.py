@@ -60,12 +60,9 @@ def collecting_every_result() -> Iterator[None]:
     By default, the launcher collects the results in order, and raises an error at the first lost
     job while others still run.
     """
-    try:
-        from submitit import Job
-        from submitit.core.utils import UncompletedJobError
-    except ImportError:  # no submitit, so none of its launchers is used
-        yield
-        return
+    from submitit import Job
+    from submitit.core.utils import UncompletedJobError
+
     results = Job.results
 
     def results_and_errors(job: "Job[JobReturn]") -> list[JobReturn]:

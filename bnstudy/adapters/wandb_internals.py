@@ -40,7 +40,7 @@ def redacted_command_line() -> AbstractContextManager[Any]:
 
 
 def flush_settings(seconds: float) -> dict[str, Any]:
-    """Return settings that write rows to the disk at an interval, and no list of requirements."""
+    """Return settings to write rows to disk at an interval, and to save no list of requirements."""
     return {"x_save_requirements": False, "x_transaction_log_flush_interval": seconds}
 
 

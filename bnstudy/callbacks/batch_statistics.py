@@ -105,8 +105,9 @@ class BatchStatistics(OptimizationMetrics):
 
 def _errors(running: _NormBase, population: _NormBase) -> tuple[dict[str, float], str]:
     """Compute the errors of a layer's running statistics, and the reason if they are NaN."""
-    (mean, true_mean), (variance, true_variance) = (
-        [on_float64_device(getattr(layer, name)).double() for layer in (running, population)]
+    mean, variance, true_mean, true_variance = (
+        on_float64_device(getattr(layer, name)).double()
+        for layer in (running, population)
         for name in ("running_mean", "running_var")
     )
     if not (mean + variance + true_mean + true_variance).isfinite().all():

@@ -9,20 +9,21 @@ from torch.optim import Optimizer
 
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
+    compute_norm,
     find_taps_at,
     find_weight_sites,
     get_network,
     make_rows,
 )
 from bnstudy.representations import Tap
-from bnstudy.representations.precision import on_float64_device
 
 
 class GradientNorms(OptimizationMetrics):
     """Metric `gradient_norm`: L2 norm of a layer's weight gradient, averaged over measured steps.
 
     There is one value per epoch for every convolution and linear layer whose weights are trained,
-    at the sites `conv` and `linear`. The gradient is that of the whole loss before clipping,
+    at the sites `conv` and `linear`. Weights that a parametrization computes, such as weight_norm,
+    have none. The gradient is that of the whole loss before clipping,
     averaged over the processes of a distributed run and unscaled in mixed precision.
 
     Args:
@@ -57,9 +58,7 @@ class GradientNorms(OptimizationMetrics):
         with self.timed():
             for name, weight in self.weights.items():
                 if weight.grad is not None:
-                    gradient = on_float64_device(weight.grad)
-                    norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-                    self.norms[name].append(norm)
+                    self.norms[name].append(compute_norm(weight.grad))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Average over the epoch's measured steps."""
@@ -68,7 +67,6 @@ class GradientNorms(OptimizationMetrics):
         for name, tap in self.taps.items():
             if name in self.norms:
                 mean = {"gradient_norm": torch.stack(self.norms[name]).mean().item()}
-                rows += make_rows(
-                    mean, tap, epoch, trainer.global_step, reason="a gradient is not finite"
-                )
+                reason = "a gradient is not finite"
+                rows += make_rows(mean, tap, epoch, trainer.global_step, reason=reason)
         self.publish(trainer, epoch, rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from math import sqrt
+from math import nan, sqrt
 from typing import Literal
 
 import lightning as L
@@ -79,7 +79,7 @@ class HessianOperator:
             is_zero = not multiply(start).any()
             converged = np.zeros(possible if is_zero else 0)
         known = sorted(converged.tolist(), reverse=True)
-        return [*known, *[float("nan")] * (count - len(known))]
+        return [*known, *[nan] * (count - len(known))]
 
     def trace(self, num_probes: int) -> tuple[float, float]:
         """Estimate the trace by Hutchinson's method (1989), with its standard error.
@@ -154,30 +154,26 @@ class Hessian(OptimizationMetrics):
             network = deepcopy(get_network(module)).eval()
             if self.batchnorm == "train":
                 for layer in with_running_statistics(network).values():
+                    _desynchronize(layer)
                     layer.train()
             probe = zip(*get_probe(trainer, "train"), strict=True)
             inputs, labels = (torch.cat(tensors) for tensors in probe)
             chosen = choose_balanced(labels, min(self.num_samples, len(labels)))
             images = inputs[chosen].to(next(network.parameters()))
             labels = labels[chosen].to(images.device)
-            with torch.inference_mode(False), torch.enable_grad():
-                loss = functional.cross_entropy(network(images.clone()), labels.clone())
-                trained = [
-                    parameter for parameter in network.parameters() if parameter.requires_grad
-                ]
-                slopes = torch.autograd.grad(
-                    loss, trained, create_graph=True, materialize_grads=True
-                )
-                gradients = dict(zip(map(id, trained), slopes, strict=True))
-                rows = []
-                parts: list[tuple[Tap | None, nn.Module]] = [(None, network)]
-                parts += [
-                    (Tap(index, name, "stage"), part)
-                    for index, (name, part) in enumerate(find_stages(network).items())
-                ]
-                for tap, part in parts:
-                    values, reason = self._measure_part(part, gradients)
-                    rows += make_rows(values, tap, epoch, trainer.global_step, reason=reason)
+            loss = functional.cross_entropy(network(images), labels)
+            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            slopes = torch.autograd.grad(loss, trained, create_graph=True, materialize_grads=True)
+            gradients = dict(zip(map(id, trained), slopes, strict=True))
+            rows = []
+            parts: list[tuple[Tap | None, nn.Module]] = [(None, network)]
+            parts += [
+                (Tap(index, name, "stage"), part)
+                for index, (name, part) in enumerate(find_stages(network).items())
+            ]
+            for tap, part in parts:
+                values, reason = self._measure_part(part, gradients)
+                rows += make_rows(values, tap, epoch, trainer.global_step, reason=reason)
         self.publish(trainer, epoch, rows)
 
     def _measure_part(
@@ -194,12 +190,20 @@ class Hessian(OptimizationMetrics):
         names = [f"hessian_eigenvalue_{number + 1}" for number in range(self.num_eigenvalues)]
         names += ["hessian_trace", "hessian_trace_error"]
         if not all(slope.isfinite().all() for slope in gradient):
-            return dict.fromkeys(names, float("nan")), "a gradient is not finite"
+            return dict.fromkeys(names, nan), "a gradient is not finite"
         hessian = HessianOperator(gradient, parameters)
         eigenvalues = hessian.largest_eigenvalues(self.num_eigenvalues)
         values = dict(zip(names, [*eigenvalues, *hessian.trace(self.num_probes)], strict=True))
         reason = "Lanczos' method did not converge, there are too few parameters, "
         return values, reason + "or the Hessian is not finite"
+
+
+def _desynchronize(layer: nn.Module) -> None:
+    """Let a norm compute batch statistics in this process only, because the others wait."""
+    if isinstance(layer, nn.SyncBatchNorm):
+        layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    elif hasattr(layer, "synchronized"):
+        layer.synchronized = False  # type: ignore[assignment]
 
 
 def find_stages(network: nn.Module) -> dict[str, nn.Module]:

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from bnstudy.callbacks.optimization import OptimizationMetrics, get_network, make_rows
+from bnstudy.callbacks.optimization import (
+    OptimizationMetrics,
+    compute_norm,
+    get_network,
+    make_rows,
+)
 from bnstudy.representations.network import Batch
 from bnstudy.representations.precision import on_float64_device
 
@@ -159,8 +164,4 @@ def _restoring_random_state(device: torch.device) -> Iterator[None]:
 
 def _norm(tensors: Sequence[Tensor]) -> float:
     """Compute the L2 norm over the numbers of all tensors."""
-    norms = [
-        torch.linalg.vector_norm(on_float64_device(tensor), dtype=torch.float64)
-        for tensor in tensors
-    ]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
+    return compute_norm(torch.stack([compute_norm(tensor) for tensor in tensors])).item()

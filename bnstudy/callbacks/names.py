@@ -1,4 +1,4 @@
-"""Names of the long table's numbers in loggers."""
+"""Names under which loggers get the values of the long table."""
 
 from bnstudy.metrics import METRICS
 from bnstudy.runs.long_table import Row
@@ -12,8 +12,8 @@ def logged_name(row: Row) -> str:
       `<split>/probe_accuracy` of the probe set.
     - Representations: `rep/<split>/<layer>/<metric>`, with `<layer>.<site>` for sites other than
       act.
-    - Optimization callbacks: `opt/<layer>/<metric>` and `opt/<metric>`; for the test split
-      `opt/test/...`.
+    - Optimization callbacks: `opt/<layer>/<metric>`, with `<layer>` as above, and `opt/<metric>`
+      for the whole model; for the test split `opt/test/...`.
 
     Args:
         row: Row of the long table.

@@ -14,6 +14,7 @@ from bnstudy.callbacks.names import logged_name
 from bnstudy.data.module import DataModule, SampleBatches
 from bnstudy.models import Classifier, calibrated
 from bnstudy.representations import Tap
+from bnstudy.representations.precision import on_float64_device
 from bnstudy.representations.taps import Call, Taps
 from bnstudy.runs.long_table import WHOLE_MODEL, Row
 from bnstudy.terms import Split
@@ -23,7 +24,12 @@ from bnstudy.terms import Split
 CONSTANT_TOLERANCE = 1e-8
 
 # Sites of the layers with weights, by type.
-WEIGHT_SITES = {nn.Conv1d: "conv", nn.Conv2d: "conv", nn.Conv3d: "conv", nn.Linear: "linear"}
+WEIGHT_SITES: dict[type[nn.Module], str] = {
+    nn.Conv1d: "conv",
+    nn.Conv2d: "conv",
+    nn.Conv3d: "conv",
+    nn.Linear: "linear",
+}
 
 
 class OptimizationMetrics(L.Callback):
@@ -92,6 +98,12 @@ def is_varying(mean: Tensor, variance: Tensor) -> Tensor:
     return variance > CONSTANT_TOLERANCE * mean.square()
 
 
+def compute_norm(values: Tensor) -> Tensor:
+    """Compute the L2 norm over all numbers of a tensor, in float64."""
+    norm: Tensor = torch.linalg.vector_norm(on_float64_device(values), dtype=torch.float64)
+    return norm
+
+
 def get_network(module: L.LightningModule) -> nn.Module:
     """Return the network of a `Classifier`."""
     assert isinstance(module, Classifier)
@@ -117,19 +129,22 @@ def _get_data(trainer: L.Trainer) -> DataModule:
 
 
 def find_weight_sites(network: nn.Module) -> dict[str, str]:
-    """Return the site, conv or linear, of each convolution and linear layer, by module name."""
+    """Return the site, conv or linear, of each convolution and linear layer, by module name.
+
+    Layers whose weights are computed, by a parametrization such as weight_norm, are left out.
+    """
     return {
         name: site
         for name, module in network.named_modules()
         for kind, site in WEIGHT_SITES.items()
-        if isinstance(module, kind)
+        if isinstance(module, kind) and isinstance(module.weight, nn.Parameter)
     }
 
 
 def find_taps_at(
     trainer: L.Trainer, network: nn.Module, sites: Mapping[str, str]
 ) -> dict[str, Tap]:
-    """Find the taps of modules by `find_taps`, and give each the site named for its module."""
+    """Find the taps of modules as `find_taps` does, with the sites given by module name."""
     taps = find_taps(network, sites, get_probe(trainer, "train"))
     return {name: replace(tap, site=sites[name]) for name, tap in taps.items()}
 

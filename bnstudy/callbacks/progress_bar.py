@@ -83,7 +83,7 @@ class Progress(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: torch.Tensor | Any,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:

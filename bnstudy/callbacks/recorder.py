@@ -2,28 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import lightning as L
 
-from bnstudy.callbacks.optimization import make_rows
+from bnstudy.callbacks.optimization import OptimizationMetrics, make_rows
 from bnstudy.callbacks.representation_metrics import RepresentationMetrics
 from bnstudy.models import Classifier
-from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
 from bnstudy.terms import EvaluatedSplit
-
-
-class Measurement(Protocol):
-    """Callback that measures, and is called before the recorder.
-
-    Attributes:
-        rows: Rows of the latest measurement.
-        seconds: Total time spent on measuring so far.
-    """
-
-    rows: list[Row]
-    seconds: float
 
 
 class Recorder(L.Callback):
@@ -38,14 +25,14 @@ class Recorder(L.Callback):
 
     Args:
         record: Record of this run.
-        measurements: Callbacks whose rows are recorded; they are called before this one.
+        measurements: Callbacks whose rows are recorded. Lightning calls them before this one.
         checkpoint_epochs: Epochs whose weights are kept, in addition to the last epoch.
     """
 
     def __init__(
         self,
         record: Record,
-        measurements: Sequence[Measurement],
+        measurements: Sequence[RepresentationMetrics | OptimizationMetrics],
         checkpoint_epochs: list[int] | Literal["all"],
     ) -> None:
         self.record = record
@@ -57,8 +44,8 @@ class Recorder(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the last epoch be the only one with validation.
 
-        This is not an option of the trainer, because with it `EarlyStopping` would only look at the
-        epochs with validation.
+        It is not set as an option of the trainer, because `EarlyStopping` would read that option
+        before this method is called, and then check only epochs with validation.
         """
         trainer.check_val_every_n_epoch = trainer.max_epochs
 

@@ -173,7 +173,8 @@ class RepresentationMetrics(L.Callback):
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
             self._is_last_epoch = epoch == trainer.max_epochs
             values = self._measure_and_log(trainer, pl_module, epoch)
-            for name in values.keys() & self._monitored():
+            monitored = {f"{split}/{name}" for split in self.probes for name in PROBE_PERFORMANCE}
+            for name in values.keys() & monitored:
                 pl_module.log(name, values[name], logger=False, sync_dist=True)
             # If training stops early, this was the last epoch, and on_train_end measures it again
             # with folds.
@@ -269,9 +270,6 @@ class RepresentationMetrics(L.Callback):
             self._warned_reasons.add(reason)
             names = ", ".join(undefined[reason])
             warnings.warn(f"{where}: {reason}; NaN for {names}", stacklevel=2)
-
-    def _monitored(self) -> set[str]:
-        return {f"{split}/{name}" for split in self.probes for name in PROBE_PERFORMANCE}
 
     def _measure_and_log(
         self, trainer: L.Trainer, module: L.LightningModule, epoch: int

@@ -3,26 +3,26 @@
 from math import nan
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from bnstudy.callbacks.optimization import (
     OptimizationMetrics,
+    compute_norm,
     find_taps_at,
     find_weight_sites,
     get_network,
     make_rows,
 )
 from bnstudy.representations import Tap
-from bnstudy.representations.precision import on_float64_device
 from bnstudy.representations.taps import Taps
 
 
 class WeightNorms(OptimizationMetrics):
     """L2 norms of each layer's parameters, before training and at the end of each epoch.
 
-    Convolutions and linear layers, at the sites `conv` and `linear`:
+    Convolutions and linear layers, at the sites `conv` and `linear`, unless a parametrization such
+    as weight_norm computes their weights:
 
     - `weight_norm`: norm of the weights w.
     - `effective_lr`: learning rate of the last step (before training, of the first step), divided
@@ -68,14 +68,11 @@ class WeightNorms(OptimizationMetrics):
                 weight, bias = _parameters_of(network.get_submodule(name))
                 values = {}
                 if tap.site == "norm":
-                    parameters = {"gamma_norm": weight, "beta_norm": bias}
-                    values = {
-                        metric: _norm(parameter)
-                        for metric, parameter in parameters.items()
-                        if parameter is not None
-                    }
+                    for metric, parameter in (("gamma_norm", weight), ("beta_norm", bias)):
+                        if parameter is not None:
+                            values[metric] = compute_norm(parameter.detach()).item()
                 elif weight is not None:
-                    norm = _norm(weight)
+                    norm = compute_norm(weight.detach()).item()
                     values["weight_norm"] = norm
                     values["effective_lr"] = self.lr / norm**power if norm else nan
                 reason = "the weights are 0, or not finite"
@@ -89,7 +86,3 @@ def _parameters_of(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
         if isinstance(weight := getattr(part, "weight", None), nn.Parameter):
             return weight, getattr(part, "bias", None)
     return None, None
-
-
-def _norm(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(on_float64_device(values.detach()), dtype=torch.float64))

@@ -41,9 +41,6 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
 
 
-OWN = "own"  # option of the groups `model` and `data` for the user's classes
-
-
 def is_group(key: str) -> bool:
     """Check whether a key is a config group of which one option is selected."""
     return key != "callbacks" and (CONFIG_FOLDER / key).is_dir()
@@ -92,7 +89,7 @@ def select_own_classes(words: Sequence[str]) -> list[str]:
         keys = {word.lstrip("+").partition("=")[0] for word in words}
         if f"{group}._target_" in keys and group not in keys:
             added = (f"++{word}" if word.startswith(f"{group}.") else word for word in words)
-            words = [f"{group}={OWN}", *added]
+            words = [f"{group}=own", *added]
     return list(words)
 
 

@@ -57,7 +57,9 @@ def json_schemas() -> dict[str, Schema]:
     definitions["Open"] = _OPEN
     config["properties"]["hydra"] = _HYDRA
     contents = {
-        group: definitions[model.__name__] for group, model in groups.items() if _has_files(group)
+        group: definitions[model.__name__]
+        for group, model in groups.items()
+        if (CONFIG_FOLDER / group).is_dir()
     }
     return {
         name: _make_file_schema(content, definitions)
@@ -78,10 +80,6 @@ def _find_groups(model: type[Group]) -> Iterator[tuple[str, type[Group]]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
             yield key, field.annotation
             yield from _find_groups(field.annotation)
-
-
-def _has_files(group: str) -> bool:
-    return (CONFIG_FOLDER / group).is_dir()
 
 
 def _restrict_keys(model: type[ChosenGroup], keys: list[str]) -> list[Schema]:

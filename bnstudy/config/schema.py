@@ -35,10 +35,6 @@ from bnstudy.config.values import (
 from bnstudy.errors import UserError
 from bnstudy.terms import SITES, Split
 
-SCHEDULES = ("constant", "cosine", "step")
-
-FILLS = ("mean", "black", "reflect")
-
 INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
 # Arguments of Lightning's Trainer that cannot be set. bnstudy sets some itself. The others would
@@ -253,7 +249,7 @@ class Optim(ChosenGroup):
     """Decay of the two running means of adam and adamw."""
     weight_decay: NotNegative
     """Coefficient of weight decay; adamw decouples it from the gradient."""
-    schedule: Annotated[str, OneOf(*SCHEDULES)]
+    schedule: Annotated[str, OneOf("constant", "cosine", "step")]
     """Schedule of the learning rate; cosine: to 0 over the run; step: drops at milestones."""
     milestones: Annotated[list[Count], Expected("a list of epochs such as [100,150]")]
     """Epochs at which schedule=step multiplies the learning rate by gamma."""
@@ -324,7 +320,7 @@ class Data(ChosenGroup):
     """Whether each training image is mirrored with probability 1/2."""
     shift: Index
     """Maximum shift of the training images, in pixels."""
-    fill: Annotated[str, OneOf(*FILLS)]
+    fill: Annotated[str, OneOf("mean", "black", "reflect")]
     """Border of shifted images: the mean colour, black, or the mirrored image (reflect)."""
     validation: ShareBelowOne
     """Share of the training split that is held out as the validation split."""
@@ -343,7 +339,7 @@ class Data(ChosenGroup):
     ]
     """Samples of a group in each split."""
     noise: FiniteNotNegative
-    """Standard deviation of a pixel around its group's prototype."""
+    """Standard deviation of a pixel's noise, relative to that of the prototypes' random numbers."""
     channels: Count
     """Channels of an image."""
 

@@ -81,7 +81,7 @@ class FilesIdentity:
 
     @property
     def copy_path(self) -> Path:
-        """Path of the decoded copy; see `facts` of `bnstudy.data.images.MappedImages`."""
+        """Path of the decoded copy's file `facts`; see `bnstudy.data.images.MappedImages`."""
         return self.folder / f"{self.name}.npz"
 
     @property

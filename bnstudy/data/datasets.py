@@ -166,7 +166,7 @@ class DatasetBatches:
     make_generator: MakeGenerator | None = None
     rank: int = 0
     world_size: int = 1
-    sizes: Sequence[int] | None = None
+    sizes: list[int] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -202,9 +202,9 @@ class DatasetBatches:
         return replace(self, rows=self.rows[order], size=size, sizes=sizes)
 
     def _sizes(self) -> list[int]:
-        if self.sizes is not None:
-            return list(self.sizes)
-        return batch_sizes(len(self.rows), self.size, MIN_BATCH_SIZE * self.world_size)
+        return self.sizes or batch_sizes(
+            len(self.rows), self.size, MIN_BATCH_SIZE * self.world_size
+        )
 
 
 class DatasetModule(DataModule):

@@ -18,7 +18,6 @@ from bnstudy.workers import end_with_parent
 
 # Pillow's modes without colours, of at most 8 bits.
 GREY_MODES = {"1", "L", "LA", "La"}
-WHITE = 255
 OPAQUE = 255  # maximum of the alpha channel
 
 # Remarks about images, printed once for a data set with the name of the first file.
@@ -96,14 +95,11 @@ def unify_formats(pixels: Path, decoded: Sequence[Decoded], size: Size) -> tuple
     Returns:
         Number of channels; and `bits`, 8 if there are no 16-bit images.
     """
+    if all(image.kind == "colour" for image in decoded):
+        return PLANES, 8
     area = size[0] * size[1]
     bits = max(8, max(image.largest for image in decoded).bit_length())
-    is_grey = all(image.is_grey for image in decoded) and any(
-        image.kind != "colour" for image in decoded
-    )
-    channels = 1 if is_grey else PLANES
-    if not is_grey and all(image.kind == "colour" for image in decoded):
-        return channels, bits
+    channels = 1 if all(image.is_grey for image in decoded) else PLANES
     with pixels.open("r+b") as file:
         for first, chunk in _chunks(decoded, size):
             file.seek(first * PLANES * area)
@@ -260,7 +256,7 @@ def _opaque(image: Image.Image, path: Path) -> tuple[Image.Image, bool]:
         alpha = image.getchannel("A")
         if alpha.getextrema()[0] == OPAQUE:
             return image.convert("RGB").convert(mode), False
-        white = Image.new("RGBA", image.size, (WHITE,) * 4)
+        white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB").convert(mode), True
     except ValueError as error:
         raise UserError(

@@ -66,7 +66,7 @@ class Images:
 
     def save(self, path: Path) -> None:
         """Write to one file, atomically."""
-        arrays: dict[str, Any] = {"class_names": np.array(self.class_names)}
+        arrays: dict[str, Any] = {"class_names": self.class_names}
         for split in SPLITS:
             arrays[f"{split}_images"] = self.images[split].numpy()
             arrays[f"{split}_labels"] = self.labels[split].numpy()
@@ -120,9 +120,9 @@ class MappedImages:
         with replacing(self.facts) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
-                shape=np.array(shape),
-                class_names=np.array(class_names),
-                sha256=np.array(images.sha256),
+                shape=shape,
+                class_names=class_names,
+                sha256=images.sha256,
                 **arrays,
             )
 

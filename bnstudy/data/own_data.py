@@ -64,7 +64,7 @@ def make_data(options: Mapping[str, Any], seed: int, probe: dict[Any, Any]) -> D
 def _is_image_module(target: str) -> bool:
     try:
         data_class = get_object(target)
-    except Exception:  # `instantiate_group` raises it again, with an explanation
+    except Exception:  # `select_accepted_arguments` raises it again, with an explanation
         return False
     return isinstance(data_class, type) and issubclass(data_class, ImageDataModule)
 

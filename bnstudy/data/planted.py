@@ -89,12 +89,8 @@ class PlantedGroups(ImageDataModule):
 
     def _prototype(self, label: int, group: int) -> Tensor:
         """Generate the prototype of a group, float64, C x H x W, with values around 0."""
-        coarse = _normal(
-            generator_for("planted", "prototype", label, group),
-            self.channels,
-            COARSE_SIZE,
-            COARSE_SIZE,
-        )
+        shape = (self.channels, COARSE_SIZE, COARSE_SIZE)
+        coarse = _normal(generator_for("planted", "prototype", label, group), *shape)
         size = (self.image_size, self.image_size)
         return functional.interpolate(coarse[None], size, mode="bicubic", align_corners=True)[0]
 

@@ -40,8 +40,8 @@ def with_transform(data: ImageDataModule, transform: Callable[[Any], Any]) -> Da
         data.setup()
         images, labels, class_names = data.data.images, data.data.labels, data.class_names
 
-    def source(split: Split, labels: Tensor) -> SplitSource:
-        return SplitSource(_Transformed(images[split], labels, transform))
+    def source(split: Split, split_labels: Tensor) -> SplitSource:
+        return SplitSource(_Transformed(images[split], split_labels, transform))
 
     module = DatasetModule(
         {split: source(split, labels[split]) for split in SPLITS},

@@ -92,7 +92,7 @@ DIGITS = tuple(map(str, range(10)))  # class names of SVHN, which torchvision do
 # Exceptions that torchvision raises for missing or damaged files.
 READ_ERRORS = (
     AssertionError, EOFError, IndexError, KeyError, OSError, RuntimeError, ValueError,
-    gzip.BadGzipFile, pickle.UnpicklingError, tarfile.TarError, zlib.error,
+    pickle.UnpicklingError, tarfile.TarError, zlib.error,
 )  # fmt: skip
 
 

@@ -22,8 +22,13 @@ __all__ = [
 
 # Families at the beginning of METRICS and of all tables; other modules follow by name.
 FIRST_FAMILIES = (
-    *("sparsity", "class_clustering", "implicit_clustering", "quality"),
-    *("geometry", "neural_collapse", "separability"),
+    "sparsity",
+    "class_clustering",
+    "implicit_clustering",
+    "quality",
+    "geometry",
+    "neural_collapse",
+    "separability",
 )
 
 

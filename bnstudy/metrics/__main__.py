@@ -34,7 +34,7 @@ def make_table() -> Table:
             table.add_row(
                 entry.name,
                 entry.direction or "",
-                f"{format_bound(entry.bounds[0])} to {format_bound(entry.bounds[1])}",
+                " to ".join(map(format_bound, entry.bounds)),
                 " ".join(name[0].upper() for name in sorted(entry.invariant_to)),
                 ", ".join(sorted(entry.needs)),
                 ", ".join(name for name in SETS if entry.name in sets[name]),

@@ -7,6 +7,8 @@ Example:
     (2.0, 3.5, 0.25)
 """
 
+import math
+
 from torch import Tensor
 
 from bnstudy.metrics.registry import Undefined, metric
@@ -22,17 +24,13 @@ from bnstudy.representations.sums import (
 MOMENTS = "as in scipy.stats, over the samples and positions of a channel"
 
 
-@metric(direction=None, bounds=(-float("inf"), float("inf")), source=MOMENTS)
+@metric(direction=None, bounds=(-math.inf, math.inf), source=MOMENTS)
 def mean(layer: Layer) -> float:
     """Mean of each channel's activations, averaged over channels."""
     return layer.moments.channel_moments[:, MEAN].mean().item()
 
 
-@metric(
-    direction=None,
-    bounds=(0, float("inf")),
-    source=MOMENTS,
-)
+@metric(direction=None, bounds=(0, math.inf), source=MOMENTS)
 def variance(layer: Layer) -> float:
     """Variance of each channel's activations, averaged over channels."""
     return layer.moments.channel_moments[:, VARIANCE].mean().item()
@@ -47,24 +45,14 @@ def _varying_channels(layer: Layer) -> Tensor:
     return moments
 
 
-@metric(
-    direction=None,
-    bounds=(-float("inf"), float("inf")),
-    invariant_to=["scale"],
-    source=MOMENTS,
-)
+@metric(direction=None, bounds=(-math.inf, math.inf), invariant_to=["scale"], source=MOMENTS)
 def skewness(layer: Layer) -> float:
     """Skewness of each channel's activations, averaged over the channels that vary."""
     moments = layer.shared(_varying_channels)
     return (moments[:, THIRD_MOMENT] / moments[:, VARIANCE] ** 1.5).mean().item()
 
 
-@metric(
-    direction=None,
-    bounds=(-2, float("inf")),
-    invariant_to=["scale"],
-    source=MOMENTS,
-)
+@metric(direction=None, bounds=(-2, math.inf), invariant_to=["scale"], source=MOMENTS)
 def kurtosis(layer: Layer) -> float:
     """Excess kurtosis of each channel's activations, averaged over the channels that vary."""
     moments = layer.shared(_varying_channels)

@@ -53,7 +53,7 @@ def _within_dispersion(layer: Layer) -> float:
     Raises:
         Undefined: No class has any spread.
     """
-    dispersion: float = layer.class_sums.residual_norms_squared.double().sum().item()
+    dispersion = layer.class_sums.residual_norms_squared.double().sum().item()
     if dispersion < MIN_DISPERSION:
         raise Undefined("no class has any spread: the index is infinite")
     return dispersion

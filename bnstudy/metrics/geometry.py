@@ -32,7 +32,7 @@ FACCO = "Facco et al. 2017, TwoNN, doi 10.1038/s41598-017-11873-y"
 def participation_ratio(layer: Layer) -> float:
     """(Sum of the covariance's eigenvalues)^2 / sum of their squares."""
     gram = layer.gram
-    total: float = layer.total_variance * layer.num_samples
+    total = layer.total_variance * layer.num_samples
     squares = torch.linalg.vector_norm(gram, dtype=torch.float64).item() ** 2
     return float(total**2 / squares)
 
@@ -79,7 +79,7 @@ def soft_rank(layer: Layer) -> float:
     """
     sums, count = layer.products, layer.num_samples
     with_mean = sums.residuals_dot_global_mean + sums.class_means_dot_global_mean[layer.classes]
-    total: float = layer.total_variance + sums.global_mean_norm_squared
+    total = layer.total_variance + sums.global_mean_norm_squared
     if total == 0:
         raise Undefined("every sample's activations are 0")
     norm: float = torch.linalg.vector_norm(layer.gram, dtype=torch.float64).item()

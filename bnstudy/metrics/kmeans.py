@@ -25,8 +25,8 @@ def kmeans(squared_distances: Tensor, ks: Sequence[int], restarts: int) -> list[
 
     The distance of a sample to a cluster mean follows from the distances between samples:
     |x_i - m_c|^2 = mean over j in c of d_ij^2 - half the mean over j, l in c of d_jl^2. The starts
-    are chosen by greedy k-means++ (Arthur and Vassilvitskii 2007) with the same random numbers at
-    every call. A restart draws one sequence of centres; k clusters start from its first k.
+    are chosen by greedy k-means++ (Arthur and Vassilvitskii 2007) with the same seed at every call.
+    A restart draws one sequence of centres; k clusters start from its first k.
 
     Args:
         squared_distances: Squared distances between N samples: N x N, symmetric.

@@ -80,12 +80,7 @@ def hoyer(layer: Layer) -> float:
     return float(((root - ratio) / (root - 1)).mean())
 
 
-@metric(
-    direction=None,
-    bounds=(0, 1),
-    invariant_to=["scale"],
-    source=VINJE,
-)
+@metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=VINJE)
 def population_sparseness(layer: Layer) -> float:
     """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / D) of a sample's units, mean over samples.
 
@@ -94,12 +89,7 @@ def population_sparseness(layer: Layer) -> float:
     return ((1 - layer.shared(_concentration)) / (1 - 1 / layer.num_units)).mean().item()
 
 
-@metric(
-    direction=None,
-    bounds=(0, 1),
-    invariant_to=["scale"],
-    source=VINJE,
-)
+@metric(direction=None, bounds=(0, 1), invariant_to=["scale"], source=VINJE)
 def lifetime_sparseness(layer: Layer) -> float:
     """(1 - (mean |x|)^2 / mean x^2) / (1 - 1 / N) of a unit's samples, mean over live units."""
     if layer.num_samples == 1:

@@ -178,10 +178,9 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, unless the learning rate is constant, its schedule."""
-        trainer = self.trainer
-        epochs = trainer.max_epochs
+        epochs = self.trainer.max_epochs
         assert epochs is not None
-        steps = int(trainer.estimated_stepping_batches)
+        steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self.recipe.scheduler(self.optimizer, steps, epochs)
         if scheduler is None:
             return self.optimizer

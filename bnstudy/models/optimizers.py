@@ -1,6 +1,6 @@
 """Optimizer, learning rate schedule and gradient clipping of a network."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -139,9 +139,9 @@ def make_optimizer(
 
 
 def _groups(parameters: list[nn.Parameter], decay_all: bool) -> list[Any]:
-    """Exempt vectors and scalars, such as biases and parameters of norms, from weight decay."""
+    """Group parameters; without `decay_all`, vectors and scalars get no weight decay."""
     if decay_all:
-        return list(parameters)
+        return parameters
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -177,6 +177,6 @@ def clip_adaptively(network: nn.Module, clipping: float) -> None:
 
 def _unit_norms(values: Tensor) -> Tensor:
     """Return the norm of each unit, in a shape that can be broadcast to that of the values."""
-    dims: Iterable[int] = range(1, values.ndim) if values.ndim > 1 else range(values.ndim)
-    norms: Tensor = torch.linalg.vector_norm(values, dim=tuple(dims), keepdim=True)
+    dims = tuple(range(values.ndim))
+    norms: Tensor = torch.linalg.vector_norm(values, dim=dims[1:] or dims, keepdim=True)
     return norms

@@ -76,9 +76,9 @@ def calibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
 def recalibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
     """Recalibrate a network inside the context; see `recalibrate`.
 
-    After the first batches of training, the running statistics still consist mostly of their
-    initial values. On exit they are restored, as by `calibrated`. A `FrozenBatchNorm` keeps its
-    statistics.
+    This serves measurements after the first batches of training, when the running statistics still
+    consist mostly of their initial values. On exit they are restored, as by `calibrated`. A
+    `FrozenBatchNorm` keeps its statistics.
 
     Args:
         network: Network, called with the inputs of each batch, on the network's device and in its

@@ -84,8 +84,8 @@ class ResNet(nn.Sequential):
             (arXiv 2101.08692): activations before convolutions, standardized weights, scaled
             branches, and a 1x1 convolution in each shortcut that halves the image; see
             `NormalizerFreeBlock`. All other convolutions have the same names and initial weights
-            (before standardization) as without this option, and there
-            are as many activation functions.
+            (before standardization) as without this option, and there are as many activation
+            functions.
         input_shape: Channels, height and width of an image.
         num_classes: Length of the output.
         norm: Factory of the normalization layers.

@@ -96,7 +96,10 @@ def capture(
     """
     batches = _CheckedBatches(batches if _has_length(batches) else list(batches))
     taps = Taps(model, layers, sites)
-    max_samples, first_inputs = _inspect_first_batch(batches)
+    first_inputs, _ = next(iter(batches), (None, None))
+    if first_inputs is None or not len(first_inputs):
+        raise ValueError("batches: there are no samples, or none in the first batch")
+    max_samples = batches.max_samples()
     outputs, sample_bytes = try_out(taps, first_inputs, channel_axis or {})
     # Memory that does not depend on the layer: matrices and working memory.
     fixed_bytes = NUM_MATRICES * 4 * max_samples**2 * distances + 2 * 4 * BLOCK_NUMEL
@@ -168,14 +171,6 @@ def _has_length(batches: Iterable[Batch]) -> bool:
         return False
 
 
-def _inspect_first_batch(batches: _CheckedBatches) -> tuple[int, Tensor]:
-    """Return an upper bound of the number of samples, and the inputs of the first batch."""
-    inputs, labels = next(iter(batches), (None, ()))
-    if inputs is None or not len(labels):
-        raise ValueError("batches: there are no samples, or none in the first batch")
-    return batches.max_samples(), inputs
-
-
 def as_pair(batch: Any) -> Batch:
     """Return a batch's inputs and its labels, of type int64 and shape (N,).
 
@@ -231,9 +226,11 @@ def _plan_passes(
     outputs: dict[Call, Output], samples: int, max_bytes: float
 ) -> list[list[_ChannelBlock]]:
     """Assign blocks of channels to forward passes over the samples: first fit, largest first."""
-    blocks: list[_ChannelBlock] = []
-    for call, output in outputs.items():
-        blocks += _split_channels(call, output, samples, max_bytes)
+    blocks = [
+        block
+        for call, output in outputs.items()
+        for block in _split_channels(call, output, samples, max_bytes)
+    ]
     passes: list[list[_ChannelBlock]] = []
     for block in sorted(blocks, key=lambda block: -block.num_bytes):
         for planned in passes:
@@ -268,13 +265,7 @@ def _read(
 ) -> Iterator[Layer]:
     """Yield the layers, each as soon as all its channels have been read.
 
-    Args:
-        network: Network and its samples.
-        outputs: Outputs to read, by call.
-        max_samples: Upper bound of the number of samples.
-        max_bytes: Memory for activations.
-        distances: Whether the metrics need products or distances of pairs of samples.
-        precision: Precision of the products.
+    Each pass holds at most `max_bytes` of activations.
     """
     tap_of = network.taps.make_taps(list(outputs))
     unread = {call: output.channels for call, output in outputs.items()}
@@ -364,7 +355,7 @@ def _run_pass(
                 logits.append(on_float64_device(output))
     if len(logits) == len(all_labels):
         network.logits = torch.cat(logits)
-    network.identify(torch.cat(all_labels).cpu(), torch.cat(checksums))
+    network.check_samples(torch.cat(all_labels).cpu(), torch.cat(checksums))
     return held, torch.cat(all_labels)
 
 

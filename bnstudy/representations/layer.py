@@ -299,7 +299,7 @@ class Layer:
     @property
     def precise_class_sums(self) -> ClassSums:
         """Same as `class_sums`, in float64 if class means are too close together for float32."""
-        sums: ClassSums = self.class_sums
+        sums = self.class_sums
         return sums if sums.are_means_reliable else self.in_float64(ClassSums)
 
     @property

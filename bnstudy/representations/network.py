@@ -44,7 +44,7 @@ class ProbedNetwork:
         self.checksums: Tensor | None = None
         self._labels: Tensor | None = None
 
-    def identify(self, labels: Tensor, checksums: Tensor) -> None:
+    def check_samples(self, labels: Tensor, checksums: Tensor) -> None:
         """Record the samples of a pass and check that they are those of the first pass.
 
         Raises:
@@ -80,6 +80,7 @@ class ProbedNetwork:
                 torch.enable_grad(),
                 self.taps.hooked(keep) as run,
             ):
+                # Clones, because autograd cannot save tensors that were created in inference mode.
                 logits = run(inputs.clone())
                 own = labels.to(logits.device).clone()[:, None]
                 others = logits.scatter(1, own, -torch.inf).amax(1)

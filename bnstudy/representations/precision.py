@@ -11,7 +11,7 @@ clusters in a trained layer.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -100,7 +100,7 @@ def choose_multiplication(precision: Precision, units: int, device: torch.device
 def add_products(
     totals: Tensor,
     rows: Tensor,
-    tiles: Callable[[int], Iterator[tuple[slice, slice]]],
+    tiles: Sequence[tuple[slice, slice]],
     multiplication: Multiplication,
 ) -> None:
     """Add the inner products of rows to some tiles of a matrix.
@@ -108,12 +108,12 @@ def add_products(
     Args:
         totals: Matrix, N x N.
         rows: N x units, of the dtype of `totals`.
-        tiles: Function that yields the rows and columns of the tiles, given N.
+        tiles: Rows and columns of each tile.
         multiplication: Kind of multiplication.
     """
     with _set_precision(multiplication.settings):
         for left, right in _split(rows) if multiplication.splits else [(rows, rows)]:
-            for row_slice, column_slice in tiles(len(rows)):
+            for row_slice, column_slice in tiles:
                 totals[row_slice, column_slice].addmm_(left[row_slice], right[column_slice].T)
 
 
@@ -180,7 +180,8 @@ def _fastest(device: torch.device) -> Multiplication:
         for multiplication, times in seconds.items():
             started = time.perf_counter()
             _multiply(operand, multiplication)
-            _wait(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
     return SPLIT if MIN_SPEEDUP * min(seconds[SPLIT]) < min(seconds[FLOAT32]) else FLOAT32
 
@@ -194,14 +195,5 @@ def _has_matrix_units(device: torch.device) -> bool:
 
 def _multiply(operand: Tensor, multiplication: Multiplication) -> Tensor:
     totals = operand.new_zeros(len(operand), len(operand))
-    add_products(totals, operand, _whole, multiplication)
+    add_products(totals, operand, [(slice(None), slice(None))], multiplication)
     return totals
-
-
-def _whole(size: int) -> Iterator[tuple[slice, slice]]:
-    yield slice(size), slice(size)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -15,7 +15,9 @@ from bnstudy.representations.precision import FLOAT32, Multiplication, add_produ
 BLOCK_NUMEL = 2**24  # values, 64 MiB in float32: large enough for fast matrix products
 CACHE_NUMEL = 2**18  # values, small enough for the processor's cache
 TILE_ROWS = 768  # rows and columns of the matrix of products that are computed at once
-STRIP_ROWS = 192  # rows of a tile on the diagonal, of which only the upper half is needed
+# Rows of the strips into which a tile on the diagonal is split, because only its upper triangle is
+# needed.
+STRIP_ROWS = 192
 DISTANCE_ROWS = 1000  # rows of squared distances that are computed at once
 MIRROR_ROWS = 250  # rows that are mirrored at once
 # A squared distance is computed again, from the difference of the two samples, if it is below this
@@ -23,11 +25,11 @@ MIRROR_ROWS = 250  # rows that are mirrored at once
 MIN_RELIABLE_RATIO = 1e4
 MIN_VARIANCE_RATIO = 1e-27  # variance / squared mean of a channel; rounding error below it
 
-# The next three are relative to the mean squared norm of a class's residuals. The two distances are
-# squared distances between class means, or between a class mean and the mean of all samples.
+# Relative to the mean squared norm of a class's residuals:
 MAX_MEAN_RATIO = 25  # squared norm of a class mean; above it, the mean's rounding is corrected
-MIN_DISTANCE_IN_FLOAT32 = 1e-8  # below it, float64 is needed
-MIN_DISTANCE = 1e-12  # below it, only rounding error
+# Squared distance between class means, or between a class mean and the mean of all samples.
+MIN_SQUARED_DISTANCE_IN_FLOAT32 = 1e-8  # below it, float64 is needed
+MIN_SQUARED_DISTANCE = 1e-12  # below it, only rounding error
 
 # Columns of `Moments.channel_moments`.
 MEAN, VARIANCE, THIRD_MOMENT, FOURTH_MOMENT, SHARE_NOT_POSITIVE = range(5)
@@ -336,7 +338,10 @@ class ClassSums(Sums):
         mean_squares = self._average_by_class(self.residual_norms_squared[:, None])
         mean_squares = mean_squares.squeeze(1).double()
         norms_squared = self.class_means_gram.diagonal()
-        rounding = MIN_DISTANCE * mean_squares + 10 * torch.finfo(torch.float64).eps * norms_squared
+        rounding = (
+            MIN_SQUARED_DISTANCE * mean_squares
+            + 10 * torch.finfo(torch.float64).eps * norms_squared
+        )
         distances_squared = norms_squared[:, None] + norms_squared - 2 * self.class_means_gram
         # `cross_terms` needs these without the threshold below, because the threshold can exceed
         # the squared distance of two samples.
@@ -344,12 +349,14 @@ class ClassSums(Sums):
         is_zero = distances_squared <= rounding[:, None] + rounding
         distances_squared = distances_squared.masked_fill_(is_zero, 0).fill_diagonal_(0)
         self.class_mean_distances_squared = distances_squared
-        is_zero = norms_squared <= rounding + MIN_DISTANCE * mean_squares.mean()
+        is_zero = norms_squared <= rounding + MIN_SQUARED_DISTANCE * mean_squares.mean()
         self.class_mean_norms = norms_squared.masked_fill(is_zero, 0).sqrt()
-        is_near = distances_squared < MIN_DISTANCE_IN_FLOAT32 * (
+        is_near = distances_squared < MIN_SQUARED_DISTANCE_IN_FLOAT32 * (
             mean_squares[:, None] + mean_squares
         )
-        is_near |= norms_squared < MIN_DISTANCE_IN_FLOAT32 * (mean_squares + mean_squares.mean())
+        is_near |= norms_squared < MIN_SQUARED_DISTANCE_IN_FLOAT32 * (
+            mean_squares + mean_squares.mean()
+        )
         self.are_means_reliable = not bool(is_near.fill_diagonal_(False).any())
         self._buffer = self._zeros(0, dtype=self.dtype)
 
@@ -418,7 +425,8 @@ class Products(ClassSums):
 
     def _add_products(self, residuals: Tensor) -> None:
         # Only the diagonal and the upper triangle; `finish` mirrors them.
-        add_products(self.residuals_gram, residuals, _upper, self.multiplication)
+        tiles = list(_tile_upper_triangle(len(residuals)))
+        add_products(self.residuals_gram, residuals, tiles, self.multiplication)
 
     def finish(self) -> None:
         """Fill in the lower triangle and compute the results that depend on all blocks."""
@@ -512,7 +520,7 @@ def mirror(matrix: Tensor) -> Tensor:
     return matrix
 
 
-def _upper(size: int) -> Iterator[tuple[slice, slice]]:
+def _tile_upper_triangle(size: int) -> Iterator[tuple[slice, slice]]:
     """Yield rows and columns of tiles that cover the diagonal and the upper triangle."""
     for start in range(0, size, TILE_ROWS):
         stop = min(start + TILE_ROWS, size)

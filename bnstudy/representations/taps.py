@@ -1,6 +1,7 @@
 """Places in a network where representations are read, and hooks that read them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation, batchnorm, conv, instancenorm, normalization
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils.hooks import RemovableHandle
 from torchvision.ops import FrozenBatchNorm2d
 
 from bnstudy.errors import UserError
@@ -175,6 +177,10 @@ class Taps:
         self, layers: Sequence[str] | None, sites: Sequence[str] | None
     ) -> dict[str, tuple[str, str]]:
         """Return the layer name and the site of each module that is read, by module name."""
+        if layers is not None and not layers:
+            raise NoSuchLayer(
+                "layers=[] selects no module; give patterns of module names, or None for all"
+            )
         self.require_matches(layers or (), "layers")
         places: dict[str, tuple[str, str]] = {}
         for name, module in self.modules.items():
@@ -189,9 +195,10 @@ class Taps:
             places[self.linear[-1]] = (self.linear[-1], FEATURES)
         if not places:
             advice = f"\n{ACTIVATION_ADVICE}" if sites is not None and "act" in sites else ""
+            searched = f"that matches {', '.join(layers)}" if layers else "of the network"
             raise NoSuchLayer(
-                f"sites: no module of the network is at {', '.join(sites or ())}; choose other "
-                f"sites, or in Python select modules by name with layers=[...]{advice}"
+                f"sites: no module {searched} is at {', '.join(sites or ())}; choose other sites, "
+                f"or in Python select modules by name with layers=[...]{advice}"
             )
         return places
 
@@ -258,25 +265,20 @@ class Taps:
 
     @contextmanager
     def hooked(self, hook: Hook) -> Iterator[Callable[[Tensor], Any]]:
-        """Set the network to eval mode and call `hook` with the output of each tapped module.
+        """Set the network to eval mode and call `hook` with each tapped module's output.
 
-        If the hook returns a tensor, it replaces the output. Afterwards the mode and the hooks of
-        the network are restored.
+        At the site `features`, the hook gets the module's input instead. A tensor that the hook
+        returns replaces the output or input. Afterwards the mode and the hooks of the network are
+        restored.
 
         Yields:
             Function that moves inputs to the network's device and floating-point type and runs it.
         """
-        numbers: dict[str, int] = {}
+        numbers: Counter[str] = Counter()
         with ExitStack() as stack:
             run = stack.enter_context(self.evaluating())
             for name, (_, site) in self.places.items():
-                module_hook = _make_module_hook(name, site, numbers, hook)
-                module = self.modules[name]
-                if site == FEATURES:
-                    handle = module.register_forward_pre_hook(module_hook)
-                else:
-                    handle = module.register_forward_hook(module_hook)
-                stack.callback(handle.remove)
+                stack.enter_context(_register(self.modules[name], name, site, numbers, hook))
 
             def run_and_count(inputs: Tensor) -> Any:
                 numbers.clear()
@@ -285,25 +287,41 @@ class Taps:
             yield run_and_count
 
 
-def _make_module_hook(
-    name: str, site: str, numbers: dict[str, int], hook: Hook
-) -> Callable[..., Any]:
-    """Create the hook of a module, which counts its calls in `numbers` and calls `hook`."""
+def first_input(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """Return the first input of a module's call, by position or by name; None without inputs."""
+    return next(iter((*inputs, *named.values())), None)
 
-    def module_hook(module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Any:
-        value = inputs[0] if site == FEATURES else output
+
+def _register(
+    module: nn.Module, name: str, site: str, numbers: Counter[str], hook: Hook
+) -> RemovableHandle:
+    """Let each call of a module call `hook`, and count the calls in `numbers`."""
+
+    def call_hook(value: Any) -> Tensor | None:
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{name} returns a {type(value).__name__}, expected a tensor; exclude it with "
                 "layers=[...], or select a module inside it"
             )
-        numbers[name] = numbers.get(name, 0) + 1
-        replacement = hook(Call(name, numbers[name]), value)
+        numbers[name] += 1
+        return hook(Call(name, numbers[name]), value)
+
+    def on_input(
+        module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        replacement = call_hook(first_input(inputs, named))
         if replacement is None:
             return None
-        return (replacement, *inputs[1:]) if site == FEATURES else replacement
+        if inputs:
+            return (replacement, *inputs[1:]), named
+        return (), named | {next(iter(named)): replacement}
 
-    return module_hook
+    def on_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
+        return call_hook(output)
+
+    if site == FEATURES:
+        return module.register_forward_pre_hook(on_input, with_kwargs=True)
+    return module.register_forward_hook(on_output)
 
 
 def _find_site(name: str, module: nn.Module) -> str:

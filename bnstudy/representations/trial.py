@@ -23,6 +23,7 @@ from bnstudy.representations.taps import (
     SITE_TYPES,
     Call,
     Taps,
+    first_input,
 )
 
 NUM_SAMPLES = 2  # with 1 sample, an output with a constant batch size of 1 would look valid
@@ -82,11 +83,8 @@ def try_out(
     with ExitStack() as stack:
         run = stack.enter_context(taps.evaluating())
         for module in trial.names:
-            for handle in (
-                module.register_forward_pre_hook(trial.before),
-                module.register_forward_hook(trial.after),
-            ):
-                stack.callback(handle.remove)
+            stack.enter_context(module.register_forward_pre_hook(trial.before, with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(trial.after))
         with torch.no_grad(), trial:
             run(torch.cat([inputs[:1]] * NUM_SAMPLES))
     if names := [name for name, layer in uncalibrated(taps.model).items() if layer in trial.called]:
@@ -117,8 +115,9 @@ class _Trial(ChannelAxes):
         sample_bytes: Sizes of the outputs of all modules, in bytes per sample, and a 1, so that
             their maximum is defined and not 0.
         unreadable: Reasons why outputs cannot be read, by name of the module that is left out.
-        functions: Number of calls of activation functions outside of lookalikes and of modules at
-            the sites `act` and `norm`, by name of the function and class of the calling module.
+        functions: Number of calls of activation functions, by name of the function and class of
+            the calling module. Calls by torch's activation modules are left out, and so are those
+            inside lookalikes and inside modules at the sites `act` and `norm`.
         lookalikes: Names of classes, by name of the module. These modules are at no site, but their
             classes are named like activation functions.
     """
@@ -170,15 +169,15 @@ class _Trial(ChannelAxes):
             and not any(isinstance(part, WEIGHTED_TYPES) for part in module.modules())
         )
 
-    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def before(self, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Record the start of a module's call, and the input of a linear layer."""
         self._running.append(module)
         self.called.add(module)
         if self._is_lookalike(module):
             self.lookalikes[self.names[module]] = type(module).__name__
-        if FEATURES in self.sites and isinstance(module, nn.Linear) and inputs:
+        if FEATURES in self.sites and isinstance(module, nn.Linear):
             self._last_linear = self.names[module]
-            self._record_output(self._last_linear, FEATURES, inputs[0])
+            self._record_output(self._last_linear, FEATURES, first_input(inputs, named))
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Record the end of a module's call, and its output."""

@@ -161,17 +161,17 @@ class RunDescription(Part):
             description = cls.model_validate_json(content)
             RecordedConfig.model_validate(description.config)
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
+            details = error.errors(include_url=False)
+            for detail in details:
                 if detail["loc"] == ("format",) and detail["type"] == "less_than_equal":
                     raise UserError(
                         f"{path}: format {detail['input']} was written by a newer bnstudy; "
                         f"bnstudy {__version__} reads formats up to {FORMAT}\n"
                         "Install that newer version"
                     ) from None
-            first = error.errors(include_url=False)[0]
             group = ["config"] if error.title == RecordedConfig.__name__ else []
-            location = ".".join(map(str, [*group, *first["loc"]]))
-            raise ValueError(": ".join(filter(None, [location, first["msg"]]))) from error
+            location = ".".join(map(str, [*group, *details[0]["loc"]]))
+            raise ValueError(": ".join(filter(None, [location, details[0]["msg"]]))) from error
         if description.status in FINISHED and description.final.epoch is None:
             raise ValueError("final.epoch: missing, although the run is finished")
         unknown = dict.fromkeys(
@@ -411,8 +411,8 @@ class RunDescription(Part):
     def _versions(self) -> list[tuple[str, list[int]]]:
         """List the version of each attempt, in order, with the epochs that it trained.
 
-        Epochs that a later attempt trained again are not listed, nor are attempts without epochs,
-        except the last attempt if no epochs are left.
+        An epoch belongs to the last attempt that trained it. Attempts without epochs are left out;
+        if none has any, only the last attempt is listed.
         """
         attempts = [attempt for attempt in self.attempts if attempt.has_chosen_start]
         if not attempts:

@@ -8,9 +8,9 @@ renewed counts as dead, and the next worker takes over the folder.
   over a folder by creating the file with the next number, exclusively: only one process succeeds.
   Older files are kept, and released ones renamed, so that a slow worker notices that a number was
   already used.
-- A worker *watches* a lease for `STALE_AFTER` seconds of its own clock to see whether it is
-  renewed. Clocks of hosts are never compared, because they may differ or jump. A process on the
-  same machine is looked up instead, which takes no time.
+- Before it takes over a folder, a worker *watches* the newest lease for `STALE_AFTER` seconds of
+  its own clock to see whether it is renewed. Clocks of hosts are never compared, because they may
+  differ or jump. A process on the same machine is looked up instead, which takes no time.
 - A worker that was suspended and has lost its folder raises `CellInUse` at its next write.
 """
 
@@ -109,8 +109,7 @@ def hold_lease(folder: Path) -> Iterator[Lease]:
         CellInUse: Another process is working in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = _acquire(folder)
-    lease = Lease(path)
+    lease = Lease(_acquire(folder))
     try:
         yield lease
     finally:
@@ -132,7 +131,7 @@ def remove_leases(folder: Path) -> None:
         lease.unlink(missing_ok=True)
 
 
-def find_renewed(leases: Sequence[Path], seconds: float = 2 * RENEWAL_INTERVAL) -> set[Path]:
+def find_renewed(leases: Sequence[Path], seconds: float) -> set[Path]:
     """Watch leases for some time, and return those that are renewed.
 
     Args:
@@ -180,8 +179,7 @@ def find_occupied(folders: Iterable[Path], seconds: float = 2 * RENEWAL_INTERVAL
 
 def is_alive(worker: dict[str, Any]) -> bool | None:
     """Check whether the worker of a lease is alive; None if it is unknown or on another machine."""
-    this_process = _this_process()
-    if worker.get("machine") != this_process["machine"]:
+    if worker.get("machine") != _machine():
         return None
     return bool(_start_time(worker["pid"]) == worker["start"])
 

@@ -21,6 +21,8 @@ KEY = b"bnstudy.crc32"  # key of the checksum in the file's metadata
 MARK = KEY + b":"  # beginning of its value; 8 hexadecimal digits follow
 ZEROS = b"0" * 8
 
+DECODING_ERRORS = (OSError, ValueError, MemoryError, pa.ArrowException)  # from damaged content
+
 ADVICE = "Remove it, and run the command again that made it: bnstudy.train or bnstudy.measure"
 
 
@@ -72,7 +74,7 @@ def read_table(
         return _decode(content, schema, columns)
     except (FileNotFoundError, PermissionError):
         raise
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+    except DECODING_ERRORS as error:
         raise DamagedFile(path, first_line(error), advice) from error
 
 
@@ -104,7 +106,7 @@ def _find_damage(path: Path, schema: pa.Schema, state: tuple[int, ...]) -> str |
             return "wrong checksum"
     try:
         _decode(content, schema)
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+    except DECODING_ERRORS as error:
         return first_line(error)
     return None
 

@@ -16,12 +16,12 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Direction = Annotated[str, Field(pattern="^(higher|lower)$")] | None
 
 
-def _time(text: str) -> str:
+def _verify_time(text: str) -> str:
     datetime.fromisoformat(text)
     return text
 
 
-Time = Annotated[str, AfterValidator(_time)]  # ISO 8601; kept as it was written
+Time = Annotated[str, AfterValidator(_verify_time)]  # ISO 8601; kept as it was written
 
 
 class Part(BaseModel):
@@ -130,7 +130,7 @@ class Environment(Part):
 
 
 class Timing(Part):
-    """Total duration of all attempts, in seconds; None before the first epoch.
+    """Total duration of all attempts, in seconds; None until one has recorded an epoch or ended.
 
     Attributes:
         seconds: Total duration.
@@ -161,7 +161,7 @@ class DataFacts(Part):
     probe: dict[str, NonNegativeInt] = {}
 
     def num_samples(self, split: Literal["train", "validation", "test"]) -> int:
-        """Number of samples in a split."""
+        """Return the number of samples in a split."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
 

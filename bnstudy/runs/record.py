@@ -25,23 +25,20 @@ class Record:
     Args:
         folder: Folder of the cell.
         description: Content of run.json.
-        lease: Lease of the folder, which excludes writes of other processes; None for reading only.
 
     Attributes:
         paths: Files of the cell.
-        table: Long table of the run.
+        lease: Lease of the folder, which excludes writes of other processes; None for reading only.
         has_unreplaced_result: Whether `bnstudy.Run` has opened the folder of a finished run to
             overwrite it, and has not written a value yet. Until then the old result stays, and
             `save` does nothing.
     """
 
-    def __init__(
-        self, folder: Path, description: RunDescription, lease: Lease | None = None
-    ) -> None:
+    def __init__(self, folder: Path, description: RunDescription) -> None:
         self.folder = folder
         self.paths = CellPaths(folder)
         self.description = description
-        self.lease = lease
+        self.lease: Lease | None = None
         self.has_unreplaced_result = False
         self._began = time.monotonic()
 
@@ -313,12 +310,12 @@ class Record:
 
         If run.json was lost, an intact table is split into its parts, from which the run resumes.
         """
-        has_no_status = self.description.status is None  # new, or run.json was lost
-        if not has_no_status and self.description.status not in FINISHED:
+        status = self.description.status  # None: the run is new, or run.json was lost
+        if status not in (None, *FINISHED):
             return
         if damage := self.table.find_damage():
             self.set_aside(self.paths.table, damage)
-        elif has_no_status:
+        elif status is None:
             self.table.split_into_parts()
 
 

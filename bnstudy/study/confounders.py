@@ -67,12 +67,8 @@ def _describe_setting(
 ) -> str:
     """Describe the values of a setting in the pairs that differ in it.
 
-    Args:
-        key: Key of the setting.
-        counts: Number of pairs with each combination of (treatment's value, baseline's value).
-        treatment: Treatment.
-        baseline: Treatment to compare with.
-        num_pairs: Number of all pairs.
+    `counts` has the number of pairs with each (treatment's value, baseline's value), and
+    `num_pairs` is the number of all pairs.
     """
     values, baseline_values = (
         " or ".join(dict.fromkeys(side)) for side in zip(*counts, strict=True)

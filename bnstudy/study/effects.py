@@ -26,10 +26,9 @@ from bnstudy.study.inference import (
     rank_biserial,
     spread,
 )
-from bnstudy.study.inference.columns import FloatArray, IntArray
+from bnstudy.study.inference.columns import FloatArray, IntArray, Mask
 from bnstudy.study.inference.paired import MIN_PAIRS_FOR_TEST, MIN_PAIRS_TO_FLIP
 from bnstudy.study.load.matrix import (
-    Mask,
     load_columns,
     load_shared_columns,
     mark_meaningful_columns,
@@ -318,7 +317,8 @@ def _adjust(
         ]
         tests = [table.iloc[rows] for table, rows in zip(tables, members, strict=True)]
         raw = [table["p"].to_numpy() for table in tests]
-        if max(table["n"].max() if len(table) else 0 for table in tests) >= MIN_PAIRS_TO_FLIP:
+        num_pairs = np.concatenate([table["n"].to_numpy() for table in tests])
+        if num_pairs.max(initial=0) >= MIN_PAIRS_TO_FLIP:
             adjusted = max_t_adjusted(
                 [sample[:, rows] for (sample, _), rows in zip(samples, members, strict=True)],
                 [pair_ids for _, pair_ids in samples],
@@ -400,9 +400,7 @@ def compute_effects_over_time(
     return table[table["n"] > 0].reset_index(drop=True)
 
 
-def compute_factors(
-    study: StudyRuns, baseline: str | None = None, *, factors: Sequence[str] = ("depth", "width")
-) -> pd.DataFrame:
+def compute_factors(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
     """Test whether the treatment's effect depends on depth and width.
 
     The treatment varies within pairs; depth and width vary between pairs. The interaction of
@@ -414,19 +412,19 @@ def compute_factors(
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        factors: Columns of `study.runs`; those that do not vary are left out.
 
     Returns:
         One row per term: treatment, baseline, split, metric, layers, place, place_index, site, term
         (such as "treatment x depth"), n (pairs), f, df, df_residual, eta_squared (partial), p
         (from up to 999 permutations), and p_adjusted, by Holm's method over all tests of the same
         term and split.
-        Comparisons without residual degrees of freedom, such as those with one seed, have no row.
+        A factor that does not vary has no rows. Comparisons without residual degrees of freedom,
+        such as those with one seed, have none either.
     """
     baseline = study.baseline(baseline)
     keys, values = load_shared_columns(study)
     results = study.results
-    varying = [name for name in factors if results[name].nunique() > 1]
+    varying = [name for name in ("depth", "width") if results[name].nunique() > 1]
     tables = []
     for treatment in study.treatments_without(baseline) if varying else []:
         matched = match_pairs(study, treatment, baseline)

@@ -6,7 +6,6 @@ effect of changing a metric directly. Only the last one is causal.
 """
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -25,17 +24,10 @@ from bnstudy.study.load.matrix import average_layers, load_shared_columns
 from bnstudy.study.load.pairs import match_pairs
 from bnstudy.study.load.study_runs import StudyRuns
 
-TARGETS = ("test accuracy", "generalization gap")  # gap: training accuracy minus test accuracy
-
 MIN_RUNS = 5  # for a correlation; with fewer, Kendall's tau cannot reach p = 0.05
 COEFFICIENTS = [
-    "tau",
-    "tau_p",
-    "granulated",
-    "granulated_low",
-    "granulated_high",
-    "cmi",
-    "cmi_null",
+    *("tau", "tau_p", "granulated", "granulated_low", "granulated_high"),
+    *("cmi", "cmi_null"),
 ]
 
 ASSUMPTIONS = (
@@ -47,7 +39,10 @@ ASSUMPTIONS = (
 
 
 def compute_targets(study: StudyRuns) -> pd.DataFrame:
-    """Compute test accuracy and generalization gap for each row of `study.results`."""
+    """Compute the targets for each row of `study.results`: test accuracy and generalization gap.
+
+    The gap is the training accuracy minus the test accuracy.
+    """
     train, test = (
         study.results[name].to_numpy(float) for name in ("train_accuracy", "test_accuracy")
     )
@@ -64,7 +59,7 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
     Returns:
         One row for each split, metric, place (place_index, site) and target ("test accuracy",
         "generalization gap"), with n, the number of runs that have both values, and the following
-        columns, which are NaN if n is below 5 (axes excepted):
+        columns, all of which except `axes` are NaN if n is below 5:
 
         - tau: Kendall's tau-b over all pairs of runs; tau_p: its p-value, which treats runs with
           the same seed or point of the grid as independent and is therefore too small;
@@ -75,8 +70,9 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
         - cmi: conditional mutual information of the runs' orders by metric and by target, divided
           by the conditional entropy of the order by target (ibid., eq. 9 to 11), in [0, 1]: the
           minimum over conditioning sets of at most two axes. Of more than 200 runs, 200 are drawn
-          at random; cmi_null: 95th percentile of cmi over 100 random permutations of the runs. It
-          is above 0, and cmi means something only above it.
+          at random; cmi_null: 95th percentile of cmi over 100 random permutations of the runs.
+          Even an unrelated metric has a cmi above 0; only a cmi above cmi_null is evidence of a
+          relation.
 
         Empty with fewer than two runs or without metrics of layers.
     """
@@ -92,16 +88,16 @@ def compute_relations(study: StudyRuns) -> pd.DataFrame:
     for key in study.design.grid:
         axes[key] = results[COLUMN_OF_KEY.get(key, key)].astype(str)
     axes = axes.loc[:, axes.nunique() > 1]
-    targets, levels = compute_targets(study).loc[results.index], axes.to_numpy()
+    levels = axes.to_numpy()
     tables = []
-    for target in TARGETS:
-        goal = targets[target].to_numpy(float)
+    for target, numbers in compute_targets(study).loc[results.index].items():
+        goal = numbers.to_numpy(float)
         granulated = granulated_kendall(metrics, goal, levels, results["seed"].to_numpy())
         information = conditional_mutual_information(metrics, goal, levels)
         over_all = kendall(metrics, goal)
         n = np.isfinite(metrics + goal[:, None]).sum(axis=0)
         table = keys.loc[layers].assign(
-            target=target,
+            target=str(target),
             n=n,
             tau=over_all.tau,
             tau_p=over_all.p,
@@ -142,18 +138,16 @@ def choose_family_metrics(study: StudyRuns) -> dict[str, str]:
     return {name: metrics[0] for name, metrics in chosen.items() if metrics}
 
 
-def compute_mediation(
-    study: StudyRuns, baseline: str | None = None, through: Mapping[str, str] | None = None
-) -> pd.DataFrame:
+def compute_mediation(study: StudyRuns, baseline: str | None = None) -> pd.DataFrame:
     """Compute the part of a treatment's effect on generalization that may go through a metric.
 
-    The value of a metric is its mean over layers (`average_layers`).
+    The mediators are the families of headline metrics, each with its metric of
+    `choose_family_metrics`. The value of a metric is its mean over layers (`average_layers`).
     `bnstudy.study.inference.mediate` describes the computation, `ASSUMPTIONS` the assumptions.
 
     Args:
         study: Study whose runs are comparable.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
-        through: Metrics by name of the mediator; None: those of `choose_family_metrics`.
 
     Returns:
         One row for each treatment, target and mediator and, if there are several mediators, for all
@@ -162,11 +156,11 @@ def compute_mediation(
         total effect contains 0. A row needs `min_pairs_to_mediate` pairs that have all its values.
     """
     baseline = study.baseline(baseline)
-    through = choose_family_metrics(study) if through is None else through
-    means = {mediator: average_layers(study, metric) for mediator, metric in through.items()}
-    mediator_sets = {mediator: [mediator] for mediator in through}
-    if len(through) > 1:
-        mediator_sets["both"] = list(through)
+    metrics = choose_family_metrics(study)
+    means = {mediator: average_layers(study, metric) for mediator, metric in metrics.items()}
+    mediator_sets = {mediator: [mediator] for mediator in metrics}
+    if len(metrics) > 1:
+        mediator_sets["both"] = list(metrics)
     rows = []
     for treatment in study.treatments_without(baseline):
         matched = match_pairs(study, treatment, baseline)
@@ -185,7 +179,7 @@ def compute_mediation(
                         "baseline": baseline,
                         "target": target,
                         "mediator": name,
-                        "metric": " + ".join(through[mediator] for mediator in mediators),
+                        "metric": " + ".join(metrics[mediator] for mediator in mediators),
                         **mediation._asdict(),
                     }
                 )

@@ -56,7 +56,7 @@ class Study(StudyRuns):
             from rows join runs using (cell)
             where (is_last or $every_epoch) and (metric in $names or $all_metrics)
                   and (split = $split or $split is null)
-            order by cell, epoch, split desc, layer_index, metric
+            order by cell, epoch, split desc, layer_index, site, metric
             """,
             every_epoch=every_epoch,
             names=list(names),
@@ -95,6 +95,6 @@ def load(folder: Path | str) -> Study:
     study = Study.read(folder)
     runs = study.runs
     is_damaged = ~runs["ended"] & runs["status"].isin([*FINISHED, UNREADABLE])
-    for cell, remark in runs.loc[is_damaged, ["cell", "remark"]].to_numpy().tolist():
+    for cell, remark in runs.loc[is_damaged, ["cell", "remark"]].itertuples(index=False):
         console.print(f"{cell} is left out: {remark}", style="yellow")
     return study

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 from bnstudy.study.effects import iterate_comparisons
-from bnstudy.study.inference import measured_differences
-from bnstudy.study.inference.columns import mean
+from bnstudy.study.inference import mean, measured_differences
 from bnstudy.study.inference.two_sources import two_source_interval
 from bnstudy.study.load.matrix import load_columns
 from bnstudy.study.load.study_runs import StudyRuns

@@ -29,7 +29,7 @@ class Slot:
     killed, a new process replaces it.
 
     Args:
-        device: Value of CUDA_VISIBLE_DEVICES in the process; None: that of this process.
+        device: Value of CUDA_VISIBLE_DEVICES in the process; None: inherited.
         threads: Number of threads that the process uses, unless OMP_NUM_THREADS is set.
     """
 

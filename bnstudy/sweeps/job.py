@@ -60,17 +60,16 @@ class Outcome:
         Raises:
             UserError: The data have no validation split.
         """
+        if self.record.description.status == "diverged":
+            return worst_value(self.objective)
         numbers = self.record.description.final.numbers
-        is_diverged = self.record.description.status == "diverged"
-        if not is_diverged and self.objective not in numbers:
+        if self.objective not in numbers:
             raise UserError(
                 f"sweep.objective={self.objective}: the data have no validation split\n"
                 "Add one to them, or set data.validation=0.1"
             )
-        value = numbers.get(self.objective)
-        if is_diverged or value is None or not isfinite(value):
-            return worst_value(self.objective)
-        return value
+        value = numbers[self.objective]
+        return worst_value(self.objective) if value is None or not isfinite(value) else value
 
     def __str__(self) -> str:
         """Format the objective; if it has the worst possible value, the status of the run."""

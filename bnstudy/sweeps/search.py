@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from filelock import FileLock
@@ -107,7 +107,7 @@ def search(
                     study_name=point.name_with(searched, objective),
                     storage=storage,
                     sampler=sampler,
-                    direction=_direction(objective),
+                    direction="minimize" if objective.endswith("_loss") else "maximize",
                     load_if_exists=True,
                 )
                 study.set_user_attr("point", point.name)
@@ -286,10 +286,6 @@ def split_axes(
         name = " ".join(override for override in job if get_key(override) in varying)
         points.append(GridPoint(name or "search", tuple(job)))
     return points, list(searched.values())
-
-
-def _direction(objective: str) -> Literal["minimize", "maximize"]:
-    return "minimize" if objective.endswith("_loss") else "maximize"
 
 
 def _require_searchable(settings: dict[str, Any], config: DictConfig) -> None:

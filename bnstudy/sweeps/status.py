@@ -146,10 +146,8 @@ def _make_status(folder: Path, record: Record | UserError) -> CellStatus:
     log = record.paths.log
     age = 0.0
     if last.started:
-        started = datetime.fromisoformat(last.started)
-        age = (
-            datetime.now(UTC) - (started if started.tzinfo else started.astimezone())
-        ).total_seconds()
+        started = datetime.fromisoformat(last.started).astimezone()  # local if it has no time zone
+        age = (datetime.now(UTC) - started).total_seconds()
     return CellStatus(
         folder.name,
         status,

@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from statistics import fmean
@@ -40,10 +41,10 @@ from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import Row, extract_final_numbers
 from bnstudy.runs.parquet_file import write_table
 from bnstudy.runs.parts import FINISHED, Status
-from bnstudy.runs.paths import RECORD, TABLE, CellPaths
+from bnstudy.runs.paths import RECORD, TABLE
 from bnstudy.runs.record import Record
 from bnstudy.terms import EVALUATED_SPLITS, PERFORMANCE
-from bnstudy.tracking.transaction_log import TransactionLog, read_log
+from bnstudy.tracking.transaction_log import read_log
 
 if TYPE_CHECKING:
     import wandb
@@ -231,7 +232,7 @@ def replay_rows(run: "wandb.Run", record: Record, until_epoch: int | None = None
     epochs = record.table.rows_by_epoch(until_epoch)
     end = 2 * epochs[-1][0].step if epochs else -1
     rows: dict[int, dict[str, Any]] = {}
-    for log in read_logs(record.paths, run.id):
+    for log in map(read_log, record.paths.wandb_logs(run.id)):
         for step, row in log.rows.items():
             values = {key: value for key, value in row.items() if not key.startswith("_")}
             if step <= end and all(isinstance(value, int | float) for value in values.values()):
@@ -377,11 +378,6 @@ def set_earlier_aside(record: Record, current: Path) -> None:
                 folder.rename(aside)
 
 
-def read_logs(paths: CellPaths, run_id: str) -> list[TransactionLog]:
-    """Read the transaction logs of all attempts of a W&B run on this disk, oldest first."""
-    return [read_log(file) for file in paths.wandb_logs(run_id)]
-
-
 def compute_summary(epochs: list[list[Row]]) -> dict[str, float]:
     """Compute the summary of the last epoch: the model's values and each metric's layer mean.
 
@@ -456,11 +452,7 @@ def is_logged_in() -> bool:
         return False
 
 
-_warned: set[str] = set()
-
-
+@cache
 def warn_once(message: str) -> None:
     """Print a warning, at most once per process."""
-    if message not in _warned:
-        _warned.add(message)
-        console.print(message, style="yellow")
+    console.print(message, style="yellow")

@@ -112,21 +112,6 @@ def make_heat_map() -> dict[str, Any]:
     }
 
 
-def import_workspaces() -> None:
-    """Import wandb-workspaces without its deprecation warnings about pydantic 1.
-
-    Raises:
-        UserError: The package is not installed.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            import wandb_workspaces.workspaces  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "The package wandb-workspaces is not installed; pip install 'bnstudy[dashboard]'"
-        ) from None
-
-
 def make_workspace(entity: str, project: str, measured: Measured) -> "Workspace":
     """Make the workspace view.
 
@@ -141,9 +126,15 @@ def make_workspace(entity: str, project: str, measured: Measured) -> "Workspace"
     Raises:
         UserError: The package wandb-workspaces is not installed.
     """
-    import_workspaces()
-    from wandb_workspaces import workspaces as ws
-    from wandb_workspaces.reports.v2 import interface as wr
+    try:
+        # wandb-workspaces uses functions that pydantic 2 has deprecated.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            from wandb_workspaces import workspaces as ws
+            from wandb_workspaces.reports.v2 import interface as wr
+    except ImportError:
+        raise UserError(
+            "The package wandb-workspaces is not installed; pip install 'bnstudy[dashboard]'"
+        ) from None
 
     accuracy = wr.SummaryMetric("final/test_accuracy")
 
@@ -201,7 +192,7 @@ def make_workspace(entity: str, project: str, measured: Measured) -> "Workspace"
             ),
             groupby=[ws.Config(NORM)],
             pinned_columns=[
-                "config:norm.name",
+                f"config:{NORM}",
                 "config:model.depth",
                 "config:model.width",
                 "config:seed",

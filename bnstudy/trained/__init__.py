@@ -1,1 +1,1 @@
-"""Analyses of finished runs from their saved weights: metrics, similarity and embeddings."""
+"""Analyses of finished runs from their saved weights, and measurement of published networks."""

@@ -1,7 +1,6 @@
 """Similarity matrices between the layers of two finished runs."""
 
 import csv
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ def compute_matrix(
         Similarities, float64, rows x columns; NaN where undefined.
     """
     values = np.empty((len(rows), len(columns)))
-    for i, j in itertools.product(range(len(rows)), range(len(columns))):
+    for i, j in np.ndindex(values.shape):
         is_mirrored = similarity.is_symmetric and rows is columns and j < i
         values[i, j] = values[j, i] if is_mirrored else similarity(rows[i], columns[j])
         advance()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,12 @@ def measure_checkpoints(
     from bnstudy.training.build import load_weights
 
     data, classifier = rebuild(record, data_folders)
+    splits, sites, names = _list_distinct(*wanted.values())
     measurement = MeasuredLater(
         epochs=[],
-        metrics=_list_metrics(wanted),
-        splits=sorted({split for missing in wanted.values() for split, _, _ in missing}),
-        sites=sorted({site for missing in wanted.values() for _, site, _ in missing}),
+        metrics=names,
+        splits=splits,
+        sites=sites,
         environment=describe_environment(record.folder.parent),
     )
     record.description.add_measurement(measurement)
@@ -122,11 +124,11 @@ def measure_checkpoints(
             progress(f"epoch {epoch}: {message}")
 
         step = load_weights(classifier, record.checkpoints()[epoch], data)
-        splits = {split for split, _, _ in missing}
+        splits, sites, names = _list_distinct(missing)
         callback = RepresentationMetrics(
             {split: data.probe(split) for split in SPLITS if split in splits},
-            _list_metrics({epoch: missing}),
-            sorted({site for _, site, _ in missing}),
+            names,
+            sites,
             memory_budget=metrics["memory_budget"],
             precision=metrics["precision"],
             on_layer=show_layer,
@@ -249,11 +251,13 @@ def _recreate_table(record: Record, metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _list_metrics(wanted: Wanted) -> list[str]:
-    return sorted({name for missing in wanted.values() for _, _, name in missing})
+def _list_distinct(*missing: set[tuple[str, str, str]]) -> tuple[list[str], list[str], list[str]]:
+    """List the distinct splits, sites and metrics in sets of (split, site, metric), sorted."""
+    splits, sites, names = (sorted(set(column)) for column in zip(*chain(*missing), strict=True))
+    return splits, sites, names
 
 
 def _format_wanted(wanted: Wanted) -> str:
-    names = _list_metrics(wanted)
+    names = _list_distinct(*wanted.values())[2]
     listed = ", ".join(names) if len(names) <= MAX_LISTED_NAMES else f"{len(names)} metrics"
     return f"{listed} of epoch{'s' * (len(wanted) > 1)} {', '.join(map(str, wanted))}"

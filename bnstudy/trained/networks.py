@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,7 +183,7 @@ def match_layers(networks: Sequence[PreparedNetwork]) -> list[dict[Tap, str]]:
         return [{tap: tap.layer for tap in network.taps} for network in networks]
     names: list[dict[Tap, str]] = []
     for network in networks:
-        numbers = dict.fromkeys({tap.site for tap in network.taps}, 0)
+        numbers: Counter[str] = Counter()
         names.append({})
         for tap in network.taps:
             numbers[tap.site] += 1

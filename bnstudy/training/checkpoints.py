@@ -2,7 +2,7 @@
 
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -14,19 +14,7 @@ REQUIRED_KEYS = {"epoch": int, "global_step": int, "state_dict": dict}
 ADVICE = "Remove it; its epoch can only be measured if the run is trained again"
 
 
-class ResumePoint(NamedTuple):
-    """Checkpoint from which an interrupted run resumes.
-
-    Attributes:
-        checkpoint: File of Lightning's checkpoint.
-        epochs: Number of epochs that were trained before it was saved.
-    """
-
-    checkpoint: Path
-    epochs: int
-
-
-def find_resume_point(record: Record) -> ResumePoint | None:
+def find_resume_point(record: Record) -> tuple[Path, int] | None:
     """Find the newest undamaged checkpoint whose epochs were all recorded.
 
     Damaged files are renamed: see `bnstudy.runs.paths`.
@@ -35,7 +23,8 @@ def find_resume_point(record: Record) -> ResumePoint | None:
         record: Record of the run.
 
     Returns:
-        Checkpoint to resume from; None if the run has to start from the beginning.
+        Checkpoint to resume from, and the number of epochs trained before it was saved; None if the
+        run has to start from the beginning.
     """
     for path in (record.paths.last_checkpoint, record.paths.previous_checkpoint):
         if not path.exists():
@@ -46,7 +35,7 @@ def find_resume_point(record: Record) -> ResumePoint | None:
             record.set_aside(path, error.reason)
             continue
         if record.verify_parts(range(epochs + 1)):
-            return ResumePoint(path, epochs)
+            return path, epochs
     return None
 
 

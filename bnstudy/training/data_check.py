@@ -31,7 +31,7 @@ class DataCheck:
         if record.description.data is None:
             return
         if (sha256 := self._find_sha256(config["data"])) is not None:
-            require_sha256(record, config, sha256)
+            _require_sha256(record, config, sha256)
 
     def require_data(self, config: dict[str, Any]) -> None:
         """Verify that the data of a configuration exist; download or make them if possible.
@@ -72,21 +72,16 @@ def note_data(record: Record, config: dict[str, Any], facts: dict[str, Any]) -> 
     """
     if record.description.data is None:
         record.description.data = DataFacts.model_validate(facts)
-    require_sha256(record, config, facts["sha256"])
+    _require_sha256(record, config, facts["sha256"])
 
 
-def require_sha256(record: Record, config: dict[str, Any], sha256: str) -> None:
-    """Verify that a run was trained on data with a given SHA-256.
-
-    Args:
-        record: Record of the run; the check passes if it has no data yet.
-        config: Resolved configuration from which the data were loaded.
-        sha256: SHA-256 of the data.
+def _require_sha256(record: Record, config: dict[str, Any], sha256: str) -> None:
+    """Verify that a run, which has loaded data, was trained on data with a given SHA-256.
 
     Raises:
         UserError: The run was trained on other data.
     """
-    trained_on = record.description.data.sha256 if record.description.data else sha256
+    trained_on = record.data.sha256
     if sha256 != trained_on:
         now, then = (
             settings["data"].get("root") for settings in (config, record.description.config)

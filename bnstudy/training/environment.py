@@ -108,17 +108,21 @@ def _describe_repository(repository: Path, folder: Path, *status_options: str) -
 
 
 def _redact_patch(difference: str) -> str:
-    """Remove what may be a credential from a difference; its first line then says so."""
+    """Remove what may be a credential from a difference; the first line then says so."""
     lines = difference.split("\n")
-    is_program, count = False, 0
+    is_program = False
     for number, line in enumerate(lines):
         if line.startswith("diff --git "):
             is_program = line.rstrip('"').endswith(PROGRAM_SUFFIXES)
-        elif line.startswith(("+", "-", " ")) and (redacted := redact(line, is_program)) != line:
-            lines[number], count = redacted, count + 1
-    note = f"Values that may be credentials were replaced by {REMOVED} in this patch; where they "
-    note += "are in removed or unchanged lines, it does not apply to the commit\n"
-    return (note if count else "") + "\n".join(lines)
+        elif line.startswith(("+", "-", " ")):
+            lines[number] = redact(line, is_program)
+    redacted = "\n".join(lines)
+    if redacted == difference:
+        return difference
+    return (
+        f"Values that may be credentials were replaced by {REMOVED} in this patch; where they are "
+        f"in removed or unchanged lines, it does not apply to the commit\n{redacted}"
+    )
 
 
 def _find_repositories() -> tuple[Path | None, Path | None]:

@@ -80,8 +80,8 @@ def wandb_run(
 
     The id of the W&B run is derived from the cell's identity. A resumed run continues in the same
     W&B run, to which missing rows of earlier epochs are added. A run that starts from the beginning
-    gets a new W&B run. W&B never stops or blocks training: if its server does not answer, the W&B
-    run is kept offline.
+    gets a new W&B run. W&B never stops or blocks training: if its server does not answer or rejects
+    the run, the W&B run is kept offline.
 
     Args:
         record: Record of this run.
@@ -131,7 +131,7 @@ def wandb_run(
             finish_run(run, exit_code, record.folder.parent)
 
 
-_unreachable: set[str] = set()  # servers that did not answer; later jobs of the process skip them
+_unreachable: set[str] = set()  # servers that failed or rejected a run; later jobs skip them
 
 
 def _begin(

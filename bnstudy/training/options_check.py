@@ -31,9 +31,9 @@ def require_samples_for_folds(data: DataModule, metrics: dict[str, Any]) -> None
     folds = metrics.get("folds", 0)
     if not folds:
         return
-    labels = {split: data.labels[split][data.probe_indices[split]] for split in SPLITS}
     sizes = {
-        split: split_labels.unique(return_counts=True) for split, split_labels in labels.items()
+        split: data.labels[split][data.probe_indices[split]].unique(return_counts=True)
+        for split in SPLITS
     }
     split = min(SPLITS, key=lambda split: int(sizes[split][1].min()))
     classes, counts = sizes[split]

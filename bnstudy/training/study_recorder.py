@@ -79,6 +79,7 @@ class StudyRecorder(RepresentationMetrics):
         require_splits(probes or {})
         given = {split: make_repeatable(probe) for split, probe in (probes or {}).items()}
         super().__init__(given, resolve_metric_names(metrics), sites, every_n_epochs)
+        self._given_probes = given
         self.run = Run(
             study, norm=norm, seed=seed, axes=axes, output_root=output_root, overwrite=overwrite
         )
@@ -87,7 +88,7 @@ class StudyRecorder(RepresentationMetrics):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the run; unless training is resumed, measure epoch 0."""
-        data = None if self.probes else _make_data(trainer)
+        data = None if self._given_probes else _make_data(trainer)
         if data is not None:
             self.probes = {split: data.probe(split) for split in SPLITS}
             self._evaluation_batches = {split: data.whole(split) for split in SPLITS}
@@ -136,7 +137,7 @@ class StudyRecorder(RepresentationMetrics):
 
 
 def _make_data(trainer: L.Trainer) -> DatasetModule:
-    """Make a data module of a trainer's data sets, which measures the same samples in every run.
+    """Make a data module of a trainer's data sets; its probe sets are the same in every run.
 
     Raises:
         UserError: There is no single loader for each split, samples have no index, or they are not
@@ -150,14 +151,13 @@ def _make_data(trainer: L.Trainer) -> DatasetModule:
         for split, loader in zip(SPLITS, loaders, strict=True):
             if isinstance(loader, list) and len(loader) == 1:
                 loader = loader[0]
+            if loader is None:
+                raise UserError(
+                    f"{name}: {split}: no DataLoader; Lightning skips validation loaders if the "
+                    "module has no validation_step"
+                )
             if not isinstance(loader, DataLoader):
-                problem = f"a {type(loader).__name__}, not one DataLoader"
-                if loader is None:
-                    problem = (
-                        "no DataLoader; Lightning skips validation loaders if the module has no "
-                        "validation_step"
-                    )
-                raise UserError(f"{name}: {split}: {problem}")
+                raise UserError(f"{name}: {split}: a {type(loader).__name__}, not one DataLoader")
             # Not from the loader, because `from_data` would refuse some samplers of the user.
             source = SplitSource.from_data(loader.dataset, f"{name}: {split}")
             sources[split] = source.with_loader_options(loader)

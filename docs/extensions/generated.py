@@ -1,7 +1,7 @@
-"""Sphinx extension that writes the reference from the package, so that nothing is kept twice.
+"""Sphinx extension that generates the reference from the package.
 
 A line `<!-- generated: NAME -->` of a page is replaced by the Markdown of the function in `PARTS`.
-The functions need nothing of Sphinx: tests call them too.
+The functions do not need Sphinx: tests call them too.
 """
 
 import contextlib
@@ -38,19 +38,21 @@ MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 # Commands and their subcommands, as `python -m bnstudy.COMMAND --help` describes them.
 COMMANDS = (
-    *(
-        "train",
-        "report",
-        "measure",
-        "measure similarity",
-        "measure map",
-        "measure network",
-        "sweep",
-        "sweep status",
-    ),
-    *("dashboard", "dashboard push", "dashboard sync", "dashboard pull", "metrics"),
+    "train",
+    "report",
+    "measure",
+    "measure similarity",
+    "measure map",
+    "measure network",
+    "sweep",
+    "sweep status",
+    "dashboard",
+    "dashboard push",
+    "dashboard sync",
+    "dashboard pull",
+    "metrics",
 )
-HEADERS = ("# yaml-language-server", "# @package")  # lines of files that are for programs
+HEADERS = ("# yaml-language-server", "# @package")  # lines for programs, not for readers
 # Groups whose files are shown whole, as each sets keys of several other groups, or Hydra's.
 WHOLE_FILES = ("experiment", "debug", "hydra/launcher", "hydra/sweeper")
 
@@ -118,7 +120,7 @@ class Option:
 
     @property
     def is_open(self) -> bool:
-        """Whether it stands for a class of the user's, whose keys are not known."""
+        """Whether the class is the user's, so that its keys are not known."""
         return self.values.get("_target_") == "???"
 
     def default(self, key: str) -> Any:
@@ -250,7 +252,7 @@ def _entry(key: str, what: str, allowed: str, default: str) -> str:
 
 
 def _applies(users: list[Option], files: list[Option]) -> str:
-    """Say which options have a key, if not all have it."""
+    """List the options that have a key, if not all have it."""
     others = [each for each in files if each not in users]
     if not others:
         return ""
@@ -348,10 +350,8 @@ def _metric(entry: Declaration, formulas: Mapping[str, str], sets: Mapping[str, 
         kept = ["symmetric"] * entry.is_symmetric + ["a metric (a distance)"] * entry.is_metric
         where = f"`python -m bnstudy.measure similarity`; {', '.join(kept)}"
     else:
-        named = [
-            f"`{name}`" for name in (*SETS, "full") if name == "full" or entry.name in sets[name]
-        ]
-        where = ", ".join(named)
+        named = [name for name in SETS if entry.name in sets[name]]
+        where = ", ".join(f"`{name}`" for name in [*named, "full"])
     low, high = map(format_bound, entry.bounds)
     facts = {
         "Range": f"{low} to {high}" + (f"; {entry.direction} is better" if entry.direction else ""),
@@ -396,14 +396,14 @@ def inference() -> str:
     """Document the functions of `bnstudy.study.inference`."""
     from bnstudy.study import inference as module
 
-    kinds = {name: inspect.isclass(getattr(module, name)) for name in module.__all__}
-    return _rst(
-        f".. auto{'class' if is_class else 'function'}:: bnstudy.study.inference.{name}\n"
-        for name, is_class in kinds.items()
-    )
+    entries = []
+    for name in module.__all__:
+        kind = "class" if inspect.isclass(getattr(module, name)) else "function"
+        entries.append(f".. auto{kind}:: {module.__name__}.{name}\n")
+    return _rst(entries)
 
 
-def _rst(entries: Iterable[str]) -> str:
+def _rst(entries: list[str]) -> str:
     return "```{eval-rst}\n" + "\n".join(entries) + "```"
 
 

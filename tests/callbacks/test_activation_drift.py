@@ -7,13 +7,12 @@ from torch import nn
 
 from bnstudy.callbacks import ActivationDrift
 from bnstudy.callbacks.activation_drift import _Channels, _drift
-from tests.callbacks.training import Noise, Watch, small_network, train
+from tests.callbacks.training import Watch, noise, small_network, train
 
 
 def channels(network: nn.Sequential) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Compute each channel's mean and standard deviation on the training split in eval mode."""
-    data = Noise()
-    data.setup()
+    data = noise()
     x = data.normalize(data.data.images["train"])
     read = {}
     network.eval()

@@ -12,22 +12,16 @@ from torch.optim.swa_utils import update_bn
 from bnstudy.callbacks import BatchStatistics
 from bnstudy.callbacks.batch_statistics import _errors
 from bnstudy.terms import SPLITS, Split
-from tests.callbacks.training import Noise, Watch, small_network, train
+from tests.callbacks.training import Watch, noise, small_network, train
 
 LAYERS = {"1": "1.norm", "5": "5.norm"}
-
-
-def data() -> Noise:
-    module = Noise()
-    module.setup()
-    return module
 
 
 def population(network: nn.Module) -> nn.Module:
     """Recalibrate a copy with torch's `update_bn`, on all probe samples at once."""
     copy = deepcopy(network)
     copy[3].p = 0.0
-    images, labels = next(iter(data().probe("train")))
+    images, labels = next(iter(noise().probe("train")))
     update_bn([(images, labels)], copy)
     return copy.eval()
 
@@ -41,7 +35,7 @@ def own_statistics(network: nn.Module) -> nn.Module:
 
 def performance(network: nn.Module, split: Split) -> tuple[float, float]:
     losses, right = [], []
-    for images, labels in data().probe(split).shuffled(20):
+    for images, labels in noise().probe(split).shuffled(20):
         with torch.no_grad():
             logits = network(images)
         losses += functional.cross_entropy(logits, labels, reduction="none").tolist()
@@ -49,7 +43,7 @@ def performance(network: nn.Module, split: Split) -> tuple[float, float]:
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-def test_errors_and_performance_at_each_epoch() -> None:
+def test_errors_and_performance_at_each_epoch_are_those_of_copies() -> None:
     callback = BatchStatistics()
     watch = Watch(callback)
     train(small_network(), callback, watch)
@@ -121,7 +115,7 @@ def test_a_network_without_running_statistics_has_none() -> None:
 
 
 def test_mixed_batches_hold_every_sample_once_and_no_class_alone() -> None:
-    probe = data().probe("train")
+    probe = noise().probe("train")
     batches = list(probe.shuffled(7))
     assert [len(labels) for _, labels in batches] == [8] * 4 + [7] * 4
     assert all(len(labels.unique()) > 1 for _, labels in batches)

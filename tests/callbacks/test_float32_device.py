@@ -21,7 +21,7 @@ from bnstudy.models import Classifier
 from bnstudy.representations import Layer
 from bnstudy.runs.long_table import Row
 from bnstudy.terms import SPLITS
-from tests.callbacks.training import Noise, small_network, train
+from tests.callbacks.training import noise, small_network, train
 from tests.float32_device import float32_device
 
 
@@ -33,8 +33,7 @@ class Accelerator(CPUAccelerator):
 
 
 def measure(device: str | torch.device, **options: Any) -> tuple[Classifier, list[Row]]:
-    data = Noise()
-    data.setup()
+    data = noise()
     sites = ("conv", "norm", "act", "features")
     probes = {split: data.probe(split) for split in SPLITS}
     callbacks = [

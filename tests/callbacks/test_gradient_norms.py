@@ -35,7 +35,7 @@ def without_dropout() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("every_n_steps", [1, 2])
-def test_means_over_an_epochs_steps_before_clipping(every_n_steps: int) -> None:
+def test_an_epoch_has_the_mean_over_its_steps_before_clipping(every_n_steps: int) -> None:
     callback = GradientNorms(every_n_steps)
     watch = Watch(callback)
     train(without_dropout(), callback, watch, gradient_clip_val=1e-3)
@@ -54,6 +54,14 @@ def test_means_over_an_epochs_steps_before_clipping(every_n_steps: int) -> None:
 def test_layers_that_are_not_trained_have_none() -> None:
     network = without_dropout()
     network[4].requires_grad_(False)
+    callback = GradientNorms(1)
+    train(network, callback, epochs=1)
+    assert [row.layer for row in callback.rows] == ["0", "8"]
+
+
+def test_layers_whose_weights_are_computed_have_none() -> None:
+    network = without_dropout()
+    nn.utils.parametrizations.weight_norm(network[4])
     callback = GradientNorms(1)
     train(network, callback, epochs=1)
     assert [row.layer for row in callback.rows] == ["0", "8"]

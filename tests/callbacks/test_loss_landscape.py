@@ -46,7 +46,7 @@ def test_along_an_eigenvector_smoothness_is_its_curvature() -> None:
         assert measured["first_order_error"] == pytest.approx(9 * abs(curvature) ** 3 * 0.5**2 / 2)
 
 
-def test_along_any_direction_of_a_quadratic() -> None:
+def test_along_any_direction_smoothness_is_that_of_the_quadratic() -> None:
     loss = Quadratic([4.0, -2.0, 0.5, 7.0, 1.0])
     x = torch.tensor([1.0, -2.0, 0.5, 1.5, -1.0]).double()
     gradient = loss.matrix @ x
@@ -101,7 +101,7 @@ def by_hand(network: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_an_epochs_mean_over_the_batches_that_are_due(frozen: bool) -> None:
+def test_an_epoch_has_the_mean_over_the_batches_that_are_due(frozen: bool) -> None:
     network = small_network()
     network[3].p = 0.0
     if frozen:

@@ -2,14 +2,13 @@
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
-from omegaconf import DictConfig
 
 from bnstudy.callbacks import ActivationDrift, BatchStatistics, GradientNorms, LossLandscape
 from bnstudy.config.composition import resolve
@@ -18,9 +17,11 @@ from tests.callbacks.training import small_network, train
 from tests.conftest import (
     SMALL,
     CommandLine,
+    Compose,
     Result,
     description,
     only_cell,
+    read_rows,
     train_on_two_processes,
 )
 
@@ -34,11 +35,6 @@ PERFORMANCE = {
     for name in ("recalibrated", "batch_statistics")
     for metric in ("loss", "accuracy")
 }
-
-
-def table(cell: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(cell / "metrics.parquet").to_pylist()
-    return rows
 
 
 def weights(cell: Path) -> dict[str, torch.Tensor]:
@@ -56,6 +52,22 @@ def cell_of(tmp_path: Path, study: str) -> Path:
     return cell
 
 
+@contextmanager
+def crash_before_step(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let training fail before a step, of 8 in each epoch."""
+    training_step = Classifier.training_step
+
+    def crash(self: Classifier, *arguments: Any) -> torch.Tensor:
+        if self.global_step == step:
+            raise RuntimeError("the power went out")
+        return training_step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", crash)
+        with pytest.raises(RuntimeError, match="the power went out"):
+            yield
+
+
 @pytest.mark.slow
 def test_nothing_that_is_measured_changes_the_training(
     command_line: CommandLine, tmp_path: Path
@@ -66,12 +78,11 @@ def test_nothing_that_is_measured_changes_the_training(
         result = command_line(*SMALL, *probe, *more, f"study={study}")
         assert result.returncode == 0, result.stderr
     ours, theirs = (weights(cell_of(tmp_path, study)) for study in ("with", "without"))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.slow
-def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
+def test_a_run_with_all_callbacks_is_the_same_run_and_has_their_rows(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     for study, callbacks in (("without", ()), ("with", ALL)):
@@ -85,11 +96,9 @@ def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
         *("loss_landscape", "gradient_norms", "activation_drift", "batch_statistics"),
         "weight_norms",
     ]
-    ours, theirs = weights(having), weights(without)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    rows = table(having)
-    shared = [row for row in table(without) if not is_optimization(row)]
+    torch.testing.assert_close(weights(having), weights(without), rtol=0, atol=0)
+    rows = read_rows(having)
+    shared = [row for row in read_rows(without) if not is_optimization(row)]
     assert [row for row in rows if not is_optimization(row)] == shared
 
     added = [row for row in rows if is_optimization(row)]
@@ -105,7 +114,7 @@ def test_a_run_with_all_of_them_is_the_same_run_and_has_their_rows(
             (epoch, split) for epoch in (0, 1, 2) for split in ("train", "test")
         }
     # Layers and sites are those of the representation metrics.
-    places = {(row["layer_index"], row["layer"], row["site"]) for row in table(without)}
+    places = {(row["layer_index"], row["layer"], row["site"]) for row in read_rows(without)}
     sites = {
         "gradient_norm": {"conv", "linear"},
         "mean_drift": {"conv", "act"},
@@ -138,25 +147,15 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_rows(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (*RUN, *ALL, "trainer.max_epochs=3")
-
-    def crash(self: Classifier, batch: Any, batch_idx: int) -> torch.Tensor:
-        if self.current_epoch == 2 and batch_idx == 4:
-            raise RuntimeError("the power went out")
-        return training_step(self, batch, batch_idx)
-
-    training_step = Classifier.training_step
-    with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "training_step", crash)
-        with pytest.raises(RuntimeError, match="the power went out"):
-            command_line(*arguments, "study=interrupted")
+    with crash_before_step(20, monkeypatch):
+        command_line(*arguments, "study=interrupted")
     assert command_line(*arguments, "study=interrupted").returncode == 0
     assert command_line(*arguments, "study=whole").returncode == 0
     interrupted, whole = cell_of(tmp_path, "interrupted"), cell_of(tmp_path, "whole")
     assert description(interrupted)["attempts"][1]["resumed_from_epoch"] == 2
-    assert table(interrupted) == table(whole)
-    assert len(description(interrupted)["callbacks"]) == 4
-    ours, theirs = weights(interrupted), weights(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert read_rows(interrupted) == read_rows(whole)
+    assert len(description(interrupted)["callbacks"]) == 5
+    torch.testing.assert_close(weights(interrupted), weights(whole), rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -174,24 +173,17 @@ def test_what_a_complete_cell_was_trained_without_is_told(command_line: CommandL
 
 
 @pytest.mark.slow
-def test_those_added_to_a_run_that_goes_on_do_not_count_as_had(
+def test_callbacks_added_to_a_run_that_goes_on_are_not_recorded_as_its_own(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (*SMALL, "metrics=none")
-
-    def crash(self: Classifier) -> None:
-        if self.current_epoch == 1:
-            raise RuntimeError("the power went out")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "on_train_epoch_start", crash)
-        with pytest.raises(RuntimeError, match="the power went out"):
-            command_line(*arguments, "callbacks=gradient_norms")
+    with crash_before_step(8, monkeypatch):
+        command_line(*arguments, "callbacks=gradient_norms")
     result = command_line(*arguments, "callbacks=[activation_drift,gradient_norms]")
     assert "without callbacks=activation_drift;" in result.stdout
     cell = only_cell(tmp_path / "multirun")
     assert description(cell)["callbacks"] == ["gradient_norms"]
-    drift = [row["epoch"] for row in table(cell) if row["metric"] == "mean_drift"]
+    drift = [row["epoch"] for row in read_rows(cell) if row["metric"] == "mean_drift"]
     assert set(drift) == {2}
 
 
@@ -201,15 +193,8 @@ def test_a_run_goes_on_with_the_options_that_it_began_with(
 ) -> None:
     arguments = (*SMALL, "metrics.names=[unit_sparsity]", "callbacks=loss_landscape")
     option = "callbacks.loss_landscape.step_sizes"
-
-    def crash(self: Classifier) -> None:
-        if self.current_epoch == 1:
-            raise RuntimeError("the power went out")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "on_train_epoch_start", crash)
-        with pytest.raises(RuntimeError, match="the power went out"):
-            command_line(*arguments, f"{option}=[0.1]")
+    with crash_before_step(8, monkeypatch):
+        command_line(*arguments, f"{option}=[0.1]")
     other = f"trained with {option}=[0.1] instead of [0.5]"
     told = {
         0: f"{other}; these measure only during training",  # goes on
@@ -234,8 +219,8 @@ def test_a_run_goes_on_with_the_options_that_it_began_with(
         ("callbacks=[loss_landscape,gradient_norms]", ["loss_landscape", "gradient_norms"]),
     ],
 )
-def test_one_several_or_none_can_be_chosen(
-    composed: Callable[..., DictConfig], choice: str, names: list[str]
+def test_one_callback_several_or_none_can_be_chosen(
+    composed: Compose, choice: str, names: list[str]
 ) -> None:
     assert list(resolve(composed(choice))["callbacks"]) == names
 
@@ -271,10 +256,7 @@ def test_random_numbers_gradients_and_statistics_stay_as_they_were() -> None:
     state = torch.get_rng_state()
     watched = train(small_network(), *callbacks, epochs=3)
     assert torch.equal(torch.get_rng_state(), state)
-    theirs = plain.state_dict()
-    assert theirs.keys() == watched.state_dict().keys()
-    for name, value in watched.state_dict().items():
-        assert torch.equal(value, theirs[name]), name
+    torch.testing.assert_close(watched.state_dict(), plain.state_dict(), rtol=0, atol=0)
     assert [module.training for module in watched.modules()] == [
         module.training for module in plain.modules()
     ]
@@ -291,7 +273,7 @@ def test_two_processes_find_the_same_as_one(
     train_on_two_processes(tmp_path, *arguments, "study=ddp", "trainer.sync_batchnorm=true")
     values: dict[tuple[Any, ...], dict[str, float]] = {}
     for trainer in ("default", "ddp"):
-        for row in filter(is_optimization, table(cell_of(tmp_path, trainer))):
+        for row in filter(is_optimization, read_rows(cell_of(tmp_path, trainer))):
             key = tuple(row[name] for name in ("epoch", "split", "layer", "site", "metric"))
             values.setdefault(key, {})[trainer] = row["value"]
     assert values

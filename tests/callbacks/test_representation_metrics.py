@@ -20,7 +20,7 @@ from bnstudy.metrics import METRICS
 from bnstudy.models import recalibrate, recalibrated
 from bnstudy.representations import Layer, capture
 from bnstudy.runs.long_table import Row
-from tests.callbacks.training import Noise, Watch, small_network, train
+from tests.callbacks.training import QUIET, Watch, noise, small_network, train
 
 LEAF_SPEC = "ignore:.*LeafSpec.* is deprecated"  # Lightning 2.6 with torch 2.15
 
@@ -65,16 +65,7 @@ def test_any_module_is_measured_before_training_and_when_due() -> None:
 
     names = ["unit_sparsity", "silhouette"]
     callback = RepresentationMetrics({"train": loader()}, names, every_n_epochs=2)
-    trainer = L.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        callbacks=[callback, Collect()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
+    trainer = L.Trainer(**QUIET, max_epochs=3, callbacks=[callback, Collect()])
     trainer.fit(Autoencoder(), loader())
     assert list(dict.fromkeys((row.epoch, row.step) for row in seen)) == [(0, 0), (2, 6), (3, 9)]
     assert {(row.layer, row.site, row.layer_index) for row in seen} == {("encoder.1", "act", 0)}
@@ -144,17 +135,9 @@ def test_the_last_epoch_is_measured_however_training_ends(
 
     callback = RepresentationMetrics({"train": loader()}, ["unit_sparsity"], every_n_epochs=5)
     others = deepcopy(callbacks)
+    ordered = [callback, *others] if first else [*others, callback]
     logger = Times()
-    trainer = L.Trainer(
-        **options,
-        accelerator="cpu",
-        callbacks=[callback, *others] if first else [*others, callback],
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
+    trainer = L.Trainer(**QUIET | {"logger": logger} | options, callbacks=ordered)
     model = Flat()
     trainer.fit(model, loader())
     assert logger.logged == measured
@@ -207,7 +190,7 @@ def test_a_torchvision_network_is_measured() -> None:
     callback = RepresentationMetrics({"test": loader(3)}, ["channel_sparsity"], ["norm", "act"])
     rows = callback.measure(Net(), epoch=0, step=0)
     assert [row.metric for row in rows[:2]] == ["probe_loss", "probe_accuracy"]
-    assert len(rows) == 2 + 20 + 17
+    assert len(rows) == 2 + 20 + 17  # loss and accuracy; 20 norms and 17 calls of ReLU
     assert rows[2].layer == "bn1"
 
 
@@ -250,8 +233,7 @@ class WatchStepRows(Watch):
 
 
 def test_steps_within_the_first_epoch_are_measured_with_the_datas_statistics() -> None:
-    data = Noise(batch_size=10)  # 6 steps in an epoch
-    data.setup()
+    data = noise(batch_size=10)  # 6 steps in an epoch
     metrics = RepresentationMetrics({"train": data.probe("train")}, ["mean"], at_steps="log2")
     watch = WatchStepRows(metrics)
     train(small_network(), metrics, watch, data=data)
@@ -274,8 +256,7 @@ def test_steps_within_the_first_epoch_are_measured_with_the_datas_statistics() -
 
 
 def test_each_step_of_accumulated_gradients_is_measured_once() -> None:
-    data = Noise(batch_size=10)  # 6 batches, 3 steps in an epoch
-    data.setup()
+    data = noise(batch_size=10)  # 6 batches, 3 steps in an epoch
     metrics = RepresentationMetrics({"train": data.probe("train")}, ["mean"], at_steps="log2")
     watch = WatchStepRows(metrics)
     train(small_network(), metrics, watch, data=data, accumulate_grad_batches=2)
@@ -285,8 +266,7 @@ def test_each_step_of_accumulated_gradients_is_measured_once() -> None:
 
 
 def test_the_last_step_of_an_epoch_is_measured_only_as_the_epoch() -> None:
-    data = Noise(batch_size=10)  # 6 batches, 3 steps in an epoch
-    data.setup()
+    data = noise(batch_size=10)  # 6 batches, 3 steps in an epoch
     metrics = RepresentationMetrics({"train": data.probe("train")}, ["mean"], at_steps=[3, 4])
     watch = WatchStepRows(metrics)
     train(small_network(), metrics, watch, data=data, accumulate_grad_batches=2)
@@ -326,22 +306,16 @@ def test_no_step_that_ends_an_epoch_is_among_those_within(
             within.extend(row.step for row in metrics.step_rows)
 
     metrics = RepresentationMetrics({"train": loader()}, ["mean"], at_steps=[2, 3, 5, 6])
-    L.Trainer(
-        **{"max_epochs": 2} | options,
-        accelerator="cpu",
+    trainer = L.Trainer(
+        **QUIET | {"max_epochs": 2} | options,
         callbacks=[metrics, Collect(), *deepcopy(callbacks)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    ).fit(Autoencoder(), data)
+    )
+    trainer.fit(Autoencoder(), data)
     assert within == steps
 
 
 def test_parts_of_the_probe_set_are_measured_if_training_stops_early() -> None:
-    data = Noise()
-    data.setup()
+    data = noise()
     metrics = RepresentationMetrics({"train": data.probe("train")}, ["mean"], folds=3)
 
     class StopAfterFirstEpoch(L.Callback):
@@ -354,8 +328,7 @@ def test_parts_of_the_probe_set_are_measured_if_training_stops_early() -> None:
 
 
 def test_parts_of_the_probe_set_are_measured_after_the_last_epoch() -> None:
-    data = Noise()
-    data.setup()
+    data = noise()
     names = ["unit_sparsity", "silhouette", "knn_purity", "nc1", "soft_rank", "participation_ratio"]
     metrics = RepresentationMetrics({"train": data.probe("train")}, names, folds=3)
     watch = Watch()

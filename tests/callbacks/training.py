@@ -16,6 +16,16 @@ from bnstudy.representations.network import Batch
 from bnstudy.runs.long_table import Row
 from bnstudy.terms import SPLITS
 
+# Options of a trainer that writes and prints nothing.
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
+
 
 class Noise(ImageDataModule):
     """A data set of 60 training and 30 test images of 8x8 pixels in 3 classes, sorted by class."""
@@ -39,6 +49,13 @@ class Noise(ImageDataModule):
             for split in SPLITS
         }
         return Images(images, labels, ("a", "b", "c"))
+
+
+def noise(**options: Any) -> Noise:
+    """Load the data set."""
+    data = Noise(**options)
+    data.setup()
+    return data
 
 
 class Watch(L.Callback):
@@ -113,10 +130,7 @@ def train(
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
         warnings.filterwarnings("ignore", ".*does not have many workers")
         L.Trainer(
-            **{"max_epochs": epochs, "accelerator": "cpu", "log_every_n_steps": 1}
-            | {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-            | {"enable_progress_bar": False, "enable_model_summary": False}
-            | options,
+            **QUIET | {"max_epochs": epochs, "num_sanity_val_steps": 0} | options,
             callbacks=list(callbacks),
         ).fit(module, datamodule=data)
     return module

@@ -21,7 +21,7 @@ WIDTHS = {  # of experiments whose widths are factors
 
 
 def grid(experiment: str) -> dict[str, list[str]]:
-    """Its axes; one seed, as debug=fast has it, and of an axis of numbers the ends."""
+    """Axes of an experiment: one seed, as in debug=fast, and the ends of an axis of numbers."""
     content = OmegaConf.load(CONFIG_FOLDER / "experiment" / f"{experiment}.yaml")
     params = OmegaConf.select(content, "hydra.sweeper.params", default={})
     axes = {key: str(values).replace(" ", "").split(",") for key, values in params.items()}
@@ -36,7 +36,9 @@ def grid(experiment: str) -> dict[str, list[str]]:
     "experiment",
     [pytest.param(name, marks=[pytest.mark.long] * (name in LARGE)) for name in EXPERIMENTS],
 )
-def test_it_runs_whole(command_line: CommandLine, tmp_path: Path, experiment: str) -> None:
+def test_an_experiment_runs_its_whole_grid(
+    command_line: CommandLine, tmp_path: Path, experiment: str
+) -> None:
     small = ["data=mnist5k", "metrics.names=[unit_sparsity]"]
     small += [f"model.width={WIDTHS[experiment]}"] if experiment in WIDTHS else []
     axes = grid(experiment)
@@ -72,7 +74,7 @@ def test_an_experiments_grid_gives_way_to_the_command_line(
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_it_says_what_is_the_papers_and_what_is_ours(experiment: str) -> None:
+def test_an_experiments_file_names_its_paper_and_its_command(experiment: str) -> None:
     text = (CONFIG_FOLDER / "experiment" / f"{experiment}.yaml").read_text()
     comment = " ".join(line for line in text.splitlines() if line.startswith("#"))
     assert experiment == "quickstart" or ("paper" in comment or "Paper" in comment)

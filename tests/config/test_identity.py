@@ -2,7 +2,6 @@
 
 import json
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,9 @@ from bnstudy.config import identity as module
 from bnstudy.config.composition import resolve
 from bnstudy.config.identity import ADDED_KEYS, compute_identity, select_identity_options
 from bnstudy.runs.record import Record
-from tests.conftest import REPOSITORY, Compose
+from tests.conftest import KEPT, Compose
 
-RECORDS = REPOSITORY / "tests" / "records"
-KEPT = sorted(path.parent for path in RECORDS.glob("kept/*/run.json"))
-IDENTITIES = json.loads((RECORDS / "identities.json").read_text())
+IDENTITIES = json.loads((KEPT.parent / "identities.json").read_text())
 
 
 def as_before(config: dict[str, Any]) -> dict[str, Any]:
@@ -40,15 +37,15 @@ def test_a_command_line_of_version_0_1_has_the_same_identity(
     assert compute_identity(config) == stored["identity"]
 
 
-@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
-def test_a_kept_run_has_the_same_identity(folder: Path) -> None:
-    record = Record.read(folder)
-    assert compute_identity(record.description.config) == record.description.identity
-    assert folder.name.endswith(compute_identity(record.description.config)[:8])
+@pytest.mark.parametrize("cell", sorted(path.parent.name for path in KEPT.glob("*/run.json")))
+def test_a_kept_run_has_the_same_identity(cell: str) -> None:
+    run = Record.read(KEPT / cell).description
+    assert compute_identity(run.config) == run.identity
+    assert cell.endswith(run.identity[:8])
 
 
 def test_kept_runs_are_paired() -> None:
-    runs = load(RECORDS / "kept").runs
+    runs = load(KEPT).runs
     complete = runs[runs["status"] == "completed"]
     assert len(complete) == 8
     norms = complete.groupby("pair")["norm"].agg(set).tolist()

@@ -29,13 +29,13 @@ def problems(schema: str, content: Any) -> list[str]:
     return [error.message for error in Draft7Validator(SCHEMAS[schema]).iter_errors(content)]
 
 
-def test_they_are_up_to_date() -> None:
+def test_the_json_schemas_are_up_to_date() -> None:
     again = "python -m bnstudy.config.json_schemas writes them again"
     assert json_schemas() == SCHEMAS, again
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_they_are_json_schemas(name: str) -> None:
+def test_a_json_schema_is_valid(name: str) -> None:
     Draft7Validator.check_schema(SCHEMAS[name])
 
 

@@ -202,7 +202,7 @@ def test_some_groups_are_checked_alone() -> None:
     assert refusal({"sweep": {"redo": "no"}}).startswith("sweep.redo=no is not allowed")
 
 
-def test_nothing_is_changed(config: dict[str, Any]) -> None:
+def test_validation_changes_nothing(config: dict[str, Any]) -> None:
     before = deepcopy(config)
     validate(config)
     assert repr(config) == repr(before)  # which tells 1 from 1.0 and from True, and has an order

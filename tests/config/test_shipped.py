@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from bnstudy import metrics
 from bnstudy.config import CONFIG_FOLDER
@@ -13,7 +12,15 @@ from bnstudy.config.composition import resolve
 from bnstudy.config.identity import compute_identity
 from bnstudy.config.schema import validate
 from bnstudy.metrics import METRICS
-from tests.conftest import SMALL, CommandLine, Compose, description, only_cell
+from tests.conftest import (
+    SMALL,
+    CommandLine,
+    Compose,
+    description,
+    only_cell,
+    read_rows,
+    write_images,
+)
 
 FAST = ("debug=fast", "metrics.names=[unit_sparsity,silhouette]")
 SMALLEST = {
@@ -44,8 +51,8 @@ DOWNLOADED = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn")
 RUN_HERE = [
     choice
     for choice in ALL
-    # torchvision's data sets run in tests/data/test_torchvision.py, on files made there; several
-    # processes in tests/test_ddp.py; experiments in test_experiments.py.
+    # torchvision's data sets run in tests/data/test_torchvision_images.py, on files made there;
+    # several processes in tests/test_ddp.py; experiments in test_experiments.py.
     if choice not in [f"data={name}" for name in DOWNLOADED]
     and choice != "trainer=ddp"
     and not choice.startswith("experiment=")
@@ -56,7 +63,7 @@ RUN_HERE = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", [choice for choice in ALL if choice not in RUN_HERE])
-def test_it_composes(composed: Compose, choice: str) -> None:
+def test_a_configuration_that_is_not_run_here_composes(composed: Compose, choice: str) -> None:
     group, _, option = choice.partition("=")
     target = [f"{group}._target_=mine.Own"] if option == "own" else []
     config = resolve(composed(choice, *target))
@@ -107,7 +114,7 @@ HESSIAN = "callbacks=hessian"
     "choices", [*together([one for one in RUN_HERE if one != HESSIAN]), HESSIAN]
 )
 @pytest.mark.slow
-def test_it_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> None:
+def test_a_configuration_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> None:
     chosen = choices.split()
     network = next((one for one in chosen if one.startswith("model=")), "model=cnn")
     smallest = [SMALLEST.get(one, ()) for one in dict.fromkeys([network, *chosen])]
@@ -115,12 +122,7 @@ def test_it_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> Non
     if "regularizer=target_sparsity" in chosen:
         extra.append("regularizer.target=0.4")
     if "data=image_folder" in chosen:
-        for split in ("train", "test"):
-            for shade in (0, 255):
-                folder = tmp_path / "images" / split / str(shade)
-                folder.mkdir(parents=True)
-                for number in range(6):
-                    Image.new("L", (8, 8), abs(shade - number)).save(folder / f"{number}.png")
+        write_images(tmp_path / "images", seed=0)
         extra += [
             "data.root=images",
             f"data.cache={tmp_path}/cache",
@@ -133,12 +135,15 @@ def test_it_runs(command_line: CommandLine, tmp_path: Path, choices: str) -> Non
 
 
 @pytest.mark.slow
-def test_a_sweep_over_precision_and_sites(command_line: CommandLine, tmp_path: Path) -> None:
-    result = command_line(
-        *SMALL, "trainer.precision=bf16-mixed", "metrics.sites=[conv,norm,act]", "norm=none"
-    )
+def test_a_run_in_bfloat16_is_measured_at_every_chosen_site(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    sites = "metrics.sites=[conv,norm,act]"
+    result = command_line(*SMALL, "trainer.precision=bf16-mixed", sites, "norm=none")
     assert result.returncode == 0, result.stderr
-    assert description(only_cell(tmp_path / "multirun"))["status"] == "completed"
+    cell = only_cell(tmp_path / "multirun")
+    assert description(cell)["status"] == "completed"
+    assert {row["site"] for row in read_rows(cell)} == {None, "conv", "norm", "act"}
 
 
 @pytest.mark.parametrize(

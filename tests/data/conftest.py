@@ -13,6 +13,8 @@ from PIL import Image
 
 from bnstudy.data import torchvision_images as module
 
+OPTIONS: dict[str, Any] = {"batch_size": 8, "seed": 0, "probe": {"train": None, "test": None}}
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:

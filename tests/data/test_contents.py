@@ -16,7 +16,7 @@ from bnstudy.data.contents import find_sha256
 from tests.conftest import Compose
 from tests.data.test_torchvision_images import write_mnist
 
-OPTIONS: dict[str, Any] = {"seed": 0, "probe": {"train": None, "test": None}}
+pytestmark = pytest.mark.usefixtures("small_sources")
 READERS = (ImageFolder, MNIST5k, TorchvisionImages)
 
 
@@ -27,7 +27,7 @@ def options(composed: Compose, *overrides: str) -> dict[str, Any]:
 
 def read(data: dict[str, Any]) -> str:
     """Read the SHA-256 in the way a run does."""
-    module = instantiate(data, **OPTIONS)
+    module = instantiate(data, seed=0, probe={"train": None, "test": None})
     module.setup()
     sha256: str = module.facts()["sha256"]
     return sha256
@@ -38,7 +38,6 @@ def data(
     request: pytest.FixtureRequest,
     composed: Compose,
     tmp_path: Path,
-    small_sources: None,
     tree: Path,
 ) -> dict[str, Any]:
     write_mnist(tmp_path)
@@ -66,11 +65,7 @@ def test_nothing_is_found_where_nothing_is(data: dict[str, Any]) -> None:
     assert not Path(data["root"], "elsewhere").exists()
 
 
-def test_files_of_the_same_size_and_time_are_other_files(
-    composed: Compose,
-    tmp_path: Path,
-    small_sources: None,
-) -> None:
+def test_files_of_the_same_size_and_time_are_other_files(composed: Compose, tmp_path: Path) -> None:
     write_mnist(tmp_path)
     data = options(composed, "data=mnist", f"data.root={tmp_path}")
     sha256 = read(data)
@@ -83,9 +78,8 @@ def test_files_of_the_same_size_and_time_are_other_files(
     assert find_sha256(data) == sha256
 
 
-def test_images_that_are_added_or_lie_elsewhere(
-    composed: Compose,
-    tree: Path,
+def test_images_that_are_added_change_the_sha256_and_their_place_does_not(
+    composed: Compose, tree: Path
 ) -> None:
     data = options(
         composed, "data=image_folder", f"data.root={tree}", f"data.cache={tree.parent / 'cache'}"

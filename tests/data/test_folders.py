@@ -12,10 +12,9 @@ from bnstudy.data import torchvision_images as module
 from bnstudy.data.contents import locate
 from bnstudy.data.module import ImageDataModule
 from bnstudy.errors import UserError
-from tests.data.conftest import ReadOnly
+from tests.conftest import flip_bit
+from tests.data.conftest import OPTIONS, ReadOnly
 from tests.data.test_torchvision_images import write_cifar, write_mnist
-
-OPTIONS: dict[str, Any] = {"batch_size": 8, "seed": 0, "probe": {"train": None, "test": None}}
 
 
 def sha256(data: ImageDataModule) -> str:
@@ -29,7 +28,7 @@ def contents(folder: Path) -> set[Path]:
 
 
 @pytest.mark.slow
-def test_digits_in_a_read_only_folder(tmp_path: Path, read_only: ReadOnly) -> None:
+def test_digits_are_read_from_a_read_only_folder(tmp_path: Path, read_only: ReadOnly) -> None:
     before = sha256(MNIST5k(root=str(tmp_path), **OPTIONS))
     for file in tmp_path.glob("*.[ls]*"):
         file.unlink()  # no lock, no note
@@ -47,13 +46,15 @@ def test_digits_cannot_be_kept_in_a_read_only_folder(tmp_path: Path, read_only: 
 
 
 @pytest.mark.slow
-def test_the_lock_of_another_user(tmp_path: Path, read_only: ReadOnly) -> None:
+def test_digits_are_read_beside_the_lock_of_another_user(
+    tmp_path: Path, read_only: ReadOnly
+) -> None:
     before = sha256(MNIST5k(root=str(tmp_path), **OPTIONS))
     read_only(tmp_path / "mnist5k.lock")
     assert sha256(MNIST5k(root=str(tmp_path), **OPTIONS)) == before
 
 
-def test_a_read_only_cache(tree: Path, read_only: ReadOnly) -> None:
+def test_a_read_only_cache_is_used_and_not_added_to(tree: Path, read_only: ReadOnly) -> None:
     cache = tree.parent / "cache"
     options = OPTIONS | {"root": str(tree), "cache": str(cache)}
     before = sha256(ImageFolder(**options))
@@ -76,7 +77,7 @@ def repack(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize("is_read_only", [False, True])
-def test_idx_files_that_were_packed_otherwise(
+def test_idx_files_that_were_packed_otherwise_are_the_same_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: ReadOnly, is_read_only: bool
 ) -> None:
     write_mnist(tmp_path, "FashionMNIST")
@@ -99,16 +100,14 @@ def test_a_damaged_packed_file_is_refused(
     write_mnist(tmp_path, "FashionMNIST")
     repack(tmp_path, monkeypatch)
     path = tmp_path / "FashionMNIST" / "raw" / f"{file}.gz"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_bit(path, 1 / 2)
     with pytest.raises(UserError, match=r"data FashionMNIST: damaged in data.root="):
         TorchvisionImages("FashionMNIST", root=str(tmp_path), **OPTIONS).setup()
 
 
 @pytest.mark.usefixtures("small_sources")
 @pytest.mark.parametrize("is_read_only", [False, True])
-def test_an_archive_that_was_packed_otherwise(
+def test_an_archive_that_was_packed_otherwise_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: ReadOnly, is_read_only: bool
 ) -> None:
     write_cifar(tmp_path, "CIFAR10", monkeypatch)

@@ -1,7 +1,6 @@
 """Tests of label noise, fewer samples and the border of shifted images."""
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -9,17 +8,11 @@ from torchvision.transforms.v2 import functional as transforms
 
 from bnstudy.data.batches import Augment, Normalize
 from bnstudy.errors import UserError
-from tests.callbacks.training import Noise
-
-
-def loaded(**options: Any) -> Noise:
-    data = Noise(**options)
-    data.setup()
-    return data
+from tests.callbacks.training import noise
 
 
 def test_a_share_of_the_training_labels_is_wrong() -> None:
-    clean, some, more = (loaded(label_noise=share) for share in (0, 0.2, 0.5))
+    clean, some, more = (noise(label_noise=share) for share in (0, 0.2, 0.5))
     truth = clean.labels["train"]
     wrong = [data.labels["train"] != truth for data in (some, more)]
     assert [int(one.sum()) for one in wrong] == [round(share * len(truth)) for share in (0.2, 0.5)]
@@ -33,21 +26,21 @@ def test_a_share_of_the_training_labels_is_wrong() -> None:
 
 
 def test_all_labels_can_be_wrong_and_each_class_occurs() -> None:
-    truth, noisy = (loaded(label_noise=share).labels["train"] for share in (0, 1))
+    truth, noisy = (noise(label_noise=share).labels["train"] for share in (0, 1))
     assert (noisy != truth).all()
     pairs = set(zip(truth.tolist(), noisy.tolist(), strict=True))
     assert pairs == set(itertools.permutations(truth.unique().tolist(), 2))
 
 
-def test_fewer_samples_of_each_class() -> None:
-    few, more = (loaded(samples_per_class=count) for count in (3, 9))
+def test_as_many_samples_of_each_class_are_used_as_asked_for() -> None:
+    few, more = (noise(samples_per_class=count) for count in (3, 9))
     labels = few.labels["train"][few.indices["train"]]
     assert torch.bincount(labels).tolist() == [3] * few.num_classes
     assert set(few.indices["train"].tolist()) < set(more.indices["train"].tolist())
     assert set(few.probe_indices["train"].tolist()) <= set(few.indices["train"].tolist())
     assert few.facts()["train"] == 3 * few.num_classes
     with pytest.raises(UserError, match=r"samples_per_class=100000: .* expected 1 to \d+, or null"):
-        loaded(samples_per_class=100_000)
+        noise(samples_per_class=100_000)
 
 
 @pytest.mark.parametrize("fill", ["mean", "black", "reflect"])

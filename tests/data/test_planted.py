@@ -4,11 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -20,13 +18,13 @@ from sklearn.pipeline import make_pipeline
 from bnstudy.config.composition import resolve
 from bnstudy.data import PlantedGroups
 from bnstudy.errors import UserError
-from tests.conftest import CommandLine, description
+from tests.conftest import CommandLine, Compose, description, read_rows
 
 Load = Callable[..., PlantedGroups]
 
 
 @pytest.fixture
-def load(composed: Callable[..., DictConfig]) -> Load:
+def load(composed: Compose) -> Load:
     """Load the data set of the shipped configuration with changed options."""
 
     def loaded(seed: int = 0, **options: Any) -> PlantedGroups:
@@ -142,10 +140,9 @@ def test_a_trained_network_shows_the_groups(command_line: CommandLine, tmp_path:
     found = {}
     for record in tmp_path.glob("multirun/*/*/run.json"):
         groups = description(record.parent)["config"]["data"]["groups_per_class"]
-        rows = pq.read_table(record.parent / "metrics.parquet").to_pylist()
         last = {
             (row["layer_index"], row["metric"]): row["value"]
-            for row in rows
+            for row in read_rows(record.parent)
             if row["epoch"] == 2 and row["split"] == "test"
         }
         assert last[-1, "accuracy"] > 0.9

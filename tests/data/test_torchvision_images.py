@@ -19,8 +19,7 @@ from bnstudy.data import TorchvisionImages
 from bnstudy.data import torchvision_images as module
 from bnstudy.errors import UserError
 from tests.conftest import SHARED_DATA, SMALL, CommandLine, description, only_cell
-
-OPTIONS: dict[str, Any] = {"batch_size": 8, "seed": 0, "probe": {"train": None, "test": None}}
+from tests.data.conftest import OPTIONS
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:

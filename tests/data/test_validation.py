@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,17 +15,11 @@ from bnstudy.data.images import Images
 from bnstudy.errors import UserError
 from bnstudy.models import Classifier
 from bnstudy.terms import SPLITS
-from tests.callbacks.training import Noise, small_network, train
-from tests.conftest import SMALL, CommandLine, description, only_cell
+from tests.callbacks.training import Noise, noise, small_network, train
+from tests.conftest import SMALL, CommandLine, description, only_cell, read_rows
 from tests.data.test_module import mnist5k
 
 QUICK = (*SMALL, "metrics.names=[unit_sparsity]")
-
-
-def noise(**options: Any) -> Noise:
-    data = Noise(**options)
-    data.setup()
-    return data
 
 
 def test_a_share_of_each_class_is_chosen_and_always_the_same() -> None:
@@ -103,7 +96,7 @@ def test_held_out_samples_are_evaluated_and_change_nothing_else() -> None:
     assert values["validation/accuracy"].item() == pytest.approx(accuracy.item())
 
 
-def test_without_it_the_data_are_as_they_were() -> None:
+def test_without_a_validation_split_the_data_are_not_copied() -> None:
     data = noise(probe={"train": 30, "test": None})
     train(small_network(), data=data)
     assert data.train_dataloader().images is data.data.images["train"]
@@ -141,7 +134,9 @@ def test_a_validation_loss_that_is_not_finite_is_a_divergence() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_a_validation_split(command_line: CommandLine, tmp_path: Path) -> None:
+def test_a_run_with_a_validation_split_records_its_loss_and_accuracy(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
     result = command_line(*QUICK, "data.validation=0.2", "logger=csv")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(" validation ") == 2  # before training and after the last epoch
@@ -153,7 +148,7 @@ def test_a_run_with_a_validation_split(command_line: CommandLine, tmp_path: Path
         for split in ("train", "validation", "test")
         for metric in ("loss", "accuracy")
     }
-    rows = pq.read_table(cell / "metrics.parquet").to_pylist()
+    rows = read_rows(cell)
     held_out = [row for row in rows if row["split"] == "validation"]
     assert [(row["epoch"], row["metric"]) for row in held_out] == [
         (epoch, metric) for epoch in (0, 2) for metric in ("loss", "accuracy")
@@ -171,14 +166,16 @@ def test_a_run_with_a_validation_split(command_line: CommandLine, tmp_path: Path
 
     later = command_line(str(cell), "metrics.names=[hoyer]", main=measure.main)
     assert later.returncode == 0, later.stderr
-    added = pq.read_table(cell / "metrics.parquet").to_pylist()[len(rows) :]
+    added = read_rows(cell)[len(rows) :]
     assert {(row["epoch"], row["split"], row["metric"]) for row in added} == {
         (2, split, "hoyer") for split in SPLITS
     }
 
 
 @pytest.mark.slow
-def test_a_run_without_a_validation_split(command_line: CommandLine, tmp_path: Path) -> None:
+def test_a_run_without_a_validation_split_does_not_mention_one(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
     result = command_line(*QUICK, "logger=csv")
     assert result.returncode == 0, result.stderr
     assert "validation" not in result.stdout
@@ -186,7 +183,7 @@ def test_a_run_without_a_validation_split(command_line: CommandLine, tmp_path: P
     assert description(cell)["final"].keys() == {
         "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"
     }  # fmt: skip
-    assert set(pq.read_table(cell / "metrics.parquet")["split"].to_pylist()) == set(SPLITS)
+    assert {row["split"] for row in read_rows(cell)} == set(SPLITS)
     (file,) = cell.glob("csv/*/metrics.csv")
     assert "validation" not in file.read_text()
 

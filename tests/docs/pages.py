@@ -67,7 +67,7 @@ class Command:
 
     @property
     def module(self) -> str | None:
-        """What `python -m` runs."""
+        """Module that `python -m` runs."""
         is_python = self.words[0].rpartition("/")[2] == "python" and self.words[1] == "-m"
         return self.words[2] if is_python else None
 

@@ -91,7 +91,7 @@ def one_value(override: Override) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", TRAIN, ids=str)
 def test_a_training_commands_options_exist(command: Command, composed: Compose) -> None:
-    """Its options are files, and its keys can be set in a configuration with these options.
+    """Check that its options are files, and its keys can be set beside these options.
 
     Options without a key of their group are not composed, which takes 0.3 s: test_shipped.py does.
     """
@@ -200,7 +200,7 @@ def test_every_setting_inside_a_sentence_exists() -> None:
 
 @pytest.fixture
 def _registries() -> Iterator[None]:
-    """What a snippet registers is forgotten."""
+    """Forget what a snippet registers."""
     before = dict(METRICS)
     yield
     METRICS.clear()
@@ -226,8 +226,7 @@ def test_a_snippet_runs(
     exec(code, {"__name__": "__main__"})
 
 
-def test_every_metric_has_a_formula() -> None:
-    """In docs/reference/formulas.toml, and no formula is of a metric that is not there."""
+def test_every_metric_has_a_formula_and_every_formula_a_metric() -> None:
     formulas = tomllib.loads(pages.generated.FORMULAS.read_text())
     assert formulas.keys() == {*METRICS, *SIMILARITIES}
 

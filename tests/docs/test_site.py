@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_needs_no_network(site: Path) -> None:
+def test_the_site_needs_no_network(site: Path) -> None:
     """Scripts, styles, fonts and images are local; formulas are MathML."""
     loaded = re.compile(r'<(?:script|img|link rel="(?:stylesheet|preload)")[^>]*="https?:')
     for page in site.rglob("*.html"):

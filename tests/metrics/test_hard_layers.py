@@ -134,7 +134,7 @@ def centred_means(x: ndarray, y: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def davies_bouldin(x: ndarray, y: ndarray) -> float:
-    """Compute the silhouette; scikit-learn's distances are not exact enough for these layers."""
+    """Compute the index; scikit-learn's distances are not exact enough for these layers."""
     means, residuals = centred_means(x, y)
     names = np.unique(y)
     spread = np.array([np.linalg.norm(residuals[y == name], axis=1).mean() for name in names])
@@ -288,7 +288,7 @@ def test_class_means_that_agree_to_rounding_are_the_same(
     assert found["calinski_harabasz"].number == pytest.approx(0, abs=1e-6)
 
 
-def test_two_of_three_class_means_that_agree_to_rounding() -> None:
+def test_two_of_three_class_means_that_agree_to_rounding_are_the_same() -> None:
     half = normal(60, 30)
     order = torch.randperm(60, generator=generator(1))
     x = torch.cat([half, half[order], half + 5])
@@ -300,7 +300,7 @@ def test_two_of_three_class_means_that_agree_to_rounding() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, -1e5])
-def test_norms_and_moments_under_an_offset(offset: float) -> None:
+def test_norms_and_moments_under_an_offset_are_those_of_float64(offset: float) -> None:
     x = normal(200, 3, 16) + offset
     layer, rows = Layer(x, turns(200, 2)), x.double().numpy()
     for name in ("norm_cv", "hoyer", "population_sparseness", "lifetime_sparseness", "variance"):
@@ -332,7 +332,7 @@ def test_differences_too_small_for_their_squares_are_no_distances() -> None:
 
 @READ
 @pytest.mark.parametrize("apart", [1e4, 3e4, 1e5])
-def test_class_means_that_differ_little_beside_far_modes(
+def test_nc1_is_right_for_class_means_that_differ_little_beside_far_modes(
     apart: float, read: Callable[[Tensor, Tensor], Layer]
 ) -> None:
     labels = turns(260, 3)

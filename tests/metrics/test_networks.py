@@ -102,7 +102,7 @@ def naive_mixup(model: CNN, place: str, batches: Batches) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batchnorm", "none"])
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_margins_are_those_of_single_samples(num_classes: int, norm: type[nn.Module]) -> None:
+def test_margins_are_those_of_single_samples(num_classes: int, norm: str) -> None:
     model, batches = trained(num_classes, norm), images(40, num_classes, 16)
     for place, layer in layers_of(model, batches).items():
         margins = naive_margins(model, place, batches)
@@ -150,13 +150,15 @@ class Parallel(nn.Module):
         return self.classifier(torch.cat([self.one(x), self.other(x)], 1))
 
 
-class OwnBatchSize(nn.Module):
-    """Network that fails if the batch size changes on the way."""
-
+class OneLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Linear(6, 6)
         self.classifier = nn.Linear(6, 4)
+
+
+class OwnBatchSize(OneLayer):
+    """Network that fails if the batch size changes on the way."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.one(x)
@@ -164,13 +166,8 @@ class OwnBatchSize(nn.Module):
         return self.classifier(y)
 
 
-class AcrossSamples(nn.Module):
+class AcrossSamples(OneLayer):
     """Network in which the samples of a batch are not independent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Linear(6, 6)
-        self.classifier = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.one(x)
@@ -178,13 +175,14 @@ class AcrossSamples(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Shortcut, Parallel, OwnBatchSize, AcrossSamples])
-def test_mixup_accuracy_where_it_takes_a_pass_for_each_layer(network: type[nn.Module]) -> None:
+def test_mixup_accuracy_is_right_where_it_takes_a_pass_for_each_layer(
+    network: type[nn.Module],
+) -> None:
     torch.manual_seed(3)
     model = network().eval()
     inputs, labels = torch.randn(80, 6), torch.arange(4).repeat_interleave(20)  # pairs in order
-    for layer in capture(
-        model, [(inputs, labels)], ["one", "other"][: hasattr(model, "other") + 1]
-    ):
+    names = [name for name, _ in model.named_children() if name != "classifier"]
+    for layer in capture(model, [(inputs, labels)], names):
 
         def mix(module: nn.Module, _: object, output: Tensor) -> Tensor:
             return output.unflatten(0, (-1, 2)).mean(1).repeat_interleave(2, 0)
@@ -197,9 +195,7 @@ def test_mixup_accuracy_where_it_takes_a_pass_for_each_layer(network: type[nn.Mo
 
 
 @pytest.mark.parametrize("norm", ["batchnorm", "none"])
-def test_all_layers_of_a_network_without_shortcuts_are_mixed_in_one_pass(
-    norm: type[nn.Module],
-) -> None:
+def test_all_layers_of_a_network_without_shortcuts_are_mixed_in_one_pass(norm: str) -> None:
     model, batches = trained(10, norm), images(150, 10, 50)
     passes: list[int] = []
     handle = model.register_forward_hook(lambda *_: passes.append(1))
@@ -352,7 +348,7 @@ def test_margins_and_mixup_leave_the_network_as_it_was() -> None:
     assert model.classifier.weight.requires_grad
 
 
-def test_margins_are_computed_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_margins_are_computed_once_for_all_layers() -> None:
     model, batches = trained(3), images(30, 3, 10)
     passes = []
     model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))

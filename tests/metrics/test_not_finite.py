@@ -43,7 +43,7 @@ KINDS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("read", [Layer, streamed], ids=["held", "streamed"])
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_no_metric_of_a_layer_with_one_is_a_number(
+def test_no_metric_of_a_layer_that_is_not_finite_is_a_number(
     case: str, dtype: torch.dtype, read: Callable[[Tensor, Tensor], Layer]
 ) -> None:
     layer = read(CASES[case]().to(dtype), classes(40, 4))
@@ -53,7 +53,7 @@ def test_no_metric_of_a_layer_with_one_is_a_number(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_metric_in_a_network_with_one_is_a_number(case: str) -> None:
+def test_no_metric_in_a_network_that_is_not_finite_is_a_number(case: str) -> None:
     network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(36, 4))
     batches = list(zip(CASES[case]().split(15), classes(40, 4).split(15), strict=True))
     (layer,) = capture(network, batches, ["0"])
@@ -64,7 +64,7 @@ def test_no_metric_in_a_network_with_one_is_a_number(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", SIMILARITIES)
-def test_no_similarity_to_a_layer_with_one_is_a_number(name: str, case: str) -> None:
+def test_no_similarity_to_a_layer_that_is_not_finite_is_a_number(name: str, case: str) -> None:
     labels = classes(40, 4)
     ordinary, other = Layer(images(), labels), Layer(CASES[case](), labels)
     assert math.isnan(SIMILARITIES[name](ordinary, other))

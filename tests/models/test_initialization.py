@@ -16,9 +16,8 @@ from bnstudy.models.norm_layers import WeightStandardizedConv2d
 from bnstudy.representations import capture
 from bnstudy.runs.record import Record
 from bnstudy.training.build import build_classifier, load_data
+from tests.conftest import KEPT
 from tests.models.conftest import COLOUR, NORMS, network, normalization, weighted
-
-KEPT = Path(__file__).parents[1] / "records" / "kept"
 
 
 def layers() -> nn.ModuleDict:
@@ -66,7 +65,7 @@ def test_torch_is_the_distribution_that_torch_draws_from() -> None:
         ("orthogonal", 2 / 600, 1 / 600),  # orthonormal columns: fewer inputs than outputs
     ],
 )
-def test_the_published_variances(scheme: str, conv: float, linear: float) -> None:
+def test_weights_have_the_published_variances(scheme: str, conv: float, linear: float) -> None:
     ours = layers()
     initialize(ours, 0, scheme)
     for name, variance in (("conv", conv), ("standardized", conv), ("linear", linear)):
@@ -115,13 +114,16 @@ def test_torchvisions_own_initialization_is_kept_and_repeats() -> None:
     assert not torch.equal(weight, made("batchnorm", seed=1)["features.18.0"].weight)
 
 
-@pytest.mark.parametrize("cell", sorted(KEPT.glob("*/checkpoints/epoch=0000.ckpt")), ids=str)
-def test_a_run_of_version_0_1_begins_with_the_weights_that_it_had(cell: Path) -> None:
-    record = Record.read(cell.parents[1])
-    assert "initialization" not in record.description.config["model"]
-    config = record.description.config
+@pytest.mark.parametrize(
+    "checkpoint",
+    sorted(KEPT.glob("*/checkpoints/epoch=0000.ckpt")),
+    ids=lambda checkpoint: checkpoint.parents[1].name,
+)
+def test_a_run_of_version_0_1_begins_with_the_weights_that_it_had(checkpoint: Path) -> None:
+    config = Record.read(checkpoint.parents[1]).description.config
+    assert "initialization" not in config["model"]
     classifier = build_classifier(config, load_data(config))
-    kept = torch.load(cell, weights_only=True)["state_dict"]
+    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     for name, value in classifier.state_dict().items():
         torch.testing.assert_close(value, kept[name])
 

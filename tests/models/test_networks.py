@@ -83,7 +83,9 @@ def test_weights_have_the_variance_of_he() -> None:
 
 
 @pytest.mark.parametrize(("depth", "channels"), [(1, [8]), (4, [8, 8, 16, 16]), (8, None)])
-def test_depth_and_width(depth: int, channels: list[int] | None) -> None:
+def test_a_cnn_has_its_depth_and_doubles_its_channels(
+    depth: int, channels: list[int] | None
+) -> None:
     model = network("cnn", "batchnorm", depth=depth)
     convolutions = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == depth
@@ -92,15 +94,9 @@ def test_depth_and_width(depth: int, channels: list[int] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "letter"),
-    [
-        (16, "D"),
-        pytest.param(11, "A", marks=pytest.mark.long),
-        pytest.param(13, "B", marks=pytest.mark.long),
-        pytest.param(19, "E", marks=pytest.mark.long),
-    ],
+    "depth", [16, *(pytest.param(depth, marks=pytest.mark.long) for depth in (11, 13, 19))]
 )
-def test_vgg_has_the_convolutions_of_the_paper(depth: int, letter: str) -> None:
+def test_vgg_has_the_convolutions_of_torchvisions(depth: int) -> None:
     ours = network("vgg", depth=depth, width=1, **COLOUR)
     theirs = getattr(torchvision.models, f"vgg{depth}")(weights=None, init_weights=False)
     convolutions = [
@@ -147,15 +143,13 @@ def test_a_residual_block_adds_its_input() -> None:
 
 def test_plain_is_the_resnet_without_its_shortcuts() -> None:
     plain, residual = network("plain"), network("resnet")
-    state, other = plain.state_dict(), residual.state_dict()
-    assert all(torch.equal(state[name], other[name]) for name in other)
-    assert state.keys() == other.keys()
+    torch.testing.assert_close(plain.state_dict(), residual.state_dict(), rtol=0, atol=0)
     x = torch.randn(4, 1, 28, 28)
     assert not torch.allclose(plain(x), residual(x))
 
 
 @pytest.mark.parametrize("start", ["zero", "fixup"])
-def test_branches_that_start_at_zero(start: str) -> None:
+def test_only_stem_and_shortcuts_count_where_branches_start_at_zero(start: str) -> None:
     he, ours = (network("resnet", "none", depth=20, residual_init=init) for init in ("he", start))
     x = torch.randn(4, 1, 28, 28)
     # With residual branches at 0, only the stem and the shortcuts remain.
@@ -192,7 +186,9 @@ def test_a_deep_residual_network_without_normalization_needs_a_small_start() -> 
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(arguments: dict[str, Any], words: str) -> None:
+def test_options_that_no_network_can_have_are_refused(
+    arguments: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         network(**arguments)
 

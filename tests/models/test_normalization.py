@@ -108,14 +108,14 @@ def test_every_norm_has_its_formula_here() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_number_of_parameters(norm: str) -> None:
+def test_a_norm_has_its_number_of_parameters(norm: str) -> None:
     made = normalization(norm).layer(CHANNELS)
     assert sum(one.numel() for one in made.parameters()) == PARAMETERS.get(norm, 2 * CHANNELS)
 
 
 @pytest.mark.parametrize("norm", WITH_PARAMETERS)
 @pytest.mark.parametrize("training", [True, False])
-def test_norms_with_other_parameters(norm: str, training: bool) -> None:
+def test_norms_with_other_parameters_are_their_formulas(norm: str, training: bool) -> None:
     made = layer(norm).train(training)
     for x in batches():
         expected = affine(made, WITH_PARAMETERS[norm](made, x))
@@ -126,7 +126,7 @@ def test_norms_with_other_parameters(norm: str, training: bool) -> None:
     ("norm", "initial"),
     [("dyt", {"alpha": 0.5}), ("derf", {"alpha": 0.5, "shift": 0.0}), ("evonorm_s0", {"v": 1.0})],
 )
-def test_published_initial_values(norm: str, initial: dict[str, float]) -> None:
+def test_parameters_start_at_the_published_values(norm: str, initial: dict[str, float]) -> None:
     made = normalization(norm).layer(CHANNELS)
     for name, value in (initial | {"weight": 1.0, "bias": 0.0}).items():
         assert (getattr(made, name) == value).all()
@@ -175,7 +175,7 @@ def test_recalibration_averages_batch_statistics_of_batch_renorm() -> None:
 
 @pytest.mark.parametrize("norm", OF_ONE_SAMPLE)
 @pytest.mark.parametrize("training", [True, False])
-def test_norms_of_one_sample(norm: str, training: bool) -> None:
+def test_norms_of_one_sample_are_their_formulas(norm: str, training: bool) -> None:
     made = layer(norm).train(training)
     for x in batches():
         expected = affine(made, OF_ONE_SAMPLE[norm](x))
@@ -183,7 +183,7 @@ def test_norms_of_one_sample(norm: str, training: bool) -> None:
 
 
 @pytest.mark.parametrize("norm", OF_A_BATCH)
-def test_norms_of_a_batch(norm: str) -> None:
+def test_norms_of_a_batch_are_their_formulas(norm: str) -> None:
     made = layer(norm, momentum=0.3)
     if norm == "evonorm_b0":
         nn.init.constant_(made.v, 0.3)

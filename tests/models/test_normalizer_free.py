@@ -13,7 +13,7 @@ from bnstudy.representations import capture
 from tests.models.conftest import network, weighted
 
 
-def test_scaled_weight_standardization() -> None:
+def test_scaled_weight_standardization_is_the_published_formula() -> None:
     torch.manual_seed(0)
     made = ScaledStandardizedConv2d(3, 5)
     torch.nn.init.normal_(made.gain, 1)

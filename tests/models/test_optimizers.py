@@ -25,7 +25,7 @@ def rates(steps: int, epochs: int, **options: object) -> list[float]:
     return found
 
 
-def test_learning_rates() -> None:
+def test_learning_rates_follow_their_schedule() -> None:
     assert rates(20, 4) == [1] * 20
     cosine = [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]
     assert rates(20, 4, schedule="cosine") == pytest.approx(cosine)
@@ -33,7 +33,7 @@ def test_learning_rates() -> None:
     assert rates(20, 4, schedule="step", milestones=[1, 3], gamma=0.5) == pytest.approx(steps)
 
 
-def test_learning_rates_after_warming_up() -> None:
+def test_learning_rates_follow_their_schedule_after_warming_up() -> None:
     rising = [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6]
     assert rates(20, 4, warmup_epochs=1) == pytest.approx(rising + [1] * 15)
     cosine = [(1 + math.cos(math.pi * step / 15)) / 2 for step in range(15)]
@@ -51,7 +51,7 @@ def test_milestones_belong_to_the_step_schedule(options: dict[str, object]) -> N
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_weight_decay_of_weights_alone(norm: str) -> None:
+def test_only_weights_decay_without_decay_all(norm: str) -> None:
     made = network("resnet", norm)
     optimizer = make_optimizer(made, Recipe(decay_all=False), "sgd", lr=1.0, weight_decay=0.1)
     before = {name: one.detach().clone() for name, one in made.named_parameters()}
@@ -78,7 +78,7 @@ def test_a_network_without_trained_parameters_is_refused(trainable: str, words: 
         make_optimizer(frozen, Recipe(trainable=trainable), "sgd", lr=0.1)
 
 
-def test_adaptive_clipping_of_each_unit() -> None:
+def test_adaptive_clipping_limits_the_gradient_of_each_unit() -> None:
     torch.manual_seed(0)
     made = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 2))
     for number, one in enumerate(made.parameters()):

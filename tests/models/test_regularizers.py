@@ -121,6 +121,6 @@ def test_nothing_is_read_but_while_it_is_watched() -> None:
         one(LABELS)
 
 
-def test_an_unknown_one_is_refused() -> None:
+def test_an_unknown_regularizer_is_refused() -> None:
     with pytest.raises(UserError, match=r"regularizer.name=l0 is unknown"):
         make_regularizer(network("cnn"), "l0")

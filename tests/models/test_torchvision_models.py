@@ -167,7 +167,7 @@ def test_every_convolution_and_activation_of_torchvisions_networks_is_read(
         ("resnet18", "instancenorm", "with norm=instancenorm does not accept 28x28 images"),
     ],
 )
-def test_what_cannot_be_is_refused(name: str, norm: str, words: str) -> None:
+def test_networks_that_cannot_be_used_are_refused(name: str, norm: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         torchvision_network(name, norm=normalization(norm), **GREY)
 

@@ -65,6 +65,27 @@ def test_features_are_what_the_last_linear_layer_reads() -> None:
         )
 
 
+def test_features_are_found_if_the_last_linear_layer_is_called_by_keyword() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.act, self.last = nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(input=self.act(self.hidden(x)))
+
+    activation, features = capture(
+        ByKeyword(), [(torch.randn(6, 4), torch.arange(6) % 3)], sites=["act", "features"]
+    )
+    assert (features.tap.layer, features.tap.site) == ("last", "features")
+    assert torch.equal(features.activations, activation.activations)
+
+
+def test_an_empty_selection_of_layers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"layers=\[\] selects no module"):
+        capture(cnn(), batches(), layers=[])
+
+
 @pytest.mark.parametrize(
     ("patterns", "sites", "expected"),
     [
@@ -103,7 +124,7 @@ def test_any_module_can_be_read() -> None:
             (["block01.*", "xyz"], None),
             r"no module matches xyz; the network has block.*, \.\.\.$",
         ),
-        ((["pool02"], ["act"]), "no module of the network is at act"),
+        ((["pool02"], ["act"]), "no module that matches pool02 is at act"),
         ((None, ["nonsense"]), "no module of the network is at nonsense"),
     ],
 )

@@ -29,7 +29,7 @@ def means(x: Tensor, labels: Tensor) -> Tensor:
 @READ
 @pytest.mark.parametrize(("count", "shape"), [(500, (6, 5, 5)), (150, (8, 5, 5)), (100, (100,))])
 @pytest.mark.parametrize("num_classes", [1, 2, 10, 50])
-def test_what_metrics_share(
+def test_what_metrics_share_is_that_of_naive_formulas(
     num_classes: int, count: int, shape: tuple[int, ...], read: Read
 ) -> None:
     activations, labels = sample(num_classes, 0.5, count=count, shape=shape)
@@ -99,7 +99,7 @@ def test_distances_within_tight_classes_do_not_suffer_from_cancellation(
     )
 
 
-def test_distances_of_a_cloud_far_from_zero() -> None:
+def test_distances_of_a_cloud_far_from_zero_are_those_of_float64() -> None:
     activations = 1000 + torch.rand(200, 40, generator=torch.Generator().manual_seed(0))
     squared = Layer(activations, torch.zeros(200)).squared_distances
     x = activations.double()
@@ -108,7 +108,7 @@ def test_distances_of_a_cloud_far_from_zero() -> None:
 
 
 @READ
-def test_distances_within_far_modes_where_class_means_nearly_agree(read: Read) -> None:
+def test_distances_within_far_modes_are_right_where_class_means_nearly_agree(read: Read) -> None:
     generator = torch.Generator().manual_seed(0)
     mode = torch.arange(2).repeat(30)[:, None]
     activations = torch.randn(60, 100, generator=generator) + 1e6 * mode
@@ -156,7 +156,7 @@ def test_blocks_may_be_added_in_any_order(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("count", [40, 41, 90, 120])
-def test_the_gram_matrix_in_tiles(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_the_gram_matrix_is_the_same_in_tiles(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr("bnstudy.representations.sums.DISTANCE_ROWS", 40)
     monkeypatch.setattr("bnstudy.representations.sums.MIRROR_ROWS", 15)
     monkeypatch.setattr("bnstudy.representations.sums.TILE_ROWS", 40)

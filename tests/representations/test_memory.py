@@ -78,7 +78,7 @@ def test_layers_come_in_the_order_of_computation_where_one_pass_is_enough() -> N
 
 
 @pytest.mark.parametrize("room", [20, 3, 2, 1])
-def test_as_few_passes_as_possible(room: int) -> None:
+def test_layers_are_read_in_as_few_passes_as_the_budget_allows(room: int) -> None:
     torch.manual_seed(0)
     convolutions = [nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1) for i in range(6)]
     model = nn.Sequential(*convolutions)

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from bnstudy.representations.precision import (
 from bnstudy.representations.sums import ClassSums, Products
 from bnstudy.trained.finished_run import FinishedRun
 from bnstudy.trained.selection import Selection
-from tests.conftest import SMALL, CommandLine, description
+from tests.conftest import SMALL, CommandLine, description, read_rows
 from tests.metrics.samples import generator
 
 COUNT, UNITS, CLASSES = 300, 1500, 10
@@ -275,7 +274,7 @@ def test_the_precision_is_recorded_and_hardly_matters(
     expected: dict[tuple[str, str], list[float]] = {}
     for cell in sorted((tmp_path / "multirun").glob("*/*-*/")):
         assert description(cell)["precisions"] == {layer: ["bfloat16x3"] for layer in LAYERS}
-        for row in pq.read_table(cell / "metrics.parquet").to_pylist():
+        for row in read_rows(cell):
             if row["epoch"] == 2 and row["split"] == "test" and row["metric"] in names:
                 found.setdefault((row["layer"], row["metric"]), []).append(row["value"])
         for layer in FinishedRun.open(cell, None).read_layers(Selection("test", 200, ("act",))):

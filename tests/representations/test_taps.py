@@ -79,7 +79,9 @@ def test_probabilities_are_no_activations(module: nn.Module) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_convolutions_and_normalizations_of_all_kinds(site: str, module: nn.Module) -> None:
+def test_convolutions_and_normalizations_of_all_kinds_are_known(
+    site: str, module: nn.Module
+) -> None:
     assert sites(("0", module), site=site) == {"0": "0"}
     others = {"conv", "norm", "act"} - {site}
     assert not any(sites(("0", module), site=other) for other in others)

@@ -14,13 +14,12 @@ from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import WHOLE_MODEL, Row, extract_final_numbers
 from bnstudy.runs.parts import Environment, Final, MeasuredLater
 from bnstudy.runs.record import Record
-
-KEPT = Path(__file__).parents[1] / "records" / "kept"
+from tests.conftest import KEPT
 
 
 @pytest.fixture(autouse=True)
-def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fields that other tests have named are named again."""
+def _no_printed_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test print the unknown fields that another test has printed."""
     monkeypatch.setattr(module, "_printed_fields", set())
 
 

@@ -181,7 +181,7 @@ def test_an_error_while_taking_a_folder_removes_no_lease_of_others(
     assert (tmp_path / ".lease.1").exists()
 
 
-def test_who_was_taken_over_notices(tmp_path: Path) -> None:
+def test_a_worker_notices_that_its_cell_was_taken_over(tmp_path: Path) -> None:
     with hold_lease(tmp_path) as mine:
         (tmp_path / ".lease.2").write_text("{}")  # as another process does
         with pytest.raises(CellInUse, match="this process no longer holds the cell"):
@@ -189,7 +189,9 @@ def test_who_was_taken_over_notices(tmp_path: Path) -> None:
     assert find_lease(tmp_path) == ({}, tmp_path / ".lease.2")
 
 
-def test_clocks_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_does_not_depend_on_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_clock() -> float:
         raise AssertionError("the clock may jump")
 

@@ -79,7 +79,7 @@ def test_files_without_a_checksum_are_decoded(tmp_path: Path) -> None:
     assert find_damage(path, SCHEMA) == "it has other columns"
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_a_table_that_is_absent_or_a_folder_is_damaged(tmp_path: Path) -> None:
     assert find_damage(tmp_path / "none.parquet", SCHEMA) == "it is not there"
     (tmp_path / "folder.parquet").mkdir()
     assert find_damage(tmp_path / "folder.parquet", SCHEMA) == "Is a directory"

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from bnstudy.config.composition import resolve
 from bnstudy.errors import DamagedFile, UserError
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.lease import CellInUse, hold_lease
@@ -30,8 +31,6 @@ def rows(epoch: int) -> list[Row]:
 
 @pytest.fixture
 def record(composed: Compose, tmp_path: Path) -> Record:
-    from bnstudy.config.composition import resolve
-
     described = RunDescription.new(resolve(composed()), "cell", CHOICES, ["seed=0"])
     return Record(tmp_path / "cell", described)
 
@@ -89,7 +88,7 @@ def test_a_mistake_of_the_users_does_not_undo_an_earlier_attempt(record: Record)
     assert len(record.description.attempts) == 1
 
 
-def _attempt(record: Record, body: Callable[[], object], error: BaseException) -> None:
+def _fail(record: Record, body: Callable[[], object], error: BaseException) -> None:
     with hold_lease(record.folder), record.attempt(Environment()):
         body()
         raise error
@@ -101,17 +100,17 @@ def test_a_mistake_of_the_users_in_a_resumed_run_changes_nothing(record: Record)
         record.description.config["metrics"]["names"] = ["hoyer"]
 
     with pytest.raises(KeyboardInterrupt):
-        _attempt(record, lambda: record.save_progress(0.1, diverged=False), KeyboardInterrupt())
+        _fail(record, lambda: record.save_progress(0.1, diverged=False), KeyboardInterrupt())
     before = stored(record)
     for _ in range(3):
         with pytest.raises(UserError, match="no such data"):
-            _attempt(record, change_callbacks_and_metrics, UserError("no such data"))
+            _fail(record, change_callbacks_and_metrics, UserError("no such data"))
         assert stored(record) == before
 
 
 def test_a_user_error_during_training_is_a_failure(record: Record) -> None:
     with pytest.raises(UserError, match="full disk"):
-        _attempt(record, lambda: record.save_progress(0.1, diverged=False), UserError("full disk"))
+        _fail(record, lambda: record.save_progress(0.1, diverged=False), UserError("full disk"))
     assert stored(record)["status"] == "failed"
 
 
@@ -131,11 +130,7 @@ def test_two_processes_never_work_in_one_cell(record: Record) -> None:
         assert not pool.apply(_in_use, (record.folder,))
 
 
-def test_another_runs_record_is_not_touched(
-    record: Record, composed: Compose, tmp_path: Path
-) -> None:
-    from bnstudy.config.composition import resolve
-
+def test_another_runs_record_is_not_touched(record: Record, composed: Compose) -> None:
     record.save()
     before = stored(record)
     other = RunDescription.new(resolve(composed("seed=1")), "cell", CHOICES, [])
@@ -170,7 +165,7 @@ def test_opening_a_cell_removes_leftovers_and_repairs_its_record(record: Record)
         pass
     with Record.open(folder, described) as mine:
         assert mine.lease is not None
-        assert _create_leftover(folder).exists()
+        (folder / ".metrics.parquet.4711.tmp").write_bytes(b"P")  # as a killed process leaves it
         with mine.attempt(Environment()):
             mine.table.write_part(0, rows(0))
             mine.join_parts()
@@ -182,12 +177,6 @@ def test_opening_a_cell_removes_leftovers_and_repairs_its_record(record: Record)
         assert (folder / "run.json.damaged").read_text() == "{"
         assert mine.paths.parts() == {0: mine.paths.part(0)}  # the run goes on from them
         assert not mine.paths.table.exists()
-
-
-def _create_leftover(folder: Path) -> Path:
-    leftover = folder / ".metrics.parquet.4711.tmp"
-    leftover.write_bytes(b"P")
-    return leftover
 
 
 def test_other_processes_of_a_distributed_run_write_nothing(record: Record) -> None:

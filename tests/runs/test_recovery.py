@@ -1,6 +1,5 @@
 """Recovery from damaged or missing files of a cell: repeating the command gives the same table."""
 
-import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.callbacks import Recorder
-from tests.conftest import SMALL, CommandLine, description, only_cell
+from tests.conftest import SMALL, CommandLine, description, edit_description, only_cell
 
 RUN = (*SMALL, "metrics=fast", "trainer.max_epochs=4")
 
@@ -22,38 +21,32 @@ def _small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnstudy.data.module.MAX_CALIBRATION_SAMPLES", 500)
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a complete and a stopped run, which the first tests train and all tests copy."""
-    return tmp_path_factory.mktemp("kept")
-
-
 @pytest.fixture
-def undisturbed(kept: Path, command_line: CommandLine, tmp_path: Path) -> pa.Table:
+def undisturbed(shared_folder: Path, command_line: CommandLine, tmp_path: Path) -> pa.Table:
     """The table of an undisturbed run."""
-    if not (kept / "complete").exists():
+    if not (shared_folder / "complete").exists():
         assert command_line(*RUN).returncode == 0
-        shutil.move(tmp_path / "multirun", kept / "complete")
-    return pq.read_table(only_cell(kept / "complete") / "metrics.parquet")
+        shutil.move(tmp_path / "multirun", shared_folder / "complete")
+    return pq.read_table(only_cell(shared_folder / "complete") / "metrics.parquet")
 
 
 @pytest.fixture
-def complete(kept: Path, undisturbed: pa.Table, tmp_path: Path) -> Path:
+def complete(shared_folder: Path, undisturbed: pa.Table, tmp_path: Path) -> Path:
     """A cell that is complete."""
-    shutil.copytree(kept / "complete", tmp_path / "multirun")
+    shutil.copytree(shared_folder / "complete", tmp_path / "multirun")
     return only_cell(tmp_path / "multirun")
 
 
 @pytest.fixture
 def stopped(
-    kept: Path,
+    shared_folder: Path,
     undisturbed: pa.Table,
     command_line: CommandLine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A cell that was stopped after its third epoch."""
-    if not (kept / "stopped").exists():
+    if not (shared_folder / "stopped").exists():
         save = Recorder.on_train_epoch_end
 
         def stop(self: Recorder, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
@@ -64,8 +57,8 @@ def stopped(
         with monkeypatch.context() as patched:
             patched.setattr(Recorder, "on_train_epoch_end", stop)
             assert command_line(*RUN).returncode == 130
-        shutil.move(tmp_path / "multirun", kept / "stopped")
-    shutil.copytree(kept / "stopped", tmp_path / "multirun")
+        shutil.move(tmp_path / "multirun", shared_folder / "stopped")
+    shutil.copytree(shared_folder / "stopped", tmp_path / "multirun")
     return only_cell(tmp_path / "multirun")
 
 
@@ -234,10 +227,9 @@ def test_a_file_that_was_set_aside_earlier_is_kept(
 
 
 def test_a_target_from_the_record_is_not_called(stopped: Path, command_line: CommandLine) -> None:
-    content = description(stopped)
-    content["config"]["callbacks"] = {"gradient_norms": {"_target_": "os.abort"}}
-    content["callbacks"] = ["gradient_norms"]
-    (stopped / "run.json").write_text(json.dumps(content))
+    callbacks = {"gradient_norms": {"_target_": "os.abort"}}
+    config = description(stopped)["config"] | {"callbacks": callbacks}
+    edit_description(stopped, config=config, callbacks=list(callbacks))
     result = command_line(*RUN, "callbacks=[gradient_norms]")
     assert result.returncode == 1
     assert "callbacks.gradient_norms._target_=os.abort" in result.stderr

@@ -6,24 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from bnstudy import __version__, measure
-from bnstudy.config import CONFIG_FOLDER
 from bnstudy.errors import UserError
 from bnstudy.runs.description import RowsOfOtherVersion, RunDescription
 from bnstudy.runs.parts import Environment
 from bnstudy.runs.record import Record
 from bnstudy.runs.version import VERSION, comparable_version
-from tests.conftest import REPOSITORY, CommandLine, description
+from tests.conftest import KEPT, CommandLine, description, only_cell, read_rows
 
-KEPT = REPOSITORY / "tests" / "records" / "kept"
-# What its defaults were, where they have changed.
-OLD = ["model.initialization=he"] * (
-    "initialization" in OmegaConf.load(CONFIG_FOLDER / "model" / "cnn.yaml")
-)
+OLD = "model.initialization=he"  # the only one of version 0.1, which had no such key
 COMMAND = (
-    *("model.width=2", "trainer.max_epochs=2", "trainer.limit_train_batches=8", *OLD),
+    *("model.width=2", "trainer.max_epochs=2", "trainer.limit_train_batches=8", OLD),
     *("trainer.log_every_n_steps=1", "probe.train=200", "probe.test=200", "logger=none"),
     *("checkpoint_epochs=all", "study=kept"),
 )
@@ -48,7 +42,8 @@ def test_versions_are_compared_by_major_and_minor_number() -> None:
 
 
 @pytest.mark.slow
-def test_an_older_study_is_complete(kept: Path, command_line: CommandLine) -> None:
+@pytest.mark.usefixtures("kept")
+def test_an_older_study_is_complete(command_line: CommandLine) -> None:
     result = command_line(*EIGHT)
     assert result.returncode == 0, result.stderr
     assert "8 of 8 cells complete, 0 to resume, 0 to run" in result.stdout
@@ -84,11 +79,14 @@ def test_an_older_run_is_not_measured_again(kept: Path, command_line: CommandLin
 
 
 @pytest.mark.slow
-def test_an_interrupted_older_run_goes_on(kept: Path, command_line: CommandLine) -> None:
-    cell = cell_of(kept, "batchnorm-depth1-width2-seed2")
-    overrides = description(cell)["overrides"]
-    result = command_line(*overrides, *OLD)
+def test_an_interrupted_older_run_goes_on(command_line: CommandLine, tmp_path: Path) -> None:
+    interrupted = cell_of(KEPT, "batchnorm-depth1-width2-seed2")
+    cell = tmp_path / "multirun" / "kept" / interrupted.name
+    shutil.copytree(interrupted, cell)
+    result = command_line(*description(cell)["overrides"], OLD)
     assert result.returncode == 0, result.stderr
+    assert only_cell(tmp_path / "multirun") == cell
+    assert {row["epoch"] for row in read_rows(cell)} == {0, 1, 2, 3, 4}
     run = description(cell)
     assert run["status"] == "completed"
     assert [attempt["version"] for attempt in run["attempts"]] == ["0.1", __version__]

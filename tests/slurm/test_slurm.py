@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from bnstudy.errors import UserError
 from bnstudy.runs.record import Record
-from tests.conftest import SMALL, CommandLine
+from tests.conftest import SMALL, CommandLine, read_rows_by_cell
 
 CLUSTER = Path(__file__).parent / "cluster.sh"
 
@@ -36,7 +34,7 @@ Disturbance = Callable[[Record, Environment], None]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """What a process needs to speak to the cluster."""
+    """Environment of a process that speaks to the cluster."""
     folder = tmp_path_factory.mktemp("cluster")
     subprocess.run([CLUSTER, "start", folder], check=True, stdout=subprocess.DEVNULL)
     try:
@@ -52,13 +50,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "bnstudy.train", *arguments, "-m"]
-
-
-def tables(study: Path) -> dict[str, Any]:
-    return {
-        path.parent.name: pq.read_table(path).to_pylist()
-        for path in study.glob("*/metrics.parquet")
-    }
 
 
 def running(study: Path, disturbed: set[str]) -> Record | None:
@@ -108,7 +99,7 @@ def kill(record: Record, cluster: Environment) -> None:
 
 
 def time_out(record: Record, cluster: Environment) -> None:
-    """As SLURM does when a job's time is almost over."""
+    """Send the signal that SLURM sends when a job's time is almost over."""
     os.kill(process_of(record), signal.SIGUSR2)
 
 
@@ -149,7 +140,7 @@ def lose_node(record: Record, cluster: Environment) -> None:
         ),
     ],
 )
-def test_a_sweep_goes_through_whatever_happens(
+def test_a_sweep_ends_with_the_undisturbed_tables_whatever_happens_to_its_jobs(
     cluster: Environment,
     command_line: CommandLine,
     tmp_path: Path,
@@ -176,7 +167,7 @@ def test_a_sweep_goes_through_whatever_happens(
     told = (tmp_path / "output.txt").read_text()
     assert sweep.returncode == 0, told
     assert not disturbances, told
-    assert tables(study) == tables(tmp_path / "undisturbed")
+    assert read_rows_by_cell(study) == read_rows_by_cell(tmp_path / "undisturbed")
     for name in disturbed:
         record = Record.read(study / name)
         assert record.description.status == "completed"

@@ -1,16 +1,17 @@
 """Studies on disk with known numbers."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+from omegaconf import DictConfig
 
 from bnstudy.config.composition import resolve
 from bnstudy.runs.description import RunDescription
 from bnstudy.runs.long_table import Row
 from bnstudy.runs.record import Record
 from bnstudy.terms import SPLITS
-from tests.conftest import Compose
 
 DIRECTIONS = {"silhouette": "higher", "unit_sparsity": None}
 
@@ -20,13 +21,13 @@ class Studies:
 
     Args:
         compose: The fixture `composed`.
-        folder: Of the study.
+        folder: Folder of the study.
     """
 
     # Shared by all studies of the process: composing takes longer than writing a run.
     composed: ClassVar[dict[tuple[str, ...], dict[str, Any]]] = {}
 
-    def __init__(self, compose: Compose, folder: Path) -> None:
+    def __init__(self, compose: Callable[..., DictConfig], folder: Path) -> None:
         self.compose = compose
         self.folder = folder
 
@@ -49,20 +50,20 @@ class Studies:
         """Write a run.
 
         Args:
-            norm: Of the run.
-            seed: Of the run.
-            overrides: Of its configuration.
-            layers: Of each metric (after 5 epochs, or after those that are given with it), the
-                values by layer.
-            features: Of each metric, its value of what the classifier reads.
-            curves: Of the whole model, by metric and split, the values after 0, 1, ... epochs.
-            accuracy: On the test split.
-            train_accuracy: On the training split.
-            loss: On both splits.
-            status: Of the run; without a table where it has not ended.
-            data: The data's SHA-256.
-            version: Of bnstudy.
-            changes: To run.json.
+            norm: Name of the norm.
+            seed: Seed.
+            overrides: Other overrides of the configuration.
+            layers: Values of the activations by layer, on the training split. A key is a metric,
+                for values after 5 epochs, or a metric and an epoch.
+            features: Value of what the classifier reads, by metric.
+            curves: Values of the whole model after 0, 1, ... epochs, by metric and split.
+            accuracy: Accuracy on the test split.
+            train_accuracy: Accuracy on the training split.
+            loss: Loss on both splits.
+            status: Status; a run that has not ended has no table.
+            data: SHA-256 of the data.
+            version: Version of bnstudy.
+            changes: Changes of run.json.
         """
         words = (f"norm={norm}", *overrides)
         if words not in self.composed:

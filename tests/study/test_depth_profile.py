@@ -18,7 +18,7 @@ from bnstudy.study.study import load
 from tests.study.studies import Studies
 
 
-def test_a_planted_law_of_separation() -> None:
+def test_a_planted_law_of_separation_is_found() -> None:
     law = 5 * 0.7 ** np.arange(6)
     assert separation_slope(law) == pytest.approx(np.log(0.7))
     assert separation_r_squared(law) == pytest.approx(1)
@@ -49,7 +49,7 @@ def test_the_orthogonality_gap_is_that_of_the_inner_products() -> None:
 
 
 @pytest.mark.slow
-def test_they_are_paired_and_shown(studies: Studies) -> None:
+def test_numbers_over_depth_are_paired_and_shown(studies: Studies) -> None:
     noise = np.random.default_rng(1).normal(scale=0.01, size=(6, 2))
     for seed, (number, norm) in itertools.product(range(6), enumerate(("none", "batchnorm"))):
         slope = [-0.1, -0.5][number] + noise[seed, number]
@@ -81,7 +81,7 @@ def test_they_are_paired_and_shown(studies: Studies) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_metrics_there_is_nothing(studies: Studies) -> None:
+def test_without_the_metrics_nothing_is_shown_over_depth(studies: Studies) -> None:
     for norm in ("none", "batchnorm"):
         studies.add(norm, layers={"silhouette": [0.1, 0.2, 0.3]})
     analysis = Analysis(load(studies.folder))

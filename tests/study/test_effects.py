@@ -61,7 +61,7 @@ def test_a_planted_effect_is_found_where_it_is(studies: Studies) -> None:
     assert first["p_adjusted"] > 0.05
 
 
-def test_at_each_point_of_the_grid(studies: Studies) -> None:
+def test_a_planted_effect_is_found_at_each_point_of_the_grid(studies: Studies) -> None:
     planted(studies, effect=0.5)
     table = compute_effects(load(studies.folder), by=["depth"])
     layers = table[table["metric"] == "silhouette"].set_index(["depth", "place"])
@@ -189,7 +189,7 @@ def test_numbers_of_callbacks_are_families_of_their_own(studies: Studies) -> Non
     assert "of the 2 differences between" in text
 
 
-def test_comparisons_with_few_pairs_among_others_with_enough(studies: Studies) -> None:
+def test_comparisons_with_few_pairs_are_tested_by_students_t_among_others(studies: Studies) -> None:
     generator = np.random.default_rng(9)
     for seed, norm in itertools.product(range(8), ("none", "batchnorm")):
         few, many = generator.normal(size=2) + 3 * (norm == "batchnorm")

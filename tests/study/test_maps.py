@@ -53,7 +53,7 @@ def add_maps(record: Record, table: pa.Table) -> None:
 
 @pytest.fixture
 def kept(studies: Studies) -> dict[tuple[str, int, int], np.ndarray]:
-    """By norm, depth and seed, the maps of a study; two runs have none."""
+    """Maps of a study by norm, depth and seed; two runs have none."""
     found = {}
     for number, (norm, depth, seed) in enumerate(
         (norm, depth, seed) for norm in ("none", "batchnorm") for depth in (2, 4) for seed in (0, 1)
@@ -87,7 +87,9 @@ def test_layers_are_those_of_each_run(
 
 
 @pytest.mark.slow
-def test_the_page_has_them(studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]) -> None:
+def test_the_page_has_the_maps_of_the_runs(
+    studies: Studies, kept: dict[tuple[str, int, int], np.ndarray]
+) -> None:
     html = render_page(Analysis(load(studies.folder)))
     found = data_of(html)["embeddings"]
     assert found["classes"] == {"0": CLASSES[0], "1": CLASSES[1]}
@@ -128,7 +130,7 @@ def test_of_a_large_study_whole_pairs_are_shown(
 
 
 def test_runs_beside_each_other_are_a_pair(studies: Studies) -> None:
-    """Of the first one that all norms have, not of the first one of each norm."""
+    """Draw the first pair that all norms have, not the first run of each norm."""
     for norm, depth in (("none", 2), ("none", 4), ("batchnorm", 4)):
         keep_map(studies.add(norm, 0, f"model.depth={depth}"), depth, depth)
     studies.add("batchnorm", 0, "model.depth=2")

@@ -42,7 +42,9 @@ def simulated(pairs: int, folds: int, samples: float, interaction: float) -> tup
 @pytest.mark.parametrize("folds", [4])
 @pytest.mark.parametrize("samples", [0.0, 0.03, 0.1, 0.5, 3.0])
 @pytest.mark.parametrize("interaction", [0.0, 0.3])
-def test_coverage(pairs: int, folds: int, samples: float, interaction: float) -> None:
+def test_the_interval_covers_the_effect_whatever_the_variance_over_samples(
+    pairs: int, folds: int, samples: float, interaction: float
+) -> None:
     both, alone = simulated(pairs, folds, samples, interaction)
     assert 0.93 <= both <= 0.97
     if samples >= 0.5:

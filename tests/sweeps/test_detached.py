@@ -1,4 +1,4 @@
-"""What is noted of jobs that are submitted and left."""
+"""Notes of jobs that are submitted and not waited for."""
 
 import json
 import subprocess

@@ -43,7 +43,7 @@ def work(number: int, folder: Path) -> JobReturn:
 
 
 @pytest.mark.slow
-def test_ten_jobs_on_four_devices_of_which_one_is_killed(
+def test_jobs_share_the_devices_and_go_on_after_one_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # importing it takes seconds
@@ -62,7 +62,9 @@ def test_ten_jobs_on_four_devices_of_which_one_is_killed(
         assert all(ended <= began for (_, ended), (began, _) in pairwise(times))
 
 
-def test_the_places_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_get_the_visible_devices_and_their_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def places(*options: object) -> list[tuple[str | None, int]]:
         slots = make_slots(*options)  # type: ignore[arg-type]
         return [(slot.device, slot.threads) for slot in slots]
@@ -96,7 +98,7 @@ def test_the_places_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_cells_on_made_up_devices(
+def test_each_cell_sees_one_of_the_chosen_devices(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")

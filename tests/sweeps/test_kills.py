@@ -9,18 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from bnstudy.train import main
-from tests.conftest import SMALL, description
+from tests.conftest import SMALL, description, read_rows_by_cell
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "trainer.max_epochs=6")
+RUN = (*SMALL, "model.depth=1", "metrics=fast", "trainer.max_epochs=6")
 RUN = (*RUN, "norm=batchnorm,none", "seed=0,1", "-m")
-
 
 # Forks a process that has imported everything, and has no threads yet.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -45,15 +43,10 @@ def start(folder: Path) -> Any:
     return process
 
 
-def tables(folder: Path) -> dict[str, Any]:
-    return {
-        path.parent.name: pq.read_table(path).to_pylist()
-        for path in folder.glob("multirun/*/*/metrics.parquet")
-    }
-
-
 @pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.long)])
-def test_kills_at_random(tmp_path: Path, count: int) -> None:
+def test_a_sweep_that_is_killed_at_random_ends_with_the_undisturbed_tables(
+    tmp_path: Path, count: int
+) -> None:
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
     process = start(undisturbed)
@@ -77,12 +70,13 @@ def test_kills_at_random(tmp_path: Path, count: int) -> None:
                 process = start(killed)
         process.join()
         assert process.exitcode == 0, (killed / "log.txt").read_text()
-        whole_and_equal(killed, undisturbed)
+        assert_whole_and_equal(killed, undisturbed)
 
 
-def whole_and_equal(killed: Path, undisturbed: Path) -> None:
-    assert tables(killed) == tables(undisturbed)
-    assert len(tables(killed)) == 4
+def assert_whole_and_equal(killed: Path, undisturbed: Path) -> None:
+    rows = read_rows_by_cell(killed)
+    assert rows == read_rows_by_cell(undisturbed)
+    assert len(rows) == 4
     for path in killed.glob("multirun/*/*/run.json"):
         run = description(path.parent)
         assert run["status"] == "completed"

@@ -6,31 +6,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SMALL, CommandLine, description
+from tests.conftest import SMALL, CommandLine, description, read_rows_by_cell
 
-RUN = ("model.depth=1", *SMALL[1:], "metrics=fast", "norm=batchnorm,none", "-m")
+RUN = (*SMALL, "model.depth=1", "metrics=fast", "norm=batchnorm,none", "-m")
 
 
 def train(folder: Path, launcher: str) -> "subprocess.CompletedProcess[str]":
-    """As users run it, who have not said how many threads a process may have."""
+    """Run a sweep without OMP_NUM_THREADS, as most users do."""
     environment = {key: one for key, one in os.environ.items() if key != "OMP_NUM_THREADS"}
     environment |= {"HOME": str(folder), "RAY_AUTH_MODE": "disabled"}  # ray writes to the home
     return subprocess.run(
         [sys.executable, "-m", "bnstudy.train", *RUN, f"hydra/launcher={launcher}"],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
-
-
-def tables(folder: Path) -> dict[str, Any]:
-    return {
-        path.parent.name: pq.read_table(path).to_pylist()
-        for path in folder.glob("multirun/*/*/metrics.parquet")
-    }
 
 
 @pytest.mark.parametrize(
@@ -50,10 +41,10 @@ def test_launchers_do_the_same(launcher: str, tmp_path: Path, command_line: Comm
     assert "2 completed" in result.stdout
     cells = [description(path.parent) for path in tmp_path.glob("multirun/*/*/run.json")]
     assert len({cell["attempts"][0]["pid"] for cell in cells}) == 2
-    found = tables(tmp_path)
+    found = read_rows_by_cell(tmp_path / "multirun")
     shutil.rmtree(tmp_path / "multirun")
     assert command_line(*RUN).returncode == 0
-    assert found == tables(tmp_path)
+    assert found == read_rows_by_cell(tmp_path / "multirun")
 
     if launcher == "joblib":
         # Not more threads than there are cores.

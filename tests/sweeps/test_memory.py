@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from bnstudy.training.build import build_classifier, build_trainer, load_data
-from tests.conftest import SMALL, CommandLine
+from tests.conftest import QUICK, CommandLine
 
-QUICK = ("model.depth=1", *SMALL[1:], "metrics=none", "data=planted", "study=quick")
 FAILING_SEED = 1
 
 
 @pytest.fixture
 def left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many objects of earlier jobs each job finds in memory when it begins.
+    """Numbers of objects of earlier jobs that each job finds in memory when it begins.
 
     These are data, images, networks, weights and trainers. The job of one seed fails.
     """
@@ -54,6 +53,6 @@ def left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_a_job_finds_nothing_of_the_jobs_before_it(
     command_line: CommandLine, left: list[int], logger: str
 ) -> None:
-    result = command_line(*QUICK, f"logger={logger}", "seed=0,1,2", "-m")
+    result = command_line(*QUICK, "data=planted", f"logger={logger}", "seed=0,1,2", "-m")
     assert "1 failed" in result.stderr
     assert left == [0, 0, 0]

@@ -1,6 +1,5 @@
 """Multiruns: which cells run, and which results and failures are printed."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,35 +13,25 @@ import pytest
 from bnstudy.errors import UserError
 from bnstudy.runs.lease import hold_lease
 from bnstudy.sweeps.multirun import QUEUED, _raise_unfinished
-from tests.conftest import DIVERGING, SMALL, CommandLine, description
+from tests.conftest import DIVERGING, QUICK, SMALL, CommandLine, description, edit_description
 
-QUICK = ("model.depth=1", *SMALL[1:], "metrics=none", "study=quick")
-FOUR = (*QUICK, "norm=batchnorm,none", "seed=0,1")
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the study that `study` copies, once a test has trained it."""
-    return tmp_path_factory.mktemp("kept")
+RUN = (*QUICK, "study=quick")
+FOUR = (*RUN, "norm=batchnorm,none", "seed=0,1")
 
 
 @pytest.fixture
-def study(kept: Path, command_line: CommandLine, tmp_path: Path) -> Path:
+def study(shared_folder: Path, command_line: CommandLine, tmp_path: Path) -> Path:
     """A study with the four cells, complete."""
-    if not (kept / "multirun").exists():
+    if not (shared_folder / "multirun").exists():
         assert command_line(*FOUR, "-m").returncode == 0
-        shutil.move(tmp_path / "multirun", kept)
-    shutil.copytree(kept / "multirun", tmp_path / "multirun")
+        shutil.move(tmp_path / "multirun", shared_folder)
+    shutil.copytree(shared_folder / "multirun", tmp_path / "multirun")
     return tmp_path / "multirun" / "quick"
 
 
 def cell_of(study: Path, name: str) -> Path:
     (cell,) = study.glob(f"{name}-*/")
     return cell
-
-
-def rewrite(cell: Path, **facts: Any) -> None:
-    (cell / "run.json").write_text(json.dumps(description(cell) | facts))
 
 
 def attempts(study: Path) -> dict[str, int]:
@@ -63,7 +52,7 @@ def test_only_what_is_missing_runs(study: Path, command_line: CommandLine) -> No
     assert attempts(study) == before
 
     shutil.rmtree(cell_of(study, "none-depth1-width4-seed1"))
-    rewrite(cell_of(study, "none-depth1-width4-seed0"), status="interrupted")
+    edit_description(cell_of(study, "none-depth1-width4-seed0"), status="interrupted")
     result = command_line(*FOUR, "norm=batchnorm,none,groupnorm", "-m")
     assert result.returncode == 0, result.stderr
     assert "2 of 6 cells complete, 1 to resume, 3 to run\n" in result.stdout
@@ -101,7 +90,7 @@ def test_a_dry_run_lists_and_estimates(study: Path, command_line: CommandLine) -
 def test_redo_runs_diverged_or_all_cells_again(study: Path, command_line: CommandLine) -> None:
     diverged = cell_of(study, "none-depth1-width4-seed1")
     table = pq.read_table(diverged / "metrics.parquet")
-    rewrite(diverged, status="diverged")
+    edit_description(diverged, status="diverged")
     assert "4 of 4 cells complete (1 diverged)," in command_line(*FOUR, "-m").stdout
     result = command_line(*FOUR, "sweep.redo=diverged", "-m")
     assert "3 of 4 cells complete, 0 to resume, 1 to run\n" in result.stdout
@@ -129,7 +118,7 @@ def test_a_cell_that_failed_three_times_is_left_alone_until_asked_for(
     for path in (cell / "metrics.parquet", *(cell / "checkpoints").iterdir()):
         path.unlink()
     failed = {"started": "2026-01-01T00:00:00+00:00", "status": "failed", "error": "Boom: no"}
-    rewrite(cell, status="failed", attempts=[failed] * 3)
+    edit_description(cell, status="failed", attempts=[failed] * 3)
     result = command_line(*FOUR, "-m")
     assert result.returncode == 0
     expected = "3 of 4 cells complete, 0 to resume, 0 to run, 1 skipped after 3 failures"
@@ -194,7 +183,7 @@ def test_a_cell_with_a_queued_job_is_called_queued(capsys: pytest.CaptureFixture
 def test_a_mistake_in_all_cells_is_told_once_before_any_is_launched(
     override: str, message: str, command_line: CommandLine, tmp_path: Path
 ) -> None:
-    result = command_line(*QUICK, "norm=batchnorm,none", override, "-m")
+    result = command_line(*RUN, "norm=batchnorm,none", override, "-m")
     assert (result.returncode, result.stdout, result.stderr) == (1, "", message)
     assert not list(tmp_path.glob("multirun/*/*"))
 
@@ -203,7 +192,7 @@ def test_a_mistake_in_all_cells_is_told_once_before_any_is_launched(
 def test_a_cell_that_two_points_of_the_grid_share_runs_once(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
-    result = command_line(*QUICK, "seed=0,0", "optim.weight_decay=0,0.0", "-m")
+    result = command_line(*RUN, "seed=0,0", "optim.weight_decay=0,0.0", "-m")
     assert result.returncode == 0, result.stderr
     assert "0 of 1 cells complete, 0 to resume, 1 to run\n" in result.stdout
     assert "Progress: python" not in result.stdout  # the basic launcher shows it here
@@ -212,7 +201,7 @@ def test_a_cell_that_two_points_of_the_grid_share_runs_once(
 
 @pytest.mark.slow
 def test_a_diverged_run_is_no_failure(command_line: CommandLine, tmp_path: Path) -> None:
-    result = command_line(*QUICK, "norm=none", *DIVERGING, "-m")
+    result = command_line(*RUN, "norm=none", *DIVERGING, "-m")
     assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("multirun/quick/*/run.json")
     assert description(path.parent)["status"] == "diverged"
@@ -221,7 +210,7 @@ def test_a_diverged_run_is_no_failure(command_line: CommandLine, tmp_path: Path)
 @pytest.mark.slow
 def test_a_cell_of_another_process_is_let_be(study: Path, command_line: CommandLine) -> None:
     cell = cell_of(study, "none-depth1-width4-seed1")
-    rewrite(cell, status="running")
+    edit_description(cell, status="running")
     with hold_lease(cell):
         result = command_line(*FOUR, "-m")
     assert result.returncode == 1
@@ -233,7 +222,7 @@ def test_a_cell_of_another_process_is_let_be(study: Path, command_line: CommandL
 
 @pytest.mark.slow
 def test_a_cell_that_another_process_takes_first_has_not_failed(
-    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def taken(folder: Path) -> Any:
         from bnstudy.runs.lease import CellInUse
@@ -241,7 +230,7 @@ def test_a_cell_that_another_process_takes_first_has_not_failed(
         raise CellInUse(f"{folder}: another")
 
     monkeypatch.setattr("bnstudy.runs.record.hold_lease", taken)
-    result = command_line(*QUICK, "-m")
+    result = command_line(*RUN, "-m")
     assert result.returncode == 1
     assert "Running elsewhere: " in result.stdout
     assert "Failed" not in result.stdout
@@ -250,8 +239,8 @@ def test_a_cell_that_another_process_takes_first_has_not_failed(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_a_study_that_can_only_be_read(
-    study: Path, command_line: CommandLine, tmp_path: Path
+def test_a_study_that_can_only_be_read_is_shown_and_not_continued(
+    study: Path, command_line: CommandLine
 ) -> None:
     if subprocess.run(["mount", "--bind", study.parent, study.parent], check=False).returncode:
         pytest.skip("mounting is not permitted")
@@ -260,7 +249,7 @@ def test_a_study_that_can_only_be_read(
         result = command_line(*FOUR, "-m")
         assert result.returncode == 0, result.stderr
         assert "4 of 4 cells complete" in result.stdout
-        for arguments in ((*FOUR, "seed=0,7", "-m"), (*QUICK, "seed=7")):
+        for arguments in ((*FOUR, "seed=0,7", "-m"), (*RUN, "seed=7")):
             result = command_line(*arguments)
             assert result.returncode == 1
             assert len(result.stderr.splitlines()) == 2, result.stderr
@@ -291,7 +280,7 @@ def test_metrics_that_are_asked_for_later_are_measured(
 @pytest.mark.slow
 def test_the_multirun_flag_may_stand_anywhere(command_line: CommandLine) -> None:
     expected = "0 of 2 cells complete"
-    dry = ("sweep.dry_run=true", *QUICK)
+    dry = ("sweep.dry_run=true", *RUN)
     for arguments in (("-m", *dry, "seed=0,1"), ("seed=0,1", "-m", *dry), (*dry, "seed=0,1", "-m")):
         result = command_line(*arguments)
         assert result.returncode == 0
@@ -305,7 +294,7 @@ def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) 
     assert (
         result.stderr == "sweep.redo=some is not allowed; expected failed, diverged, all, or null\n"
     )
-    result = command_line(*QUICK, "sweep.redo=all")
+    result = command_line(*RUN, "sweep.redo=all")
     assert result.returncode == 1
     assert "add -m" in result.stderr
     result = command_line(*FOUR, "norm=batchnorm,bogus", "-m")
@@ -314,15 +303,14 @@ def test_what_is_wrong_with_the_sweep_itself_is_told(command_line: CommandLine) 
 
 
 def test_hydras_sweep_folder_cannot_be_set(command_line: CommandLine) -> None:
-    result = command_line(*QUICK, "hydra.sweep.dir=elsewhere", "-m")
+    result = command_line(*RUN, "hydra.sweep.dir=elsewhere", "-m")
     assert result.returncode == 1
     assert "hydra.sweep.dir=elsewhere cannot be set" in result.stderr
 
 
 @pytest.mark.slow
 def test_brackets_of_an_override_are_printed(command_line: CommandLine) -> None:
-    arguments = [one for one in QUICK if one != "metrics=none"]
     names = "metrics.names=[hoyer]"
-    result = command_line(*arguments, names, "model.depth=1,9", "-m")
+    result = command_line(*SMALL, names, "model.depth=1,9", "-m")
     assert result.returncode == 1
     assert names in result.stdout

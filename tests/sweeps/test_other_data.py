@@ -1,33 +1,26 @@
 """A complete cell is complete for the data that it was trained on."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from bnstudy.data import ImageFolder
-from tests.conftest import SMALL, CommandLine, Result, description, only_cell
+from tests.conftest import (
+    QUICK,
+    CommandLine,
+    Result,
+    assert_trains_without_torch,
+    description,
+    only_cell,
+    write_images,
+)
 
 ARGUMENTS = (
-    *("data=image_folder", "data.cache=cache", *SMALL[1:], "model.depth=1", "metrics=none"),
+    *("data=image_folder", "data.cache=cache", *QUICK),
     *("data.batch_size=4", "probe.train=12", "probe.test=12"),
 )
 GRID = (*ARGUMENTS, "norm=batchnorm,none", "-m")
-
-
-def write_images(root: Path, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    for split in ("train", "test"):
-        for name in ("ant", "bee"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(6):
-                pixels = generator.integers(256, size=(8, 8), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.bmp")
 
 
 @pytest.fixture
@@ -50,7 +43,7 @@ def refused(result: Result, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_another_folder_of_the_same_name(trained: CommandLine, tmp_path: Path) -> None:
+def test_another_folder_of_the_same_name_is_refused(trained: CommandLine, tmp_path: Path) -> None:
     for more in ((), ("norm=batchnorm,none", "-m"), ("-m", "sweep.dry_run=true")):
         refused(
             trained(*ARGUMENTS, "data.root=B/images", *more),
@@ -67,7 +60,9 @@ def test_another_folder_of_the_same_name(trained: CommandLine, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_files_that_are_added_or_changed_and_put_back(trained: CommandLine, tmp_path: Path) -> None:
+def test_files_that_are_added_or_changed_are_refused_until_they_are_put_back(
+    trained: CommandLine, tmp_path: Path
+) -> None:
     path = tmp_path / "A" / "images" / "test" / "ant" / "0.bmp"
     before = path.read_bytes()
     added = path.with_name("added.bmp")
@@ -82,7 +77,7 @@ def test_files_that_are_added_or_changed_and_put_back(trained: CommandLine, tmp_
 
 
 @pytest.mark.slow
-def test_data_that_are_not_there_any_more_contradict_nothing(
+def test_a_complete_cell_stays_complete_without_its_data(
     trained: CommandLine, tmp_path: Path
 ) -> None:
     (tmp_path / "A").rename(tmp_path / "elsewhere")
@@ -122,7 +117,7 @@ def test_an_interrupted_cell_is_not_gone_on_with(trained: CommandLine, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_data_set_is_looked_at_once(
+def test_the_files_of_a_data_set_are_listed_once_per_sweep(
     trained: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert trained(*GRID, "data.root=A/images", "seed=0,1").returncode == 0
@@ -141,13 +136,6 @@ def test_a_data_set_is_looked_at_once(
 
 
 @pytest.mark.slow
-def test_complete_cells_are_recognized_without_torch(trained: CommandLine, tmp_path: Path) -> None:
-    program = (
-        "import runpy, sys; sys.argv[0] = 'bnstudy.train'; "
-        "runpy.run_module('bnstudy.train', run_name='__main__'); "
-        "sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run(
-        [sys.executable, "-c", program, *ARGUMENTS, "data.root=A/images"],
-        cwd=tmp_path, check=True, timeout=200,
-    )  # fmt: skip
+@pytest.mark.usefixtures("trained")
+def test_complete_cells_are_recognized_without_torch(tmp_path: Path) -> None:
+    assert_trains_without_torch(tmp_path, *ARGUMENTS, "data.root=A/images")

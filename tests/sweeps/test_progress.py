@@ -1,6 +1,5 @@
-"""What a multirun shows of its progress, and which studies it came to."""
+"""Progress of a multirun, and the studies whose results it shows."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +7,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from bnstudy.sweeps.progress import SweepProgress
-from tests.conftest import SMALL, CommandLine
-
-QUICK = ("metrics=none", "model.depth=1", *SMALL[1:])
+from tests.conftest import QUICK, CommandLine
 
 
 @pytest.mark.slow
@@ -44,7 +41,7 @@ def test_the_time_left_is_that_of_the_relaunched_cells(
 
 
 @pytest.mark.slow
-def test_a_sweep_over_studies_shows_each(command_line: CommandLine, tmp_path: Path) -> None:
+def test_a_sweep_over_studies_shows_each(command_line: CommandLine) -> None:
     assert command_line(*QUICK, "study=before").returncode == 0
     result = command_line(*QUICK, "study=one,two", "-m")
     assert "multirun/one/ (1 run: 1 completed" in result.stdout

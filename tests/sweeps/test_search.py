@@ -21,10 +21,9 @@ from bnstudy.runs.record import Record  # noqa: E402
 from bnstudy.sweeps.job import Outcome  # noqa: E402
 from bnstudy.sweeps.search import search, split_axes  # noqa: E402
 from bnstudy.sweeps.search_config import OPTIONS  # noqa: E402
-from tests.conftest import SMALL, CommandLine, description  # noqa: E402
+from tests.conftest import QUICK, CommandLine, description  # noqa: E402
 
-SEARCH = ("model.depth=1", *SMALL[1:], "metrics=none", "data.validation=0.1")
-SEARCH = ("-m", *SEARCH, "hydra/sweeper=optuna", "norm=batchnorm,none")
+SEARCH = (*QUICK, "data.validation=0.1", "hydra/sweeper=optuna", "norm=batchnorm,none", "-m")
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # optuna 2.10 is old
 
@@ -247,3 +246,9 @@ def test_what_is_searched_and_what_is_a_grid() -> None:
         f"norm={norm} model.depth={depth}" for norm in "ab" for depth in (2, 3)
     ]
     assert points[0].overrides == ("norm=a", "seed=0", "model.depth=2")
+
+
+def test_hydras_sweep_folder_cannot_be_set(command_line: CommandLine) -> None:
+    result = command_line(*SEARCH, "optim.lr=interval(0.001,1)", "hydra.sweep.subdir=x")
+    assert result.returncode == 1
+    assert "hydra.sweep.subdir=x cannot be set" in result.stderr

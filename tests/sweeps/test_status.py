@@ -1,27 +1,20 @@
 """Status of sweeps, read from the study's folder alone."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bnstudy.runs.lease import hold_lease
 from bnstudy.sweep import main as sweep_main
-from tests.conftest import SMALL, CommandLine, description
+from tests.conftest import QUICK, CommandLine, description, edit_description
 
-QUICK = ("model.depth=1", *SMALL[1:], "metrics=none", "study=quick")
-FOUR = (*QUICK, "norm=batchnorm,none", "seed=0,1")
-
-
-def rewrite(cell: Path, **facts: Any) -> None:
-    (cell / "run.json").write_text(json.dumps(description(cell) | facts))
+RUN = (*QUICK, "study=quick", "-m")
 
 
 @pytest.mark.slow
 def test_every_state_is_told(command_line: CommandLine, tmp_path: Path) -> None:
-    assert command_line(*FOUR, "-m").returncode == 0
+    assert command_line(*RUN, "norm=batchnorm,none", "seed=0,1").returncode == 0
     study = tmp_path / "multirun" / "quick"
     done = command_line("status", "multirun/quick", main=sweep_main)
     assert done.returncode == 0
@@ -29,12 +22,11 @@ def test_every_state_is_told(command_line: CommandLine, tmp_path: Path) -> None:
 
     running, failed, gone, diverged = sorted(path.parent for path in study.glob("*/run.json"))
     attempt = description(failed)["attempts"][0]
-    rewrite(running, status="running", final={})
-    rewrite(
-        failed, status="failed", attempts=[attempt | {"error": "ValueError: one\nline two"}] * 2
-    )
+    edit_description(running, status="running", final={})
+    failures = [attempt | {"error": "ValueError: one\nline two"}] * 2
+    edit_description(failed, status="failed", attempts=failures)
     shutil.rmtree(gone)
-    rewrite(diverged, status="diverged")
+    edit_description(diverged, status="diverged")
     (running / "metrics").mkdir()
     for epoch in (0, 1):
         (running / "metrics" / f"epoch={epoch:04d}.parquet").touch()
@@ -55,7 +47,7 @@ def test_every_state_is_told(command_line: CommandLine, tmp_path: Path) -> None:
     assert "1 damaged" in output
 
 
-def test_mistakes_are_told(command_line: CommandLine, tmp_path: Path) -> None:
+def test_mistakes_are_told(command_line: CommandLine) -> None:
     result = command_line("status", "nowhere", main=sweep_main)
     assert result.returncode == 1
     assert result.stderr.startswith("nowhere: no study is there")
@@ -66,9 +58,9 @@ def test_mistakes_are_told(command_line: CommandLine, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_is_shown_anew_until_it_is_stopped(
-    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command_line(*QUICK, "-m").returncode == 0
+    assert command_line(*RUN).returncode == 0
     waits: list[float] = []
 
     def wait(seconds: float) -> None:

@@ -1,10 +1,6 @@
-"""What is expected of runs on the server."""
+"""Expectations of runs on the server, and ways to stop and upload them."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,7 @@ import wandb
 
 from bnstudy.dashboard import main
 from bnstudy.models import Classifier
-from tests.conftest import REPOSITORY, SMALL, CommandLine, Result, description, only_cell
+from tests.conftest import SMALL, CommandLine, Result, description, only_cell, train_until
 from tests.tracking.server import ServedRun
 
 RUN = (*SMALL[:-1], "logger=wandb", "metrics.names=[unit_sparsity,silhouette]")
@@ -28,14 +24,14 @@ def table(run: ServedRun, key: str) -> tuple[list[str], list[list[Any]]]:
 
 
 def assert_whole(run: ServedRun, epochs: int = 2, steps: int = 8) -> None:
-    """Every row of a run is there, once, and what it ends with."""
+    """Every step and epoch of a run is there, once, and what it ends with."""
     losses = [row["trainer/global_step"] for row in run.history if "train/loss_step" in row]
     assert losses == list(range(epochs * steps))
     assert_every_epoch(run, epochs)
 
 
 def assert_every_epoch(run: ServedRun, epochs: int) -> None:
-    """Likewise, but for rows within an epoch: kill -9 may cost some of the last second."""
+    """Every epoch of a run is there, once; `kill -9` may cost some rows within the last epoch."""
     rows = run.history
     assert [row["epoch"] for row in rows if VALUE in row] == list(range(epochs + 1))
     measured = [row["epoch"] for row in rows if "test/probe_accuracy" in row]
@@ -67,20 +63,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, batch: int, error: BaseException) -
 
 def killed(folder: Path, *arguments: str) -> Path:
     """The cell of a run that is killed in its fourth epoch or soon after."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bnstudy.train", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("multirun/*/*/metrics/epoch=0003.parquet")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    train_until(folder, *arguments, epoch=3)
     cell = only_cell(folder / "multirun")
     assert description(cell)["status"] == "running"
     return cell

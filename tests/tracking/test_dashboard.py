@@ -9,7 +9,7 @@ import pytest
 
 from bnstudy.dashboard import main
 from bnstudy.tracking.workspace import find_measured, make_heat_map
-from tests.conftest import CommandLine, Compose, description
+from tests.conftest import CommandLine, description
 from tests.study.studies import Studies
 from tests.tracking.runs import RUN, table
 from tests.tracking.server import KEY, ServedRun, Server
@@ -43,7 +43,9 @@ def test_the_spec_is_one_that_w_and_b_reads(command_line: CommandLine) -> None:
         assert curve["groupArea"] == "stddev"
 
 
-def test_push_twice_and_there_is_one(command_line: CommandLine, server: Server) -> None:
+def test_a_dashboard_that_is_pushed_twice_is_there_once(
+    command_line: CommandLine, server: Server
+) -> None:
     first = command_line("push", "--project", "p", main=main)
     assert first.returncode == 0, first.stderr
     second = command_line("push", "--project", "p", main=main)
@@ -56,10 +58,9 @@ def test_push_twice_and_there_is_one(command_line: CommandLine, server: Server) 
     assert len(server.views) == 2
 
 
-def test_layers_of_a_study(composed: Compose, tmp_path: Path) -> None:
-    layers = {"silhouette": [0.1, 0.2], "unit_sparsity": [0.3, 0.4]}
-    Studies(composed, tmp_path).add("batchnorm", layers=layers)
-    measured = find_measured(tmp_path)
+def test_the_layers_and_metrics_of_a_study_are_found(studies: Studies) -> None:
+    studies.add("batchnorm", layers={"silhouette": [0.1, 0.2], "unit_sparsity": [0.3, 0.4]})
+    measured = find_measured(studies.folder)
     assert list(measured.layers) == ["block01", "block02"]
     assert list(measured.metrics) == ["unit_sparsity", "silhouette"]
 
@@ -137,14 +138,16 @@ def test_names_that_lead_elsewhere_are_refused(
         (("push", "--json", "--study", "nowhere"), "nowhere: no run has ended"),
     ],
 )
-def test_mistakes(command_line: CommandLine, arguments: tuple[str, ...], message: str) -> None:
+def test_mistakes_are_told(
+    command_line: CommandLine, arguments: tuple[str, ...], message: str
+) -> None:
     result = command_line(*arguments, main=main)
     assert result.returncode == 1
     assert message in result.stderr
     assert len(result.stderr.splitlines()) <= 2
 
 
-def test_a_server_that_is_not_there(
+def test_a_server_that_does_not_answer_is_told(
     command_line: CommandLine, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bnstudy.tracking.sync.TIMEOUT", 1)
@@ -156,7 +159,7 @@ def test_a_server_that_is_not_there(
 
 
 @pytest.mark.slow
-def test_no_secret_reaches_a_file(
+def test_the_api_key_is_in_no_output_file_or_upload(
     command_line: CommandLine, server: Server, tmp_path: Path
 ) -> None:
     result = command_line(*RUN)

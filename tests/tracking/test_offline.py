@@ -29,7 +29,7 @@ OFFLINE = (*RUN, "logger.mode=offline")
 
 
 def log_of(cell: Path) -> TransactionLog:
-    """Of the only run that counts, once W&B's service, a process of its own, has written it."""
+    """Log of the latest run, once W&B's service, a process of its own, has written it."""
     (folder,) = cell.glob("wandb/offline-run-*")
     (file,) = folder.glob("*.wandb")
     deadline = time.monotonic() + 30
@@ -169,7 +169,7 @@ def test_a_cell_that_is_being_trained_is_left_alone(
 
 
 @pytest.mark.long
-def test_joblib(server: Server, tmp_path: Path) -> None:
+def test_each_job_of_joblib_is_a_whole_run(server: Server, tmp_path: Path) -> None:
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     subprocess.run(
         [sys.executable, "-m", "bnstudy.train", *RUN, *launcher, "norm=batchnorm,none", "-m"],

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from bnstudy.callbacks import Recorder
+from bnstudy.tracking.wandb_run import warn_once
 from tests.conftest import DIVERGING, CommandLine, description, only_cell
 from tests.tracking.runs import (
     RUN,
@@ -58,7 +59,6 @@ def test_a_run_is_there_whole(command_line: CommandLine, server: Server, tmp_pat
 def test_a_run_that_stops_goes_on_in_its_run(
     command_line: CommandLine,
     server: Server,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
     status: str,
@@ -94,7 +94,7 @@ def test_a_run_that_was_killed_goes_on_in_its_run(
 
 
 @pytest.mark.long
-def test_a_run_that_goes_on_one_epoch_earlier(
+def test_a_run_that_goes_on_one_epoch_earlier_is_there_whole(
     command_line: CommandLine, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -110,7 +110,7 @@ def test_a_run_that_goes_on_one_epoch_earlier(
 
 @pytest.mark.long
 def test_a_run_that_starts_over_gets_a_run_of_its_own(
-    command_line: CommandLine, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command_line: CommandLine, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         stop_at(patched, 3, KeyboardInterrupt())
@@ -138,11 +138,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnstudy.tracking.wandb_run.BEGIN_TIMEOUT", 1.0)
     monkeypatch.setattr("bnstudy.tracking.wandb_run.END_TIMEOUT", 1.0)
     monkeypatch.setattr("bnstudy.training.loggers._unreachable", set())
-    monkeypatch.setattr("bnstudy.tracking.wandb_run._warned", set())
+    warn_once.cache_clear()
 
 
 @pytest.mark.long
-def test_a_slow_server(command_line: CommandLine, server: Server) -> None:
+def test_a_slow_server_has_the_whole_run(command_line: CommandLine, server: Server) -> None:
     server.delay = 0.3
     assert command_line(*RUN).returncode == 0
     server.delay = 0.0
@@ -153,8 +153,8 @@ def test_a_slow_server(command_line: CommandLine, server: Server) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("bad", ["errs", "is not there"])
-def test_a_server_that_is_bad_from_the_beginning(
-    command_line: CommandLine, server: Server, bad: str, tmp_path: Path
+def test_runs_of_a_server_that_is_bad_from_the_beginning_are_uploaded_later(
+    command_line: CommandLine, server: Server, bad: str
 ) -> None:
     if bad == "errs":
         server.errs = True
@@ -185,7 +185,7 @@ def test_a_server_that_is_bad_from_the_beginning(
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("bad", [pytest.param("errs", marks=pytest.mark.long), "is not there"])
-def test_a_server_that_goes_bad_in_mid_run(
+def test_a_run_whose_server_goes_bad_is_uploaded_later(
     command_line: CommandLine, server: Server, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
     record = Recorder.on_train_epoch_end

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CommandLine, Compose
+from tests.conftest import CommandLine
 from tests.study.studies import Studies
 from tests.tracking.runs import sync
 from tests.tracking.server import Server
@@ -13,12 +13,11 @@ RUN_ID = "01234567-01234567-1"
 
 
 @pytest.fixture
-def study(composed: Compose, tmp_path: Path) -> Path:
+def study(studies: Studies) -> Path:
     """Study with one run, whose W&B folder is empty."""
-    study = tmp_path / "study"
-    record = Studies(composed, study).add("batchnorm")
+    record = studies.add("batchnorm")
     (record.paths.wandb / f"offline-run-20260101_000000-{RUN_ID}").mkdir(parents=True)
-    return study
+    return studies.folder
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """A record from anyone: nothing is run but what bnstudy or the command line names."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from bnstudy import __version__, measure
 from bnstudy.config.identity import compute_identity
 from bnstudy.errors import UserError
 from bnstudy.trained.finished_run import FinishedRun
-from tests.conftest import SMALL, CommandLine, only_cell
+from tests.conftest import KEPT, SMALL, CommandLine, description, edit_description, only_cell
 
-KEPT = Path(__file__).parents[1] / "records" / "kept"
 CALLS: list[str] = []
 
 NETWORK = """
@@ -40,10 +38,9 @@ def cell(tmp_path: Path) -> Path:
 
 def edit(cell: Path, group: str, options: dict[str, Any], **changes: Any) -> None:
     """Change a group of a run's configuration, and its identity with it."""
-    content = json.loads((cell / "run.json").read_text()) | changes
-    content["config"][group] |= options
-    content["identity"] = compute_identity(content["config"])
-    (cell / "run.json").write_text(json.dumps(content))
+    config = description(cell)["config"]
+    config[group] |= options
+    edit_description(cell, config=config, identity=compute_identity(config), **changes)
 
 
 @pytest.mark.parametrize("command", ["map", "similarity"])
@@ -76,10 +73,10 @@ def test_values_that_are_not_allowed_are_refused(cell: Path, command_line: Comma
 def test_options_that_were_edited_are_not_built(cell: Path, command_line: CommandLine) -> None:
     packages = {"packages": {"bnstudy": __version__}}
     edit(cell, "model", {}, environment=packages)
-    content = json.loads((cell / "run.json").read_text())
+    content = description(cell)
     content["attempts"][0]["version"] = __version__
     content["config"]["seed"] = 5
-    (cell / "run.json").write_text(json.dumps(content))
+    edit_description(cell, **content)
     result = command_line("similarity", str(cell), "--samples", "50", main=measure.main)
     assert result.returncode == 1
     assert "its options are not those of its identity" in result.stderr

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bnstudy import measure
 from bnstudy.metrics import SIMILARITIES
-from tests.conftest import SMALL, CommandLine
+from tests.conftest import SMALL, CommandLine, description, edit_description
 
 STUDY = "multirun/mnist5k_cnn"
 
@@ -122,9 +122,7 @@ def test_what_cannot_be_compared_is_told(
         result = command_line("similarity", *arguments, main=measure.main)
         assert result.returncode == 1
         assert words in result.stderr
-    description = json.loads((cells[1] / "run.json").read_text())
-    description["data"]["sha256"] = "other"
-    (cells[1] / "run.json").write_text(json.dumps(description))
+    edit_description(cells[1], data=description(cells[1])["data"] | {"sha256": "other"})
     result = command_line("similarity", *map(str, cells), main=measure.main)
     assert "were trained on different images" in result.stderr
     assert not (tmp_path / STUDY / "similarity").exists()

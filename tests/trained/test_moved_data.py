@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bnstudy import measure
-from tests.conftest import CommandLine, Result, only_cell
-from tests.sweeps.test_other_data import ARGUMENTS, write_images
+from tests.conftest import CommandLine, Result, only_cell, write_images
+from tests.sweeps.test_other_data import ARGUMENTS
 
 HOW = ("--samples", "8")
 
@@ -27,7 +27,9 @@ def succeeded(result: Result) -> None:
 
 
 @pytest.mark.slow
-def test_their_folder_can_be_given(moved: Path, command_line: CommandLine, tmp_path: Path) -> None:
+def test_the_folder_of_moved_data_can_be_given(
+    moved: Path, command_line: CommandLine, tmp_path: Path
+) -> None:
     cell, root = str(moved), "data.root=B/images"
     names = "metrics.names=[hoyer]"
     lost = command_line(cell, names, main=measure.main)
@@ -47,7 +49,8 @@ def test_their_folder_can_be_given(moved: Path, command_line: CommandLine, tmp_p
 
 
 @pytest.mark.slow
-def test_more_metrics_of_the_same_command(moved: Path, command_line: CommandLine) -> None:
+@pytest.mark.usefixtures("moved")
+def test_the_training_command_with_more_metrics_finds_moved_data(command_line: CommandLine) -> None:
     more = [word for word in ARGUMENTS if word != "metrics=none"]
     result = command_line(*more, "metrics.names=[hoyer]", "data.root=B/images")
     succeeded(result)
@@ -55,7 +58,7 @@ def test_more_metrics_of_the_same_command(moved: Path, command_line: CommandLine
 
 
 @pytest.mark.slow
-def test_digits_by_the_environment(
+def test_moved_digits_are_found_by_the_environment_variable(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BNSTUDY_DATA", str(tmp_path / "A"))

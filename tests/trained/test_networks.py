@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,8 +17,8 @@ from bnstudy.data import ImageFolder
 from bnstudy.data.preprocessed import with_transform
 from bnstudy.errors import UserError
 from bnstudy.trained.networks import load_networks
-from tests.callbacks.training import Noise
-from tests.conftest import CommandLine, description
+from tests.callbacks.training import noise
+from tests.conftest import CommandLine, description, read_rows
 
 HERE = "tests.trained.test_networks"
 OPTIONS = ("probe.train=40", "probe.test=20", "metrics.names=[unit_sparsity]")
@@ -45,10 +44,6 @@ def files(tmp_path: Path) -> dict[str, str]:
     return written
 
 
-def rows(cell: Path) -> list[dict[str, Any]]:
-    return pq.read_table(cell / "metrics.parquet").to_pylist()
-
-
 def test_a_pair_is_measured_at_matching_layers(command_line: CommandLine, tmp_path: Path) -> None:
     command = ("network", f"{HERE}:plain", f"{HERE}:with_batchnorm", *OPTIONS, "study=pair")
     result = command_line(*command, main=measure.main)
@@ -57,7 +52,7 @@ def test_a_pair_is_measured_at_matching_layers(command_line: CommandLine, tmp_pa
     assert sorted(study.runs["norm"]) == ["batchnorm", "none"]
     assert study.runs["pair"].nunique() == 1
     for path in (tmp_path / "multirun" / "pair").glob("*/run.json"):
-        found = rows(path.parent)
+        found = read_rows(path.parent)
         assert {row["layer"] for row in found} == {"layer01", "model"}
         assert {row["metric"] for row in found} == {
             "unit_sparsity", "probe_loss", "probe_accuracy"
@@ -73,14 +68,14 @@ def test_a_pair_is_measured_at_matching_layers(command_line: CommandLine, tmp_pa
     more = command_line(*command[:-2], "metrics.names=[hoyer]", "study=pair", main=measure.main)
     assert more.returncode == 0
     # What was measured before is kept, and other probe sets are measured again.
-    assert {row["metric"] for row in rows(path.parent)} >= {"hoyer", "unit_sparsity"}
+    assert {row["metric"] for row in read_rows(path.parent)} >= {"hoyer", "unit_sparsity"}
     other = command_line(*command, "probe.train=41", main=measure.main)
     assert "all requested metrics are already recorded" not in other.stdout
     assert description(path.parent)["data"]["probe"]["train"] == 41
-    assert {row["metric"] for row in rows(path.parent)} >= {"unit_sparsity"}
+    assert {row["metric"] for row in read_rows(path.parent)} >= {"unit_sparsity"}
 
 
-def test_weights_from_files(
+def test_networks_have_the_weights_of_their_files(
     command_line: CommandLine, tmp_path: Path, files: dict[str, str]
 ) -> None:
     (one,) = load_networks(["torchvision:resnet18"], [f"resnet18={files['resnet18']}"])
@@ -96,7 +91,9 @@ def test_weights_from_files(
     command = ("network", f"torchvision:{name}", *OPTIONS, "--weights", "study=files")
     assert command_line(*command, f"{name}={files[name]}", main=measure.main).returncode == 0
     (cell,) = (tmp_path / "multirun" / "files").glob("none-*")
-    assert {row["layer_index"] for row in rows(cell)} == set(range(26))  # no accuracy: 7 classes
+    assert {row["layer_index"] for row in read_rows(cell)} == set(
+        range(26)
+    )  # no accuracy: 7 classes
     torch.save(models.get_model(name, num_classes=7).state_dict(), files[name])
     other = command_line(*command, f"{name}={files[name]}", main=measure.main)
     assert other.returncode == 1
@@ -163,8 +160,7 @@ def test_files_are_preprocessed_from_their_own_size(tmp_path: Path) -> None:
 
 def test_other_preprocessing_keeps_the_samples_and_their_labels() -> None:
     options = {"validation": 0.25, "samples_per_class": 4, "label_noise": 0.5}
-    data = Noise(**options, probe={"train": 6, "test": None})
-    data.setup()
+    data = noise(**options, probe={"train": 6, "test": None})
     found = with_transform(data, lambda image: image.float())
     for split in ("train", "validation"):
         assert torch.equal(found.indices[split], data.indices[split])  # type: ignore[index]

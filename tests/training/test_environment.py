@@ -1,4 +1,4 @@
-"""What a record says of the code that made it."""
+"""Description of the code in a record."""
 
 import subprocess
 from pathlib import Path

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
@@ -14,16 +13,16 @@ from bnstudy.runs.record import Record
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.trained.finished_run import rebuild
 from bnstudy.training.build import load_weights
-from tests.conftest import SMALL, CommandLine, description, only_cell
+from tests.conftest import SMALL, CommandLine, description, only_cell, read_rows
 
-WHOLE = [word for word in SMALL if "limit_val" not in word and "max_epochs" not in word]
-RUN = (*WHOLE, "data=planted", "data.samples_per_group={train:30,test:20}", "trainer.max_epochs=3")
+RUN = (*SMALL, "trainer.limit_val_batches=1.0", "trainer.max_epochs=3")
+RUN = (*RUN, "data=planted", "data.samples_per_group={train:30,test:20}")
 METRICS = "metrics.names=[unit_sparsity]"
 SPLITS = ("train", "test")
 
 
 def performance(cell: Path) -> dict[tuple[int, str, str], float]:
-    rows = pq.read_table(cell / "metrics.parquet").to_pylist()
+    rows = read_rows(cell)
     values = {
         (row["epoch"], row["split"], row["metric"]): row["value"]
         for row in rows
@@ -88,9 +87,7 @@ def test_without_metrics_there_are_loss_and_accuracy(
     values = performance(cell)
     assert epochs_of(values, "probe_loss") == [0, 2, 3]
     assert epochs_of(values, "loss") == [0, 3]
-    assert {row["layer"] for row in pq.read_table(cell / "metrics.parquet").to_pylist()} == {
-        "model"
-    }
+    assert {row["layer"] for row in read_rows(cell)} == {"model"}
 
 
 @pytest.mark.slow
@@ -149,8 +146,10 @@ def test_a_run_that_stops_early_ends_with_the_whole_splits(
     assert epochs_of(values, "probe_loss") == ([0, last] if every == 3 else [*range(last + 1)])
     for name, value in expected(cell, last).items():
         assert values[last, *name.split("/")] == pytest.approx(value, rel=1e-5), name
-    layers = pq.read_table(cell / "metrics.parquet").to_pylist()
-    assert {row["epoch"] for row in layers if row["metric"] == "unit_sparsity"} >= {0, last}
+    assert {row["epoch"] for row in read_rows(cell) if row["metric"] == "unit_sparsity"} >= {
+        0,
+        last,
+    }
     run = description(cell)
     assert (run["status"], run["final"]["epoch"]) == ("completed", last)
     assert run["final"]["test_loss"] == values[last, "test", "loss"]

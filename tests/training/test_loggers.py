@@ -14,14 +14,11 @@ import pytest
 from tests.conftest import REPOSITORY, SMALL, CommandLine, description, only_cell
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
-QUICK = (
-    *SMALL[:-1],
-    "metrics.names=[unit_sparsity,silhouette]",
-)
+RUN = (*SMALL, "metrics.names=[unit_sparsity,silhouette]")
 
 
 def inspect(cell: Path) -> dict[str, list[dict[str, Any]]]:
-    """What W&B's own viewer reads of a cell's only run: its entries by type."""
+    """Entries of a cell's only run by type, as W&B's own viewer reads them."""
     (folder,) = cell.glob("wandb/offline-run-*")
     deadline = time.monotonic() + 30
     while True:  # W&B's service is a process of its own, and may still be writing the last entries
@@ -42,7 +39,7 @@ def inspect(cell: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.long
 def test_each_job_is_its_own_run(command_line: CommandLine, tmp_path: Path) -> None:
-    result = command_line(*QUICK, "logger=wandb", "norm=batchnorm,none", "-m")
+    result = command_line(*RUN, "logger=wandb", "norm=batchnorm,none", "-m")
     assert result.returncode == 0, result.stderr
     assert "wandb:" not in result.stdout + result.stderr  # no question, no noise
     cells = sorted((tmp_path / "multirun" / "mnist5k_cnn").glob("*-*/"))
@@ -60,16 +57,16 @@ def test_each_job_is_its_own_run(command_line: CommandLine, tmp_path: Path) -> N
         logged = [entry["item"] for entry in entries["history"]]
         for name in ("rep/train/block01/silhouette", "rep/test/block02/unit_sparsity"):
             assert [row["epoch"] for row in logged if name in row] == [0, 1, 2]
-        assert [row["epoch"] for row in logged if "test/accuracy" in row] == [0, 1, 2]
+        assert [row["epoch"] for row in logged if "test/accuracy" in row] == [0, 2]
 
 
 @pytest.mark.long
-def test_wandb_is_asked_for_by_its_logger_alone(tmp_path: Path) -> None:
+def test_only_the_wandb_logger_needs_wandb(tmp_path: Path) -> None:
     without_wandb = "import sys; sys.modules['wandb'] = None; import bnstudy.train as t; t.main()"
 
     def train(logger: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", without_wandb, *QUICK, f"logger={logger}"],
+            [sys.executable, "-c", without_wandb, *RUN, f"logger={logger}"],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             capture_output=True,
@@ -86,11 +83,11 @@ def test_wandb_is_asked_for_by_its_logger_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_csv_keeps_the_files_of_earlier_attempts(command_line: CommandLine, tmp_path: Path) -> None:
-    assert command_line(*QUICK, "logger=csv").returncode == 0
+    assert command_line(*RUN, "logger=csv").returncode == 0
     cell = only_cell(tmp_path / "multirun")
     (cell / "metrics.parquet").unlink()
     (cell / "checkpoints" / "last.ckpt").unlink()
-    assert command_line(*QUICK, "logger=csv").returncode == 0
+    assert command_line(*RUN, "logger=csv").returncode == 0
     files = sorted(cell.glob("csv/attempt_*/metrics.csv"))
     assert [file.parent.name for file in files] == ["attempt_1", "attempt_2"]
     for file in files:
@@ -103,11 +100,11 @@ def test_csv_keeps_the_files_of_earlier_attempts(command_line: CommandLine, tmp_
 
 
 @pytest.mark.slow
-def test_no_secret_reaches_a_file(
+def test_the_api_key_is_in_no_output_or_file_of_an_offline_run(
     command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    result = command_line(*QUICK, "logger=wandb", "logger.mode=offline")
+    result = command_line(*RUN, "logger=wandb", "logger.mode=offline")
     assert result.returncode == 0, result.stderr
     assert SECRET not in result.stdout + result.stderr
     for path in tmp_path.rglob("*"):

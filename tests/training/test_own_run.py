@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ import bnstudy
 from bnstudy import measure, report
 from bnstudy.errors import UserError
 from bnstudy.sweeps.status import StudyStatus
-from tests.conftest import CommandLine, description
+from tests.conftest import CommandLine, description, read_rows
 
 NAMES = ["unit_sparsity", "silhouette"]
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
@@ -25,10 +24,6 @@ def network(norm: str = "batchnorm") -> nn.Sequential:
     torch.manual_seed(0)
     layer = nn.BatchNorm1d(8) if norm == "batchnorm" else nn.Identity()
     return nn.Sequential(nn.Linear(6, 8), layer, nn.ReLU(), nn.Linear(8, 3))
-
-
-def rows(cell: Path) -> list[dict[str, Any]]:
-    return pq.read_table(cell / "metrics.parquet").to_pylist()
 
 
 def test_any_loop_makes_a_run(tmp_path: Path, command_line: CommandLine) -> None:
@@ -52,7 +47,9 @@ def test_any_loop_makes_a_run(tmp_path: Path, command_line: CommandLine) -> None
     assert record["status"] == "completed"
     assert record["final"] == {"epoch": 1, "train_loss": 0.5, "test_accuracy": 0.25}
     assert record["data"]["probe"] == {"train": 40, "test": 40}
-    found = {(row["epoch"], row["split"], row["layer"], row["metric"]) for row in rows(run.folder)}
+    found = {
+        (row["epoch"], row["split"], row["layer"], row["metric"]) for row in read_rows(run.folder)
+    }
     assert {(0, "train", "2", "silhouette"), (1, "test", "2", "silhouette")} <= found
 
     study = bnstudy.load(tmp_path / "mine")
@@ -87,17 +84,20 @@ def test_what_has_ended_is_replaced_only_if_asked(tmp_path: Path) -> None:
         run(),
     ):
         pass
-    before = (cell / "run.json").read_text(), rows(cell)
+    before = (cell / "run.json").read_text(), read_rows(cell)
     for error in (ZeroDivisionError(), KeyboardInterrupt(), None):
         again = run(overwrite=True)
         again.open()
         with suppress(UserError):  # nothing was measured
             again.close(error)
-        assert ((cell / "run.json").read_text(), str(rows(cell))) == (before[0], str(before[1]))
+        assert ((cell / "run.json").read_text(), str(read_rows(cell))) == (
+            before[0],
+            str(before[1]),
+        )
     with run(overwrite=True) as again:
         again.log(epoch=2, train_loss=0.1)
         assert not (cell / "metrics.parquet").exists()
-    assert [row["epoch"] for row in rows(again.folder)] == [2]
+    assert [row["epoch"] for row in read_rows(again.folder)] == [2]
     assert len(description(cell)["attempts"]) == 4
 
 
@@ -168,7 +168,7 @@ def test_a_probe_loss_that_is_not_finite_is_a_divergence(tmp_path: Path) -> None
     assert description(run.folder)["status"] == "diverged"
 
 
-def test_numbers_of_numpy_and_torch(tmp_path: Path) -> None:
+def test_numbers_may_be_of_numpy_and_torch(tmp_path: Path) -> None:
     axes = {"depth": np.int64(2), "optim.momentum": torch.tensor(0.5)}
     seed: Any = np.int64(1)
     with bnstudy.Run("mine", norm="x", seed=seed, axes=axes, output_root=tmp_path) as run:
@@ -179,7 +179,7 @@ def test_numbers_of_numpy_and_torch(tmp_path: Path) -> None:
     assert (
         run.folder == bnstudy.Run("mine", norm="x", seed=1, axes=plain, output_root=tmp_path).folder
     )
-    assert {(row["epoch"], row["step"]) for row in rows(run.folder)} == {
+    assert {(row["epoch"], row["step"]) for row in read_rows(run.folder)} == {
         (3, 3),
         (3, 0),
         (4, 4),

@@ -1,6 +1,5 @@
 """Runs that `bnstudy.StudyRecorder` records from a Lightning training."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +21,9 @@ from torch.utils.data import (
 import bnstudy
 from bnstudy.errors import UserError
 from bnstudy.training.study_recorder import _evaluate, _make_data
-from tests.conftest import description
-from tests.training.test_own_run import NAMES, X, Y, network, rows
+from tests.callbacks.training import QUIET
+from tests.conftest import description, read_rows
+from tests.training.test_own_run import NAMES, X, Y, network
 
 
 class Module(L.LightningModule):
@@ -52,16 +52,13 @@ def fit(
     recorder = bnstudy.StudyRecorder(
         "mine", "batchnorm", 0, {"depth": 2}, output_root=root, **{"metrics": NAMES} | options
     )
-    trainer = L.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[recorder],
-    )  # fmt: skip
+    trainer = L.Trainer(**QUIET, max_epochs=epochs, callbacks=[recorder])
     loaders = (
         DataLoader(TensorDataset(X[:45], Y[:45]), 15, shuffle=True),
         DataLoader(TensorDataset(X[45:], Y[45:]), 15),
     )
     module = Module(fails)
-    with pytest.warns():  # Lightning's, of workers and of log_every_n_steps
+    with pytest.warns():  # Lightning's, of workers
         trainer.fit(module, *loaders, ckpt_path=resume)
     trainer.save_checkpoint(root / "mine.ckpt")
     return module, recorder.run.folder
@@ -78,14 +75,14 @@ def test_a_lightning_training_makes_a_run_and_goes_on(tmp_path: Path) -> None:
         accuracy = (module(X[45:]).argmax(1) == Y[45:]).float().mean().item()
     assert record["final"]["train_loss"] == pytest.approx(loss)
     assert record["final"]["test_accuracy"] == pytest.approx(accuracy)
-    assert {row["epoch"] for row in rows(cell)} == {0, 1, 2}
-    before = [row for row in rows(cell) if row["epoch"] < 2]
+    assert {row["epoch"] for row in read_rows(cell)} == {0, 1, 2}
+    before = [row for row in read_rows(cell) if row["epoch"] < 2]
 
     with pytest.raises(UserError, match="overwrite=True"):
         fit(tmp_path)
     _, cell = fit(tmp_path, epochs=3, resume=tmp_path / "mine.ckpt", overwrite=True)
-    assert {row["epoch"] for row in rows(cell)} == {0, 1, 2, 3}
-    assert [row for row in rows(cell) if row["epoch"] < 2] == before
+    assert {row["epoch"] for row in read_rows(cell)} == {0, 1, 2, 3}
+    assert [row for row in read_rows(cell) if row["epoch"] < 2] == before
     assert description(cell)["attempts"][-1]["resumed_from_epoch"] == 2
 
     # What was interrupted does not go on with other measurements.
@@ -109,16 +106,31 @@ def test_a_lightning_training_makes_a_run_and_goes_on(tmp_path: Path) -> None:
     _, cell = fit(
         tmp_path, epochs=4, resume=tmp_path / "mine.ckpt", metrics=["hoyer"], overwrite=True
     )
-    assert {(row["epoch"], row["metric"]) for row in rows(cell)} >= {(4, "hoyer")}
-    assert {row["epoch"] for row in rows(cell)} == {4}
+    assert {(row["epoch"], row["metric"]) for row in read_rows(cell)} >= {(4, "hoyer")}
+    assert {row["epoch"] for row in read_rows(cell)} == {4}
 
 
-def test_a_lightning_training_that_fails(tmp_path: Path) -> None:
+def test_a_recorder_of_two_trainings_measures_the_data_of_each(tmp_path: Path) -> None:
+    recorder = bnstudy.StudyRecorder(
+        "mine", "batchnorm", 0, output_root=tmp_path, metrics=NAMES, overwrite=True
+    )
+    for epochs, samples, resume in ((2, 45, None), (4, 45, tmp_path / "mine.ckpt"), (1, 30, None)):
+        trainer = L.Trainer(**QUIET, max_epochs=epochs, callbacks=[recorder])
+        data = TensorDataset(X[:samples], Y[:samples])
+        with pytest.warns():  # Lightning's, of workers
+            trainer.fit(Module(), DataLoader(data, 15), DataLoader(data, 15), ckpt_path=resume)
+        trainer.save_checkpoint(tmp_path / "mine.ckpt")
+        assert {row["epoch"] for row in read_rows(recorder.run.folder)} == {*range(epochs + 1)}
+        assert description(recorder.run.folder)["data"]["train"] == samples
+
+
+def test_a_lightning_training_that_fails_keeps_its_error_and_its_epochs(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a bug of mine"):
         fit(tmp_path, fails=True)
     (record,) = tmp_path.glob("mine/*/run.json")
-    assert json.loads(record.read_text())["attempts"][-1]["error"] == "RuntimeError: a bug of mine"
-    assert len(list(record.parent.glob("metrics/*"))) == 2  # epochs 0 and 1
+    cell = record.parent
+    assert description(cell)["attempts"][-1]["error"] == "RuntimeError: a bug of mine"
+    assert len(list(cell.glob("metrics/*"))) == 2  # epochs 0 and 1
 
 
 def test_a_loss_of_probabilities_is_warned_of() -> None:
@@ -160,7 +172,7 @@ def loaders(train: Any, **options: Any) -> Any:
     )
 
 
-def test_the_data_of_any_trainer() -> None:
+def test_the_data_of_any_trainer_are_read_or_refused() -> None:
     train = TensorDataset(X, Y)
     sampler = BatchSampler(RandomSampler(train), 7, drop_last=True)
     found = _make_data(loaders(train, batch_sampler=sampler, num_workers=1))
@@ -198,4 +210,4 @@ def test_probes_that_change_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split=val is not known"):
         bnstudy.StudyRecorder("mine", "x", 0, probes={"val": [(X, Y)]})
     _, cell = fit(tmp_path, epochs=1, probes={"train": iter([(X, Y)])})
-    assert {row["epoch"] for row in rows(cell)} == {0, 1}
+    assert {row["epoch"] for row in read_rows(cell)} == {0, 1}

@@ -1,12 +1,10 @@
 """Sparsity as its BatchNorm twin has it."""
 
-import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SMALL, CommandLine, description
+from tests.conftest import SMALL, CommandLine, description, edit_description, read_rows
 
 TARGET = ("norm=none", "regularizer=target_sparsity")
 METRICS = "metrics.names=[unit_sparsity]"
@@ -25,10 +23,9 @@ def test_the_targets_are_the_twins(command_line: CommandLine, tmp_path: Path) ->
     result = command_line(*SMALL, METRICS, rates, *TARGET)
     assert result.returncode == 0, result.stderr
     (twin,) = tmp_path.glob("multirun/*/batchnorm-*-seed0-*")
-    rows = pq.read_table(twin / "metrics.parquet").to_pylist()
     last = {
         row["layer"]: row["value"]
-        for row in rows
+        for row in read_rows(twin)
         if (row["epoch"], row["split"], row["metric"]) == (2, "train", "unit_sparsity")
     }
     run = description(cell(tmp_path, "none-target_sparsity"))
@@ -64,7 +61,7 @@ def test_a_twin_that_is_not_there_or_was_not_measured_is_told(
         pytest.param("data.batch_size=32", marks=pytest.mark.long),
     ],
 )
-def test_only_the_norm_may_differ(command_line: CommandLine, tmp_path: Path, other: str) -> None:
+def test_a_twin_may_differ_only_in_the_norm(command_line: CommandLine, other: str) -> None:
     assert command_line(*SMALL, METRICS, "norm=batchnorm").returncode == 0
     assert command_line(*SMALL, METRICS, *TARGET, other).returncode == 1
 
@@ -74,16 +71,16 @@ def test_a_twin_of_other_images_or_another_version_is_none(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
     assert command_line(*SMALL, METRICS, "norm=batchnorm").returncode == 0
-    path = cell(tmp_path, "batchnorm") / "run.json"
-    run = description(path.parent)
+    twin = cell(tmp_path, "batchnorm")
+    run = description(twin)
     data = run["data"] | {"sha256": "0" * 64}
     attempts = [run["attempts"][0] | {"version": "0.1.0"}]
     for other in ({"data": data}, {"attempts": attempts}):
-        path.write_text(json.dumps(run | other))
+        edit_description(twin, **run | other)
         result = command_line(*SMALL, METRICS, *TARGET)
         assert result.returncode == 1
         assert "of the same images and bnstudy" in result.stderr
-    path.write_text(json.dumps(run))
+    edit_description(twin, **run)
     assert command_line(*SMALL, METRICS, *TARGET).returncode == 0
 
 

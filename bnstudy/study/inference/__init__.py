@@ -1,7 +1,7 @@
 """Inference from paired differences and from ranks: functions of arrays.
 
 `differences` is always pairs x comparisons; NaN marks a pair without a value, which is left out of
-that comparison alone. The constants of each module are the defaults of its functions' arguments.
+that comparison alone.
 """
 
 from bnstudy.study.inference.columns import mean, patterns, spread

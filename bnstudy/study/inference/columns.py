@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.intp]
-Flags = NDArray[np.bool_]
+Mask = NDArray[np.bool_]
 
 MAX_NUMBERS = 2**22  # numbers in a block of a computation, so that memory is bounded
 
@@ -60,7 +60,7 @@ def spread(values: FloatArray) -> FloatArray:
         return np.where(n > 1, largest * np.sqrt(squares.sum(axis=0) / (n - 1)), np.nan)
 
 
-def patterns(known: Flags) -> Iterator[tuple[IntArray, IntArray]]:
+def patterns(known: Mask) -> Iterator[tuple[IntArray, IntArray]]:
     """Group the comparisons whose values come from the same pairs.
 
     Args:

@@ -138,19 +138,11 @@ def mediate(
 
 
 @lru_cache(maxsize=1)
-def _draw_resamples(size: int, num_resamples: int) -> FloatArray:
-    """Draw resamples of pairs.
-
-    Args:
-        size: Number of pairs.
-        num_resamples: Number of resamples.
-
-    Returns:
-        Share of each pair in each resample, resamples x pairs. The array is cached and read-only.
-    """
-    chosen = np.random.default_rng(0).integers(size, size=(num_resamples, size))
-    chosen += size * np.arange(num_resamples)[:, None]
-    counts = np.bincount(chosen.ravel(), minlength=num_resamples * size)
-    shares: FloatArray = counts.reshape(-1, size) / size
+def _draw_resamples(num_pairs: int, num_resamples: int) -> FloatArray:
+    """Draw the share of each pair in each resample, resamples x pairs; cached and read-only."""
+    chosen = np.random.default_rng(0).integers(num_pairs, size=(num_resamples, num_pairs))
+    chosen += num_pairs * np.arange(num_resamples)[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=num_resamples * num_pairs)
+    shares: FloatArray = counts.reshape(-1, num_pairs) / num_pairs
     shares.setflags(write=False)
     return shares

@@ -9,9 +9,9 @@ from scipy import stats
 
 from bnstudy.study.inference.columns import (
     MAX_NUMBERS,
-    Flags,
     FloatArray,
     IntArray,
+    Mask,
     mean,
     patterns,
     spread,
@@ -168,7 +168,7 @@ def student_t(
 
 
 @lru_cache(maxsize=4)
-def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = NUM_FLIPS) -> Flags:
+def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = NUM_FLIPS) -> Mask:
     """List sign flips: a mask of the pairs whose sign changes, pairs x flips.
 
     The first flip is the identity. With few pairs, one of each two complementary flips is listed,
@@ -199,7 +199,7 @@ def sign_flips(n: int, max_pairs_exact: int = MAX_PAIRS_EXACT, num_flips: int = 
 
 
 def _test_by_flips(
-    differences: FloatArray, flips: Flags, confidence: float, noise: FloatArray
+    differences: FloatArray, flips: Mask, confidence: float, noise: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute the ends of the interval and the p-value of `paired_test` from given flips."""
     num_flips = flips.shape[1]
@@ -225,7 +225,7 @@ def _test_by_flips(
     return low, high, p
 
 
-def _compute_subset_means(differences: FloatArray, flips: Flags) -> tuple[FloatArray, FloatArray]:
+def _compute_subset_means(differences: FloatArray, flips: Mask) -> tuple[FloatArray, FloatArray]:
     """Compute the mean of the flipped pairs and of the other pairs, comparisons x flips.
 
     The smaller of the two means is returned first, then the larger. If one of the two groups is

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from bnstudy.study.inference.columns import Flags, FloatArray
+from bnstudy.study.inference.columns import FloatArray, Mask
 from bnstudy.study.inference.effect_sizes import cohens_d
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST, MIN_PAIRS_TO_FLIP
 
@@ -104,7 +104,7 @@ def probability_of_improvement(
 
 
 def _compute_share(
-    wins: FloatArray, known: Flags, counts: FloatArray, baseline_counts: FloatArray
+    wins: FloatArray, known: Mask, counts: FloatArray, baseline_counts: FloatArray
 ) -> FloatArray:
     """Compute the share of wins in each resample, resamples x comparisons.
 

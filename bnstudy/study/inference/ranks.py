@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bnstudy.study.inference.columns import Flags, FloatArray, IntArray, group_rows, mean
+from bnstudy.study.inference.columns import FloatArray, IntArray, Mask, group_rows, mean
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST, paired_test
 
 MAX_RUNS = 200  # runs for conditional mutual information; of more, a sample is drawn
@@ -201,6 +201,8 @@ def conditional_mutual_information(
         runs = np.sort(generator.choice(runs, max_runs, replace=False))
     if len(np.unique(goal[runs])) < 2:
         return MutualInformation(np.full(metrics.shape[1], np.nan), np.nan)
+    # Not by name: the order of the groups, and with it the rounding of the sums over them, must not
+    # depend on how levels are named.
     codes = np.zeros((len(runs), axes.shape[1]), dtype=np.intp)
     for number, column in enumerate(axes[runs].T):
         codes[:, number] = _number_by_appearance(column)
@@ -233,7 +235,7 @@ def _number_by_appearance(values: NDArray[Any]) -> IntArray:
     return numbers
 
 
-def _compute_share(group: IntArray, ahead: Flags, higher: Flags) -> float:
+def _compute_share(group: IntArray, ahead: Mask, higher: Mask) -> float:
     """Compute I(ahead; higher | group) / H(ahead | group) from counts; NaN if the entropy is 0.
 
     Args:

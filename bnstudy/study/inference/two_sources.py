@@ -72,17 +72,14 @@ def two_source_interval(
         interaction = (interaction_residuals**2).sum(axis=(0, 1)) / ((n - 1) * df_folds) / size
         sample_variance = np.maximum(fold_variance - interaction, 0)
         variance = pair_variance + sample_variance
-        has_sample_variance = sample_variance > 0
-        df_denominator = pair_variance**2 / (n - 1)
         fold_terms = (fold_variance**2 + interaction**2 / (n - 1)) / df_folds
-        df_denominator += has_sample_variance * fold_terms
+        df_denominator = pair_variance**2 / (n - 1) + (sample_variance > 0) * fold_terms
         with np.errstate(divide="ignore", invalid="ignore"):
             df = variance**2 / df_denominator
             quantile = stats.t.ppf((1 + confidence) / 2, df)
             # With few pairs, the larger degrees of freedom could make the interval narrower than
             # Student's interval from the pairs alone.
-            pairs_quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
-            pairs_margin = pairs_quantile * np.sqrt(pair_variance)
+            pairs_margin = stats.t.ppf((1 + confidence) / 2, n - 1) * np.sqrt(pair_variance)
             margin = np.maximum(quantile * np.sqrt(variance), pairs_margin)
             share = sample_variance / variance
         centre = whole.mean(axis=0)

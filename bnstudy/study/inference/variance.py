@@ -128,7 +128,7 @@ def _permute(
     """
     starts = np.cumsum([0, *(basis.shape[1] for basis in models[:-1])])
     bases = np.hstack(models)
-    without = models[0].shape[1]
+    rank = models[0].shape[1]  # of the model without the term
     fitted = bases.T @ models[0] @ (models[0].T @ sample)  # by the model without the term
     residuals = sample - models[0] @ (models[0].T @ sample)
     squares = (sample**2).sum(axis=0)
@@ -139,7 +139,7 @@ def _permute(
         The bases are reordered instead of the residuals, because they have fewer columns.
         """
         moved = bases[order].T @ residuals
-        total = squares[columns] + 2 * (fitted[:without, columns] * moved[:without]).sum(axis=0)
+        total = squares[columns] + 2 * (fitted[:rank, columns] * moved[:rank]).sum(axis=0)
         captured = np.add.reduceat((fitted[:, columns] + moved) ** 2, starts)
         explained, unexplained = captured[1] - captured[0], total - captured[2]
         rounding = 1e-12 * total

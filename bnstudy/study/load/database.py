@@ -1,4 +1,8 @@
-"""Database of a study: DuckDB, which reads the runs' parquet files when a query needs them."""
+"""Database of a study in DuckDB.
+
+The rows of the runs' last epochs are held in memory. Other rows are read from the runs' parquet
+files when a query needs them.
+"""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,8 +57,6 @@ FOLDS_OF_FILES = f"""
 """
 NO_FOLDS = "select cell, 0 as fold, split, layer, metric, value from rows where false"
 
-LAST_COLUMNS = "select * exclude (epoch, is_last, step)"
-
 FINAL = """
     select last.*, layers.* exclude (cell, site, layer)
     from last left join layers using (cell, layer)
@@ -72,8 +74,8 @@ def connect(
         other_versions: Rows of the table `other_versions`; see `tabulate_other_versions`.
 
     Raises:
-        UserError: DuckDB cannot read a table. Runs whose tables do not match their checksums have
-            not ended, so the table was probably written without a checksum.
+        UserError: DuckDB cannot read a table. It was probably written without a checksum, because
+            a run whose table does not match its checksum does not count as ended.
     """
     connection = duckdb.connect()
     connection.register("described", runs)
@@ -106,10 +108,10 @@ def _open_tables(
 def _create_view_of_files(
     connection: duckdb.DuckDBPyConnection, view: str, tables: Sequence[str], name: str
 ) -> bool:
-    """Create a view of the files with a name in the folders of the long tables, if there are any.
+    """Create a view of the files with the given name next to the long tables.
 
     Returns:
-        Whether there are any.
+        Whether there are such files; if not, no view is created.
     """
     paths = [Path(table).with_name(name) for table in tables]
     existing = [str(path) for path in paths if path.exists()]
@@ -129,7 +131,7 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, condition: str, has_st
     connection.execute(f"create view rows as from ({ROWS}) as measured {condition}")
     # The epoch is a condition of the join, so that DuckDB filters while it reads the files.
     last = f"from ({ROWS} and epoch = last_epoch) as measured {condition}"
-    connection.execute(f"create table last as {LAST_COLUMNS} {last}")
+    connection.execute(f"create table last as select * exclude (epoch, is_last, step) {last}")
     connection.execute(f"create table layers as {select_layers('last')}")
     connection.execute(f"create view final as {FINAL}")
     # In runs that were recorded without steps, the epoch is used as the step.

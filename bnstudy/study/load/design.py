@@ -16,7 +16,8 @@ class Design:
     """Keys of the configuration in which the runs of a study differ.
 
     Attributes:
-        options: Swept options of a norm or regularizer; each of their values is a treatment.
+        options: Swept options of a norm or regularizer; each combination of their values is a
+            treatment.
         per_treatment: Keys of `PER_NORM_OPTIONS` that vary over the study but have one value per
             norm and regularizer, such as a learning rate.
         grid: Other keys except the seed; treatments are compared at each point of this grid.

@@ -34,14 +34,11 @@ TABLES: dict[Coordinate, str] = {"epoch": "rows", "step": "steps", "fold": "fold
 MAX_LISTED_NAMES = 2  # if matched layers have more different names, they get a number instead
 
 
-def load_shared_columns(
-    study: StudyRuns, every: Coordinate | None = None
-) -> tuple[pd.DataFrame, FloatArray]:
-    """Load the values of all runs that have ended, in the columns in which all are comparable.
+def load_shared_columns(study: StudyRuns) -> tuple[pd.DataFrame, FloatArray]:
+    """Load the last epoch's values of all runs, in the columns in which all are comparable.
 
     Args:
         study: Study whose runs are comparable.
-        every: As for `load_columns`.
 
     Returns:
         Table and values of `load_columns`, restricted by `mark_shared_columns`.
@@ -49,7 +46,7 @@ def load_shared_columns(
     Raises:
         UserError: The runs are not comparable.
     """
-    keys, values = load_columns(study, every)
+    keys, values = load_columns(study)
     shared = mark_shared_columns(study, keys, np.arange(len(values)))
     return keys[shared].reset_index(drop=True), values[:, shared]
 

@@ -5,7 +5,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,7 +129,12 @@ def _read(folder: Path) -> RunFacts:
     attempts, environment, data = description.attempts, description.environment, description.data
     ended = record.is_finished
     other_versions = [rows._asdict() for rows in description.other_versions()]
-    remarks = [*_list_remarks(record, ended), *map(_describe_left_out, other_versions)]
+    altered = "its options in run.json are not those that it was trained with"
+    remarks = [
+        altered if record.has_altered_config else None,
+        _describe_status(record, ended),
+        *map(_describe_left_out, other_versions),
+    ]
     packages, git = environment.packages, environment.git
     facts = {
         "cell": folder.name,
@@ -145,7 +150,7 @@ def _read(folder: Path) -> RunFacts:
         "hessian": _format_hessian_options(description.config.get("callbacks", {})),
         "status": description.status,
         "at_chance": description.is_at_chance,
-        "remark": "; ".join(remarks) or None,
+        "remark": "; ".join(filter(None, remarks)) or None,
         "ended": ended,
         "attempts": len(attempts),
         "failures": description.num_failures,
@@ -206,14 +211,6 @@ def _describe_left_out(rows: Mapping[str, Any]) -> str:
     )
 
 
-def _list_remarks(record: Record, ended: bool) -> Iterator[str]:
-    """List why a run is not among the results, and what is special about it."""
-    if record.has_altered_config:
-        yield "its options in run.json are not those that it was trained with"
-    if remark := _describe_status(record, ended):
-        yield remark
-
-
 def _describe_status(record: Record, ended: bool) -> str | None:
     """Describe why a run has not ended, or what is special about its end; None if nothing."""
     attempts = record.description.attempts
@@ -240,11 +237,8 @@ def _describe_status(record: Record, ended: bool) -> str | None:
 def _make_row(run: RunFacts, design: Design, redefined: set[str]) -> dict[str, Any]:
     """Make a row of `StudyRuns.runs`.
 
-    Args:
-        run: Facts of the run.
-        design: Design of the study.
-        redefined: Metrics with different directions in different runs; runs are comparable only if
-            they declare the same ones.
+    Metrics in `redefined` have different directions in different runs. Only runs that declare the
+    same directions for them are comparable.
     """
     facts, config, directions = run.facts, run.config, run.directions
     if not config:
@@ -255,11 +249,11 @@ def _make_row(run: RunFacts, design: Design, redefined: set[str]) -> dict[str, A
         for key, value in config.items()
         if not key.startswith(TREATMENT_PREFIXES) and key not in design.per_treatment
     }
-    changed = {metric: directions[metric] for metric in redefined & directions.keys()}
+    declared = {metric: directions[metric] for metric in redefined & directions.keys()}
     comparable = (
         f"{facts['data']} (SHA-256 {str(facts['data_sha256'])[:12]}), probe of "
         f"{facts['probe'] or 'unknown size'}, bnstudy {facts['comparable']}"
-    ) + "".join(f", {metric}: {direction}" for metric, direction in sorted(changed.items()))
+    ) + "".join(f", {metric}: {direction}" for metric, direction in sorted(declared.items()))
     return {
         **facts,
         "treatment": f"{facts['treatment']} {options}".strip(),

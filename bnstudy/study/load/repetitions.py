@@ -50,11 +50,8 @@ def mark_repetitions(runs: pd.DataFrame) -> None:
     Args:
         runs: Table of runs; its columns duplicate_of and remark are updated.
     """
-    numbers = final_numbers(runs)
-    if "train_loss" not in numbers:
-        return
     counted = runs[runs["ended"] & runs["duplicate_of"].isna() & runs["train_loss"].notna()]
-    keys = ["treatment", "comparable", *numbers]
+    keys = ["treatment", "comparable", *_list_final_columns(runs)]
     partners = counted.groupby(["pair", "comparable"])["cell"].transform("size")
     equal = counted.assign(partners=-partners)[counted.duplicated(keys, keep=False)]
     ordered = equal.sort_values(["partners", "grid", "seed", "cell"], kind="stable")
@@ -69,9 +66,7 @@ def mark_repetitions(runs: pd.DataFrame) -> None:
         _mark(runs, repeated, first, "has the same numbers as {} and is not counted again")
 
 
-def find_identical_treatments(
-    results: pd.DataFrame, treatments: Sequence[str], numbers: Sequence[str]
-) -> dict[str, str]:
+def find_identical_treatments(results: pd.DataFrame, treatments: Sequence[str]) -> dict[str, str]:
     """Find treatments whose runs have exactly the values of their partners in another treatment.
 
     The network probably ignores such a treatment. At least one pair must have a training loss,
@@ -80,14 +75,12 @@ def find_identical_treatments(
     Args:
         results: Runs that have ended, as in `StudyRuns.results`.
         treatments: Treatments in order.
-        numbers: Columns of the final values, from `final_numbers`.
 
     Returns:
         Earlier treatment with the same values, by treatment. The earlier ones are not keys.
     """
     identical: dict[str, str] = {}
-    if "train_loss" not in numbers:
-        return identical
+    numbers = _list_final_columns(results)
     results = results[["treatment", "pair", "path", *numbers]]
     for treatment in treatments:
         for earlier in treatments[: treatments.index(treatment)]:
@@ -119,22 +112,17 @@ def _mark(runs: pd.DataFrame, duplicates: list[int], first: int, remark: str) ->
         ]
 
 
-def final_numbers(runs: pd.DataFrame) -> list[str]:
+def _list_final_columns(runs: pd.DataFrame) -> list[str]:
     """List the columns of final losses and accuracies in the table of runs."""
     return [name for name in map(str, runs) if name.endswith(("_loss", "_accuracy"))]
 
 
-def _are_identical(table: str, other_table: str, min_values: int = 1) -> bool:
+def _are_identical(table: str, other_table: str, min_values: int) -> bool:
     """Return whether all values that two long tables have in common are exactly equal.
 
     Values before training are left out. Rows that only one table has are ignored, because they were
-    measured later.
-
-    Args:
-        table: Path of a long table.
-        other_table: Path of another long table.
-        min_values: Minimum number of common finite values, without accuracies, which can be equal
-            by chance.
+    measured later. The tables must have at least `min_values` finite values in common, not counting
+    accuracies, which can be equal by chance.
     """
     keys = ["epoch", "split", "site", "layer", "metric"]
     first, second = (

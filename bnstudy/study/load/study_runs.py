@@ -16,7 +16,6 @@ from bnstudy.study.load.database import connect, tabulate_other_versions
 from bnstudy.study.load.design import Design
 from bnstudy.study.load.records import collect_directions, read_records, tabulate_runs
 from bnstudy.study.load.repetitions import (
-    final_numbers,
     find_identical_treatments,
     mark_duplicates,
     mark_repetitions,
@@ -172,7 +171,7 @@ class StudyRuns:
     @cached_property
     def identical(self) -> dict[str, str]:
         """Earlier treatment with the same values, by treatment; see `find_identical_treatments`."""
-        return find_identical_treatments(self.results, self.treatments, final_numbers(self.runs))
+        return find_identical_treatments(self.results, self.treatments)
 
     @property
     def measured_on(self) -> str:

@@ -99,7 +99,7 @@ def _describe_finding(
     rows: Sequence[Any],
     at_equal_training: Mapping[str, Mapping[tuple[str, str, str], str]],
 ) -> Finding:
-    """Describe the differences in an outcome by one of them, which `Finding.size` defines.
+    """Describe the differences in an outcome, and one of them in detail: see `Finding.size`.
 
     Args:
         outcome: Test accuracy, sparsity or clustering.

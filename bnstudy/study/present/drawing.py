@@ -1,6 +1,7 @@
-"""Style of figures, and their writing to files.
+"""Style of figures, and functions that write figures to files.
 
-It imports neither pandas nor the analysis, so that the processes that write figures start quickly.
+This module imports neither pandas nor the analysis, so that the processes that write figures start
+quickly.
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,9 +50,9 @@ def draw_panels(
     return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
 
 
-def choose_spread(count: int, most: int) -> list[int]:
-    """Choose evenly spaced indices below `count`, at most `most`, with the first and the last."""
-    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, most))})
+def choose_spread(count: int, max_chosen: int) -> list[int]:
+    """Choose at most `max_chosen` evenly spaced indices below `count`, including both ends."""
+    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, max_chosen))})
 
 
 def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from bnstudy.study.analysis import Analysis
 from bnstudy.study.inference.columns import FloatArray
 from bnstudy.study.inference.paired import CONFIDENCE, MIN_PAIRS_FOR_TEST
 from bnstudy.study.load.matrix import are_activations, load_shared_columns
-from bnstudy.study.present.drawing import MAX_PANELS, STYLE, choose_spread, draw_panels
+from bnstudy.study.present.drawing import MAX_PANELS, STYLE, WIDTH, choose_spread, draw_panels
 from bnstudy.study.present.embedding_figure import draw_embeddings
 from bnstudy.study.present.labels import label_of, layer_in_words
 from bnstudy.study.present.verdict.wording import summarize_directions
@@ -118,11 +118,11 @@ class Plot:
                 rows["value"],
                 np.nan_to_num(np.stack(margins)).clip(0),
                 linestyle=line,
-                label=f"{in_words(name)}, {_count_runs(rows)}",
+                label=f"{in_words(name)}, {_format_counts(rows)}",
                 **self.looks[name],
             )
         ax.set_xticks(range(len(places)), map(layer_in_words, places), rotation=45, ha="right")
-        ax.legend(*ax.get_legend_handles_labels())
+        ax.legend()
 
     @mpl.rc_context(STYLE)
     def effects(self, treatment: str, split: str = "train") -> Figure:
@@ -145,13 +145,13 @@ class Plot:
         metrics = [metric for metric in self.analysis.study.directions if metric in grid.index]
         grid = grid.reindex(index=metrics, columns=places)
         height, width = grid.shape
-        figure, (ax,) = draw_panels(1, 1.6 + 0.2 * height, min(6.75, 3.6 + 0.4 * width))
+        figure, (ax,) = draw_panels(1, 1.6 + 0.2 * height, min(WIDTH, 3.6 + 0.4 * width))
         image = ax.imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
         ax.set_xticks(range(width), map(layer_in_words, grid.columns), rotation=90)
         ax.set_yticks(range(height), [label_of(metric).words for metric in grid.index])
         ax.spines[:].set_visible(False)
         ax.set_title(f"Where does {in_words(treatment)} differ from {self.baseline}?")
-        figure.supxlabel(f"{split} split, after the last epoch; pairs: {_count_runs(table)}")
+        figure.supxlabel(f"{split} split, after the last epoch; pairs: {_format_counts(table)}")
         figure.colorbar(
             image, ax=ax, label="rank-biserial correlation\n(1: higher where pairs differ)"
         )
@@ -196,7 +196,8 @@ class Plot:
             ax.set_title(layer_in_words(place))
         panels[0].set_ylabel(label_of(metric).words)
         counts = [
-            f"{in_words(name)}, {_count_runs(table[table['treatment'] == name])}" for name in curves
+            f"{in_words(name)}, {_format_counts(table[table['treatment'] == name])}"
+            for name in curves
         ]
         title = "When does the difference arise?"
         figure.legend(curves.values(), counts, loc="outside upper center", ncols=4, title=title)
@@ -238,7 +239,7 @@ class Plot:
             for split, style in (("train", ":"), ("test", "-")):
                 table = curves[curves["split"] == split]
                 for name, line in self._draw_curves(ax, table, metric, style).items():
-                    n = _count_runs(table[table["treatment"] == name])
+                    n = _format_counts(table[table["treatment"] == name])
                     legend.setdefault(f"{in_words(name)}, {split}, {n}", line)
             _limit_to_training(ax, curves, is_logarithmic=outcome == "loss")
             ax.set_ylabel(label_of(metric).words)
@@ -331,7 +332,7 @@ class Plot:
                     "diverged": (runs["status"] == "diverged").groupby(runs["lr"]).sum(),
                 }
             )
-            label = f"{in_words(str(name))}, {_count_runs(counts)}"
+            label = f"{in_words(str(name))}, {_format_counts(counts)}"
             margins = np.stack([sd.clip(upper=mean), sd.clip(upper=1 - mean)])
             ax.errorbar(mean.index, mean, margins, label=label, **self.looks[str(name)])
         ax.set(xscale="log", xlabel="learning rate", ylabel="test accuracy")
@@ -436,7 +437,7 @@ def _limit_to_training(ax: Axes, curves: pd.DataFrame, *, is_logarithmic: bool) 
         ax.set_ylim(means.min() - margin, means.max() + margin)
 
 
-def _count_runs(table: pd.DataFrame) -> str:
+def _format_counts(table: pd.DataFrame) -> str:
     """Format the numbers of runs or pairs: with a value, in total if it is larger, and diverged."""
     low, high = int(table["n"].min()), int(table["n"].max())
     runs = int((table["n"] + table["undefined"]).max())

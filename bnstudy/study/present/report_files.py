@@ -3,7 +3,6 @@
 import hashlib
 import html
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -168,11 +167,8 @@ def fingerprint(folder: Path) -> str:
     Args:
         folder: Folder of the study.
     """
-    files = []
-    for cell in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
-        for path in (Path(cell, name) for name in INPUTS) if cell.is_dir() else ():
-            if path.exists():
-                files.append(path)
+    cells = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [path for cell in cells for name in INPUTS if (path := cell / name).exists()]
     files += sorted((folder / "similarity").glob("*/*"))
     states = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
     described = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
@@ -229,15 +225,11 @@ def _finish(output: Path, parts: list[Part], inputs: str, files: list[Path]) -> 
 def _remove(output: Path, names: Iterable[str]) -> None:
     """Remove files of an earlier report, and folders that become empty."""
     for name in names:
-        path = output / name
-        path.unlink(missing_ok=True)
-        for folder in path.relative_to(output).parents:
-            if (
-                folder != Path()
-                and (output / folder).is_dir()
-                and not any((output / folder).iterdir())
-            ):
-                (output / folder).rmdir()
+        (output / name).unlink(missing_ok=True)
+        for parent in Path(name).parents[:-1]:  # the innermost first, without the report's folder
+            folder = output / parent
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _render_contents(parts: list[Part]) -> str:

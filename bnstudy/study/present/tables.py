@@ -16,7 +16,7 @@ TO_LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of formulas in spreadsheets
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of formulas in spreadsheets
 INTERNAL_COLUMNS = ["path", "comparable", "pair"]  # columns of runs that are not exported
 
 
@@ -27,7 +27,7 @@ def collect_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         analysis: Analysis of the study.
     """
     tables = {
-        "runs": analysis.study.runs.drop(columns=INTERNAL_COLUMNS, errors="ignore"),
+        "runs": analysis.study.runs.drop(columns=INTERNAL_COLUMNS),
         "averages": analysis.averages_at_points,
         "epochs": analysis.averages_by_epoch,
         "effects": analysis.effects,
@@ -82,13 +82,13 @@ def _format_latex_table(
     )
     columns: dict[tuple[Any, str], pd.Series] = {}
     for name, of_treatment in averages.groupby("treatment"):
-        table = _index_rows(of_treatment, by)
+        table = of_treatment.set_index(by).sort_index()
         columns |= {
             (name, "mean ± SD"): table.apply(_format_mean, axis=1),
             (name, "n"): table.apply(_format_n, axis=1),
         }
     for name, of_treatment in effects.groupby("treatment") if len(effects) else ():
-        table = _index_rows(of_treatment, by)
+        table = of_treatment.set_index(by).sort_index()
         against = f"{name} − {analysis.baseline}"
         columns |= {
             (against, "difference [95 %]"): table.apply(_format_difference, axis=1),
@@ -114,12 +114,7 @@ def _format_latex_table(
     return text.replace("±", r"$\pm$").replace("−", "$-$")
 
 
-def _index_rows(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    return table.set_index(by).sort_index()
-
-
 def _format_mean(row: pd.Series) -> str:
-    """Format a mean, and its standard deviation if it has one."""
     spread = "" if pd.isna(row["sd"]) else f" ± {_format_number(row['sd'])}"
     return f"{_format_number(row['mean'])}{spread}"
 
@@ -130,8 +125,6 @@ def _format_n(row: pd.Series) -> str:
 
 
 def _format_difference(row: pd.Series) -> str:
-    if pd.isna(row["difference"]):
-        return ""
     interval = (
         ""
         if pd.isna(row["low"])
@@ -148,7 +141,7 @@ def _quote_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """Quote text that spreadsheets would take for a formula, such as a cell's name."""
 
     def quote(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
     texts = table.select_dtypes(exclude="number")
     return table.assign(**{str(name): column.map(quote) for name, column in texts.items()})

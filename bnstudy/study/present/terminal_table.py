@@ -21,7 +21,8 @@ from bnstudy.study.load.records import UNREADABLE
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.terms import FUSED_NORMS, ZERO_METRICS, format_count, natural_key
 
-PERFORMANCE: dict[tuple[str, str], Literal["higher", "lower"]] = {
+# Split and metric of the rows about the whole model, with the direction of better values.
+PERFORMANCE_ROWS: dict[tuple[str, str], Literal["higher", "lower"]] = {
     ("test", "accuracy"): "higher",
     ("validation", "accuracy"): "higher",
     ("train", "accuracy"): "higher",
@@ -130,7 +131,7 @@ def _list_rows(
     keys: Iterable[Key], directions: dict[str, str | None]
 ) -> list[tuple[Key, str | None]]:
     """List the rows of the table in order, with the metrics' directions."""
-    performance = [((*key, WHOLE_MODEL), direction) for key, direction in PERFORMANCE.items()]
+    performance = [((*key, WHOLE_MODEL), direction) for key, direction in PERFORMANCE_ROWS.items()]
     measured = [key for key in keys if key[2] != WHOLE_MODEL]
     names = choose_measured(HEADLINE_METRICS, {key[1] for key in measured})
     layers = [

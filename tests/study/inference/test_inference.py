@@ -151,12 +151,12 @@ def test_flips_at_random_agree_with_the_t_test_of_many_pairs() -> None:
 
 
 @pytest.mark.parametrize(("n", "smallest"), [(6, 2**-5), (16, 2**-15), (17, 1 / NUM_FLIPS)])
-def test_the_smallest_p(n: int, smallest: float) -> None:
+def test_the_smallest_p_is_that_of_one_flip(n: int, smallest: float) -> None:
     found = paired_test(np.ones((n, 1)))
     assert found.p == found.smallest_p == pytest.approx(smallest)
 
 
-def test_equal_differences() -> None:
+def test_equal_differences_have_an_interval_without_width_or_none() -> None:
     found = paired_test(np.stack([np.full(8, -0.002), np.zeros(8)], axis=1))
     assert found.p.tolist() == [2**-7, 1]
     assert found.low == pytest.approx([-0.002, 0])
@@ -223,7 +223,7 @@ def test_pairs_flip_together_in_all_parts() -> None:
     assert np.concatenate(parts) == pytest.approx(expected)
 
 
-def test_adjusted_p_of_comparisons_without_some_pairs() -> None:
+def test_adjusted_p_counts_pairs_without_a_value_as_0() -> None:
     differences = drawn(8, 3) + 0.5
     differences[2:5, 0] = np.nan
     differences[:, 1] = np.nan
@@ -288,7 +288,7 @@ def test_dense_differences_move_by_less_than_the_resolution() -> None:
     assert abs(moved).max() <= 2**-22 * 101
 
 
-def test_differences_without_a_number() -> None:
+def test_differences_of_values_that_are_not_finite_are_nan() -> None:
     ours = column(np.nan, np.inf, 1.0, 3.0)
     found = measured_differences(ours, column(1.0, np.inf, -np.inf, 1.0))
     np.testing.assert_array_equal(found, column(np.nan, np.nan, np.nan, 2.0))
@@ -345,6 +345,8 @@ def test_the_interval_covers_the_mean(benchmark: ModuleType, name: str, n: int) 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [4, 6, 8])
 @pytest.mark.parametrize("name", ["normal", "exponential"])
-def test_the_family_wise_error(benchmark: ModuleType, name: str, n: int) -> None:
+def test_the_family_wise_error_is_at_most_5_percent(
+    benchmark: ModuleType, name: str, n: int
+) -> None:
     found = benchmark.family_wise_error(name, n, 4_000, np.random.default_rng(n))
     assert found <= 0.055 + 3 * np.sqrt(0.05 * 0.95 / 4_000)

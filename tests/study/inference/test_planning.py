@@ -59,7 +59,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     assert [low[0], high[0]] == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.03)
 
 
-def test_missing_values_and_few_runs() -> None:
+def test_missing_values_are_left_out_and_few_runs_have_no_interval() -> None:
     ours = np.array([[1.0, np.nan], [2.0, 3.0]])
     probability, low, _ = probability_of_improvement(ours, ours - 0.5, np.repeat("a", 2))
     assert probability == pytest.approx([0.75, 1])

@@ -17,9 +17,9 @@ from bnstudy.errors import UserError
 from bnstudy.study.study import Study
 from bnstudy.sweeps.status import StudyStatus
 from bnstudy.tracking.workspace import find_measured
+from tests.conftest import KEPT, flip_bit
 from tests.study.studies import Studies
 
-KEPT = Path(__file__).parents[2] / "records" / "kept"
 VALUES = (None, True, -1, 1.5, "x", [], {}, [None], {"a": 1}, 10**12)
 MUTATIONS = 50
 
@@ -95,9 +95,7 @@ def test_a_damaged_table_is_left_out_and_told(
     for seed in range(3):
         studies.add("none", seed, layers={"silhouette": [0.1, 0.2]})
     table = studies.add("none", 3, layers={"silhouette": [0.1, 0.2]}).paths.table
-    content = bytearray(table.read_bytes())
-    content[len(content) // 3] ^= 1
-    table.write_bytes(content)
+    flip_bit(table, 1 / 3)
     assert len(load(studies.folder).results) == 3
     told = capsys.readouterr().out
     assert "is left out: metrics.parquet is damaged (wrong checksum); bnstudy.measure" in told
@@ -108,7 +106,7 @@ def test_a_damaged_table_is_left_out_and_told(
     ]
 
 
-def test_folders_in_the_place_of_files(studies: Studies) -> None:
+def test_folders_in_the_place_of_files_are_told(studies: Studies) -> None:
     records = [studies.add("none", seed) for seed in range(3)]
     for path in (records[0].paths.table, records[1].paths.record):
         path.unlink()
@@ -118,7 +116,7 @@ def test_folders_in_the_place_of_files(studies: Studies) -> None:
     assert study.runs["remark"].str.contains("Is a directory").sum() == 2
 
 
-def test_a_study_of_damaged_records_alone(studies: Studies) -> None:
+def test_a_study_of_damaged_records_alone_is_refused(studies: Studies) -> None:
     for seed in range(2):
         studies.add("none", seed).paths.record.write_text("[1]")
     with pytest.raises(UserError, match=r"none of its 2 run.json can be read") as raised:
@@ -127,7 +125,7 @@ def test_a_study_of_damaged_records_alone(studies: Studies) -> None:
 
 
 @pytest.mark.parametrize("name", ["s[12]", "epoch=3", "a'b", "50%j"])
-def test_names_of_studies_mean_nothing(studies: Studies, name: str) -> None:
+def test_special_characters_in_a_studys_name_have_no_effect(studies: Studies, name: str) -> None:
     studies.add("none", 0, accuracy=0.25)
     shutil.copytree(studies.folder, studies.folder.parent / "s1")
     folder = Path(shutil.move(studies.folder, studies.folder.parent / name))

@@ -16,7 +16,7 @@ from bnstudy.runs.parts import Environment, MeasuredLater
 from bnstudy.study.analysis import Analysis, choose_axes
 from bnstudy.study.effects import compute_effects
 from bnstudy.study.generalization import compute_relations
-from bnstudy.study.load.matrix import load_shared_columns
+from bnstudy.study.load.matrix import load_columns, load_shared_columns
 from bnstudy.study.present.figures import draw_figures
 from bnstudy.study.present.page import render_page
 from bnstudy.study.present.page.embedded import embed_numbers
@@ -381,7 +381,7 @@ def test_a_layer_that_was_measured_with_others_later_is_one_layer(studies: Studi
 
 def test_columns_can_be_of_every_epoch(studies: Studies) -> None:
     studies.add("none", layers={("silhouette", 0): [0.9], ("silhouette", 5): [0.1]})
-    keys, values = load_shared_columns(load(studies.folder), every="epoch")
+    keys, values = load_columns(load(studies.folder), every="epoch")
     rows = keys["metric"] == "silhouette"
     assert keys[rows]["epoch"].tolist() == [0, 5]
     assert values[0, rows].tolist() == [0.9, 0.1]

@@ -29,17 +29,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kept")
-
-
 @pytest.fixture
 def folder(
-    kept: Path, command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_folder: Path, command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """The report of a real study, of two depths and two learning rates."""
-    if not (kept / "report").exists():
+    if not (shared_folder / "report").exists():
         assert command_line(*RUN, "-m").returncode == 0
         monkeypatch.setattr("bnstudy.trained.embeddings.list_methods", lambda: ["pca"])
         study = "multirun/mnist5k_cnn"
@@ -47,8 +42,8 @@ def folder(
         assert command_line("map", study, *options, main=measure.main).returncode == 0
         # Figures for print take long.
         monkeypatch.setattr("bnstudy.study.present.figures.draw_figures", lambda _: [])
-        write_report(tmp_path / "multirun" / "mnist5k_cnn", output=kept / "report")
-    return kept / "report"
+        write_report(tmp_path / "multirun" / "mnist5k_cnn", output=shared_folder / "report")
+    return shared_folder / "report"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +57,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def complaints() -> list[str]:
-    """What a page complains of, and what it asks the network for."""
+    """A page's errors and messages, and its requests to the network."""
     return []
 
 
@@ -275,7 +270,7 @@ def test_fewer_runs_are_shown_of_one_depth(page: Page) -> None:
     expect(gap.locator("tbody tr")).to_have_count(4)
 
 
-def test_both_themes(page: Page, tmp_path: Path, complaints: list[str]) -> None:
+def test_the_themes_differ_and_work(page: Page, tmp_path: Path, complaints: list[str]) -> None:
     colours = {}
     for theme in ("light", "dark"):
         page.locator("#theme").select_option(theme)
@@ -297,7 +292,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
     assert complaints == []
 
 
-def test_by_keyboard_to_the_numbers_which_are_the_tables(page: Page, folder: Path) -> None:
+def test_the_keyboard_leads_to_the_numbers_which_are_the_tables(page: Page, folder: Path) -> None:
     page.keyboard.press("Tab")
     assert page.locator(":focus").inner_text() == "Skip to the results"
     figure = page.locator("figure[data-figure=sparsity-difference]")

@@ -28,7 +28,7 @@ def analysis(studies: Studies) -> Analysis:
 
 
 @pytest.mark.slow
-def test_each_is_written_in_every_format(analysis: Analysis, tmp_path: Path) -> None:
+def test_each_figure_is_written_in_every_format(analysis: Analysis, tmp_path: Path) -> None:
     written = list(write_figures(figures.draw_figures(analysis), tmp_path))
     names = {path.stem for path in written}
     assert names == {

@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ MARKUP = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture
 def analysis(studies: Studies) -> Analysis:
-    """Of two norms, two depths and four seeds, with a value that is missing."""
+    """Analysis of two norms, two depths and four seeds, with a value that is missing."""
     generator = np.random.default_rng(0)
     for norm in ("none", "batchnorm"):
         for depth in (2, 4):
@@ -414,7 +413,7 @@ def test_similarities_of_runs_that_were_trained_again_are_not_on_it(studies: Stu
 
 
 @pytest.mark.slow
-def test_similarities_that_were_measured_are_on_it(studies: Studies, tmp_path: Path) -> None:
+def test_similarities_that_were_measured_are_on_it(studies: Studies) -> None:
     studies.add("none", layers={"silhouette": [1.0, 2.0]})
     folder = studies.folder / "similarity" / "one-other"
     folder.mkdir(parents=True)

@@ -50,7 +50,7 @@ def test_no_text_is_a_formula(studies: Studies, tmp_path: Path) -> None:
     assert "'+trainer.x=1" in (tmp_path / "runs.csv").read_text()
 
 
-def test_a_papers_table(analysis: Analysis) -> None:
+def test_a_table_in_latex_has_means_differences_and_intervals(analysis: Analysis) -> None:
     found = dict(tables.format_latex_tables(analysis))
     assert set(found) == {"performance-test", "performance-train", "layers-silhouette"}
     accuracy = found["performance-test"]
@@ -95,10 +95,10 @@ def test_without_a_second_norm_there_are_no_differences(studies: Studies) -> Non
 
 
 @pytest.mark.parametrize("norms", [("none", "batchnorm"), ("batchnorm",)])
-def test_a_metric_that_was_measured_at_one_depth_only(
+def test_a_metric_that_was_measured_at_one_depth_has_tables_of_this_depth_only(
     studies: Studies, norms: tuple[str, ...]
 ) -> None:
-    """As after an interrupted measurement, or after another sweep with other metrics."""
+    """An interrupted measurement leaves such a study, or another sweep with other metrics."""
     for norm, seed, depth in itertools.product(("none", "batchnorm"), range(2), (2, 3)):
         layers = {"unit_sparsity": [0.1 * seed] * depth}
         if depth == 2 and norm in norms:
@@ -114,7 +114,9 @@ def test_a_metric_that_was_measured_at_one_depth_only(
         assert {"layers-unit_sparsity-depth2", "layers-unit_sparsity-depth3"} <= names
 
 
-def test_layers_that_were_measured_on_the_test_split_only(studies: Studies) -> None:
+def test_layers_that_were_measured_on_the_test_split_only_have_no_figure_or_table(
+    studies: Studies,
+) -> None:
     studies.add("none", layers={"silhouette": [0.1]}, accuracy=0.5)
     analysis = Analysis(load(studies.folder))
     analysis.averages.loc[analysis.averages["place_index"] > 0, "split"] = "test"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from bnstudy.study.present.verdict.wording import join_words
 from bnstudy.terms import format_count
 
 STATISTICS = {"eval": "its running statistics", "train": "the statistics of these samples"}
@@ -19,11 +20,10 @@ def describe_label_noise(results: pd.DataFrame) -> str:
     shares = sorted(set(results["label_noise"]))
     if not any(shares):
         return ""
-    percents = [f"{100 * share:g}" for share in shares]
-    several = f"{', '.join(percents[:-1])} or " if len(percents) > 1 else ""
-    by_run = ", depending on the run" if several else ""
+    percents = join_words([f"{100 * share:g}" for share in shares], "or")
+    by_run = ", depending on the run" if len(shares) > 1 else ""
     return (
-        f"{several}{percents[-1]} % of the training labels are wrong (data.label_noise){by_run}. "
+        f"{percents} % of the training labels are wrong (data.label_noise){by_run}. "
         "Accuracy, loss and metrics of the classes on the training split use these labels; those "
         "on the test split use the right ones."
     )
@@ -35,7 +35,7 @@ def describe_hessian(results: pd.DataFrame) -> str:
     Args:
         results: Rows of `StudyRuns.results`.
     """
-    conditions = results["hessian"].dropna().map(lambda options: _describe(json.loads(options)))
+    conditions = results["hessian"].dropna().map(json.loads).map(_describe_options)
     counts = conditions.value_counts()
     if counts.empty:
         return ""
@@ -49,7 +49,7 @@ def describe_hessian(results: pd.DataFrame) -> str:
     )
 
 
-def _describe(options: dict[str, Any]) -> str:
+def _describe_options(options: dict[str, Any]) -> str:
     facts = []
     if "num_samples" in options:
         facts.append(f"at most {format_count(options['num_samples'], 'sample')}")

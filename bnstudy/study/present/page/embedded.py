@@ -83,7 +83,8 @@ def embed_numbers(analysis: Analysis) -> dict[str, Any]:
     max_epochs = MAX_NUMBERS // values[:, 0].size
     is_averaged = max_epochs < min(MIN_EPOCHS, len(all_epochs))
     if is_averaged:
-        max_epochs = MAX_NUMBERS // (3 * groups.groupby(["treatment", "point"]).ngroups * len(keys))
+        num_points = groups.groupby(["treatment", "point"]).ngroups
+        max_epochs = MAX_NUMBERS // (3 * num_points * len(keys))  # 3: mean, sd and n
     chosen = _choose_epochs(list(all_epochs), last_epochs, max_epochs)
     epochs = [int(all_epochs[index]) for index in chosen]
     values = values[:, chosen]
@@ -295,13 +296,13 @@ def _collect_embeddings(
         return {"pictures": []}
     described = _describe_groups(analysis.study, treatments, axes).set_index("cell")
     by_picture = table.groupby(["cell", "method", "layer"], sort=False)
-    most = min(MAX_SAMPLES_OF_EMBEDDING, max(1, MAX_SAMPLES // len(by_picture)))
+    max_samples = min(MAX_SAMPLES_OF_EMBEDDING, max(1, MAX_SAMPLES // len(by_picture)))
     pictures: list[dict[str, Any]] = []
     parts: list[pd.DataFrame] = []
     for _, samples in by_picture:
         drawable = samples[samples["x"].notna()]
         # A random choice, because the file can be sorted by class.
-        drawn = drawable.sample(min(most, len(drawable)), random_state=0)
+        drawn = drawable.sample(min(max_samples, len(drawable)), random_state=0)
         parts.append(drawn.sort_index())
         first = pictures[-1]["first"] + pictures[-1]["count"] if pictures else 0
         facts = json.loads(samples[EMBEDDING_FACTS].iloc[:1].to_json(orient="records"))[0]

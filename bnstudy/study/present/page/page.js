@@ -65,7 +65,7 @@ const distinct = (values) => [...new Set(values)];
 const labelOf = (metric) => data.labels[metric] ?? [metric.replaceAll("_", " "), null, null];
 const words = (metric) => labelOf(metric)[0];
 const layerInWords = (place) => place.split(" / ").map((name) =>
-  /^\d/.test(name) ? `layer ${name}` : name.replace(/\bblock0*(\d+)\b/, "block $1"),
+  (/^\d/.test(name) ? `layer ${name}` : name).replace(/\bblock0*(\d+)\b/g, "block $1"),
 ).join(" / ");
 
 /** Return the range of a metric's values, or of differences between them. */
@@ -78,10 +78,10 @@ function rangeOf(metric, isDifference = false) {
 
 const controls = [...document.querySelectorAll("select[data-choice]")];
 
-function chosen(name) {
-  const control = controls.find((select) => select.dataset.choice === name);
-  return control ? control.value : null;
-}
+const controlOf = (name) => controls.find((control) => control.dataset.choice === name);
+
+/** Return the selected value of a control; undefined if the page does not have it. */
+const chosen = (name) => controlOf(name)?.value;
 
 const AXES = data.axes.map((_, number) => `axis${number}`);
 
@@ -111,17 +111,16 @@ function countLayers() {
   return different.length === 1 ? different[0] : 0;
 }
 
-/** Select the groups of runs; filters of the axes in `free` are ignored. */
-function shownGroups({ free = [], withSeed = true } = {}) {
-  return data.groups.filter((group) => {
-    const seed = withSeed && chosen("seed");
-    if (seed && seed !== "all" && String(group.seed) !== seed) return false;
-    return data.axes.every((axis, number) => {
-      const value = chosen(`axis${number}`);
-      return free.includes(axis.name) || value === "all" || String(group.point[number]) === value;
-    });
-  });
+/** Return whether the filters select a seed and point; those of the axes in `free` are ignored. */
+function isShown({ seed, point }, { free = [], withSeed = true } = {}) {
+  const chosenSeed = (withSeed && chosen("seed")) || "all";
+  if (chosenSeed !== "all" && chosenSeed !== String(seed)) return false;
+  return data.axes.every((axis, number) =>
+    free.includes(axis.name) || ["all", point[number]].includes(chosen(`axis${number}`)));
 }
+
+/** Select the groups of runs that the filters select. */
+const shownGroups = (options) => data.groups.filter((group) => isShown(group, options));
 
 /** Find the index of the selected epoch for a group; -1 if the page does not contain it. */
 function epochOf(group) {
@@ -294,9 +293,9 @@ function line(number, name, x, points, extra = {}) {
     type: "scatter",
     mode: "lines+markers",
     name: plain(name),
-    x: x.map((value) => (typeof value === "number" ? value : plain(value))),
+    x,
     y: points.map((point) => point.mean),
-    text: points.map((point) => describeSize(point)),
+    text: points.map(describeSize),
     hovertemplate: "%{x}: %{y:.4g}<br>%{text}",
     line: { color: colour, width: 2 },
     marker: { color: colour, symbol, size: 8 },
@@ -427,17 +426,19 @@ function beforeTraining() {
   };
 }
 
-/** Return a title: in how many layers a single treatment differs or, for several, a question. */
+/** Make a title: the number of layers in which a single treatment differs or, for several, a question. */
 function titleOf(series) {
   if (series.length !== 1) return `Where do norms differ from ${data.baseline}?`;
   const [{ name, points }] = series;
   const all = counted(points.length, layersShown > 0 ? "layer" : "relative depth");
-  if (!points.some((point) => Number.isFinite(point.low))) return `${name}: not tested in ${all}`;
+  const at = layersShown > 0 ? "in" : "at";
+  if (!points.some((point) => Number.isFinite(point.low))) return `${name}: not tested ${at} ${all}`;
   const [higher, lower] =
     [points.filter((point) => point.low > 0), points.filter((point) => point.high < 0)];
   const found = [["higher", higher.length], ["lower", lower.length]]
-    .filter(([, count]) => count).map(([direction, count]) => `${direction} in ${count}`);
-  return `${name}: ${found.length ? `${found.join(" and ")} of ${all}` : `no significant difference in ${all}`}`;
+    .filter(([, count]) => count).map(([direction, count]) => `${direction} ${at} ${count}`);
+  return found.length
+    ? `${name}: ${found.join(" and ")} of ${all}` : `${name}: no significant difference ${at} ${all}`;
 }
 
 function difference(metric) {
@@ -641,7 +642,10 @@ function differenceOverTime(metric, split, place, time, pointsOf, timeAxis) {
   };
 }
 
-/** Read the values at each epoch or step for a treatment's number among those of the fields. */
+/**
+ * Make a function that reads the values of a row of the fields (a treatment) and a key at each epoch or
+ * step that has values.
+ */
 const overTime = (times, time, fields) => (number, key) => times
   .map((value, at) => {
     const cell = (number * times.length + at) * data.keys.length + key;
@@ -684,7 +688,7 @@ function levelsOverSteps() {
 const SPLITS = distinct(data.keys.map((key) => key.split));
 const isKnown = (metric) => data.keys.some((key) => key.metric === metric);
 
-/** Draw a curve of loss or accuracy: of the probe sets, which are evaluated at each measured epoch. */
+/** Draw loss or accuracy over the epochs: of the probe sets, which have a value at each measured epoch. */
 function ofModel(metric) {
   const name = isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
   const splits = SPLITS.filter((split) => keyNumberOf(split, name, data.model) !== undefined);
@@ -734,7 +738,10 @@ function ofNetwork() {
   return trajectory(metric, [split], data.model, `${words(metric)} of the network, ${split} split`);
 }
 
-/** Choose the name at the chosen epoch: whole splits are evaluated before training and after the last. */
+/**
+ * Choose accuracy or loss of the whole split or of its probe set, whichever has values at the selected
+ * epoch. Whole splits are evaluated only before training and after the last epoch.
+ */
 function nameNow(metric) {
   const isBetween = ![last, "0"].includes(String(chosen("epoch")));
   return (isBetween || !isKnown(metric)) && isKnown(`probe_${metric}`) ? `probe_${metric}` : metric;
@@ -744,10 +751,8 @@ function nameNow(metric) {
 function target(name, group) {
   const mean = (split, metric) =>
     pooled([group], keyNumberOf(split, nameNow(metric), data.model)).mean;
-  switch (name) {
-    case "gap": return mean("train", "accuracy") - mean("test", "accuracy");
-    default: return mean("test", METRIC_OF[name]);
-  }
+  return name === "gap"
+    ? mean("train", "accuracy") - mean("test", "accuracy") : mean("test", METRIC_OF[name]);
 }
 
 const METRIC_OF = { accuracy: "accuracy", test_loss: "loss" };
@@ -831,22 +836,23 @@ function against(metric) {
   };
 }
 
-/**
- * Compute a target's mean and standard deviation over runs. The deviation of gaps is not known if the
- * page contains averages over seeds.
- */
+/** Compute a target's mean and standard deviation over runs. */
 function pooledTarget(name, groups) {
-  if (name !== "gap") return pooled(groups, keyNumberOf("test", nameNow(METRIC_OF[name]), data.model));
-  return summarized(groups, (group) => target("gap", group), counts !== null);
+  return name === "gap"
+    ? summarized(groups, (group) => target("gap", group))
+    : pooled(groups, keyNumberOf("test", nameNow(METRIC_OF[name]), data.model));
 }
 
-/** Compute mean and standard deviation of a value over groups. */
-function summarized(groups, valueOf, isPooled = false) {
+/**
+ * Compute mean and standard deviation of a value over the runs of groups. The deviation is NaN if the
+ * page contains averages over seeds instead of runs.
+ */
+function summarized(groups, valueOf) {
   const known = groups.filter((group) => Number.isFinite(valueOf(group)));
   const n = runsIn(known);
   const mean = known.reduce((sum, group) => sum + group.n * valueOf(group), 0) / n;
   const squares = known.reduce((sum, group) => sum + (valueOf(group) - mean) ** 2, 0);
-  const sd = n > 1 && !isPooled ? Math.sqrt(squares / (n - 1)) : NaN;
+  const sd = n > 1 && !counts ? Math.sqrt(squares / (n - 1)) : NaN;
   return withSpread({ n, undefined: runsIn(groups) - n, mean: n ? mean : NaN, sd });
 }
 
@@ -854,15 +860,18 @@ function summarized(groups, valueOf, isPooled = false) {
 function pairedTarget(name, treated, untreated) {
   const pairOf = (group) => group.pair ?? JSON.stringify(group.point);
   const partners = new Map(untreated.map((group) => [pairOf(group), group]));
+  // Averages over seeds that ended after different epochs are several groups at the same point.
+  const isOnly = (group, groups) =>
+    groups.filter((other) => pairOf(other) === pairOf(group)).length === 1;
   const isWhole = (group) => pooledTarget(name, [group]).undefined === 0;
   return summarized(
     treated.filter((group) => partners.has(pairOf(group))),
     (group) => {
       const partner = partners.get(pairOf(group));
-      return isWhole(group) && isWhole(partner) && group.n === partner.n
+      return isOnly(group, treated) && isOnly(partner, untreated) &&
+        isWhole(group) && isWhole(partner) && group.n === partner.n
         ? target(name, group) - target(name, partner) : NaN;
     },
-    counts !== null,
   );
 }
 
@@ -881,7 +890,7 @@ function learningRates() {
     }));
     const points = all.filter((point) => point.n > 0);
     pointsOf.push(all);
-    points.forEach((point) => rows.push([treatment, point.rate, point.n, point.mean, point.sd]));
+    points.forEach((point) => rows.push([treatment, point.rate, ...meanOf(point)]));
     const x = points.map((point) => point.rate);
     const range = name === "gap" ? [-1, 1] : rangeOf(METRIC_OF[name]);
     return withBars(line(number, treatment, x, points), points, range);
@@ -895,7 +904,7 @@ function learningRates() {
       `${targetName(name)} over the learning rate, ${describeFilters({ free: ["lr"] })}. Points ` +
       `are means over ${describeCounts(groups)}; ` +
       `${describeSpread("bars", pointsOf.map((points) => ({ points })))}.` + describeMissing(pointsOf),
-    columns: ["norm", "learning rate", "n", "mean", "standard deviation"],
+    columns: ["norm", "learning rate", ...MEANS],
     rows,
   };
 }
@@ -948,15 +957,8 @@ function depthWidth() {
 }
 
 /** Select the embeddings of the selected runs by the selected method. */
-function fittingPictures() {
-  const [method, seed] = [chosen("embedding_method"), chosen("seed")];
-  return data.embeddings.pictures.filter((picture) =>
-    picture.method === method && (!seed || seed === "all" || String(picture.seed) === seed)
-    && data.axes.every((_, number) => {
-      const value = chosen(`axis${number}`);
-      return value === "all" || picture.point[number] === value;
-    }));
-}
+const fittingPictures = () => data.embeddings.pictures.filter((picture) =>
+  picture.method === chosen("embedding_method") && isShown(picture));
 
 /**
  * List the layers of some embeddings, activations last: names, and functions that recognize the
@@ -1235,7 +1237,7 @@ function update() {
 
 /** Replace the options of a control, and keep the selected one if it is among them. */
 function refill(name, values, first, inWords = layerInWords) {
-  const control = controls.find((select) => select.dataset.choice === name);
+  const control = controlOf(name);
   if (!control) return; // not on the page of a single epoch
   const before = [...control.options].map((option) => option.value);
   if (before.join("\n") === values.join("\n")) return;

@@ -52,6 +52,7 @@ WORDS: dict[str, Callable[[Any], str]] = {  # functions that put a column's valu
     "p": format_p,
     "p_adjusted": format_p,
 }
+# Columns of tables.
 ENVIRONMENT = "commit dirty version torch python processor gpus threads host data data_sha256 probe"
 DIFFERENCE = "n baseline_mean treatment_mean difference low high p p_adjusted cohens_d"
 
@@ -111,14 +112,13 @@ def collect_page_tables(analysis: Analysis) -> dict[str, pd.DataFrame | None]:
             "split metric place runs reason",
         ),
     }
-    known = [column for column in ENVIRONMENT.split() if column in study.results]
-    environments = study.results.groupby(known, dropna=False).size().rename("runs").reset_index()
-    tables["environments"] = _format(environments, f"runs {' '.join(known)}")
+    environments = study.results.groupby(ENVIRONMENT.split(), dropna=False).size()
+    tables["environments"] = _format(environments.reset_index(name="runs"), f"runs {ENVIRONMENT}")
     return {name: None if table.empty else table for name, table in tables.items()}
 
 
 def _join_equal_training(analysis: Analysis) -> pd.DataFrame:
-    """Collect test accuracy and main metrics on the training split, as the verdict does."""
+    """Join the tables at equal training: test accuracy, headline metrics of the training split."""
     tables = [
         table.assign(at=f"equal {name}")[
             (table["metric"].isin(HEADLINE_METRICS) & (table["split"] == "train"))

@@ -23,7 +23,7 @@ from bnstudy.study.inference.paired import MAX_PAIRS_EXACT, NUM_FLIPS
 from bnstudy.study.load.design import TREATMENT_PREFIXES
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.cards import compose_cards
-from bnstudy.study.present.labels import label_of, layer_in_words
+from bnstudy.study.present.labels import label_of
 from bnstudy.study.present.page.conditions import describe_hessian, describe_label_noise
 from bnstudy.study.present.page.embedded import embed_numbers
 from bnstudy.study.present.page.page_tables import MAX_ROWS, collect_page_tables
@@ -66,10 +66,9 @@ def render_page(
     )
     environment.filters |= {"formatted": format_value, "in_words": in_words}
     environment.globals |= {
-        "zipped": lambda values: [(value, value) for value in values],
+        "as_choices": lambda values: [(value, value) for value in values],
         "numbered": lambda values: list(enumerate(values)),
         "worded": lambda metrics: [(name, _describe_metric(name)) for name in metrics],
-        "layers_worded": lambda places: [(place, layer_in_words(place)) for place in places],
     }
     has_grid = {"depth", "width"} <= set(analysis.axes)
     content = {
@@ -91,7 +90,7 @@ def render_page(
         "other_runs": other_runs,
         "files": files,
         "compared": len(data["treatments"]) > 1,
-        "has_effect_sizes": len(effects) > 0 and effects["rank_biserial"].notna().any(),
+        "has_effect_sizes": _has_values(effects, "rank_biserial"),
         "axis_names": list(analysis.axes),
         "over_grid": _list_grid_choices(data["treatments"]) if has_grid else [],
         "targets": TARGETS,
@@ -104,7 +103,7 @@ def render_page(
         "inapplicable": _describe_inapplicable(study),
         "over_depth": [name for name in ("nc1", "linear_probe") if name in data["metrics"]],
         "initial_metrics": list(dict.fromkeys(row["metric"] for row in data["initial"])),
-        "effect_size": "cohens_d" if _has_spread(analysis) else "rank_biserial",
+        "effect_size": "cohens_d" if _has_values(effects, "cohens_d") else "rank_biserial",
         "embedded_note": _describe_reduction(data, study),
         "assumptions": ASSUMPTIONS,
         "families_of_tests": FAMILIES_OF_TESTS,
@@ -134,7 +133,7 @@ def render_page(
 
 def format_value(value: Any) -> str:
     """Format a value for a table on the page."""
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+    if pd.isna(value):
         return "–"
     if isinstance(value, float) and math.isinf(value):
         return "∞" if value > 0 else "−∞"
@@ -164,8 +163,8 @@ def _list_grid_choices(treatments: Sequence[str]) -> list[tuple[str, str]]:
     return absolute + [(f"-{number}", f"{name} − {treatments[0]}") for number, name in absolute[1:]]
 
 
-def _has_spread(analysis: Analysis) -> bool:
-    return not analysis.effects.empty and bool(analysis.overall_effects["cohens_d"].notna().any())
+def _has_values(effects: pd.DataFrame, column: str) -> bool:
+    return not effects.empty and bool(effects[column].notna().any())
 
 
 def _list_network_choices(data: dict[str, Any]) -> list[tuple[str, str]]:

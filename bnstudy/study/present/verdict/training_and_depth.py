@@ -95,7 +95,7 @@ def _count_left_out(criterion: str, diverged: int, apart: int) -> str:
 
 
 def _max_measurements(analysis: Analysis, treatment: str, metric: str) -> int:
-    """Count the training split's values of a metric in the run of the pairs that has the most."""
+    """Find the largest number of training-split values of a metric in a run of the pairs."""
     study = analysis.study
     matched = match_pairs(study, treatment, analysis.baseline)
     paired = study.results.loc[[*matched.treatment, *matched.baseline]]

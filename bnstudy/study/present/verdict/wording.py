@@ -98,9 +98,15 @@ def find_results(table: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     return {key_of(row): result_of(row) for row in tested.itertuples()}
 
 
-def join_words(words: Sequence[str]) -> str:
-    """Join words by commas and a final "and"."""
-    return " and ".join([*filter(None, [", ".join(words[:-1])]), words[-1]])
+def join_words(words: Sequence[str], conjunction: str = "and") -> str:
+    """Join words by commas, and the last one by a conjunction.
+
+    Examples:
+        >>> join_words(["norm"]), join_words(["a", "b", "c"], "or")
+        ('norm', 'a, b or c')
+    """
+    *first, last = words
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def format_estimate(row: Any) -> str:
