@@ -35,7 +35,7 @@ def command_line(interrupted: str, alternative: str = OTHER_FOLDER) -> Iterator[
     try:
         yield
     except KeyboardInterrupt:
-        console.print(interrupted)
+        print(interrupted, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = explain(error)

@@ -33,8 +33,10 @@ def print_status(study: Path, interval: float | None) -> None:
     if interval is None:
         console.print(StudyStatus(study))
         return
-    live = Live(StudyStatus(study), console=console, auto_refresh=False)
-    with suppress(KeyboardInterrupt), live:  # Ctrl+C is the way to end the display
+    with (
+        suppress(KeyboardInterrupt),  # Ctrl+C is the way to end the display
+        Live(StudyStatus(study), console=console, auto_refresh=False) as live,
+    ):
         while True:
             time.sleep(interval)
             live.update(StudyStatus(study), refresh=True)

@@ -244,5 +244,5 @@ def test_a_run_trained_on_a_cpu_has_all_metrics_measured_on_a_gpu(
     assert command_line(*SMALL, "metrics=none", "trainer.accelerator=cpu").returncode == 0
     result = command_line(STUDY, "metrics=full", main=measure.main)
     assert result.returncode == 0, result.stderr
-    reasons = {row["reason"] for row in read_rows(only_cell(tmp_path / "multirun")) if row["site"]}
-    assert reasons <= {None, NOT_APPLICABLE}
+    rows = [row for row in read_rows(only_cell(tmp_path / "multirun")) if row["site"] == "act"]
+    assert {row["metric"] for row in rows if row["reason"]} == {"nc3"}  # needs the last features

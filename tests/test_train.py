@@ -79,7 +79,7 @@ def test_two_norms_are_trained_measured_and_compared(
     assert layers == {"block01", "block02", "model"}
     assert len(rows) == 2 * 16 + 4
     # Epoch 0 is before training; every epoch has every metric, and loss and accuracy of the probe
-    # set, on both splits. Those of whole splits are at the first and the last epoch.
+    # set, on both splits. Loss and accuracy of whole splits are only at the first and last epoch.
     assert counts == [
         (epoch, split, 2 * 16 + (2 if epoch == 1 else 4))
         for epoch in (0, 1, 2)
@@ -148,11 +148,11 @@ def test_before_training_batchnorm_normalizes(command_line: CommandLine, tmp_pat
     assert values["batchnorm"] == pytest.approx(values["batchnorm_noaffine"], nan_ok=True)
     for norm in set(norms) - {"none"}:
         for layer, site in (("block01", "norm"), ("block02", "norm"), ("block02", "act")):
-            ours, theirs = (
+            normalized, unnormalized = (
                 [values[one]["test", layer, site, metric] for metric in ("mean", "variance")]
                 for one in (norm, "none")
             )
-            assert ours != pytest.approx(theirs, rel=0.01), (norm, layer, site)
+            assert normalized != pytest.approx(unnormalized, rel=0.01), (norm, layer, site)
         loss = ("train", "model", None, "loss")
         assert values[norm][loss] != pytest.approx(values["none"][loss], rel=1e-4), norm
     for layer in ("block01", "block02"):

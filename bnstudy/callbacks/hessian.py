@@ -11,6 +11,7 @@ import torch
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnstudy.callbacks.first_process import others_wait
 from bnstudy.callbacks.optimization import (
@@ -154,7 +155,7 @@ class Hessian(OptimizationMetrics):
             network = deepcopy(get_network(module)).eval()
             if self.batchnorm == "train":
                 for layer in with_running_statistics(network).values():
-                    _desynchronize(layer)
+                    desynchronize(layer)
                     layer.train()
             probe = zip(*get_probe(trainer, "train"), strict=True)
             inputs, labels = (torch.cat(tensors) for tensors in probe)
@@ -198,10 +199,17 @@ class Hessian(OptimizationMetrics):
         return values, reason + "or the Hessian is not finite"
 
 
-def _desynchronize(layer: nn.Module) -> None:
+class _LocalBatchNorm(_BatchNorm):
+    """BatchNorm over the samples of this process, with any number of axes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        pass
+
+
+def desynchronize(layer: nn.Module) -> None:
     """Let a norm compute batch statistics in this process only, because the others wait."""
     if isinstance(layer, nn.SyncBatchNorm):
-        layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+        layer.__class__ = _LocalBatchNorm  # type: ignore[assignment]
     elif hasattr(layer, "synchronized"):
         layer.synchronized = False  # type: ignore[assignment]
 

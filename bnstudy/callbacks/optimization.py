@@ -25,9 +25,7 @@ CONSTANT_TOLERANCE = 1e-8
 
 # Sites of the layers with weights, by type.
 WEIGHT_SITES: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv",
-    nn.Conv2d: "conv",
-    nn.Conv3d: "conv",
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
     nn.Linear: "linear",
 }
 
@@ -137,7 +135,7 @@ def find_weight_sites(network: nn.Module) -> dict[str, str]:
         name: site
         for name, module in network.named_modules()
         for kind, site in WEIGHT_SITES.items()
-        if isinstance(module, kind) and isinstance(module.weight, nn.Parameter)
+        if isinstance(module, kind) and "weight" in dict(module.named_parameters(recurse=False))
     }
 
 
@@ -160,8 +158,10 @@ def find_taps(network: nn.Module, modules: Iterable[str], batches: SampleBatches
     Returns:
         Taps by module name.
     """
+    if not (layers := list(modules)):
+        return {}
     inputs, _ = next(iter(batches))
-    taps = Taps(network, layers=list(modules))
+    taps = Taps(network, layers)
     calls: list[Call] = []
 
     def note(call: Call, output: Tensor) -> None:

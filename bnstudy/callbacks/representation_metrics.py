@@ -66,7 +66,7 @@ class RepresentationMetrics(L.Callback):
             classes; None for the probe set of the split `train`, or else the first probe set.
 
     Attributes:
-        rows: Rows of the latest measurement that was not within an epoch.
+        rows: Rows of the latest measurement before training or after an epoch.
         step_rows: Rows measured within the latest epoch; their `epoch` is the number of completed
             epochs. They are not logged.
         fold_rows: (fold, row) of each value that was measured on one fold after the last epoch.
@@ -165,9 +165,9 @@ class RepresentationMetrics(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the epoch if it is due."""
-        # By `max_steps`, or if training is stopped, an epoch ends before its last batch. The last
-        # step may then have been measured as one within the epoch; the measurement of the epoch, or
-        # that at the end of training, replaces it.
+        # If `max_steps` or a callback stops training, the last epoch may end before its last batch.
+        # The last step may then have been measured as one within the epoch; the measurement of the
+        # epoch, or that at the end of training, replaces it.
         self.step_rows = [row for row in self.step_rows if row.step != trainer.global_step]
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
@@ -230,7 +230,7 @@ class RepresentationMetrics(L.Callback):
             precision=self.precision,
         )
         is_first_layer = True
-        for layer in layers:  # not enumerated: `enumerate` would keep the previous layer
+        for layer in layers:  # `enumerate` would keep the previous layer in memory
             if is_first_layer:
                 yield from _measure_performance(layer, epoch, step, split)
                 is_first_layer = False

@@ -46,7 +46,7 @@ def is_group(key: str) -> bool:
     return key != "callbacks" and (CONFIG_FOLDER / key).is_dir()
 
 
-def require_one_option(words: Sequence[str]) -> None:
+def refuse_lists_of_options(words: Sequence[str]) -> None:
     """Raise an error if the command line sets a config group to a list of options.
 
     Only `callbacks` takes a list.
@@ -58,7 +58,7 @@ def require_one_option(words: Sequence[str]) -> None:
         UserError: A word sets another group to a list.
 
     Example:
-        >>> require_one_option(["norm=[batchnorm,none]"])
+        >>> refuse_lists_of_options(["norm=[batchnorm,none]"])
         Traceback (most recent call last):
         bnstudy.errors.UserError: norm=[batchnorm,none]: expected one option
         For a run with each, write norm=batchnorm,none, and -m at the end of the command

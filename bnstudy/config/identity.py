@@ -1,4 +1,4 @@
-"""Identity of a run: a hash of all options that can change its numbers."""
+"""Identity of a run: a hash of all options that can change its numbers by more than rounding."""
 
 import hashlib
 import json

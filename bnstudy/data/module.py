@@ -134,7 +134,8 @@ class DataModule(L.LightningDataModule, ABC):
 
         Raises:
             UserError: The data set cannot be loaded, is too small for `validation` or
-                `samples_per_class`, or has its own validation split beside `validation`.
+                `samples_per_class`, or has a validation split of its own although `validation` is
+                set.
         """
         if hasattr(self, "probe_indices"):
             return
@@ -232,10 +233,11 @@ class DataModule(L.LightningDataModule, ABC):
         return self._batches(split, self._rows(split), EVALUATION_BATCH)
 
     def calibration(self) -> Iterable[Batch]:
-        """Return the training samples that determine running statistics before training.
+        """Return the training samples by which running statistics are computed anew.
 
-        These are at most 5,000 class-balanced samples, shuffled, in batches of at least 250 samples
-        (fewer than 250 make one batch). They do not depend on the seed, the norm or the probe set.
+        This is done before training and for measurements within an epoch. The samples are at most
+        5,000 class-balanced ones, shuffled, in batches of at least 250 samples (fewer than 250 make
+        one batch). They do not depend on the seed, the norm or the probe set.
         """
         chosen = self._choose("train", MAX_CALIBRATION_SAMPLES)
         return self._batches("train", chosen, CALIBRATION_BATCH).shuffled(CALIBRATION_BATCH)
@@ -359,7 +361,7 @@ class ImageDataModule(DataModule):
                 self.mislabel(self.label_noise)
 
     def read_sha256(self) -> str:
-        """Compute the SHA-256 of all pixels and labels, and write it to the note of the files."""
+        """Compute the SHA-256 of all pixels and labels, and write it to a file for later calls."""
         self._load_once()
         sha256 = self.data.sha256
         if identity := self.files_identity():

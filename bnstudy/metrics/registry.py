@@ -181,7 +181,9 @@ def check_needs(needs: Iterable[Need], layer: Layer) -> None:
     if needs & {"variation", "products", "distances"}:
         low, high = REPRESENTABLE_RANGE
         if largest and not low < largest < high:
-            raise Undefined(f"powers of activations up to {largest:.0e} exceed float32")
+            raise Undefined(
+                f"powers of activations up to {largest:.0e} are outside of float32's range"
+            )
     if needs & {"variation", "distances"}:
         with in_float32(layer.labels.device):
             if needs & {"products", "distances"}:

@@ -84,11 +84,11 @@ def initialize(network: nn.Module, seed: int, scheme: str = "he") -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator of the CPU inside the context, and restore its state afterwards.
+    """Seed torch's generators inside the context, and restore the CPU's state afterwards.
 
     A network that is constructed inside gets weights that depend on the seed alone. They do not
     depend on the norm, because normalization layers draw no random numbers.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator_for(seed, "network").initial_seed())
+        torch.manual_seed(generator_for(seed, "network").initial_seed())
         yield

@@ -21,11 +21,11 @@ _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
     """Replace the BatchNorm2d and channel LayerNorm layers of a network by the chosen norm.
 
-    Convolutions stay the same objects, with their parameters and hooks; the chosen norm determines
-    their class. All other layers are kept. A layer that is used in several places stays one layer.
-    Modules that change their input in place no longer do so. If the chosen norm contains its
-    activation function, this also replaces each activation function that has the same parent module
-    as a BatchNorm2d.
+    Convolutions stay the same objects, with their parameters and hooks; only their class changes,
+    for weight standardization. All other layers are kept. A layer that is used in several places
+    stays one layer. Modules that change their input in place no longer do so. If the chosen norm
+    contains an activation function, an identity replaces each activation function that has the same
+    parent module as a BatchNorm2d.
 
     Args:
         network: Network, changed in place.
@@ -48,8 +48,8 @@ def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
             elif is_fused and isinstance(child, ACTIVATIONS):
                 setattr(parent, name, norm.activation())
             elif child in convolutions:
-                # Earlier versions made a new convolution, which drew random weights. Draw as many
-                # numbers, so that layers that the network creates later get the same weights.
+                # Earlier versions made a new convolution, which drew random weights. As many
+                # numbers are drawn, so that layers created after it have the same weights as there.
                 for parameter in child.parameters():
                     torch.empty_like(parameter).uniform_()
                 child.__class__ = norm.convolution_class
@@ -96,8 +96,8 @@ def adapt(
     if norm is not None:
         _require_replaceable(network, name, norm)
         replace_norm_layers(network, norm)
-    # Also in training mode, in which some networks have several outputs; on a copy, because
-    # running statistics would change.
+    # The network is run in eval mode and, because some networks have several outputs then, also in
+    # training mode: on a copy, because running statistics change.
     has_softmax = False
     for trial in (network.eval(), _copy(network, name).train()):
         logits = _run(trial, name, input_shape)
@@ -150,8 +150,8 @@ def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> 
         )
     if norm.has_activation and not any(isinstance(module, nn.BatchNorm2d) for module in norms):
         raise UserError(
-            f"norm={norm.name} contains its activation function, and can only replace one beside a "
-            f"BatchNorm2d; {name} has none\nChoose another norm, or: {advice}"
+            f"norm={norm.name} contains an activation function, and replaces those beside a "
+            f"BatchNorm2d; {name} has no BatchNorm2d\nChoose another norm, or: {advice}"
         )
 
 

@@ -94,7 +94,7 @@ class Regularizer(nn.Module, ABC):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self._seen is not None:
                 number = 1 + sum(seen.layer == layer for seen in self._seen)
-                name = Call(layer, number).within(layer)
+                name = Call(layer, number).numbered(layer)
                 self._seen.append(Activation(layer, name, inputs[0], output))
 
         return hook

@@ -42,8 +42,8 @@ ERROR_FACTOR = 4
 # instead of pairwise differences.
 MAX_PAIR_FRACTION = 1 / 32
 MAX_SPECTRAL_ERROR = 1e-4  # rounding error of the sum of the singular values, relative to the sum
-# Typical (root mean square) error of an inner product, relative to its bound, the multiplication's
-# resolution. It is smaller, because errors average out over the units.
+# Typical (root mean square) error of an inner product, as a share of its upper bound, which is the
+# multiplication's resolution. It is below 1, because errors average out over the units.
 RMS_PRODUCT_ERROR = 1 / 16
 
 
@@ -80,11 +80,11 @@ class Layer:
         labels: Integer class labels: N.
         tap: Place of the layer in its network.
         network: Network around the layer, for the metrics that use it.
-        precision: Precision of the operands of the N x N x D product: `float32`; `bfloat16x3`, the
-            sum of two numbers in bfloat16 with 16 significant bits together, which takes three
-            products; or `auto`, which is `bfloat16x3` where a trial finds it clearly faster and
-            exact enough, and `float32` elsewhere. Layers with fewer than 1,000 units always use
-            float32.
+        precision: Precision of the operands of the inner products between samples: `float32`;
+            `bfloat16x3`, each operand split into two bfloat16 numbers, which have 16 significant
+            bits together and take three products; or `auto`, which is `bfloat16x3` where a trial
+            finds it clearly faster and exact enough, and `float32` elsewhere. Layers with fewer
+            than 1,000 units always use float32.
 
     Example:
         >>> layer = Layer(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1]))
@@ -189,7 +189,7 @@ class Layer:
     def in_float64(self, kind: type[C]) -> C:
         """Return sums of the given kind, computed in float64.
 
-        If the activations can no longer be read, the float32 sums are returned.
+        If the activations can no longer be read, the sums that were computed before are returned.
         """
         if not self.can_read_activations:
             return self._get_sums(kind)
@@ -232,6 +232,7 @@ class Layer:
         """Compute what similarities such as CKA need, then release the activations."""
         self._get_sums(Activity)
         self._get_sums(Products)
+        # `centred` is None if D > N.
         if self.products.centred is None and math.isfinite(self.total_variance):
             _ = self.factor  # cached while the activations can be read
         self._float64_sums.clear()
@@ -436,7 +437,7 @@ class Layer:
 
         Args:
             rows: Indices of R samples.
-            columns: Indices of K other samples for each of them: R x K, or 1 x K.
+            columns: Indices of K samples for each of them: R x K, or 1 x K.
             squared: Entries of `squared_distances`: R x K.
         """
         sums = self.products
@@ -501,8 +502,8 @@ class Layer:
         """Decompose the Gram or scatter matrix with the precision that its spectrum requires.
 
         Rounding affects the square roots of small eigenvalues most. If it could change the sum of
-        all square roots noticeably, the matrix is assembled in float64, and if necessary its
-        products are computed again in float64.
+        all square roots noticeably, the next more precise matrix of `_compute_matrices` is
+        decomposed.
 
         Args:
             decompose: Function of the matrix that returns its eigenvalues in ascending order, and

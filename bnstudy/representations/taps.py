@@ -33,8 +33,8 @@ def _find_types(*homes: ModuleType) -> tuple[type[nn.Module], ...]:
     )
 
 
-# Other modules that torch defines with the activation functions: attention, and functions that
-# return probabilities.
+# Modules of `torch.nn.modules.activation` that are no activation functions here: attention, and
+# softmax and its variants.
 NO_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmin, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
 ACTIVATIONS = tuple(kind for kind in _find_types(activation) if kind not in NO_ACTIVATIONS)
 SITE_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
@@ -65,7 +65,8 @@ class Tap:
 
     Attributes:
         layer_index: Position of the layer in the order of computation, from 0.
-        layer: Name of the layer, without the prefix that the layers at all sites have in common.
+        layer: Name of the layer, without the prefix that the names of all layers have in common,
+            whichever sites are selected.
             The suffix `#2` marks the second call of the same module in a forward pass, and so on.
         site: Site in the layer: conv, norm, act, features, or output.
     """
@@ -87,7 +88,7 @@ class Call:
     module: str
     number: int
 
-    def within(self, layer: str) -> str:
+    def numbered(self, layer: str) -> str:
         """Return a layer's name with the number of this call, unless it is the first."""
         return f"{layer}#{self.number}" if self.number > 1 else layer
 
@@ -104,9 +105,9 @@ class Taps:
     2. Its type: convolution, normalization or activation function. Softmax and the gates of
        squeeze-and-excitation blocks do not count as activation functions, because their outputs are
        weights of other activations.
-    3. The last part of its name, if that is `conv`, `norm` or `act`. A module with submodules must
-       also be a wrapper, for example one that computes `x * sigmoid(x)`. A wrapper is no container
-       of torch, such as `nn.Sequential`, and contains no convolution and no module at another site.
+    3. The last part of its name, if that is `conv`, `norm` or `act`. A module with submodules, for
+       example one that computes `x * sigmoid(x)`, only counts if it is no container of torch, such
+       as `nn.Sequential`, and contains no convolution and no module at another site.
 
     The site `features` is the input of the last linear layer.
 
@@ -144,8 +145,8 @@ class Taps:
         self.layers = layers
         self.sites = sites
         self.places = self._find_places(layers, sites)
-        # The prefix that the layers at all sites have in common is left out of the layers' names,
-        # so that a name does not depend on the selected sites.
+        # The prefix that the names of all layers have in common, whichever sites are selected, is
+        # left out, so that a name does not depend on the selected sites.
         everywhere = self._find_places(layers, (*SITE_TYPES, FEATURES) if layers is None else None)
         names = [layer for layer, _ in (everywhere | self.places).values()]
         if layers is None or FEATURES in (sites or ()):
@@ -225,7 +226,7 @@ class Taps:
         indices: dict[str, int] = {}
         taps = {}
         for call in calls:
-            layer = call.within(names[call.module])
+            layer = call.numbered(names[call.module])
             site = self.places[call.module][1]
             taps[call] = Tap(indices.setdefault(layer, len(indices)), layer, site)
         return taps
@@ -299,8 +300,9 @@ def _register(
 
     def call_hook(value: Any) -> Tensor | None:
         if not isinstance(value, Tensor):
+            verb = "takes" if site == FEATURES else "returns"
             raise TypeError(
-                f"{name} returns a {type(value).__name__}, expected a tensor; exclude it with "
+                f"{name} {verb} a {type(value).__name__}, expected a tensor; exclude it with "
                 "layers=[...], or select a module inside it"
             )
         numbers[name] += 1

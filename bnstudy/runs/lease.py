@@ -284,7 +284,10 @@ def _describe_holder(lease: Path, unknown: str) -> str:
 
 @cache
 def _machine() -> str:
-    """Return an identifier of host, boot and PID namespace; process ids are unique within it."""
+    """Return an identifier of host, boot and PID namespace.
+
+    At any one time, process ids are unique within it.
+    """
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

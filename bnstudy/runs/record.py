@@ -174,7 +174,7 @@ class Record:
 
     @contextmanager
     def attempt(self, environment: Environment) -> Iterator[Attempt]:
-        """Record an attempt to build and train the run in the body, and its outcome.
+        """Record that the body attempts to build and train the run, and the outcome.
 
         If the body raises a UserError before it has recorded an epoch, the attempt is not recorded,
         and the description is restored.

@@ -50,7 +50,7 @@ class Analysis:
 
     @cached_property
     def confounders(self) -> list[str]:
-        """Differences in pairs besides norm and regularizer: a text per treatment that has some."""
+        """One text for each treatment whose pairs differ in more than norm and regularizer."""
         texts = (
             describe_confounders(self.study, treatment, self.baseline)
             for treatment in self.study.treatments_without(self.baseline)
@@ -93,9 +93,9 @@ class Analysis:
 
     @cached_property
     def mixed_depths(self) -> list[int]:
-        """Depths of the networks; empty if all have equally many layers or depth is not an axis."""
+        """Depths of the networks, if depth is an axis and their numbers of layers differ."""
         keys = load_columns(self.study)[0]
-        # `layers` is 0 where values are interpolated at relative depths.
+        # `layers` is 0 if values are interpolated at relative depths.
         has_relative_depths = ((keys["layers"] == 0) & (keys["place_index"] > 0)).any()
         if not has_relative_depths or "depth" not in self.axes:
             return []

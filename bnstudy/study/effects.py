@@ -1,6 +1,7 @@
 """Paired comparison of treatments with a baseline: differences, intervals and p-values.
 
-Two runs that differ only in the treatment are a pair. The pairs are the sample: n is their number,
+Two runs that differ only in the treatment, and in options that are set per norm, are a pair. The
+pairs are the sample: n is their number,
 and all have the same weight. `bnstudy.study.inference` computes the statistics.
 """
 
@@ -138,7 +139,7 @@ class PairedValues(NamedTuple):
     """Values of the pairs of one comparison.
 
     Attributes:
-        treatment: Values of the treatment, pairs x columns of the keys.
+        treatment: Values of the treatment, pairs x rows of the table of keys.
         baseline: Values of the baseline, in the same shape.
         pair_ids: Identifier of each pair: the row of the baseline's run.
         facts: Further columns of the result, each with one value for all metrics and layers.
@@ -157,7 +158,7 @@ def read_pairs(
 
     Args:
         study: Study whose runs are comparable.
-        values: Rows of `StudyRuns.results` x columns of the keys.
+        values: Values, from `load_columns`: rows of `StudyRuns.results` x rows of the keys.
         treatment_rows: Row of the treatment's run, for each pair.
         baseline_rows: Row of the baseline's run, for each pair.
     """
@@ -178,7 +179,7 @@ def compare_pairs(
 
     Args:
         study: Study whose runs are comparable.
-        keys: Keys of the matrix's columns, from `load_columns`.
+        keys: Table with one row for each column of the values, from `load_columns`.
         read: Function that reads the values of pairs, from the rows of the treatment's runs and
             the rows of the baseline's runs.
         baseline: Treatment to compare with; None: `StudyRuns.baseline`'s choice.
@@ -303,7 +304,8 @@ def _adjust(
 
     Args:
         tables: Comparisons of each treatment at each point; they are changed in place.
-        samples: Differences of each table, pairs x rows of the table, and the pairs' numbers.
+        samples: For each table, its differences, pairs x rows of the table, and the identifiers of
+            the pairs.
         metrics: Metrics of representations.
     """
     families = [_name_families(table, metrics) for table in tables]
@@ -361,9 +363,9 @@ def compute_effects_over_time(
         place_index, site and epoch (or step); n, undefined, diverged, difference, low and high.
 
         They are defined as in `compute_effects`, with two exceptions: undefined and diverged count
-        only pairs in which at least one network has the column, and with more than 12 pairs, 2,048
-        random flips are used. Each interval holds for a single epoch or step, not for the whole
-        curve.
+        only pairs in which at least one network has the layer (for counts of zeros: with a ReLU),
+        and with more than 12 pairs, 2,048 random flips are used. Each interval holds for a single
+        epoch or step, not for the whole curve.
     """
     baseline = study.baseline(baseline)
     keys, values = load_columns(study, every)

@@ -100,13 +100,14 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         launcher: Hydra launcher of any kind.
         redo: Cells to run again: those that failed too often (`failed`), those that diverged
             (`diverged`), or all but those that run elsewhere or are queued (`all`); None: none of
-            them. Failed cells resume, the others start over.
+            them. With `failed`, cells resume from their last checkpoint, if they have one; other
+            cells start over.
         dry_run: Whether to only print the cells that would run and the estimated time.
 
     Raises:
         UserError: At the end, some cells are not finished: they failed, run elsewhere or are
             queued; the launcher started no cell; the data are missing or have changed since a cell
-            was trained; the configuration of no cell is allowed; or the name of a study is not.
+            was trained; or no cell has an allowed configuration or study name.
     """
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
         # A study's name such as ../mine would make Hydra write outside of the output root.
@@ -161,7 +162,7 @@ def _require_allowed(cells: Sequence[Cell]) -> None:
     """Verify that the configuration of at least one cell is allowed, before any is launched.
 
     Raises:
-        UserError: There is none; the message has each mistake once.
+        UserError: That of none is; the message has each mistake once.
     """
     mistakes: dict[str, None] = {}
     for cell in cells:
@@ -172,7 +173,8 @@ def _require_allowed(cells: Sequence[Cell]) -> None:
             mistakes[str(error)] = None
         else:
             return
-    raise UserError("\n".join(mistakes))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
 
 
 def _read_cells(cells: Sequence[Cell], redo: Redo | None) -> list[_SweepCell]:
@@ -270,7 +272,7 @@ def _should_redo(state: State, redo: Redo | None) -> bool:
 
 
 def _choose_restart_state(cell: Cell, redo: Redo | None) -> State:
-    """Return the state of a cell that runs again; failed cells resume from their checkpoint."""
+    """Return the state of a cell that runs again; only `failed` keeps a checkpoint to resume."""
     resumes = redo == "failed" and CellPaths(cell.folder).last_checkpoint.exists()
     return "to resume" if resumes else "to run"
 
@@ -443,7 +445,7 @@ def _raise_unfinished(cells: Sequence[Cell], unfinished: dict[Path, Unfinished])
             table.add_row(cell.folder.name, cause.state, cause.reason, str(cause.log or "–"))
     console.print(table)
     count = Counter(cause.state for cause in unfinished.values())
-    counted = f"{count['failed']} failed, {count['lost']} lost their worker"
+    counted = f"{count['failed']} failed, {count['lost']} lost their worker or launcher"
     for state in ("running elsewhere", "queued"):
         counted += f", {count[state]} still {state}" if count[state] else ""
     repeat = "Remove the causes, then repeat" if count["failed"] else "Repeat"

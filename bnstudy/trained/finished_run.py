@@ -53,7 +53,9 @@ def _check_config(record: Record) -> dict[str, Any]:
     config = record.description.config
     if record.has_altered_config:
         raise DamagedFile(
-            record.paths.record, "its options are not those of its identity", "Put the file back"
+            record.paths.record,
+            "its options do not match its identity",
+            "Restore the original file",
         )
     try:
         groups = {name: config[name] for name in REBUILT_GROUPS}
@@ -109,8 +111,8 @@ class FinishedRun:
         if not checkpoints:
             raise UserError(
                 f"{record.folder}: it has no weights\n"
-                "They may have been deleted, or not downloaded. bnstudy saves none of your own "
-                "training loop, which measures with Run.measure"
+                "They may have been deleted, or not downloaded. bnstudy does not save weights in "
+                "your own training loop (Run.measure)"
             )
         if selected not in checkpoints:
             raise UserError(

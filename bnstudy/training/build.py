@@ -50,8 +50,9 @@ def build_classifier(config: dict[str, Any], data: DataModule) -> Classifier:
     """Build the network with its initial weights, and wrap it in a LightningModule.
 
     Args:
-        config: Resolved configuration. If the regularizer's target names a norm, the caller has
-            replaced it by numbers: see `bnstudy.training.twin.with_target_sparsity`.
+        config: Resolved configuration. If `regularizer.target` was the name of a norm, the caller
+            has replaced it by the sparsity measured with that norm: see
+            `bnstudy.training.twin.with_target_sparsity`.
         data: Data, already loaded.
 
     Raises:

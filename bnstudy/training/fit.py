@@ -134,8 +134,8 @@ def quieten_lightning() -> None:
 def warn_about_biased_statistics(network: nn.Module, epochs: int) -> None:
     """Warn if the running statistics were biased towards their initial values after one epoch.
 
-    The share of the initial 0 and 1 may be up to `MAX_INITIAL_SHARE`. The statistics are not
-    corrected, because training does not depend on them.
+    The share of the initial 0 and 1 may be up to `MAX_INITIAL_SHARE`. Training does not depend on
+    running statistics, but measurements do; they are not corrected.
 
     Args:
         network: Network after training.

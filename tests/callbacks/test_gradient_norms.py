@@ -65,6 +65,10 @@ def test_layers_whose_weights_are_computed_have_none() -> None:
     callback = GradientNorms(1)
     train(network, callback, epochs=1)
     assert [row.layer for row in callback.rows] == ["0", "8"]
+    nn.utils.parametrizations.weight_norm(network[0])
+    nn.utils.parametrizations.weight_norm(network[8])
+    train(network, callback, epochs=1)
+    assert callback.rows == []
 
 
 def test_a_gradient_that_is_not_finite_is_told() -> None:

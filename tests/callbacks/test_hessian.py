@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bnstudy.callbacks import Hessian, WeightNorms
-from bnstudy.callbacks.hessian import find_stages
+from bnstudy.callbacks.hessian import desynchronize, find_stages
 from bnstudy.data.batches import choose_balanced
 from tests.callbacks.training import Noise, Watch, small_network, train
 
@@ -98,6 +98,18 @@ def test_the_eigenvalues_of_a_zero_hessian_are_zero() -> None:
         "hessian_trace": 0,
         "hessian_trace_error": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(nn.BatchNorm1d, (6, 3)), (nn.BatchNorm2d, (6, 3, 4, 4))]
+)
+def test_synchronized_norms_use_the_samples_of_their_process(
+    norm: type[nn.BatchNorm1d | nn.BatchNorm2d], shape: tuple[int, ...]
+) -> None:
+    layer, inputs = norm(3).train(), torch.randn(shape)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(layer))
+    desynchronize(synchronized)
+    torch.testing.assert_close(synchronized(inputs), layer(inputs), rtol=0, atol=0)
 
 
 def test_stages_are_the_parts_inside_wrappers() -> None:

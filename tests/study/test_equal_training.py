@@ -93,10 +93,10 @@ def test_a_difference_caused_only_by_faster_training_disappears(studies: Studies
     )
     assert (
         "At equal training accuracy and without adjustment for multiple tests, the outcome "
-        "for test accuracy is the same as after the last epoch. The difference in silhouette in "
-        "block01 (higher with BatchNorm after the last epoch) is no longer significant. Over all "
-        "metrics, layers and splits, 1 of 1 outcomes (higher, lower or not significant) differ."
-        in text
+        "(higher, lower or not significant) for accuracy on the test split's probe set is the same "
+        "as after the last epoch. The difference in silhouette in block01 (higher with BatchNorm "
+        "after the last epoch) is no longer significant. Over all metrics, layers and splits, 1 of "
+        "1 outcomes differ." in text
     )
     page = render_page(analysis)
     assert "Paired differences at equal training loss and accuracy" in page

@@ -147,7 +147,9 @@ def test_failures_are_told_and_stop_nothing(
         result = command_line(*FOUR, "optim.lr=0.01,-1", "-m")
     assert result.returncode == 1
     assert "6 of 8 cells" not in result.stderr
-    assert "5 of 8 cells are not finished: 5 failed, 0 lost their worker" in result.stderr
+    assert (
+        "5 of 8 cells are not finished: 5 failed, 0 lost their worker or launcher" in result.stderr
+    )
     table = "".join(result.stdout.split())
     assert "optim.lr=-1isnotallowed" in table
     assert "itbroke" in table
@@ -164,7 +166,9 @@ def test_failures_are_told_and_stop_nothing(
 
 def test_a_cell_with_a_queued_job_is_called_queued(capsys: pytest.CaptureFixture[str]) -> None:
     cells: Any = [SimpleNamespace(folder=Path("multirun", "quick", name)) for name in "ab"]
-    with pytest.raises(UserError, match="0 failed, 0 lost their worker, 1 still queued\n"):
+    with pytest.raises(
+        UserError, match="0 failed, 0 lost their worker or launcher, 1 still queued\n"
+    ):
         _raise_unfinished(cells, {cells[1].folder: QUEUED})
     assert "b      queued" in capsys.readouterr().out
 
@@ -186,6 +190,23 @@ def test_a_mistake_in_all_cells_is_told_once_before_any_is_launched(
     result = command_line(*RUN, "norm=batchnorm,none", override, "-m")
     assert (result.returncode, result.stdout, result.stderr) == (1, "", message)
     assert not list(tmp_path.glob("multirun/*/*"))
+
+
+def test_a_mistake_that_only_the_data_show_is_told_once_for_all_cells(
+    command_line: CommandLine,
+) -> None:
+    result = command_line(*QUICK, "norm=batchnorm,none", "data.shift=99", "-m")
+    assert result.returncode == 1
+    first, second = result.stderr.splitlines()[:2]
+    assert first == "2 of 2 cells failed:"
+    assert second.startswith("data.shift=99")
+    assert "Repeat the command" not in result.stderr
+
+
+def test_a_grid_without_cells_is_complete(command_line: CommandLine) -> None:
+    result = command_line(*QUICK, "seed=range(0,0)", "-m")
+    assert result.returncode == 0
+    assert "0 of 0 cells complete" in result.stdout
 
 
 @pytest.mark.slow
@@ -234,7 +255,7 @@ def test_a_cell_that_another_process_takes_first_has_not_failed(
     assert result.returncode == 1
     assert "Running elsewhere: " in result.stdout
     assert "Failed" not in result.stdout
-    assert "0 failed, 0 lost their worker, 1 still running elsewhere" in result.stderr
+    assert "0 failed, 0 lost their worker or launcher, 1 still running elsewhere" in result.stderr
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_options_that_were_edited_are_not_built(cell: Path, command_line: Comman
     edit_description(cell, **content)
     result = command_line("similarity", str(cell), "--samples", "50", main=measure.main)
     assert result.returncode == 1
-    assert "its options are not those of its identity" in result.stderr
+    assert "its options do not match its identity" in result.stderr
 
 
 def test_weights_of_another_network_are_refused(cell: Path, command_line: CommandLine) -> None:

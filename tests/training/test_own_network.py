@@ -247,7 +247,7 @@ def test_layernorm_is_replaced_as_well(norm: str) -> None:
     [
         (nn.Flatten(), (1, 8, 8), {}, "has neither BatchNorm nor LayerNorm to replace"),
         (nn.LayerNorm((8, 8)), (1, 8, 8), {}, "over channels are replaced, and it has LayerNorm"),
-        (nn.LayerNorm(8), (1, 8, 8), {"name": "evonorm_s0"}, "contains its activation function"),
+        (nn.LayerNorm(8), (1, 8, 8), {"name": "evonorm_s0"}, "contains an activation function"),
         (Lines(), (1, 8, 8), {}, "only nn.BatchNorm2d and .*, and it has BatchNorm1d"),
         (Plain(3), (3, 8, 8), {}, "does not take a batch of two 3x8x8 samples"),
         (Plain(4), (1, 8, 8), {}, r"output for 2 samples is \(2, 4\), expected \(2, 3\)"),

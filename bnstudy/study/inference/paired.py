@@ -230,8 +230,7 @@ def _compute_subset_means(differences: FloatArray, flips: Mask) -> tuple[FloatAr
 
     The smaller of the two means is returned first, then the larger. If one of the two groups is
     empty, as with the identity, the means are -inf and inf: every value lies between them. A
-    group's mean is set to 0 if the sum of the group is only a rounding error of the sum over all
-    pairs.
+    group's mean is set to 0 if its sum is 0 up to rounding, relative to the largest difference.
     """
     known = np.isfinite(differences)
     values = np.where(known, differences, 0).T

@@ -1,4 +1,4 @@
-"""Pairs of runs that differ only in the treatment."""
+"""Pairs of runs that differ only in the treatment, and in options that are set per norm."""
 
 from typing import NamedTuple
 

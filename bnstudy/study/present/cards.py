@@ -113,7 +113,7 @@ def _describe_finding(
     significant = [row for row in significant_before if is_significant(row)]
     row = find_largest(significant or significant_before or rows)
     directions = " ".join(sorted({direction_of(row) for row in rows} - {""}))
-    if row.place_index:
+    if row.place_index:  # 0 for the whole model
         direction = summarize_directions(rows)
         if len(significant_before) > len(significant):
             direction += f"; after adjustment, significant in {len(significant) or 'none'}"

@@ -147,12 +147,14 @@ def _compare_results(
             place = f" {format_place(row)}" if row.place_index else ""
             changed.setdefault(results, []).append(f"{_name_measured(row)}{place}")
     sentences = [_describe_change(name, *results, names) for results, names in changed.items()]
+    explanation = "(higher, lower or not significant)"
     if unchanged:
         noun, verb = ("outcome", "is") if len(unchanged) == 1 else ("outcomes", "are")
-        named = join_words([*unchanged])
-        sentences.insert(0, f"the {noun} for {named} {verb} the same as after the last epoch.")
-    is_on_probe_set = any(row.place_index == 0 for row in described)
-    remark = " Test accuracy is here that of the probe set." if is_on_probe_set else ""
+        sentences.insert(
+            0,
+            f"the {noun} {explanation} for {join_words([*unchanged])} {verb} the same as after the "
+            "last epoch.",
+        )
     layers = [key_of(row) for row in at_equal.itertuples() if row.place_index]
     layers = [key for key in layers if key in compared]
     yield (
@@ -160,13 +162,13 @@ def _compare_results(
         f"{sentences[0]} {''.join(f'{text[:1].upper()}{text[1:]} ' for text in sentences[1:])}"
         "Over all metrics, layers and splits, "
         f"{sum(last_epoch[key] != equal_training[key] for key in layers)} of {len(layers)} "
-        f"outcomes (higher, lower or not significant) differ.{remark}"
+        f"outcomes {'' if unchanged else f'{explanation} '}differ."
     )
 
 
 def _name_measured(row: Any) -> str:
-    """Name what a row is about: a metric, or test accuracy."""
-    return row.metric if row.place_index else "test accuracy"
+    """Name what a row is about: a metric, or the accuracy on the probe set of the test split."""
+    return row.metric if row.place_index else "accuracy on the test split's probe set"
 
 
 def _describe_change(name: str, last_epoch: str, equal_training: str, places: Sequence[str]) -> str:

@@ -18,7 +18,8 @@ NOT_SIGNIFICANT = "not significant"
 # Families of the adjusted p; the page explains its method with the same sentences.
 FAMILIES_OF_TESTS = (
     "A family contains the tests of all treatments. Accuracy and loss are one family. The metrics "
-    "of layers are one family per split, and so are the values that callbacks record in layers. "
+    "of layers are one family per split. The values that callbacks record in layers are another "
+    "one per split. "
     "All other values of the whole network are one family. The comparisons at equal training loss, "
     "at equal training accuracy, of depth profiles (separation law, tunnel, rank before training) "
     "and of regularizers have families of their own."
