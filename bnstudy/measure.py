@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import plain_values, refuse_lists_of_options, select_own_classes
+from bnstudy.config.composition import check_overrides, plain_values, select_own_classes
 from bnstudy.config.identity import GROUPS, register_resolvers
 from bnstudy.config.schema import validate
 from bnstudy.config.targets import trust
@@ -309,7 +309,7 @@ def compose_metrics(overrides: Sequence[str]) -> dict[str, Any]:
                 f"{override}: a finished run takes only metrics=..., metrics.KEY=... and "
                 "data.root=...; train another run to change other settings"
             )
-    refuse_lists_of_options(overrides)
+    check_overrides(overrides)
     register_resolvers()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
@@ -340,7 +340,7 @@ def compose_study(overrides: Sequence[str]) -> dict[str, Any]:
                 f"{override}: networks that are trained already take {', '.join(NETWORK_KEYS)}, "
                 "and keys of these; other settings are those they were trained with"
             )
-    refuse_lists_of_options(overrides)
+    check_overrides(overrides)
     register_resolvers()
     overrides = select_own_classes(overrides)
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):

@@ -7,7 +7,7 @@ import hydra
 
 from bnstudy.cli import command_line
 from bnstudy.config import CONFIG_FOLDER
-from bnstudy.config.composition import refuse_lists_of_options, select_own_classes
+from bnstudy.config.composition import check_overrides, select_own_classes
 from bnstudy.config.identity import START_TIME, register_resolvers
 from bnstudy.sweeps.grid import defer_to_jobs
 from bnstudy.sweeps.job import job
@@ -33,7 +33,7 @@ def main() -> None:
     hydra_main = hydra.main(config_path=str(CONFIG_FOLDER), config_name="train", version_base="1.3")
     # `job` handles interruptions inside of a job.
     with command_line("Interrupted; repeat the command to continue"):
-        refuse_lists_of_options(sys.argv[1:])
+        check_overrides(sys.argv[1:])
         hydra_main(job)()
 
 

@@ -144,7 +144,9 @@ def _make_objective(network: nn.Module, batch: Batch, trainer: L.Trainer) -> Obj
             **{name: buffer.clone() for name, buffer in network.named_buffers()},
         }
         with _restoring_random_state(images.device), torch.enable_grad():
-            loss = functional.cross_entropy(functional_call(network, state, (images,)), labels)
+            # A copy, because the network may change its input in place.
+            logits = functional_call(network, state, (images.clone(),))
+            loss = functional.cross_entropy(logits, labels)
         gradient = torch.autograd.grad(loss, leaves, materialize_grads=True)
         loss = reduce(on_float64_device(loss.detach()).double(), reduce_op="mean")
         return loss.item(), [reduce(slope, reduce_op="mean") for slope in gradient]

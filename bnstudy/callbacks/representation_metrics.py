@@ -1,5 +1,7 @@
 """Callback that measures every layer's representation while a network is trained."""
 
+import operator
+import reprlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ from bnstudy.callbacks.names import logged_name
 from bnstudy.callbacks.optimization import make_rows
 from bnstudy.data.batches import balanced_folds
 from bnstudy.data.module import CALIBRATION_BATCH
+from bnstudy.errors import UserError
 from bnstudy.metrics import Metric, Value, chosen, evaluate
 from bnstudy.models import calibrated, recalibrated
 from bnstudy.models.classifier import sum_performance
@@ -74,7 +77,7 @@ class RepresentationMetrics(L.Callback):
         precisions: Precisions of the matrix products, by layer label.
 
     Raises:
-        UserError: A metric is unknown.
+        UserError: A metric is unknown, or `every_n_epochs` is not an integer of at least 1.
     """
 
     def __init__(
@@ -91,13 +94,21 @@ class RepresentationMetrics(L.Callback):
         on_layer: Callable[[str], None] = lambda message: None,
         calibration: Iterable[Batch] | None = None,
     ) -> None:
+        try:
+            self.every_n_epochs = operator.index(every_n_epochs)
+        except TypeError:
+            self.every_n_epochs = 0
+        if self.every_n_epochs < 1 or isinstance(every_n_epochs, bool):
+            value = " ".join(reprlib.repr(every_n_epochs).split())
+            raise UserError(
+                f"every_n_epochs={value} is not allowed; expected an integer of at least 1"
+            )
         self.probes = probes
         if calibration is None and probes:
             calibration = _MergedBatches(probes.get("train", next(iter(probes.values()))))
         self.calibration = () if calibration is None else calibration
         self.metrics = chosen(names)
         self.sites = sites
-        self.every_n_epochs = every_n_epochs
         self.at_steps = at_steps
         self.folds = folds
         self.memory_budget = memory_budget

@@ -41,29 +41,50 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key} is missing: set it with {error.full_key}=...") from error
 
 
+# Keys of a run that have no default elsewhere, so that they cannot be deleted from it.
+REQUIRED_KEYS = (
+    *("seed", "study", "cell", "output_root", "checkpoint_epochs"),
+    *("model", "model._target_", "norm", "norm.name", "regularizer", "regularizer.name"),
+    *("optim", "optim.name", "data", "data._target_", "logger", "logger._target_"),
+    *("trainer", "trainer._target_", "trainer.max_epochs", "metrics", "metrics.names", "callbacks"),
+    *("probe", "probe.train", "probe.test"),
+    *("sweep", "sweep.redo", "sweep.dry_run", "sweep.objective"),
+)
+
+
 def is_group(key: str) -> bool:
     """Check whether a key is a config group of which one option is selected."""
     return key != "callbacks" and (CONFIG_FOLDER / key).is_dir()
 
 
-def refuse_lists_of_options(words: Sequence[str]) -> None:
-    """Raise an error if the command line sets a config group to a list of options.
+def check_overrides(words: Sequence[str]) -> None:
+    """Verify that no word sets a group to a list or deletes a required key.
 
-    Only `callbacks` takes a list.
+    Hydra's own messages on these two mistakes do not help. Only the group `callbacks` takes a list.
 
     Args:
         words: Words of the command line.
 
     Raises:
-        UserError: A word sets another group to a list.
+        UserError: A word sets another group to a list, or deletes one of `REQUIRED_KEYS`.
 
-    Example:
-        >>> refuse_lists_of_options(["norm=[batchnorm,none]"])
+    Examples:
+        >>> check_overrides(["norm=[batchnorm,none]"])
         Traceback (most recent call last):
         bnstudy.errors.UserError: norm=[batchnorm,none]: expected one option
         For a run with each, write norm=batchnorm,none, and -m at the end of the command
+        >>> check_overrides(["~norm"])
+        Traceback (most recent call last):
+        bnstudy.errors.UserError: ~norm: norm is required
+        Set it with norm=..., or leave out ~norm to keep its default
     """
     for word in words:
+        deleted = word.removeprefix("~").partition("=")[0]
+        if word.startswith("~") and deleted in REQUIRED_KEYS:
+            raise UserError(
+                f"{word}: {deleted} is required\n"
+                f"Set it with {deleted}=..., or leave out {word} to keep its default"
+            )
         group, _, value = word.lstrip("+").partition("=")
         if value.startswith("[") and is_group(group):
             raise UserError(

@@ -3,8 +3,10 @@
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -19,6 +21,10 @@ from bnstudy.terms import suggest
 SEVERAL_VALUES = re.compile(
     r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'(?:\n| requires)"
 )
+# Beginnings of Hydra's messages about a group that is set to null or to a number, and about a
+# character that it reads only in quotes.
+NO_OPTION = "Config group override must be a string or a list."
+UNQUOTED = "LexerNoViableAltException"
 EXTRAS = {"optuna", "ray"}  # options with the name of the extra that they need
 
 
@@ -48,6 +54,10 @@ def _explain(error: BaseException) -> str | None:
                 group, _, value = missing.rpartition("/")
                 options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
                 return f"{group}=[{value}]: there is no {value}; {hint(value, options)}"
+            case ValueError() if str(cause).startswith(NO_OPTION):
+                return _explain_option(kind=str(cause).rpartition(" ")[2])
+            case OverrideParseException(override=str(override)) if UNQUOTED in str(cause):
+                return _explain_unquoted(override)
             case OmegaConfBaseException(full_key=str(key)) if key:
                 return _explain_key(key, cause)
             case OSError(filename=path) if is_write_error(cause):
@@ -75,6 +85,38 @@ def _causes(error: BaseException) -> list[BaseException]:
         wrapped = isinstance(cause, OmegaConfBaseException | HydraException)
         cause = cause.__cause__ or (cause.__context__ if wrapped else None)
     return chain
+
+
+def _explain_option(kind: str) -> str:
+    """Explain that a group is set to a value that is not the name of an option.
+
+    Args:
+        kind: Name of the value's type, such as NoneType. Hydra does not name the group.
+    """
+    parser = OverridesParser.create()
+    for word in sys.argv:
+        with suppress(HydraException):
+            axis = parser.parse_override(word)
+            group = axis.key_or_group
+            if not (CONFIG_FOLDER / group).is_dir():
+                continue
+            values = axis.sweep_string_iterator() if axis.is_discrete_sweep() else [word]
+            for value in (text.rpartition("=")[2] for text in values):
+                if type(parser.parse_override(f"{group}={value}").value()).__name__ == kind:
+                    options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+                    # Hydra and its plugins have further options of its own groups.
+                    expected = "the name of an option" if "/" in group else ", ".join(options)
+                    return f"{group}={value} does not exist; expected {expected}"
+    return "a config group is set to null or a number; expected the name of an option"
+
+
+def _explain_unquoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    quoted = "..." if re.search(r"""["'\\,\[\](){}]""", value) else value
+    return (
+        f"{override}: it has a character that must be in quotes\n"
+        f"Write '{key}=\"{quoted}\"', with the single quotes for the shell"
+    )
 
 
 def _explain_key(key: str, error: OmegaConfBaseException) -> str:

@@ -35,6 +35,10 @@ from bnstudy.config.values import (
 from bnstudy.errors import UserError
 from bnstudy.terms import SITES, Split
 
+MemoryBudget = Annotated[
+    float, Field(gt=0, allow_inf_nan=False), Expected("a finite number above 0")
+]
+
 INITIALIZATIONS = ("torch", "he", "xavier", "orthogonal", "own")
 
 # Arguments of Lightning's Trainer that cannot be set. bnstudy sets some itself. The others would
@@ -344,6 +348,21 @@ class Data(ChosenGroup):
     """Channels of an image."""
 
 
+# Values of Trainer's `precision`; the former ones are other names that Lightning still accepts.
+PRECISIONS = (
+    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
+FORMER_PRECISIONS = ("64", "32", "16", "bf16")
+
+BatchLimit = Annotated[  # as Lightning, which takes 2.0 for 2 batches
+    Count
+    | Annotated[float, Field(gt=0, le=1)]
+    | Annotated[float, Field(gt=1, multiple_of=1, allow_inf_nan=False)],
+    Expected("a number of batches of at least 1, or a share above 0, at most 1.0"),
+]
+
+
 class Trainer(Group, extra="allow"):
     """Arguments of `lightning.pytorch.Trainer`, and `compile`."""
 
@@ -360,10 +379,21 @@ class Trainer(Group, extra="allow"):
         Expected("a number of devices of at least 1, or a list of them such as [0,2]"),
     ]
     """Number of devices, or list of their indices."""
-    limit_train_batches: Positive
+    limit_train_batches: BatchLimit
     """Training batches per epoch: a number of batches, or a share such as 1.0."""
-    limit_val_batches: Positive
+    limit_val_batches: BatchLimit
     """Batches per evaluation: a number of batches, or a share such as 1.0."""
+    precision: Annotated[
+        Annotated[str, OneOf(*PRECISIONS, *FORMER_PRECISIONS)] | Literal[64, 32, 16] | None,
+        Expected(f"{', '.join(PRECISIONS)}, or null"),
+    ]
+    """Precision of training; null: 32-true."""
+    gradient_clip_val: Annotated[Number | None, Expected("a number, or null")]
+    """Maximum norm or value of the gradient; null: no clipping."""
+    gradient_clip_algorithm: Annotated[
+        Annotated[str, OneOf("norm", "value")] | None, Expected("norm, value, or null")
+    ]
+    """Quantity that gradient_clip_val limits; null: norm."""
     compile: Boolean
     """Whether the training step's forward pass is compiled by torch.compile."""
 
@@ -390,7 +420,7 @@ class ActivationDrift(Callback):
 
     keys_of = {"bnstudy.callbacks.ActivationDrift": ["memory_budget"]}
 
-    memory_budget: Positive
+    memory_budget: MemoryBudget
     """Memory limit for activations, in GiB."""
 
 
@@ -510,7 +540,7 @@ class Metrics(Group):
     """Training steps after which to measure too; log2: the powers of 2 within the first epoch."""
     folds: Annotated[Literal[0] | AtLeastTwo, Expected("0, or an integer of at least 2")]
     """Parts of the probe set that are also measured after the last epoch; 0: none."""
-    memory_budget: Positive
+    memory_budget: MemoryBudget
     """Memory limit for activations and distances between samples, in GiB."""
     precision: Annotated[str, OneOf("auto", "float32")]
     """Precision of products; auto: 16 instead of 24 significant bits where that is faster."""

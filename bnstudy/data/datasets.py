@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from torch.utils.data import (
 from bnstudy.batching import MIN_BATCH_SIZE, batch_sizes
 from bnstudy.data.batches import choose_balanced
 from bnstudy.data.module import DataModule, MakeGenerator
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.randomness import generator_for
 from bnstudy.representations.network import Batch
 from bnstudy.terms import EvaluatedSplit
@@ -39,10 +40,14 @@ DEFAULT_BATCH_SIZE = 128  # if neither data.batch_size nor a data loader sets it
 MAX_COMPARED_SAMPLES = 8  # one sample would miss a random flip half of the time
 MAX_CHECKED_CLASSES = 1_000  # one sample of each is read to check the known labels
 MAX_HASHED_SAMPLES = 100  # of each split; more would take long to decode
+# Largest number of classes of data with fewer samples. Larger labels are not class numbers, and
+# memory grows with the number of classes.
+MAX_CLASSES = 100_000
 EXPECTED_DATA = (
     "Expected: a LightningDataModule, or (train, test) or {'train': ..., 'test': ...} of data sets "
     "whose samples are (tensor, label)"
 )
+EXPECTED_LABEL = "Expected: one integer from 0 to the number of classes - 1"
 
 
 @dataclass(frozen=True)
@@ -182,17 +187,22 @@ class DatasetBatches:
             generator = self.make_generator()
             rows = rows[torch.randperm(len(rows), generator=generator)]
             draw = int(torch.randint(2**31, (), generator=generator))
-        share = slice(self.rank, None, self.world_size)
+        batches = rows.split(self._sizes())
+        shares = [batch[self.rank :: self.world_size] for batch in batches]
         loader = DataLoader(
             _Reproducible(self.source.dataset, draw),
-            batch_sampler=[batch[share].tolist() for batch in rows.split(self._sizes())],
+            # An empty batch has the shapes of one sample, which is read and left out.
+            batch_sampler=[
+                (share if len(share) else batch[:1]).tolist()
+                for share, batch in zip(shares, batches, strict=True)
+            ],
             collate_fn=self.source.collate,
             num_workers=self.source.num_workers,
             worker_init_fn=self.source.worker_init,
             # Otherwise, the loader would draw from the global generator, which training uses.
             generator=torch.Generator(),
         )
-        return map(_pair, loader)
+        return map(_make_pair, loader, [len(share) == 0 for share in shares])
 
     def shuffled(self, size: int) -> "DatasetBatches":
         """Return the samples in one fixed random order, in batches of nearly equal size."""
@@ -269,12 +279,14 @@ class DatasetModule(DataModule):
             self._all_labels = {
                 split: source.read_labels() for split, source in self.sources.items()
             }
+            limit = max(MAX_CLASSES, sum(map(len, self._all_labels.values())))
             for split, labels in self._all_labels.items():
-                if labels.min() < 0:
-                    raise UserError(
-                        f"{self.name_in_messages}: {split}: a label is {labels.min()}\n"
-                        "Expected: one integer from 0 to the number of classes - 1"
-                    )
+                for label in (labels.min(), labels.max()):
+                    if not 0 <= label < limit:
+                        raise UserError(
+                            f"{self.name_in_messages}: {split}: a label is {label}, not from 0 to "
+                            f"{limit - 1}\n{EXPECTED_LABEL}"
+                        )
         return self._all_labels
 
     def _batches(
@@ -294,21 +306,34 @@ def _require_pairs(source: SplitSource, name: str) -> None:
     """Verify, for one sample, that batches are pairs of floating-point inputs and labels."""
     if not len(source.dataset):  # type: ignore[arg-type]
         raise UserError(f"{name} has no samples\n{EXPECTED_DATA}")
-    batch = source.collate([_Reproducible(source.dataset, draw=0)[0]])
+    sample = _Reproducible(source.dataset, draw=0)[0]
+    try:
+        batch = source.collate([sample])
+    except (RuntimeError, TypeError, ValueError) as error:
+        if source.collate is not default_collate:
+            raise
+        raise UserError(
+            f"{name}: a sample cannot be made a batch ({first_line(error)})\n{EXPECTED_DATA}"
+        ) from error
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise UserError(f"{name}: a batch is a {type(batch).__name__}, not a pair\n{EXPECTED_DATA}")
-    inputs, labels = batch
+    inputs, given = batch
     if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
         dtype = getattr(inputs, "dtype", type(inputs).__name__)
         raise UserError(
             f"{name}: inputs are {dtype}, not floating-point tensors\n"
             "Convert and standardize them in the data set, for example by a transform"
         )
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(given)
+    except (RuntimeError, TypeError, ValueError) as error:  # for example, names
+        raise UserError(
+            f"{name}: labels are {reprlib.repr(given)} for a sample\n{EXPECTED_LABEL}"
+        ) from error
     if labels.is_floating_point() or labels.shape != (1,):
         raise UserError(
             f"{name}: labels are {labels.dtype} of shape {tuple(labels.shape[1:])} for a sample\n"
-            "Expected: one integer from 0 to the number of classes - 1"
+            f"{EXPECTED_LABEL}"
         )
 
 
@@ -334,9 +359,11 @@ def _known_labels(dataset: Any) -> Tensor | None:
     return None
 
 
-def _pair(batch: Any) -> Batch:
-    inputs, labels = batch
-    return inputs, torch.as_tensor(labels).long()
+def _make_pair(batch: Any, is_empty: bool) -> Batch:
+    """Return inputs and int64 labels of a batch; without its samples if it should be empty."""
+    inputs, given = batch
+    labels = torch.as_tensor(given).long()
+    return (inputs[:0], labels[:0]) if is_empty else (inputs, labels)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ class TorchvisionImages(ImageDataModule):
             raise UserError(
                 f"data {self.dataset}: {state} in data.root={self.root}, and could not be "
                 f"downloaded ({reason})\n"
-                f"Expected in that folder: {source.expected}"
+                f"Set data.root to a folder with {source.expected}"
             ) from error
         if len(dataset) != source.sizes[split]:
             raise UserError(

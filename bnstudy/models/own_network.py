@@ -1,14 +1,17 @@
 """Replacement of a network's norms by the chosen norm, and checks of networks of the user's own."""
 
 import copy
+from itertools import chain
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import is_parametrized
 from torchvision.models.convnext import LayerNorm2d
 
+from bnstudy.adapters.torch_internals import share_hooks
 from bnstudy.errors import UserError, first_line
 from bnstudy.models.norm_layers import ChannelsLast
 from bnstudy.models.normalization import Normalization
@@ -20,6 +23,9 @@ _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
     """Replace the BatchNorm2d and channel LayerNorm layers of a network by the chosen norm.
+
+    A replacement takes over the parameters `weight` and `bias`, if it has such parameters, and the
+    dtype, the device and the forward and backward hooks of the layer that it replaces.
 
     Convolutions stay the same objects, with their parameters and hooks; only their class changes,
     for weight standardization. All other layers are kept. A layer that is used in several places
@@ -34,6 +40,12 @@ def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
     replacements: dict[nn.Module, nn.Module] = {}  # of norms; one norm may have several parents
     convolutions = {module for module in network.modules() if type(module) is nn.Conv2d}
     for parent in [*network.modules()]:
+        # In eval mode torch would read attributes of the LayerNorms, and compute a layer or encoder
+        # without calling its modules. These two values prevent it.
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0
+        elif isinstance(parent, nn.TransformerEncoder):
+            parent.use_nested_tensor = False
         is_fused = norm.has_activation and any(
             isinstance(child, nn.BatchNorm2d) for child in parent.children()
         )
@@ -43,7 +55,7 @@ def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
                 child.inplace = False  # type: ignore[union-attr]
             if isinstance(child, nn.BatchNorm2d | nn.LayerNorm):
                 if child not in replacements:
-                    replacements[child] = _make_replacement(child, norm)
+                    replacements[child] = _make_replacement(child, norm, network)
                 setattr(parent, name, replacements[child])
             elif is_fused and isinstance(child, ACTIVATIONS):
                 setattr(parent, name, norm.activation())
@@ -55,12 +67,27 @@ def replace_norm_layers(network: nn.Module, norm: Normalization) -> None:
                 child.__class__ = norm.convolution_class
 
 
-def _make_replacement(layer: nn.BatchNorm2d | nn.LayerNorm, norm: Normalization) -> nn.Module:
+def _make_replacement(
+    layer: nn.BatchNorm2d | nn.LayerNorm, norm: Normalization, network: nn.Module
+) -> nn.Module:
     if isinstance(layer, nn.BatchNorm2d):
-        return norm.layer(layer.num_features)
-    (num_channels,) = layer.normalized_shape
-    made = norm.layer(num_channels)
-    return made if isinstance(layer, LayerNorm2d) else ChannelsLast(made)
+        made = norm.layer(layer.num_features)
+    else:
+        made = norm.layer(layer.normalized_shape[0])
+    tensors = chain(layer.parameters(), layer.buffers(), network.parameters())
+    like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    if like is not None:
+        made.to(like.device, like.dtype)
+    parameters = dict(layer.named_parameters(recurse=False))
+    if parameters and not any(parameter.requires_grad for parameter in parameters.values()):
+        made.requires_grad_(False)  # also parameters that only the chosen norm has
+    for name, parameter in made.named_parameters(recurse=False):
+        if name in parameters and parameters[name].shape == parameter.shape:
+            setattr(made, name, parameters[name])
+    if not isinstance(layer, nn.BatchNorm2d | LayerNorm2d):
+        made = ChannelsLast(made)
+    share_hooks(layer, made)
+    return made
 
 
 def adapt(
@@ -83,8 +110,9 @@ def adapt(
         num_classes: Length of the output.
 
     Raises:
-        UserError: The network is not a module, it cannot be copied, its norms cannot be replaced by
-            the chosen one, or it does not map samples to one logit per class.
+        UserError: The network is not a module, it cannot be copied, its norms or convolutions
+            cannot be replaced by those of the chosen norm, it does not map samples to one logit per
+            class, or its output has no gradient.
     """
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -107,6 +135,12 @@ def adapt(
                 f"{name}: its output for 2 samples is {shape}, expected (2, {num_classes}), one "
                 "logit for each class\n"
                 "Let its constructor take num_classes, or set the key that determines its outputs"
+            )
+        if trial.training and not logits.requires_grad:
+            raise UserError(
+                f"{name}: its output has no gradient, so that it cannot be trained\n"
+                "Do not detach it or compute it with torch.no_grad, and let a parameter on which "
+                "it depends have requires_grad=True"
             )
         has_softmax = has_softmax or is_softmax(logits)
     if has_softmax:
@@ -153,18 +187,29 @@ def _require_replaceable(network: nn.Module, name: str, norm: Normalization) -> 
             f"norm={norm.name} contains an activation function, and replaces those beside a "
             f"BatchNorm2d; {name} has no BatchNorm2d\nChoose another norm, or: {advice}"
         )
+    if norm.convolution_class is not nn.Conv2d:
+        types = {type(module) for module in network.modules() if isinstance(module, nn.Conv2d)}
+        if subclasses := sorted(kind.__name__ for kind in types - {nn.Conv2d}):
+            raise UserError(
+                f"{name}: norm={norm.name} standardizes the weights of nn.Conv2d only, and it has "
+                f"{', '.join(subclasses)}\n"
+                "Use nn.Conv2d without a parametrization, or choose another norm"
+            )
 
 
 def _is_replaceable(module: nn.Module) -> bool:
-    is_over_channels = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
-    return is_over_channels or type(module) is nn.BatchNorm2d
+    if isinstance(module, nn.LayerNorm):
+        return len(module.normalized_shape) == 1 and not is_parametrized(module)
+    return type(module) is nn.BatchNorm2d
 
 
 def _run(network: nn.Module, name: str, input_shape: tuple[int, ...]) -> object:
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(network.training):
             return network(torch.zeros(2, *input_shape))
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of any class: the network is the user's code
         size = "x".join(map(str, input_shape))
         raise UserError(
             f"{name} does not take a batch of two {size} samples "

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnstudy.models.batchnorm_parts import FrozenBatchNorm
+from bnstudy.representations.capture import split_pair
 from bnstudy.representations.network import Batch
 from bnstudy.representations.precision import exact_operators
 from bnstudy.representations.running_statistics import (
@@ -16,6 +17,7 @@ from bnstudy.representations.running_statistics import (
     uncalibrated,
     with_running_statistics,
 )
+from bnstudy.representations.taps import copy_inputs
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
@@ -30,11 +32,12 @@ def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
     whole network in training mode: dropout would change the statistics.
 
     Args:
-        network: Network, called with the inputs of each batch, on the network's device and in its
-            floating-point type.
+        network: Network, called with a copy of the inputs of each batch, on the network's device
+            and in its floating-point type.
         batches: Batches (inputs, labels).
 
     Raises:
+        UserError: A batch is not a pair of inputs and labels.
         ValueError: There are no batches, and the network has running statistics.
     """
     layers = with_running_statistics(network).values()
@@ -49,8 +52,8 @@ def calibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
     network is therefore not changed.
 
     Args:
-        network: Network, called with the inputs of each batch, on the network's device and in its
-            floating-point type.
+        network: Network, called with a copy of the inputs of each batch, on the network's device
+            and in its floating-point type.
         batches: Batches (inputs, labels) of the training data.
     """
     _average(network, uncalibrated(network).values(), batches)
@@ -64,8 +67,8 @@ def calibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]:
     distributed run with synchronized BatchNorm, every process must enter the context.
 
     Args:
-        network: Network, called with the inputs of each batch, on the network's device and in its
-            floating-point type.
+        network: Network, called with a copy of the inputs of each batch, on the network's device
+            and in its floating-point type.
         batches: Batches (inputs, labels) of the training data.
     """
     with _averaged(network, uncalibrated(network).values(), batches):
@@ -81,8 +84,8 @@ def recalibrated(network: nn.Module, batches: Iterable[Batch]) -> Iterator[None]
     `FrozenBatchNorm` keeps its statistics.
 
     Args:
-        network: Network, called with the inputs of each batch, on the network's device and in its
-            floating-point type.
+        network: Network, called with a copy of the inputs of each batch, on the network's device
+            and in its floating-point type.
         batches: Batches (inputs, labels) of the training data.
     """
     layers = [
@@ -122,7 +125,8 @@ def _average(network: nn.Module, layers: Collection[_NormBase], batches: Iterabl
     with ExitStack() as stack:
         stack.enter_context(exact_operators())
         for module in network.modules():
-            stack.callback(setattr, module, "training", module.training)
+            if hasattr(module, "training"):  # modules of `torch.jit.freeze` have no mode
+                stack.callback(setattr, module, "training", module.training)
         network.eval()
         for layer in layers:
             stack.callback(setattr, layer, "momentum", layer.momentum)
@@ -130,12 +134,12 @@ def _average(network: nn.Module, layers: Collection[_NormBase], batches: Iterabl
             layer.momentum = None  # a plain average over batches
             layer.train()
         with torch.no_grad():
-            for num_batches, (inputs, _) in enumerate(batches, start=1):
+            for num_batches, batch in enumerate(batches, start=1):
+                inputs, _ = split_pair(batch)
                 for layer in layers:
                     if isinstance(layer, _InstanceNorm):  # treats a momentum of None as 0
                         layer.momentum = 1 / num_batches
-                dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
-                network(inputs.to(parameter.device, dtype))
+                network(copy_inputs(inputs, parameter))
     for layer in layers:
         if is_initial(layer):  # not called in eval mode, such as in an auxiliary classifier
             _restore(layer, saved[layer])

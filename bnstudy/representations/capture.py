@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite, nan
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +15,12 @@ from bnstudy.errors import UserError
 from bnstudy.representations.layer import Layer
 from bnstudy.representations.memory import release_memory
 from bnstudy.representations.network import Batch, NetworkAtCall, ProbedNetwork, is_logits
-from bnstudy.representations.precision import Precision, choose_multiplication, on_float64_device
+from bnstudy.representations.precision import (
+    Precision,
+    check_precision,
+    choose_multiplication,
+    on_float64_device,
+)
 from bnstudy.representations.sums import (
     BLOCK_NUMEL,
     Activity,
@@ -62,7 +69,7 @@ def capture(
     BatchNorm normalizes nothing, and a warning is issued; `bnstudy.recalibrate` computes them.
 
     Args:
-        model: Network. Inputs are moved to its device and floating-point type.
+        model: Network. It gets copies of the inputs, on its device and in its floating-point type.
         batches: (inputs, labels) pairs. They are iterated several times and must contain the same
             samples in the same order each time: use a `DataLoader` without shuffling, and a data
             set without random augmentation. Labels are integers, N or N x 1, as a tensor, an array
@@ -83,10 +90,12 @@ def capture(
     Raises:
         TypeError: The output of a module selected by `layers` is not a tensor with one row per
             sample.
-        UserError: The budget is too small for the number of samples, an output does not have the
-            given channel axis, or a batch is not a pair of inputs and class labels.
-        ValueError: No module matches `layers` or `sites`, there are no samples, or the samples
-            change between iterations over the batches.
+        UserError: The budget is no finite number or too small for the number of samples, the
+            precision is unknown, an output does not have the given channel axis, a batch is empty
+            or not a pair of inputs and class labels, the network fails on inputs that are not
+            floating-point, or a module does not return a row of the same shape for each sample.
+        ValueError: No module that can be read matches `layers` or `sites`, there are no samples, or
+            the samples change between iterations over the batches.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, kernel_size=3), nn.ReLU())
@@ -94,6 +103,8 @@ def capture(
         >>> [layer.activations.shape for layer in capture(network, batches)]
         [torch.Size([8, 4, 16])]
     """
+    budget = _to_bytes(memory_budget)
+    check_precision(precision)
     batches = _CheckedBatches(batches if _has_length(batches) else list(batches))
     taps = Taps(model, layers, sites)
     first_inputs, _ = next(iter(batches), (None, None))
@@ -104,7 +115,6 @@ def capture(
     # Memory that does not depend on the layer: matrices and working memory.
     fixed_bytes = NUM_MATRICES * 4 * max_samples**2 * distances + 2 * 4 * BLOCK_NUMEL
     min_block_bytes = max_samples * max(map(_channel_bytes, outputs.values()))
-    budget = memory_budget * GIBIBYTE
     if budget < fixed_bytes + min_block_bytes:
         raise UserError(
             f"memory_budget={memory_budget} (GiB) is too small: measuring {max_samples} samples "
@@ -139,7 +149,11 @@ class _CheckedBatches:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(as_pair, self.batches)
+        for number, batch in enumerate(self.batches, start=1):
+            inputs, labels = as_pair(batch)
+            if number > 1 and not len(inputs):
+                raise UserError(f"batches: batch {number} has no samples; leave empty batches out")
+            yield inputs, labels
 
     def max_samples(self) -> int:
         """Return an upper bound of the number of samples, if the first batch is the largest."""
@@ -164,6 +178,17 @@ class _SmallBatches:
             yield from zip(inputs.split(sizes), labels.split(sizes), strict=True)
 
 
+def _to_bytes(memory_budget: object) -> float:
+    """Convert GiB to bytes; raise UserError if the result is no finite number."""
+    num_bytes = float(memory_budget) * GIBIBYTE if isinstance(memory_budget, Real) else nan
+    if not isfinite(num_bytes):
+        raise UserError(
+            f"memory_budget={memory_budget!r} is not allowed; expected a finite number above 0, in "
+            "GiB"
+        )
+    return num_bytes
+
+
 def _has_length(batches: Iterable[Batch]) -> bool:
     try:
         return isinstance(batches, Sized) and len(batches) > 0
@@ -177,14 +202,7 @@ def as_pair(batch: Any) -> Batch:
     Raises:
         UserError: The batch is not a pair of a tensor and class labels.
     """
-    if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-        contents = f" of {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
-        contents = f" of {len(batch)} parts" if isinstance(batch, list | tuple) else contents
-        raise UserError(
-            f"batches: a batch is a {type(batch).__name__}{contents}, expected (inputs, labels)\n"
-            "Pass a list of such pairs, for example [(batch[0], batch[1]) for batch in batches]"
-        )
-    inputs, given = batch
+    inputs, given = split_pair(batch)
     try:
         labels = torch.as_tensor(given)
     except (RuntimeError, TypeError, ValueError):
@@ -199,6 +217,23 @@ def as_pair(batch: Any) -> Batch:
             f"Expected one class for each sample: {len(inputs)} integers, or as many one-hot rows"
         )
     return inputs, integers.flatten()
+
+
+def split_pair(batch: Any) -> tuple[Tensor, Any]:
+    """Return a batch's inputs and labels as they are.
+
+    Raises:
+        UserError: The batch is not a pair that begins with a tensor.
+    """
+    if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        contents = f" of {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
+        contents = f" of {len(batch)} parts" if isinstance(batch, list | tuple) else contents
+        raise UserError(
+            f"batches: a batch is a {type(batch).__name__}{contents}, expected (inputs, labels)\n"
+            "Pass a list of such pairs, for example [(batch[0], batch[1]) for batch in batches]"
+        )
+    inputs, labels = batch
+    return inputs, labels
 
 
 def _is_one_hot(labels: Tensor) -> bool:
@@ -344,19 +379,39 @@ def _run_pass(
             part = on_float64_device(part.to(_stored_dtype(part.dtype)))
             if block not in held:
                 held[block] = _GrowingTensor(part, block.num_bytes)
+            elif part.shape[1:] != held[block].buffer.shape[1:]:
+                raise UserError(
+                    f"batches: {call.numbered(call.module)} has outputs of different sizes "
+                    f"(channels x positions): {_format_size(held[block].buffer)} and "
+                    f"{_format_size(part)}\n"
+                    "Pass inputs of one size, or choose other layers=[...]"
+                )
             held[block].append(part)
 
     with torch.no_grad(), network.taps.hooked(keep) as run:
         for inputs, labels in network.batches:
-            checksums.append(_checksums(inputs))  # before the model can change its input in place
+            checksums.append(_checksums(inputs))
             output = run(inputs)
-            all_labels.append(labels.to(next(iter(held.values())).buffer.device))
+            all_labels.append(labels)
             if is_logits(output, labels):
                 logits.append(on_float64_device(output))
+    labels = torch.cat(all_labels)
+    for block in blocks:
+        if (count := held[block].count if block in held else 0) != len(labels):
+            name = block.call.numbered(block.call.module)
+            raise UserError(
+                f"{name} returned {count} rows for {len(labels)} samples: the network does not "
+                "call it in every forward pass, or with every sample\n"
+                "Choose other sites, or in Python leave it out with layers=[...]"
+            )
     if len(logits) == len(all_labels):
         network.logits = torch.cat(logits)
-    network.check_samples(torch.cat(all_labels).cpu(), torch.cat(checksums))
-    return held, torch.cat(all_labels)
+    network.check_samples(labels.cpu(), torch.cat(checksums))
+    return held, labels.to(held[blocks[0]].buffer.device)
+
+
+def _format_size(part: Tensor) -> str:
+    return "x".join(map(str, part.shape[1:]))
 
 
 def _checksums(inputs: Tensor) -> Tensor:

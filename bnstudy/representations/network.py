@@ -80,8 +80,8 @@ class ProbedNetwork:
                 torch.enable_grad(),
                 self.taps.hooked(keep) as run,
             ):
-                # Clones, because autograd cannot save tensors that were created in inference mode.
-                logits = run(inputs.clone())
+                # `run` copies the inputs: autograd cannot save those created in inference mode.
+                logits = run(inputs)
                 own = labels.to(logits.device).clone()[:, None]
                 others = logits.scatter(1, own, -torch.inf).amax(1)
                 gaps = logits.gather(1, own).squeeze(1) - others

@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+
+from bnstudy.errors import UserError
 
 Precision = Literal["auto", "bfloat16x3", "float32"]
 
@@ -84,6 +86,12 @@ def on_float64_device(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def check_precision(precision: str) -> None:
+    """Raise UserError if a precision of products is unknown."""
+    if precision not in (known := get_args(Precision)):
+        raise UserError(f"precision={precision} is not allowed; expected {', '.join(known)}")
+
+
 def choose_multiplication(precision: Precision, units: int, device: torch.device) -> Multiplication:
     """Choose the kind of multiplication for representations.
 
@@ -91,7 +99,11 @@ def choose_multiplication(precision: Precision, units: int, device: torch.device
         precision: `auto` for the fastest, or `bfloat16x3` or `float32`.
         units: Number of units; fewer than `MIN_UNITS` are always multiplied in float32.
         device: Device of the representations.
+
+    Raises:
+        UserError: The precision is unknown.
     """
+    check_precision(precision)
     if precision == "float32" or units < MIN_UNITS:
         return FLOAT32
     return SPLIT if precision == "bfloat16x3" else _fastest(device)

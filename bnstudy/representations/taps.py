@@ -53,10 +53,11 @@ ACTIVATION_ADVICE = (
     "Use modules such as nn.ReLU() instead of functions such as F.relu, or set the attribute "
     'site = "act" in your activation class'
 )
+SCRIPT_ADVICE = "Scripted modules cannot be read; pass the network as it was before torch.jit"
 
 
 class NoSuchLayer(UserError, ValueError):
-    """Error for layers or sites that match no module of the network."""
+    """Error for layers or sites that match no module of the network that can be read."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Taps:
        example one that computes `x * sigmoid(x)`, only counts if it is no container of torch, such
        as `nn.Sequential`, and contains no convolution and no module at another site.
 
-    The site `features` is the input of the last linear layer.
+    The site `features` is the input of the last linear layer. Scripted modules, those of
+    `torch.jit.script`, are at no site, because they call no hooks.
 
     If a module's name ends with its site, as in `bnstudy.models.blocks.ConvBlock`, its layer is the
     enclosing block. Any other module is a layer of its own.
@@ -121,7 +123,8 @@ class Taps:
             matches `layers`, or the site `act` if `layers` is None too.
 
     Raises:
-        NoSuchLayer: A pattern matches no module name, or no matching module is at the sites.
+        NoSuchLayer: A pattern matches no module name, no matching module is at the sites, or a
+            scripted module is selected by its name.
     """
 
     def __init__(
@@ -145,6 +148,11 @@ class Taps:
         self.layers = layers
         self.sites = sites
         self.places = self._find_places(layers, sites)
+        if scripted := [name for name in self.places if is_scripted(self.modules[name])]:
+            raise NoSuchLayer(
+                f"layers: scripted modules match: {', '.join(scripted[:MAX_LISTED_MODULES])}\n"
+                f"{SCRIPT_ADVICE}, or choose other layers=[...]"
+            )
         # The prefix that the names of all layers have in common, whichever sites are selected, is
         # left out, so that a name does not depend on the selected sites.
         everywhere = self._find_places(layers, (*SITE_TYPES, FEATURES) if layers is None else None)
@@ -158,8 +166,8 @@ class Taps:
     def _find_sites(self) -> dict[str, str]:
         """Return each module's site by name.
 
-        The site is `OUTPUT` if no rule applies. It is also `OUTPUT` for gates, parametrizations and
-        submodules of a module at the same site.
+        The site is `OUTPUT` if no rule applies. It is also `OUTPUT` for gates, parametrizations,
+        scripted modules and submodules of a module at the same site.
         """
         sites: dict[str, str] = {}
         for name, module in self.modules.items():
@@ -171,7 +179,7 @@ class Taps:
                 sites[parent] == site or isinstance(self.modules[parent], ParametrizationList)
                 for parent in parents
             )
-            sites[name] = OUTPUT if is_part or is_gate else site
+            sites[name] = OUTPUT if is_part or is_gate or is_scripted(module) else site
         return sites
 
     def _find_places(
@@ -196,6 +204,8 @@ class Taps:
             places[self.linear[-1]] = (self.linear[-1], FEATURES)
         if not places:
             advice = f"\n{ACTIVATION_ADVICE}" if sites is not None and "act" in sites else ""
+            if any(isinstance(module, torch.jit.ScriptModule) for module in self.modules.values()):
+                advice = f"\n{SCRIPT_ADVICE}"
             searched = f"that matches {', '.join(layers)}" if layers else "of the network"
             raise NoSuchLayer(
                 f"sites: no module {searched} is at {', '.join(sites or ())}; choose other sites, "
@@ -246,14 +256,18 @@ class Taps:
         device.
 
         Yields:
-            Function that moves inputs to the network's device and floating-point type and runs it.
+            Function that runs the network on a copy of inputs; see `copy_inputs`.
         """
-        training = {module: module.training for module in self.model.modules()}
+        # Modules of `torch.jit.freeze` have no mode.
+        training = {
+            module: module.training
+            for module in self.model.modules()
+            if hasattr(module, "training")
+        }
         parameter = next(self.model.parameters(), torch.empty(0))
 
         def run(inputs: Tensor) -> Any:
-            dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
-            return self.model(inputs.to(parameter.device, dtype))
+            return self.model(copy_inputs(inputs, parameter))
 
         with ExitStack() as stack:
             stack.enter_context(exact_operators())
@@ -273,7 +287,7 @@ class Taps:
         restored.
 
         Yields:
-            Function that moves inputs to the network's device and floating-point type and runs it.
+            Function that runs the network on a copy of inputs; see `copy_inputs`.
         """
         numbers: Counter[str] = Counter()
         with ExitStack() as stack:
@@ -286,6 +300,21 @@ class Taps:
                 return run(inputs)
 
             yield run_and_count
+
+
+def copy_inputs(inputs: Tensor, parameter: Tensor) -> Tensor:
+    """Copy inputs to a parameter's device and, if they are floating-point, to its type.
+
+    A network gets a copy, even where nothing is converted, because it may change its input in
+    place.
+    """
+    dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
+    return inputs.to(parameter.device, dtype, copy=True)
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Return True for a module of `torch.jit.script`, which refuses hooks."""
+    return isinstance(module, torch.jit.RecursiveScriptModule)  # type: ignore[attr-defined]
 
 
 def first_input(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, first_line
 from bnstudy.representations.channels import ChannelAxes, function_name
 from bnstudy.representations.running_statistics import uncalibrated
 from bnstudy.representations.taps import (
@@ -22,8 +22,10 @@ from bnstudy.representations.taps import (
     OUTPUT,
     SITE_TYPES,
     Call,
+    NoSuchLayer,
     Taps,
     first_input,
+    is_scripted,
 )
 
 NUM_SAMPLES = 2  # with 1 sample, an output with a constant batch size of 1 would look valid
@@ -31,6 +33,10 @@ MAX_LISTED = 5  # names in a warning
 WEIGHTED_TYPES = (*SITE_TYPES["conv"], *SITE_TYPES["norm"], nn.Linear)
 FUNCTION_NAMES = {kind.__name__.lower() for kind in ACTIVATIONS}  # without underscores
 CLASS_ENDINGS = (*FUNCTION_NAMES, "swish", "activation")
+UNREADABLE_ADVICE = (
+    "Choose other sites, or in Python select modules with layers=[...] that are called in eval "
+    "mode and return one tensor with a row for each sample of the batch"
+)
 _reported: WeakSet[nn.Module] = WeakSet()
 
 
@@ -72,21 +78,33 @@ def try_out(
         in bytes per sample.
 
     Raises:
-        NoSuchLayer: A pattern matches no module name.
+        NoSuchLayer: A pattern matches no module name, or none of the selected modules is called and
+            has an output that can be read.
         TypeError: The output of a module selected by its name is not a tensor with one row per
             sample.
-        UserError: An output does not have the given channel axis.
-        ValueError: None of the selected modules is called and has an output that can be read.
+        UserError: An output does not have the given channel axis, or the network fails on inputs
+            that are not floating-point.
     """
     taps.require_matches(channel_axis, "channel_axis")
     trial = _Trial(taps, channel_axis)
     with ExitStack() as stack:
         run = stack.enter_context(taps.evaluating())
         for module in trial.names:
+            if is_scripted(module):
+                continue
             stack.enter_context(module.register_forward_pre_hook(trial.before, with_kwargs=True))
             stack.enter_context(module.register_forward_hook(trial.after))
-        with torch.no_grad(), trial:
-            run(torch.cat([inputs[:1]] * NUM_SAMPLES))
+        try:
+            with torch.no_grad(), trial:
+                run(torch.cat([inputs[:1]] * NUM_SAMPLES))
+        except RuntimeError as error:
+            if inputs.is_floating_point():
+                raise
+            kind = str(inputs.dtype).removeprefix("torch.")
+            raise UserError(
+                f"batches: the network fails on inputs of type {kind}: {first_line(error)}\n"
+                "If it expects floating-point inputs, convert them, for example by inputs.float()"
+            ) from error
     if names := [name for name, layer in uncalibrated(taps.model).items() if layer in trial.called]:
         warnings.warn(
             f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: the running mean and "
@@ -99,7 +117,8 @@ def try_out(
     if trial.reads_all_activations and (trial.functions or trial.lookalikes):
         problems += f"\n{ACTIVATION_ADVICE}"
     if not outputs:
-        raise ValueError(f"no layer can be read: {problems}")
+        advice = "" if "\n" in problems else f"\n{UNREADABLE_ADVICE}"
+        raise NoSuchLayer(f"no layer can be read: {problems}{advice}")
     if problems and taps.sites is not None and taps.model not in _reported:
         _reported.add(taps.model)
         warnings.warn(f"{type(taps.model).__name__}: not measured: {problems}", stacklevel=3)
@@ -137,6 +156,7 @@ class _Trial(ChannelAxes):
         self.lookalikes: dict[str, str] = {}
         self._outputs: dict[tuple[Call, str], Output] = {}  # by call and site
         self._reasons: dict[tuple[str, str], str] = {}  # why it cannot be read, by name and site
+        self._constant: set[tuple[str, str]] = set()  # with one row for any batch
         self._last_linear: str | None = None
         self._running: list[nn.Module] = [taps.model]  # modules being called, the innermost last
 
@@ -195,9 +215,9 @@ class _Trial(ChannelAxes):
                 raise TypeError(
                     f"{name} {reason}; exclude it with layers=[...], or select a module inside it"
                 )
-            # An output with one row for any batch, such as a position table, is no representation.
-            is_constant = isinstance(value, Tensor) and value.shape[:1] == (1,)
-            self._reasons[name, site] = "" if is_constant else reason
+            self._reasons[name, site] = reason
+            if isinstance(value, Tensor) and value.shape[:1] == (1,):
+                self._constant.add((name, site))
             return
         number = 1 + sum((call.module, other) == (name, site) for call, other in self._outputs)
         axis = self._choose_axis(name, site, value)
@@ -221,10 +241,13 @@ class _Trial(ChannelAxes):
         """Remove what cannot be read from the taps; return the outputs to read, by call."""
         if self._last_linear is not None:
             self.taps.move_features(self._last_linear)
+        sites_read = {site for _, site in self._outputs}
         for name, (_, site) in list(self.taps.places.items()):
             if (name, site) in self._reasons:
-                if reason := self._reasons[name, site]:
-                    self.unreadable[name] = reason
+                # An output with one row for any batch, such as a position table, is no
+                # representation. If all outputs have one row, the network runs sample by sample.
+                if (name, site) not in self._constant or site not in sites_read:
+                    self.unreadable[name] = self._reasons[name, site]
                 del self.taps.places[name]
         sites = {name: site for name, (_, site) in self.taps.places.items()}
         return {
@@ -244,6 +267,10 @@ class _Trial(ChannelAxes):
         if self.reads_all_activations and self.lookalikes:
             modules = [f"{name} ({kind})" for name, kind in self.lookalikes.items()]
             problems.append(f"modules of unknown classes: {_format_list(modules)}")
+        scripted = [name for name, module in self.taps.modules.items() if is_scripted(module)]
+        if scripted and self.taps.layers is None:
+            outermost = [name for name in scripted if name.rpartition(".")[0] not in scripted]
+            problems.append(f"scripted modules: {_format_list(outermost)}")
         called = {call.module for call in outputs}
         if uncalled := [name for name in self.taps.places if name not in called]:
             problems.append(f"modules that are not called in eval mode: {_format_list(uncalled)}")

@@ -273,6 +273,11 @@ def _read(lease: Path) -> dict[str, Any]:
 
 
 def _in_use(folder: Path, lease: Path) -> CellInUse:
+    if _read(lease) == _this_process():
+        return CellInUse(
+            f"{folder}: this process itself is working in this cell\n"
+            "End the run that it has opened, or choose another study, seed or axes for the new one"
+        )
     holder = _describe_holder(lease, "another process")
     return CellInUse(f"{folder}: {holder} is working in this cell; wait for it, or stop it")
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from bnstudy.adapters.hydra_internals import split_grid
 from bnstudy.config.composition import complete, plain_values
 from bnstudy.config.identity import CELL_NAME, copy_without_hydra, name_cell, name_cell_folder
+from bnstudy.errors import UserError
 
 Compose = Callable[[Sequence[str]], DictConfig]
 NodePath = tuple[str, ...]  # names of a value's groups and of the value itself
@@ -81,8 +82,21 @@ def compose_cells(
 
 
 def parse_axes(arguments: Sequence[str]) -> dict[str, Override]:
-    """Parse overrides by key; the last one for a key takes precedence."""
+    """Parse overrides by key; the last one for a key takes precedence.
+
+    Raises:
+        UserError: An axis is a list with a function in it.
+    """
     overrides = OverridesParser.create().parse_overrides(list(arguments))
+    for override in overrides:
+        value = override.value()
+        items = value.list if isinstance(value, ChoiceSweep) else ()
+        if any(isinstance(item, Sweep | Glob) for item in items):
+            key = override.get_key_element()
+            raise UserError(
+                f"{override.input_line}: an axis is a list of values, or one function\n"
+                f"Write {key}=0,1 or {key}=range(0,2), for example"
+            )
     return {override.get_key_element(): override for override in overrides}
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +61,14 @@ class _SweepCell:
         state: State of the cell, as `determine_states` returns it. If `should_redo`, `sweep`
             replaces it by `to run` or `to resume` before it launches cells.
         should_redo: Whether the option `redo` selects the cell.
+        mistake: Mistake for which the cell's configuration is not allowed; None if it is allowed.
     """
 
     cell: Cell
     record: Recorded
     state: State
     should_redo: bool
+    mistake: str | None
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,10 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
     for study, root in {(cell.config["study"], cell.config["output_root"]) for cell in cells}:
         # A study's name such as ../mine would make Hydra write outside of the output root.
         validate({"study": study, "output_root": root})
-    _require_allowed(cells)
+    mistakes = _find_mistakes(cells)
     # Different overrides can result in the same configuration.
     cells = list({cell.folder: cell for cell in cells}.values())
-    sweep_cells = _read_cells(cells, redo)
+    sweep_cells = _read_cells(cells, redo, mistakes)
     _check_data(sweep_cells, redo, dry_run)
     for entry in sweep_cells:
         if entry.should_redo:
@@ -134,6 +136,7 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         describe_missing_options(record, config["metrics"], config["callbacks"])
         for record, config in complete
     )
+    _print_mistakes(sweep_cells)
     if dry_run:
         _print_dry_run(sweep_cells)
         return
@@ -158,30 +161,36 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
         _raise_unfinished(cells, unfinished)
 
 
-def _require_allowed(cells: Sequence[Cell]) -> None:
-    """Verify that the configuration of at least one cell is allowed, before any is launched.
+def _find_mistakes(cells: Sequence[Cell]) -> dict[Path, str | None]:
+    """Find the cells whose configuration is not allowed, before any is launched.
+
+    Returns:
+        Mistake of each cell by the cell's folder; None if the configuration is allowed.
 
     Raises:
-        UserError: That of none is; the message has each mistake once.
+        UserError: The configuration of no cell is allowed; the message has each mistake once.
     """
-    mistakes: dict[str, None] = {}
+    mistakes: list[str | None] = []
     for cell in cells:
         try:
             validate(cell.config)
             refuse_without_effect(cell.config)
         except UserError as error:
-            mistakes[str(error)] = None
+            mistakes.append(str(error))
         else:
-            return
-    if mistakes:
-        raise UserError("\n".join(mistakes))
+            mistakes.append(None)
+    if mistakes and None not in mistakes:
+        raise UserError("\n".join(dict.fromkeys(map(str, mistakes))))
+    return {cell.folder: mistake for cell, mistake in zip(cells, mistakes, strict=True)}
 
 
-def _read_cells(cells: Sequence[Cell], redo: Redo | None) -> list[_SweepCell]:
+def _read_cells(
+    cells: Sequence[Cell], redo: Redo | None, mistakes: Mapping[Path, str | None]
+) -> list[_SweepCell]:
     """Read the records of cells, and determine their states."""
     records = [read_record(cell) for cell in cells]
     return [
-        _SweepCell(cell, record, state, _should_redo(state, redo))
+        _SweepCell(cell, record, state, _should_redo(state, redo), mistakes[cell.folder])
         for cell, record, state in zip(
             cells, records, determine_states(cells, records), strict=True
         )
@@ -299,9 +308,17 @@ def _studies(cells: Sequence[Cell]) -> list[Path]:
     return sorted({cell.folder.parent for cell in cells})
 
 
+def _print_mistakes(cells: Sequence[_SweepCell]) -> None:
+    """Print the cells to launch whose configuration is not allowed, each with its mistake."""
+    for entry in cells:
+        if entry.mistake and entry.state in STATES_TO_LAUNCH:
+            mistake = entry.mistake.replace("\n", "; ")
+            console.print(f"  not allowed {entry.cell.folder}  {mistake}", style="yellow")
+
+
 def _print_dry_run(cells: Sequence[_SweepCell]) -> None:
     """Print the cells that a sweep would run and the estimated time."""
-    to_launch = [entry for entry in cells if entry.state in STATES_TO_LAUNCH]
+    to_launch = [entry for entry in cells if entry.state in STATES_TO_LAUNCH and not entry.mistake]
     records = []
     for study in _studies([entry.cell for entry in to_launch]):
         for folder in list_cells(study):

@@ -2,6 +2,7 @@
 
 import hashlib
 import operator
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from math import isfinite
@@ -253,7 +254,9 @@ class Run:
                 value = float(number)
             except (RuntimeError, TypeError, ValueError) as error:
                 # For example a tensor with several elements.
-                raise UserError(f"log({name}={number!r}): expected a single number") from error
+                raise UserError(
+                    f"log({name}={_format_value(number)}): expected a single number"
+                ) from error
             if split not in EVALUATED_SPLITS or not metric:
                 raise UserError(
                     f"log({name}=...): expected a name <split>_<metric>, such as train_loss or "
@@ -397,14 +400,15 @@ def _configuration(
         config_key = KEY_OF_COLUMN.get(key, key if "." in key else f"model.{key}")
         group, _, name = config_key.partition(".")
         value = _plain(value)
+        axis = f"axes={{{key!r}: {_format_value(value)}}}"
         if key in RESERVED_KEYS:
             raise UserError(
-                f"axes={{{key!r}: {value!r}}}: norm and seed are arguments of their own\n"
+                f"{axis}: norm and seed are arguments of their own\n"
                 "Pass norm=NAME and seed=N; an axis is another setting, such as depth"
             )
         if group not in GROUPS or not isinstance(value, str | int | float | bool | None):
             raise UserError(
-                f"axes={{{key!r}: {value!r}}}: an axis is a name without a dot, or a key of "
+                f"{axis}: an axis is a name without a dot, or a key of "
                 f"{', '.join(GROUPS)}; its value must be a number, a string, a bool or None"
             )
         config[group][name] = value
@@ -437,8 +441,15 @@ def _integer(key: str, value: Any, limit: int = 2**63 - 1) -> int:
     except TypeError:
         number = -1
     if not 0 <= number <= limit:
-        raise UserError(f"{key}={value} is not allowed; expected an integer from 0 to {limit}")
+        raise UserError(
+            f"{key}={_format_value(value)} is not allowed; expected an integer from 0 to {limit}"
+        )
     return number
+
+
+def _format_value(value: Any) -> str:
+    """Return the shortened representation of a value, in one line."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def require_splits(splits: Iterable[str]) -> None:

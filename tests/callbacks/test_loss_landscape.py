@@ -126,6 +126,21 @@ def test_dropout_is_the_same_all_along_the_way() -> None:
     assert all(abs(probe["first_order_error"]) < 1e-4 for probe in callback.batch_values)
 
 
+class AddsInPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(1)
+
+
+def test_a_network_that_changes_its_input_is_trained_on_the_batches_as_they_were() -> None:
+    callback = LossLandscape(every_n_steps=1, step_sizes=SIZES)
+    measured, alone = (nn.Sequential(AddsInPlace(), small_network()) for _ in range(2))
+    for network, callbacks in ((measured, [callback]), (alone, [])):
+        torch.manual_seed(0)  # of the dropout
+        train(network, *callbacks, epochs=1)
+    for ours, expected in zip(measured.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_an_epoch_without_a_finite_value_says_so() -> None:
     callback = LossLandscape(every_n_steps=1, step_sizes=[1e30, 1e38])
     watch = Watch(callback)

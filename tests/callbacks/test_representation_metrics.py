@@ -199,6 +199,12 @@ def test_an_unknown_metric_is_refused_at_once() -> None:
         RepresentationMetrics({}, ["knn_purty"])
 
 
+@pytest.mark.parametrize("interval", [0, -1, 0.5, True, "2", None])
+def test_an_interval_that_is_no_count_is_refused_at_once(interval: Any) -> None:
+    with pytest.raises(UserError, match=r"every_n_epochs=.* not allowed; expected an integer of"):
+        RepresentationMetrics({}, [], every_n_epochs=interval)
+
+
 def test_an_undefined_metric_is_warned_of_once() -> None:
     class Dead(L.LightningModule):
         def __init__(self) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from copy import deepcopy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
 from bnstudy.config.schema import (
+    FORMER_PRECISIONS,
+    PRECISIONS,
     RECIPE_KEYS,
     ChosenGroup,
     Config,
@@ -110,9 +112,18 @@ def changed(config: dict[str, Any], key: str, value: object) -> dict[str, Any]:
             [0, -1],
             "a number of devices of at least 1, or a list of them such as ",
         ),
+        ("trainer.limit_train_batches", 2.5, "a number of batches of at least 1, or a share above"),
+        ("trainer.limit_val_batches", 0, "a number of batches of at least 1, or a share above 0"),
+        ("trainer.limit_val_batches", float("inf"), "a number of batches of at least 1, or a "),
+        ("trainer.precision", 7, "32-true, 16-mixed, bf16-mixed, 16-true, bf16-true, 64-true, "),
+        ("trainer.gradient_clip_val", "1", "a number, or null"),
+        ("trainer.gradient_clip_algorithm", "l2", "norm, value, or null"),
         ("metrics.sites", ["relu"], "a list of conv, norm, act, features, such as [act]"),
         ("metrics.sites", [["act"]], "a list of conv, norm, act, features, such as [act]"),
         ("callbacks.loss_landscape.step_sizes", [0.1, 0], "a list of numbers above 0, such as "),
+        ("metrics.memory_budget", float("inf"), "a finite number above 0"),
+        ("metrics.memory_budget", float("nan"), "a finite number above 0"),
+        ("callbacks.activation_drift.memory_budget", float("inf"), "a finite number above 0"),
         ("probe.train", 0, "an integer of at least 1, or null"),
         ("probe", 5, "keys, each with its value"),
         ("checkpoint_epochs", [0, "last"], "a list of epochs such as [0,5,10], or all"),
@@ -135,6 +146,11 @@ def test_a_value_that_is_not_allowed_is_refused(
         ("optim.nesterov", True),
         ("trainer.devices", [0, 2]),
         ("trainer.limit_train_batches", 8),
+        ("trainer.limit_train_batches", 0.5),
+        ("trainer.limit_val_batches", 2.0),
+        ("trainer.precision", 16),
+        ("trainer.precision", "bf16"),
+        ("trainer.precision", None),
         ("trainer.accumulate_grad_batches", 2),
         ("trainer._target_", "mine.Trainer"),
         ("data.name", "digits"),
@@ -206,6 +222,13 @@ def test_validation_changes_nothing(config: dict[str, Any]) -> None:
     before = deepcopy(config)
     validate(config)
     assert repr(config) == repr(before)  # which tells 1 from 1.0 and from True, and has an order
+
+
+def test_precisions_are_those_of_lightning() -> None:
+    from lightning.fabric.plugins.precision import precision
+
+    assert set(PRECISIONS) == set(get_args(precision._PRECISION_INPUT_STR))
+    assert set(FORMER_PRECISIONS) == set(get_args(precision._PRECISION_INPUT_STR_ALIAS))
 
 
 def test_torch_is_not_imported() -> None:

@@ -131,7 +131,9 @@ def test_data_that_are_not_there_are_not_called_damaged(
     source = getattr(module.datasets, name)
     monkeypatch.setattr(source, "download", no_network)
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)  # of a download that failed
-    with pytest.raises(UserError, match=rf"data {name}: not there in .*no network.*\nExpected"):
+    with pytest.raises(
+        UserError, match=rf"data {name}: not there in .*no network.*\nSet data.root"
+    ):
         TorchvisionImages(name, root=str(tmp_path), **OPTIONS).setup()
 
 

@@ -160,7 +160,9 @@ def test_a_damaged_idx_file_is_refused(tmp_path: Path, file: str) -> None:
     write_mnist(tmp_path)
     path = tmp_path / "MNIST" / "raw" / file
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"data MNIST: damaged in data.root=.*\nExpected.*train-im"):
+    with pytest.raises(
+        UserError, match=r"data MNIST: damaged in data.root=.*\nSet data.root.*train-im"
+    ):
         TorchvisionImages("MNIST", root=str(tmp_path), **OPTIONS).setup()
 
 
@@ -190,7 +192,7 @@ def test_a_missing_or_damaged_svhn_file_is_refused(
     assert first.startswith(
         f"data SVHN: {'not there' if missing else 'damaged'} in data.root={tmp_path}"
     )
-    assert second == "Expected in that folder: train_32x32.mat and test_32x32.mat"
+    assert second == "Set data.root to a folder with train_32x32.mat and test_32x32.mat"
 
 
 def test_a_data_set_of_the_wrong_size_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from bnstudy.errors import UserError
 from bnstudy.models import calibrate, calibrated, recalibrate
 from bnstudy.models.batchnorm_parts import CenteringBatchNorm, FrozenBatchNorm
 from bnstudy.representations import capture
@@ -16,6 +17,8 @@ from bnstudy.representations.running_statistics import (
     with_running_statistics,
 )
 from tests.models.conftest import normalization
+from tests.representations.networks import ChangesItsInput
+from tests.representations.networks import batches as samples
 
 
 def batches(count: int = 4) -> list[tuple[Tensor, Tensor]]:
@@ -145,6 +148,23 @@ def test_without_batches_statistics_are_kept() -> None:
     with pytest.raises(ValueError, match="batches"):
         recalibrate(model, iter([]))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 1, 16, 16), {"x": torch.zeros(2)}, (1, 2)])
+def test_batches_that_are_no_pairs_are_refused(wrong: object) -> None:
+    with pytest.raises(UserError, match=r"^batches: a batch is a .*, expected \(inputs,"):
+        recalibrate(ChangesItsInput(), [wrong])  # type: ignore[list-item]
+
+
+def test_a_network_that_changes_its_input_leaves_the_batches_as_they_were() -> None:
+    model, data = ChangesItsInput(), samples()
+    means = []
+    for _ in range(2):
+        recalibrate(model, data)
+        means.append(model.norm.running_mean.clone())
+    assert torch.equal(*means)
+    for (images, _), (before, _) in zip(data, samples(), strict=True):
+        assert torch.equal(images, before)
 
 
 def test_inputs_that_are_integers_stay_integers() -> None:

@@ -22,6 +22,21 @@ def cnn(norm: str = "batchnorm", depth: int = 3) -> CNN:
     return CNN(depth, 4, input_shape=(1, 16, 16), num_classes=3, norm=Normalization(norm))
 
 
+class ChangesItsInput(nn.Module):
+    """Network that standardizes its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.act = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv(x.sub_(0.5).div_(2))))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
+
+
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",

@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 from bnstudy.errors import UserError
 from bnstudy.metrics import METRICS, evaluate
 from bnstudy.representations import Layer, capture
-from tests.representations.networks import Batches, batches, cnn, state
+from tests.representations.networks import Batches, ChangesItsInput, batches, cnn, state
 
 
 def names(layers: list[Layer]) -> list[tuple[int, str, str]]:
@@ -283,6 +283,22 @@ def test_an_activation_is_copied_before_an_in_place_layer_overwrites_it() -> Non
     assert (read(alone, ["0"])[0].activations < 0).any()
 
 
+def test_a_network_that_changes_its_input_leaves_the_batches_as_they_were() -> None:
+    model, data = ChangesItsInput(), batches(size=5)
+    first = None
+    for _ in range(2):
+        (layer,) = capture(model, data)
+        measured = (
+            layer.activations.tolist(),
+            layer.network.margins.tolist(),
+            layer.network.mixed_accuracy,
+        )
+        first = first or measured
+        assert measured == first
+    for (images, _), (before, _) in zip(data, batches(size=5), strict=True):
+        assert torch.equal(images, before)
+
+
 @pytest.mark.parametrize("sizes", [(2, 7, 1), (10,), (1, 9), (9, 1)])
 def test_batches_may_come_from_a_generator_and_be_uneven(sizes: tuple[int, ...]) -> None:
     model = cnn()
@@ -463,6 +479,63 @@ def test_other_batches_are_refused_in_two_lines(
     with pytest.raises(UserError, match=message) as refused:
         list(capture(cnn(), [convert(*batch) for batch in batches()]))  # type: ignore[misc]
     assert len(str(refused.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (lambda images: images[:0], "batch 2 has no samples; leave empty batches out"),
+        (lambda images: images[..., :9], r"block01 has outputs of .*: 4x256 and 4x144\nPass"),
+    ],
+    ids=["empty", "smaller"],
+)
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_batch_unlike_the_first_is_refused(
+    convert: Callable[[Tensor], Tensor], message: str, sized: bool
+) -> None:
+    (first, labels), *_ = batches()
+    images = convert(first)
+    data = [(first, labels), (images, labels[: len(images)])]
+    with pytest.raises(UserError, match=message):
+        list(capture(cnn(), data if sized else iter(data), layers=["block01"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.complex64])
+def test_inputs_of_a_type_that_the_network_does_not_accept_are_refused(dtype: torch.dtype) -> None:
+    data = [(images.to(dtype), labels) for images, labels in batches()]
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=rf"fails on inputs of type {kind}: .*\n.*inputs.float\(\)"):
+        capture(cnn(), data)
+
+
+class CallsInTurn(nn.Module):
+    """Network that calls a module in every other forward pass, or with every other sample."""
+
+    def __init__(self, every: str) -> None:
+        super().__init__()
+        self.every, self.passes = every, 0
+        self.act, self.extra = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.every == "sample" and len(x) > 2:  # not in the trial run
+            self.extra(x[::2])
+        elif self.every == "sample" or self.passes % 2:
+            self.extra(x)
+        return self.act(x)
+
+
+@pytest.mark.parametrize(("every", "count", "rows"), [("pass", 10, 4), ("sample", 10, 6)])
+def test_a_module_that_is_not_called_with_every_sample_is_refused(
+    every: str, count: int, rows: int
+) -> None:
+    with pytest.raises(UserError, match=rf"extra returned {rows} rows for {count} .*\n.*layers="):
+        list(capture(CallsInTurn(every), batches(count=count)))
+
+
+def test_a_module_that_is_called_in_the_trial_run_alone_is_refused() -> None:
+    with pytest.raises(UserError, match=r"extra returned 0 rows for 4 samples"):
+        list(capture(CallsInTurn("pass"), batches(count=4), layers=["extra"]))
 
 
 class NeedsTwoSamples(nn.Module):

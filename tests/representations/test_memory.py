@@ -4,6 +4,7 @@ import math
 import platform
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,12 @@ def test_without_distances_there_is_more_room() -> None:
     layers = list(capture(cnn(), data, memory_budget=tight, distances=False))
     assert len(layers) == 3
     assert all(one.activations is not None for one in layers)
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan"), 1e308, "2", None])
+def test_a_budget_that_is_no_finite_number_is_refused(wrong: Any) -> None:
+    with pytest.raises(UserError, match=r"^memory_budget=.* not allowed; expected a finite number"):
+        capture(cnn(), DATA, memory_budget=wrong)
 
 
 @pytest.mark.parametrize("distances", [True, False])

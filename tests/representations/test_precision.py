@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bnstudy.errors import UserError
 from bnstudy.metrics import METRICS, evaluate
 from bnstudy.representations import Layer, capture
 from bnstudy.representations import precision as module
@@ -115,6 +116,16 @@ def test_a_layer_read_in_blocks_is_multiplied_in_the_same_way() -> None:
     whole = Layer(x, LABELS)
     for metric in ("silhouette", "participation_ratio", "effective_rank", "knn_purity"):
         assert METRICS[metric](layer) == pytest.approx(METRICS[metric](whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["bf16", "float64", "", None])
+def test_an_unknown_precision_is_refused(wrong: Any) -> None:
+    message = f"^precision={wrong} is not allowed; expected auto, bfloat16x3, float32$"
+    with pytest.raises(UserError, match=message):
+        Layer(torch.zeros(2, 2), torch.arange(2), precision=wrong)
+    batches = [(torch.zeros(2, 2), torch.arange(2))]
+    with pytest.raises(UserError, match=message):
+        capture(torch.nn.Sequential(torch.nn.ReLU()), batches, precision=wrong)
 
 
 @pytest.mark.parametrize("name", ["trained", "offset", "noise"])

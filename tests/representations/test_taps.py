@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
+from bnstudy.errors import UserError
 from bnstudy.representations import Layer, capture
 from bnstudy.representations.taps import Taps
-from tests.representations.networks import batches, cnn
+from tests.representations.networks import ChangesItsInput, batches, cnn
 
 # As in the section "Non-linear Activations (weighted sum, nonlinearity)" of torch's documentation.
 ACTIVATIONS = [
@@ -280,6 +281,90 @@ def test_an_output_without_a_row_for_each_sample_is_reported_and_left_out() -> N
 
 def test_a_table_that_does_not_depend_on_the_samples_is_no_layer() -> None:
     assert [layer.name for layer in read(WithoutSamples("table"))] == ["outer"]
+
+
+class ReturnsADict(nn.ReLU):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"x": functional.relu(x)}
+
+
+class TakesFromADict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = ReturnsADict()
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = self.act(x)["x"]
+        return values
+
+
+class OneByOne(nn.Module):
+    """Network that processes the samples of a batch one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.linear = nn.ReLU(), nn.Linear(256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.act(sample[None]) for sample in x])
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (TakesFromADict(), "act returns a dict, expected a tensor"),
+        (OneByOne(), r"act returns shape \(1, 1, 16, 16\) for 2 samples, expected \(2, channels"),
+    ],
+)
+def test_a_network_without_a_layer_that_can_be_read_is_refused(
+    network: nn.Module, reason: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^no layer can be read: {reason}.*\nChoose") as refused:
+        read(network)
+    assert isinstance(refused.value, ValueError)
+
+
+def test_activations_of_single_samples_are_reported() -> None:
+    with pytest.warns(UserWarning, match=r"act returns shape \(1, 1, 16, 16\) for 2 samples"):
+        (features,) = read(OneByOne(), sites=["act", "features"])
+    assert features.tap.site == "features"
+
+
+class PartlyScripted(nn.Module):
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.norm = torch.jit.script(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval())
+        if frozen:
+            self.norm = torch.jit.freeze(self.norm)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = self.act(self.norm(x) - 1)
+        return values
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_scripted_modules_are_reported_and_left_out(frozen: bool) -> None:
+    network = PartlyScripted(frozen)
+    with pytest.warns(UserWarning, match=r"not measured: scripted modules: norm$"):
+        (layer,) = read(network, sites=["norm", "act"])
+    images = torch.cat([images for images, _ in batches()])
+    torch.testing.assert_close(layer.activations, network(images).flatten(2))
+    with pytest.raises(UserError, match=r"^layers: scripted modules match: norm.*\n.*before"):
+        read(network, layers=["norm*"])
+    with pytest.raises(UserError, match=r"no module of the network is at act.*\nScripted modules"):
+        read(nn.Sequential(network.norm))
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(2, 1, 8, 8), torch.ones(2, 1, 8, 8).double()])
+def test_a_network_that_is_evaluated_gets_a_copy_of_its_inputs(inputs: Tensor) -> None:
+    taps = Taps(ChangesItsInput())
+    with torch.no_grad(), taps.evaluating() as run:
+        assert torch.equal(run(inputs), run(inputs))
+    assert (inputs == 1).all()
 
 
 def test_features_are_read_where_the_last_linear_layer_is_called() -> None:

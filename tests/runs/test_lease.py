@@ -73,6 +73,11 @@ def test_many_processes_exclude_one_another(tmp_path: Path) -> None:
     assert (tmp_path / "number").read_text() == "150"
 
 
+def test_a_folder_that_this_process_holds_is_said_to_be_its_own(tmp_path: Path) -> None:
+    with hold_lease(tmp_path), pytest.raises(CellInUse, match="this process itself"):
+        hold_lease(tmp_path).__enter__()
+
+
 def test_a_killed_workers_folder_is_free_at_once(tmp_path: Path) -> None:
     worker = fork.Process(target=hold, args=(tmp_path / "cell",))
     worker.start()

@@ -11,7 +11,7 @@ from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.composition import resolve
 from bnstudy.config.identity import copy_without_hydra, name_cell_folder, register_resolvers
 from bnstudy.errors import UserError
-from bnstudy.sweeps.grid import compose_cells
+from bnstudy.sweeps.grid import compose_cells, parse_axes
 
 GROUPS = {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
 
@@ -101,3 +101,16 @@ def test_a_value_that_is_missing_for_one_norm_is_told(composing: CountingCompose
     )
     with pytest.raises(UserError, match="has no value for norm=batchnorm"):
         list(grid)
+
+
+@pytest.mark.parametrize(
+    "axis", ["seed=0,range(0,2)", "seed=choice(0,1),2", "seed=0,interval(0,1)", "seed=glob(*),3"]
+)
+def test_a_list_with_a_function_in_it_is_no_axis(axis: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_axes([axis])
+    assert str(refused.value) == (
+        f"{axis}: an axis is a list of values, or one function\n"
+        "Write seed=0,1 or seed=range(0,2), for example"
+    )
+    parse_axes(["seed=0,1", "optim.lr=interval(0.01,1)", "model.depth=range(1,3)", "norm=glob(*)"])

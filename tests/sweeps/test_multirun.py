@@ -192,6 +192,23 @@ def test_a_mistake_in_all_cells_is_told_once_before_any_is_launched(
     assert not list(tmp_path.glob("multirun/*/*"))
 
 
+def test_cells_that_are_not_allowed_are_named_before_any_is_launched(
+    command_line: CommandLine,
+) -> None:
+    axis = "model.depth=1,2.0"
+    dry = command_line(*RUN, axis, "sweep.dry_run=true", "-m")
+    assert dry.returncode == 0
+    _, not_allowed, to_run = dry.stdout.splitlines()[:3]
+    assert not_allowed.startswith("  not allowed multirun/quick/batchnorm-depth2.0-width4-seed0-")
+    assert not_allowed.endswith(
+        "  model.depth=2.0 is not allowed; expected an integer of at least 1"
+    )
+    assert to_run.startswith("  to run     multirun/quick/batchnorm-depth1-width4-seed0-")
+    result = command_line(*RUN, axis, "-m")
+    assert result.returncode == 1
+    assert result.stdout.index(not_allowed) < result.stdout.index("Cell 1 of 2")
+
+
 def test_a_mistake_that_only_the_data_show_is_told_once_for_all_cells(
     command_line: CommandLine,
 ) -> None:

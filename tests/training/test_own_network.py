@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -35,6 +36,8 @@ from bnstudy.training.build import build_network
 from tests.conftest import REPOSITORY, CommandLine, description
 
 HERE = "tests.training.test_own_network"
+GROUPS = {"num_groups": 2, "eps": 1e-5}
+STANDARDIZED: dict[str, Any] = {"name": "weightstandardization", **GROUPS}
 EVERYTHING = {"train": None, "test": None}
 
 
@@ -90,6 +93,44 @@ class Locked(Plain):
     def __init__(self) -> None:
         super().__init__(3)
         self.lock = threading.Lock()
+
+
+class Raises(Plain):
+    """Network whose code fails."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(3)
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
+class Detached(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)
+        return logits.detach()
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution of the user's own."""
+
+
+class Encoder(nn.Module):
+    """Network with torch's transformer, which reads the attributes of its norms in eval mode."""
+
+    def __init__(self, *, is_padded: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+        self.encoder, self.is_padded = nn.TransformerEncoder(layer, 2), is_padded
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = None
+        if self.is_padded:
+            mask = torch.zeros(len(x), 8, dtype=torch.bool)
+            mask[0, 6:] = True
+        y: Tensor = self.encoder(x[:, 0], src_key_padding_mask=mask)
+        return y[:, :3].mean(2)
 
 
 class Augmented(TensorDataset):
@@ -255,6 +296,29 @@ def test_layernorm_is_replaced_as_well(norm: str) -> None:
         (Plain(3), (1, 8, 8), {"position": "post"}, "norm.position=post is not possible"),
         (functional.relu, (1, 8, 8), {}, "makes a function, not a torch.nn.Module"),
         (Locked(), (1, 8, 8), {}, r"cannot be copied \(TypeError: cannot pickle '_thread.lock'"),
+        (Raises(AttributeError("a\nb")), (1, 8, 8), {}, r"\(AttributeError: a\)"),
+        (Raises(KeyError("a\nb")), (1, 8, 8), {}, r"\(KeyError: 'a\\nb'\)"),
+        (Raises(NotImplementedError()), (1, 8, 8), {}, r"\(NotImplementedError: NotImpl"),
+        (Detached(3), (1, 8, 8), {}, "its output has no gradient"),
+        (Layered(3).requires_grad_(False), (1, 8, 8), {}, "its output has no gradient"),
+        (
+            nn.Sequential(Conv2d(1, 2, 3), nn.BatchNorm2d(2)),
+            (1, 8, 8),
+            STANDARDIZED,
+            "norm=weightstandardization standardizes .* nn.Conv2d only, and it has Conv2d\n",
+        ),
+        (
+            nn.Sequential(parametrizations.weight_norm(nn.Conv2d(1, 2, 3)), nn.BatchNorm2d(2)),
+            (1, 8, 8),
+            STANDARDIZED,
+            "nn.Conv2d only, and it has ParametrizedConv2d\n",
+        ),
+        (
+            parametrizations.weight_norm(nn.LayerNorm(8), dim=None),
+            (1, 8, 8),
+            {},
+            "nn.LayerNorm over channels are replaced, and it has ParametrizedLayerNorm",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_used_is_refused(
@@ -280,7 +344,7 @@ def test_outputs_that_are_probabilities_are_warned_of_once(only_in_evaluation: b
 
 def test_convolutions_keep_what_their_network_gave_them() -> None:
     for name in ("none", "weightstandardization"):
-        options = {"num_groups": 2, "eps": 1e-5} if name == "weightstandardization" else {}
+        options = GROUPS if name == "weightstandardization" else {}
         norm = Normalization(name, **options)
         frozen = nn.Conv2d(1, 2, 3, dtype=torch.float64).requires_grad_(False)
         calls: list[nn.Module] = []
@@ -295,6 +359,76 @@ def test_convolutions_keep_what_their_network_gave_them() -> None:
         assert calls == [network[0]]
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.LayerNorm])
+@pytest.mark.parametrize(
+    ("name", "options", "parameters"),
+    [
+        ("batchnorm", {"eps": 0.1}, ["weight", "bias"]),
+        ("groupnorm", GROUPS, ["weight", "bias"]),
+        ("dyt", {}, ["weight", "bias", "alpha"]),
+        ("rmsnorm", {}, ["weight"]),
+        ("none", {}, []),
+    ],
+)
+def test_a_replacement_takes_over_the_parameters_of_the_norm(
+    kind: Callable[[int], nn.Module], name: str, options: dict[str, Any], parameters: list[str]
+) -> None:
+    first, second = kind(4), kind(4)
+    second.weight = first.weight
+    nn.init.zeros_(first.weight)
+    second.bias.requires_grad_(False)
+    network = nn.Sequential(first, second, kind(4).requires_grad_(False)).double()
+    replace_norm_layers(network, Normalization(name, **options))
+    norms = [dict(getattr(made, "norm", made).named_parameters()) for made in network]
+    assert [[*norm] for norm in norms] == [parameters] * 3
+    for norm, layer in zip(norms, (first, second), strict=False):
+        for parameter in ("weight", "bias"):
+            if parameter in norm:
+                assert norm[parameter] is getattr(layer, parameter)
+    assert not any(parameter.requires_grad for parameter in norms[2].values())
+    x = torch.randn(2, 4, 4, 4, dtype=torch.float64)
+    assert network(x).dtype is torch.float64
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(4, affine=False), nn.LayerNorm(4, elementwise_affine=False)]
+)
+def test_a_replacement_of_a_norm_without_parameters_has_its_dtype(norm: nn.Module) -> None:
+    network = nn.Sequential(norm, nn.Conv2d(4, 4, 1)).double()
+    replace_norm_layers(network, Normalization("affine"))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.LayerNorm])
+def test_a_replacement_takes_over_the_hooks_of_the_norm(kind: Callable[[int], nn.Module]) -> None:
+    norm, calls = kind(4), []
+    handles = [
+        norm.register_forward_hook(lambda *_: calls.append("forward"), always_call=True),
+        norm.register_forward_pre_hook(lambda *_: calls.append("before"), with_kwargs=True),
+        norm.register_full_backward_hook(lambda *_: calls.append("backward")),
+    ]
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), norm)
+    replace_norm_layers(network, Normalization("affine"))
+    network(torch.randn(2, 4, 4, 4)).sum().backward()
+    assert calls == ["before", "forward", "backward"]
+    for handle in handles:
+        handle.remove()
+    network(torch.randn(2, 4, 4, 4)).sum().backward()
+    assert len(calls) == 3
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_the_norms_of_a_transformer_of_torch_are_replaced(is_padded: bool) -> None:
+    network, x = Encoder(is_padded=is_padded), torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = network.eval()(x)
+        norm = Normalization("layernorm_channels", eps=1e-5)
+        adapt(network, "model._target_=mine.Net", norm, (1, 8, 8), 3)
+        torch.testing.assert_close(network.eval()(x), expected)
+    adapt(Encoder(is_padded=is_padded), "mine.Net", Normalization("none"), (1, 8, 8), 3)
+
+
 def test_probabilities_do_not_hide_a_second_output_in_training() -> None:
     network = TwoOutputs(end=nn.Softmax(1))
     with pytest.raises(UserError, match="its output for 2 samples is tuple"):
@@ -305,7 +439,7 @@ def test_probabilities_do_not_hide_a_second_output_in_training() -> None:
 def test_with_every_norm_as_many_random_numbers_are_drawn_for_a_shared_convolution(
     name: str,
 ) -> None:
-    options = {"num_groups": 2, "eps": 1e-5} if name == "weightstandardization" else {}
+    options = GROUPS if name == "weightstandardization" else {}
     convolution = nn.Conv2d(4, 4, 3)
     network = nn.Sequential(convolution, nn.BatchNorm2d(4), convolution)
     torch.manual_seed(0)
@@ -343,9 +477,8 @@ class Shared(nn.Module):
 def test_a_layer_in_several_places_is_replaced_in_all_and_stays_one_layer(
     name: str, kind: Callable[[int], nn.Module]
 ) -> None:
-    groups = {"num_groups": 2, "eps": 1e-5}
     norm = Normalization(
-        name, **(groups if name in ("weightstandardization", "evonorm_s0") else {})
+        name, **(GROUPS if name in ("weightstandardization", "evonorm_s0") else {})
     )
     layers = kind(4), nn.Conv2d(4, 4, 1), nn.ReLU()
     network = nn.Sequential(Shared(*layers), Shared(*layers))

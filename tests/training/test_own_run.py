@@ -146,6 +146,22 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             run.measure(network(), [(X, Y)], epoch=1, metrics=["unit_sparsty"])
 
 
+@pytest.mark.parametrize("value", [torch.arange(60), np.arange(100), "x\ny" * 99])
+def test_a_wrong_value_of_many_lines_is_shown_in_one(tmp_path: Path, value: Any) -> None:
+    def run(**axes: Any) -> bnstudy.Run:
+        return bnstudy.Run("mine", norm="x", seed=0, axes=axes, output_root=tmp_path)
+
+    with run() as opened:
+        opened.log(epoch=0, test_loss=1.0)
+        with pytest.raises(UserError, match=r"^epoch=.{,50} is not allowed; expected.*$"):
+            opened.measure(network(), [(X, Y)], value)
+        with pytest.raises(UserError, match=r"^log\(test_loss=.{,50}\): expected.*$"):
+            opened.log(epoch=0, test_loss=value)
+    for key in ("seed", "opt.lr"):
+        with pytest.raises(UserError, match=rf"^axes={{'{key}': .{{,50}}}}: "):
+            run(**{key: value})
+
+
 def test_the_training_samples_give_running_statistics(tmp_path: Path) -> None:
     with bnstudy.Run("mine", norm="batchnorm", seed=0, output_root=tmp_path) as run:
         with pytest.raises(UserError, match="have not seen a batch yet\nMeasure split='train'"):

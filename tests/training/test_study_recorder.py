@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,31 @@ def test_a_recorder_of_two_trainings_measures_the_data_of_each(tmp_path: Path) -
         trainer.save_checkpoint(tmp_path / "mine.ckpt")
         assert {row["epoch"] for row in read_rows(recorder.run.folder)} == {*range(epochs + 1)}
         assert description(recorder.run.folder)["data"]["train"] == samples
+
+
+def test_two_recorders_of_one_run_in_a_trainer_are_refused(tmp_path: Path) -> None:
+    recorders: list[L.Callback] = [
+        bnstudy.StudyRecorder("mine", "batchnorm", 0, output_root=tmp_path, metrics=[])
+        for _ in range(2)
+    ]
+    trainer = L.Trainer(**QUIET, max_epochs=1, callbacks=recorders)
+    data = DataLoader(TensorDataset(X, Y), 60)
+    with (
+        pytest.warns(),  # Lightning's, of workers
+        pytest.raises(
+            UserError, match=r"this process itself .*\n.* another study, seed or axes"
+        ) as error,
+    ):
+        trainer.fit(Module(), data, data)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_the_interval_is_recorded_or_refused_at_once(tmp_path: Path) -> None:
+    _, cell = fit(tmp_path, epochs=3, every_n_epochs=np.int64(2))
+    assert {row["epoch"] for row in read_rows(cell)} == {0, 2, 3}
+    assert description(cell)["config"]["metrics"]["every_n_epochs"] == 2
+    with pytest.raises(UserError, match="every_n_epochs=0 is not allowed"):
+        bnstudy.StudyRecorder("mine", "batchnorm", 0, every_n_epochs=0)
 
 
 def test_a_lightning_training_that_fails_keeps_its_error_and_its_epochs(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ files when a query needs them.
 """
 
 import shlex
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,11 @@ FOLDS_OF_FILES = f"""
 """
 NO_FOLDS = "select cell, 0 as fold, split, layer, metric, value from rows where false"
 
+FINAL_NUMBERS = """
+    select path, split || '_' || metric, value
+    from files join ended on path = filename and epoch = last_epoch where layer_index = -1
+"""
+
 FINAL = """
     select last.*, layers.* exclude (cell, site, layer)
     from last left join layers using (cell, layer)
@@ -95,6 +102,28 @@ def connect(
     except duckdb.Error as error:
         raise UserError(_explain(connection, tables, error)) from error
     return connection
+
+
+def read_final_numbers(last_epochs: Mapping[str, int]) -> dict[tuple[str, str], list[float]]:
+    """Read the numbers of the whole model after the last epoch from long tables.
+
+    Args:
+        last_epochs: Last epoch of each table, by path.
+
+    Returns:
+        Values by the path of the table and `<split>_<metric>`; empty if DuckDB cannot read a table,
+        which `connect` explains.
+    """
+    numbers: dict[tuple[str, str], list[float]] = defaultdict(list)
+    if last_epochs:
+        with duckdb.connect() as connection:
+            ended = pd.DataFrame({"path": last_epochs.keys(), "last_epoch": last_epochs.values()})
+            connection.register("ended", ended)
+            with suppress(duckdb.Error):
+                _open_tables(connection, list(last_epochs)).create_view("files")
+                for path, name, value in connection.execute(FINAL_NUMBERS).fetchall():
+                    numbers[path, name].append(value)
+    return numbers
 
 
 def _open_tables(

@@ -1,11 +1,12 @@
 """Table of a study's runs, made from their run.json files.
 
-`bnstudy.study.load.database` reads the long tables.
+`bnstudy.study.load.database` reads the long tables. Here, they are only compared with run.json.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ import pandas as pd
 from bnstudy.config.identity import ADDED_KEYS, select_identity_options
 from bnstudy.errors import UserError, first_line
 from bnstudy.redaction import redact, redact_values
-from bnstudy.runs.paths import RECORD
+from bnstudy.runs.paths import RECORD, TABLE
 from bnstudy.runs.record import Record
+from bnstudy.study.load.database import read_final_numbers
 from bnstudy.study.load.design import COLUMN_OF_KEY, TREATMENT_PREFIXES, Design, format_options
 from bnstudy.terms import PER_NORM_OPTIONS, SPLITS, is_provided
 
@@ -53,6 +55,7 @@ class RunFacts(NamedTuple):
         other_versions: Its entry in `StudyRuns.other_versions`; empty if there is none.
         original_name: Name of the folder in which the run was trained. The folder of a copy has
             another name.
+        final: Numbers of the whole model after the last epoch; None where not finite.
     """
 
     facts: dict[str, Any]
@@ -61,6 +64,7 @@ class RunFacts(NamedTuple):
     settings: dict[str, Any]
     other_versions: list[dict[str, Any]]
     original_name: str
+    final: Mapping[str, float | None]
 
 
 def read_records(folder: Path) -> list[RunFacts]:
@@ -79,7 +83,9 @@ def read_records(folder: Path) -> list[RunFacts]:
             f"{folder}: no {RECORD} in its folders; give the folder of a study, such as "
             "multirun/mnist5k_cnn"
         )
-    return [_read(cell) for cell in cells]
+    facts_of_runs = [_read(cell) for cell in cells]
+    _leave_out_contradictions(facts_of_runs)
+    return facts_of_runs
 
 
 def tabulate_runs(facts_of_runs: Sequence[RunFacts], design: Design) -> pd.DataFrame:
@@ -123,7 +129,7 @@ def _read(folder: Path) -> RunFacts:
     except UserError as error:
         reason = redact(first_line(error))
         facts = {"cell": folder.name, "status": UNREADABLE, "remark": reason, "ended": False}
-        return RunFacts(facts, {}, {}, {}, [], "")
+        return RunFacts(facts, {}, {}, {}, [], "", {})
     description = record.description
     norm, regularizer = config["norm.name"], config["regularizer.name"]
     attempts, environment, data = description.attempts, description.environment, description.data
@@ -185,7 +191,34 @@ def _read(folder: Path) -> RunFacts:
         settings,
         other_versions,
         description.cell or folder.name,
+        description.final.numbers,
     )
+
+
+def _leave_out_contradictions(facts_of_runs: Sequence[RunFacts]) -> None:
+    """Mark ended runs as not ended if their table has other final numbers than their run.json.
+
+    Each file alone is intact, so one of them belongs to another run.
+    """
+    ended = {run.facts["path"]: run for run in facts_of_runs if run.facts["ended"]}
+    tables = read_final_numbers({path: run.facts["last_epoch"] for path, run in ended.items()})
+    for path, run in ended.items():
+        for name, number in run.final.items():
+            values = tables.get((path, name), [])
+            if values and all(_to_finite(value) != _to_finite(number) for value in values):
+                expected = nan if number is None else number
+                remarks = [
+                    run.facts["remark"],
+                    f"{TABLE} is not the table of this {RECORD} (final {name} {values[0]} instead "
+                    f"of {expected}); restore it, or remove it, and bnstudy.measure recreates it "
+                    "from the saved checkpoints",
+                ]
+                run.facts.update(ended=False, remark="; ".join(filter(None, remarks)))
+                break
+
+
+def _to_finite(number: float | None) -> float | None:
+    return number if number is not None and isfinite(number) else None
 
 
 def _read_label_noise(data: Mapping[str, Any]) -> float:

@@ -106,6 +106,33 @@ def test_a_damaged_table_is_left_out_and_told(
     ]
 
 
+def test_a_table_of_another_run_is_left_out_and_told(
+    studies: Studies, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = studies.add("none", 0, accuracy=0.25, loss=0.5)
+    second = studies.add("none", 1, accuracy=0.75, loss=0.5)
+    diverged = studies.add("none", 2, accuracy=0.25, loss=float("nan"), status="diverged")
+    assert load(studies.folder).results["ended"].all()
+    shutil.copy(first.paths.table, second.paths.table)
+    shutil.copy(first.paths.table, diverged.paths.table)
+    capsys.readouterr()
+    study = load(studies.folder)
+    assert study.results["seed"].tolist() == [0]
+    told = capsys.readouterr().out
+    assert (
+        "metrics.parquet is not the table of this run.json (final test_accuracy 0.25 instead of "
+        "0.75); restore it, or remove it, and bnstudy.measure recreates it from the saved "
+        "checkpoints"
+    ) in told
+    assert "_loss 0.5 instead of nan)" in told
+
+
+def test_the_final_numbers_of_old_records_are_those_of_their_tables() -> None:
+    runs = load(KEPT).runs
+    assert not runs["remark"].str.contains("is not the table", na=False).any()
+    assert runs.loc[runs["status"].isin(["completed", "diverged"]), "ended"].all()
+
+
 def test_folders_in_the_place_of_files_are_told(studies: Studies) -> None:
     records = [studies.add("none", seed) for seed in range(3)]
     for path in (records[0].paths.table, records[1].paths.record):

@@ -20,7 +20,7 @@ from bnstudy.study.analysis import Analysis
 from bnstudy.study.effects import MAX_PAIRS_EXACT_OVER_EPOCHS, NUM_FLIPS_OVER_EPOCHS
 from bnstudy.study.generalization import ASSUMPTIONS
 from bnstudy.study.inference.paired import MAX_PAIRS_EXACT, NUM_FLIPS
-from bnstudy.study.load.design import TREATMENT_PREFIXES
+from bnstudy.study.load.design import COLUMN_OF_KEY, TREATMENT_PREFIXES
 from bnstudy.study.load.study_runs import StudyRuns
 from bnstudy.study.present.cards import compose_cards
 from bnstudy.study.present.labels import label_of
@@ -28,7 +28,7 @@ from bnstudy.study.present.page.conditions import describe_hessian, describe_lab
 from bnstudy.study.present.page.embedded import embed_numbers
 from bnstudy.study.present.page.page_tables import MAX_ROWS, collect_page_tables
 from bnstudy.study.present.verdict import compose_verdict
-from bnstudy.study.present.verdict.wording import FAMILIES_OF_TESTS
+from bnstudy.study.present.verdict.wording import FAMILIES_OF_TESTS, join_words
 from bnstudy.terms import NOT_APPLICABLE, PERFORMANCE, format_count
 
 TARGETS = [
@@ -214,11 +214,13 @@ def _describe_reduction(data: dict[str, Any], study: StudyRuns) -> str:
         )
     if len(data["epochs"]) < data["all_epochs"]:
         notes.append(f"its figures contain {len(data['epochs'])} of {data['all_epochs']} epochs")
-    pooled = len(study.design.grid) - len(data["axes"])
-    if pooled > 0:
-        notes.append(f"axes of the grid without a filter: {pooled}")
+    filtered = {axis["name"] for axis in data["axes"]}
+    columns = [COLUMN_OF_KEY.get(key, key) for key in study.design.grid]
+    if pooled := [name for name in columns if name not in filtered]:
+        notes.append(f"it has no filter for {join_words(pooled)}, which also vary")
     return (
-        f"This page is reduced in size: {'; '.join(notes)}. The files contain everything."
+        f"This page is reduced in size: {'; '.join(notes)}. The runs' metrics.parquet contain "
+        "everything."
         if notes
         else ""
     )

@@ -43,7 +43,8 @@ def describe_relations(
     if len(accuracy) and accuracy["n"].max() < MIN_RUNS:
         yield (
             f"Rank correlations of metrics with test accuracy need at least {MIN_RUNS} runs that "
-            f"have both values. This study has {accuracy['n'].max()}."
+            "have values of a metric and of the accuracy on the whole test split. This study has "
+            f"{accuracy['n'].max()}."
         )
     accuracy = accuracy.dropna(subset="granulated")
     is_norm_axis = len(study.treatments) - len(study.identical) > 1

@@ -199,7 +199,10 @@ def summarize_directions(rows: Sequence[Any]) -> str:
     if all(math.isnan(row.p) for row in rows):
         return f"not tested {format_places(rows)}"
     directions = Counter(map(direction_of, rows))
-    phrases = [f"{name} in {directions[name]}" for name in ("higher", "lower") if directions[name]]
+    at = "in" if rows[0].layers > 0 else "at"
+    phrases = [
+        f"{name} {at} {directions[name]}" for name in ("higher", "lower") if directions[name]
+    ]
     if not phrases:
         return f"no significant difference {format_places(rows)}"
     return f"{' and '.join(phrases)} of {count_places(rows)}"
