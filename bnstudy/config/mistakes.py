@@ -113,9 +113,14 @@ def _explain_option(kind: str) -> str:
 def _explain_unquoted(override: str) -> str:
     key, _, value = override.partition("=")
     quoted = "..." if re.search(r"""["'\\,\[\](){}]""", value) else value
+    corrected = f'{key}="{quoted}"'
+    try:
+        OverridesParser.create().parse_override(corrected)
+    except HydraException:
+        return f"{override}: it cannot be read\nWrite KEY=VALUE, without spaces around ="
     return (
         f"{override}: it has a character that must be in quotes\n"
-        f"Write '{key}=\"{quoted}\"', with the single quotes for the shell"
+        f"Write '{corrected}', with the single quotes for the shell"
     )
 
 

@@ -78,7 +78,9 @@ def _make_replacement(
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     if like is not None:
         made.to(like.device, like.dtype)
-    parameters = dict(layer.named_parameters(recurse=False))
+    # A subclass may use its parameters in another way, such as 1 + weight.
+    is_known = type(layer) in (nn.BatchNorm2d, nn.LayerNorm, LayerNorm2d)
+    parameters = dict(layer.named_parameters(recurse=False)) if is_known else {}
     if parameters and not any(parameter.requires_grad for parameter in parameters.values()):
         made.requires_grad_(False)  # also parameters that only the chosen norm has
     for name, parameter in made.named_parameters(recurse=False):

@@ -151,7 +151,7 @@ class _CheckedBatches:
     def __iter__(self) -> Iterator[Batch]:
         for number, batch in enumerate(self.batches, start=1):
             inputs, labels = as_pair(batch)
-            if number > 1 and not len(inputs):
+            if number > 1 and inputs.shape[:1] == (0,):
                 raise UserError(f"batches: batch {number} has no samples; leave empty batches out")
             yield inputs, labels
 
@@ -180,7 +180,10 @@ class _SmallBatches:
 
 def _to_bytes(memory_budget: object) -> float:
     """Convert GiB to bytes; raise UserError if the result is no finite number."""
-    num_bytes = float(memory_budget) * GIBIBYTE if isinstance(memory_budget, Real) else nan
+    try:
+        num_bytes = float(memory_budget) * GIBIBYTE if isinstance(memory_budget, Real) else nan
+    except OverflowError:
+        num_bytes = nan
     if not isfinite(num_bytes):
         raise UserError(
             f"memory_budget={memory_budget!r} is not allowed; expected a finite number above 0, in "

@@ -98,7 +98,7 @@ def try_out(
             with torch.no_grad(), trial:
                 run(torch.cat([inputs[:1]] * NUM_SAMPLES))
         except RuntimeError as error:
-            if inputs.is_floating_point():
+            if inputs.is_floating_point() or isinstance(error, torch.OutOfMemoryError):
                 raise
             kind = str(inputs.dtype).removeprefix("torch.")
             raise UserError(

@@ -95,7 +95,7 @@ def parse_axes(arguments: Sequence[str]) -> dict[str, Override]:
             key = override.get_key_element()
             raise UserError(
                 f"{override.input_line}: an axis is a list of values, or one function\n"
-                f"Write {key}=0,1 or {key}=range(0,2), for example"
+                f"Write all values, separated by commas, or one function after {key}="
             )
     return {override.get_key_element(): override for override in overrides}
 

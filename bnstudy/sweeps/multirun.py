@@ -125,7 +125,9 @@ def sweep(cells: Sequence[Cell], launcher: Launcher, redo: Redo | None, dry_run:
                 _start_over(entry.cell)
             entry.state = _choose_restart_state(entry.cell, redo)
     states = [entry.state for entry in sweep_cells]
-    console.print(format_summary(states))
+    num_mistaken = sum(entry.mistake is not None for entry in sweep_cells)
+    mistaken = f" ({num_mistaken} not allowed)" if num_mistaken else ""
+    console.print(format_summary(states) + mistaken)
     complete = [
         (entry.record, entry.cell.config)
         for entry in sweep_cells

@@ -27,6 +27,12 @@ def test_a_group_that_is_set_to_no_name_is_refused_with_its_options(
     assert result.stderr.count("\n") == 1
 
 
+def test_words_that_quotes_do_not_mend_are_explained(command_line: CommandLine) -> None:
+    result = command_line("é=1")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "é=1: it cannot be read\nWrite KEY=VALUE, without spaces around =\n"
+
+
 @pytest.mark.parametrize(
     ("word", "quoted"), [("study=é", "'study=\"é\"'"), ("study=é,b", "'study=\"...\"'")]
 )

@@ -111,6 +111,6 @@ def test_a_list_with_a_function_in_it_is_no_axis(axis: str) -> None:
         parse_axes([axis])
     assert str(refused.value) == (
         f"{axis}: an axis is a list of values, or one function\n"
-        "Write seed=0,1 or seed=range(0,2), for example"
+        "Write all values, separated by commas, or one function after seed="
     )
     parse_axes(["seed=0,1", "optim.lr=interval(0.01,1)", "model.depth=range(1,3)", "norm=glob(*)"])

@@ -342,6 +342,21 @@ def test_outputs_that_are_probabilities_are_warned_of_once(only_in_evaluation: b
     )
 
 
+def test_a_replacement_of_a_subclass_keeps_its_own_parameters() -> None:
+    class OnePlus(nn.LayerNorm):
+        def __init__(self) -> None:
+            super().__init__(9)
+            nn.init.zeros_(self.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.layer_norm(x, (9,), 1 + self.weight, self.bias)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), OnePlus(), nn.Linear(9, 3))
+    adapt(network, "model._target_=mine.Net", Normalization("layernorm_channels"), (1, 8, 8), 3)
+    weights = dict(network[2].named_parameters())
+    assert all(weight.eq(1).all() for name, weight in weights.items() if "weight" in name)
+
+
 def test_convolutions_keep_what_their_network_gave_them() -> None:
     for name in ("none", "weightstandardization"):
         options = GROUPS if name == "weightstandardization" else {}

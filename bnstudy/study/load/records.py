@@ -207,13 +207,12 @@ def _leave_out_contradictions(facts_of_runs: Sequence[RunFacts]) -> None:
             values = tables.get((path, name), [])
             if values and all(_to_finite(value) != _to_finite(number) for value in values):
                 expected = nan if number is None else number
-                remarks = [
-                    run.facts["remark"],
+                remark = (
                     f"{TABLE} is not the table of this {RECORD} (final {name} {values[0]} instead "
-                    f"of {expected}); restore it, or remove it, and bnstudy.measure recreates it "
-                    "from the saved checkpoints",
-                ]
-                run.facts.update(ended=False, remark="; ".join(filter(None, remarks)))
+                    f"of {expected}); restore the one that belongs to another run, or train the "
+                    "run again"
+                )
+                run.facts.update(ended=False, remark=remark)
                 break
 
 

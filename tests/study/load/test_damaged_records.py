@@ -121,8 +121,7 @@ def test_a_table_of_another_run_is_left_out_and_told(
     told = capsys.readouterr().out
     assert (
         "metrics.parquet is not the table of this run.json (final test_accuracy 0.25 instead of "
-        "0.75); restore it, or remove it, and bnstudy.measure recreates it from the saved "
-        "checkpoints"
+        "0.75); restore the one that belongs to another run, or train the run again"
     ) in told
     assert "_loss 0.5 instead of nan)" in told
 
