@@ -1,5 +1,6 @@
 """Errors that the user can fix; any other exception is a bug in bnstudy."""
 
+import reprlib
 from pathlib import Path
 
 
@@ -34,3 +35,8 @@ class DamagedFile(UserError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def shorten(value: object) -> str:
+    """Return the representation of a value for a message: in one line, long values shortened."""
+    return " ".join(reprlib.repr(value).split())

@@ -1,7 +1,6 @@
 """Callback that measures every layer's representation while a network is trained."""
 
 import operator
-import reprlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from bnstudy.callbacks.names import logged_name
 from bnstudy.callbacks.optimization import make_rows
 from bnstudy.data.batches import balanced_folds
 from bnstudy.data.module import CALIBRATION_BATCH
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, shorten
 from bnstudy.metrics import Metric, Value, chosen, evaluate
 from bnstudy.models import calibrated, recalibrated
 from bnstudy.models.classifier import sum_performance
@@ -99,9 +98,9 @@ class RepresentationMetrics(L.Callback):
         except TypeError:
             self.every_n_epochs = 0
         if self.every_n_epochs < 1 or isinstance(every_n_epochs, bool):
-            value = " ".join(reprlib.repr(every_n_epochs).split())
             raise UserError(
-                f"every_n_epochs={value} is not allowed; expected an integer of at least 1"
+                f"every_n_epochs={shorten(every_n_epochs)} is not allowed; expected an integer of "
+                "at least 1"
             )
         self.probes = probes
         if calibration is None and probes:

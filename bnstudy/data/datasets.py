@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from torch.utils.data import (
 from bnstudy.batching import MIN_BATCH_SIZE, batch_sizes
 from bnstudy.data.batches import choose_balanced
 from bnstudy.data.module import DataModule, MakeGenerator
-from bnstudy.errors import UserError, first_line
+from bnstudy.errors import UserError, first_line, shorten
 from bnstudy.randomness import generator_for
 from bnstudy.representations.network import Batch
 from bnstudy.terms import EvaluatedSplit
@@ -328,7 +327,7 @@ def _require_pairs(source: SplitSource, name: str) -> None:
         labels = torch.as_tensor(given)
     except (RuntimeError, TypeError, ValueError) as error:  # for example, names
         raise UserError(
-            f"{name}: labels are {reprlib.repr(given)} for a sample\n{EXPECTED_LABEL}"
+            f"{name}: labels are {shorten(given)} for a sample\n{EXPECTED_LABEL}"
         ) from error
     if labels.is_floating_point() or labels.shape != (1,):
         raise UserError(

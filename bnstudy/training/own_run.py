@@ -2,7 +2,6 @@
 
 import hashlib
 import operator
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from math import isfinite
@@ -19,7 +18,7 @@ from bnstudy.callbacks.optimization import make_rows
 from bnstudy.config import CONFIG_FOLDER
 from bnstudy.config.identity import GROUPS, name_cell, name_cell_folder
 from bnstudy.config.schema import validate
-from bnstudy.errors import UserError
+from bnstudy.errors import UserError, shorten
 from bnstudy.representations.capture import as_pair
 from bnstudy.representations.network import Batch
 from bnstudy.representations.running_statistics import uncalibrated
@@ -255,7 +254,7 @@ class Run:
             except (RuntimeError, TypeError, ValueError) as error:
                 # For example a tensor with several elements.
                 raise UserError(
-                    f"log({name}={_format_value(number)}): expected a single number"
+                    f"log({name}={shorten(number)}): expected a single number"
                 ) from error
             if split not in EVALUATED_SPLITS or not metric:
                 raise UserError(
@@ -400,7 +399,7 @@ def _configuration(
         config_key = KEY_OF_COLUMN.get(key, key if "." in key else f"model.{key}")
         group, _, name = config_key.partition(".")
         value = _plain(value)
-        axis = f"axes={{{key!r}: {_format_value(value)}}}"
+        axis = f"axes={{{key!r}: {shorten(value)}}}"
         if key in RESERVED_KEYS:
             raise UserError(
                 f"{axis}: norm and seed are arguments of their own\n"
@@ -442,14 +441,9 @@ def _integer(key: str, value: Any, limit: int = 2**63 - 1) -> int:
         number = -1
     if not 0 <= number <= limit:
         raise UserError(
-            f"{key}={_format_value(value)} is not allowed; expected an integer from 0 to {limit}"
+            f"{key}={shorten(value)} is not allowed; expected an integer from 0 to {limit}"
         )
     return number
-
-
-def _format_value(value: Any) -> str:
-    """Return the shortened representation of a value, in one line."""
-    return " ".join(reprlib.repr(value).split())
 
 
 def require_splits(splits: Iterable[str]) -> None:
